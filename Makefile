@@ -1,0 +1,47 @@
+# Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types bench lock clean
+PYTHON ?= python3
+LOG ?= embedded
+BIN := .venv/bin
+READY := .venv/ready
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("gateway needs Python 3.11 or newer, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(READY) ## make .venv with a working .venv/bin/gateway
+
+demo: $(READY) ## signed events in, delivered, retried, dead-lettered, replayed (LOG=kafka: on a real broker)
+	@$(BIN)/python dev/demo.py --log $(LOG)
+
+test: $(READY) ## format, lint, types, tests
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+lint: $(READY) ## format check, lint and types, without the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## write the format and the safe fixes
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
+	@$(BIN)/python -m benchmarks
+
+lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
+
+clean: ## remove what the other targets made
+	rm -rf .venv .kafka .mypy_cache .ruff_cache .pytest_cache dist

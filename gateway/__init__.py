@@ -1,0 +1,1 @@
+"""The central webhook entrypoint: verify, acknowledge once durable, route, retry."""

@@ -1,0 +1,1 @@
+"""Delivery: pure decisions, the loop that acts on them, and the client that makes one attempt."""

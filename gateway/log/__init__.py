@@ -1,0 +1,1 @@
+"""The durable log: its contract, its records and topics, and its two implementations."""

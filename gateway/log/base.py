@@ -1,0 +1,164 @@
+"""The contract of the durable, partitioned log, which Kafka and the embedded log both keep.
+
+A topic has partitions; a partition's offsets ascend, with gaps. A record exists once `append` has returned, and then
+survives any crash. `tests/log/test_contract.py` holds every implementation to what is said here.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+RecordHeaders = Sequence[tuple[str, bytes]]
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    number: int
+
+
+class Record(NamedTuple):
+    """A record as read. `appended_at` is the log's own clock at the append (LogAppendTime), in seconds."""
+
+    offset: int
+    appended_at: float
+    key: bytes
+    value: bytes
+    headers: RecordHeaders
+
+
+class Batch(NamedTuple):
+    """Records of one partition, offsets ascending; an offset that is skipped is a gap, not a loss."""
+
+    partition: Partition
+    records: Sequence[Record]
+
+
+class Position(NamedTuple):
+    """Where a record was stored, and when by the log's clock (seconds)."""
+
+    partition: int
+    offset: int
+    appended_at: float
+
+
+class Commit(NamedTuple):
+    """What a group has finished of a partition: all below `base`, and each bit set in `done`.
+
+    Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
+    """
+
+    base: int
+    done: bytes = b""
+
+
+class Assignment(NamedTuple):
+    """A partition that this consumer now owns, and where to go on.
+
+    `log_start` is the smallest offset that the log still has; where nothing was committed, `commit.base` is it.
+    A `commit.base` below `log_start` means that records were deleted unread: the consumer reads on from `log_start`.
+    """
+
+    partition: Partition
+    commit: Commit
+    log_start: int
+
+
+class Listener(Protocol):
+    """Who owns the records of a consumer. Both methods return at once; no record is fetched while they run."""
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Take over these partitions; every one not revoked since the last call stays."""
+
+    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        """Give up these partitions; the consumer commits what is returned before another owner can start."""
+
+
+class Consumer(Protocol):
+    """A member of a consumer group (or, without a group, a reader of every partition from its start)."""
+
+    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+        """Return the next records of the partitions that aren't paused; empty when `timeout` seconds pass first.
+
+        At most 500 records or (but for a single larger one) 1 MiB a partition. Raises nothing when the log is away:
+        it returns empty batches until the log is back.
+        """
+
+    def pause(self, partition: Partition) -> None:
+        """Stop fetching a partition, until `resume`. A new assignment starts unpaused. Unknown ones are ignored."""
+
+    def resume(self, partition: Partition) -> None:
+        """Fetch a paused partition again, from the record after the last one that was returned."""
+
+    async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+        """Store what is finished. A partition that isn't assigned any more is left out, never sent.
+
+        Raises LogUnavailableError when nothing can be said of the result; committing again is always safe.
+        """
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Tell how many records after the last fetched one each assigned partition has, as far as is known."""
+
+    async def close(self) -> None:
+        """Call the listener's `revoked` for all that is assigned, commit what it returns, and leave the group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSpec:
+    """What a topic has to be. `retention` is in seconds, None keeps records for ever."""
+
+    name: str
+    partitions: int
+    retention: float | None
+    compacted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicProblem:
+    """A topic's configuration that breaks a promise (`is_fatal`) or could not be read."""
+
+    topic: str
+    message: str
+    is_fatal: bool
+
+
+class Log(Protocol):
+    """A durable, partitioned log. Every method may raise LogUnavailableError."""
+
+    max_record_bytes: int
+    """How large key + value + headers of a record may be."""
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        """Store a record; when this returns, it is durable (`acks=all`, or a committed fsync).
+
+        The partition follows from the key. Raises LogUnavailableError within the log's append timeout (the record may
+        be stored all the same), RecordTooLargeError at once. Cancelling the wait doesn't undo the append.
+        """
+
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> Consumer:
+        """Join a group (or, with None, read every partition from its start, without commits)."""
+
+    def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Read the records with `start <= offset < end`, in batches, outside of any group."""
+
+    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none."""
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        """Return what a group has committed of a topic's partitions; a partition without a commit is left out."""
+
+    async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        """Create the topics that are missing and return their names; those that exist are left as they are."""
+
+    async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
+        """Compare what is there with what has to be."""
+
+    def now(self) -> float:
+        """Return the log's clock (Unix seconds), by which `appended_at` is stamped; it never goes back."""
+
+    async def ping(self) -> None:
+        """Return when the log answers."""
+
+    async def close(self) -> None:
+        """Finish the appends under way and let go of everything."""

@@ -1,0 +1,67 @@
+"""The topics of the gateway: names, partitions, retention.
+
+A tier is a topic whose records wait one fixed delay after their append.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gateway.log.base import TopicSpec
+
+DAY = 86400.0
+TIERS: dict[str, float] = {
+    "5s": 5.0,
+    "20s": 20.0,
+    "80s": 80.0,
+    "5m": 300.0,
+    "20m": 1200.0,
+    "80m": 4800.0,
+    "5h": 18000.0,
+    "20h": 72000.0,
+}
+"""Name → delay in seconds, ascending. Each is about four times the one before, so that any delay takes few hops."""
+
+ROUTER_GROUP = "router"
+JOBS_GROUP = "jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The names under one prefix. Groups are named with the same prefix."""
+
+    prefix: str = "gateway."
+
+    def events(self, source: str) -> str:
+        return f"{self.prefix}events.{source}"
+
+    def retry(self, tier: str) -> str:
+        return f"{self.prefix}retry.{tier}"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.prefix}dead"
+
+    @property
+    def parked(self) -> str:
+        return f"{self.prefix}parked"
+
+    @property
+    def control(self) -> str:
+        return f"{self.prefix}control"
+
+    def group(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    def specs(self, event_topics: Iterable[str]) -> tuple[TopicSpec, ...]:
+        """Return what every topic has to be, the events' topics first."""
+        events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in sorted(set(event_topics))]
+        tiers = [
+            TopicSpec(name=self.retry(tier), partitions=4, retention=delay + 7 * DAY) for tier, delay in TIERS.items()
+        ]
+        return (
+            *events,
+            *tiers,
+            TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
+            TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
+            TopicSpec(name=self.control, partitions=1, retention=None, compacted=True),
+        )

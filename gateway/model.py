@@ -1,0 +1,202 @@
+"""The words of the gateway: events, deliveries, attempts, outcomes, retry policies, and the error tree.
+
+Imports nothing of ours. What crosses a module is frozen; plain floats are seconds, and times are Unix times.
+"""
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+EventId = NewType("EventId", str)
+DeliveryId = NewType("DeliveryId", str)
+
+# Header pairs as they came: in order, with repeats, undecoded.
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A verified webhook. There is no unverified Event.
+
+    `body` is what the sender's signature covered, byte for byte. `headers` lack those that carry a credential.
+    `query` is the raw query string without the question mark.
+    """
+
+    id: EventId
+    source: str
+    type: str
+    key: str | None = None
+    received_at: float
+    headers: Headers
+    query: str = ""
+    body: bytes
+
+
+class Result(StrEnum):
+    """What came of one attempt: a closed set, and a metric's label."""
+
+    SUCCESS = "2xx"
+    REDIRECT = "3xx"
+    CLIENT_ERROR = "4xx"
+    THROTTLED = "429"
+    SERVER_ERROR = "5xx"
+    TIMEOUT = "timeout"
+    CONNECT = "connect"
+    DNS = "dns"
+    TLS = "tls"
+    TRANSPORT = "transport"
+    EGRESS_REFUSED = "egress_refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One HTTP try of a delivery. `seconds` is how long it took; `retry_after` is what the destination asked for."""
+
+    number: int
+    at: float
+    seconds: float
+    result: Result
+    status: int | None = None
+    detail: str = ""
+    retry_after: float | None = None
+
+
+class DeadReason(StrEnum):
+    """Why a delivery ended without success: a closed set, and a metric's label."""
+
+    EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
+    PERMANENT = "permanent"
+    GONE = "gone"
+    EXPRESSION_ERROR = "expression_error"
+    ROUTE_REMOVED = "route_removed"
+    UNDECODABLE = "undecodable"
+    TOO_LARGE = "too_large"
+    BUG = "bug"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """An event on its way to one destination by one route.
+
+    `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
+    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
+    """
+
+    id: DeliveryId
+    event: Event
+    route: str
+    destination: str
+    attempts: tuple[Attempt, ...] = ()
+    successor: int = 0
+    due: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """The destination answered 2xx."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettered:
+    """The delivery ended without success and is kept in the dead-letter topic."""
+
+    reason: DeadReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """The route's policy says that such a result ends the delivery without a dead letter."""
+
+    detail: str = ""
+
+
+Outcome = Delivered | DeadLettered | Dropped
+
+
+class Disposition(StrEnum):
+    """What a route does about a result that isn't a success."""
+
+    RETRY = "retry"
+    RETRY_SHORT = "retry_short"
+    DEAD_LETTER = "dead_letter"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How a route retries. `engine/retry.py` decides by it."""
+
+    schedule: tuple[float, ...] = (5, 30, 120, 600, 3600, 10800, 21600, 43200, 86400)
+    """Seconds from the end of one attempt to the next; the last step repeats."""
+    max_attempts: int = 20
+    """Attempts in all, the first one included. At least 1."""
+    max_age: float = 3 * 86400.0
+    """Seconds after the event was received during which an attempt may still be scheduled."""
+    jitter: float = 0.2
+    """The share by which a delay varies: 0.2 is plus or minus 20 %."""
+    results: tuple[tuple[str, Disposition], ...] = ()
+    """Overrides, by status (`404`), class (`5xx`) or kind of failure (`timeout`); a status precedes its class."""
+
+
+def event_id(source: str, identity: str | None) -> EventId:
+    """Make an event's id: the same for the same identity in every process, time-ordered (RFC 9562, v7) without one."""
+    if identity:
+        digest = hashlib.blake2b(f"{source}\0{identity}".encode("utf-8", "surrogateescape"), digest_size=16)
+        return EventId("evt_" + digest.hexdigest())
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    uuid7 = (milliseconds << 80) | (0x7 << 76) | ((random >> 68) << 64) | (0b10 << 62) | (random & (1 << 62) - 1)
+    return EventId(f"evt_{uuid7:032x}")
+
+
+def delivery_id(event: EventId, route: str, destination: str) -> DeliveryId:
+    """Make a delivery's id: the same after every crash, retry and replay."""
+    digest = hashlib.blake2b(f"{event}\0{route}\0{destination}".encode(), digest_size=16)
+    return DeliveryId("dlv_" + digest.hexdigest())
+
+
+class GatewayError(Exception):
+    """Something that the gateway can't go on from; each subclass says who is at fault."""
+
+
+class RulesError(GatewayError):
+    """The rule file is at fault. `str()` has one problem a line."""
+
+
+class UsageError(GatewayError):
+    """The command line, the environment or the broker's configuration is at fault."""
+
+
+class RefusedError(GatewayError):
+    """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is told to the sender."""
+
+    def __init__(self, status: int, reason: str, detail: str) -> None:
+        super().__init__(f"{status} {reason}: {detail}")
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+
+
+class LogUnavailableError(GatewayError):
+    """The log can't take or give records at the moment; nothing was acknowledged."""
+
+
+class RecordTooLargeError(GatewayError):
+    """The record is larger than the log takes; trying again doesn't help."""
+
+
+class UndecodableRecordError(GatewayError):
+    """A record in the log isn't one that this version can read."""
+
+
+class ExpressionError(GatewayError):
+    """An expression failed for another reason than a missing field; the rules or the event are at fault."""
+
+
+class MissingFieldError(ExpressionError):
+    """An expression asked for a field that the event doesn't have."""

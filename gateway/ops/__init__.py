@@ -1,0 +1,1 @@
+"""What operators do: pauses, kicks, dead letters, and the jobs behind them."""

@@ -1,0 +1,1 @@
+"""routes.yaml: what may be written, how it is read, and which routes match an event."""

@@ -1,0 +1,1 @@
+"""Who sent a request: signature schemes, providers as data, handshakes."""
