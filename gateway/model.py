@@ -78,12 +78,25 @@ class DeadReason(StrEnum):
     BUG = "bug"
 
 
+class SpillReason(StrEnum):
+    """Why a delivery went to the retry store without an attempt: a closed set, and a metric's label."""
+
+    BREAKER_OPEN = "breaker_open"
+    THROTTLED = "throttled"
+    LANE_FULL = "lane_full"
+    OVERDUE = "overdue"
+    WINDOW_FULL = "window_full"
+    PAUSED = "paused"
+    UNKNOWN_NAME = "unknown_name"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """An event on its way to one destination by one route.
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
-    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
+    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start. `since` is
+    when its age began: 0 for when the event was received, else when it was replayed.
     """
 
     id: DeliveryId
@@ -93,6 +106,7 @@ class Delivery:
     attempts: tuple[Attempt, ...] = ()
     successor: int = 0
     due: float = 0.0
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +169,7 @@ def event_id(source: str, identity: str | None) -> EventId:
 
 
 def delivery_id(event: EventId, route: str, destination: str) -> DeliveryId:
-    """Make a delivery's id: the same after every crash, retry and replay."""
+    """Make a delivery's id from its event's: the same after every crash, retry and replay."""
     digest = hashlib.blake2b(f"{event}\0{route}\0{destination}".encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 

@@ -69,6 +69,7 @@ def encode_delivery(delivery: Delivery, note: Mapping[str, str]) -> list[tuple[s
         "destination": delivery.destination,
         "successor": delivery.successor,
         "due": delivery.due,
+        "since": delivery.since,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
         "note": dict(note),
     }
@@ -94,6 +95,7 @@ def decode_delivery(record: Record) -> Filed:
             attempts=tuple([_decode_attempt(attempt) for attempt in state["attempts"]]),
             successor=state["successor"],
             due=state["due"],
+            since=state["since"],
         )
         return Filed(delivery=delivery, note=state["note"])
     except (KeyError, TypeError, ValueError) as error:

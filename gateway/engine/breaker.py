@@ -1,0 +1,200 @@
+"""Whether a destination is worth another attempt now. One breaker per destination and worker.
+
+               5 failures in a row, or half of 20 in 30 s
+      CLOSED ────────────────────────────────────────────▶ OPEN ◀──────────────┐
+        ▲                                                   │ open time over   │ a probe fails:
+        │ 64 answers                                        ▼                  │ twice the open time
+    RECOVERING ◀──────────────────────────────────────── HALF_OPEN ────────────┘
+        │               3 probes in a row answered
+        └─▶ OPEN, twice the open time, by the same rule as CLOSED
+
+A failure is no answer, or a 5xx. Every other status is an answer: a 429 throttles and a 404 is the event's affair.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from gateway.model import Result
+
+_FAILURES = frozenset(
+    {Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT}
+)  # Without EGRESS_REFUSED: it costs the destination nothing, so that holding back would protect nobody.
+
+_BUCKETS = 6  # The window slides in steps of a sixth, in constant memory.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerPolicy:
+    """When a breaker opens and how it closes. The defaults are the same for every destination."""
+
+    failures: int = 5
+    """Failures in a row that open it."""
+    share: float = 0.5
+    """The share of failures in the window that opens it, if there were `minimum` results."""
+    minimum: int = 20
+    window: float = 30.0
+    """Seconds."""
+    open_time: float = 5.0
+    """Seconds until the first probe; they double with each probe that fails."""
+    max_open_time: float = 300.0
+    probes: int = 3
+    """Probes in a row that have to be answered, one at a time."""
+    slow_start: int = 64
+    """The concurrency at which the slow start is over."""
+
+
+class State(StrEnum):
+    """What a breaker lets through: everything, nothing, one probe at a time, or slowly more and more."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    RECOVERING = "recovering"
+
+
+class Breaker:
+    """A circuit breaker (M. Nygard, Release It!). Every `now` is seconds of one clock, which may step back.
+
+    Attempts that were in flight when it opened are waited for before the first probe, so that what is recorded while
+    it is half open is the probe's result, and a destination that has recovered isn't condemned by its past.
+    """
+
+    __slots__ = (
+        "_bucket",
+        "_failed",
+        "_failures_in_a_row",
+        "_open_time",
+        "_opened_at",
+        "_probes_answered",
+        "_ramp",
+        "_total",
+        "policy",
+        "state",
+    )
+
+    def __init__(self, policy: BreakerPolicy = BreakerPolicy()) -> None:
+        self.policy = policy
+        self.state = State.CLOSED
+        self._open_time = policy.open_time
+        self._opened_at = 0.0
+        self._probes_answered = 0
+        self._ramp = 1
+        self._failures_in_a_row = 0
+        self._bucket = 0
+        self._total = [0] * _BUCKETS
+        self._failed = [0] * _BUCKETS
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds back all but probes."""
+        return self.state in {State.OPEN, State.HALF_OPEN}
+
+    def allows(self, now: float, in_flight: int) -> bool:
+        """Tell whether another attempt may start, when `in_flight` attempts of this destination are under way."""
+        match self.state:
+            case State.CLOSED:
+                return True
+            case State.OPEN:
+                return in_flight == 0 and self._is_open_time_over(now)
+            case State.HALF_OPEN:
+                return in_flight == 0
+            case State.RECOVERING:
+                return in_flight < self._ramp
+            case _:
+                assert_never(self.state)
+
+    def started(self, now: float) -> None:
+        """Note that an attempt started, as `allows` permitted."""
+        if self.state is State.OPEN and self._is_open_time_over(now):
+            self.state = State.HALF_OPEN
+            self._probes_answered = 0
+
+    def cancelled(self, now: float) -> None:
+        """Note that an attempt ended without a result.
+
+        It says nothing of the destination; the slot of a probe is free again once it isn't in flight.
+        """
+
+    def record(self, result: Result, now: float) -> None:
+        """Note the result of an attempt that was started."""
+        is_failure = result in _FAILURES
+        match self.state:
+            case State.OPEN:
+                pass  # It started before the breaker opened.
+            case State.HALF_OPEN if is_failure:
+                self._open(now)
+            case State.HALF_OPEN:
+                self._probes_answered += 1
+                if self._probes_answered >= self.policy.probes:
+                    self.state = State.RECOVERING
+                    self._ramp = 1
+                    self._forget_results()
+            case State.CLOSED | State.RECOVERING:
+                self._count(now, is_failure=is_failure)
+                if is_failure and self._is_too_much():
+                    self._open(now)
+                elif not is_failure and self.state is State.RECOVERING:
+                    self._recover()
+            case _:
+                assert_never(self.state)
+
+    def retry_at(self, now: float) -> float:
+        """Return the earliest time for which a delivery that isn't allowed now can be put off.
+
+        It is the next probe's while open, one open time from now while a probe is under way, else `now`.
+        """
+        match self.state:
+            case State.OPEN if not self._is_open_time_over(now):
+                return self._opened_at + self._open_time
+            case State.OPEN | State.HALF_OPEN:
+                return now + self.policy.open_time
+            case State.CLOSED | State.RECOVERING:
+                return now
+            case _:
+                assert_never(self.state)
+
+    def _is_open_time_over(self, now: float) -> bool:
+        # A clock that stepped back ends the wait, rather than prolong it by the step.
+        return not self._opened_at <= now < self._opened_at + self._open_time
+
+    def _open(self, now: float) -> None:
+        if self.state is State.CLOSED:
+            self._open_time = self.policy.open_time
+        else:
+            self._open_time = min(2 * self._open_time, self.policy.max_open_time)
+        self.state = State.OPEN
+        self._opened_at = now
+
+    def _recover(self) -> None:
+        # One more per answer doubles the concurrency with each round trip, as TCP's slow start does (RFC 5681 §3.1).
+        self._ramp += 1
+        if self._ramp >= self.policy.slow_start:
+            self.state = State.CLOSED
+
+    def _count(self, now: float, *, is_failure: bool) -> None:
+        bucket = int(now * _BUCKETS // self.policy.window)
+        steps = bucket - self._bucket
+        if steps:
+            # A step back, or one over the whole window, leaves nothing that is worth keeping.
+            stale = range(self._bucket + 1, bucket + 1) if 0 < steps < _BUCKETS else range(_BUCKETS)
+            for number in stale:
+                self._total[number % _BUCKETS] = self._failed[number % _BUCKETS] = 0
+            self._bucket = bucket
+        self._total[bucket % _BUCKETS] += 1
+        if is_failure:
+            self._failed[bucket % _BUCKETS] += 1
+            self._failures_in_a_row += 1
+        else:
+            self._failures_in_a_row = 0
+
+    def _is_too_much(self) -> bool:
+        if self._failures_in_a_row >= self.policy.failures:
+            return True
+        total = sum(self._total)
+        return total >= self.policy.minimum and sum(self._failed) >= self.policy.share * total
+
+    def _forget_results(self) -> None:
+        self._failures_in_a_row = 0
+        self._total = [0] * _BUCKETS
+        self._failed = [0] * _BUCKETS

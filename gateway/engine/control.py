@@ -1,0 +1,162 @@
+"""What operators have ordered: pauses, kicks, and what becomes of dead letters. A fold over `gateway.control`.
+
+Each record is an order under its key, and the last one counts (the topic is compacted):
+
+    pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──job──▶ active
+    kick/route/NAME,  kick/destination/NAME     asked ──job──▶ done
+    dead/ID                                     asked ──job──▶ done
+
+`marker` says up to where a job has scanned: the next one starts there. An order is carried out by one owner
+(`engine/jobs.py`) and its marker published after the records that it injected, so a job that is killed repeats some,
+and skips none.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import orjson
+
+from gateway.log.base import Partition
+from gateway.model import UndecodableRecordError
+
+Kind = Literal["pause", "kick", "dead"]
+State = Literal["paused", "resuming", "active", "asked", "done"]
+_KINDS: Mapping[str, Kind] = {"pause": "pause", "kick": "kick", "dead": "dead"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadFilter:
+    """Which dead letters an order is for; what is None or empty doesn't narrow. Times are when they were written."""
+
+    route: str | None = None
+    destination: str | None = None
+    reason: str | None = None
+    ids: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+
+    def covers(self, letter: "Letter") -> bool:
+        return (
+            (self.route is None or self.route == letter.route)
+            and (self.destination is None or self.destination == letter.destination)
+            and (self.reason is None or self.reason == letter.reason)
+            and (not self.ids or letter.id in self.ids)
+            and (self.since is None or letter.at >= self.since)
+            and (self.until is None or letter.at < self.until)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """What a filter looks at of a dead letter. `id` is the delivery's."""
+
+    id: str
+    route: str
+    destination: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One record of `gateway.control`. `marker` maps "topic/partition" to an offset."""
+
+    kind: Kind
+    name: str
+    state: State
+    at: float
+    marker: Mapping[str, int] = field(default_factory=dict)
+    action: Literal["replay", "drop"] = "replay"
+    filter: DeadFilter = DeadFilter()
+    count: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    def is_before_marker(self, partition: Partition, offset: int) -> bool:
+        return offset < self.marker.get(f"{partition.topic}/{partition.number}", 0)
+
+    def encode(self) -> tuple[bytes, bytes]:
+        """Return the record's key and value."""
+        body: dict[str, Any] = {"state": self.state, "at": self.at, "marker": dict(self.marker), "count": self.count}
+        if self.kind == "dead":
+            body["action"] = self.action
+            body["filter"] = self.filter
+        return self.key.encode(), orjson.dumps(body)
+
+    def with_state(self, state: State, **changes: Any) -> "Order":  # noqa: ANN401 - the fields of an Order
+        return replace(self, state=state, **changes)
+
+
+def decode(key: bytes, value: bytes) -> Order:
+    """Read an order. Raises UndecodableRecordError."""
+    try:
+        word, _, name = key.decode().partition("/")
+        kind = _KINDS.get(word)
+        if kind is None:
+            raise UndecodableRecordError(f"control record: expected pause/…, kick/… or dead/…, got {key!r}")
+        body = orjson.loads(value)
+        asked = body.get("filter", {})
+        return Order(
+            kind=kind,
+            name=name,
+            state=body["state"],
+            at=body["at"],
+            marker=body["marker"],
+            count=body["count"],
+            action=body.get("action", "replay"),
+            filter=DeadFilter(**{**asked, "ids": tuple(asked.get("ids", ()))}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UndecodableRecordError(f"control record {key!r}: expected an order, got {error!r}") from error
+
+
+class Control:
+    """The orders in force."""
+
+    def __init__(self, orders: Iterable[Order] = ()) -> None:
+        self.orders: dict[str, Order] = {}
+        self._paused: frozenset[str] = frozenset()
+        self._kicks: dict[str, Order] = {}
+        for order in orders:
+            self.apply(order)
+
+    def apply(self, order: Order) -> None:
+        self.orders[order.key] = order
+        if order.kind == "pause":
+            changed = {order.name} if order.state == "paused" else set[str]()
+            self._paused = (self._paused - {order.name}) | changed
+        elif order.kind == "kick" and order.state == "done":
+            self._kicks[order.name] = order
+
+    def paused_by(self, route: str, destination: str) -> str | None:
+        """Return the paused name that stops a delivery ("route/…" or "destination/…"), if one does."""
+        if not self._paused:
+            return None
+        for name in (f"destination/{destination}", f"route/{route}"):
+            if name in self._paused:
+                return name
+        return None
+
+    def is_kicked(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+        """Tell whether a kick has injected this record again, so that it's to be skipped when it comes due."""
+        if not self._kicks:
+            return False
+        return any(
+            kick is not None and kick.is_before_marker(partition, offset)
+            for kick in (self._kicks.get(f"destination/{destination}"), self._kicks.get(f"route/{route}"))
+        )
+
+    def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:
+        """Return the finished order that replayed or dropped a dead letter, if one did."""
+        for order in self.orders.values():
+            if (
+                order.kind == "dead"
+                and order.state == "done"
+                and order.is_before_marker(partition, offset)
+                and order.filter.covers(letter)
+            ):
+                return order
+        return None

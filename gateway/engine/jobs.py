@@ -1,0 +1,307 @@
+"""Carry out what operators order: one scan that injects records again, then publishes its marker.
+
+Every process follows `gateway.control` (`Follower`); one of them, the owner of its only partition in the group of jobs,
+carries the orders out (`Jobs`). A job injects first and publishes after, and the order's own offset is committed last:
+whatever kills it, the next owner does it again from the marker before. Nothing is skipped, some may be repeated.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.control import Control, Letter, Order, decode
+from gateway.engine.progress import Progress
+from gateway.log.base import Assignment, Commit, Log, Partition, Record
+from gateway.log.records import Filed, decode_delivery, encode_delivery
+from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
+from gateway.model import Delivery, LogUnavailableError, UndecodableRecordError
+from gateway.telemetry.metrics import Metrics
+
+SHORTEST_TIER = next(iter(TIERS))
+APPENDS_AT_ONCE = 100
+SWEEP_EVERY = 5.0
+"""Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
+
+
+class Follower:
+    """Keep a `Control` at the state of `gateway.control`."""
+
+    def __init__(self, log: Log, topics: Topics, logger: FilteringBoundLogger) -> None:
+        self.control = Control()
+        self.position = 0
+        self._log = log
+        self._topic = topics.control
+        self._logger = logger
+
+    async def follow(self, caught_up: asyncio.Event) -> None:
+        """Apply every order, for ever; `caught_up` is set once all that was there at the start is in force."""
+        ends = await self._log.bounds(self._topic)
+        end = ends[0][1] if 0 in ends else 0
+        consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
+        try:
+            if not end or ends[0][0] == end:
+                caught_up.set()
+            while True:
+                for batch in await consumer.fetch(timeout=1.0):
+                    for record in batch.records:
+                        self._apply(record)
+                # A compacted topic may end in a gap, so what counts is that nothing is left to read.
+                if not caught_up.is_set() and (self.position >= end or not any(consumer.lag().values())):
+                    caught_up.set()
+        finally:
+            await consumer.close()
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Nothing to take over: a reader without a group starts at the topic's beginning."""
+
+    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
+        return {}
+
+    def _apply(self, record: Record) -> None:
+        self.position = record.offset + 1
+        try:
+            self.control.apply(decode(record.key, record.value))
+        except UndecodableRecordError as error:
+            self._logger.error("control_record_skipped", offset=record.offset, error=str(error))
+
+
+class Jobs:
+    """The jobs of the orders, in the process that owns the control partition."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        follower: Follower,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._follower = follower
+        self._metrics = metrics
+        self._logger = logger
+        self._sleep = sleep
+        self._progress: Progress | None = None
+        self._swept: dict[str, int] | None = None
+        self._partition = Partition(topics.control, 0)
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        for assignment in assignments:
+            if assignment.partition == self._partition:
+                self._progress = Progress(assignment.commit, assignment.log_start)
+                self._swept = None
+
+    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        if self._partition not in partitions or self._progress is None:
+            return {}
+        commit = self._progress.committable()
+        self._progress = None
+        return {} if commit is None else {self._partition: commit}
+
+    async def run(self) -> None:
+        """Carry out orders, for ever."""
+        group = self._topics.group(JOBS_GROUP)
+        consumer = await self._log.consume(group=group, topics=[self._topics.control], listener=self)
+        next_sweep = 0.0
+        try:
+            while True:
+                for batch in await consumer.fetch(timeout=1.0):
+                    for record in batch.records:
+                        progress = self._progress
+                        if progress is None or not progress.received(record.offset):
+                            continue
+                        await self._obey(record)
+                        progress.finished(record.offset)
+                commit = self._progress.committable() if self._progress else None
+                try:
+                    if commit is not None:
+                        await consumer.commit({self._partition: commit})
+                        if self._progress is not None:
+                            self._progress.committed(commit)
+                    if self._progress is not None and self._log.now() >= next_sweep:
+                        await self._sweep()
+                        await self._count_dead()
+                        next_sweep = self._log.now() + SWEEP_EVERY
+                except LogUnavailableError as error:
+                    self._logger.warning("jobs_waiting", error=str(error))
+                    await self._sleep(1.0)
+        finally:
+            await consumer.close()
+
+    async def _obey(self, record: Record) -> None:
+        while self._follower.position <= record.offset:
+            await self._sleep(0.02)
+        try:
+            order = decode(record.key, record.value)
+        except UndecodableRecordError:
+            return  # the follower has logged it
+        while self._follower.control.orders.get(order.key) == order and order.state in ("resuming", "asked"):
+            try:
+                done = await self._carry_out(order)
+                await self._publish(done)
+            except LogUnavailableError as error:
+                self._logger.warning("job_repeated", order=order.key, error=str(error))
+                await self._sleep(1.0)
+            else:
+                self._logger.info("job_finished", order=order.key, state=done.state, count=done.count)
+                return
+
+    async def _carry_out(self, order: Order) -> Order:
+        match order.kind:
+            case "pause":
+                return await self._resume(order)
+            case "kick":
+                return await self._kick(order)
+            case "dead":
+                return await self._settle(order)
+
+    async def _resume(self, order: Order) -> Order:
+        ends = await self._ends(self._topics.parked)
+        found = self._filed(self._topics.parked, order.marker, ends)
+        count = await self._inject(filed.delivery async for _, _, filed in found if filed.note.get("by") == order.name)
+        return order.with_state("active", marker=ends, count=count)
+
+    async def _kick(self, order: Order) -> Order:
+        kind, _, name = order.name.partition("/")
+        ends: dict[str, int] = {}
+        count = 0
+        for tier in TIERS:
+            topic = self._topics.retry(tier)
+            tier_ends = await self._ends(topic)
+            commits = await self._log.committed(self._topics.group(ROUTER_GROUP), topic)
+            starts = dict(order.marker)
+            for number, commit in commits.items():
+                key = f"{topic}/{number}"
+                starts[key] = max(starts.get(key, 0), commit.base)
+            count += await self._inject(
+                filed.delivery
+                async for partition, record, filed in self._filed(topic, starts, tier_ends)
+                if name == (filed.delivery.route if kind == "route" else filed.delivery.destination)
+                and not _is_done(commits.get(partition.number), record.offset)
+            )
+            ends |= tier_ends
+        return order.with_state("done", marker=ends, count=count)
+
+    async def _settle(self, order: Order) -> Order:
+        letters = self._covered(order)
+        if order.action == "replay":
+            now = self._log.now()
+            count = await self._inject(replace(filed.delivery, attempts=(), since=now) async for filed in letters)
+        else:
+            count = 0
+            async for _ in letters:
+                count += 1
+        return order.with_state("done", count=count)
+
+    async def _covered(self, order: Order) -> AsyncIterator[Filed]:
+        async for partition, record, filed in self._filed(self._topics.dead, {}, order.marker):
+            letter = letter_of(filed, record)
+            if order.filter.covers(letter) and not self._follower.control.settled(letter, partition, record.offset):
+                yield filed
+
+    async def _sweep(self) -> None:
+        """Inject what a worker parked after the scan of a resumption, since it hadn't read of it yet."""
+        topic = self._topics.parked
+        ends = await self._ends(topic)
+        active = {
+            order.name: order
+            for order in self._follower.control.orders.values()
+            if order.kind == "pause" and order.state == "active"
+        }
+        if self._swept is None:
+            first = {
+                key: min((order.marker.get(key, 0) for order in active.values()), default=end)
+                for key, end in ends.items()
+            }
+            self._swept = first
+        if self._swept == ends:
+            return
+        late: dict[str, list[Delivery]] = {}
+        async for partition, record, filed in self._filed(topic, self._swept, ends):
+            order = active.get(filed.note.get("by", ""))
+            if order is not None and not order.is_before_marker(partition, record.offset):
+                late.setdefault(order.name, []).append(filed.delivery)
+        for name, deliveries in late.items():
+            count = await self._inject(_each(deliveries))
+            await self._publish(active[name].with_state("active", marker=ends, count=active[name].count + count))
+        self._swept = ends
+
+    async def _count_dead(self) -> None:
+        bounds = await self._log.bounds(self._topics.dead)
+        kept = sum(end - start for start, end in bounds.values())
+        settled = sum(
+            order.count
+            for order in self._follower.control.orders.values()
+            if order.kind == "dead" and order.state == "done"
+        )
+        self._metrics.dead_letter_backlog.set(max(0, kept - settled))
+
+    async def _ends(self, topic: str) -> dict[str, int]:
+        return {f"{topic}/{number}": end for number, (_, end) in (await self._log.bounds(topic)).items()}
+
+    async def _filed(
+        self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
+    ) -> AsyncIterator[tuple[Partition, Record, Filed]]:
+        for number, (first, last) in (await self._log.bounds(topic)).items():
+            key = f"{topic}/{number}"
+            partition = Partition(topic, number)
+            async for records in self._log.scan(partition, max(first, starts.get(key, 0)), min(last, ends.get(key, 0))):
+                for record in records:
+                    try:
+                        filed = decode_delivery(record)
+                    except UndecodableRecordError:
+                        continue
+                    yield partition, record, filed
+
+    async def _inject(self, deliveries: AsyncIterator[Delivery]) -> int:
+        count = 0
+        appends: list[Awaitable[object]] = []
+        async for delivery in deliveries:
+            count += 1
+            appends.append(self._append(delivery))
+            if len(appends) == APPENDS_AT_ONCE:
+                await asyncio.gather(*appends)
+                appends.clear()
+        await asyncio.gather(*appends)
+        return count
+
+    async def _append(self, delivery: Delivery) -> None:
+        again = replace(delivery, successor=delivery.successor + 1, due=self._log.now())
+        await self._log.append(
+            self._topics.retry(SHORTEST_TIER),
+            key=delivery.destination.encode(),
+            value=delivery.event.body,
+            headers=encode_delivery(again, {}),
+        )
+
+    async def _publish(self, order: Order) -> None:
+        key, value = order.encode()
+        await self._log.append(self._topics.control, key=key, value=value, headers=[])
+
+
+def letter_of(filed: Filed, record: Record) -> Letter:
+    """Return what filters look at of a dead letter."""
+    return Letter(
+        id=filed.delivery.id,
+        route=filed.delivery.route,
+        destination=filed.delivery.destination,
+        reason=filed.note.get("reason", ""),
+        at=record.appended_at,
+    )
+
+
+async def _each(deliveries: Sequence[Delivery]) -> AsyncIterator[Delivery]:
+    for delivery in deliveries:
+        yield delivery
+
+
+def _is_done(commit: Commit | None, offset: int) -> bool:
+    if commit is None:
+        return False
+    index = offset - commit.base
+    return index < 0 or (index < len(commit.done) * 8 and bool(commit.done[index // 8] >> (index % 8) & 1))

@@ -1,0 +1,213 @@
+"""The lane of a destination: what waits for it, what is under way, and what it can't take now. Pure: time is handed in.
+
+offer ──▶ waiting (≤ 64 and ≤ 1 MiB, but one always) ──take──▶ in flight (≤ concurrency) ──▶ finished
+  │           │ older than 1 s
+  ▼           ▼
+Spill     Spill        both with a due time at which the lane can take it
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from gateway.engine.breaker import Breaker
+from gateway.engine.tracker import Item
+from gateway.model import Attempt, Result, SpillReason
+
+MAX_WAITING = 64
+MAX_WAITING_BYTES = 1 << 20
+MAX_WAIT = 1.0
+"""Seconds in the queue; what waits longer is spilled, so that its offset doesn't hold the partition back."""
+MAX_IN_FLIGHT_BYTES = 16 << 20
+"""Bodies of one destination under way, a sixteenth of the worker's budget: a few that hang can't take it all."""
+BURST = 0.1
+"""Seconds of a rate that may be used at once; at least one request."""
+FAST = 64 / 0.05
+"""Deliveries a second from which a full queue is worth waiting for: in 50 ms it is empty, long before a spill is back."""
+MIN_THROUGHPUT = 1.0
+"""Deliveries a second a lane is believed to manage, however slow it looks: bounds how far off a spill is due."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spill:
+    """A delivery that the lane can't take now, and when it can."""
+
+    item: Item
+    reason: SpillReason
+    due: float
+
+
+class Slots:
+    """Attempts under way in the whole worker: retries never take the half that is kept for first attempts."""
+
+    def __init__(self, total: int = 2048) -> None:
+        self._total = total
+        self._for_retries = total // 2
+        self._used = 0
+        self._used_by_retries = 0
+
+    def has_room(self, *, is_retry: bool) -> bool:
+        return self._used < self._total and not (is_retry and self._used_by_retries >= self._for_retries)
+
+    def take(self, *, is_retry: bool) -> None:
+        self._used += 1
+        self._used_by_retries += is_retry
+
+    def give_back(self, *, is_retry: bool) -> None:
+        self._used -= 1
+        self._used_by_retries -= is_retry
+
+
+class Lane:
+    """One destination in one worker. `share` is this worker's part of the fleet's limits (0 < share ≤ 1)."""
+
+    def __init__(self, name: str, slots: Slots, *, concurrency: int, rate: float | None) -> None:
+        self.name = name
+        self.breaker = Breaker()
+        self.in_flight = 0
+        self.throttled_until = 0.0
+        self._slots = slots
+        self._waiting: deque[Item] = deque()
+        self._waiting_bytes = 0
+        self._in_flight_bytes = 0
+        self._seconds = 0.05  # of an attempt, smoothed; the first guess hardly matters
+        self._horizon = 0.0  # up to when spills have been promised a place
+        self._slow_until = 0.0
+        self._tokens = 0.0
+        self._tokens_at = 0.0
+        self.limit(concurrency=concurrency, rate=rate)
+
+    @override
+    def __repr__(self) -> str:
+        return f"<Lane {self.name}: {len(self._waiting)} waiting, {self.in_flight} in flight, {self.breaker.state}>"
+
+    def limit(self, *, concurrency: int, rate: float | None, share: float = 1.0) -> None:
+        """Set the limits, those of the whole fleet, of which this worker has its share."""
+        self._concurrency = max(1, math.ceil(concurrency * share))
+        self._rate = None if rate is None else rate * share
+        self._burst = 1.0 if self._rate is None else max(1.0, self._rate * BURST)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def offer(self, item: Item, now: float) -> Spill | None:
+        """Let a delivery wait, or say when it can come again."""
+        if self.breaker.is_open and not (self.breaker.allows(now, self.in_flight) and not self._waiting):
+            return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._place(self.breaker.retry_at(now), now))
+        if self.throttled_until > now:
+            return Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
+        is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
+        if is_full and self._waiting and (item.is_retry or self._pace() < FAST or now < self._slow_until):
+            return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._place(now, now))
+        item.since = now
+        item.is_waiting = True
+        self._waiting.append(item)
+        self._waiting_bytes += item.size
+        return None
+
+    @property
+    def is_pressed(self) -> bool:
+        """The queue is full, and deliveries were let in all the same since it empties fast: wait for it, briefly."""
+        return len(self._waiting) >= MAX_WAITING
+
+    def was_slow(self, now: float) -> None:
+        """Note that the queue did not empty as fast as the lane's pace promised; spill for a while."""
+        self._slow_until = now + MAX_WAIT
+
+    def take(self, now: float) -> Item | None:
+        """Return the delivery whose attempt starts now, if one may; `finished` or `cancelled` has to follow."""
+        if not self._waiting or self.in_flight >= self._concurrency or self.throttled_until > now:
+            return None
+        item = self._waiting[0]
+        if self.in_flight and self._in_flight_bytes + item.size > MAX_IN_FLIGHT_BYTES:
+            return None
+        if not self._slots.has_room(is_retry=item.is_retry) or not self.breaker.allows(now, self.in_flight):
+            return None
+        if self._rate is not None and not self._take_token(now):
+            return None
+        self._waiting.popleft()
+        self._waiting_bytes -= item.size
+        item.is_waiting = False
+        self._slots.take(is_retry=item.is_retry)
+        self.in_flight += 1
+        self._in_flight_bytes += item.size
+        self.breaker.started(now)
+        return item
+
+    def finished(self, item: Item, attempt: Attempt, now: float) -> None:
+        """Give the place back and learn from the result: breaker, throttle, pace."""
+        self._release(item)
+        self.breaker.record(attempt.result, now)
+        self._seconds += 0.1 * (attempt.seconds - self._seconds)
+        if attempt.retry_after and (attempt.result is Result.THROTTLED or attempt.status == 503):  # noqa: PLR2004 - RFC 9110, 10.2.3
+            self.throttled_until = max(self.throttled_until, now + attempt.retry_after)
+
+    def cancelled(self, item: Item, now: float) -> None:
+        """Give the place back of an attempt that ended without a result."""
+        self._release(item)
+        self.breaker.cancelled(now)
+
+    def overdue(self, now: float) -> list[Spill]:
+        """Take out what has waited too long, or what can't start any more (breaker open, throttled)."""
+        spills: list[Spill] = []
+        while self._waiting:
+            item = self._waiting[0]
+            if self.throttled_until > now:
+                spills.append(
+                    Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
+                )
+            elif self.breaker.is_open and not self.breaker.allows(now, self.in_flight):
+                due = self._place(self.breaker.retry_at(now), now)
+                spills.append(Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=due))
+            elif now - item.since > MAX_WAIT:
+                spills.append(Spill(item=item, reason=SpillReason.OVERDUE, due=self._place(now, now)))
+            else:
+                break
+            self._drop_first()
+        return spills
+
+    def remove(self, items: Iterable[Item]) -> None:
+        """Take deliveries out of the queue without a result; what isn't waiting here is ignored."""
+        gone = {id(item) for item in items}
+        kept = [item for item in self._waiting if id(item) not in gone]
+        self._waiting = deque(kept)
+        self._waiting_bytes = sum(item.size for item in kept)
+
+    def place(self, now: float) -> float:
+        """Return when the lane can take a delivery that has to leave its queue now."""
+        return self._place(max(now, self.throttled_until, self.breaker.retry_at(now)), now)
+
+    def _place(self, earliest: float, now: float) -> float:
+        # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of
+        # the destination instead of all at once, again and again.
+        pace = self._pace()
+        due = max(earliest, self._horizon, now + len(self._waiting) / pace)
+        self._horizon = due + 1 / pace
+        return due
+
+    def _pace(self) -> float:
+        pace = max(MIN_THROUGHPUT, self._concurrency / max(self._seconds, 0.001))
+        return pace if self._rate is None else min(pace, self._rate)
+
+    def _take_token(self, now: float) -> bool:
+        assert self._rate is not None
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._tokens_at) * self._rate)
+        self._tokens_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _drop_first(self) -> None:
+        item = self._waiting.popleft()
+        item.is_waiting = False
+        self._waiting_bytes -= item.size
+
+    def _release(self, item: Item) -> None:
+        self._slots.give_back(is_retry=item.is_retry)
+        self.in_flight -= 1
+        self._in_flight_bytes -= item.size

@@ -1,0 +1,42 @@
+"""Which tier carries a delay. A tier waits one fixed time, so a delay is a walk over tiers, the longest first.
+
+    due in 100 s:  80s ──▶ 20s ──▶ attempt          due in 28 s:  20s ──▶ 5s ──▶ 3 s in memory ──▶ attempt
+
+A walk ends within the tolerance after the due time and never before it: where the last tier ends early, or no tier is
+short enough, the rest is waited in memory.
+"""
+
+from gateway.log.topics import TIERS
+
+TOLERANCE = 1.0
+TOLERANCE_SHARE = 0.1
+
+SHORTEST = "5s"
+"""Where a caller without room to wait in memory appends instead, and the attempt is at most 5 s late."""
+
+WAIT_IN_MEMORY = TIERS[SHORTEST] / (1 + TOLERANCE_SHARE)
+"""The longest rest (about 4.5 s) that is left to memory: waiting it is cheap, and a tier would be late by more than
+the tolerance."""
+
+_DESCENDING = tuple(reversed(TIERS.items()))
+
+
+def plan(due: float, now: float) -> str | None:
+    """Return the tier to append to next: the largest that isn't late by more than the tolerance.
+
+    None when the rest, less than `WAIT_IN_MEMORY` and perhaps negative, is to be waited in memory. `now` is the log's
+    clock. The tolerance is a tenth of the delay, at most one second.
+    """
+    remaining = due - now
+    latest = remaining + min(TOLERANCE, TOLERANCE_SHARE * remaining)
+    return next((tier for tier, delay in _DESCENDING if delay <= latest), None)
+
+
+def hops(delay: float) -> list[str]:
+    """Return the tiers that a delay goes through if appending takes no time."""
+    path: list[str] = []
+    now = 0.0
+    while tier := plan(delay, now):
+        path.append(tier)
+        now += TIERS[tier]
+    return path

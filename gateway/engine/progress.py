@@ -1,0 +1,161 @@
+"""What is done of one partition, when records finish out of order: received, finished, committable.
+
+             base                        next
+    ──────────┼───────────────────────────┼──────────────────▶ offsets
+     all done │ ■ undone · □ done or gap  │ not read yet; `ahead` says which of it was done before
+              │ ■ □ □ ■ □ □ □ □ ■ □       │ ? □ ? ? □
+
+Only what is undone is remembered, so a gap costs nothing however wide it is. Invariant: an offset below `next` is done
+exactly if it isn't in `undone`, and an offset from `next` on exactly if its bit is set in `ahead`.
+"""
+
+from collections.abc import Iterator
+
+from gateway.log.base import Commit
+
+WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit the 4,096 characters that Kafka keeps.
+
+_CHUNK = 512  # Offsets per integer: small enough to copy per record, large enough that a window has few.
+
+
+class Progress:
+    """The tracker of one partition in one epoch. Every offset that it calls done has finished, or never existed."""
+
+    __slots__ = ("_ahead", "_next", "_stored", "_undone", "_undone_count", "last_received", "lost", "window")
+
+    def __init__(self, commit: Commit, log_start: int, *, window: int = WINDOW) -> None:
+        """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
+        bits = int.from_bytes(commit.done, "little")
+        deleted = max(0, log_start - commit.base)
+        self.window = window
+        self.lost = deleted - (bits & ((1 << min(deleted, bits.bit_length())) - 1)).bit_count()
+        """How many records the log deleted before they were done; they count as done from here on."""
+        self.last_received: int | None = None
+        """The highest offset received in this epoch, done before or not."""
+        # Chunk number → a bit for each undone offset in it. Invariant: keys ascend and no value is 0, because offsets
+        # are received in ascending order; so the first key holds the lowest undone offset.
+        self._undone: dict[int, int] = {}
+        self._undone_count = 0
+        self._next = commit.base
+        self._ahead = bits  # Bit i stands for `_next + i`. Invariant: bit 0 is clear, for `_move_to` runs over it.
+        self._stored = Commit(commit.base, commit.done.rstrip(b"\0"))
+        self._move_to(commit.base + deleted)
+
+    def received(self, offset: int) -> bool:
+        """Note a record that was read, and tell whether it is still to do.
+
+        Offsets ascend, and those skipped are gaps in the log. False means that the record was done before: skip it.
+        """
+        self.last_received = offset
+        if offset < self._next:
+            return self._is_undone(offset)
+        if self._ahead:
+            was_done = self._ahead >> (offset - self._next) & 1
+            self._move_to(offset + 1)
+            if was_done:
+                return False
+        else:
+            self._next = offset + 1
+        chunk, bit = divmod(offset, _CHUNK)
+        self._undone[chunk] = self._undone.get(chunk, 0) | 1 << bit
+        self._undone_count += 1
+        return True
+
+    def finished(self, offset: int) -> None:
+        """Note that a record is done. What isn't undone (finished twice, never received) is ignored."""
+        chunk, bit = divmod(offset, _CHUNK)
+        bits = self._undone.get(chunk, 0)
+        mask = 1 << bit
+        if not bits & mask:
+            return
+        self._undone_count -= 1
+        if bits == mask:
+            del self._undone[chunk]
+        else:
+            self._undone[chunk] = bits ^ mask
+
+    @property
+    def base(self) -> int:
+        """The lowest offset that isn't done: all below it are."""
+        lowest = self.lowest_undone()
+        return self._next if lowest is None else lowest
+
+    def lowest_undone(self) -> int | None:
+        """Return the lowest offset that was received and isn't finished, None if all that was received is."""
+        return next(self._undone_offsets(), None)
+
+    def undone_count(self) -> int:
+        """Return how many received records aren't finished."""
+        return self._undone_count
+
+    def has_room(self) -> bool:
+        """Tell whether the span from the base to the last received offset is below the window."""
+        return self._next - self.base < self.window
+
+    def fullness(self) -> float:
+        """Return that span as a share of the window, 0 to 1."""
+        return min(1.0, (self._next - self.base) / self.window)
+
+    def committable(self) -> Commit | None:
+        """Return what can be committed now, None if that is what was stored last.
+
+        What is done beyond 16,384 offsets after the base is left out: a new owner would do it again.
+        """
+        base = self.base
+        bits = self._done_from(base)
+        commit = Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
+        return None if commit == self._stored else commit
+
+    def committed(self, commit: Commit) -> None:
+        """Note that this commit was stored."""
+        self._stored = commit
+
+    def merge(self, other: "Progress") -> None:
+        """Adopt what `other`, the tracker of an earlier epoch of the same partition, knows to be done.
+
+        It stays as it was; what it received and didn't finish has to be received again here.
+        """
+        for offset in list(self._undone_offsets()):
+            if other._is_done(offset):  # noqa: SLF001 - of the same class
+                self.finished(offset)
+        self._move_to(max(self._next, other.base))
+        self._ahead |= other._done_from(self._next)  # noqa: SLF001 - of the same class
+        self._move_to(self._next)
+
+    def _move_to(self, offset: int) -> None:
+        """Set `next` to an offset, or to the first one after it that isn't done already."""
+        ahead = self._ahead >> (offset - self._next)
+        done_in_a_row = (~ahead & (ahead + 1)).bit_length() - 1
+        self._next = offset + done_in_a_row
+        self._ahead = ahead >> done_in_a_row
+
+    def _done_from(self, start: int) -> int:
+        """Return a bit for each of the `WINDOW` offsets from `start` (at least the base), set if it is done."""
+        span = min(max(self._next - start, 0), WINDOW)
+        first, skip = divmod(start, _CHUNK)
+        chunks = range(first, (start + span) // _CHUNK + 1)
+        undone = int.from_bytes(
+            b"".join([self._undone.get(chunk, 0).to_bytes(_CHUNK // 8, "little") for chunk in chunks]), "little"
+        )
+        done = ((1 << span) - 1) & ~(undone >> skip)
+        distance = self._next - start
+        if distance >= WINDOW:
+            return done
+        ahead = self._ahead << distance if distance >= 0 else self._ahead >> -distance
+        return done | ahead & ((1 << WINDOW) - 1)
+
+    def _is_undone(self, offset: int) -> bool:
+        chunk, bit = divmod(offset, _CHUNK)
+        return bool(self._undone.get(chunk, 0) >> bit & 1)
+
+    def _is_done(self, offset: int) -> bool:
+        if offset < self._next:
+            return not self._is_undone(offset)
+        return bool(self._ahead >> (offset - self._next) & 1)
+
+    def _undone_offsets(self) -> Iterator[int]:
+        for chunk, bits in self._undone.items():
+            rest = bits
+            while rest:
+                yield chunk * _CHUNK + (rest & -rest).bit_length() - 1
+                rest &= rest - 1

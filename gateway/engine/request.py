@@ -1,0 +1,152 @@
+"""What a delivery sends: pure, so that `gateway explain` prints the very request that would be made.
+
+Without a template a destination gets what it would have got from the provider: the body, and the header pairs in
+order, with repeats, byte for byte. Left out are what concerns one connection only (RFC 9110 §7.6.1), what the client
+computes (Host, Content-Length), and what a stranger has no business to pass on (cookies, authorization). The event's
+query string isn't sent: a destination's URL is the operators', and a provider's signature never covers a new one.
+"""
+
+import hmac
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gateway.model import Delivery, Event, ExpressionError, Headers
+from gateway.rules.expressions import Template, View
+from gateway.rules.rules import Destination, RequestTemplate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbound:
+    """A POST. The client adds Host and Content-Length. Its URL and headers hold secrets and aren't in its `repr`."""
+
+    url: str = field(repr=False)
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+def compose(delivery: Delivery, destination: Destination, template: RequestTemplate | None, *, now: float) -> Outbound:
+    """Make the request of a delivery's next attempt, at `now`.
+
+    A later line replaces headers of the same name from an earlier one: the provider's, the template's, the
+    destination's, ours. A template with a body drops the headers that described the old one. Ours are
+    `gateway-event-id`, `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and where the destination has signing
+    secrets `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`. A `traceparent` is passed on if
+    it is a valid one.
+
+    Raises ExpressionError when the template can't be rendered, or a header's value would end its line.
+    """
+    event = delivery.event
+    body = event.body
+    added: dict[bytes, tuple[bytes, bytes]] = {}
+    if template is not None:
+        view = View.of(event)
+        if template.body is not None:
+            body, content_type = _render(template.body, view, "request.body")
+            added[b"content-type"] = (b"content-type", (content_type or "text/plain; charset=utf-8").encode())
+        for name, value in template.headers:
+            where = f"request.headers.{name}"
+            _add(added, name.encode(), _render(value, view, where)[0], where)
+    for name, text in destination.headers:
+        where = f"destinations.{destination.name}.headers.{name}"
+        _add(added, name.encode(), text.encode("utf-8", "surrogateescape"), where)
+    number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
+    ours = [
+        (b"gateway-event-id", event.id.encode()),
+        (b"gateway-delivery-id", delivery.id.encode()),
+        (b"gateway-route", delivery.route.encode()),
+        (b"gateway-attempt", b"%d" % number),
+    ]
+    if destination.sign:
+        ours += sign(delivery.id.encode(), body, destination.sign, now=now)
+    for pair in ours:
+        added[pair[0]] = pair
+    is_body_new = template is not None and template.body is not None
+    kept = _kept(event, added, is_body_new=is_body_new, is_signed=bool(destination.sign))
+    return Outbound(url=destination.url, headers=(*kept, *added.values()), body=body)
+
+
+def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) -> list[tuple[bytes, bytes]]:
+    """Return the headers of Standard Webhooks, with a signature for each secret while they rotate.
+
+    https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+    """
+    timestamp = b"%d" % now
+    signed = b"%b.%b.%b" % (identity, timestamp, body)
+    signatures = [b"v1," + b64encode(hmac.digest(secret, signed, "sha256")) for secret in secrets]
+    return [
+        (b"webhook-id", identity),
+        (b"webhook-timestamp", timestamp),
+        (b"webhook-signature", b" ".join(signatures)),
+    ]
+
+
+def _kept(event: Event, added: Iterable[bytes], *, is_body_new: bool, is_signed: bool) -> list[tuple[bytes, bytes]]:
+    """Return the provider's header pairs that go on."""
+    names = [name.lower() for name, _ in event.headers]
+    dropped = _NEVER_PASSED.union(added)
+    if b"connection" in names:
+        dropped = dropped.union(*[_tokens(value) for name, value in event.headers if name.lower() == b"connection"])
+    if b"traceparent" in names:
+        parents = [value for name, value in event.headers if name.lower() == b"traceparent"]
+        if len(parents) > 1 or not _is_traceparent(parents[0]):
+            dropped = dropped.union((b"traceparent", b"tracestate"))  # Trace Context §3.3.1: both or none
+    pairs = [pair for name, pair in zip(names, event.headers, strict=True) if name not in dropped]
+    if is_body_new:
+        pairs = [pair for pair in pairs if not _describes_body(pair[0].lower())]
+    if is_signed:
+        pairs = [pair for pair in pairs if not pair[0].lower().startswith(b"webhook-")]
+    return pairs
+
+
+def _render(template: Template, view: View, where: str) -> tuple[bytes, str | None]:
+    try:
+        return template.render_bytes(view)
+    except ExpressionError as error:
+        raise ExpressionError(f"{where}: {error}") from error
+
+
+def _add(added: dict[bytes, tuple[bytes, bytes]], name: bytes, value: bytes, where: str) -> None:
+    if not _CONTROL.isdisjoint(value):
+        raise ExpressionError(f"{where}: expected a value without control characters, got one with them")
+    lower = name.lower()
+    if lower not in _FRAMING:
+        added[lower] = (name, value)
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip().lower() for token in value.split(b",")]
+
+
+def _is_traceparent(value: bytes) -> bool:
+    """Tell whether a value is one by W3C Trace Context, section 3.2: a later version may have more at its end."""
+    found = _TRACEPARENT.fullmatch(value)
+    return found is not None and (found[1] != b"00" or not found[2])
+
+
+def _describes_body(name: bytes) -> bool:
+    return name.startswith(b"content-") or name in (b"digest", b"repr-digest")
+
+
+_FRAMING = frozenset(
+    [
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    ]
+)
+_NEVER_PASSED = _FRAMING | frozenset(
+    [b"authorization", b"cookie", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"]
+)
+_CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
+_TRACEPARENT = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.DOTALL
+)

@@ -1,0 +1,134 @@
+"""What this worker holds of one partition: its unfinished records, and the deliveries that each still waits for.
+
+A tracker lives from the assignment of its partition to the revocation; a completion that reaches a tracker which has
+been given up changes nothing. When the partition comes straight back (an eager rebalance revokes everything), `adopt`
+moves what is still under way into the new tracker, so that it is neither repeated nor forgotten.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from typing_extensions import override
+
+from gateway.engine.progress import Progress
+from gateway.log.base import Assignment, Partition, Record
+from gateway.model import DeadLettered, Delivery
+
+
+class Scope(Protocol):
+    """The deadline of an attempt, which can be moved (`asyncio.Timeout`)."""
+
+    def reschedule(self, when: float | None) -> None: ...
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Pending:
+    """A record that was read and isn't done: `left` counts its unfinished deliveries."""
+
+    tracker: "Tracker"
+    offset: int
+    appended_at: float
+    size: int
+    left: int = 0
+    items: "list[Item]" = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Item:
+    """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record."""
+
+    delivery: Delivery
+    pending: Pending
+    size: int
+    is_retry: bool
+    since: float = 0.0
+    is_waiting: bool = False
+    scope: Scope | None = None
+    end: DeadLettered | None = None
+
+
+class Tracker:
+    """The records of one partition, from assignment to revocation.
+
+    `delay` is a tier's (its records are due that long after their append), None for events.
+    """
+
+    def __init__(self, assignment: Assignment, delay: float | None = None) -> None:
+        self.partition: Partition = assignment.partition
+        self.delay = delay
+        self.progress = Progress(assignment.commit, assignment.log_start)
+        self.is_live = True
+        self.is_paused = False
+        self.pendings: dict[int, Pending] = {}
+        self.buffered: deque[Record] = deque()
+        self._finished_early: set[int] = set()
+        self._copies: dict[tuple[str, int], int] = {}
+
+    @override
+    def __repr__(self) -> str:
+        state = "live" if self.is_live else "given up"
+        return f"<Tracker {self.partition.topic}/{self.partition.number} {state}, {len(self.pendings)} pending>"
+
+    def begin(self, record: Record, size: int) -> Pending | None:
+        """Take a record in. None when there's nothing to do for it: it is done already, or still under way here."""
+        offset = record.offset
+        if not self.progress.received(offset):
+            return None
+        if offset in self.pendings:
+            return None
+        if offset in self._finished_early:
+            self._finished_early.discard(offset)
+            self.progress.finished(offset)
+            return None
+        pending = Pending(tracker=self, offset=offset, appended_at=record.appended_at, size=size)
+        self.pendings[offset] = pending
+        return pending
+
+    def is_copy(self, delivery: Delivery, offset: int) -> bool:
+        """Tell whether another record of this window carries the same delivery at the same step (a crash made it)."""
+        return self._copies.setdefault((delivery.id, delivery.successor), offset) != offset
+
+    def finish(self, pending: Pending) -> None:
+        """Note that every delivery of a record has an end or an acknowledged successor."""
+        offset = pending.offset
+        if self.pendings.pop(offset, None) is None:
+            return
+        last = self.progress.last_received
+        if last is None or offset > last:
+            self._finished_early.add(offset)  # adopted, and not read again yet
+        else:
+            self.progress.finished(offset)
+
+    def adopt(self, old: "Tracker") -> list[Item]:
+        """Take over what `old` has under way and what it finished; return its deliveries that wait to be started."""
+        self.progress.merge(old.progress)
+        self._finished_early = {offset for offset in old._finished_early if offset >= self.progress.base}  # noqa: SLF001 - the same class
+        waiting = []
+        for offset, pending in old.pendings.items():
+            if offset < self.progress.base:
+                continue  # another owner has finished it meanwhile
+            pending.tracker = self
+            self.pendings[offset] = pending
+            waiting += [item for item in pending.items if item.is_waiting]
+        return waiting
+
+    def forget_copies(self) -> None:
+        """Drop what is known of copies below the window; called at each commit."""
+        if self._copies:
+            base = self.progress.base
+            self._copies = {step: offset for step, offset in self._copies.items() if offset >= base}
+
+    def oldest_undone(self) -> float | None:
+        """Return since when (log's clock) the lowest undone record waits: its append, or for a tier its due time."""
+        offset = self.progress.lowest_undone()
+        pending = None if offset is None else self.pendings.get(offset)
+        return None if pending is None else pending.appended_at + (self.delay or 0.0)
+
+    def holding_back(self) -> Iterator[Item]:
+        """Yield the deliveries of the lowest undone record, which keep the window from moving."""
+        offset = self.progress.lowest_undone()
+        pending = None if offset is None else self.pendings.get(offset)
+        if pending is not None:
+            yield from pending.items

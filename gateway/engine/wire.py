@@ -1,0 +1,163 @@
+"""HTTP/1.1 on the wire, as far as a POST and its answer need it: bytes out, bytes in, no I/O.
+
+We write requests ourselves because header bytes are sacred: aiohttp's client takes text, encodes it as UTF-8 and
+leaves out what was no UTF-8 to begin with. And because it is cheap: the answer's body is only counted, never kept.
+"""
+
+from collections.abc import Generator, Iterable
+
+ANSWER_LIMIT = 16 * 1024  # What we read of a body, so that its connection can be used again.
+HEAD_LIMIT = 64 * 1024  # Twice what the usual servers allow their applications to send.
+_CHUNK_LINE_LIMIT = 1024
+_DIGITS = 16  # of a length: an exabyte
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+class MalformedAnswerError(Exception):
+    """The destination answered what isn't HTTP/1.1."""
+
+
+def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: int) -> bytes:
+    """Return the head of a request whose body has `length` bytes; `start` is the request line with `Host`, CRLF each.
+
+    Raises ValueError for a header with a control character that would end it: what follows could be a second request.
+    """
+    fields = [b"%b: %b\r\n" % pair for pair in headers]
+    head = b"%b%bContent-Length: %d\r\n\r\n" % (start, b"".join(fields), length)
+    lines = len(fields) + 4  # the request line, Host, Content-Length, the empty one
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        raise ValueError("request head: expected header values without CR, LF and NUL, got one with them")
+    return head
+
+
+class AnswerReader:
+    """Reads one answer (RFC 9112). `status` is 0 until its head is complete; interim answers (1xx) are skipped.
+
+    `is_reusable` says after the end whether the connection may carry another request.
+    """
+
+    __slots__ = ("_body", "_head", "_left", "_seen", "has_started", "is_reusable", "retry_after", "status")
+
+    def __init__(self) -> None:
+        self.has_started = False
+        self.status = 0
+        self.retry_after: bytes | None = None
+        self.is_reusable = False
+        self._head = b""
+        self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
+        self._seen = 0
+        self._body: Generator[None, bytes, bytes] | None = None
+
+    def feed(self, data: bytes) -> bool:
+        """Take bytes in; return whether the answer is over, or as much of it as we read.
+
+        Raises MalformedAnswerError.
+        """
+        self.has_started = True
+        if self.status:
+            return self._feed_body(data)
+        data = self._head + data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            skip = 4
+            if end < 0:
+                end = data.find(b"\n\n")  # RFC 9112 §2.2: a lone LF may be recognised
+                skip = 2
+            if end < 0:
+                if len(data) > HEAD_LIMIT or not b"HTTP/1."[: len(data)] == data[:7]:
+                    raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
+                self._head = data
+                return False
+            status = self._read_head(data[:end])
+            data = data[end + skip :]
+            if status >= 200 or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2: below are interim answers
+                self.status = status
+                return self._feed_body(data)
+
+    def _read_head(self, head: bytes) -> int:
+        first, *lines = head.split(b"\n")
+        version, code = first[:9], first[9:12]
+        if version not in (b"HTTP/1.1 ", b"HTTP/1.0 ") or not code.isdigit() or first[12:13].strip():
+            raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
+        status = int(code)
+        length: int | None = None
+        is_chunked = False
+        is_reusable = version == b"HTTP/1.1 "
+        for line in lines:
+            name, _, value = line.partition(b":")
+            match name.lower():
+                case b"content-length":
+                    value = value.strip()
+                    if not value.isdigit() or len(value) > _DIGITS or length not in (None, int(value)):
+                        raise MalformedAnswerError("malformed answer: expected one Content-Length in digits")
+                    length = int(value)
+                case b"transfer-encoding":
+                    is_chunked = value.strip().lower() == b"chunked"
+                    is_reusable = is_reusable and is_chunked
+                case b"connection":
+                    options = value.lower()
+                    is_reusable = (is_reusable or b"keep-alive" in options) and b"close" not in options
+                case b"retry-after":
+                    self.retry_after = value.strip()
+                case _:
+                    pass
+        if status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else
+            is_reusable = False
+        if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
+            length = 0
+        elif is_chunked:
+            is_reusable = is_reusable and length is None
+            length = None
+            self._body = _chunks()
+            next(self._body)
+        self._left = length
+        self.is_reusable = is_reusable and (length is not None or is_chunked)
+        return status
+
+    def _feed_body(self, data: bytes) -> bool:
+        self._seen += len(data)
+        if self._seen > ANSWER_LIMIT:
+            self.is_reusable = False
+            return True
+        if self._body is not None:
+            try:
+                self._body.send(data)
+            except StopIteration as end:
+                self.is_reusable = self.is_reusable and not end.value
+                return True
+        elif self._left is not None:
+            self._left -= len(data)
+            if self._left <= 0:
+                self.is_reusable = self.is_reusable and self._left == 0
+                return True
+        return False
+
+
+def _chunks() -> Generator[None, bytes, bytes]:
+    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece; return what came after it."""
+    data = b""
+    while True:
+        size, data = yield from _line(data)
+        digits = size.partition(b";")[0].strip()
+        if not 0 < len(digits) <= _DIGITS or not _HEX.issuperset(digits):
+            raise MalformedAnswerError("malformed answer: expected the size of a chunk in hexadecimal digits")
+        left = int(digits, 16)
+        if not left:
+            break
+        left += 2  # its CRLF
+        while len(data) < left:
+            left -= len(data)
+            data = yield
+        data = data[left:]
+    while size:
+        size, data = yield from _line(data)  # the trailers, up to the empty line
+    return data
+
+
+def _line(data: bytes) -> Generator[None, bytes, tuple[bytes, bytes]]:
+    while b"\n" not in data:
+        if len(data) > _CHUNK_LINE_LIMIT:
+            raise MalformedAnswerError("malformed answer: expected a chunk's line to end")
+        data += yield
+    line, _, rest = data.partition(b"\n")
+    return line.strip(), rest

@@ -1,0 +1,436 @@
+"""The aiohttp application that senders see: limit → verify → handshake? → identify → append → 202.
+
+Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
+automatic decompression, since a signature covers the bytes as they came.
+
+What is absent on purpose: nothing here looks at a body before its signature has been verified, retries an append, or
+answers 2xx before the append has returned.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+from urllib.parse import unquote_plus
+
+import orjson
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+from typing_extensions import override
+
+from gateway.log.base import Log
+from gateway.log.records import encode_event, event_key
+from gateway.log.topics import Topics
+from gateway.model import (
+    Event,
+    ExpressionError,
+    Headers,
+    LogUnavailableError,
+    RecordTooLargeError,
+    RefusedError,
+    event_id,
+)
+from gateway.rules.expressions import Expression, View
+from gateway.rules.rules import Rules, Source
+from gateway.telemetry.metrics import NO_NAME, Metrics
+from gateway.verify.schemes import Request
+
+# A successor (a retry or dead record) carries more headers than the event, and has to fit as well.
+SUCCESSOR_ROOM = 64 * 1024
+# The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
+MAX_FIELD = 1024
+# What we ask of a sender that we can't serve now; real ones wait longer by their own schedules.
+RETRY_AFTER = 5
+# Kept open for longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
+KEEP_ALIVE = 75.0
+# How long a refused body is read and thrown away, so that its sender sees the answer instead of a reset.
+LINGER = 5.0
+# aiohttp's own limits on a request line and on a header; with its 128 headers they bound what one connection holds
+# before `Limits.head_bytes` is looked at.
+MAX_LINE = 16 * 1024
+# Sockets that wait to be accepted: a burst of new connections, while the loop is busy for some milliseconds.
+BACKLOG = 1024
+
+FALLBACK_TYPE = "webhook"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request, and all of them together, may take."""
+
+    head_bytes: int = 32 * 1024
+    """Header names, values and the query together."""
+    body_seconds: float = 10.0
+    """From the end of the headers to the end of the body."""
+    in_flight_bytes: int = 64 * 1024 * 1024
+    """Bodies in memory that aren't acknowledged yet, over all requests."""
+
+
+class Ingress:
+    """Serves `POST /in/<source>`, and `GET /healthz` for load balancers.
+
+    `rules` returns the rules in force; a reload swaps them between two requests. Set `is_draining` to refuse what is
+    new with 503, before `stop`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rules: Callable[[], Rules],
+        log: Log,
+        topics: Topics,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        clock: Callable[[], float] = time.time,
+        limits: Limits | None = None,
+    ) -> None:
+        self.is_draining = False
+        self._rules = rules
+        self._log = log
+        self._topics = topics
+        self._metrics = metrics
+        self._logger = logger
+        self._clock = clock
+        self._limits = limits or Limits()
+        self._body_limit = log.max_record_bytes - SUCCESSOR_ROOM
+        self._in_flight = 0
+        self._known: Rules | None = None
+        self._endpoints: dict[str, _Endpoint] = {}
+        self._web: _Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Listen, and return the address, which tells the port where 0 was asked for.
+
+        Several processes may listen on one port (SO_REUSEPORT), and the kernel spreads the connections over them.
+        """
+        self._web = _Server(self.handle, logger=self._logger, metrics=self._metrics)
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._web, host, port, reuse_port=True, backlog=BACKLOG)
+        name = self._listener.sockets[0].getsockname()
+        return name[0], name[1]
+
+    async def stop(self, timeout: float) -> None:
+        """Stop listening, close idle connections, and give requests under way `timeout` seconds to be answered."""
+        self.is_draining = True
+        if self._listener is not None:
+            self._listener.close()
+        if self._web is not None:
+            self._web.pre_shutdown()
+            await self._web.shutdown(timeout)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, count it, and log it in one line. Raises nothing but what aiohttp is to handle."""
+        began = perf_counter()
+        path, _, query = request.raw_path.partition("?")
+        if not path.startswith("/"):  # the absolute form, RFC 9112 §3.2.2
+            path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+        endpoint = self._endpoint(path)
+        if endpoint is None and path == "/healthz":
+            return self._health(request)
+        line: dict[str, Any] = {"source": endpoint.name if endpoint else NO_NAME, "status": 500}
+        try:
+            response = await self._receive(request, endpoint, path, query, line)
+            line["status"] = response.status
+        except RefusedError as refusal:
+            line["status"], line["reason"] = refusal.status, refusal.reason
+            response = _problem(refusal)
+        finally:
+            self._finished(line, perf_counter() - began)
+        return response
+
+    async def _receive(
+        self, request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, line: dict[str, Any]
+    ) -> web.Response:
+        if endpoint is None:
+            raise RefusedError(404, "unknown_source", "no source has this path")
+        if request.method != "POST":
+            raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
+        if self.is_draining:
+            raise RefusedError(503, "draining", "this process is about to stop")
+        headers = request.raw_headers
+        head_bytes = len(query)
+        for name, value in headers:
+            head_bytes += len(name) + len(value)
+        if head_bytes > self._limits.head_bytes:
+            limit = self._limits.head_bytes
+            raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
+
+        body = await self._read(request, self._body_limit - head_bytes)
+        # Invariant: what `_read` has added to `_in_flight` is taken off here, once.
+        try:
+            line["bytes"] = len(body)
+            sent = Request(method="POST", path=path, query=query, headers=headers, body=body)
+            verifier = endpoint.source.verifier
+            verifier.verify(sent, now=self._clock())
+            if (answer := verifier.handshake(sent)) is not None:
+                line["handshake"] = True
+                content_type = {"Content-Type": answer.content_type}
+                return web.Response(status=answer.status, body=answer.body, headers=content_type)
+            event = endpoint.event(sent, received_at=self._clock())
+            line["event_id"], line["type"] = event.id, event.type
+            await self._append(endpoint, event)
+        finally:
+            self._in_flight -= len(body)
+        return web.Response(
+            status=202,
+            body=b'{"id":"%b"}' % event.id.encode(),
+            headers={"Content-Type": "application/json", "gateway-event-id": event.id},
+        )
+
+    async def _read(self, request: web.BaseRequest, limit: int) -> bytes:
+        """Return the body, which is then counted in `_in_flight`."""
+        stream = request.content
+        try:
+            if stream.is_eof():
+                body = stream.read_nowait()
+                self._hold(len(body), 0, limit)
+                return body
+            if (request.content_length or 0) > limit:
+                raise _too_large(limit)
+            if "Expect" in request.headers:
+                await _ask_to_continue(request)
+            chunks: list[bytes] = []
+            size = 0
+            try:
+                async with asyncio.timeout(self._limits.body_seconds):
+                    while chunk := await stream.readany():
+                        self._hold(len(chunk), size, limit)
+                        size += len(chunk)
+                        chunks.append(chunk)
+            except BaseException:
+                self._in_flight -= size
+                raise
+            return b"".join(chunks)
+        except TimeoutError:
+            seconds = self._limits.body_seconds
+            raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
+        except web.RequestPayloadError as error:
+            raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
+        except (ConnectionError, RuntimeError) as error:
+            # aiohttp says "Connection closed." by a RuntimeError. Nobody will read the answer.
+            raise RefusedError(499, "disconnected", "the sender went away") from error
+
+    def _hold(self, more: int, held: int, limit: int) -> None:
+        if held + more > limit:
+            raise _too_large(limit)
+        if self._in_flight + more > self._limits.in_flight_bytes:
+            raise RefusedError(503, "overloaded", "too much is under way")
+        self._in_flight += more
+
+    async def _append(self, endpoint: "_Endpoint", event: Event) -> None:
+        began = perf_counter()
+        try:
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+        except LogUnavailableError as error:
+            raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
+        except RecordTooLargeError as error:
+            raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
+        self._metrics.append_duration.observe(perf_counter() - began)
+        self._metrics.events.labels(endpoint.name).inc()
+
+    def _endpoint(self, path: str) -> "_Endpoint | None":
+        rules = self._rules()
+        if rules is not self._known:
+            sources = rules.sources.values()
+            self._endpoints = {source.path: _Endpoint(source, self._topics) for source in sources}
+            self._known = rules
+        return self._endpoints.get(path)
+
+    def _health(self, request: web.BaseRequest) -> web.Response:
+        # Not logged: a load balancer asks every few seconds.
+        if request.method not in {"GET", "HEAD"}:
+            refusal = RefusedError(405, "method_not_allowed", f"expected GET, got {request.method[:20]}")
+            response = _problem(refusal, allow="GET, HEAD")
+        elif self.is_draining:
+            response = _problem(RefusedError(503, "draining", "this process is about to stop"))
+        else:
+            response = web.Response(body=b"ok\n", content_type="text/plain")
+        self._metrics.requests.labels(NO_NAME, str(response.status)).inc()
+        return response
+
+    def _finished(self, line: dict[str, Any], seconds: float) -> None:
+        source = line["source"]
+        self._metrics.requests.labels(source, str(line["status"])).inc()
+        self._metrics.request_duration.labels(source).observe(seconds)
+        if "reason" in line:
+            self._metrics.rejected.labels(source, line["reason"]).inc()
+        self._logger.info("request_finished", **line, seconds=round(seconds, 6))
+
+
+class _Endpoint:
+    """A source with what is worked out once per version of the rules."""
+
+    __slots__ = ("_id", "_key", "_type", "name", "source", "topic")
+
+    def __init__(self, source: Source, topics: Topics) -> None:
+        self.name = source.name
+        self.source = source
+        self.topic = source.topic or topics.events(source.name)
+        self._id = _Field("id", source.id, source.verifier.id)
+        self._type = _Field("type", source.type, source.verifier.type)
+        self._key = _Field("key", source.key, None)
+
+    def event(self, request: Request, *, received_at: float) -> Event:
+        """Make the event of a verified request. Raises RefusedError where its identity, type or key can't be told."""
+        verifier = self.source.verifier
+        secret = verifier.credential_headers
+        headers = tuple([pair for pair in request.headers if pair[0].lower() not in secret])
+        query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
+        view = View(source=self.name, headers=headers, query=query, body=request.body)
+        identity = self._id.read(view) or _idempotency_key(headers)
+        try:
+            type_ = self._type.read(view)
+        except RefusedError:
+            # A scheme's default is a guess; an event that has another shape is an event all the same.
+            if self._type.is_own:
+                raise
+            type_ = None
+        return Event(
+            id=event_id(self.name, identity),
+            source=self.name,
+            type=type_ or FALLBACK_TYPE,
+            key=self._key.read(view),
+            received_at=received_at,
+            headers=headers,
+            query=query,
+            body=request.body,
+        )
+
+
+class _Server(web.Server):
+    """Makes connections that are quiet about bad requests."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        *,
+        logger: FilteringBoundLogger,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(handler)
+        self.logger = logger
+        self.metrics = metrics
+
+    @override
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop())
+
+
+class _Connection(web.RequestHandler):
+    """A connection whose errors are problems (RFC 9457), and lines of our log."""
+
+    __slots__ = ("_log", "_metrics")
+
+    def __init__(self, server: _Server, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off; the annotation forgets that
+            auto_decompress=False,
+            keepalive_timeout=KEEP_ALIVE,
+            lingering_time=LINGER,
+            max_field_size=MAX_LINE,
+            max_line_size=MAX_LINE,
+        )
+        self._log = server.logger
+        self._metrics = server.metrics
+
+    @override
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what never became a request (400), and what a bug of ours has stopped (500)."""
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            # Anybody on the internet can cause these: a counter is enough.
+            self._log.debug("request_malformed", error=type(exc).__name__)
+            self._metrics.requests.labels(NO_NAME, str(status)).inc()
+            self._metrics.rejected.labels(NO_NAME, "malformed_request").inc()
+            refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
+        else:
+            self._log.error("request_failed", exc_info=exc)  # counted and logged as a request already
+            refusal = RefusedError(status, "bug", "the gateway failed; the event wasn't stored")
+        response = _problem(refusal)
+        response.force_close()
+        return response
+
+
+def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
+    """Render a refusal by RFC 9457, with the headers that its status asks for."""
+    status = HTTPStatus(refusal.status) if refusal.status in _KNOWN else None
+    problem = {
+        "type": "about:blank",
+        "title": status.phrase if status else "Client Closed Request",
+        "status": refusal.status,
+        "detail": refusal.detail,
+    }
+    headers = {"Content-Type": "application/problem+json"}
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = allow
+    elif status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER)
+    response = web.Response(status=refusal.status, body=orjson.dumps(problem), headers=headers)
+    if status is HTTPStatus.REQUEST_TIMEOUT or refusal.reason == "draining":
+        response.force_close()
+    return response
+
+
+_KNOWN = frozenset(HTTPStatus)
+
+
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+
+
+async def _ask_to_continue(request: web.BaseRequest) -> None:
+    """Let a sender go on that waits for it (RFC 9110 §10.1.1): curl does with a large body, and so do some SDKs."""
+    if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # As aiohttp's own applications do: what follows is still the start of the answer.
+        request.writer.output_size = 0
+
+
+class _Field:
+    """Something of an event that an expression tells; `is_own` if the source names it, not its scheme."""
+
+    __slots__ = ("_expression", "_name", "_reads_body", "is_own")
+
+    def __init__(self, name: str, own: Expression | None, default: str | None) -> None:
+        self.is_own = own is not None
+        self._name = name
+        self._expression = own or (None if default is None else Expression(default))
+        self._reads_body = self._expression is not None and self._expression.reads_body
+
+    def read(self, view: View) -> str | None:
+        if self._expression is None:
+            return None
+        if self._reads_body and not view.has_body:
+            raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
+        try:
+            text = self._expression.as_text(view)
+        except ExpressionError as error:
+            raise RefusedError(400, "expression_error", f"{self._name}: {error}") from error
+        if text is not None and len(text) > MAX_FIELD:
+            expected = f"expected at most {MAX_FIELD} characters, got {len(text)}"
+            raise RefusedError(400, "expression_error", f"{self._name}: {expected}")
+        return text
+
+
+def _idempotency_key(headers: Headers) -> str | None:
+    """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/."""
+    for name, value in headers:
+        if len(name) == len(b"idempotency-key") and name.lower() == b"idempotency-key":
+            return value.decode("utf-8", "surrogateescape") or None
+    return None
+
+
+def _without(query: str, names: frozenset[str]) -> str:
+    """Leave out parameters, and every other byte as it was."""
+    return "&".join([part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names])

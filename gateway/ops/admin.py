@@ -1,0 +1,67 @@
+"""The admin address: what Prometheus and Kubernetes ask a process. Never to be reached from outside."""
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from gateway.log.base import Log
+from gateway.model import LogUnavailableError
+from gateway.telemetry.metrics import Metrics, exposition
+
+PING_TIMEOUT = 2.0  # Kubernetes' probes give up after a second or a few; a hanging log is an answer, too.
+
+
+def admin_application(
+    *,
+    registry: CollectorRegistry,
+    metrics: Metrics,
+    log: Log,
+    has_rules: Callable[[], bool],
+    is_draining: Callable[[], bool],
+    ping_timeout: float = PING_TIMEOUT,
+) -> web.Application:
+    """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`.
+
+    `/livez` answers as long as the event loop turns. `/readyz` is 503 until the log answers and the rules are loaded,
+    and while draining, and says why; asking also refreshes `gateway_log_up`.
+    """
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        # A thread, since a thousand routes take tens of milliseconds to render.
+        text, content_type = await asyncio.to_thread(exposition, registry)
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def show_livez(_: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def show_readyz(_: web.Request) -> web.Response:
+        reasons = []
+        if is_draining():
+            reasons.append("draining")
+        if not has_rules():
+            reasons.append("rules: not loaded")
+        if problem := await _log_problem(log, ping_timeout):
+            reasons.append(f"log: {problem}")
+        metrics.log_up.set(0 if problem else 1)
+        answer = {"ready": not reasons, "reasons": reasons}
+        return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
+
+    application = web.Application()
+    application.router.add_get("/metrics", show_metrics)
+    application.router.add_get("/livez", show_livez)
+    application.router.add_get("/readyz", show_readyz)
+    return application
+
+
+async def _log_problem(log: Log, timeout: float) -> str | None:
+    try:
+        async with asyncio.timeout(timeout):
+            await log.ping()
+    except TimeoutError:
+        return f"no answer within {timeout:g} s"
+    except LogUnavailableError as error:
+        return str(error)
+    return None

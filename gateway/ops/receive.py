@@ -1,0 +1,134 @@
+"""A receiver for trying things out, behind `gateway receive`: it shows, verifies, and fails on demand."""
+
+import asyncio
+import hmac
+import time
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import orjson
+from aiohttp import web
+from rich.text import Text
+
+TOLERANCE = 300.0  # Seconds; what the libraries of Standard Webhooks use.
+MAX_BODY = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A request as it came. The texts are from the gateway's headers, None where it isn't from one.
+
+    `is_verified` is None where there is no secret to verify by. `size` is of the body, in bytes.
+    """
+
+    at: float
+    path: str
+    route: str | None
+    event: str | None
+    delivery: str | None
+    attempt: int | None
+    is_verified: bool | None
+    size: int
+    answer: int
+
+    def as_json(self) -> bytes:
+        """Return one line, without its end."""
+        return orjson.dumps(asdict(self))
+
+    def as_text(self) -> Text:
+        """Return one line for a terminal."""
+        mark, colour = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}[self.is_verified]
+        clock = time.strftime("%H:%M:%S", time.localtime(self.at)) + f".{int(self.at % 1 * 1000):03d}"
+        return Text.assemble(
+            (f"{clock}  ", "dim"),
+            (f"{self.answer} ", "green" if self.answer < 300 else "red"),  # noqa: PLR2004 - above are the failures
+            (f"{mark}  ", colour),
+            (f"{self.route or self.path:<24} ", "bold"),
+            f"attempt {self.attempt or '–'}  {self.size:>8,} B  ",
+            (self.event or "", "dim"),
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+
+
+class Receiver:
+    """Answers every request by the next of the statuses in `respond`, the last of which repeats, after `delay` seconds.
+
+    `secrets` are Standard Webhooks' (decoded); `report` is called before the answer goes out. Port 0 takes a free one,
+    which `port` tells after the start. A context manager, or `start` and `close`. Raises OSError for a port in use.
+    """
+
+    def __init__(
+        self,
+        *,
+        report: Callable[[Received], None],
+        port: int = 0,
+        respond: Sequence[int] = (200,),
+        delay: float = 0.0,
+        secrets: Sequence[bytes] = (),
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.port = port
+        self._report = report
+        self._answers = list(reversed(respond))
+        self._delay = delay
+        self._secrets = secrets
+        self._host = host
+        self._runner = web.ServerRunner(web.Server(self._receive, auto_decompress=False), shutdown_timeout=1.0)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._host}:{self.port}/"
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _receive(self, request: web.BaseRequest) -> web.Response:
+        at = time.time()
+        body = await request.clone(client_max_size=MAX_BODY).read()
+        answer = self._answers.pop() if len(self._answers) > 1 else self._answers[0]
+        attempt = request.headers.get("gateway-attempt", "")
+        self._report(
+            Received(
+                at=at,
+                path=request.path,
+                route=request.headers.get("gateway-route"),
+                event=request.headers.get("gateway-event-id"),
+                delivery=request.headers.get("gateway-delivery-id"),
+                attempt=int(attempt) if attempt.isdecimal() else None,
+                is_verified=self._is_verified(request, body, now=at) if self._secrets else None,
+                size=len(body),
+                answer=answer,
+            )
+        )
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        return web.Response(status=answer)
+
+    def _is_verified(self, request: web.BaseRequest, body: bytes, *, now: float) -> bool:
+        """Verify as a receiver should: by Standard Webhooks, any of our secrets against any of the signatures.
+
+        https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+        """
+        identity = request.headers.get("webhook-id", "")
+        timestamp = request.headers.get("webhook-timestamp", "")
+        if not timestamp.isdecimal() or abs(now - int(timestamp)) > TOLERANCE:
+            return False
+        signed = f"{identity}.{timestamp}.".encode("utf-8", "surrogateescape") + body
+        expected = [b"v1," + b64encode(hmac.digest(secret, signed, "sha256")) for secret in self._secrets]
+        given = request.headers.get("webhook-signature", "").encode("utf-8", "surrogateescape").split(b" ")
+        return any([hmac.compare_digest(one, other) for one in expected for other in given])

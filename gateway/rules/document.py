@@ -1,0 +1,271 @@
+"""A YAML file as values that know where they stand.
+
+YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) instead of PyYAML's own resolver, a
+1.1 one: `on`, `no` and `12:30` are texts, `1e3` and `0o17` are numbers, `<<` is no merge.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from typing_extensions import override
+
+try:
+    from yaml import CSafeLoader as _Base
+except ImportError:  # PyYAML was built without libyaml: the same, ten times slower
+    from yaml import SafeLoader as _Base  # type: ignore[assignment] # the stubs don't relate the two loaders
+
+MAX_VALUES = 1_000_000  # In one file, aliases expanded; 10,000 routes are some 300,000.
+MAX_DEPTH = 64  # Ends cycles of aliases too.
+INTEGERS = range(-(2**63), 2**64)  # What JSON and CEL can carry.
+
+_TAG = "tag:yaml.org,2002:"
+
+
+def _integer(text: str) -> int:
+    digits = len(str(INTEGERS.stop)) + 1
+    number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= digits else INTEGERS.stop
+    if number not in INTEGERS:
+        raise ValueError(f"expected an integer of at most 64 bits, got {text[:60]}")
+    return number
+
+
+def _float(text: str) -> float:
+    number = float(text) if text[-1] in "0123456789." else math.inf  # the rest is .inf and .nan
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {text[:60]}")
+    return number
+
+
+_CORE: Mapping[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
+    "null": (re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""], lambda _: None),
+    "bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"), lambda text: text[0] in "tT"),
+    "int": (re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"), list("-+0123456789"), _integer),
+    "float": (
+        re.compile(
+            r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+        ),
+        list("-+.0123456789"),
+        _float,
+    ),
+}
+"""The scalars of the core schema but texts: how one is written, what it starts with, how it is read."""
+
+
+Severity = Literal["error", "warning"]
+Code = Literal[
+    "document",  # the file can't be read, or isn't YAML as it is read here
+    "value",  # expected, got
+    "unknown_key",
+    "missing_key",
+    "unsupported",  # a key that this version doesn't have
+    "unknown_name",  # no such source or destination
+    "duplicate",
+    "expression",  # CEL
+    "include",
+    "unresolved",  # an environment variable or a file that isn't there
+    "unverified",  # warning: scheme none
+    "unused",  # warning: no route takes it
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Problem:
+    """Something about a rule file that isn't right. Line and column count from 1; 0 means the file as a whole."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    code: Code = field(compare=False)
+    severity: Severity = field(compare=False, default="error")
+
+    @override
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return ": ".join(filter(None, (where, self.path, self.message)))
+
+
+class Node:
+    """A value and its place: `line` and `column` count from 1, `key_place` is where its key stands, if it has one.
+
+    `value` is None, a bool, int, float or str, or a list or a dict of nodes. `path` is such as `routes[2].retry`. What
+    an alias brought in has the path of its use and the place of its writing. A broken one is reported already.
+    """
+
+    __slots__ = ("column", "file", "has_text_key", "is_broken", "key_place", "line", "path", "value")
+
+    def __init__(self, *, file: str, path: str, line: int, column: int) -> None:
+        self.file = file
+        self.path = path
+        self.line = line
+        self.column = column
+        self.key_place = (line, column)
+        self.has_text_key = True
+        self.is_broken = False
+        self.value: Any = None
+
+    def child(self, step: str | int) -> "Node | None":
+        """Return what stands under a key or at an index, if anything does."""
+        found: Node | None = None
+        if isinstance(self.value, dict):
+            found = self.value.get(str(step))
+        elif isinstance(self.value, list) and isinstance(step, int) and 0 <= step < len(self.value):
+            found = self.value[step]
+        return found
+
+    def problem(self, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False) -> Problem:
+        """Say what isn't right here."""
+        line, column = self.key_place if at_key else (self.line, self.column)
+        return Problem(
+            file=self.file, line=line, column=column, path=self.path, message=message, code=code, severity=severity
+        )
+
+
+def read_document(path: Path, problems: list[Problem]) -> Node | None:
+    """Read the one document of a file, adding to the problems; None when nothing of it can be read."""
+    file = str(path)
+    try:
+        return _Builder(file, problems).build(_compose(_decode(path)), "", 0)
+    except _UnreadableError as error:
+        place = Node(file=file, path="", line=error.line, column=error.column)
+        problems.append(place.problem("document", error.message))
+        return None
+
+
+def scalar(text: str) -> Any:  # noqa: ANN401 # any scalar of YAML
+    """Read an unquoted text as YAML would. Raises ValueError where JSON has no such number."""
+    for pattern, _, read in _CORE.values():
+        if pattern.match(text):
+            return read(text)
+    return text
+
+
+class _Loader(_Base):
+    """PyYAML's composer with the core schema's resolver; it composes only, and constructs nothing."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # how PyYAML has it; empty, so as to inherit none
+
+
+for _name, (_pattern, _first, _) in _CORE.items():
+    _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
+
+
+class _UnreadableError(Exception):
+    def __init__(self, line: int, column: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+        self.message = message
+
+
+def _decode(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _UnreadableError(0, 0, f"expected a file that can be read, got {reason_of(error)}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode()
+        raise _unreadable_after(before, f"expected UTF-8, got the byte 0x{content[error.start]:02x}") from error
+    if forbidden := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        raise _unreadable_after(text[: forbidden.start()], f"expected text, got the character {forbidden[0]!a}")
+    return text
+
+
+def _unreadable_after(before: str, message: str) -> _UnreadableError:
+    return _UnreadableError(before.count("\n") + 1, len(before) - before.rfind("\n"), message)
+
+
+def _compose(text: str) -> yaml.Node:
+    try:
+        root = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        if error.problem == "but found another document":
+            raise _UnreadableError(line, column, "expected one document, got another after it") from error
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        raise _UnreadableError(line, column, f"expected YAML, got a syntax error: {reason}") from error
+    if root is None:
+        raise _UnreadableError(1, 1, "expected a mapping, got an empty file")
+    return root
+
+
+class _Builder:
+    """Turns PyYAML's nodes into ours; an alias becomes a copy, so that each use has its path."""
+
+    def __init__(self, file: str, problems: list[Problem]) -> None:
+        self.file = file
+        self.problems = problems
+        self.count = 0
+
+    def build(self, source: yaml.Node, path: str, depth: int) -> Node:
+        line, column = _place(source)
+        node = Node(file=self.file, path=path, line=line, column=column)
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise _UnreadableError(line, column, f"expected at most {MAX_VALUES} values, aliases included, got more")
+        if depth > MAX_DEPTH:
+            raise _UnreadableError(line, column, f"expected at most {MAX_DEPTH} levels, got more")
+        tag = source.tag.removeprefix(_TAG)
+        if isinstance(source, yaml.SequenceNode) and tag == "seq":
+            node.value = [self.build(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(source.value)]
+        elif isinstance(source, yaml.MappingNode) and tag == "map":
+            node.value = self.mapping(source, path, depth)
+        elif isinstance(source, yaml.ScalarNode) and tag == "str":
+            node.value = source.value
+        elif isinstance(source, yaml.ScalarNode) and tag in _CORE:
+            self.scalar(node, source.value, tag)
+        else:
+            self.refuse(node, f"expected no tag but YAML's own, got {source.tag!r}")
+        return node
+
+    def mapping(self, source: yaml.MappingNode, path: str, depth: int) -> dict[str, Node]:
+        children: dict[str, Node] = {}
+        for key, item in source.value:
+            line, column = _place(key)
+            place = Node(file=self.file, path=path, line=line, column=column)
+            if not isinstance(key, yaml.ScalarNode):
+                self.refuse(place, "expected a text as a key, got a list or a mapping")
+                continue
+            name = key.value
+            if name == "<<" and not key.style:
+                self.refuse(place, "expected a key, got a merge (<<), which YAML 1.2 doesn't have")
+            elif first := children.get(name):
+                self.refuse(place, f"expected each key once, got {name!r} again, first on line {first.key_place[0]}")
+            else:
+                child = children[name] = self.build(item, f"{path}.{name}" if path else name, depth + 1)
+                child.key_place = (line, column)
+                child.has_text_key = key.tag == _TAG + "str"
+        return children
+
+    def scalar(self, node: Node, text: str, tag: str) -> None:
+        pattern, _, read = _CORE[tag]
+        if not pattern.match(text):
+            return self.refuse(node, f"expected what the tag !!{tag} says, got {text[:60]!r}")
+        try:
+            node.value = read(text)
+        except ValueError as error:
+            return self.refuse(node, str(error))
+
+    def refuse(self, node: Node, message: str) -> None:
+        node.is_broken = True
+        self.problems.append(node.problem("document", message))
+
+
+def reason_of(error: OSError) -> str:
+    """Return why a file can't be read."""
+    return (error.strerror or str(error)).lower()
+
+
+def _place(source: yaml.Node) -> tuple[int, int]:
+    mark = source.start_mark
+    return mark.line + 1, mark.column + 1

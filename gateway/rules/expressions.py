@@ -1,0 +1,728 @@
+"""Expressions over an event, in CEL (https://github.com/google/cel-spec): identity, conditions, bodies.
+
+The only user of the CEL library. An expression sees these variables, whose values are JSON's:
+
+    body      the parsed body; form fields for a form; nothing for an empty body or one that can't be parsed
+    headers   name, in lower case → the first value
+    query     name → the first value
+    source    the source's name
+    id, type, key   what identifies, classifies and orders the event; empty or null before they are known
+
+A *missing field* is one that the event doesn't have, a step into null or another scalar included. Null is a value.
+"""
+
+import base64
+import difflib
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Final, NamedTuple, Self
+from urllib.parse import parse_qsl
+
+import cel
+import orjson
+
+from gateway.model import Event, ExpressionError, Headers, MissingFieldError
+
+MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
+MAX_NESTING = 3  # macros inside macros
+MAX_COST = 2_500_000  # steps of about 0.1 µs: a quarter of a second in which nothing else of the worker runs.
+LONG_TEXT = 1024  # characters from which a copy costs as much as a step
+MAX_INFLATED = 8 << 20  # bytes
+MAX_FORM_FIELDS = 10_000
+MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
+MAX_CONTEXTS = 8  # An event whose expressions see more different parts of it gets one context with everything.
+
+ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
+
+
+class Absent(Enum):
+    """The type of `ABSENT`, which stands for a field that isn't there."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Final = Absent.ABSENT
+_UNREAD: Final = object()
+
+
+class Step(NamedTuple):
+    """One step into a value: `key` enters a mapping, `position` a list; None and -1 enter nothing."""
+
+    key: str | None
+    position: int
+
+
+class View:
+    """What expressions and conditions see of an event, read lazily and once. Values are shared: don't change them."""
+
+    __slots__ = (
+        "_body",
+        "_contexts",
+        "_headers",
+        "_query",
+        "_raw_body",
+        "_raw_headers",
+        "_raw_query",
+        "id",
+        "key",
+        "source",
+        "type",
+    )
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        headers: Headers,
+        query: str,
+        body: bytes,
+        id: str = "",  # noqa: A002 - the expressions' own word
+        type: str = "",  # noqa: A002 - the expressions' own word
+        key: str | None = None,
+    ) -> None:
+        self.source = source
+        self.id = _readable(id)
+        self.type = _readable(type)
+        self.key = None if key is None else _readable(key)
+        self._raw_headers = headers
+        self._raw_query = query
+        self._raw_body = body
+        self._headers: dict[str, str] | None = None
+        self._query: dict[str, str] | None = None
+        self._body: object = _UNREAD
+        self._contexts: dict[frozenset[str], cel.Context] = {}
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls(
+            source=event.source,
+            headers=event.headers,
+            query=event.query,
+            body=event.body,
+            id=event.id,
+            type=event.type,
+            key=event.key,
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Lower-case name → first value; bytes that aren't UTF-8 are replaced."""
+        if self._headers is None:
+            self._headers = {
+                name.lower().decode("utf-8", "replace"): value.decode("utf-8", "replace")
+                for name, value in reversed(self._raw_headers)
+            }
+        return self._headers
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Name → first value, blank ones included, percent-decoded."""
+        if self._query is None:
+            self._query = _first_values(_readable(self._raw_query))
+        return self._query
+
+    @property
+    def body(self) -> object:
+        """The parsed body, or ABSENT when it is empty, neither JSON nor a form, or inflates to more than 8 MiB."""
+        if self._body is _UNREAD:
+            self._body = _parse(self._raw_body, self.headers)
+        return self._body
+
+    @property
+    def has_body(self) -> bool:
+        """Tell whether there is a parsed body; without one each `body` path is a missing field."""
+        return self.body is not ABSENT
+
+    def get(self, root: str, steps: Sequence[Step]) -> object:
+        """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT when it isn't there."""
+        value: object = getattr(self, root)
+        for key, position in steps:
+            if type(value) is dict:
+                value = value.get(key, ABSENT)
+            elif type(value) is list and 0 <= position < len(value):
+                value = value[position]
+            else:
+                return ABSENT
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A compiled CEL expression.
+
+    Raises ExpressionError, in one line with the character it is about, for a syntax error, an unknown name or function,
+    a header name that isn't in lower case, macros nested deeper than 3, and a text longer than 4,096 characters.
+
+    A plain path (`body.a[0].b`, `headers['x-event']`, `type`) is followed without CEL, to the same end. For the rest
+    the event's data is handed to CEL, which is what costs: only those parts of it that the expression names.
+    """
+
+    text: str
+    _program: cel.Program = field(init=False, compare=False, repr=False)
+    _analysis: "_Analysis" = field(init=False, compare=False, repr=False)
+    _path: "_Path | None" = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_TEXT:
+            raise ExpressionError(f"expected at most {MAX_TEXT} characters, got {len(self.text)}")
+        object.__setattr__(self, "_program", _compile(self.text))
+        analysis = _Scan(self.text).analysis()
+        object.__setattr__(self, "_analysis", analysis)
+        object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
+
+    @property
+    def reads_body(self) -> bool:
+        return any(path.root == "body" for path in self._analysis.paths)
+
+    def evaluate(self, view: View) -> object:
+        """Return the value, as JSON has it: a time is an RFC 3339 text, a duration `1.5s`, bytes are base64.
+
+        Raises MissingFieldError for a field that isn't there, ExpressionError for any other failure: operands that
+        don't go together, an overflow, macros over more data than a quarter of a second allows.
+        """
+        path = self._path
+        if path is None:
+            return self._execute(view)
+        value = view.get(path.root, path.steps)
+        if value is ABSENT:
+            raise MissingFieldError(f"{path.text} isn't there")
+        return value
+
+    def is_true(self, view: View) -> bool:
+        """Tell whether a condition holds; it doesn't where a field is missing. Raises ExpressionError."""
+        try:
+            value = self.evaluate(view)
+        except MissingFieldError:
+            return False
+        if isinstance(value, bool):
+            return value
+        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_shortened(_as_text(value))}")
+
+    def as_text(self, view: View) -> str | None:
+        """Return the value as an id, a type or a key: a text as it is, a number or boolean as JSON, nothing as None.
+
+        Nothing is null, an empty text, and a missing field. Raises ExpressionError for a list or mapping.
+        """
+        try:
+            value = self.evaluate(view)
+        except MissingFieldError:
+            return None
+        if isinstance(value, str):
+            return value or None
+        if isinstance(value, dict | list):
+            raise ExpressionError(
+                f"{_shortened(self.text)}: expected a text or number, got {_shortened(_as_text(value))}"
+            )
+        return None if value is None else _as_text(value)
+
+    def _execute(self, view: View) -> object:
+        if self._analysis.has_macros:
+            self._check_cost(view)
+        try:
+            return _as_json(self._program.execute(self._context(view)))
+        except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
+            raise self._translated(error, view) from error
+
+    def _context(self, view: View) -> cel.Context:
+        """Return what CEL sees: the parts of the event that this expression names (about 25 µs per kB of them)."""
+        contexts = view._contexts  # noqa: SLF001 - the cache lives as long as the view; what is in it is decided here
+        key, parts = self._analysis.key, self._analysis.parts
+        if key not in contexts and len(contexts) >= MAX_CONTEXTS:
+            key, parts = frozenset(ROOTS), dict.fromkeys(ROOTS, _EVERYTHING)
+        context = contexts.get(key)
+        if context is None:
+            named = {root: _picked(getattr(view, root), wanted) for root, wanted in parts.items()}
+            context = contexts[key] = cel.Context({root: value for root, value in named.items() if value is not ABSENT})
+        return context
+
+    def _check_cost(self, view: View) -> None:
+        """Refuse macros over so much data that the worker would stand still; CEL can't be interrupted.
+
+        `map` and `filter` copy their result for each element, and naming a list or mapping copies it, as do long texts. So with n values
+        in all that are named, at most m of them side by side, and k such copies inside each other, n * m^k steps.
+        """
+        exponent = copies = int(self._analysis.copies)
+        total, longest = 0, 1
+        for path in self._analysis.paths:
+            value = view.get(path.root, path.steps)
+            if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_TEXT):
+                exponent = max(exponent, path.loops + copies)
+                size, width = _measured(value)
+                total += size
+                longest = max(longest, width)
+        if total * longest**exponent > MAX_COST:
+            raise ExpressionError(
+                f"{_shortened(self.text)}: too much to compute: {total} values, {longest} side by side"
+            )
+
+    def _translated(self, error: Exception, view: View) -> ExpressionError:
+        """Tell a missing field from other failures; CEL calls a step into null or a scalar a missing overload."""
+        missing: str | None = None
+        if isinstance(error, LookupError):
+            missing = self._missing(view) or _shortened(str(error.args[0]))
+        elif isinstance(error, TypeError) or not view.has_body:
+            missing = self._missing(view, breaks_off=True)
+        if missing is not None:
+            return MissingFieldError(f"{missing} isn't there")
+        return ExpressionError(f"{_shortened(self.text)}: {_reason(error)}")
+
+    def _missing(self, view: View, *, breaks_off: bool = False) -> str | None:
+        """Return the first path that isn't there, or of those only the first that steps into what has no fields."""
+        for path in self._analysis.paths:
+            if view.get(path.root, path.steps) is not ABSENT:
+                continue
+            depth = 0
+            while view.get(path.root, path.steps[:depth]) is not ABSENT:
+                depth += 1
+            parent = view.get(path.root, path.steps[: depth - 1]) if depth else ABSENT
+            has_fields = isinstance(parent, dict) or (isinstance(parent, list) and path.steps[depth - 1].key is None)
+            if not (breaks_off and has_fields):
+                return path.text
+        return None
+
+
+class TemplateError(ExpressionError):
+    """An expression inside a template can't be compiled; `path` leads to its text: keys and indexes."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A JSON-like value with `${{ CEL }}` inside its texts (mapping keys are taken as they are).
+
+    A text that is nothing but one expression becomes the expression's value, of whatever type; in any other, texts are
+    inserted as they are and other values as JSON. Raises TemplateError for the first expression that doesn't compile.
+    """
+
+    value: object
+    _compiled: object = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_compiled", _compiled(self.value, ()))
+
+    @property
+    def has_expressions(self) -> bool:
+        return self._compiled is not self.value
+
+    def render(self, view: View) -> object:
+        """Return the value with its expressions evaluated.
+
+        Raises ExpressionError, as MissingFieldError where a field isn't there: half a body is no body.
+        """
+        return _rendered(self._compiled, view) if self.has_expressions else self.value
+
+    def render_bytes(self, view: View) -> tuple[bytes, str | None]:
+        """Return the body to send and its content type: a text as UTF-8 and None, anything else as JSON.
+
+        What decides is the template: `"${{ body.text }}"` is a text, whatever it becomes.
+        Raises ExpressionError, also for more than 1 MiB.
+        """
+        rendered = self.render(view)
+        if isinstance(self.value, str):
+            content, content_type = _as_text(rendered).encode("utf-8", "replace"), None
+        else:
+            content, content_type = _dumps(rendered), "application/json"
+        if len(content) > MAX_RESULT:
+            raise ExpressionError(f"expected a body of at most {MAX_RESULT} bytes, got {len(content)}")
+        return content, content_type
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` with the nearest known name, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+# Reading an event
+
+
+def _readable(text: str) -> str:
+    """Replace the bytes that weren't UTF-8 (PEP 383 keeps them as lone surrogates), which CEL can't take."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _first_values(form: str, *, limit: int | None = None) -> dict[str, str]:
+    """Read `a=1&b=2`. Raises ValueError for more fields than the limit."""
+    return dict(reversed(parse_qsl(form, keep_blank_values=True, max_num_fields=limit)))
+
+
+def _parse(body: bytes, headers: Mapping[str, str]) -> object:
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        body = _inflated(body, coding)
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if media_type == "application/x-www-form-urlencoded" and body:
+            return _first_values(body.decode("utf-8", "replace"), limit=MAX_FORM_FIELDS)
+        return orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return ABSENT
+
+
+def _inflated(body: bytes, coding: str) -> bytes:
+    """Undo gzip or deflate (RFC 9110, 8.4.1), or return nothing: unknown, broken, cut short or too large."""
+    # Some senders mean raw deflate by "deflate", as RFC 9110 notes.
+    for wbits in {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding, ()):
+        inflater = zlib.decompressobj(wbits)
+        try:
+            inflated = inflater.decompress(body, MAX_INFLATED + 1)
+        except zlib.error:
+            continue
+        if inflater.eof and not inflater.unused_data and len(inflated) <= MAX_INFLATED:
+            return inflated
+    return b""
+
+
+# Templates
+
+
+class _Interpolated(NamedTuple):
+    """A text with expressions in it."""
+
+    pieces: tuple[str | Expression, ...]
+
+
+def _compiled(value: object, path: tuple[str | int, ...]) -> object:
+    """Put compiled expressions in place of texts; what has none is returned itself. Raises TemplateError."""
+    try:
+        match value:
+            case str():
+                pieces = _pieces(value)
+                return value if not pieces else pieces[0] if len(pieces) == 1 else _Interpolated(pieces)
+            case dict():
+                values = {key: _compiled(item, (*path, key)) for key, item in value.items()}
+                return value if all(values[key] is value[key] for key in value) else values
+            case list():
+                items = [_compiled(item, (*path, index)) for index, item in enumerate(value)]
+                return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+            case _:
+                _dumps(_as_json(value))
+                return value
+    except TemplateError:
+        raise
+    except (ExpressionError, ValueError) as error:
+        raise TemplateError(path, str(error)) from error
+
+
+def _pieces(text: str) -> tuple[str | Expression, ...]:
+    """Split a text at its expressions; empty when it has none."""
+    pieces: list[str | Expression] = []
+    at = 0
+    while (start := text.find("${{", at)) >= 0:
+        end = _end(text, start + 3)
+        if start > at:
+            pieces.append(text[at:start])
+        pieces.append(Expression(text[start + 3 : end].strip()))
+        at = end + 2
+    if at and at < len(text):
+        pieces.append(text[at:])
+    return tuple(pieces)
+
+
+def _end(text: str, start: int) -> int:
+    """Find the `}}` that ends an expression: none inside a text, and no brace that closes one of its own."""
+    depth = 0
+    for token in _tokens(text, start):
+        if token.text == "{":
+            depth += 1
+        elif token.text == "}" and depth:
+            depth -= 1
+        elif token.text == "}" and text.startswith("}}", token.start):
+            return token.start
+    raise ExpressionError(f"expected }}}} after ${{{{ at character {start - 2}, got the end of the text")
+
+
+def _rendered(compiled: object, view: View) -> object:
+    match compiled:
+        case Expression():
+            return compiled.evaluate(view)
+        case _Interpolated():
+            texts = [piece if isinstance(piece, str) else _as_text(piece.evaluate(view)) for piece in compiled.pieces]
+            if sum(map(len, texts)) > MAX_RESULT:
+                raise ExpressionError(f"expected a text of at most {MAX_RESULT} characters, got more")
+            return "".join(texts)
+        case dict():
+            return {key: _rendered(item, view) for key, item in compiled.items()}
+        case list():
+            return [_rendered(item, view) for item in compiled]
+        case _:
+            return compiled
+
+
+# Values
+
+
+def _as_json(value: object) -> object:
+    """Turn what CEL returns into JSON's types, as CEL's own mapping to JSON does."""
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    match value:
+        case list():
+            return [_as_json(item) for item in value]
+        case dict():
+            return {key if isinstance(key, str) else _as_text(key): _as_json(item) for key, item in value.items()}
+        case datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case timedelta():
+            return f"{value.total_seconds():g}s"
+        case bytes():
+            return base64.b64encode(value).decode()
+        case _:
+            raise ValueError(f"expected a JSON value, got {value}")
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else _dumps(value).decode()
+
+
+def _dumps(value: object) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise ExpressionError(f"expected a JSON value: {error}") from error
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - a line of a terminal
+
+
+def _measured(value: object) -> tuple[int, int]:
+    """Return how many values there are in all (256 characters count as one more), and the most side by side."""
+    total, longest = 0, 0
+    waiting = [value]
+    while waiting and total <= MAX_COST:
+        item = waiting.pop()
+        total += 1
+        if type(item) is dict or type(item) is list:
+            longest = max(longest, len(item))
+            waiting.extend(item.values() if type(item) is dict else item)
+        elif type(item) is str:
+            total += len(item) >> 8
+    return total, longest
+
+
+# A tree of mapping keys; an empty one stands for everything below.
+_Parts = dict[str, "_Parts"]
+_EVERYTHING: _Parts = {}
+
+
+def _picked(value: object, parts: _Parts) -> object:
+    if not parts or type(value) is not dict:
+        return value
+    return {key: _picked(value[key], below) for key, below in parts.items() if key in value}
+
+
+# Compiling
+
+
+def _compile(text: str) -> cel.Program:
+    try:
+        program = cel.compile(text)
+    except ValueError as error:
+        found = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", str(error)[len(text) :])
+        if found is None:
+            raise ExpressionError(f"syntax error: {_shortened(str(error))}") from error
+        line, column, reason = found.groups()
+        place = f"character {column}" if line == "1" else f"line {line}, character {column}"
+        reason = reason.partition(" expecting ")[0] if len(reason) > 80 else reason  # noqa: PLR2004 - one line
+        raise ExpressionError(f"syntax error at {place}: {reason}") from error
+    if rooted := [name for name in program.variables() if name.startswith(".")]:
+        raise ExpressionError(f"unknown name '{rooted[0]}'{did_you_mean(rooted[0], ROOTS)}")
+    return program
+
+
+def _reason(error: Exception) -> str:
+    """Cut the library's message to its first sentence."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    message = str(error)
+    # Names were checked when the expression was compiled, so this is about the types of the arguments.
+    if undefined := re.match("Undefined variable or function: '([^']*)'", message):
+        return f"{undefined[1]} isn't defined for such a value"
+    if message.startswith("No such overload"):
+        return "an operand has the wrong type"
+    message = re.split(r"\. |\.$|: the operation is| CEL does not", message, maxsplit=1)[0]
+    return _shortened(message[:1].lower() + message[1:])
+
+
+_TOKEN = re.compile(
+    r"""
+    (?P<space>  \s+ | //[^\n]* )
+  | (?P<raw>    [bB]?[rR] (?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' ) )
+  | (?P<text>   [bB]? (?: \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3} ) )
+  | (?P<line>   [bB]? (?: "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' ) )
+  | (?P<name>   [A-Za-z_][A-Za-z0-9_]* )
+  | (?P<number> [0-9]+ (?:\.[0-9]+)? [A-Za-z0-9]* )
+  | (?P<sign>   . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_PLAIN_TEXT = re.compile(r"""(['"])([^\\'"]*)\1""")
+
+_WORDS = frozenset(
+    ("true", "false", "null", "in", "bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint")
+)
+_FUNCTIONS = frozenset(
+    ("bytes", "double", "duration", "dyn", "has", "int", "size", "string", "timestamp", "type", "uint")
+)
+_MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
+_COPYING_MACROS = frozenset(("exists_one", "existsOne", "filter", "map"))
+_METHODS = frozenset(
+    (
+        *("contains", "endsWith", "matches", "size", "startsWith"),
+        *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours"),
+        *("getMilliseconds", "getMinutes", "getMonth", "getSeconds"),
+    )
+)
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    start: int
+
+
+class _Path(NamedTuple):
+    """A path as far as it is written out, inside how many macros it stands, and the token after it."""
+
+    root: str
+    steps: tuple[Step, ...]
+    loops: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        return self.root + "".join(
+            f"[{position}]" if key is None else f".{key}" if key.isidentifier() else f"['{key}']"
+            for key, position in self.steps
+        )
+
+
+class _Analysis(NamedTuple):
+    """What can be told of an expression without its syntax tree, which the library doesn't give."""
+
+    paths: tuple[_Path, ...]
+    is_path: bool
+    has_macros: bool
+    copies: bool
+    parts: dict[str, _Parts]
+    key: frozenset[str]
+
+
+def _tokens(text: str, start: int = 0) -> Iterator[_Token]:
+    for found in _TOKEN.finditer(text, start):
+        if found.lastgroup != "space":
+            yield _Token(found.lastgroup or "", found.group(), found.start())
+
+
+class _Scan:
+    """Reads the names, paths and macros off an expression that parses. Raises ExpressionError for unknown names."""
+
+    def __init__(self, text: str) -> None:
+        self._tokens = [*_tokens(text), *[_Token("end", "", len(text))] * 4]
+        self._at = 0
+        self._brackets: list[str | None] = []  # those that are open, a macro's with its variable
+        self._paths: list[_Path] = []
+        self._macros: set[str] = set()
+
+    def analysis(self) -> "_Analysis":
+        before = ""
+        while (token := self._tokens[self._at]).kind != "end":
+            self._at += 1
+            if token.text in ("(", "[", "{"):
+                self._brackets.append(None)
+            elif token.text in (")", "]", "}"):
+                self._brackets.pop()
+            elif token.kind == "name":
+                self._name(token, is_member=before == ".", is_call=self._tokens[self._at].text == "(")
+            before = self._tokens[self._at - 1].text
+        parts: dict[str, _Parts] = {}
+        for path in self._paths:
+            _add_part(parts, path)
+        first = self._paths[0] if self._paths else None
+        return _Analysis(
+            paths=tuple(self._paths),
+            is_path=first is not None and first.end == self._at and self._tokens[0].text == first.root,
+            has_macros=bool(self._macros),
+            copies=not self._macros.isdisjoint(_COPYING_MACROS),
+            parts=parts,
+            key=frozenset(path.text for path in self._paths),
+        )
+
+    @property
+    def _loops(self) -> int:
+        return sum(variable is not None for variable in self._brackets)
+
+    def _name(self, token: _Token, *, is_member: bool, is_call: bool) -> None:
+        if is_member and token.text in _MACROS and self._tokens[self._at + 2].text == ",":
+            self._macro(token)
+        elif is_call:
+            known = _METHODS if is_member else _FUNCTIONS
+            if token.text not in known:
+                raise _at(token, f"unknown function '{token.text}'", did_you_mean(token.text, known | _MACROS))
+        elif is_member or token.text in _WORDS or token.text in self._brackets:
+            return
+        elif token.text in ROOTS:
+            self._path(token)
+        else:
+            raise _at(token, f"unknown name '{token.text}'", did_you_mean(token.text, ROOTS))
+
+    def _macro(self, token: _Token) -> None:
+        """Go behind `(x,`, where the macro's variable is known."""
+        variable = self._tokens[self._at + 1]
+        if variable.text in ROOTS:
+            raise _at(variable, f"expected a new name, got '{variable.text}'")
+        self._brackets.append(variable.text)
+        if self._loops > MAX_NESTING:
+            raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
+        self._macros.add(token.text)
+        self._at += 3
+
+    def _path(self, root: _Token) -> None:
+        """Read the steps `.a['b'][0]`, as far as they are written out."""
+        steps: list[Step] = []
+        while True:
+            sign, inner, end = self._tokens[self._at : self._at + 3]
+            if sign.text == "." and inner.kind == "name" and end.text != "(":
+                steps.append(Step(inner.text, -1))
+                self._at += 2
+            elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
+                steps.append(Step(literal[2], -1))
+                self._at += 3
+            elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
+                steps.append(Step(None, int(inner.text)))
+                self._at += 3
+            else:
+                break
+        if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
+            raise _at(root, f"expected a header's name in lower case, got '{name}'")
+        self._paths.append(_Path(root.text, tuple(steps), self._loops, self._at))
+
+
+def _add_part(parts: dict[str, _Parts], path: _Path) -> None:
+    below = parts
+    names = [path.root]
+    for step in path.steps:
+        if step.key is None:
+            break
+        names.append(step.key)
+    for name in names[:-1]:
+        if name in below and not below[name]:
+            return
+        below = below.setdefault(name, {})
+    below[names[-1]] = {}
+
+
+def _at(token: _Token, message: str, hint: str = "") -> ExpressionError:
+    return ExpressionError(f"{message} at character {token.start + 1}{hint}")

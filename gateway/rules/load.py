@@ -1,0 +1,276 @@
+"""From routes.yaml and the files that it includes to `Rules`, or to every problem with its place."""
+
+import gc
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gateway.model import RetryPolicy, RulesError
+from gateway.rules.document import Node, Problem, Severity, read_document
+from gateway.rules.expressions import did_you_mean
+from gateway.rules.reader import ABSENT, Read, Reader, Use
+from gateway.rules.rules import Destination, Egress, RequestTemplate, Route, Rules, Source
+from gateway.rules.schema import INCLUDED, ROOT, Record
+from gateway.rules.table import RouteTable
+from gateway.verify.schemes import SchemeError, Verifier, build_verifier
+
+
+class InvalidRulesError(RulesError):
+    """The rule files have problems: all of them, by file and place, warnings left out."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = True) -> Rules:
+    """Read a rule file, or raise InvalidRulesError with every problem of it and of what it includes.
+
+    References are resolved in `environ` (None: this process's). With `resolve=False` one that can't be is a warning,
+    and something stands in for its value. Reads files and takes up to seconds: not for the event loop.
+    """
+    rules, problems = check_rules(path, environ=environ, resolve=resolve)
+    if rules is None:
+        raise InvalidRulesError([problem for problem in problems if problem.severity == "error"] or problems)
+    return rules
+
+
+def check_rules(
+    path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = False
+) -> tuple[Rules | None, list[Problem]]:
+    """Return what `load_rules` does, and all problems, warnings included, by file and place.
+
+    There are no rules when there is an error, nor when they hang on an unresolved reference, as a route's name.
+    """
+    reader = Reader(os.environ if environ is None else environ, is_strict=resolve)
+    with _no_collection():
+        rules = _Assembly(reader, list(_read_files(reader, path, ROOT))).rules()
+    return rules, sorted(reader.problems)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector away: it finds nothing in a growing tree, and takes more than half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read_files(reader: Reader, path: Path, record: Record, above: tuple[Path, ...] = ()) -> Iterator[Read]:
+    """Read a file and, after it, what it includes; one that two others include is read once."""
+    reader.files[path] = None
+    root = read_document(path, reader.problems)
+    read = ABSENT if root is None else reader.read(root, record)
+    if read is ABSENT:
+        reader.has_gaps = True
+        return
+    yield read
+    above = (*above, path)
+    for use in read.values.get("include", ()):
+        for file in _find(reader, use, path.parent):
+            if file.resolve() in {other.resolve() for other in above}:
+                circle = " → ".join(map(str, (*above, file)))
+                message = f"expected files that don't include each other in a circle, got {circle}"
+                reader.report(use.node, "include", message)
+            elif file.resolve() not in {other.resolve() for other in reader.files}:
+                yield from _read_files(reader, file, INCLUDED, above)
+
+
+def _find(reader: Reader, use: Use, folder: Path) -> list[Path]:
+    # Path.glob takes no absolute pattern.
+    found = sorted(glob.glob(use.name, root_dir=folder, recursive=True))  # noqa: PTH207
+    if not found:
+        reader.has_gaps = True
+        severity: Severity = "warning" if glob.has_magic(use.name) else "error"
+        reader.report(use.node, "include", f"expected a file, got none at {use.name!r}", severity=severity)
+    return [folder / name for name in found]
+
+
+class _Assembly:
+    """Puts together what the files say: names that are unique and known, then the objects."""
+
+    def __init__(self, reader: Reader, files: Sequence[Read]) -> None:
+        self.reader = reader
+        self.files = files
+        self.is_complete = True
+        self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
+        """The names there are, those of a source or destination with problems included."""
+        self.sources: dict[str, Read] = {}
+        self.destinations: dict[str, Read] = {}
+        self.routes: dict[str, Read] = {}
+        self.places: dict[tuple[str, str], Node] = {}
+        self.egress = Egress()
+
+    def rules(self) -> Rules | None:
+        """Return the rules, unless something is wrong or missing; every problem is then the reader's."""
+        for file in self.files:
+            self._collect(file)
+        self._check_paths()
+        verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
+        for route in self.routes.values():
+            self._check_uses(route)
+        if self.reader.has_errors:
+            return None
+        self._warn_of_unused()
+        if not self.is_complete:
+            return None
+        routes = {name: _route(name, read) for name, read in self.routes.items()}
+        return Rules(
+            sources={
+                name: _source(name, read, verifier)
+                for name, read in self.sources.items()
+                if (verifier := verifiers[name])
+            },
+            destinations={name: _destination(name, read) for name, read in self.destinations.items()},
+            routes=routes,
+            egress=self.egress,
+            table=RouteTable(routes.values()),
+            files=tuple(self.reader.files),
+            warnings=tuple(map(str, sorted(self.reader.problems))),
+        )
+
+    def _collect(self, file: Read) -> None:
+        for what, names in self.written.items():
+            section = file.node.child(f"{what}s")
+            if section and isinstance(section.value, dict):
+                names.update(section.value)
+        for name, read in file.values.get("sources", {}).items():
+            self._add("source", self.sources, name, read, read.node, at_key=True)
+        for name, read in file.values.get("destinations", {}).items():
+            self._add("destination", self.destinations, name, read, read.node, at_key=True)
+        for read in file.values.get("routes", ()):
+            self._add_named("route", self.routes, read)
+            for destination in read.values.get("to", ()):
+                if isinstance(destination, Read):
+                    self._add_named("destination", self.destinations, destination)
+        if egress := file.values.get("egress"):
+            self.egress = Egress(
+                is_private_allowed=egress.values.get("private", "allow") == "allow",
+                allow=egress.values.get("allow", ()),
+            )
+
+    def _add_named(self, what: str, into: dict[str, Read], read: Read) -> None:
+        if name := read.values.get("name"):
+            self._add(what, into, name, read, read.node.value["name"])
+        else:
+            self.is_complete = False
+
+    def _add(
+        self, what: str, into: dict[str, Read], name: str, read: Read, node: Node, *, at_key: bool = False
+    ) -> None:
+        self._claim(what, name, f"{what} {name!r}", node, at_key=at_key)
+        if what in self.written:
+            self.written[what].add(name)
+        into.setdefault(name, read)
+
+    def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
+        """Take a name or a path for a node; report it where another one has it."""
+        first = self.places.setdefault((what, name), node)
+        if first is not node:
+            line, column = first.key_place if at_key else (first.line, first.column)
+            place = f"{first.file}:{line}:{column}"
+            self.reader.report(
+                node, "duplicate", f"expected one {shown}, got another, the first is at {place}", at_key=at_key
+            )
+
+    def _check_paths(self) -> None:
+        for name, read in self.sources.items():
+            path = _path(name, read)
+            self._claim("path", path, f"source at {path}", read.node.child("path") or read.node)
+
+    def _verifier(self, name: str, read: Read) -> Verifier | None:
+        config = read.values.get("verify")
+        if config is None:
+            self.is_complete = False
+            return None
+        node = read.node.value["verify"]
+        try:
+            verifier = build_verifier(config, public_url=read.values.get("public_url"))
+        except SchemeError as error:
+            self.reader.locate(node, error.problems)
+            self.is_complete = False
+            return None
+        if verifier.scheme == "none":
+            message = f"expected a scheme that verifies, got none: whoever reaches {_path(name, read)} can send"
+            self.reader.report(node, "unverified", message, severity="warning")
+        return verifier
+
+    def _check_uses(self, route: Read) -> None:
+        for key, what in (("from", "source"), ("to", "destination")):
+            known = self.written[what]
+            uses = route.values.get(key, ())
+            if not uses:
+                self.is_complete = False
+            seen: set[str] = set()
+            for use in uses:
+                if not isinstance(use, Use):
+                    continue
+                if use.name in seen:
+                    self.reader.report(use.node, "duplicate", f"expected each {what} once, got {use.name!r} again")
+                elif use.name not in known and not self.reader.has_gaps:
+                    message = f"unknown {what} {use.name!r}{did_you_mean(use.name, known)}"
+                    self.reader.report(use.node, "unknown_name", message)
+                seen.add(use.name)
+
+    def _warn_of_unused(self) -> None:
+        used = {(key, name) for route in self.routes.values() for key in ("from", "to") for name in _names(route, key)}
+        for key, what, known in (("from", "takes from", self.sources), ("to", "delivers to", self.destinations)):
+            for name, read in known.items():
+                if (key, name) not in used:
+                    message = f"expected a route that {what} {name!r}, got none"
+                    self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
+
+
+def _source(name: str, read: Read, verifier: Verifier) -> Source:
+    expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
+    return Source(name=name, path=_path(name, read), verifier=verifier, topic=read.values.get("topic"), **expressions)
+
+
+def _destination(name: str, read: Read) -> Destination:
+    values = {key: value for key, value in read.values.items() if key in {"url", "timeout", "concurrency", "rate"}}
+    sign = read.values.get("sign")
+    return Destination(
+        name=name,
+        headers=tuple(read.values.get("headers", {}).items()),
+        sign=sign.values["secrets"] if sign else (),
+        **values,
+    )
+
+
+def _route(name: str, read: Read) -> Route:
+    request, retry = read.values.get("request"), read.values.get("retry")
+    return Route(
+        name=name,
+        sources=_names(read, "from"),
+        match=read.values.get("match"),
+        when=read.values.get("when"),
+        destinations=_names(read, "to"),
+        request=_request(request) if request else None,
+        retry=_retry(retry) if retry else RetryPolicy(),
+    )
+
+
+def _request(read: Read) -> RequestTemplate:
+    return RequestTemplate(headers=tuple(read.values.get("headers", {}).items()), body=read.values.get("body"))
+
+
+def _retry(read: Read) -> RetryPolicy:
+    values = dict(read.values)
+    # `max_age`, `max_attempts`, `schedule` and `jitter` are the policy's own words.
+    results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
+    return RetryPolicy(results=tuple(results), **values)
+
+
+def _names(route: Read, key: str) -> tuple[str, ...]:
+    uses = route.values.get(key, ())
+    return tuple([use.name if isinstance(use, Use) else use.values.get("name", "") for use in uses])
+
+
+def _path(name: str, source: Read) -> str:
+    return str(source.values.get("path", f"/in/{name}"))

@@ -1,0 +1,285 @@
+"""Holds a document against the schema: what it means, or every problem with its place. Resolves references."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+from gateway.model import ExpressionError
+from gateway.rules.document import Code, Node, Problem, Severity, reason_of, scalar
+from gateway.rules.expressions import did_you_mean
+from gateway.rules.schema import Kind, NameOr, Record, Scalar, Several, Table, Tree
+from gateway.rules.table import ConditionError
+
+MAX_SECRET = 1 << 20  # Bytes of a `${file:…}`.
+SHOWN = 60  # Characters of a value in a message.
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+# What a key's value is when it has a problem of its own, or hangs on an unresolved reference: as if not written.
+ABSENT: Any = object()
+
+
+@dataclass(slots=True)
+class Read:
+    """A record as read: the values by key, and where it stands."""
+
+    node: Node
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A name where it is used."""
+
+    name: str
+    node: Node
+
+
+class Reader:
+    """Reads files by the schema; collects problems instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str], *, is_strict: bool) -> None:
+        self.environ = environ
+        self.is_strict = is_strict
+        self.problems: list[Problem] = []
+        self.files: dict[Path, None] = {}
+        """Those of secrets so far; whoever reads rule files adds them."""
+        self.has_gaps = False
+        """A file can't be read, so that an unknown name may be known there."""
+        self.unresolved: set[Node] = set()
+
+    @property
+    def has_errors(self) -> bool:
+        return any(problem.severity == "error" for problem in self.problems)
+
+    def report(
+        self, node: Node, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False
+    ) -> None:
+        self.problems.append(node.problem(code, message, severity=severity, at_key=at_key))
+
+    # --- References ---
+
+    def text(self, node: Node, *, is_template: bool = False) -> str | None:
+        """Return a text with its references resolved; None when one can't be, which is reported."""
+        written: str = node.value
+        if "${" not in written:
+            return written
+        is_whole = True
+
+        def replace(found: re.Match[str]) -> str:
+            nonlocal is_whole
+            if found[0] == "$${":
+                # A template's own escape is the template's to read.
+                return "$${" if is_template and written.startswith("{", found.end()) else "${"
+            if found[0] == "${{":
+                if not is_template:
+                    self.report(node, "value", "expected no template, got ${{ … }}, which only `request` has")
+                    is_whole = False
+                return found[0]
+            value = self._reference(node, found[0], found[1])
+            if value is None:
+                is_whole = False
+                return found[0]
+            return value
+
+        resolved = _REFERENCE.sub(replace, written)
+        if is_whole:
+            return resolved
+        self.unresolved.add(node)
+        return None
+
+    def _reference(self, node: Node, written: str, inner: str) -> str | None:
+        name, has_default, default = inner.partition(":-")
+        if not written.endswith("}") or not (inner.startswith("file:") or _VARIABLE.fullmatch(name)):
+            expected = "${NAME}, ${NAME:-default}, ${file:/path} or $${"
+            self.report(node, "value", f"expected {expected}, got {written[:SHOWN]!r}")
+            return None
+        if inner.startswith("file:"):
+            return self._secret(node, Path(node.file).parent / inner.removeprefix("file:"))
+        value = self.environ.get(name)
+        if has_default:
+            return value or default
+        if value is None:
+            self._unresolved(node, f"expected the environment variable {name}, got none")
+        return value
+
+    def _secret(self, node: Node, path: Path) -> str | None:
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_SECRET + 1)
+            text = content.decode()
+        except UnicodeDecodeError:
+            return self._unresolved(node, f"expected UTF-8 in {path}, got other bytes")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            return self._unresolved(node, f"expected a file at {path}, got {reason}")
+        if len(content) > MAX_SECRET:
+            return self._unresolved(node, f"expected at most {MAX_SECRET} bytes in {path}, got more")
+        self.files[path] = None
+        return text.removesuffix("\n").removesuffix("\r")
+
+    def _unresolved(self, node: Node, message: str) -> None:
+        self.report(node, "unresolved", message, severity="error" if self.is_strict else "warning")
+
+    # --- Kinds ---
+
+    def read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
+        """Return what a value means, or ABSENT when there was a problem, which is reported."""
+        return ABSENT if node.is_broken else self._read(node, kind)
+
+    def _read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
+        match kind:
+            case Scalar():
+                return self._scalar(node, kind)
+            case Tree():
+                return self._tree(node, kind)
+            case Several():
+                return self._several(node, kind)
+            case Table():
+                return self._table(node, kind)
+            case NameOr():
+                return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
+            case Record():
+                return self._record(node, kind)
+        assert_never(kind)
+
+    def _scalar(self, node: Node, kind: Scalar) -> Any:  # noqa: ANN401 # what the kind says
+        value = node.value
+        if isinstance(value, str) and "${" in value:
+            text = self.text(node)
+            if text is None:
+                return kind.unresolved(value) if kind.unresolved else ABSENT
+            value = text if kind.is_text else scalar(text)
+        try:
+            parsed = kind.parse(value)
+        except ExpressionError as error:
+            self.report(node, "expression", f"expected {kind.expected}, got {_shown(node)}: {error}")
+            return ABSENT
+        except ValueError as error:
+            guess = did_you_mean(value, kind.choices) if isinstance(value, str) else ""
+            got = _shown(node, is_secret=kind.is_secret)
+            self.report(node, "value", str(error) or f"expected {kind.expected}, got {got}{guess}")
+            return ABSENT
+        return Use(str(parsed), node) if kind.is_use else parsed
+
+    def _tree(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # what the kind says
+        if not isinstance(node.value, kind.shape):
+            return self._mismatch(node, kind.expected)
+        tree = self._plain(node, kind)
+        try:
+            return kind.parse(tree)
+        except ConditionError as error:
+            self.locate(node, error.problems)
+        except ExpressionError as error:
+            place = _descend(node, getattr(error, "path", ()))
+            self.report(place, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(place)}: {error}")
+        except ValueError as error:
+            self.report(node, "value", str(error))
+        return ABSENT
+
+    def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
+        """Return a value of any shape without places, its references resolved."""
+        value = node.value
+        if isinstance(value, str):
+            text = self.text(node, is_template=kind.is_template)
+            return text if text is not None else kind.unresolved or value
+        if isinstance(value, list):
+            return [self._plain(item, kind) for item in value]
+        if isinstance(value, dict):
+            return {key: self._plain(item, kind) for key, item in self._entries(node)}
+        return value
+
+    def _several(self, node: Node, kind: Several) -> Any:  # noqa: ANN401 # a tuple
+        if not isinstance(node.value, list) and not kind.may_be_one:
+            return self._mismatch(node, kind.expected)
+        items = items_of(node)
+        if not items and not kind.may_be_empty:
+            return self._mismatch(node, f"{kind.expected}, with at least one item", got="an empty list")
+        return tuple([read for item in items if (read := self.read(item, kind.item)) is not ABSENT])
+
+    def _table(self, node: Node, kind: Table) -> Any:  # noqa: ANN401 # a dict
+        if not isinstance(node.value, dict):
+            return self._mismatch(node, kind.expected)
+        table: dict[Any, Any] = {}
+        for name, child in self._entries(node, has_number_keys=kind.has_number_keys):
+            try:
+                key = kind.key.parse(name)
+            except ValueError as error:
+                guess = did_you_mean(name, kind.key.choices)
+                message = str(error) or f"expected {kind.key.expected}, got {name[:SHOWN]!r}{guess}"
+                self.report(child, "value", message, at_key=True)
+                key = ABSENT
+            value = self.read(child, kind.value)
+            if key is not ABSENT and value is not ABSENT:
+                table[key] = value
+        return table
+
+    def _record(self, node: Node, record: Record) -> Any:  # noqa: ANN401 # a Read
+        if not isinstance(node.value, dict):
+            return self._mismatch(node, "a mapping")
+        values: dict[str, Any] = {}
+        for name, child in self._entries(node):
+            key = record.by_name.get(name)
+            if key:
+                value = self.read(child, key.kind)
+                if value is not ABSENT:
+                    values[name] = value
+            elif name in record.later:
+                self.report(child, "unsupported", "not supported yet", at_key=True)
+            else:
+                guess = did_you_mean(name, record.by_name)
+                self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{guess}", at_key=True)
+        for key in record.keys:
+            if key.is_required and key.name not in node.value:
+                self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
+        return Read(node, values)
+
+    def _entries(self, node: Node, *, has_number_keys: bool = False) -> Iterator[tuple[str, Node]]:
+        for name, child in node.value.items():
+            if child.has_text_key or has_number_keys:
+                yield name, child
+            else:
+                message = f"expected a text as a key, got {name[:SHOWN]} (in quotes it is one)"
+                self.report(child, "value", message, at_key=True)
+
+    def _mismatch(self, node: Node, expected: str, *, got: str = "") -> Any:  # noqa: ANN401 # ABSENT, always
+        self.report(node, "value", f"expected {expected}, got {got or _shown(node)}")
+        return ABSENT
+
+    def locate(self, node: Node, problems: Sequence[tuple[Sequence[str | int], str]]) -> None:
+        """Report the problems that another module found in a value, each by the steps that lead to it."""
+        for steps, message in problems:
+            place = _descend(node, steps)
+            if place in self.unresolved:
+                continue  # The value that stands in is at fault.
+            is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
+            self.report(place, "unknown_key" if is_key else "value", message, at_key=is_key)
+
+
+def items_of(node: Node) -> list[Node]:
+    return node.value if isinstance(node.value, list) else [node]
+
+
+def _descend(node: Node, steps: Sequence[str | int]) -> Node:
+    """Follow steps as far as they lead."""
+    for step in steps:
+        child = node.child(step)
+        if child is None:
+            break
+        node = child
+    return node
+
+
+def _shown(node: Node, *, is_secret: bool = False) -> str:
+    """Show a value as it is written, never what a reference in it stands for."""
+    value = node.value
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a mapping"
+    if is_secret and value is not None:
+        return "another text" if isinstance(value, str) else "something else"
+    if isinstance(value, str):
+        return repr(value if len(value) <= SHOWN else value[: SHOWN - 3] + "...")
+    return "null" if value is None else str(value).lower()  # `true`, `1e+16`

@@ -1,0 +1,645 @@
+"""What may be written in routes.yaml, as data: the kinds of values, then the keys.
+
+`load.py` reads a file by it, and `json_schema()` tells the same to editors. A kind says what is expected and how a
+value is parsed; where the value stands, and references such as `${NAME}`, are the reader's business.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, assert_never
+from urllib.parse import urlsplit
+
+from gateway.model import Disposition
+from gateway.rules.expressions import Expression, Template
+from gateway.rules.table import parse_condition
+from gateway.verify import schemes
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One value. `parse` raises ValueError, with a message where "expected …, got …" doesn't say it all."""
+
+    expected: str
+    parse: Callable[[Any], object]
+    json: Mapping[str, object]
+    _: KW_ONLY
+    choices: tuple[str, ...] = ()
+    is_secret: bool = False
+    """Never show the value."""
+    is_use: bool = False
+    """The name of something that has to be there; read together with its place."""
+    unresolved: Callable[[str], object] | None = None
+    """What stands for a text whose references can't be resolved, while checking; None leaves the key out."""
+
+    @property
+    def is_text(self) -> bool:
+        return self.json.get("type") == "string"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A value of any shape, parsed as a whole. `is_template` leaves `${{ … }}` alone."""
+
+    expected: str
+    shape: type | tuple[type, ...]
+    parse: Callable[[Any], object]
+    json: Mapping[str, object]
+    _: KW_ONLY
+    is_template: bool = False
+    unresolved: str | None = None
+    """What stands for a text whose references can't be resolved, while checking; None leaves it as it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A list of one kind; `may_be_one` also takes a single value without the brackets."""
+
+    expected: str
+    item: "Kind"
+    _: KW_ONLY
+    may_be_one: bool = False
+    may_be_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A mapping with keys of the writer's choice. Read as a dict."""
+
+    expected: str
+    key: Scalar
+    value: "Kind"
+    _: KW_ONLY
+    has_number_keys: bool = False
+    """Keys such as `404` needn't be quoted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameOr:
+    """The name of something, or the thing itself, written in place."""
+
+    name: Scalar
+    record: "Record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key of a record. `default` is told to editors, as it would be written."""
+
+    name: str
+    kind: "Kind"
+    about: str
+    default: object = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A mapping with keys that are known. `later` are keys of the design that this version doesn't have."""
+
+    name: str
+    about: str
+    keys: tuple[Key, ...]
+    later: tuple[str, ...] = ()
+    by_name: Mapping[str, Key] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {key.name: key for key in self.keys})
+
+
+Kind = Scalar | Tree | Several | Table | NameOr | Record
+
+
+# --- Parsers ---------------------------------------------------------------------------------------------------------
+
+_DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
+_RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
+_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
+_STATUS = re.compile(r"[345]\d\d", re.ASCII)
+
+# RFC 9110, section 7.6.1: what belongs to one connection; with Host and Content-Length, what the client writes itself.
+_CLIENT_HEADERS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_RESERVED_PATHS = frozenset({"/healthz"})
+_RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "egress_refused")
+_UNITS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
+_PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `5s`, `2m`, `1h30m`, `3d` or `500ms`. Raises ValueError."""
+    found = _DURATION.fullmatch(text)
+    if not found:
+        raise ValueError
+    return sum(int(amount) * unit for amount, unit in zip(found.groups(), _UNITS, strict=True) if amount)
+
+
+def parse_rate(text: str) -> float:
+    """Return the events a second of `100/s`, `10/m` or `5/h`. Raises ValueError."""
+    found = _RATE.fullmatch(text)
+    if not found or not float(found[1]):
+        raise ValueError
+    return float(found[1]) / _PER[found[2]]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError  # noqa: TRY004 # one exception for "not what is expected"
+    return value
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if not pattern.fullmatch(_text(value)):
+            raise ValueError
+        return str(value)
+
+    return parse
+
+
+def _version(value: object) -> object:
+    if value is True or value != VERSION:
+        raise ValueError
+    return value
+
+
+def _path(value: object) -> str:
+    path = _matching(_PATH)(value)
+    if path in _RESERVED_PATHS:
+        raise ValueError(f"expected a path of its own, got {path}, which the gateway answers itself")
+    return path
+
+
+def _url(value: object) -> str:
+    """Check a URL. No message shows it: a URL often is a credential."""
+    text = _text(value)
+    try:
+        url = urlsplit(text)
+        _ = url.port  # raises where it is no number
+    except ValueError:
+        raise ValueError("expected an http or https URL, got one that can't be parsed") from None
+    if url.scheme not in {"http", "https"}:
+        got = f"the scheme {url.scheme!r}" if url.scheme else "one without a scheme"
+        raise ValueError(f"expected an http or https URL, got {got}")
+    if not url.hostname:
+        raise ValueError("expected a URL with a host, got none")
+    if "@" in url.netloc:
+        raise ValueError("expected a URL without user and password (write them as a header), got one with them")
+    if url.fragment or not text.isprintable() or " " in text or "\\" in text:
+        raise ValueError("expected a URL without a fragment, spaces or control characters, got one with them")
+    return text
+
+
+def _public_url(value: object) -> str:
+    url = _url(value)
+    if "?" in url:
+        raise ValueError("expected a URL without a query, got one with it")
+    return url
+
+
+def _header(value: object) -> str:
+    name = _matching(_HEADER)(value)
+    if name.lower() in _CLIENT_HEADERS:
+        raise ValueError(f"expected a header that isn't the connection's own, got {name!r}")
+    return name
+
+
+def _header_value(value: object) -> str:
+    text = _text(value)
+    if _UNSENDABLE.search(text):
+        raise ValueError("expected a header value without control characters, got one with them")
+    return text
+
+
+def _header_template(value: object) -> Template:
+    return Template(_header_value(value))
+
+
+def _signing_secret(value: object) -> bytes:
+    encoded = _text(value).removeprefix("whsec_")
+    try:
+        secret = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError from None
+    if not secret:
+        raise ValueError
+    return secret
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    text = _text(value)
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError from None  # its own message says it in other words
+
+
+def _result(value: object) -> str:
+    if value not in _RESULTS and not _STATUS.fullmatch(_text(value)):
+        raise ValueError
+    return str(value)
+
+
+def _expression(value: object) -> Expression:
+    return Expression(_text(value))
+
+
+# --- Kinds of values -------------------------------------------------------------------------------------------------
+
+
+def _shown(seconds: float) -> str:
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    return next(
+        (f"{seconds / unit:.0f}{name}" for name, unit in units if seconds % unit == 0), f"{seconds * 1000:.0f}ms"
+    )
+
+
+def duration(least: float, most: float) -> Scalar:
+    """Make the kind of a duration between two bounds, in seconds."""
+
+    def parse(value: object) -> float:
+        seconds = parse_duration(_text(value))
+        if not least <= seconds <= most:
+            raise ValueError
+        return seconds
+
+    return Scalar(
+        f"a duration from {_shown(least)} to {_shown(most)}, such as 5s, 2m or 1h30m",
+        parse,
+        _pattern(_DURATION),
+    )
+
+
+def integer(least: int, most: int | None = None) -> Scalar:
+    """Make the kind of an integer between two bounds."""
+
+    def parse(value: object) -> int:
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise ValueError
+        return value
+
+    expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+    return Scalar(expected, parse, {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}))
+
+
+def number(least: float, most: float) -> Scalar:
+    """Make the kind of a number between two bounds."""
+
+    def parse(value: object) -> float:
+        if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator] # a number, by then
+            raise ValueError
+        return float(value)  # type: ignore[arg-type] # the same
+
+    return Scalar(f"a number from {least:g} to {most:g}", parse, {"type": "number", "minimum": least, "maximum": most})
+
+
+def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:
+    """Make the kind of a text out of a closed set."""
+
+    def parse_choice(value: object) -> object:
+        if value not in names:
+            raise ValueError
+        return parse(value)
+
+    return Scalar(f"one of {', '.join(names)}", parse_choice, {"type": "string", "enum": list(names)}, choices=names)
+
+
+def _pattern(pattern: re.Pattern[str]) -> dict[str, object]:
+    return {"type": "string", "pattern": f"^{pattern.pattern}$"}
+
+
+TEXT = Scalar("a text", _text, {"type": "string"})
+CEL = Scalar("a CEL expression", _expression, {"type": "string"})
+NAME = Scalar(
+    "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
+    _matching(_NAME),
+    _pattern(_NAME),
+)
+NAME_USE = Scalar("a name", _text, _pattern(_NAME), is_use=True)
+FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
+URL = Scalar("an http or https URL", _url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str)
+HEADER = Scalar("a header's name, such as X-Team", _header, _pattern(_HEADER))
+DURATION_STEP = duration(0.1, 30 * 86400)
+
+SIGN = Record(
+    name="sign",
+    about="Sign each request as Standard Webhooks does (https://www.standardwebhooks.com).",
+    keys=(
+        Key(
+            name="secrets",
+            kind=Several(
+                "a list of secrets",
+                Scalar(
+                    "a secret of the form whsec_ and base64",
+                    _signing_secret,
+                    {"type": "string", "pattern": "^(whsec_)?[A-Za-z0-9+/]+={0,2}$"},
+                    is_secret=True,
+                    unresolved=lambda _: b"a secret that isn't known here",
+                ),
+            ),
+            about="The secrets, `whsec_` and base64, the current one first; several while rotating.",
+            is_required=True,
+        ),
+    ),
+)
+
+DESTINATION_KEYS = (
+    Key(name="url", kind=URL, about="Where to POST. The host is never templated.", is_required=True),
+    Key(
+        name="headers",
+        kind=Table(
+            "a mapping of headers",
+            HEADER,
+            Scalar("a text", _header_value, {"type": "string"}, is_secret=True, unresolved=str),
+        ),
+        about="Headers that each request gets, such as Authorization.",
+    ),
+    Key(name="sign", kind=SIGN, about=SIGN.about),
+    Key(
+        name="timeout",
+        kind=duration(0.1, 300),
+        about="How long one attempt may take in all, from the look-up of the host to the end of the response.",
+        default="10s",
+    ),
+    Key(
+        name="concurrency",
+        kind=integer(1, 1000),
+        about="How many requests at once, over the whole fleet.",
+        default=50,
+    ),
+    Key(
+        name="rate",
+        kind=Scalar("a rate such as 100/s, 10/m or 5/h", lambda value: parse_rate(_text(value)), _pattern(_RATE)),
+        about="How many requests, over the whole fleet: 100/s, 10/m, 5/h. Without it there is no limit.",
+    ),
+)
+DESTINATION = Record(
+    name="destination",
+    about="A downstream URL with its own limits.",
+    keys=DESTINATION_KEYS,
+)
+INLINE_DESTINATION = Record(
+    name="inline_destination",
+    about="A destination written where it is used.",
+    keys=(
+        Key(name="name", kind=NAME, about="Its name: a label of metrics, and part of keys.", is_required=True),
+        *DESTINATION_KEYS,
+    ),
+)
+
+SOURCE = Record(
+    name="source",
+    about="A sender: where it posts, how it is verified, what identifies an event.",
+    keys=(
+        Key(
+            name="path",
+            kind=Scalar("an absolute path without a query, such as /in/github", _path, _pattern(_PATH)),
+            about="Where the sender posts. Without it, /in/ and the source's name.",
+        ),
+        Key(
+            name="verify",
+            kind=Tree(
+                "a mapping such as {scheme: github, secrets: [...]}, or {scheme: none}",
+                dict,
+                lambda config: config,  # built with the source's `public_url`, by the reader
+                {"$ref": "#/$defs/verify"},
+                unresolved="whsec_cGxhY2Vob2xkZXItcGxhY2Vob2xkZXI=",  # a secret of any scheme
+            ),
+            about="How the sender proves who it is.",
+            is_required=True,
+        ),
+        Key(name="id", kind=CEL, about="CEL: what identifies an event. Default: what the scheme's vendor documents."),
+        Key(name="type", kind=CEL, about="CEL: the event's type. Default: what the scheme's vendor documents."),
+        Key(name="key", kind=CEL, about="CEL: the order key, such as body.repository.full_name."),
+        Key(
+            name="topic",
+            kind=Scalar("a topic's name of letters, digits, '.', '_' and '-'", _matching(_TOPIC), _pattern(_TOPIC)),
+            about="The topic that the events go to. Default: <prefix>events.<source>.",
+        ),
+        Key(
+            name="public_url",
+            kind=Scalar(URL.expected, _public_url, URL.json, is_secret=True, unresolved=str),
+            about="The address that the sender knows, for schemes that sign it. Without a path, the request's is added.",
+        ),
+    ),
+    later=("dedupe",),
+)
+
+RETRY = Record(
+    name="retry",
+    about="How deliveries of this route are retried.",
+    keys=(
+        Key(
+            name="schedule",
+            kind=Several("a list of durations", DURATION_STEP),
+            about="From the end of one attempt to the next; the last step repeats.",
+            default=["5s", "30s", "2m", "10m", "1h", "3h", "6h", "12h", "1d"],
+        ),
+        Key(name="max_attempts", kind=integer(1), about="Attempts in all, the first one included.", default=20),
+        Key(
+            name="max_age",
+            kind=duration(1, 30 * 86400),
+            about="How long after its receipt an event is still tried.",
+            default="3d",
+        ),
+        Key(
+            name="jitter",
+            kind=number(0, 1),
+            about="The share by which a delay varies: 0.2 is plus or minus 20 %.",
+            default=0.2,
+        ),
+        Key(
+            name="results",
+            kind=Table(
+                "a mapping such as {404: drop, 5xx: retry}",
+                Scalar(
+                    f"a status such as 404, or one of {', '.join(_RESULTS)}",
+                    _result,
+                    {"anyOf": [_pattern(_STATUS), {"enum": list(_RESULTS)}]},
+                    choices=_RESULTS,
+                ),
+                choice(*Disposition, parse=Disposition),
+                has_number_keys=True,
+            ),
+            about="What to do about a status, a class of them or a kind of failure, where not as usual.",
+        ),
+    ),
+)
+
+REQUEST = Record(
+    name="request",
+    about="What is sent instead of the raw bytes. Texts may hold ${{ CEL }}.",
+    keys=(
+        Key(
+            name="headers",
+            kind=Table(
+                "a mapping of headers",
+                HEADER,
+                Tree("a text", str, _header_template, {"type": "string"}, is_template=True),
+            ),
+            about="Headers that the request gets.",
+        ),
+        Key(
+            name="body",
+            kind=Tree("any value", object, Template, {}, is_template=True),
+            about="A text is sent as text/plain, anything else as JSON.",
+        ),
+    ),
+)
+
+ROUTE = Record(
+    name="route",
+    about="Which events of which sources go to which destinations.",
+    keys=(
+        Key(name="name", kind=NAME, about="Its name: a label of metrics, and part of keys.", is_required=True),
+        Key(
+            name="from",
+            kind=Several("a source's name or a list of them", NAME_USE, may_be_one=True),
+            about="The source, or a list of sources.",
+            is_required=True,
+        ),
+        Key(
+            name="match",
+            kind=Tree(
+                "a mapping such as {type: push}",
+                dict,
+                parse_condition,
+                {"type": "object"},
+            ),
+            about="Paths (type, source, headers.…, query.…, body.…) and what is expected there; all must hold. "
+            "A value, a list of values, a glob, or tests {is, gt, gte, lt, lte, exists, not}; "
+            "any_of and all_of take lists of such mappings, not takes one.",
+        ),
+        Key(name="when", kind=CEL, about="CEL, for what match can't say."),
+        Key(
+            name="to",
+            kind=Several("a destination or a list of them", NameOr(NAME_USE, INLINE_DESTINATION), may_be_one=True),
+            about="Names of destinations, or destinations written in place.",
+            is_required=True,
+        ),
+        Key(name="request", kind=REQUEST, about="Without it the raw bytes go through untouched."),
+        Key(name="retry", kind=RETRY, about=RETRY.about),
+    ),
+    later=("order", "tests"),
+)
+
+EGRESS = Record(
+    name="egress",
+    about="Where deliveries may connect to. Link-local and cloud-metadata addresses are always refused but by `allow`.",
+    keys=(
+        Key(
+            name="private",
+            kind=choice("allow", "refuse"),
+            about="Whether private and loopback addresses are allowed.",
+            default="allow",
+        ),
+        Key(
+            name="allow",
+            kind=Several(
+                "a list of addresses or networks",
+                Scalar("an address or a network such as 10.0.0.0/8", _network, {"type": "string"}),
+                may_be_empty=True,
+            ),
+            about="Addresses and networks that are allowed whatever else refuses them.",
+        ),
+    ),
+)
+
+INCLUDED_KEYS = (
+    Key(
+        name="include",
+        kind=Several("a file, a glob or a list of them", FILE_USE, may_be_one=True),
+        about="Files to read too, relative to this one; `*` stands for any run of characters.",
+    ),
+    Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
+    Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
+    Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),
+)
+_VERSION_KIND = Scalar(f"the version {VERSION}", _version, {"const": VERSION})
+ROOT = Record(
+    name="rules",
+    about="The rules of the webhook gateway.",
+    keys=(
+        Key(name="version", kind=_VERSION_KIND, about="The version of this format.", is_required=True),
+        *INCLUDED_KEYS,
+        Key(name="egress", kind=EGRESS, about=EGRESS.about),
+    ),
+)
+INCLUDED = Record(
+    name="included",
+    about="A file that another one includes.",
+    keys=(Key(name="version", kind=_VERSION_KIND, about="The version of this format."), *INCLUDED_KEYS),
+)
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of a rule file, for editors (https://json-schema.org/draft/2020-12)."""
+    definitions: dict[str, object] = {
+        "reference": {"type": "string", "pattern": r"\$\{"},
+        "verify": schemes.json_schema(),
+    }
+    root = _object_schema(ROOT, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "routes.yaml",
+        **root,
+        "$defs": definitions,
+    }
+
+
+def _object_schema(record: Record, definitions: dict[str, object]) -> dict[str, object]:
+    properties: dict[str, object] = {}
+    for key in record.keys:
+        about = {"description": key.about} | ({} if key.default is None else {"default": key.default})
+        properties[key.name] = _kind_schema(key.kind, definitions) | about
+    required = [key.name for key in record.keys if key.is_required]
+    return {
+        "type": "object",
+        "description": record.about,
+        "properties": properties,
+        "additionalProperties": False,
+    } | ({"required": required} if required else {})
+
+
+def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object]:
+    match kind:
+        case Scalar():
+            # A text without further conditions takes a reference as it is.
+            return dict(kind.json) if kind.json == TEXT.json else {"anyOf": [kind.json, {"$ref": "#/$defs/reference"}]}
+        case Tree():
+            return dict(kind.json)
+        case Several():
+            item = _kind_schema(kind.item, definitions)
+            several: dict[str, object] = {"type": "array", "items": item, "minItems": 0 if kind.may_be_empty else 1}
+            return {"anyOf": [item, several]} if kind.may_be_one else several
+        case Table():
+            value = _kind_schema(kind.value, definitions)
+            return {"type": "object", "propertyNames": dict(kind.key.json), "additionalProperties": value}
+        case NameOr():
+            return {"anyOf": [_kind_schema(kind.name, definitions), _kind_schema(kind.record, definitions)]}
+        case Record():
+            if kind.name not in definitions:
+                definitions[kind.name] = {}  # holds the place, should a record ever hold itself
+                definitions[kind.name] = _object_schema(kind, definitions)
+            return {"$ref": f"#/$defs/{kind.name}"}
+    assert_never(kind)

@@ -1,0 +1,274 @@
+"""`gateway run`: one process, from its rules to its last commit. One TaskGroup owns everything that goes on in it.
+
+start   rules ─▶ log ─▶ topics checked ─▶ orders read ─▶ worker, jobs ─▶ ingress, admin ─▶ "listening"
+stop    ingress refuses ─▶ requests under way are answered ─▶ worker drains and commits ─▶ log closed
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.client import Client
+from gateway.engine.egress import EgressGuard
+from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.worker import DRAIN_TIMEOUT, Worker
+from gateway.ingress import Ingress
+from gateway.log.base import Log
+from gateway.log.embedded import EmbeddedLog
+from gateway.log.kafka import KafkaLog
+from gateway.log.topics import Topics
+from gateway.model import GatewayError, LogUnavailableError, UsageError
+from gateway.ops.admin import admin_application
+from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
+from gateway.settings import Address, EmbeddedTarget, Role, Settings
+from gateway.telemetry.metrics import Metrics, process_registry
+
+WATCH_EVERY = 1.0
+"""Seconds between looks at the rule files; a SIGHUP looks at once."""
+PING_EVERY = 5.0
+ANSWER_TIMEOUT = 5.0
+"""Seconds that requests under way are given once the process stops: longer than an append may take."""
+
+
+async def open_log(settings: Settings, *, owner: bool) -> Log:
+    """Open the log that the settings name. Raises UsageError, or LogUnavailableError when it doesn't answer."""
+    if isinstance(settings.log, EmbeddedTarget):
+        return await EmbeddedLog.open(settings.log.path, owner=owner)
+    return await KafkaLog.open(",".join(settings.log.servers))
+
+
+def event_topics(rules: Rules, topics: Topics) -> set[str]:
+    """Return the topics that the sources of the rules append to."""
+    return {source.topic or topics.events(source.name) for source in rules.sources.values()}
+
+
+async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: FilteringBoundLogger) -> None:
+    """Hold the topics against what the promises need; a fatal difference is a UsageError, or with `--dev` a warning."""
+    specs = Topics(settings.topic_prefix).specs(event_topics(rules, Topics(settings.topic_prefix)))
+    if settings.dev or isinstance(settings.log, EmbeddedTarget):
+        for name in await log.create(specs):
+            logger.info("topic_created", topic=name)
+    fatal: list[str] = []
+    for problem in await log.check(specs):
+        if problem.is_fatal and not settings.dev:
+            fatal.append(f"{problem.topic}: {problem.message}")
+        else:
+            logger.warning("topic_differs", topic=problem.topic, problem=problem.message)
+    if fatal:
+        advice = "run `gateway topics create` for what is missing, or use --dev where losing events doesn't matter"
+        raise UsageError("\n".join([*fatal, advice]))
+
+
+class Gateway:
+    """One process. `run` until a signal (or `stop`)."""
+
+    def __init__(self, settings: Settings, logger: FilteringBoundLogger) -> None:
+        self._settings = settings
+        self._logger = logger
+        self._topics = Topics(settings.topic_prefix)
+        self._registry = process_registry()
+        self._metrics = Metrics(self._registry)
+        self._metrics.build_info.labels(version("webhook-gateway")).set(1)
+        self._stopping = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._rules: Rules
+        self._ingress: Ingress | None = None
+        self._worker: Worker | None = None
+        self._client: Client | None = None
+
+    def stop(self) -> None:
+        """Let `run` end: gracefully, within 25 seconds."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until stopped. Raises RulesError, UsageError or LogUnavailableError when it can't begin."""
+        settings = self._settings
+        self._rules = await asyncio.to_thread(load_rules, settings.rules)
+        for warning in self._rules.warnings:
+            self._logger.warning("rules_warning", problem=warning)
+        self._in_force(self._rules)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        async with AsyncExitStack() as stack:
+            log = await open_log(settings, owner=True)
+            stack.push_async_callback(log.close)
+            await ensure_topics(log, settings, self._rules, self._logger)
+            self._metrics.log_up.set(1)
+            try:
+                await self._serve(log, stack)
+            except BaseExceptionGroup as group:
+                known, unknown = group.split(GatewayError)
+                if known is None or unknown is not None:
+                    raise
+                raise _first(known) from group
+        self._logger.info("stopped")
+
+    async def _serve(self, log: Log, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        async with asyncio.TaskGroup() as tasks:
+            background: list[asyncio.Task[None]] = []
+            worker_task: asyncio.Task[None] | None = None
+            if settings.role is not Role.INGRESS:
+                worker_task, others = await self._start_worker(log, tasks, stack)
+                background += others
+            listen = await self._start_ingress(log) if settings.role is not Role.ROUTER else None
+            admin = await self._start_admin(log, stack)
+            background.append(tasks.create_task(self._watch_rules(log), name="rules-watch"))
+            background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
+            self._logger.info(
+                "listening",
+                ingress=None if listen is None else f"http://{listen.host}:{listen.port}",
+                admin=f"http://{admin.host}:{admin.port}",
+                role=settings.role,
+                routes=len(self._rules.routes),
+            )
+            await self._stopping.wait()
+            self._logger.info("stopping")
+            until = time.monotonic() + DRAIN_TIMEOUT
+            if self._ingress is not None:
+                await self._ingress.stop(ANSWER_TIMEOUT)
+            if self._worker is not None and worker_task is not None:
+                self._worker.stop()
+                await asyncio.wait([worker_task], timeout=max(1.0, until - time.monotonic()))
+            for task in background:
+                task.cancel()
+
+    async def _start_worker(
+        self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack
+    ) -> tuple[asyncio.Task[None], list[asyncio.Task[None]]]:
+        follower = Follower(log, self._topics, self._logger)
+        caught_up = asyncio.Event()
+        follow = tasks.create_task(follower.follow(caught_up), name="control-follow")
+        # Nothing is taken in before what operators have ordered is known, or a paused destination would be called.
+        await caught_up.wait()
+        self._client = await stack.enter_async_context(Client(EgressGuard(self._rules.egress)))
+        self._worker = Worker(
+            log=log,
+            topics=self._topics,
+            rules=lambda: self._rules,
+            client=self._client,
+            control=follower.control,
+            metrics=self._metrics,
+            logger=self._logger,
+        )
+        jobs = Jobs(log=log, topics=self._topics, follower=follower, metrics=self._metrics, logger=self._logger)
+        worker = tasks.create_task(self._worker.run(), name="worker")
+        return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
+
+    async def _start_ingress(self, log: Log) -> Address:
+        self._ingress = Ingress(
+            rules=lambda: self._rules, log=log, topics=self._topics, metrics=self._metrics, logger=self._logger
+        )
+        host, port = self._settings.listen
+        try:
+            return Address(*await self._ingress.start(host, port))
+        except OSError as error:
+            raise UsageError(
+                f"--listen {host}:{port}: expected an address that is free, got {error.strerror}"
+            ) from error
+
+    async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
+        application = admin_application(
+            registry=self._registry,
+            metrics=self._metrics,
+            log=log,
+            has_rules=lambda: True,
+            is_draining=self._stopping.is_set,
+        )
+        runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        host, port = self._settings.admin
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise UsageError(
+                f"--admin {host}:{port}: expected an address that is free, got {error.strerror}"
+            ) from error
+        name = runner.addresses[0]
+        return Address(name[0], name[1])
+
+    def _in_force(self, rules: Rules) -> None:
+        self._rules = rules
+        self._metrics.prepare(rules)
+        self._metrics.rules_loaded_timestamp.set(time.time())
+
+    async def _watch_rules(self, log: Log) -> None:
+        seen = await asyncio.to_thread(_stamps, self._rules.files)
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_EVERY):
+                    await self._reload.wait()
+            except TimeoutError:
+                stamps = await asyncio.to_thread(_stamps, self._rules.files)
+                if stamps == seen:
+                    continue
+            self._reload.clear()
+            # Stamped before reading: a change while we read is seen at the next look.
+            seen = await asyncio.to_thread(_stamps, self._rules.files)
+            if await self._try_to_reload(log):
+                seen = await asyncio.to_thread(_stamps, self._rules.files)
+
+    async def _try_to_reload(self, log: Log) -> bool:
+        """Put the rules on disk in force, whole, or keep those that are."""
+        try:
+            rules = await asyncio.to_thread(load_rules, self._settings.rules)
+            added = event_topics(rules, self._topics) - event_topics(self._rules, self._topics)
+            if added:
+                # A new source's topic is made and checked before the source is served: a client's request for the
+                # metadata of one that is missing must not create it with the broker's defaults.
+                await log.create(self._topics.specs(added))
+                await ensure_topics(log, self._settings, rules, self._logger)
+        except GatewayError as error:
+            self._metrics.rules_reloads.labels("error").inc()
+            self._logger.error("rules_refused", problems=str(error).splitlines())
+            return False
+        self._in_force(rules)
+        if self._client is not None:
+            self._client.use_guard(EgressGuard(rules.egress))
+        if self._worker is not None:
+            self._worker.reload()
+        self._metrics.rules_reloads.labels("ok").inc()
+        self._logger.info("rules_reloaded", sources=len(rules.sources), routes=len(rules.routes))
+        return True
+
+    async def _watch_log(self, log: Log) -> None:
+        while True:
+            await asyncio.sleep(PING_EVERY)
+            try:
+                async with asyncio.timeout(PING_EVERY):
+                    await log.ping()
+            except (LogUnavailableError, TimeoutError) as error:
+                self._metrics.log_up.set(0)
+                self._logger.warning("log_unavailable", error=str(error) or "no answer")
+            else:
+                self._metrics.log_up.set(1)
+
+
+def _stamps(files: Sequence[Path]) -> dict[Path, tuple[int, int, int] | None]:
+    """Return what changes with a file's content: a symbolic link that is turned to another file counts, too."""
+    stamps: dict[Path, tuple[int, int, int] | None] = {}
+    for file in files:
+        try:
+            stat = file.stat()
+            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            stamps[file] = None
+    return stamps
+
+
+def _first(group: BaseExceptionGroup[GatewayError]) -> GatewayError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")

@@ -1,0 +1,168 @@
+"""The gateway's log: one JSON object a line on stdout, or readable text on a terminal.
+
+A line is one canonical statement in the past tense about a request or a delivery (`request_finished`), with its ids.
+Bodies, signatures and query strings never enter it.
+
+A line costs its caller about 4 µs, and never waits for whoever reads stdout: `Lines` hands it to a thread.
+"""
+
+import atexit
+import logging
+import os
+import select
+import sys
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+from typing_extensions import override
+
+FLUSH_INTERVAL = 0.02  # The thread wakes up at most 50 times a second, however many lines there are.
+MAX_WAITING = 20_000  # About 5 MB of lines; a reader that is further behind loses the newest ones.
+FLUSH_TIMEOUT = 1.0  # A blocked stdout must not hold up the end of the process.
+
+
+def configure(*, json: bool, level: int = logging.INFO, descriptor: int | None = None) -> "Lines":
+    """Send structlog's and the standard library's log to stdout (or another file descriptor), once per process.
+
+    The standard library's loggers (aiohttp, aiokafka) are heard from WARNING on. Returns the sink, which is flushed
+    when the process ends.
+    """
+    descriptor = sys.stdout.fileno() if descriptor is None else descriptor
+    lines = Lines(descriptor, json=json)
+    structlog.configure(
+        processors=[render_json] if json else _console(colors=os.isatty(descriptor)),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: lines,
+        # A cached logger defeats capture_logs(); `get_logger` binds at once instead, which is as quick.
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Forward()]
+    root.setLevel(max(level, logging.WARNING))
+    atexit.register(lines.close)
+    return lines
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Return a logger that puts its name into each line. Call it after `configure`: it keeps what is configured then.
+
+    It is bound here once: structlog's lazy loggers bind with each line, at 1.4 µs.
+    """
+    logger: FilteringBoundLogger = structlog.get_logger().bind(logger=name)
+    return logger
+
+
+def render_json(_: object, level: str, fields: EventDict) -> bytes:
+    """Render a line, as the last of structlog's processors. Whatever JSON can't hold is written as Python shows it."""
+    line: dict[str, Any] = {"timestamp": datetime.now(UTC), "level": level, "event": fields.pop("event")}
+    exc_info = fields.pop("exc_info", None)
+    line.update(fields)
+    if exc_info:
+        line["exception"] = structlog.processors.ExceptionRenderer()(None, level, {"exc_info": exc_info})["exception"]
+    try:
+        return orjson.dumps(line, default=repr, option=LINE)
+    except orjson.JSONEncodeError:  # lone surrogates, integers of more than 64 bits, keys that aren't text
+        return orjson.dumps({str(key): _plain(value) for key, value in line.items()}, option=LINE)
+
+
+LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+
+
+class Lines:
+    """Where lines end up: `info(line)` and its like return at once, and a thread writes what has come together.
+
+    A log that can't be written must not stop the gateway: when the reader of stdout stalls, at most `max_waiting`
+    lines are kept, the rest is dropped, and how many is told as soon as lines go out again. When it is gone (EPIPE),
+    lines go nowhere. A process that is killed loses the lines of its last 20 ms.
+    """
+
+    def __init__(self, descriptor: int, *, json: bool = True, max_waiting: int = MAX_WAITING) -> None:
+        self._descriptor = descriptor
+        self._json = json
+        self._max_waiting = max_waiting
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._has_lines = threading.Event()
+        self._closing = threading.Event()
+        # Daemonic, because a blocked write can't be interrupted.
+        self._thread = threading.Thread(target=self._run, name="log-lines", daemon=True)
+        self._thread.start()
+
+    def info(self, line: bytes) -> None:
+        if len(self._waiting) >= self._max_waiting:
+            self._dropped += 1
+            return
+        self._waiting.append(line)
+        # Invariant: the thread clears the flag before it takes lines, so a line added after that sets it again.
+        if not self._has_lines.is_set():
+            self._has_lines.set()
+
+    debug = warning = error = critical = exception = log = msg = info
+
+    def close(self, timeout: float = FLUSH_TIMEOUT) -> None:
+        """Write what waits, within `timeout` seconds, and stop. Lines that come later are lost."""
+        self._closing.set()
+        self._has_lines.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._has_lines.wait()
+            self._has_lines.clear()
+            is_last = self._closing.is_set()
+            chunk = b"".join([self._waiting.popleft() for _ in range(len(self._waiting))])
+            if self._dropped:
+                chunk += self._told_of_dropped()
+            if not self._write(chunk) or is_last:
+                return
+            self._closing.wait(FLUSH_INTERVAL)
+
+    def _told_of_dropped(self) -> bytes:
+        count, self._dropped = self._dropped, 0
+        if self._json:
+            return render_json(None, "warning", {"event": "log_lines_dropped", "count": count, "logger": __name__})
+        return b"log_lines_dropped count=%d\n" % count
+
+    def _write(self, chunk: bytes) -> bool:
+        left = memoryview(chunk)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError:
+                return False
+        return True
+
+
+class _Forward(logging.Handler):
+    """Hands the standard library's records to structlog, so that there is one stream of lines."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+        except Exception:  # noqa: BLE001 - a caller's bad format string must not become the caller's failure
+            self.handleError(record)
+
+
+def _console(*, colors: bool) -> list[Processor]:
+    render = structlog.dev.ConsoleRenderer(colors=colors)
+
+    def render_text(logger: object, level: str, fields: EventDict) -> bytes:
+        return f"{render(logger, level, fields)}\n".encode("utf-8", "backslashreplace")
+
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
+        render_text,
+    ]
+
+
+def _plain(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()

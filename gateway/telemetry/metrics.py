@@ -1,0 +1,201 @@
+"""The gateway's metrics: one object that takes a registry. Names and labels are an interface to dashboards and alerts.
+
+Label values are names from the rules or members of closed sets, never ids, types or URLs. A name is empty where
+there is none: a request that belongs to no source, a record that can't be read.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from gateway.model import DeadReason, Result, SpillReason
+
+if TYPE_CHECKING:
+    from gateway.rules.rules import Rules
+
+Child = TypeVar("Child", Counter, Gauge, Histogram)
+
+NO_NAME = ""
+
+# Closed sets. A reason or status that isn't here still counts, but its series appears with its first increment, which
+# `increase()` doesn't see.
+STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499", "500", "503")
+REJECTIONS = (
+    "bad_credentials",
+    "bad_signature",
+    "body_not_json",
+    "body_slow",
+    "body_too_large",
+    "disconnected",
+    "draining",
+    "expression_error",
+    "head_too_large",
+    "log_unavailable",
+    "malformed_body",
+    "malformed_request",
+    "malformed_signature",
+    "malformed_timestamp",
+    "method_not_allowed",
+    "missing_credentials",
+    "missing_header",
+    "missing_signature",
+    "missing_timestamp",
+    "overloaded",
+    "repeated_header",
+    "stale_timestamp",
+    "unknown_source",
+)
+OUTCOMES = ("delivered", "dead_lettered", "dropped")
+RELOADS = ("ok", "error")
+
+# A webhook is acknowledged in about a millisecond and must be within seconds; destinations may take a minute.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# From a first try that succeeds to the end of a three-day schedule.
+DAYS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200, 86400, 259200)
+
+
+class Family(dict[tuple[str, ...], Child], Generic[Child]):
+    """A metric with labels. `labels(…)` costs a dictionary's look-up (0.1 µs; the client library's own takes 0.7).
+
+    A child that is held stays valid, but is no longer exposed once `Metrics.prepare` has dropped its name.
+    """
+
+    def __init__(self, metric: Child) -> None:
+        self._metric: Child = metric
+        self.label_names: tuple[str, ...] = metric._labelnames  # noqa: SLF001 - the library has no public way
+
+    def labels(self, *values: str) -> Child:
+        return self[values]
+
+    def __missing__(self, values: tuple[str, ...]) -> Child:
+        child: Child = self._metric.labels(*values)
+        self[values] = child
+        return child
+
+    def keep(self, names: Mapping[str, Collection[str]]) -> None:
+        """Drop the series in which a label named in `names` has a value that isn't among its names."""
+        checks = [(index, names[label]) for index, label in enumerate(self.label_names) if label in names]
+        for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
+            self._metric.remove(*values)
+            del self[values]
+
+
+class Metrics:
+    """Every metric of one process, registered at a registry of its own. Safe to use from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # A second sample for each counter, which Prometheus stores and nobody reads.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+
+        def counter(name: str, text: str, *labels: str) -> Family[Counter]:
+            return Family(Counter(f"gateway_{name}", text, labels, registry=registry))
+
+        def gauge(name: str, text: str, *labels: str) -> Family[Gauge]:
+            return Family(Gauge(f"gateway_{name}", text, labels, registry=registry))
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Family[Histogram]:
+            return Family(Histogram(f"gateway_{name}_seconds", text, labels, registry=registry, buckets=buckets))
+
+        self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
+        self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
+        self.events = counter("events", "Events that were acknowledged.", "source")
+        self.duplicates = counter("duplicates", "Events that had been delivered before, and were not again.", "source")
+        self.unrouted = counter("unrouted", "Events that no route matched.", "source")
+        self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
+        self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")
+        self.retries = counter("retries", "Attempts that will be made again, by why.", "route", "reason")
+        self.dead_letters = counter("dead_letters", "Dead letters, by why.", "route", "destination", "reason")
+        self.spills = counter("spills", "Deliveries written to the retry store, by why.", "destination", "reason")
+        self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
+
+        self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")
+        self.append_duration = Histogram(
+            "gateway_append_duration_seconds", "An append to the log.", registry=registry, buckets=SECONDS
+        )
+        self.attempt_duration = histogram("attempt_duration", "An HTTP try.", "destination")
+        self.delivery_duration = histogram(
+            "delivery_duration", "From the event's receipt to its delivery.", "route", buckets=DAYS
+        )
+
+        self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts under way.", "destination")
+        self.deliveries_waiting = gauge("deliveries_waiting", "Deliveries queued in this process.", "destination")
+        self.oldest_undone = gauge("oldest_undone_seconds", "Age of the oldest event that isn't done.", "topic")
+        self.log_lag = gauge("log_lag_records", "Records that wait to be read.", "topic")
+        self.retry_backlog = gauge("retry_backlog", "Records that wait in a retry tier.", "tier")
+        self.dead_letter_backlog = Gauge(
+            "gateway_dead_letter_backlog", "Records in the dead-letter topic.", registry=registry
+        )
+        self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
+        self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
+        self.rules_loaded_timestamp = Gauge(
+            "gateway_rules_loaded_timestamp_seconds", "When the rules in force were loaded.", registry=registry
+        )
+        self.log_up = Gauge("gateway_log_up", "1 while the log answers.", registry=registry)
+        self.build_info = gauge("build_info", "1, with the version that runs.", "version")
+
+        for status in STATUSES:
+            self.requests.labels(NO_NAME, status)
+        for result in RELOADS:
+            self.rules_reloads.labels(result)
+
+    def prepare(self, rules: "Rules") -> None:
+        """Make every series of the rules' names, at 0, and drop those of names that are gone.
+
+        A counter that appears with its first increment hides it from `rate()` and `increase()`.
+        """
+        for source in rules.sources:
+            for labels in (self.events, self.duplicates, self.unrouted, self.request_duration):
+                labels.labels(source)
+            _each(self.requests, (source,), STATUSES)
+            _each(self.rejected, (source,), REJECTIONS)
+        for destination in rules.destinations:
+            for gauges in (
+                self.deliveries_in_flight,
+                self.deliveries_waiting,
+                self.breaker_open,
+                self.destination_paused,
+            ):
+                gauges.labels(destination)
+            self.attempt_duration.labels(destination)
+            _each(self.attempts, (destination,), tuple(Result))
+            _each(self.spills, (destination,), tuple(SpillReason))
+        for route in rules.routes.values():
+            self.delivery_duration.labels(route.name)
+            _each(self.retries, (route.name,), [result for result in Result if result is not Result.SUCCESS])
+            for destination in route.destinations:
+                _each(self.deliveries, (route.name, destination), OUTCOMES)
+                _each(self.dead_letters, (route.name, destination), tuple(DeadReason))
+
+        names: Mapping[str, Collection[str]] = {
+            "source": {*rules.sources, NO_NAME},
+            "destination": {*rules.destinations, NO_NAME},
+            "route": {*rules.routes, NO_NAME},
+        }
+        for family in vars(self).values():
+            if isinstance(family, Family):
+                family.keep(names)
+
+
+def process_registry() -> CollectorRegistry:
+    """Make a registry that tells of this process, its garbage collector and its Python, too."""
+    registry = CollectorRegistry(auto_describe=True)
+    prometheus_client.ProcessCollector(registry=registry)
+    prometheus_client.PlatformCollector(registry=registry)
+    prometheus_client.GCCollector(registry=registry)
+    return registry
+
+
+def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
+    """Render every metric: the text and its content type. Takes a few µs a series, so run it in a thread.
+
+    https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
+    """
+    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _each(family: Family[Counter], prefix: tuple[str, ...], values: Iterable[str]) -> None:
+    for value in values:
+        family.labels(*prefix, value)

@@ -1,0 +1,51 @@
+"""What a provider asks before it sends events, and what it must be answered: such a request is no event.
+
+A preset names its handshake in `presets.yaml`; here is the logic, one function a provider. Each returns None for
+every request that isn't the handshake, and costs next to nothing then, as every event passes through it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+if TYPE_CHECKING:
+    from gateway.verify.schemes import Request
+
+# A handshake is a few hundred bytes; a larger body isn't parsed to find out.
+MAX_HANDSHAKE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the ingress sends back instead of appending an event."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+Handshake = Callable[["Request"], Answer | None]
+
+
+def slack(request: "Request") -> Answer | None:
+    """Echo the challenge of a `url_verification`, which Slack signs like an event.
+
+    https://docs.slack.dev/reference/events/url_verification
+    """
+    if len(request.body) > MAX_HANDSHAKE_BYTES or b"url_verification" not in request.body:
+        return None
+    try:
+        payload = orjson.loads(request.body)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(payload, dict) or payload.get("type") != "url_verification":
+        return None
+    challenge = payload.get("challenge")
+    if not isinstance(challenge, str):
+        return None
+    return Answer(status=200, content_type="text/plain", body=challenge.encode())
+
+
+HANDSHAKES: Mapping[str, Handshake] = {"slack": slack}

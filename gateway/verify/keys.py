@@ -1,0 +1,305 @@
+"""What may be written under a source's `verify:`: each key, how it is read, and its JSON Schema.
+
+No message repeats a secret, nor what stands where a secret should.
+"""
+
+import binascii
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from string import Formatter
+from typing import Any, NamedTuple
+
+Path = tuple[str | int, ...]
+
+MAX_SHOWN = 60  # characters of a value in a message
+
+
+class Place:
+    """Where in the configuration we are, and the problems found so far."""
+
+    def __init__(self, path: Path, problems: dict[tuple[Path, str], None]) -> None:
+        self._path = path
+        self._problems = problems
+
+    def below(self, key: str | int) -> "Place":
+        return Place((*self._path, key), self._problems)
+
+    def report(self, message: str) -> None:
+        self._problems[self._path, message] = None
+
+
+class UnfitError(Exception):
+    """A value isn't what a key takes."""
+
+    def __init__(self, expected: str, value: object) -> None:
+        super().__init__(f"expected {expected}, got {shown(value)}")
+
+
+class Key(NamedTuple):
+    """A key that may be written: how its value is read (raises UnfitError, or reports below), and its JSON Schema."""
+
+    read: Callable[[Any, Place], Any]
+    schema: Mapping[str, Any]
+    is_required: bool = False
+    default: Any = None
+
+
+class Secret(NamedTuple):
+    """A secret, and its place in the list."""
+
+    place: int
+    text: str
+
+
+class Part(NamedTuple):
+    """A field of the signed string; `name` is a lower-case header name for `header` and `id`."""
+
+    kind: str
+    name: bytes = b""
+
+
+def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], place: Place) -> dict[str, Any]:
+    """Read what is written, with the defaults of what isn't; what can't be read is a problem, and left out."""
+    for name in config:
+        if name not in keys and name != "scheme":
+            place.below(str(name)).report(f"unknown key {str(name)!r}{guess(name, keys)}")
+    values = {}
+    for name, key in keys.items():
+        if name in config:
+            try:
+                values[name] = key.read(config[name], place.below(name))
+            except UnfitError as error:
+                place.below(name).report(str(error))
+        elif key.is_required:
+            place.report(f"expected the key '{name}', got none")
+        elif key.default is not None:
+            values[name] = key.default
+    return values
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+
+
+def _read_header(value: object, _: Place) -> str:
+    if isinstance(value, str) and _TOKEN.fullmatch(value):
+        return value
+    raise UnfitError("a header's name", value)
+
+
+def _read_parameter(value: object, _: Place) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z._~-]+", value):
+        return value
+    raise UnfitError("a query parameter's name of letters, digits and ._~-", value)
+
+
+def _read_ascii(value: object, _: Place) -> bytes:
+    if isinstance(value, str) and value and value.isascii() and value.isprintable():
+        return value.encode()
+    raise UnfitError("a text of printable ASCII characters", value)
+
+
+def _read_username(value: object, _: Place) -> str:
+    # RFC 7617, section 2: a user-id with a colon is invalid.
+    if isinstance(value, str) and value and ":" not in value:
+        return value
+    raise UnfitError("a user name without a colon", value)
+
+
+def _read_secrets(value: object, place: Place) -> tuple[Secret, ...]:
+    # Nothing here shows a value: a secret that isn't one, such as a number without quotes, is a secret still.
+    if not isinstance(value, list) or not value:
+        place.report(f"expected a list of secrets, got {_kind(value)}")
+        return ()
+    secrets = []
+    for index, text in enumerate(value):
+        if isinstance(text, str) and text.strip():
+            secrets.append(Secret(index, text))
+        else:
+            place.below(index).report(f"expected a non-empty text, got {_kind(text)}")
+    return tuple(secrets)
+
+
+def _one_of(choices: Iterable[str]) -> Callable[[object, Place], str]:
+    known = list(choices)
+
+    def read(value: object, _: Place) -> str:
+        if isinstance(value, str) and value in known:
+            return value
+        raise UnfitError(f"one of {', '.join(known)}", value)
+
+    return read
+
+
+_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+def _read_tolerance(value: object, _: Place) -> float:
+    if value == "none":
+        return math.inf
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    seconds = sum(int(count or 0) * unit for count, unit in zip(found.groups(), _SECONDS, strict=True)) if found else 0
+    if not seconds:
+        raise UnfitError("a duration such as 5m, or none", value)
+    return seconds
+
+
+def _read_timestamp(value: object, place: Place) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UnfitError("a mapping with header or prefix", value)
+    if ("header" in value) == ("prefix" in value):
+        place.report(f"expected either header or prefix, got {'both' if 'header' in value else 'neither'}")
+    return read_keys(value, _TIMESTAMP_KEYS, place)
+
+
+BODY, TIMESTAMP, ID, URL = Part("body"), Part("timestamp"), Part("id"), Part("url")
+_PARTS = ("body", "timestamp", "id", "method", "path", "url", "header")
+
+
+def _read_signed(value: object, _: Place) -> tuple[bytes | Part, ...]:
+    unfit = UnfitError("a text with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value)
+    if not isinstance(value, str):
+        raise unfit
+    parts: list[bytes | Part] = []
+    try:
+        for literal, kind, name, conversion in Formatter().parse(value):
+            if literal:
+                parts.append(literal.encode())
+            if kind is None:
+                continue
+            is_named = bool(_TOKEN.fullmatch(name or ""))
+            if kind not in _PARTS or conversion or (kind == "header") != is_named or (name and not is_named):
+                raise unfit
+            parts.append(Part(kind, (name or "").lower().encode()))
+    except ValueError as error:  # unbalanced braces
+        raise unfit from error
+    if BODY not in parts:  # a signature that doesn't cover the body vouches for nothing
+        raise unfit
+    return tuple(parts)
+
+
+def shown(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "…")
+        case int() | float():
+            return repr(value)
+        case _:
+            return _kind(value)
+
+
+def _kind(value: object) -> str:
+    """Name what a value is without showing it."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "a boolean"
+        case str():
+            return "a text" if value.strip() else "a blank text"
+        case int() | float():
+            return "a number"
+        case Mapping():
+            return "a mapping"
+        case _:
+            return "a list" if value else "an empty list"
+
+
+def guess(value: object, known: Iterable[str]) -> str:
+    """Return the end of a message that names the nearest known word, empty if none is near."""
+    near = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+_ALGORITHMS = ("sha256", "sha1", "sha512")
+ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
+    "hex": binascii.hexlify,
+    "base64": functools.partial(binascii.b2a_base64, newline=False),
+}
+SECRET_ENCODINGS = {
+    "raw": "a text",
+    "hex": "hexadecimal digits",
+    "base64": "base64",
+    "whsec": "base64 after whsec_",
+}
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1, "description": description}
+
+
+def _choice(choices: Iterable[str], default: str, description: str) -> Key:
+    known = list(choices)
+    return Key(_one_of(known), {"enum": known, "default": default, "description": description}, default=default)
+
+
+SECRETS = Key(
+    _read_secrets,
+    {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "minItems": 1,
+        "description": "Any of them will do, for rotation; the first one signs test events.",
+    },
+    is_required=True,
+)
+TOLERANCE = Key(
+    _read_tolerance,
+    {
+        "type": "string",
+        "pattern": r"^(none|(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$",
+        "description": "How far a signed timestamp may be from now, in both directions; `none` for any.",
+    },
+)
+_TIMESTAMP_KEYS: Mapping[str, Key] = {
+    "header": Key(_read_header, _text("The header that holds the timestamp.")),
+    "prefix": Key(_read_ascii, _text("What the timestamp starts with, as an element of the signature's header.")),
+    "unit": _choice(("s", "ms", "iso"), "s", "Unix seconds, Unix milliseconds, or RFC 3339."),
+}
+GENERIC: Mapping[str, Mapping[str, Key]] = {
+    "hmac": {
+        "header": Key(_read_header, _text("The header that holds the signature."), is_required=True),
+        "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function of the HMAC."),
+        "encoding": _choice(ENCODINGS, "hex", "How the signature is written."),
+        "separator": Key(_read_ascii, _text("What stands between several elements in the header.")),
+        "prefix": Key(_read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
+        "timestamp": Key(
+            _read_timestamp,
+            {
+                "type": "object",
+                "properties": {name: dict(key.schema) for name, key in _TIMESTAMP_KEYS.items()},
+                "oneOf": [{"required": ["header"]}, {"required": ["prefix"]}],
+                "additionalProperties": False,
+                "description": "Where the signed timestamp is.",
+            },
+        ),
+        "id_header": Key(_read_header, _text("A header that identifies the event, {id} in the signed string.")),
+        "signed": Key(
+            _read_signed,
+            {
+                **_text("The signed string: {body} {timestamp} {id} {method} {path} {url} {header:NAME}."),
+                "default": "{body}",
+            },
+            default=(BODY,),
+        ),
+        "tolerance": TOLERANCE,
+        "secrets": SECRETS,
+        "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
+    },
+    "token": {
+        "header": Key(_read_header, _text("The header that holds the token.")),
+        "query": Key(_read_parameter, _text("The query parameter that holds the token.")),
+        "secrets": SECRETS,
+    },
+    "basic": {
+        "username": Key(_read_username, _text("The user's name."), is_required=True),
+        "secrets": SECRETS._replace(schema={**SECRETS.schema, "description": "The user's passwords; any will do."}),
+    },
+    "bearer": {"secrets": SECRETS},
+    "none": {},
+}

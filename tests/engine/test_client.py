@@ -1,0 +1,514 @@
+"""One attempt: what every kind of destination makes of it, and what it leaves behind."""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from gateway.engine import client as module
+from gateway.engine.client import Client
+from gateway.engine.egress import EgressGuard
+from gateway.engine.request import Outbound
+from gateway.engine.resolver import Resolver
+from gateway.model import Attempt, Headers, Result
+from gateway.rules.rules import Egress
+from tests.sink import Answer, Fault, Sink
+
+OPEN = EgressGuard(Egress())
+CLOSED = EgressGuard(Egress(is_private_allowed=False))
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with Client(OPEN) as client:
+        yield client
+
+
+def outbound(url: str, *, headers: Headers = (), body: bytes = b"{}") -> Outbound:
+    return Outbound(url=url, headers=headers, body=body)
+
+
+async def attempt(client: Client, url: str, *, timeout: float = 5.0, body: bytes = b"{}") -> Attempt:
+    return await client.attempt(outbound(url, body=body), timeout=timeout, number=1)
+
+
+BROKEN = Answer(raw=b"HTTP/1.1 2", closes=True)
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(serve: Serve) -> AsyncIterator[str]:
+    """Serve each connection by a coroutine; the context is `host:port`, and nothing is open after it."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await serve(reader, writer)
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for writer in writers:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_bytes_reach_the_wire_as_they_came(client: Client) -> None:
+    received = bytearray()
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not received.endswith(b"\xff" * 2):
+            received.extend(await reader.read(65536))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    headers = (
+        (b"X-Twice", b"1"),
+        (b"user-AGENT", b"GitHub-Hookshot/1"),
+        (b"X-Latin", b"caf\xe9"),
+        (b"X-Utf8", "café ☕".encode()),
+        (b"X-Broken", b"\xff\xfe\x80"),
+        (b"X-Empty", b""),
+        (b"X-Twice", b"2"),
+    )
+    body = bytes(range(256)) + b"\xff"
+    async with serving(record) as address:
+        url = f"http://{address}/a%20b;c?x=1&y=%2F&z=é#part"
+        done = await client.attempt(outbound(url, headers=headers, body=body), timeout=5, number=3)
+    assert (done.result, done.status, done.number, done.detail) == (Result.SUCCESS, 200, 3, "")
+    expected = [
+        b"POST /a%20b;c?x=1&y=%2F&z=%C3%A9 HTTP/1.1",
+        b"Host: " + address.encode(),
+        *[name + b": " + value for name, value in headers],
+        b"Content-Length: 257",
+        b"",
+        body,
+    ]
+    assert bytes(received) == b"\r\n".join(expected)
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 5_000_000])
+async def test_bodies_of_any_size_arrive_whole(client: Client, size: int) -> None:
+    body = bytes([number % 251 for number in range(1000)]) * (size // 1000) + b"x" * (size % 1000)
+    async with Sink() as sink:
+        done = [await attempt(client, sink.url, body=body) for _ in range(2)]
+    assert [one.result for one in done] == [Result.SUCCESS] * 2
+    assert [request.body == body for request in sink.requests] == [True] * 2
+    assert sink.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "detail"),
+    [
+        (204, Result.SUCCESS, ""),
+        (299, Result.SUCCESS, ""),
+        (302, Result.REDIRECT, "302 Found"),
+        (400, Result.CLIENT_ERROR, "400 Bad Request"),
+        (410, Result.CLIENT_ERROR, "410 Gone"),
+        (429, Result.THROTTLED, "429 Too Many Requests"),
+        (499, Result.CLIENT_ERROR, "499"),
+        (503, Result.SERVER_ERROR, "503 Service Unavailable"),
+        (600, Result.TRANSPORT, "600"),
+    ],
+)
+async def test_each_status_has_its_result(client: Client, status: int, result: Result, detail: str) -> None:
+    async with Sink(status) as sink:
+        done = await attempt(client, sink.url)
+    assert (done.result, done.status, done.detail, done.retry_after) == (result, status, detail, None)
+
+
+async def test_a_redirect_is_not_followed(client: Client) -> None:
+    async with Sink() as other, Sink(Answer(status=307, headers=(("Location", other.url),))) as sink:
+        done = await attempt(client, sink.url)
+    assert done.result is Result.REDIRECT
+    assert other.connections == 0
+
+
+async def test_cookies_are_neither_kept_nor_sent(client: Client) -> None:
+    async with Sink(Answer(headers=(("Set-Cookie", "session=1; Path=/"),))) as sink:
+        for _ in range(2):
+            await attempt(client, sink.url)
+    assert sink.requests[1].header("cookie") is None
+
+
+async def test_proxy_variables_change_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Sink() as proxy, Sink() as sink:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        assert (await attempt(client, sink.url)).result is Result.SUCCESS
+    assert proxy.connections == 0
+
+
+@pytest.mark.parametrize(("status", "expected"), [(429, 120.0), (503, 120.0), (200, None), (500, None)])
+async def test_retry_after_counts_where_it_throttles(client: Client, status: int, expected: float | None) -> None:
+    async with Sink(Answer(status=status, headers=(("Retry-After", "120"),))) as sink:
+        assert (await attempt(client, sink.url)).retry_after == expected
+
+
+async def test_connections_are_used_again(client: Client) -> None:
+    async with Sink() as sink:
+        for _ in range(5):
+            await attempt(client, sink.url)
+        await asyncio.gather(*[attempt(client, sink.url) for _ in range(10)])
+        await asyncio.gather(*[attempt(client, sink.url) for _ in range(10)])
+        assert (sink.connections, client.open_connections) == (10, 10)
+
+
+async def test_idle_connections_are_closed_after_a_while(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Sink() as sink:
+        await attempt(client, sink.url)
+        client._pool._sweep()
+        assert client.open_connections == 1
+        monkeypatch.setattr(module, "IDLE_TIMEOUT", -1.0)
+        client._pool._sweep()
+        await until(lambda: client.open_connections == 0)
+
+
+async def test_a_stale_connection_is_replaced_at_once_and_not_charged(client: Client) -> None:
+    async with Sink(200, Fault.CLOSE, 200) as sink:
+        done = [await attempt(client, sink.url) for _ in range(2)]
+    assert [(one.result, one.number) for one in done] == [(Result.SUCCESS, 1)] * 2
+    assert sink.connections == 2
+
+
+async def test_a_connection_that_the_destination_closed_is_not_taken(client: Client) -> None:
+    async with Sink() as sink:
+        await attempt(client, sink.url)
+        sink.disconnect()
+        await until(lambda: client.open_connections == 0)
+        assert (await attempt(client, sink.url)).result is Result.SUCCESS
+    assert len(sink.requests) == 2
+
+
+async def test_a_stale_connection_is_replaced_once(client: Client) -> None:
+    async with Sink(200, Fault.CLOSE) as sink:
+        await attempt(client, sink.url)
+        done = await attempt(client, sink.url)
+    assert done.result is Result.TRANSPORT
+    assert len(sink.requests) == 3
+
+
+async def test_a_reused_connection_that_breaks_inside_an_answer_is_a_failure(client: Client) -> None:
+    async with Sink(200, Answer(raw=b"HTTP/1.1 20", closes=True), 200) as sink:
+        done = [await attempt(client, sink.url) for _ in range(2)]
+    assert done[1].result is Result.TRANSPORT
+    assert len(sink.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "result", "detail"),
+    [
+        (Fault.HANG, Result.TIMEOUT, "127.0.0.1: expected an answer, got none in time"),
+        (Fault.DRIP_HEAD, Result.TIMEOUT, "127.0.0.1: expected an answer, got none in time"),
+        (Fault.CLOSE, Result.TRANSPORT, "127.0.0.1: connection closed without an answer"),
+        (Fault.RESET, Result.TRANSPORT, "127.0.0.1: connection reset by peer"),
+        (Fault.GARBAGE, Result.TRANSPORT, "127.0.0.1: malformed answer: expected the head of an HTTP/1.1 response"),
+        (BROKEN, Result.TRANSPORT, "127.0.0.1: connection closed in the middle of an answer"),
+    ],
+)
+async def test_each_fault_has_its_result(client: Client, fault: Fault | Answer, result: Result, detail: str) -> None:
+    async with Sink(fault) as sink:
+        done = await attempt(client, sink.url, timeout=0.1)
+        assert (done.result, done.status, done.detail) == (result, None, detail)
+        assert done.seconds < 0.3
+        await until(lambda: client.open_connections == 0)
+
+
+async def test_a_head_decides_whatever_becomes_of_its_body(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BODY_PATIENCE", 0.05)
+    truncated = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", closes=True)
+    until_closed = Answer(raw=b"HTTP/1.1 200 OK\r\n\r\nall", closes=True)
+    bad_chunk = Answer(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+    for script in (Fault.DRIP, Fault.ENDLESS, truncated, until_closed, bad_chunk):
+        async with Sink(script) as sink:
+            done = await attempt(client, sink.url)
+            assert (done.result, done.status) == (Result.SUCCESS, 200)
+            assert done.seconds < 0.5
+            await until(lambda: client.open_connections == 0)
+
+
+async def test_a_large_answer_is_read_to_the_limit_only(client: Client) -> None:
+    async with Sink(Answer(status=500, body=b"x" * 16_384), Answer(status=500, body=b"x" * 16_385), 200) as sink:
+        for _ in range(3):
+            await attempt(client, sink.url)
+    assert [request.connection for request in sink.requests] == [1, 1, 2]
+
+
+async def test_an_answer_before_the_request_was_read_counts(client: Client) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(refuse) as address:
+        done = await attempt(client, f"http://{address}/", body=b"x" * 20_000_000)
+        assert done.status == 413
+        await until(lambda: client.open_connections == 0)
+
+
+async def test_an_unasked_answer_is_never_taken_for_the_next_one(client: Client) -> None:
+    twice = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 Unasked\r\nContent-Length: 0\r\n\r\n"
+    async with Sink(Answer(raw=twice), 204) as sink:
+        done = [await attempt(client, sink.url) for _ in range(2)]
+    assert [one.status for one in done] == [200, 204]
+    assert sink.connections == 2
+
+
+async def test_a_refused_connection_is_told_with_host_and_port_only(client: Client) -> None:
+    async with Sink() as sink:
+        await sink.refuse()
+        done = await attempt(client, f"{sink.url}?token=secret")
+        assert (done.result, done.detail) == (Result.CONNECT, f"127.0.0.1:{sink.port}: connection refused")
+
+
+async def test_the_deadline_is_one_for_the_whole_attempt(client: Client) -> None:
+    with socket.socket() as full:  # its queue takes one connection and forgets the others
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        url = f"https://127.0.0.1:{full.getsockname()[1]}/"
+        done = await asyncio.gather(*[attempt(client, url, timeout=0.15) for _ in range(4)])
+    assert {one.result for one in done} == {Result.TIMEOUT}
+    assert all(0.14 <= one.seconds < 0.5 for one in done)
+    assert {one.detail for one in done} == {"127.0.0.1: expected a connection, got none in time"}
+
+
+async def test_a_cancelled_attempt_leaves_no_connection(client: Client) -> None:
+    async with Sink(Fault.HANG) as sink:
+        task = asyncio.ensure_future(attempt(client, sink.url))
+        await sink.received(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: sink.open_connections == 0)
+        assert client.open_connections == 0
+
+
+async def test_closing_the_client_closes_every_connection() -> None:
+    async with Sink(200, Fault.HANG) as sink:
+        async with Client(OPEN) as client:
+            await attempt(client, sink.url)
+            hanging = asyncio.ensure_future(attempt(client, sink.url))
+            await sink.received(2)
+        assert client.open_connections == 0
+        assert (await hanging).result is Result.TRANSPORT
+        await until(lambda: sink.open_connections == 0)
+
+
+# Names and addresses.
+
+
+def resolving(**zone: tuple[str, ...]) -> Resolver:
+    """A resolver that knows only these names (`a_test` is `a.test`)."""
+
+    def look_up(host: str) -> tuple[str, ...]:
+        try:
+            return zone[host.replace(".", "_")]
+        except KeyError:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+
+    return Resolver(look_up)
+
+
+async def test_a_name_is_resolved_and_sent_as_the_host() -> None:
+    async with Sink() as sink, Client(OPEN, resolver=resolving(a_test=("127.0.0.1",))) as client:
+        done = await attempt(client, f"http://a.test:{sink.port}/hook")
+    assert done.result is Result.SUCCESS
+    assert sink.requests[0].header("host") == f"a.test:{sink.port}"
+
+
+async def test_an_unknown_name_is_a_dns_failure() -> None:
+    async with Client(OPEN, resolver=resolving()) as client:
+        done = await attempt(client, "http://nowhere.test/hook?token=secret")
+    assert (done.result, done.detail) == (
+        Result.DNS,
+        "nowhere.test: expected an address, got name or service not known",
+    )
+
+
+async def test_the_next_address_is_tried_when_one_refuses() -> None:
+    async with Sink() as sink, Client(OPEN, resolver=resolving(a_test=("127.0.0.9", "127.0.0.1"))) as client:
+        assert (await attempt(client, f"http://a.test:{sink.port}/")).result is Result.SUCCESS
+
+
+async def test_a_black_hole_leaves_time_for_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_PATIENCE", 0.05)
+    async with Sink() as sink, Client(OPEN, resolver=resolving(a_test=("127.0.0.9", "127.0.0.1"))) as client:
+        with socket.socket() as full, socket.socket() as first:
+            full.bind(("127.0.0.9", sink.port))
+            full.listen(0)
+            first.connect(("127.0.0.9", sink.port))
+            assert (await attempt(client, f"http://a.test:{sink.port}/")).result is Result.SUCCESS
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "localhost",
+    ],
+)
+async def test_no_notation_gets_past_the_guard(host: str) -> None:
+    async with Sink() as sink, Sink(host="::1") as six, Client(CLOSED) as client:
+        for port in (sink.port, six.port):
+            done = await attempt(client, f"http://{host}:{port}/")
+            assert done.result is Result.EGRESS_REFUSED
+            assert done.detail.startswith("refused by egress policy: ")
+    assert (sink.connections, six.connections) == (0, 0)
+
+
+async def test_metadata_is_refused_by_default(client: Client) -> None:
+    done = await attempt(client, "http://169.254.169.254/latest/meta-data/")
+    assert (done.result, done.detail) == (
+        Result.EGRESS_REFUSED,
+        "refused by egress policy: 169.254.169.254 is link-local",
+    )
+
+
+async def test_a_refused_address_among_permitted_ones_is_passed_over() -> None:
+    guard = EgressGuard(Egress(is_private_allowed=False, allow=(ipaddress.ip_network("127.0.0.1/32"),)))
+    async with Sink() as sink, Client(guard, resolver=resolving(a_test=("127.0.0.9", "127.0.0.1"))) as client:
+        assert (await attempt(client, f"http://a.test:{sink.port}/")).result is Result.SUCCESS
+
+
+async def test_a_new_guard_rules_over_the_connections_of_the_old_one(client: Client) -> None:
+    async with Sink(200, Answer(delay=0.05), 200) as sink:
+        await attempt(client, sink.url)
+        slow = asyncio.ensure_future(attempt(client, sink.url))
+        await sink.received(2)
+        client.use_guard(CLOSED)
+        assert (await slow).result is Result.SUCCESS
+        assert (await attempt(client, sink.url)).result is Result.EGRESS_REFUSED
+        await until(lambda: sink.open_connections == 0)
+        client.use_guard(OPEN)
+        assert (await attempt(client, sink.url)).result is Result.SUCCESS
+    assert len(sink.requests) == 3
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a key and its self-signed certificate for 127.0.0.1 and a.test."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a.test")])
+    alternatives = [x509.DNSName("a.test"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(pem))
+    return path
+
+
+@pytest.fixture
+def server_tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.fixture
+def client_tls(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate))
+
+
+async def test_tls_connections_are_verified_and_used_again(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    resolver = resolving(a_test=("127.0.0.1",), a_test_=("127.0.0.1",))
+    async with Sink(tls=server_tls) as sink, Client(OPEN, tls=client_tls, resolver=resolver) as client:
+        for url in (sink.url, sink.url, f"https://a.test:{sink.port}/", f"https://a.test.:{sink.port}/"):
+            done = await attempt(client, url, body=b"x" * 300_000)
+            assert done.result is Result.SUCCESS, done
+    assert sink.connections == 3
+    assert sink.requests[0].body == b"x" * 300_000
+
+
+async def test_an_unknown_certificate_is_a_tls_failure(client: Client, server_tls: ssl.SSLContext) -> None:
+    async with Sink(tls=server_tls) as sink:
+        done = await attempt(client, sink.url)
+    assert done.result is Result.TLS
+    assert done.detail.startswith("127.0.0.1: certificate not accepted: self")
+    assert sink.requests == []
+
+
+async def test_a_certificate_for_another_name_is_a_tls_failure(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    resolver = resolving(b_test=("127.0.0.1",))
+    async with Sink(tls=server_tls) as sink, Client(OPEN, tls=client_tls, resolver=resolver) as client:
+        done = await attempt(client, f"https://b.test:{sink.port}/")
+    assert done.result is Result.TLS
+    assert "hostname mismatch" in done.detail.lower()
+
+
+async def test_no_tls_at_the_other_end_is_a_tls_failure(client: Client) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serving(greet) as address:
+        done = await attempt(client, f"https://{address}/")
+    assert (done.result, done.detail) == (Result.TLS, "127.0.0.1: wrong version number")
+
+
+async def test_a_handshake_that_ends_is_a_tls_failure(client: Client) -> None:
+    async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.transport.abort()
+
+    async with serving(slam) as address:
+        done = await attempt(client, f"https://{address}/")
+    assert done.result is Result.TLS
+
+
+def test_all_of_it_works_on_uvloop_too(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    async def main() -> list[Result]:
+        script = (200, Fault.CLOSE, 200, Fault.ENDLESS, Fault.RESET, Fault.HANG)
+        found = []
+        for server, scheme in ((None, "http"), (server_tls, "https")):
+            async with Sink(*script, tls=server) as sink, Client(OPEN, tls=client_tls) as client:
+                for _ in range(5):
+                    done = await attempt(client, f"{scheme}://127.0.0.1:{sink.port}/", timeout=0.3, body=b"x" * 99_999)
+                    found.append(done.result)
+                assert {len(request.body) for request in sink.requests} == {99_999}
+        return found
+
+    good = [Result.SUCCESS] * 3
+    assert uvloop.run(main()) == [*good, Result.TRANSPORT, Result.TIMEOUT] * 2
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Let the event loop turn until something that others do is done."""
+    async with asyncio.timeout(2):
+        while not is_so():  # noqa: ASYNC110 - the others are sockets, which set no event
+            await asyncio.sleep(0.001)

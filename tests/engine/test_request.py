@@ -1,0 +1,221 @@
+"""What a delivery sends."""
+
+import base64
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks import Webhook
+
+from gateway.engine.request import compose, sign
+from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
+from gateway.rules.expressions import Template
+from gateway.rules.rules import Destination, RequestTemplate
+
+NOW = 1_700_000_000.9
+EVENT = Event(
+    id=EventId("evt_1"),
+    source="github",
+    type="push",
+    received_at=1.0,
+    headers=((b"Content-Type", b"application/json"),),
+    query="token=x",
+    body=b'{"a": {"b": "c\\nd"}, "n": 1}',
+)
+CI = Destination(name="ci", url="https://ci.internal/hook")
+OURS = (
+    (b"gateway-event-id", b"evt_1"),
+    (b"gateway-delivery-id", delivery_id(EVENT.id, "build", "ci").encode()),
+    (b"gateway-route", b"build"),
+    (b"gateway-attempt", b"1"),
+)
+
+
+def a_delivery(*headers: tuple[bytes, bytes], event: Event = EVENT, attempts: tuple[Attempt, ...] = ()) -> Delivery:
+    event = replace(event, headers=headers) if headers else event
+    identity = delivery_id(event.id, "build", "ci")
+    return Delivery(id=identity, event=event, route="build", destination="ci", attempts=attempts)
+
+
+def passed(*headers: tuple[bytes, bytes], destination: Destination = CI) -> Headers:
+    """What is left of a provider's headers."""
+    sent = compose(a_delivery(*headers), destination, None, now=NOW).headers
+    return tuple([pair for pair in sent if not pair[0].startswith(b"gateway-")])
+
+
+def test_without_a_template_the_destination_gets_what_came() -> None:
+    headers = (
+        (b"X-Twice", b"1"),
+        (b"CONTENT-type", b"application/json"),
+        (b"Content-Encoding", b"gzip"),
+        (b"x-raw", b"caf\xe9\xff"),
+        (b"X-Twice", b"2"),
+        (b"Stripe-Signature", b"t=1,v1=abc"),
+        (b"tracestate", b"a=1"),
+    )
+    delivery = a_delivery(*headers, event=replace(EVENT, body=b"\xff\x00"))
+    outbound = compose(delivery, CI, None, now=NOW)
+    assert outbound.headers == (*headers, *OURS)
+    assert (outbound.url, outbound.body) == ("https://ci.internal/hook", b"\xff\x00")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Expect", "Host",
+        "Content-Length", "Cookie", "Authorization", "Proxy-Authorization", "proxy-authenticate",
+    ],
+)  # fmt: skip
+def test_what_concerns_one_connection_or_is_a_credential_stays_here(name: str) -> None:
+    for spelling in (name, name.lower(), name.upper()):
+        assert passed((spelling.encode(), b"x"), (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
+
+
+def test_what_connection_names_stays_here_too() -> None:
+    headers = ((b"Connection", b"close, X-Hop"), (b"connection", b"x-other"), (b"x-hop", b"1"), (b"X-Other", b"1"))
+    assert passed(*headers, (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
+
+
+def test_the_gateways_own_names_cannot_be_forged() -> None:
+    forged = ((b"Gateway-Event-Id", b"evt_2"), (b"GATEWAY-ATTEMPT", b"99"), (b"gateway-route", b"x"))
+    outbound = compose(a_delivery(*forged), CI, None, now=NOW)
+    assert outbound.headers == OURS
+
+
+def test_the_attempt_is_the_number_of_the_one_to_come() -> None:
+    attempts = tuple([Attempt(number=n, at=0, seconds=0, result=Result.TIMEOUT) for n in (1, 2, 3)])
+    outbound = compose(a_delivery(attempts=attempts), CI, None, now=NOW)
+    assert (b"gateway-attempt", b"4") in outbound.headers
+
+
+VALID = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "is_passed"),
+    [
+        (VALID, True),
+        (b"01" + VALID[2:] + b"-what-the-future-brings", True),
+        (VALID + b"-more", False),
+        (b"ff" + VALID[2:], False),
+        (VALID.upper(), False),
+        (b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", False),
+        (b"00-0af7651916cd43dd8448eb211c80319c-" + b"0" * 16 + b"-01", False),
+        (b"", False),
+    ],
+)
+def test_a_trace_goes_on_if_it_is_a_valid_one(value: bytes, *, is_passed: bool) -> None:
+    trace = ((b"Traceparent", value), (b"Tracestate", b"a=1"))
+    assert passed(*trace) == (trace if is_passed else ())
+
+
+def test_two_parents_are_none() -> None:
+    assert passed((b"traceparent", VALID), (b"traceparent", VALID), (b"tracestate", b"a=1")) == ()
+
+
+def test_the_destinations_headers_replace_the_providers() -> None:
+    destination = replace(CI, headers=(("X-Token", "s3cret"), ("user-agent", "gateway"), ("X-Name", "é")))
+    headers = passed((b"User-Agent", b"GitHub"), (b"X-TOKEN", b"a"), (b"x-token", b"b"), destination=destination)
+    assert headers == ((b"X-Token", b"s3cret"), (b"user-agent", b"gateway"), (b"X-Name", "é".encode()))
+
+
+def test_a_destination_can_have_an_authorization_of_its_own() -> None:
+    destination = replace(CI, headers=(("Authorization", "Bearer ours"),))
+    headers = passed((b"Authorization", b"Bearer theirs"), destination=destination)
+    assert headers == ((b"Authorization", b"Bearer ours"),)
+
+
+def test_framing_is_not_for_anyone_to_set() -> None:
+    destination = replace(CI, headers=(("Content-Length", "5"), ("Transfer-Encoding", "chunked"), ("Host", "x")))
+    assert passed((b"X-Kept", b"1"), destination=destination) == ((b"X-Kept", b"1"),)
+
+
+def test_a_signature_verifies_with_the_vendors_library_for_each_secret() -> None:
+    secrets = (b"a" * 32, b"b" * 32)
+    delivery = a_delivery((b"Webhook-Id", b"msg_1"), (b"webhook-signature", b"v1,theirs"), (b"webhook-extra", b"x"))
+    outbound = compose(delivery, replace(CI, sign=secrets), None, now=datetime.now(UTC).timestamp())
+    headers = {name.decode(): value.decode() for name, value in outbound.headers}
+    assert len(headers) == len(outbound.headers)
+    assert headers["webhook-id"] == delivery.id
+    assert "webhook-extra" not in headers
+    for secret in secrets:
+        Webhook(base64.b64encode(secret).decode()).verify(outbound.body, headers)
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    headers = dict(sign(b"msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', [secret], now=1614265330.7))
+    assert headers[b"webhook-timestamp"] == b"1614265330"
+    assert headers[b"webhook-signature"] == b"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_retry_is_signed_anew_under_the_same_identity() -> None:
+    destination = replace(CI, sign=(b"k" * 32,))
+    first, second = [dict(compose(a_delivery(), destination, None, now=now).headers) for now in (NOW, NOW + 60)]
+    assert first[b"webhook-id"] == second[b"webhook-id"]
+    assert int(second[b"webhook-timestamp"]) == int(first[b"webhook-timestamp"]) + 60
+    assert first[b"webhook-signature"] != second[b"webhook-signature"]
+
+
+DESCRIBING = (
+    (b"Content-Type", b"application/x-old"),
+    (b"Content-Encoding", b"gzip"),
+    (b"Content-Digest", b"sha-256=:x:"),
+    (b"Digest", b"x"),
+    (b"X-Hub-Signature-256", b"sha256=x"),
+)
+
+
+def test_a_templates_body_replaces_what_described_the_old_one() -> None:
+    event = replace(EVENT, headers=(DESCRIBING[0], *DESCRIBING[2:]))
+    template = RequestTemplate(body=Template({"text": "b is ${{ body.a.b }}", "n": "${{ body.n }}"}))
+    outbound = compose(a_delivery(event=event), CI, template, now=NOW)
+    assert outbound.body == b'{"text":"b is c\\nd","n":1}'
+    assert outbound.headers == (DESCRIBING[-1], (b"content-type", b"application/json"), *OURS)
+
+
+def test_a_text_template_is_text_unless_it_says_otherwise() -> None:
+    text = Template("b is ${{ body.a.b }}")
+    plain = compose(a_delivery(), CI, RequestTemplate(body=text), now=NOW)
+    assert plain.body == b"b is c\nd"
+    assert dict(plain.headers)[b"content-type"] == b"text/plain; charset=utf-8"
+    template = RequestTemplate(body=text, headers=(("Content-Type", Template("text/x-${{ type }}")),))
+    marked = compose(a_delivery(), CI, template, now=NOW)
+    assert [pair for pair in marked.headers if pair[0].lower() == b"content-type"] == [
+        (b"Content-Type", b"text/x-push")
+    ]
+
+
+def test_a_template_of_headers_only_leaves_the_body_and_what_describes_it() -> None:
+    template = RequestTemplate(headers=(("X-N", Template("${{ body.n }}")), ("x-hub-signature-256", Template("none"))))
+    body = EVENT.body
+    outbound = compose(a_delivery(*DESCRIBING[2:], (b"Content-Type", b"application/json")), CI, template, now=NOW)
+    assert outbound.body is body
+    kept = (*DESCRIBING[2:4], (b"Content-Type", b"application/json"))
+    assert outbound.headers == (*kept, (b"X-N", b"1"), (b"x-hub-signature-256", b"none"), *OURS)
+
+
+def test_the_signature_covers_the_templates_body() -> None:
+    destination = replace(CI, sign=(b"k" * 32,))
+    outbound = compose(a_delivery(), destination, RequestTemplate(body=Template({"new": True})), now=NOW)
+    assert sign(outbound.headers[-3][1], b'{"new":true}', destination.sign, now=NOW) == list(outbound.headers[-3:])
+
+
+@pytest.mark.parametrize(
+    ("template", "where"),
+    [
+        (RequestTemplate(body=Template("${{ body.missing }}")), "request.body: "),
+        (RequestTemplate(headers=(("X-A", Template("${{ body.missing }}")),)), "request.headers.X-A: "),
+        (RequestTemplate(headers=(("X-A", Template("${{ body.a.b }}")),)), "request.headers.X-A: expected a value without"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_rendered_is_told_with_its_place(template: RequestTemplate, where: str) -> None:
+    with pytest.raises(ExpressionError, match=f"^{where}"):
+        compose(a_delivery(), CI, template, now=NOW)
+
+
+def test_secrets_are_not_in_the_representation() -> None:
+    destination = replace(CI, url="https://x/secret", headers=(("X-Token", "s3cret"),), sign=(b"k" * 32,))
+    outbound = compose(a_delivery(), destination, None, now=NOW)
+    assert "secret" not in repr(outbound)
+    assert "s3cret" not in repr(outbound)

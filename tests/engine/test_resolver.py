@@ -1,0 +1,166 @@
+"""Names to addresses: shared, cached, and never held up by another zone."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from gateway.engine import resolver as module
+from gateway.engine.resolver import NEGATIVE_TTL, STALE_TTL, SUSPECT_THREADS, THREADS, TTL, Resolver, UnresolvedError
+
+
+class Zone:
+    """A DNS that answers by table, counts, and can be told to hang; its clock is handed to the resolver."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.answers: dict[str, tuple[str, ...] | Exception] = {}
+        self.asked: list[str] = []
+        self.hanging: set[str] = set()
+        self.released = threading.Event()
+
+    def look_up(self, host: str) -> tuple[str, ...]:
+        self.asked.append(host)
+        if host in self.hanging:
+            self.released.wait(10)
+        answer = self.answers.get(host, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def zone() -> Zone:
+    return Zone()
+
+
+@pytest.fixture
+async def resolver(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Resolver]:
+    # What is waited for here hangs for good: waiting longer would tell no more.
+    monkeypatch.setattr(module, "LOOKUP_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "REFRESH_PATIENCE", 0.02)
+    resolver = Resolver(zone.look_up, clock=lambda: zone.now)
+    yield resolver
+    zone.released.set()
+    resolver.close()
+
+
+async def test_callers_at_once_share_one_lookup(resolver: Resolver, zone: Zone) -> None:
+    zone.answers["a.test"] = ("10.0.0.1", "10.0.0.2")
+    found = await asyncio.gather(*[resolver.resolve("a.test") for _ in range(50)])
+    assert found == [("10.0.0.1", "10.0.0.2")] * 50
+    assert zone.asked == ["a.test"]
+
+
+async def test_an_answer_serves_until_its_time_is_over(resolver: Resolver, zone: Zone) -> None:
+    zone.answers["a.test"] = ("10.0.0.1",)
+    await resolver.resolve("a.test")
+    zone.answers["a.test"] = ("10.0.0.2",)
+    zone.now += TTL - 0.01
+    assert await resolver.resolve("a.test") == ("10.0.0.1",)
+    zone.now += 0.02
+    assert await resolver.resolve("a.test") == ("10.0.0.2",)
+
+
+async def test_a_failure_is_remembered_for_a_moment(resolver: Resolver, zone: Zone) -> None:
+    for _ in range(3):
+        with pytest.raises(UnresolvedError, match=r"^a.test: expected an address, got name or service not known$"):
+            await resolver.resolve("a.test")
+    assert zone.asked == ["a.test"]
+    zone.answers["a.test"] = ("10.0.0.1",)
+    zone.now += NEGATIVE_TTL
+    assert await resolver.resolve("a.test") == ("10.0.0.1",)
+
+
+@pytest.mark.parametrize("failure", [UnicodeError("label too long"), OSError(), socket.gaierror(socket.EAI_AGAIN, "x")])
+async def test_every_kind_of_failure_has_words(resolver: Resolver, zone: Zone, failure: Exception) -> None:
+    zone.answers["a.test"] = failure
+    with pytest.raises(UnresolvedError, match=r"^a.test: expected an address, got "):
+        await resolver.resolve("a.test")
+
+
+async def test_a_known_address_serves_while_its_zone_fails(resolver: Resolver, zone: Zone) -> None:
+    zone.answers["a.test"] = ("10.0.0.1",)
+    await resolver.resolve("a.test")
+    zone.answers["a.test"] = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    zone.now += TTL
+    assert await resolver.resolve("a.test") == ("10.0.0.1",)
+    zone.now += STALE_TTL
+    with pytest.raises(UnresolvedError, match="temporary failure"):
+        await resolver.resolve("a.test")
+
+
+async def test_a_name_that_was_taken_away_is_gone(resolver: Resolver, zone: Zone) -> None:
+    zone.answers["a.test"] = ("10.0.0.1",)
+    await resolver.resolve("a.test")
+    del zone.answers["a.test"]
+    zone.now += TTL
+    with pytest.raises(UnresolvedError):
+        await resolver.resolve("a.test")
+
+
+async def test_a_known_address_serves_while_its_zone_hangs(resolver: Resolver, zone: Zone) -> None:
+    zone.answers["a.test"] = ("10.0.0.1",)
+    await resolver.resolve("a.test")
+    zone.hanging.add("a.test")
+    zone.now += TTL
+    for _ in range(3):
+        assert await resolver.resolve("a.test") == ("10.0.0.1",)
+    assert zone.asked == ["a.test", "a.test"]
+
+
+async def test_an_unknown_name_is_given_up_in_time(resolver: Resolver, zone: Zone) -> None:
+    zone.hanging.add("dead.test")
+    with pytest.raises(UnresolvedError, match="got no answer within"):
+        await resolver.resolve("dead.test")
+
+
+async def test_one_name_takes_one_thread_however_often_it_is_asked_for(resolver: Resolver, zone: Zone) -> None:
+    zone.hanging.add("dead.test")
+    zone.answers["a.test"] = ("10.0.0.1",)
+    dead = [asyncio.ensure_future(resolver.resolve("dead.test")) for _ in range(THREADS * 4)]
+    await asyncio.sleep(0)
+    assert await resolver.resolve("a.test") == ("10.0.0.1",)
+    assert zone.asked == ["dead.test", "a.test"]
+    await asyncio.gather(*dead, return_exceptions=True)
+
+
+async def test_names_that_failed_before_leave_the_threads_of_the_others_alone(resolver: Resolver, zone: Zone) -> None:
+    names = [f"{number}.dead.test" for number in range(THREADS + SUSPECT_THREADS)]
+    await asyncio.gather(*[resolver.resolve(name) for name in names], return_exceptions=True)
+    zone.now += NEGATIVE_TTL
+    zone.hanging.update(names)
+    dead = [asyncio.ensure_future(resolver.resolve(name)) for name in names]
+    await asyncio.sleep(0)
+    zone.answers["a.test"] = ("10.0.0.1",)
+    assert await resolver.resolve("a.test") == ("10.0.0.1",)
+    await asyncio.gather(*dead, return_exceptions=True)
+
+
+async def test_a_caller_that_gives_up_takes_nothing_from_the_others(resolver: Resolver, zone: Zone) -> None:
+    zone.hanging.add("a.test")
+    zone.answers["a.test"] = ("10.0.0.1",)
+    first = asyncio.ensure_future(resolver.resolve("a.test"))
+    second = asyncio.ensure_future(resolver.resolve("a.test"))
+    await asyncio.sleep(0)
+    first.cancel()
+    zone.released.set()
+    assert await second == ("10.0.0.1",)
+
+
+async def test_no_more_threads_start_than_are_needed(resolver: Resolver, zone: Zone) -> None:
+    before = threading.active_count()
+    for number in range(20):
+        zone.answers[f"{number}.test"] = ("10.0.0.1",)
+        await resolver.resolve(f"{number}.test")
+    assert threading.active_count() <= before + THREADS
+
+
+def as_looked_up(look_up: Callable[[str], tuple[str, ...]], *hosts: str) -> list[tuple[str, ...]]:
+    return [look_up(host) for host in hosts]
+
+
+def test_the_system_reads_every_notation_of_a_literal() -> None:
+    assert as_looked_up(module.look_up, "2130706433", "0x7f.1", "127.1", "::1") == [("127.0.0.1",)] * 3 + [("::1",)]

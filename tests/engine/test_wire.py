@@ -1,0 +1,126 @@
+"""Requests out, answers in: framing by RFC 9112, in any pieces."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.engine.wire import ANSWER_LIMIT, HEAD_LIMIT, AnswerReader, MalformedAnswerError, encode_head
+
+START = b"POST /hook HTTP/1.1\r\nHost: a\r\n"
+
+
+def read(data: bytes, *, cuts: tuple[int, ...] = ()) -> tuple[AnswerReader, bool]:
+    """Feed an answer in pieces; return the reader, and whether it said that the answer is over."""
+    reader = AnswerReader()
+    edges = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})
+    is_over = False
+    for start, end in pairwise(edges):
+        is_over = reader.feed(data[start:end])
+        if is_over:
+            break
+    return reader, is_over
+
+
+def test_a_head_keeps_names_values_order_and_repeats() -> None:
+    head = encode_head(START, [(b"X-A", b"1"), (b"x-b", b"\xff\x00caf\xe9"[2:]), (b"X-A", b"2")], 5)
+    assert head == START + b"X-A: 1\r\nx-b: caf\xe9\r\nX-A: 2\r\nContent-Length: 5\r\n\r\n"
+
+
+@pytest.mark.parametrize("value", [b"a\r\nb: c", b"a\nb", b"a\rb", b"a\0b"])
+def test_a_value_that_would_end_its_line_is_not_written(value: bytes) -> None:
+    with pytest.raises(ValueError, match="without CR, LF and NUL"):
+        encode_head(START, [(b"X-A", value)], 0)
+
+
+CHUNKED = b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n"
+EMPTY = b"Content-Length: 0\r\n\r\n"
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+WHOLE = {
+    "with a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, True),
+    "without a reason": (b"HTTP/1.1 200\r\n" + EMPTY, 200, True),
+    "in chunks": (CHUNKED + b"3;x=y\r\nabc\r\n1f\r\n" + b"x" * 31 + b"\r\n0\r\n\r\n", 202, True),
+    "in chunks with trailers": (CHUNKED + b"1\r\na\r\n0\r\nX: y\r\n\r\n", 202, True),
+    "without a body": (b"HTTP/1.1 204 No Content\r\n\r\n", 204, True),
+    "after interim answers": (INTERIM + b"HTTP/1.1 503 B\r\n" + EMPTY, 503, True),
+    "that closes": (b"HTTP/1.1 200 OK\r\nConnection: Close\r\n" + EMPTY, 200, False),
+    "of HTTP/1.0": (b"HTTP/1.0 200 OK\r\n" + EMPTY, 200, False),
+    "of HTTP/1.0 that stays": (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + EMPTY, 200, True),
+    "with lone line feeds": (b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", 200, True),
+    "with a length and chunks": (CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n0\r\n\r\n", 202, False),
+    "that switches protocols": (b"HTTP/1.1 101 Switching Protocols\r\n" + EMPTY, 101, False),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(cuts=st.lists(st.integers(1, 120), max_size=6).map(tuple))
+def test_an_answer_reads_the_same_in_any_pieces(name: str, cuts: tuple[int, ...]) -> None:
+    data, status, is_reusable = WHOLE[name]
+    reader, is_over = read(data, cuts=cuts)
+    assert (reader.status, is_over, reader.is_reusable) == (status, True, is_reusable)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_an_answer_is_over_with_its_last_byte_only(name: str) -> None:
+    data, *_ = WHOLE[name]
+    reader, is_over = read(data[:-1], cuts=tuple(range(len(data))))
+    assert not is_over
+    assert reader.has_started
+
+
+def test_bytes_after_the_end_spoil_the_connection() -> None:
+    for end in (b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+        reader, is_over = read(b"HTTP/1.1 200 OK\r\n" + end + b"HTTP/1.1 200 OK\r\n")
+        assert (is_over, reader.is_reusable) == (True, False)
+
+
+def test_a_body_is_read_up_to_the_limit() -> None:
+    for framing in (b"", b"Content-Length: 9999999\r\n"):
+        head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n"
+        reader = AnswerReader()
+        assert not reader.feed(head)
+        assert not reader.feed(b"x" * ANSWER_LIMIT)
+        assert reader.feed(b"x")
+        assert not reader.is_reusable
+
+
+def test_the_end_of_the_connection_ends_a_body_without_a_length() -> None:
+    reader, is_over = read(b"HTTP/1.1 200 OK\r\n\r\nsome")
+    assert (reader.status, is_over, reader.is_reusable) == (200, False, False)
+
+
+def test_retry_after_is_kept_as_it_came() -> None:
+    reader, _ = read(b"HTTP/1.1 503 B\r\nretry-after:  120 \r\nContent-Length: 0\r\n\r\n")
+    assert reader.retry_after == b"120"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x15\x03\x01\x00\x02\x02",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 2x0 OK\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 2000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * HEAD_LIMIT,
+    ],
+)
+def test_what_is_not_http_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedAnswerError, match="malformed answer: expected"):
+        read(data)
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", WHOLE["in chunks"][0][:60]]))
+def test_no_bytes_raise_anything_else(data: bytes, start: bytes) -> None:
+    reader = AnswerReader()
+    try:
+        reader.feed(start + data)
+    except MalformedAnswerError:
+        return
+    assert reader.status in range(1000)

@@ -1,0 +1,312 @@
+"""The log in memory: the contract of `gateway/log/base.py`, deterministic, with a clock and failures handed in.
+
+Rebalances are eager, as Kafka's: whenever the members of a group change, all of them are revoked, then assigned.
+"""
+
+import asyncio
+import math
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
+from time import time
+from zlib import crc32
+
+from gateway.log.base import (
+    Assignment,
+    Batch,
+    Commit,
+    Listener,
+    Partition,
+    Position,
+    Record,
+    RecordHeaders,
+    TopicProblem,
+    TopicSpec,
+)
+from gateway.model import LogUnavailableError, RecordTooLargeError
+
+FETCH_RECORDS = 500
+FETCH_BYTES = 1 << 20
+FOREVER = math.inf
+
+_offset = attrgetter("offset")
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A partition's records; offsets below `start` were deleted."""
+
+    records: list[Record] = field(default_factory=list)
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(slots=True)
+class _State:
+    """What every connection to the log shares."""
+
+    specs: dict[str, TopicSpec] = field(default_factory=dict)
+    segments: dict[Partition, _Segment] = field(default_factory=dict)
+    commits: dict[str, dict[Partition, Commit]] = field(default_factory=dict)
+    members: dict[str, list["MemoryConsumer"]] = field(default_factory=dict)
+    readers: list["MemoryConsumer"] = field(default_factory=list)
+    failing_appends: float = 0
+    failing_commits: float = 0
+
+    def of(self, topic: str) -> list[Partition]:
+        spec = self.specs.get(topic)
+        return [Partition(topic, number) for number in range(spec.partitions)] if spec else []
+
+
+class MemoryLog:
+    """A log that lasts as long as its Python object. `another()` is what a second process would open."""
+
+    max_record_bytes = 1_047_564
+
+    def __init__(self, *, now: Callable[[], float] = time) -> None:
+        self._now = now
+        self._last = -math.inf
+        self._state = _State()
+
+    def another(self) -> "MemoryLog":
+        """Return a second connection to the same records."""
+        return copy(self)
+
+    # Hooks for tests.
+
+    def fail_appends(self, times: float = FOREVER) -> None:
+        """Let the next appends fail with LogUnavailableError, until `fail_appends(0)` or that many have failed."""
+        self._state.failing_appends = times
+
+    def fail_commits(self, times: float = FOREVER) -> None:
+        """Let the next commits fail with LogUnavailableError, those of a revocation included."""
+        self._state.failing_commits = times
+
+    def records(self, topic: str) -> list[Record]:
+        """Return what a topic holds, partition by partition."""
+        return [record for partition in self._state.of(topic) for record in self._state.segments[partition].records]
+
+    def delete_below(self, partition: Partition, offset: int) -> None:
+        """Delete records as retention does: the partition's start moves."""
+        segment = self._state.segments[partition]
+        segment.start = max(segment.start, offset)
+        segment.records = [record for record in segment.records if record.offset >= offset]
+
+    def skip_offsets(self, partition: Partition, count: int) -> None:
+        """Leave a gap after the last record, as transaction markers do."""
+        self._state.segments[partition].end += count
+
+    def rebalance(self, group: str) -> None:
+        """Revoke everything from a group's members and assign it anew, as when a member is late."""
+        _rebalance(self._state, group)
+
+    # The contract.
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
+        if size > self.max_record_bytes:
+            raise RecordTooLargeError(f"{topic}: expected at most {self.max_record_bytes} bytes, got {size}")
+        partitions = self._state.of(topic)
+        if not partitions:
+            raise LogUnavailableError(f"{topic}: expected a topic, got a name that is not there")
+        if self._state.failing_appends > 0:
+            self._state.failing_appends -= 1
+            raise LogUnavailableError(f"{topic}: the append was told to fail")
+        partition = partitions[crc32(key) % len(partitions)]
+        segment = self._state.segments[partition]
+        record = Record(segment.end, self.now(), key, value, tuple(headers))
+        segment.end += 1
+        if self._state.specs[topic].compacted:
+            segment.records = [older for older in segment.records if older.key != key]
+        segment.records.append(record)
+        for consumer in (*self._state.readers, *(c for group in self._state.members.values() for c in group)):
+            consumer.wake()
+        return Position(partition.number, record.offset, record.appended_at)
+
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "MemoryConsumer":
+        consumer = MemoryConsumer(self._state, group, topics, listener)
+        if group is None:
+            self._state.readers.append(consumer)
+            consumer.assign([partition for topic in topics for partition in self._state.of(topic)])
+        else:
+            self._state.members.setdefault(group, []).append(consumer)
+            _rebalance(self._state, group)
+        return consumer
+
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        while start < end and partition in self._state.segments:
+            batch = _head(self._state.segments[partition], start, end)
+            if not batch:
+                return
+            yield batch
+            start = batch[-1].offset + 1
+
+    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        segments = self._state.segments
+        return {p.number: (segments[p].start, segments[p].end) for p in self._state.of(topic)}
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        commits = self._state.commits.get(group, {})
+        return {partition.number: commit for partition, commit in commits.items() if partition.topic == topic}
+
+    async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        missing = [spec for spec in specs if spec.name not in self._state.specs]
+        for spec in missing:
+            self._state.specs[spec.name] = spec
+            self._state.segments.update({partition: _Segment() for partition in self._state.of(spec.name)})
+        return [spec.name for spec in missing]
+
+    async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
+        problems: list[TopicProblem] = []
+        for spec in specs:
+            found = self._state.specs.get(spec.name)
+            if found is None:
+                message = "expected a topic, got none"
+            elif found.retention is not None and (spec.retention is None or found.retention < spec.retention):
+                message = f"expected a retention of {spec.retention} s, got {found.retention} s"
+            else:
+                continue
+            problems.append(TopicProblem(topic=spec.name, message=message, is_fatal=True))
+        return problems
+
+    def now(self) -> float:
+        self._last = max(self._last, self._now())
+        return self._last
+
+    async def ping(self) -> None:
+        if self._state.failing_appends > 0:
+            raise LogUnavailableError("the log was told to fail")
+
+    async def close(self) -> None:
+        pass
+
+
+class MemoryConsumer:
+    """A consumer of a `MemoryLog`."""
+
+    def __init__(self, state: _State, group: str | None, topics: Sequence[str], listener: Listener) -> None:
+        self._state = state
+        self._group = group
+        self.topics = topics
+        self._listener = listener
+        self._positions: dict[Partition, int] = {}
+        self._paused: set[Partition] = set()
+        self._woken = asyncio.Event()
+
+    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            batches = self._take()
+            if batches:
+                # A fetch from a real log waits, so that other tasks run.
+                await asyncio.sleep(0)
+                return batches
+            self._woken.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._woken.wait()
+            except TimeoutError:
+                return ()
+
+    def pause(self, partition: Partition) -> None:
+        if partition in self._positions:
+            self._paused.add(partition)
+
+    def resume(self, partition: Partition) -> None:
+        self._paused.discard(partition)
+        self.wake()
+
+    async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+        if self._group is None:
+            return
+        owned = {partition: commit for partition, commit in commits.items() if partition in self._positions}
+        if owned and self._state.failing_commits > 0:
+            self._state.failing_commits -= 1
+            raise LogUnavailableError(f"{self._group}: the commit was told to fail")
+        self._state.commits.setdefault(self._group, {}).update(owned)
+
+    def lag(self) -> Mapping[Partition, int]:
+        return {p: self._state.segments[p].end - position for p, position in self._positions.items()}
+
+    async def close(self) -> None:
+        if self._group is None:
+            if self in self._state.readers:
+                self._state.readers.remove(self)
+                self.revoke()
+        elif self in self._state.members[self._group]:
+            self.revoke()
+            self._state.members[self._group].remove(self)
+            _rebalance(self._state, self._group)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def assign(self, partitions: Sequence[Partition]) -> None:
+        """Own these partitions and tell the listener so."""
+        commits = self._state.commits.get(self._group or "", {})
+        assignments = []
+        for partition in partitions:
+            start = self._state.segments[partition].start
+            commit = commits.get(partition, Commit(start))
+            self._positions[partition] = max(start, commit.base)
+            assignments.append(Assignment(partition, commit, start))
+        self._listener.assigned(assignments)
+        self.wake()
+
+    def revoke(self) -> None:
+        """Disown everything and store what the listener has finished; a failing commit is lost, as on a real log."""
+        if not self._positions:
+            return
+        commits = self._listener.revoked(list(self._positions))
+        owned = {partition: commit for partition, commit in commits.items() if partition in self._positions}
+        self._positions.clear()
+        self._paused.clear()
+        if self._group is None:
+            return
+        if self._state.failing_commits > 0:
+            self._state.failing_commits -= 1
+            return
+        self._state.commits.setdefault(self._group, {}).update(owned)
+
+    def _take(self) -> list[Batch]:
+        batches = []
+        for partition, position in self._positions.items():
+            if partition in self._paused:
+                continue
+            segment = self._state.segments[partition]
+            records = _head(segment, position, segment.end)
+            self._positions[partition] = records[-1].offset + 1 if records else segment.end
+            if records:
+                batches.append(Batch(partition, records))
+        return batches
+
+
+def _rebalance(state: _State, group: str) -> None:
+    members = state.members.get(group, [])
+    for member in members:
+        member.revoke()
+    shares: list[list[Partition]] = [[] for _ in members]
+    topics = sorted({topic for member in members for topic in member.topics})
+    for turn, partition in enumerate([partition for topic in topics for partition in state.of(topic)]):
+        takers = [index for index, member in enumerate(members) if partition.topic in member.topics]
+        shares[takers[turn % len(takers)]].append(partition)
+    for member, share in zip(members, shares, strict=True):
+        member.assign(share)
+
+
+def _head(segment: _Segment, start: int, end: int) -> list[Record]:
+    """Return the records from `start` on, up to 500 or (but for a single larger one) 1 MiB."""
+    head: list[Record] = []
+    size = 0
+    first = bisect_left(segment.records, start, key=_offset)
+    for record in islice(segment.records, first, None):
+        if record.offset >= end:
+            break
+        size += len(record.key) + len(record.value) + sum([len(name) + len(text) for name, text in record.headers])
+        if head and (size > FETCH_BYTES or len(head) == FETCH_RECORDS):
+            break
+        head.append(record)
+    return head

@@ -1,0 +1,121 @@
+"""The receiver behind `gateway receive`."""
+
+import asyncio
+import base64
+import json
+from datetime import UTC, datetime
+
+import aiohttp
+import pytest
+from rich.console import Console
+from standardwebhooks import Webhook
+
+from gateway.ops.receive import Received, Receiver
+
+SECRET = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+OTHER = b"x" * 32
+HEADERS = {
+    "gateway-event-id": "evt_1",
+    "gateway-delivery-id": "dlv_1",
+    "gateway-route": "build",
+    "gateway-attempt": "2",
+}
+
+
+def signed(body: str, *, at: datetime | None = None) -> dict[str, str]:
+    """Sign as the vendor's own library does."""
+    at = at or datetime.now(UTC)
+    signature = Webhook("whsec_" + SECRET).sign("dlv_1", at, body)
+    return {"webhook-id": "dlv_1", "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signature}
+
+
+async def post(receiver: Receiver, body: bytes = b"{}", headers: dict[str, str] | None = None) -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(receiver.url + "hook", data=body, headers=headers or {}) as response,
+    ):
+        return response.status
+
+
+async def test_it_answers_by_script_and_the_last_answer_repeats() -> None:
+    reports: list[Received] = []
+    async with Receiver(respond=(503, 404, 200), report=reports.append) as receiver:
+        assert [await post(receiver) for _ in range(4)] == [503, 404, 200, 200]
+    assert [report.answer for report in reports] == [503, 404, 200, 200]
+
+
+async def test_it_tells_what_the_gateway_sent() -> None:
+    reports: list[Received] = []
+    async with Receiver(report=reports.append) as receiver:
+        await post(receiver, b"x" * 2_000_000, HEADERS)
+        await post(receiver, b"", {"gateway-attempt": "many"})
+    first, second = reports
+    assert (first.path, first.route, first.event, first.delivery) == ("/hook", "build", "evt_1", "dlv_1")
+    assert (first.attempt, first.size, first.is_verified, first.answer) == (2, 2_000_000, None, 200)
+    assert (second.route, second.event, second.attempt, second.size) == (None, None, None, 0)
+
+
+async def test_a_compressed_body_is_counted_and_verified_as_it_came() -> None:
+    reports: list[Received] = []
+    async with Receiver(report=reports.append, secrets=(OTHER,)) as receiver:
+        await post(receiver, b"not gzip at all", {"Content-Encoding": "gzip"})
+    assert reports[0].size == 15
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "is_verified"),
+    [
+        (signed("{}"), b"{}", True),
+        (signed("{}"), b"{ }", False),
+        (signed("{}") | {"webhook-id": "dlv_2"}, b"{}", False),
+        (signed("{}") | {"webhook-signature": "v1,AAAA " + signed("{}")["webhook-signature"]}, b"{}", True),
+        (signed("{}") | {"webhook-signature": "v1,AAAA"}, b"{}", False),
+        (signed("{}", at=datetime(2020, 1, 1, tzinfo=UTC)), b"{}", False),
+        (signed("{}") | {"webhook-timestamp": "soon"}, b"{}", False),
+        ({}, b"{}", False),
+    ],
+)
+async def test_it_verifies_as_a_receiver_should(headers: dict[str, str], body: bytes, *, is_verified: bool) -> None:
+    reports: list[Received] = []
+    async with Receiver(report=reports.append, secrets=(OTHER, base64.b64decode(SECRET))) as receiver:
+        await post(receiver, body, headers)
+    assert reports[0].is_verified is is_verified
+
+
+async def test_it_answers_late_on_demand() -> None:
+    reports: list[Received] = []
+    async with Receiver(delay=30.0, report=reports.append) as receiver:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await post(receiver)
+    assert len(reports) == 1
+
+
+async def test_a_port_in_use_is_said() -> None:
+    async with Receiver(report=print) as receiver:
+        second = Receiver(port=receiver.port, report=print)
+        with pytest.raises(OSError, match="in use"):
+            await second.start()
+        await second.close()
+
+
+def test_a_line_tells_it_all() -> None:
+    received = Received(
+        at=0.25,
+        path="/hook",
+        route="build",
+        event="evt_1",
+        delivery="dlv_1",
+        attempt=2,
+        is_verified=True,
+        size=1234,
+        answer=503,
+    )
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(received.as_text())
+    line = capture.get()
+    for part in (".250", "503", "✓", "build", "attempt 2", "1,234 B", "evt_1"):
+        assert part in line
+    assert line.count("\n") == 1
+    assert json.loads(received.as_json())["attempt"] == 2

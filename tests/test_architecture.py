@@ -1,0 +1,170 @@
+"""The arrows between the packages, read from the import statements: cli → ingress, engine, ops → the rest → model."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+_BELOW = {"log", "rules", "verify", "telemetry", "settings", "model"}
+MAY_IMPORT = {
+    "__main__": {"cli"},
+    "cli": {"run", "ingress", "engine", "ops", *_BELOW},
+    "run": {"ingress", "engine", "ops", *_BELOW},  # the command that puts all of it together
+    "ingress": _BELOW,
+    "engine": _BELOW,
+    "ops": _BELOW,
+    "log": {"model"},
+    "rules": {"model", "verify"},  # a source has its verifier
+    "verify": {"model"},
+    "telemetry": {"model"},
+    "settings": {"model"},
+    "model": set[str](),
+}
+"""Part → the other parts of `gateway` that it may import."""
+
+ONLY_USER = {
+    "aiokafka": "gateway/log/kafka.py",
+    "cel": "gateway/rules/expressions.py",
+    "sqlite3": "gateway/log/embedded.py",
+}
+"""Library → the one module that knows it."""
+
+PURE = {
+    "gateway/engine/breaker.py",
+    "gateway/engine/lanes.py",
+    "gateway/engine/planner.py",
+    "gateway/engine/progress.py",
+    "gateway/engine/request.py",
+    "gateway/engine/retry.py",
+    "gateway/rules/expressions.py",
+    "gateway/rules/table.py",
+    "gateway/verify/schemes.py",
+}
+IMPURE = {"aiohttp", "aiokafka", "asyncio", "random", "socket", "time"}
+"""What a module that decides doesn't import: it is told the time, the random number and what was read."""
+
+
+class Import(NamedTuple):
+    """An import statement: where it stands, and the dotted name it makes known."""
+
+    file: str
+    line: int
+    name: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.file}:{self.line}: imports {self.name}"
+
+    @property
+    def library(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def part(self) -> str | None:
+        """The part of `gateway` that is imported, None if it isn't ours."""
+        package, _, rest = self.name.partition(".")
+        return rest.partition(".")[0] if package == "gateway" else None
+
+
+def imports_under(root: Path) -> list[Import]:
+    """Read every import of `gateway` below `root`, wherever in a module it stands."""
+    return [
+        Import(path.relative_to(root).as_posix(), line, name)
+        for path in sorted((root / "gateway").rglob("*.py"))
+        for line, name in _names(ast.parse(path.read_text(encoding="utf-8")), path.relative_to(root))
+    ]
+
+
+def _names(tree: ast.Module, path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(path.parts[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, [package, node.module]))
+            yield from [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+
+
+def part_of(file: str) -> str:
+    """Return the part of `gateway` that a file belongs to; the package's own `__init__` is `__init__`."""
+    return file.removesuffix(".py").split("/")[1]
+
+
+def against_the_arrows(imports: list[Import]) -> list[str]:
+    return [
+        f"{found.text}: expected {part_of(found.file)} to know of {', '.join(sorted(allowed)) or 'no other part'}"
+        for found in imports
+        if found.part is not None
+        and found.part != part_of(found.file)
+        and found.part not in (allowed := MAY_IMPORT.get(part_of(found.file), set[str]()))
+    ]
+
+
+def beside_the_only_user(imports: list[Import]) -> list[str]:
+    return [
+        f"{found.text}: expected only {user} to"
+        for found in imports
+        if (user := ONLY_USER.get(found.library)) is not None and found.file != user
+    ]
+
+
+def impure(imports: list[Import]) -> list[str]:
+    return [
+        f"{found.text}: expected a module that decides without clock, chance or I/O"
+        for found in imports
+        if found.file in PURE and found.library in IMPURE
+    ]
+
+
+@pytest.fixture(scope="module")
+def imports() -> list[Import]:
+    return imports_under(ROOT)
+
+
+def test_imports_follow_the_arrows(imports: list[Import]) -> None:
+    assert len(imports) > 50
+    assert not (found := against_the_arrows(imports)), "\n".join(found)
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(path.relative_to(ROOT).as_posix()) for path in (ROOT / "gateway").rglob("*.py")}
+    assert parts - {"__init__"} <= MAY_IMPORT.keys()
+
+
+def test_a_library_that_we_wrap_has_one_user(imports: list[Import]) -> None:
+    assert not (found := beside_the_only_user(imports)), "\n".join(found)
+
+
+def test_what_decides_knows_no_clock_no_chance_and_no_io(imports: list[Import]) -> None:
+    assert not (found := impure(imports)), "\n".join(found)
+
+
+def test_what_is_forbidden_is_found(tmp_path: Path) -> None:
+    for file, source in {
+        "model.py": "import time\n",
+        "log/base.py": "from gateway import model\nfrom gateway.engine.lanes import Lane\n",
+        "log/kafka.py": "import aiokafka.errors\n",
+        "engine/lanes.py": "def wait():\n    from time import sleep\n",
+        "engine/worker.py": "from .lanes import Lane\nfrom ..cli import main\nfrom aiokafka import TopicPartition\n",
+        "rules/load.py": "import gateway.verify.schemes\n",
+        "verify/schemes.py": "import gateway.rules.load\n",
+    }.items():
+        path = tmp_path / "gateway" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    imports = imports_under(tmp_path)
+    assert [problem.split(": expected")[0] for problem in against_the_arrows(imports)] == [
+        "gateway/engine/worker.py:2: imports gateway.cli.main",
+        "gateway/log/base.py:2: imports gateway.engine.lanes.Lane",
+        "gateway/verify/schemes.py:1: imports gateway.rules.load",
+    ]
+    assert beside_the_only_user(imports) == [
+        "gateway/engine/worker.py:3: imports aiokafka.TopicPartition: expected only gateway/log/kafka.py to"
+    ]
+    assert [problem.split(": expected")[0] for problem in impure(imports)] == [
+        "gateway/engine/lanes.py:2: imports time.sleep"
+    ]

@@ -1,0 +1,643 @@
+"""The ingress over real connections: what is refused and how, what is stored, and that nothing bad stops it."""
+
+import asyncio
+import gzip
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from gateway.ingress import SUCCESSOR_ROOM, Ingress, Limits
+from gateway.log.base import Log, Position, Record, RecordHeaders
+from gateway.log.records import decode_event
+from gateway.log.topics import Topics
+from gateway.model import Event, GatewayError, LogUnavailableError, RecordTooLargeError, event_id
+from gateway.rules.expressions import Expression
+from gateway.rules.rules import Egress, Rules, Source
+from gateway.rules.table import RouteTable
+from gateway.telemetry.metrics import Metrics
+from gateway.verify.schemes import build_verifier
+
+NOW = 1_764_075_895.25
+SECRET = "It's a Secret to Everybody"
+TOKEN = "t0p-secret-token"
+ROOM = 20_000  # bytes of body, headers and query
+PING = b'{"id":"e1","type":"ping"}'
+
+
+class Stored(NamedTuple):
+    topic: str
+    key: bytes
+    value: bytes
+    headers: RecordHeaders
+
+    @property
+    def event(self) -> Event:
+        return decode_event(Record(0, NOW, self.key, self.value, self.headers))
+
+
+class FakeLog:
+    """Keeps what is appended; fails or waits when told to."""
+
+    max_record_bytes = SUCCESSOR_ROOM + ROOM
+
+    def __init__(self) -> None:
+        self.stored: list[Stored] = []
+        self.failure: Exception | None = None
+        self.may_append = asyncio.Event()
+        self.may_append.set()
+        self.waiting = 0
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        self.waiting += 1
+        await self.may_append.wait()
+        self.waiting -= 1
+        if self.failure is not None:
+            raise self.failure
+        self.stored.append(Stored(topic, key, value, headers))
+        return Position(0, len(self.stored) - 1, NOW)
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Wire:
+    """A raw connection to the ingress."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def reply(self, *, has_body: bool = True) -> Reply:
+        async with asyncio.timeout(5):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in [line.partition(": ") for line in head[1:] if line]}
+            length = int(headers.get("content-length", "0")) if has_body else 0
+            body = await self._reader.readexactly(length)
+            return Reply(int(head[0].split(" ")[1]), headers, body)
+
+    async def is_closed(self) -> bool:
+        async with asyncio.timeout(5):
+            return await self._reader.read(1) == b""
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@dataclass
+class World:
+    ingress: Ingress
+    log: FakeLog
+    registry: CollectorRegistry
+    port: int
+    lines: list[Any] = field(default_factory=list)
+    rules: list[Rules] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def wire(self) -> AsyncIterator[Wire]:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+        try:
+            yield wire
+        finally:
+            wire.close()
+
+    async def exchange(self, data: bytes) -> Reply:
+        async with self.wire() as wire:
+            wire.send(data)
+            return await wire.reply(has_body=not data.startswith(b"HEAD"))
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"gateway_{name}", labels) or 0.0
+
+
+def a_source(name: str, verify: Mapping[str, object], **expressions: str) -> Source:
+    made: dict[str, Any] = {key: Expression(text) for key, text in expressions.items()}
+    return Source(name=name, path=f"/in/{name}", verifier=build_verifier(verify), **made)
+
+
+def some_rules(*more: Source) -> Rules:
+    sources = [
+        a_source("github", {"scheme": "github", "secrets": ["another", SECRET]}),
+        a_source("stripe", {"scheme": "stripe", "secrets": [SECRET]}),
+        a_source("slack", {"scheme": "slack", "secrets": [SECRET]}),
+        a_source("standard", {"scheme": "standard-webhooks", "secrets": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]}),
+        a_source("crm", {"scheme": "token", "header": "X-Token", "secrets": [TOKEN]}, id="body.id", type="body.type"),
+        a_source("erp", {"scheme": "token", "query": "token", "secrets": [TOKEN]}, key="body.account"),
+        a_source("open", {"scheme": "none"}),
+        *more,
+    ]
+    return Rules(
+        sources={source.name: source for source in sources},
+        destinations={},
+        routes={},
+        egress=Egress(),
+        table=RouteTable([]),
+        files=(),
+    )
+
+
+@asynccontextmanager
+async def running(*, limits: Limits | None = None) -> AsyncIterator[World]:
+    log, registry, current = FakeLog(), CollectorRegistry(), [some_rules()]
+    metrics = Metrics(registry)
+    metrics.prepare(current[0])
+    with structlog.testing.capture_logs() as lines:
+        ingress = Ingress(
+            rules=lambda: current[0],
+            log=cast("Log", log),
+            topics=Topics(),
+            metrics=metrics,
+            logger=structlog.get_logger().bind(),
+            clock=lambda: NOW,
+            limits=limits,
+        )
+        _, port = await ingress.start("127.0.0.1", 0)
+        try:
+            yield World(ingress, log, registry, port, lines, current)
+        finally:
+            await ingress.stop(timeout=0.1)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with running() as world:
+        yield world
+
+
+def a_request(
+    target: str = "/in/open",
+    *headers: str,
+    body: bytes = PING,
+    method: str = "POST",
+    length: int | None = None,
+) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "Host: hooks.example", *headers]
+    if not any(header.lower().startswith("transfer-encoding") for header in headers):
+        lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join([b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b"")])
+
+
+def signed(source: str, body: bytes = PING, *, at: float = NOW, **given: str) -> bytes:
+    """What the provider would send; given headers (`_` for `-`) win, so that a forged one stays forged."""
+    verifier = some_rules().sources[source].verifier
+    headers = {name.replace("_", "-"): value for name, value in given.items()}
+    pairs = verifier.sign(body, now=at, id="e1", type="ping", headers=headers)
+    return a_request(f"/in/{source}", *[f"{name}: {value}" for name, value in pairs], body=body)
+
+
+def github_signature(body: bytes = PING) -> str:
+    return "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+
+
+def github(*headers: str, body: bytes = PING) -> bytes:
+    return a_request("/in/github", "X-GitHub-Event: ping", "X-GitHub-Delivery: d1", *headers, body=body)
+
+
+CRM = f"X-Token: {TOKEN}"
+CHUNKED = "Transfer-Encoding: chunked"
+
+BAD_REQUESTS: dict[str, tuple[bytes, int, str]] = {
+    # Not for us.
+    "unknown source": (a_request("/in/nobody"), 404, "unknown_source"),
+    "no source": (a_request("/"), 404, "unknown_source"),
+    "a source's path and more": (a_request("/in/open/"), 404, "unknown_source"),
+    "a percent-encoded path": (a_request("/in/%6fpen"), 404, "unknown_source"),
+    "GET": (a_request(method="GET", body=b""), 405, "method_not_allowed"),
+    "PUT": (a_request(method="PUT"), 405, "method_not_allowed"),
+    "OPTIONS": (a_request(method="OPTIONS", body=b""), 405, "method_not_allowed"),
+    "HEAD": (a_request(method="HEAD", body=b""), 405, "method_not_allowed"),
+    "an unknown method": (a_request(method="BREW"), 400, "malformed_request"),
+    # Not HTTP.
+    "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "malformed_request"),
+    "an unknown version": (b"POST /in/open HTTP/9.9\r\n\r\n", 400, "malformed_request"),
+    "a space in the target": (a_request("/in/open ?x"), 400, "malformed_request"),
+    "a header without a name": (a_request("/in/open", ": x"), 400, "malformed_request"),
+    "a space before the colon": (a_request("/in/open", "X-A : x"), 400, "malformed_request"),
+    "a folded header": (a_request("/in/open", "X-A: x", " y"), 400, "malformed_request"),
+    "a line feed in a header": (a_request("/in/open", "X-A: x\ny"), 400, "malformed_request"),
+    "a NUL in a header": (a_request("/in/open", "X-A: x\0y"), 400, "malformed_request"),
+    "two lengths": (a_request("/in/open", "Content-Length: 3"), 400, "malformed_request"),
+    "a negative length": (a_request(length=-1), 400, "malformed_request"),
+    "length and chunks": (
+        a_request("/in/open", CHUNKED, "Content-Length: 5", body=chunked(PING)),
+        400,
+        "malformed_request",
+    ),
+    "chunks twice encoded": (a_request("/in/open", "Transfer-Encoding: chunked, chunked"), 400, "malformed_request"),
+    "an unknown transfer coding": (a_request("/in/open", "Transfer-Encoding: br"), 400, "malformed_request"),
+    "a chunk without a size": (a_request("/in/open", CHUNKED, body=b"zz\r\n"), 400, "malformed"),
+    "a negative chunk": (a_request("/in/open", CHUNKED, body=b"-1\r\nx\r\n0\r\n\r\n"), 400, "malformed"),
+    "a chunk of another size": (a_request("/in/open", CHUNKED, body=b"2\r\nabc\r\n0\r\n\r\n"), 400, "malformed"),
+    # Too much.
+    "a header too large": (a_request("/in/open", "X-A: " + "a" * 20_000), 400, "malformed_request"),
+    "headers too large": (a_request("/in/open", *["X-A: " + "a" * 8_000] * 5), 431, "head_too_large"),
+    "too many headers": (a_request("/in/open", *["X-A: a"] * 200), 400, "malformed_request"),
+    "a target too large": (a_request("/in/open?" + "a" * 20_000), 400, "malformed_request"),
+    "headers and query too large": (
+        a_request("/in/open?" + "q" * 10_000, *["X-A: " + "a" * 8_000] * 3),
+        431,
+        "head_too_large",
+    ),
+    "a body too large": (a_request(body=b"x" * (ROOM + 1)), 413, "body_too_large"),
+    "a length too large, nothing sent": (a_request(length=ROOM + 1, body=b""), 413, "body_too_large"),
+    "a length of terabytes": (a_request(length=10**13, body=b"x"), 413, "body_too_large"),
+    "chunks too large": (a_request("/in/open", CHUNKED, body=chunked(*[b"x" * 1000] * 30)), 413, "body_too_large"),
+    "chunks too large, without an end": (
+        a_request("/in/open", CHUNKED, body=b"%x\r\n" % 10**9 + b"x" * (ROOM + 1)),
+        413,
+        "body_too_large",
+    ),
+    # Too slow.
+    "a body that doesn't come": (a_request(length=5, body=b""), 408, "body_slow"),
+    "a body that stops": (a_request(length=500, body=b"x"), 408, "body_slow"),
+    "chunks that stop": (a_request("/in/open", CHUNKED, body=b"5\r\nab"), 408, "body_slow"),
+    # Not verified.
+    "no signature": (github(), 401, "missing_signature"),
+    "an empty signature": (github("X-Hub-Signature-256: "), 401, "malformed_signature"),
+    "a forged signature": (github("X-Hub-Signature-256: sha256=" + "0" * 64), 401, "bad_signature"),
+    "a signature without its prefix": (github(f"X-Hub-Signature-256: {'0' * 64}"), 401, "malformed_signature"),
+    "a signature of another body": (github(f"X-Hub-Signature-256: {github_signature(b'x')}"), 401, "bad_signature"),
+    "a signature by SHA-1 only": (github("X-Hub-Signature: sha1=" + "0" * 40), 401, "missing_signature"),
+    "a signed body without a body": (
+        github(f"X-Hub-Signature-256: {github_signature()}", body=b""),
+        401,
+        "bad_signature",
+    ),
+    "many signatures": (github(*["X-Hub-Signature-256: sha256=" + "0" * 64] * 20), 401, "malformed_signature"),
+    "a stale timestamp": (signed("stripe", at=NOW - 301), 401, "stale_timestamp"),
+    "a timestamp to come": (signed("slack", at=NOW + 301), 401, "stale_timestamp"),
+    "a timestamp that isn't signed": (
+        signed("slack", X_Slack_Request_Timestamp=str(int(NOW)), X_Slack_Signature="v0=" + "0" * 64),
+        401,
+        "bad_signature",
+    ),
+    "no timestamp": (a_request("/in/slack", "X-Slack-Signature: v0=" + "0" * 64), 401, "missing_timestamp"),
+    "another event's id": (
+        signed("standard").replace(b"e1\r\n", b"e2\r\n", 1),
+        401,
+        "bad_signature",
+    ),
+    "no token": (a_request("/in/crm"), 401, "missing_credentials"),
+    "a wrong token": (a_request("/in/crm", f"X-Token: {TOKEN}x"), 401, "bad_credentials"),
+    "a wrong token in the query": (a_request("/in/erp?token=x"), 401, "bad_credentials"),
+    "unverified and not JSON": (a_request("/in/crm", body=b"{"), 401, "missing_credentials"),
+    # Verified, and no event.
+    "no JSON": (a_request("/in/crm", CRM, body=b'{"id":'), 400, "body_not_json"),
+    "no body": (a_request("/in/crm", CRM, body=b""), 400, "body_not_json"),
+    "not UTF-8": (a_request("/in/crm", CRM, body=b'{"id":"\xff"}'), 400, "body_not_json"),
+    "no JSON where the scheme's id is": (signed("stripe", b"{"), 400, "body_not_json"),
+    "an id that is a mapping": (a_request("/in/crm", CRM, body=b'{"id":{}}'), 400, "expression_error"),
+    "an id of a kilobyte": (a_request("/in/crm", CRM, body=b'{"id":"%b"}' % (b"x" * 1025)), 400, "expression_error"),
+    "a key that is a list": (a_request(f"/in/erp?token={TOKEN}", body=b'{"account":[1]}'), 400, "expression_error"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+async def test_a_bad_request_is_refused_and_harms_nobody(case: str) -> None:
+    data, status, reason = BAD_REQUESTS[case]
+    async with running(limits=Limits(body_seconds=0.05)) as world:
+        reply = await world.exchange(data)
+        assert reply.status == status
+        assert reply.headers["content-type"] == "application/problem+json"
+        if not data.startswith(b"HEAD"):
+            assert reply.json["status"] == status
+            assert reply.json["type"] == "about:blank"
+            assert reply.json["detail"]
+        assert SECRET.encode() not in reply.body
+        assert TOKEN.encode() not in reply.body
+        if status == 405:
+            assert reply.headers["allow"] == "POST"
+        rejections = [
+            (sample.labels["reason"], sample.value)
+            for metric in world.registry.collect()
+            for sample in metric.samples
+            if sample.name == "gateway_rejected_total" and sample.value
+        ]
+        assert [count for _, count in rejections] == [1.0]
+        assert rejections[0][0].startswith(reason)
+        assert world.log.stored == []
+
+        good = await world.exchange(github(f"X-Hub-Signature-256: {github_signature()}"))
+        assert good.status == 202
+        assert [stored.event.id for stored in world.log.stored] == [good.json["id"]]
+
+
+async def test_an_acknowledged_event_is_stored_byte_for_byte(world: World) -> None:
+    headers = ["X-GitHub-Event: push", "X-GitHub-Delivery: d1", "X-Twice: 1", "x-twice: 2", "X-Odd: \udcff\udcfe", "X-No:"]
+    body = bytes(range(256)) * 10
+    data = a_request("/in/github?a=1&b=%20&&c", f"X-Hub-Signature-256: {github_signature(body)}", *headers, body=body)
+    reply = await world.exchange(data)
+    assert reply.status == 202
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json == {"id": event_id("github", "d1")}
+    assert reply.headers["gateway-event-id"] == event_id("github", "d1")
+    (stored,) = world.log.stored
+    assert stored.topic == "gateway.events.github"
+    assert stored.key == event_id("github", "d1").encode()
+    assert stored.event == Event(
+        id=event_id("github", "d1"),
+        source="github",
+        type="push",
+        received_at=NOW,
+        headers=(
+            (b"Host", b"hooks.example"),
+            (b"X-Hub-Signature-256", github_signature(body).encode()),
+            (b"X-GitHub-Event", b"push"),
+            (b"X-GitHub-Delivery", b"d1"),
+            (b"X-Twice", b"1"),
+            (b"x-twice", b"2"),
+            (b"X-Odd", b"\xff\xfe"),
+            (b"X-No", b""),
+            (b"Content-Length", b"2560"),
+        ),
+        query="a=1&b=%20&&c",
+        body=body,
+    )
+
+
+async def test_a_compressed_body_is_kept_as_it_came(world: World) -> None:
+    body = gzip.compress(PING, mtime=0)
+    reply = await world.exchange(a_request("/in/crm", CRM, "Content-Encoding: gzip", body=body))
+    assert reply.json["id"] == event_id("crm", "e1")
+    (stored,) = world.log.stored
+    assert stored.value == body
+    assert (b"Content-Encoding", b"gzip") in stored.event.headers
+
+
+async def test_chunks_are_joined(world: World) -> None:
+    body = chunked(b'{"id":', b'"e1"', b"}")
+    async with world.wire() as wire:
+        for byte in a_request("/in/crm", CRM, CHUNKED, body=body):
+            wire.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await wire.reply()).status == 202
+    assert world.log.stored[0].value == b'{"id":"e1"}'
+
+
+@pytest.mark.parametrize("name", ["github", "stripe", "slack", "standard"])
+async def test_what_a_provider_signs_is_accepted(world: World, name: str) -> None:
+    reply = await world.exchange(signed(name))
+    assert reply.status == 202
+    assert world.log.stored[0].event.type == "ping"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_the_largest_body_leaves_no_byte_of_the_room(world: World, framing: str) -> None:
+    def request_of(size: int) -> bytes:
+        if framing == "chunks":
+            return a_request("/in/open?q=1", CHUNKED, body=chunked(b"x" * size))
+        return a_request("/in/open?q=1", body=b"x" * size)
+
+    own = ["Host", "hooks.example", "q=1"]
+    own += ["Transfer-Encoding", "chunked"] if framing == "chunks" else ["Content-Length", "19999"]
+    largest = ROOM - len("".join(own))
+    assert (await world.exchange(request_of(largest))).status == 202
+    assert (await world.exchange(request_of(largest + 1))).status == 413
+    assert [len(stored.value) for stored in world.log.stored] == [largest]
+
+
+async def test_credentials_go_no_further_than_the_ingress(world: World) -> None:
+    await world.exchange(a_request("/in/crm", CRM, "Authorization: Basic eDp5", "Cookie: a=b", "X-Kept: yes"))
+    await world.exchange(a_request(f"/in/erp?a=%41&token={TOKEN}&b"))
+    crm, erp = [stored.event for stored in world.log.stored]
+    assert [name for name, _ in crm.headers] == [b"Host", b"X-Kept", b"Content-Length"]
+    assert erp.query == "a=%41&b"
+    assert TOKEN not in repr(world.log.stored)
+    assert TOKEN not in repr(world.lines)
+
+
+async def test_identity_falls_back_to_the_idempotency_key_and_then_to_none(world: World) -> None:
+    by_key = [await world.exchange(a_request("/in/open", "idempotency-key: k1")) for _ in range(2)]
+    by_none = [await world.exchange(a_request("/in/open", "Idempotency-Key: ")) for _ in range(2)]
+    null = [await world.exchange(a_request("/in/crm", CRM, body=b'{"id":null}')) for _ in range(2)]
+    assert {reply.json["id"] for reply in by_key} == {event_id("open", "k1")}
+    assert len({reply.json["id"] for reply in by_none + null}) == 4
+
+
+async def test_a_duplicate_gets_the_same_answer(world: World) -> None:
+    first, second = [await world.exchange(signed("stripe")) for _ in range(2)]
+    assert first.json == second.json == {"id": event_id("stripe", "e1")}
+
+
+async def test_the_order_key_is_the_records_key(world: World) -> None:
+    await world.exchange(a_request(f"/in/erp?token={TOKEN}", body=b'{"account":7}'))
+    (stored,) = world.log.stored
+    assert stored.key == b"7"
+    assert stored.event.key == "7"
+
+
+async def test_a_schemes_default_type_is_no_reason_to_refuse(world: World) -> None:
+    assert (await world.exchange(signed("standard", b"no JSON"))).status == 202
+    assert world.log.stored[0].event.type == "webhook"
+
+
+async def test_a_handshake_is_answered_and_not_stored(world: World) -> None:
+    body = b'{"type":"url_verification","challenge":"3eZbrw1aBm"}'
+    reply = await world.exchange(signed("slack", body))
+    assert (reply.status, reply.body) == (200, b"3eZbrw1aBm")
+    assert reply.headers["content-type"].startswith("text/plain")
+    forged = signed("slack", body, X_Slack_Signature="v0=" + "0" * 64)
+    assert (await world.exchange(forged)).status == 401
+    assert world.log.stored == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [(LogUnavailableError("no quorum"), 503), (RecordTooLargeError("1 MiB"), 413)],
+)
+async def test_what_the_log_refuses_is_not_acknowledged(world: World, failure: GatewayError, status: int) -> None:
+    world.log.failure = failure
+    reply = await world.exchange(a_request())
+    assert reply.status == status
+    assert reply.headers.get("retry-after") == ("5" if status == 503 else None)
+    assert str(failure) not in reply.body.decode()
+    world.log.failure = None
+    assert (await world.exchange(a_request())).status == 202
+    assert len(world.log.stored) == 1
+
+
+async def test_nothing_is_acknowledged_before_the_append_has_returned(world: World) -> None:
+    world.log.may_append.clear()
+    async with world.wire() as wire:
+        wire.send(a_request())
+        answer = asyncio.ensure_future(wire.reply())
+        await until(lambda: world.log.waiting == 1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not answer.done()
+        world.log.may_append.set()
+        assert (await answer).status == 202
+
+
+async def test_bodies_in_flight_are_bounded() -> None:
+    async with running(limits=Limits(in_flight_bytes=25_000)) as world:
+        world.log.may_append.clear()
+        async with world.wire() as first, world.wire() as second:
+            first.send(a_request(body=b"x" * 15_000))
+            await until(lambda: world.log.waiting == 1)
+            refused = await world.exchange(a_request(body=b"x" * 15_000))
+            assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+            second.send(a_request(body=b"x" * 5_000))
+            await until(lambda: world.log.waiting == 2)
+            world.log.may_append.set()
+            assert (await first.reply()).status == (await second.reply()).status == 202
+        for _ in range(3):  # what was held is given back, refused or not
+            assert (await world.exchange(a_request(body=b"x" * 15_000))).status == 202
+        assert world.count("rejected_total", source="open", reason="overloaded") == 1
+
+
+async def test_a_refused_or_slow_body_gives_its_bytes_back() -> None:
+    async with running(limits=Limits(in_flight_bytes=25_000, body_seconds=0.05)) as world:
+        for _ in range(3):
+            assert (await world.exchange(a_request(length=19_000, body=b"x" * 18_000))).status == 408
+            assert (await world.exchange(github(body=b"x" * 18_000))).status == 401
+        assert (await world.exchange(a_request(body=b"x" * 18_000))).status == 202
+
+
+async def test_a_sender_that_hangs_up_leaves_no_noise(world: World) -> None:
+    async with world.wire() as wire:
+        wire.send(a_request(length=500, body=b"x"))
+        await asyncio.sleep(0.01)
+    await until(lambda: world.count("requests_total", source="open", status="499") == 1)
+    world.log.may_append.clear()
+    async with world.wire() as wire:
+        wire.send(a_request())
+        await until(lambda: world.log.waiting == 1)
+    await asyncio.sleep(0.01)
+    world.log.may_append.set()
+    await until(lambda: len(world.log.stored) == 1)
+    await until(lambda: world.count("requests_total", source="open", status="202") == 1)
+    assert {line["log_level"] for line in world.lines} == {"info"}
+
+
+async def test_a_sender_that_asks_first_is_told_to_go_on_or_refused_at_once(world: World) -> None:
+    async with world.wire() as wire:
+        wire.send(a_request("/in/open", "Expect: 100-continue", length=len(PING), body=b""))
+        assert (await wire.reply()).status == 100
+        wire.send(PING)
+        assert (await wire.reply()).status == 202
+    async with world.wire() as wire:
+        wire.send(a_request("/in/open", "Expect: 100-continue", length=ROOM, body=b""))
+        assert (await wire.reply()).status == 413
+    assert [stored.value for stored in world.log.stored] == [PING]
+
+
+async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
+    async with world.wire() as wire:
+        wire.send(a_request() + a_request("/in/nobody") + a_request("/in/crm", CRM))
+        assert [(await wire.reply()).status for _ in range(3)] == [202, 404, 202]
+
+
+async def test_an_absolute_target_is_its_path(world: World) -> None:
+    assert (await world.exchange(a_request("http://hooks.example/in/open?a=1"))).status == 202
+    assert world.log.stored[0].event.query == "a=1"
+
+
+async def test_a_draining_ingress_refuses_what_is_new_and_finishes_what_is_not(world: World) -> None:
+    world.log.may_append.clear()
+    async with world.wire() as under_way, world.wire() as idle:
+        idle.send(a_request("/healthz", method="GET", body=b""))
+        assert (await idle.reply()).status == 200
+        under_way.send(a_request())
+        await until(lambda: world.log.waiting == 1)
+        world.ingress.is_draining = True
+        refused = await world.exchange(a_request())
+        assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+        assert refused.headers["connection"] == "close"
+        assert (await world.exchange(a_request("/healthz", method="GET", body=b""))).status == 503
+        stopping = asyncio.ensure_future(world.ingress.stop(timeout=5))
+        assert await idle.is_closed()
+        world.log.may_append.set()
+        assert (await under_way.reply()).status == 202
+        await stopping
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection("127.0.0.1", world.port)
+
+
+async def test_health_is_for_load_balancers_and_not_logged(world: World) -> None:
+    for method in ("GET", "HEAD"):
+        assert (await world.exchange(a_request("/healthz", method=method, body=b""))).status == 200
+    refused = await world.exchange(a_request("/healthz"))
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+    assert world.lines == []
+    assert world.count("requests_total", source="", status="200") == 2
+
+
+async def test_a_reload_takes_effect_with_the_next_request(world: World) -> None:
+    assert (await world.exchange(a_request("/in/late"))).status == 404
+    late = a_source("late", {"scheme": "none"}, type="headers['x-kind']")
+    world.rules[0] = some_rules(late)
+    assert (await world.exchange(a_request("/in/late", "X-Kind: late"))).status == 202
+    assert world.log.stored[0].event.type == "late"
+
+
+async def test_each_request_is_one_line_and_is_counted(world: World) -> None:
+    await world.exchange(a_request("/in/crm?secret=q", CRM))
+    await world.exchange(a_request("/in/crm?secret=q"))
+    accepted, refused = world.lines
+    seconds = [line.pop("seconds") for line in world.lines]
+    assert all(0 < each < 5 for each in seconds)
+    assert accepted == {
+        "event": "request_finished",
+        "log_level": "info",
+        "source": "crm",
+        "status": 202,
+        "bytes": len(PING),
+        "event_id": event_id("crm", "e1"),
+        "type": "ping",
+    }
+    assert refused == {
+        "event": "request_finished",
+        "log_level": "info",
+        "source": "crm",
+        "status": 401,
+        "bytes": len(PING),
+        "reason": "missing_credentials",
+    }
+    assert world.count("requests_total", source="crm", status="202") == 1
+    assert world.count("requests_total", source="crm", status="401") == 1
+    assert world.count("rejected_total", source="crm", reason="missing_credentials") == 1
+    assert world.count("events_total", source="crm") == 1
+    assert world.count("request_duration_seconds_count", source="crm") == 2
+    assert world.count("append_duration_seconds_count") == 1
+
+
+async def test_a_bug_is_a_500_with_its_trace_in_the_log(world: World) -> None:
+    world.log.failure = ZeroDivisionError("a bug")
+    reply = await world.exchange(a_request())
+    assert reply.status == 500
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert "a bug" not in reply.body.decode()
+    finished, failed = world.lines
+    assert (finished["event"], finished["status"]) == ("request_finished", 500)
+    assert (failed["event"], failed["exc_info"]) == ("request_failed", world.log.failure)
+    assert world.count("requests_total", source="open", status="500") == 1
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.001)

@@ -1,0 +1,111 @@
+"""Settings: where each comes from, what each means, and how what is wrong is told."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.model import UsageError
+from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, from_sources
+
+
+def test_nothing_given_is_a_laptop() -> None:
+    assert from_sources({}, {}) == Settings(
+        rules=Path("routes.yaml"),
+        log=EmbeddedTarget(Path("gateway.db")),
+        listen=Address("0.0.0.0", 8080),
+        admin=Address("127.0.0.1", 9090),
+        role=Role.ALL,
+        topic_prefix="gateway.",
+        dev=False,
+    )
+
+
+def test_every_flag_has_a_variable() -> None:
+    flags = {
+        "rules": "/etc/gateway/routes.yaml",
+        "log": "kafka://a:9092,b:9093",
+        "listen": "127.0.0.1:0",
+        "admin": "[::1]:9191",
+        "role": "router",
+        "topic_prefix": "hooks.",
+        "dev": "true",
+    }
+    expected = Settings(
+        rules=Path("/etc/gateway/routes.yaml"),
+        log=KafkaTarget(("a:9092", "b:9093")),
+        listen=Address("127.0.0.1", 0),
+        admin=Address("::1", 9191),
+        role=Role.ROUTER,
+        topic_prefix="hooks.",
+        dev=True,
+    )
+    assert from_sources(flags, {}) == expected
+    assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}) == expected
+
+
+def test_the_flag_wins_over_the_variable() -> None:
+    settings = from_sources({"role": "ingress", "dev": None}, {"GATEWAY_ROLE": "router", "GATEWAY_DEV": "1"})
+    assert settings.role is Role.INGRESS
+    assert settings.dev is True
+
+
+def test_an_empty_variable_is_unset_and_an_empty_flag_is_not() -> None:
+    assert from_sources({}, {"GATEWAY_TOPIC_PREFIX": "", "GATEWAY_LISTEN": ""}) == Settings()
+    assert from_sources({"topic_prefix": ""}, {}).topic_prefix == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("sqlite:///gateway.db", "gateway.db"), ("sqlite:////var/lib/gateway.db", "/var/lib/gateway.db")]
+)
+def test_an_embedded_log_is_a_file(text: str, path: str) -> None:
+    assert from_sources({"log": text}, {}).log == EmbeddedTarget(Path(path))
+
+
+ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("listen", ":x", "expected host:port, got ':x'"),
+        ("listen", ":8080", "expected host:port, got ':8080'"),
+        ("listen", "8080", "expected host:port, got '8080'"),
+        ("listen", "0.0.0.0:65536", "expected host:port, got '0.0.0.0:65536'"),
+        ("listen", "::1:80", "expected host:port, got '::1:80'"),
+        ("listen", "[]:80", "expected host:port, got '[]:80'"),
+        ("listen", "a:-1", "expected host:port, got 'a:-1'"),
+        ("listen", "a:\u0661", "expected host:port, got 'a:\u0661'"),
+        ("admin", "http://a:80", "expected host:port, got 'http://a:80'"),
+        ("log", "gateway.db", f"{ANY_LOG}, got 'gateway.db'"),
+        ("log", "sqlite://gateway.db", f"{ANY_LOG}, got 'sqlite://gateway.db'"),
+        ("log", "sqlite:///", f"{ANY_LOG}, got 'sqlite:///'"),
+        ("log", "sqlite:///dir/", f"{ANY_LOG}, got 'sqlite:///dir/'"),
+        ("log", "kafka://", f"{ANY_LOG}, got 'kafka://'"),
+        ("log", "kafka://a", f"{ANY_LOG}, got 'kafka://a'"),
+        ("log", "kafka://a:0", f"{ANY_LOG}, got 'kafka://a:0'"),
+        ("log", "kafka://a:1,", f"{ANY_LOG}, got 'kafka://a:1,'"),
+        ("log", "redis://a:1", f"{ANY_LOG}, got 'redis://a:1'"),
+        ("log", "kafka://u:hunter2@a:1", "expected an address without credentials, got one with '@'"),
+        ("role", "both", "expected all, ingress, router, got 'both'"),
+        ("topic_prefix", "a b", "expected at most 100 letters, digits, '.', '_' or '-', got 'a b'"),
+        ("dev", "maybe", "expected true or false, got 'maybe'"),
+        ("rules", " ", "expected a file's path, got ' '"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(name: str, text: str, problem: str) -> None:
+    variable = f"GATEWAY_{name.upper()}"
+    with pytest.raises(UsageError) as by_variable:
+        from_sources({}, {variable: text})
+    assert str(by_variable.value) == f"{variable}: {problem}"
+    with pytest.raises(UsageError) as by_flag:
+        from_sources({name: text}, {})
+    assert str(by_flag.value) == f"--{name.replace('_', '-')}: {problem}"
+
+
+def test_all_problems_are_told_in_one_go() -> None:
+    with pytest.raises(UsageError) as caught:
+        from_sources({"role": "both"}, {"GATEWAY_LISTEN": ":x"})
+    assert str(caught.value).splitlines() == [
+        "GATEWAY_LISTEN: expected host:port, got ':x'",
+        "--role: expected all, ingress, router, got 'both'",
+    ]

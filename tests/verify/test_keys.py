@@ -1,0 +1,265 @@
+"""What may be written under `verify:`, every problem in one go, and the same in JSON Schema."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from gateway.verify.keys import Path
+from gateway.verify.schemes import PRESETS, SCHEMES, SchemeError, build_verifier, json_schema
+from tests.verify.requests import WHSEC
+
+SIGNED = "a text with {body} and, in braces, only timestamp, id, method, path, url, header:NAME"
+
+
+def problems(config: Mapping[str, object]) -> list[tuple[Path, str]]:
+    try:
+        build_verifier(config)
+    except SchemeError as error:
+        return list(error.problems)
+    return []
+
+
+def check(config: Mapping[str, object], *expected: tuple[Path, str]) -> None:
+    assert problems(config) == list(expected)
+
+
+def check_hmac(config: Mapping[str, object], *expected: tuple[Path, str]) -> None:
+    check({"scheme": "hmac", "header": "X-S", "secrets": ["s"], **config}, *expected)
+
+
+def test_a_scheme_must_be_known() -> None:
+    check({}, ((), "expected the key 'scheme' with a scheme's name, got nothing"))
+    check({"scheme": None}, ((), "expected the key 'scheme' with a scheme's name, got nothing"))
+    check({"scheme": 7}, ((), "expected the key 'scheme' with a scheme's name, got 7"))
+    check({"scheme": "githb", "secrets": ["s"]}, (("scheme",), "unknown scheme 'githb', did you mean 'github'?"))
+    ((path, message),) = problems({"scheme": "qqq"})
+    assert path == ("scheme",)
+    assert message.startswith("unknown scheme 'qqq', expected one of hmac, token, basic, bearer, none, github, ")
+
+
+def test_a_preset_takes_secrets_and_a_tolerance_where_it_has_a_timestamp() -> None:
+    check({"scheme": "github", "secrets": ["a", "b"]})
+    check({"scheme": "stripe", "secrets": ["a"], "tolerance": "10m"})
+    check({"scheme": "github"}, ((), "expected the key 'secrets', got none"))
+    check(
+        {"scheme": "github", "secrts": ["s"], "tolerance": "5m"},
+        (("secrts",), "unknown key 'secrts', did you mean 'secrets'?"),
+        (("tolerance",), "unknown key 'tolerance'"),
+        ((), "expected the key 'secrets', got none"),
+    )
+    check({"scheme": "stripe", "secrets": ["s"], "header": "X-S"}, (("header",), "unknown key 'header'"))
+
+
+def test_secrets_are_texts_that_are_never_shown() -> None:
+    secrets = ["", "  ", 12345, None, True, ["x"], {"y": 1}, "good"]
+    check(
+        {"scheme": "github", "secrets": secrets},
+        (("secrets", 0), "expected a non-empty text, got a blank text"),
+        (("secrets", 1), "expected a non-empty text, got a blank text"),
+        (("secrets", 2), "expected a non-empty text, got a number"),
+        (("secrets", 3), "expected a non-empty text, got nothing"),
+        (("secrets", 4), "expected a non-empty text, got a boolean"),
+        (("secrets", 5), "expected a non-empty text, got a list"),
+        (("secrets", 6), "expected a non-empty text, got a mapping"),
+    )
+    check({"scheme": "github", "secrets": []}, (("secrets",), "expected a list of secrets, got an empty list"))
+    check({"scheme": "github", "secrets": "s3cret"}, (("secrets",), "expected a list of secrets, got a text"))
+
+
+def test_a_secret_must_be_of_its_encoding() -> None:
+    whsec = "expected base64 after whsec_, got a text that isn't"
+    check({"scheme": "standard-webhooks", "secrets": [WHSEC, "whsec_?", "whsec_"]},
+          (("secrets", 1), whsec), (("secrets", 2), whsec))  # fmt: skip
+    check({"scheme": "svix", "secrets": ["whsec_A"]}, (("secrets", 0), whsec))
+    check({"scheme": "gitlab", "secrets": ["token", "whsec_é"]}, (("secrets", 1), whsec))
+    check_hmac(
+        {"secret_encoding": "hex", "secrets": ["0g", "ff", "f"]},
+        (("secrets", 0), "expected hexadecimal digits, got a text that isn't"),
+        (("secrets", 2), "expected hexadecimal digits, got a text that isn't"),
+    )
+    check_hmac(
+        {"secret_encoding": "base64", "secrets": ["a-_b", "===="]},
+        (("secrets", 0), "expected base64, got a text that isn't"),
+        (("secrets", 1), "expected base64, got a text that isn't"),
+    )
+
+
+def test_each_key_of_hmac_says_what_it_expects() -> None:
+    check_hmac({})
+    check({"scheme": "hmac"}, ((), "expected the key 'header', got none"), ((), "expected the key 'secrets', got none"))
+    check_hmac({"header": "X S"}, (("header",), "expected a header's name, got 'X S'"))
+    check_hmac({"header": ["X"]}, (("header",), "expected a header's name, got a list"))
+    check_hmac({"algorithm": "md5"}, (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"))
+    check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, base64, got 64"))
+    check_hmac({"prefix": ""}, (("prefix",), "expected a text of printable ASCII characters, got ''"))
+    check_hmac({"separator": "é"}, (("separator",), "expected a text of printable ASCII characters, got 'é'"))
+    check_hmac({"id_header": False}, (("id_header",), "expected a header's name, got false"))
+    check_hmac({"secret_encoding": "b64"}, (("secret_encoding",), "expected one of raw, hex, base64, whsec, got 'b64'"))
+    check_hmac({"algoritm": "sha1"}, (("algoritm",), "unknown key 'algoritm', did you mean 'algorithm'?"))
+    check_hmac({1: 2}, (("1",), "unknown key '1'"))  # type: ignore[dict-item]  # YAML could have such a key
+    long = "x" * 100 + " "
+    check_hmac({"header": long}, (("header",), f"expected a header's name, got '{'x' * 60}…'"))
+
+
+@pytest.mark.parametrize(
+    "signed",
+    ["", "{timestamp}", "{body", "body}", "{body}{nope}", "{body}{}", "{body!r}", "{body:x}", "{header}{body}",
+     "{header:}{body}", "{header:a b}{body}", "{header:{body}}{body}", "{body}{header:{x}}"],
+)  # fmt: skip
+def test_a_signed_string_covers_the_body_and_has_only_known_parts(signed: str) -> None:
+    check_hmac({"signed": signed}, (("signed",), f"expected {SIGNED}, got {signed!r}"))
+
+
+def test_tolerances_are_durations() -> None:
+    stamped = {"timestamp": {"header": "X-T"}, "signed": "{timestamp}{body}"}
+    for good in ("5m", "1h30m", "3d", "500ms", "1m500ms", "none"):
+        check_hmac({**stamped, "tolerance": good})
+    for bad in ("", "5", "0s", "-5m", "5 m", "m", "30m1h", "\u0665m", "9999999999d"):
+        check_hmac(
+            {**stamped, "tolerance": bad}, (("tolerance",), f"expected a duration such as 5m, or none, got {bad!r}")
+        )
+    check_hmac({**stamped, "tolerance": 300}, (("tolerance",), "expected a duration such as 5m, or none, got 300"))
+
+
+def test_keys_that_need_each_other() -> None:
+    check_hmac(
+        {"signed": "{timestamp}{id}{body}", "tolerance": "5m"},
+        (("signed",), "expected the key 'timestamp' beside {timestamp}, got none"),
+        (("signed",), "expected the key 'id_header' beside {id}, got none"),
+        (("tolerance",), "expected the key 'timestamp' beside it, got none"),
+    )
+    check_hmac(
+        {"timestamp": {"header": "X-T"}},
+        (("timestamp",), "expected {timestamp} in 'signed', as it proves nothing unsigned, got none"),
+    )
+    check_hmac(
+        {"timestamp": {"prefix": "t="}, "signed": "{timestamp}{body}"},
+        (("timestamp",), "expected the key 'separator' beside a timestamp's prefix, got none"),
+    )
+    check_hmac(
+        {"signed": "{url}{body}"},
+        ((), "expected the source's public_url, since the address that the sender knows is signed, got none"),
+    )
+    for timestamp, found in (({}, "neither"), ({"header": "X-T", "prefix": "t="}, "both")):
+        check_hmac(
+            {"separator": ",", "timestamp": timestamp, "signed": "{timestamp}{body}"},
+            (("timestamp",), f"expected either header or prefix, got {found}"),
+        )
+    check_hmac(
+        {"timestamp": {"headr": "X-T", "header": "X-T", "unit": "m"}, "signed": "{timestamp}{body}"},
+        (("timestamp", "headr"), "unknown key 'headr', did you mean 'header'?"),
+        (("timestamp", "unit"), "expected one of s, ms, iso, got 'm'"),
+    )
+
+
+def test_keys_of_the_credential_schemes() -> None:
+    check({"scheme": "token", "header": "X-T", "secrets": ["s"]})
+    check({"scheme": "token", "secrets": ["s"]}, ((), "expected either header or query, got neither"))
+    check(
+        {"scheme": "token", "header": "X-T", "query": "t", "secrets": ["s"]},
+        ((), "expected either header or query, got both"),
+    )
+    check(
+        {"scheme": "token", "query": "a&b", "secrets": ["s"]},
+        (("query",), "expected a query parameter's name of letters, digits and ._~-, got 'a&b'"),
+    )
+    check({"scheme": "basic", "secrets": ["s"]}, ((), "expected the key 'username', got none"))
+    check(
+        {"scheme": "basic", "username": "a:b", "secrets": ["s"]},
+        (("username",), "expected a user name without a colon, got 'a:b'"),
+    )
+    check({"scheme": "bearer"}, ((), "expected the key 'secrets', got none"))
+    check({"scheme": "none"})
+    check({"scheme": "none", "secrets": ["s"]}, (("secrets",), "unknown key 'secrets'"))
+
+
+def test_an_error_has_a_line_for_each_problem() -> None:
+    with pytest.raises(SchemeError) as caught:
+        build_verifier({"scheme": "github", "secrets": [""], "extra": 1})
+    assert str(caught.value).splitlines() == [
+        "verify.extra: unknown key 'extra'",
+        "verify.secrets.0: expected a non-empty text, got a blank text",
+    ]
+
+
+def test_all_problems_come_in_one_go() -> None:
+    check_hmac(
+        {"header": "", "algorithm": "md5", "secrets": [1], "signed": "{timestamp}{body}", "extra": 1},
+        (("extra",), "unknown key 'extra'"),
+        (("header",), "expected a header's name, got ''"),
+        (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"),
+        (("secrets", 0), "expected a non-empty text, got a number"),
+        (("signed",), "expected the key 'timestamp' beside {timestamp}, got none"),
+    )
+
+
+# ---- JSON Schema ----
+
+
+KEYWORDS = {"type", "enum", "const", "pattern", "minLength", "minItems", "items", "properties", "required"}
+KEYWORDS |= {"additionalProperties", "oneOf", "allOf", "if", "then", "description", "default"}
+
+
+def is_valid(value: Any, schema: Any) -> bool:
+    """Judge by the keywords that our schema uses, as draft 2020-12 defines them."""
+    if isinstance(schema, bool):
+        return schema
+    assert schema.keys() <= KEYWORDS
+    kinds = {"object": dict, "array": list, "string": str}
+    return (
+        isinstance(value, kinds.get(schema.get("type"), object))
+        and value in schema.get("enum", [value])
+        and value == schema.get("const", value)
+        and all(is_valid(value, part) for part in schema.get("allOf", ()))
+        and ("oneOf" not in schema or sum(is_valid(value, part) for part in schema["oneOf"]) == 1)
+        and ("if" not in schema or not is_valid(value, schema["if"]) or is_valid(value, schema["then"]))
+        and _has_valid_content(value, schema)
+    )
+
+
+def _has_valid_content(value: Any, schema: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) >= schema.get("minLength", 0) and bool(re.search(schema.get("pattern", ""), value))
+    if isinstance(value, list):
+        return len(value) >= schema.get("minItems", 0) and all(is_valid(v, schema.get("items", True)) for v in value)
+    if isinstance(value, dict):
+        known, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
+        return value.keys() >= set(schema.get("required", ())) and all(
+            is_valid(member, known.get(name, rest)) for name, member in value.items()
+        )
+    return True
+
+
+CONFIGS: list[dict[str, Any]] = [
+    *[{"scheme": scheme} for scheme in (*SCHEMES, *PRESETS)],
+    *[{"scheme": scheme, "secrets": [WHSEC]} for scheme in (*SCHEMES, *PRESETS) if scheme != "square"],
+    {"scheme": "stripe", "secrets": ["s"], "tolerance": "5m"},
+    {"scheme": "stripe", "secrets": ["s"], "tolerance": "none"},
+    {"scheme": "stripe", "secrets": ["s"], "tolerance": "soon"},
+    {"scheme": "stripe", "secrets": ["s"], "tolerance": ""},
+    {"scheme": "github", "secrets": ["s"], "tolerance": "5m"},
+    {"scheme": "github", "secrets": []},
+    {"scheme": "github", "secrets": "s"},
+    {"scheme": "github", "secrets": [7]},
+    {"scheme": "githb", "secrets": ["s"]},
+    {"secrets": ["s"]},
+    {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "algorithm": "sha1", "encoding": "base64", "prefix": "v1="},
+    {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "algorithm": "md5"},
+    {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "surprise": 1},
+    {
+        "scheme": "hmac", "header": "X-S", "secrets": ["s"], "separator": ",", "id_header": "X-I", "tolerance": "1m",
+        "timestamp": {"prefix": "t=", "unit": "ms"}, "signed": "{timestamp}{body}",
+    },
+    {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "timestamp": {"unit": "s"}, "signed": "{timestamp}{body}"},
+    {"scheme": "token", "header": "X-T", "secrets": ["s"]},
+    {"scheme": "token", "header": "X-T", "query": "t", "secrets": ["s"]},
+    {"scheme": "basic", "username": "ann", "secrets": ["s"]},
+    {"scheme": "none", "secrets": ["s"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_json_schema_accepts_what_is_built_and_refuses_what_isnt(config: dict[str, Any]) -> None:
+    assert is_valid(config, json_schema()) == (not problems(config))
