@@ -64,7 +64,7 @@ log.initial.task.delay.ms=500
 
 
 class KafkaMissingError(RuntimeError):
-    """This machine can't run a broker; the text says what it needs."""
+    """A broker can't run on this machine; the text says what it needs."""
 
 
 class Broker:

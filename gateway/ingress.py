@@ -11,13 +11,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 from urllib.parse import unquote_plus
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion10, web
+from aiohttp.abc import AbstractStreamWriter
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
@@ -26,6 +29,7 @@ from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import (
     Event,
+    EventId,
     ExpressionError,
     Headers,
     LogUnavailableError,
@@ -139,12 +143,12 @@ class Ingress:
             line["status"], line["reason"] = refusal.status, refusal.reason
             response = _problem(refusal)
         finally:
-            self._finished(line, perf_counter() - began)
+            self._finished(endpoint, line, perf_counter() - began)
         return response
 
     async def _receive(
         self, request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, line: dict[str, Any]
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         if endpoint is None:
             raise RefusedError(404, "unknown_source", "no source has this path")
         if request.method != "POST":
@@ -168,18 +172,13 @@ class Ingress:
             verifier.verify(sent, now=self._clock())
             if (answer := verifier.handshake(sent)) is not None:
                 line["handshake"] = True
-                content_type = {"Content-Type": answer.content_type}
-                return web.Response(status=answer.status, body=answer.body, headers=content_type)
+                return _response(answer.status, answer.content_type, answer.body)
             event = endpoint.event(sent, received_at=self._clock())
             line["event_id"], line["type"] = event.id, event.type
             await self._append(endpoint, event)
         finally:
             self._in_flight -= len(body)
-        return web.Response(
-            status=202,
-            body=b'{"id":"%b"}' % event.id.encode(),
-            headers={"Content-Type": "application/json", "gateway-event-id": event.id},
-        )
+        return _Accepted(event.id)
 
     async def _read(self, request: web.BaseRequest, limit: int) -> bytes:
         """Return the body, which is then counted in `_in_flight`."""
@@ -230,13 +229,13 @@ class Ingress:
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
         self._metrics.append_duration.observe(perf_counter() - began)
-        self._metrics.events.labels(endpoint.name).inc()
+        endpoint.events.inc()
 
     def _endpoint(self, path: str) -> "_Endpoint | None":
         rules = self._rules()
         if rules is not self._known:
             sources = rules.sources.values()
-            self._endpoints = {source.path: _Endpoint(source, self._topics) for source in sources}
+            self._endpoints = {source.path: _Endpoint(source, self._topics, self._metrics) for source in sources}
             self._known = rules
         return self._endpoints.get(path)
 
@@ -248,28 +247,36 @@ class Ingress:
         elif self.is_draining:
             response = _problem(RefusedError(503, "draining", "this process is about to stop"))
         else:
-            response = web.Response(body=b"ok\n", content_type="text/plain")
+            response = _response(200, "text/plain", b"ok\n")
         self._metrics.requests.labels(NO_NAME, str(response.status)).inc()
         return response
 
-    def _finished(self, line: dict[str, Any], seconds: float) -> None:
+    def _finished(self, endpoint: "_Endpoint | None", line: dict[str, Any], seconds: float) -> None:
         source = line["source"]
-        self._metrics.requests.labels(source, str(line["status"])).inc()
-        self._metrics.request_duration.labels(source).observe(seconds)
-        if "reason" in line:
-            self._metrics.rejected.labels(source, line["reason"]).inc()
-        self._logger.info("request_finished", **line, seconds=round(seconds, 6))
+        if endpoint is not None and line["status"] == HTTPStatus.ACCEPTED:
+            endpoint.accepted.inc()
+            endpoint.seconds.observe(seconds)
+        else:
+            self._metrics.requests.labels(source, str(line["status"])).inc()
+            self._metrics.request_duration.labels(source).observe(seconds)
+            if "reason" in line:
+                self._metrics.rejected.labels(source, line["reason"]).inc()
+        line["seconds"] = round(seconds, 6)
+        self._logger.info("request_finished", **line)
 
 
 class _Endpoint:
     """A source with what is worked out once per version of the rules."""
 
-    __slots__ = ("_id", "_key", "_type", "name", "source", "topic")
+    __slots__ = ("_id", "_key", "_type", "accepted", "events", "name", "seconds", "source", "topic")
 
-    def __init__(self, source: Source, topics: Topics) -> None:
+    def __init__(self, source: Source, topics: Topics, metrics: Metrics) -> None:
         self.name = source.name
         self.source = source
         self.topic = source.topic or topics.events(source.name)
+        self.accepted = metrics.requests.labels(source.name, "202")
+        self.events = metrics.events.labels(source.name)
+        self.seconds = metrics.request_duration.labels(source.name)
         self._id = _Field("id", source.id, source.verifier.id)
         self._type = _Field("type", source.type, source.verifier.type)
         self._key = _Field("key", source.key, None)
@@ -362,6 +369,55 @@ class _Connection(web.RequestHandler):
         return response
 
 
+class _Accepted(web.StreamResponse):
+    """A 202, written in one piece: aiohttp's own responses spend 10 µs on headers that are the same each time."""
+
+    _status = 202
+
+    def __init__(self, event: EventId) -> None:  # deliberately without super(): this is all the state there is
+        self._event = event.encode()
+
+    @override
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        self._keep_alive = request.keep_alive
+        connection = b""
+        if not self._keep_alive:
+            connection = b"Connection: close\r\n"
+        elif request.version == HttpVersion10:
+            connection = b"Connection: keep-alive\r\n"
+        await request.writer.write(ACCEPTED % (connection, _date(time.time()), self._event, self._event))
+        if request.protocol.writing_paused:  # a sender that doesn't read its answers gets no more of them
+            await request.writer.drain()
+        return request.writer
+
+    @override
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: `prepare` has written the body, too."""
+
+
+SERVER = "webhook-gateway"
+ACCEPTED = (
+    b"HTTP/1.1 202 Accepted\r\n%bContent-Type: application/json\r\nContent-Length: 45\r\nServer: "
+    + SERVER.encode()
+    + b'\r\nDate: %b\r\ngateway-event-id: %b\r\n\r\n{"id":"%b"}'
+)
+
+
+def _date(now: float) -> bytes:
+    """RFC 9110 §6.6.1."""
+    return _date_of_second(int(now))
+
+
+@lru_cache(maxsize=1)
+def _date_of_second(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
+
+
+def _response(status: int, content_type: str, body: bytes) -> web.Response:
+    # A server of its own name tells nobody which versions to attack.
+    return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
+
+
 def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
     """Render a refusal by RFC 9457, with the headers that its status asks for."""
     status = HTTPStatus(refusal.status) if refusal.status in _KNOWN else None
@@ -371,12 +427,11 @@ def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
         "status": refusal.status,
         "detail": refusal.detail,
     }
-    headers = {"Content-Type": "application/problem+json"}
+    response = _response(refusal.status, "application/problem+json", orjson.dumps(problem))
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = allow
+        response.headers["Allow"] = allow
     elif status is HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(RETRY_AFTER)
-    response = web.Response(status=refusal.status, body=orjson.dumps(problem), headers=headers)
+        response.headers["Retry-After"] = str(RETRY_AFTER)
     if status is HTTPStatus.REQUEST_TIMEOUT or refusal.reason == "draining":
         response.force_close()
     return response

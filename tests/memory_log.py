@@ -198,11 +198,10 @@ class MemoryConsumer:
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = asyncio.get_running_loop().time() + timeout
+        await asyncio.sleep(0)  # As a fetch from a real log, it lets other tasks run.
         while True:
             batches = self._take()
             if batches:
-                # A fetch from a real log waits, so that other tasks run.
-                await asyncio.sleep(0)
                 return batches
             self._woken.clear()
             try:

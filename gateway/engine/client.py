@@ -67,9 +67,11 @@ class Client:
         return len(self._pool.connections)
 
     def use_guard(self, guard: EgressGuard) -> None:
-        """Replace the guard: no connection that only the old one has seen carries another request."""
+        """Replace the guard: unless both say the same, no connection that there is now carries another request."""
+        is_new = guard.egress != self._guard.egress
         self._guard = guard
-        self._pool.renew()
+        if is_new:
+            self._pool.renew()
 
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
         """Send one request and return what came of it, within `timeout` seconds from now.

@@ -19,6 +19,7 @@ class EgressGuard:
     """What one version of the rules says of addresses."""
 
     def __init__(self, egress: Egress) -> None:
+        self.egress = egress
         self._allowed = egress.allow
         self._refused = _ALWAYS if egress.is_private_allowed else _ALWAYS + _PRIVATE
 

@@ -26,7 +26,7 @@ MAX_IN_FLIGHT_BYTES = 16 << 20
 BURST = 0.1
 """Seconds of a rate that may be used at once; at least one request."""
 FAST = 64 / 0.05
-"""Deliveries a second from which a full queue is worth waiting for: in 50 ms it is empty, long before a spill is back."""
+"""Deliveries a second from which a full queue is worth waiting for: empty in 50 ms, long before a spill is back."""
 MIN_THROUGHPUT = 1.0
 """Deliveries a second a lane is believed to manage, however slow it looks: bounds how far off a spill is due."""
 

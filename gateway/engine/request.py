@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gateway.model import Delivery, Event, ExpressionError, Headers
+from gateway.model import Delivery, ExpressionError, Headers
 from gateway.rules.expressions import Template, View
 from gateway.rules.rules import Destination, RequestTemplate
 
@@ -39,32 +39,32 @@ def compose(delivery: Delivery, destination: Destination, template: RequestTempl
     """
     event = delivery.event
     body = event.body
+    is_body_new = False
     added: dict[bytes, tuple[bytes, bytes]] = {}
     if template is not None:
         view = View.of(event)
         if template.body is not None:
+            is_body_new = True
             body, content_type = _render(template.body, view, "request.body")
             added[b"content-type"] = (b"content-type", (content_type or "text/plain; charset=utf-8").encode())
         for name, value in template.headers:
-            where = f"request.headers.{name}"
-            _add(added, name.encode(), _render(value, view, where)[0], where)
+            _add(added, name, _render(value, view, f"request.headers.{name}")[0], "request.headers")
     for name, text in destination.headers:
-        where = f"destinations.{destination.name}.headers.{name}"
-        _add(added, name.encode(), text.encode("utf-8", "surrogateescape"), where)
+        _add(added, name, text.encode("utf-8", "surrogateescape"), f"destinations.{destination.name}.headers")
+    headers = _passed(event.headers, added, is_body_new=is_body_new)
+    headers += added.values()
+    if destination.sign:
+        headers = [pair for pair in headers if not pair[0].lower().startswith(b"webhook-")]
     number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
-    ours = [
+    headers += (
         (b"gateway-event-id", event.id.encode()),
         (b"gateway-delivery-id", delivery.id.encode()),
         (b"gateway-route", delivery.route.encode()),
         (b"gateway-attempt", b"%d" % number),
-    ]
+    )
     if destination.sign:
-        ours += sign(delivery.id.encode(), body, destination.sign, now=now)
-    for pair in ours:
-        added[pair[0]] = pair
-    is_body_new = template is not None and template.body is not None
-    kept = _kept(event, added, is_body_new=is_body_new, is_signed=bool(destination.sign))
-    return Outbound(url=destination.url, headers=(*kept, *added.values()), body=body)
+        headers += sign(delivery.id.encode(), body, destination.sign, now=now)
+    return Outbound(url=destination.url, headers=tuple(headers), body=body)
 
 
 def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) -> list[tuple[bytes, bytes]]:
@@ -82,22 +82,20 @@ def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) 
     ]
 
 
-def _kept(event: Event, added: Iterable[bytes], *, is_body_new: bool, is_signed: bool) -> list[tuple[bytes, bytes]]:
+def _passed(headers: Headers, added: Iterable[bytes], *, is_body_new: bool) -> list[tuple[bytes, bytes]]:
     """Return the provider's header pairs that go on."""
-    names = [name.lower() for name, _ in event.headers]
-    dropped = _NEVER_PASSED.union(added)
+    names = [name.lower() for name, _ in headers]
+    dropped = _NOT_PASSED.union(added) if added else _NOT_PASSED
     if b"connection" in names:
-        dropped = dropped.union(*[_tokens(value) for name, value in event.headers if name.lower() == b"connection"])
+        named = {token for name, value in headers if name.lower() == b"connection" for token in _tokens(value)}
+        dropped = dropped if named <= dropped else dropped | named
     if b"traceparent" in names:
-        parents = [value for name, value in event.headers if name.lower() == b"traceparent"]
+        parents = [value for name, value in headers if name.lower() == b"traceparent"]
         if len(parents) > 1 or not _is_traceparent(parents[0]):
-            dropped = dropped.union((b"traceparent", b"tracestate"))  # Trace Context §3.3.1: both or none
-    pairs = [pair for name, pair in zip(names, event.headers, strict=True) if name not in dropped]
+            dropped |= {b"traceparent", b"tracestate"}  # Trace Context, section 3.3.1: both or none
     if is_body_new:
-        pairs = [pair for pair in pairs if not _describes_body(pair[0].lower())]
-    if is_signed:
-        pairs = [pair for pair in pairs if not pair[0].lower().startswith(b"webhook-")]
-    return pairs
+        dropped = dropped.union([name for name in names if _describes_body(name)])
+    return [pair for name, pair in zip(names, headers, strict=True) if name not in dropped]
 
 
 def _render(template: Template, view: View, where: str) -> tuple[bytes, str | None]:
@@ -107,12 +105,13 @@ def _render(template: Template, view: View, where: str) -> tuple[bytes, str | No
         raise ExpressionError(f"{where}: {error}") from error
 
 
-def _add(added: dict[bytes, tuple[bytes, bytes]], name: bytes, value: bytes, where: str) -> None:
+def _add(added: dict[bytes, tuple[bytes, bytes]], name: str, value: bytes, where: str) -> None:
     if not _CONTROL.isdisjoint(value):
-        raise ExpressionError(f"{where}: expected a value without control characters, got one with them")
-    lower = name.lower()
-    if lower not in _FRAMING:
-        added[lower] = (name, value)
+        raise ExpressionError(f"{where}.{name}: expected a value without control characters, got one with them")
+    raw = name.encode()
+    lower = raw.lower()
+    if lower not in _RESERVED:
+        added[lower] = (raw, value)
 
 
 def _tokens(value: bytes) -> list[bytes]:
@@ -129,23 +128,15 @@ def _describes_body(name: bytes) -> bool:
     return name.startswith(b"content-") or name in (b"digest", b"repr-digest")
 
 
+_OURS = frozenset([b"gateway-event-id", b"gateway-delivery-id", b"gateway-route", b"gateway-attempt"])
 _FRAMING = frozenset(
-    [
-        b"connection",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    ]
+    b"connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
 )
-_NEVER_PASSED = _FRAMING | frozenset(
-    [b"authorization", b"cookie", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"]
+_CREDENTIALS = frozenset(
+    b"authorization cookie proxy-authenticate proxy-authentication-info proxy-authorization".split()
 )
+_RESERVED = _OURS | _FRAMING  # Nobody else sets these.
+_NOT_PASSED = _RESERVED | _CREDENTIALS
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
 _TRACEPARENT = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.DOTALL

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from gateway.model import GatewayError
 
@@ -45,7 +46,6 @@ class Resolver:
         self._names: dict[str, _Name] = {}
         self._threads = _Threads(THREADS)
         self._suspect_threads = _Threads(SUSPECT_THREADS)
-        self._is_closed = False
 
     async def resolve(self, host: str) -> Addresses:
         """Return at least one address. Raises UnresolvedError, within 5 seconds at the latest."""
@@ -66,7 +66,6 @@ class Resolver:
 
     def close(self) -> None:
         """Let the threads end; lookups under way are left to themselves."""
-        self._is_closed = True
         self._threads.close()
         self._suspect_threads.close()
 
@@ -79,7 +78,7 @@ class Resolver:
                 found: Addresses | Exception = self._lookup(host)
             except (OSError, UnicodeError) as error:
                 found = error
-            if not self._is_closed:
+            with suppress(RuntimeError):  # the loop may be closed by now, and nobody is waiting
                 loop.call_soon_threadsafe(self._learn, name, found)
 
         (self._suspect_threads if name.failure else self._threads).run(work)

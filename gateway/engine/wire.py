@@ -22,9 +22,10 @@ def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: in
 
     Raises ValueError for a header with a control character that would end it: what follows could be a second request.
     """
-    fields = [b"%b: %b\r\n" % pair for pair in headers]
-    head = b"%b%bContent-Length: %d\r\n\r\n" % (start, b"".join(fields), length)
-    lines = len(fields) + 4  # the request line, Host, Content-Length, the empty one
+    fields = [name + b": " + value for name, value in headers]
+    fields.append(b"Content-Length: %d\r\n\r\n" % length)
+    head = start + b"\r\n".join(fields)
+    lines = len(fields) + 3  # the request line, Host, and the empty one
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
         raise ValueError("request head: expected header values without CR, LF and NUL, got one with them")
     return head
@@ -76,13 +77,9 @@ class AnswerReader:
 
     def _read_head(self, head: bytes) -> int:
         first, *lines = head.split(b"\n")
-        version, code = first[:9], first[9:12]
-        if version not in (b"HTTP/1.1 ", b"HTTP/1.0 ") or not code.isdigit() or first[12:13].strip():
-            raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
-        status = int(code)
+        status, is_reusable = _status(first)
         length: int | None = None
         is_chunked = False
-        is_reusable = version == b"HTTP/1.1 "
         for line in lines:
             name, _, value = line.partition(b":")
             match name.lower():
@@ -131,6 +128,14 @@ class AnswerReader:
                 self.is_reusable = self.is_reusable and self._left == 0
                 return True
         return False
+
+
+def _status(line: bytes) -> tuple[int, bool]:
+    """Read a status line; return whether by its version the connection stays open, too."""
+    version, code = line[:9], line[9:12]
+    if version not in (b"HTTP/1.1 ", b"HTTP/1.0 ") or not code.isdigit() or line[12:13].strip():
+        raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
+    return int(code), version == b"HTTP/1.1 "
 
 
 def _chunks() -> Generator[None, bytes, bytes]:

@@ -39,14 +39,14 @@ class Received:
 
     def as_text(self) -> Text:
         """Return one line for a terminal."""
-        mark, colour = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}[self.is_verified]
+        mark, colour = {True: ("✓", "green"), False: ("✗", "red"), None: ("-", "dim")}[self.is_verified]
         clock = time.strftime("%H:%M:%S", time.localtime(self.at)) + f".{int(self.at % 1 * 1000):03d}"
         return Text.assemble(
             (f"{clock}  ", "dim"),
             (f"{self.answer} ", "green" if self.answer < 300 else "red"),  # noqa: PLR2004 - above are the failures
             (f"{mark}  ", colour),
             (f"{self.route or self.path:<24} ", "bold"),
-            f"attempt {self.attempt or '–'}  {self.size:>8,} B  ",
+            f"attempt {self.attempt or '-'}  {self.size:>8,} B  ",
             (self.event or "", "dim"),
             no_wrap=True,
             overflow="ellipsis",
@@ -76,7 +76,7 @@ class Receiver:
         self._delay = delay
         self._secrets = secrets
         self._host = host
-        self._runner = web.ServerRunner(web.Server(self._receive, auto_decompress=False), shutdown_timeout=1.0)
+        self._runner = web.ServerRunner(web.Server(self._receive, auto_decompress=False), shutdown_timeout=0.1)
 
     @property
     def url(self) -> str:
@@ -131,4 +131,4 @@ class Receiver:
         signed = f"{identity}.{timestamp}.".encode("utf-8", "surrogateescape") + body
         expected = [b"v1," + b64encode(hmac.digest(secret, signed, "sha256")) for secret in self._secrets]
         given = request.headers.get("webhook-signature", "").encode("utf-8", "surrogateescape").split(b" ")
-        return any([hmac.compare_digest(one, other) for one in expected for other in given])
+        return any(hmac.compare_digest(one, other) for one in expected for other in given)

@@ -243,8 +243,9 @@ class Expression:
     def _check_cost(self, view: View) -> None:
         """Refuse macros over so much data that the worker would stand still; CEL can't be interrupted.
 
-        `map` and `filter` copy their result for each element, and naming a list or mapping copies it, as do long texts. So with n values
-        in all that are named, at most m of them side by side, and k such copies inside each other, n * m^k steps.
+        `map` and `filter` copy their result for each element, and naming a list, a mapping or a long text copies it. So
+        with n values in all that are named, at most m of them side by side, and k such copies inside each other, it
+        takes n * m^k steps; without any copies about ten for each value.
         """
         exponent = copies = int(self._analysis.copies)
         total, longest = 0, 1
@@ -255,7 +256,7 @@ class Expression:
                 size, width = _measured(value)
                 total += size
                 longest = max(longest, width)
-        if total * longest**exponent > MAX_COST:
+        if total * max(longest**exponent, 10) > MAX_COST:
             raise ExpressionError(
                 f"{_shortened(self.text)}: too much to compute: {total} values, {longest} side by side"
             )
@@ -470,7 +471,9 @@ def _as_json(value: object) -> object:
         case list():
             return [_as_json(item) for item in value]
         case dict():
-            return {key if isinstance(key, str) else _as_text(key): _as_json(item) for key, item in value.items()}
+            # CEL's mappings have no order, and two attempts should send the same bytes.
+            items = {key if isinstance(key, str) else _as_text(key): item for key, item in value.items()}
+            return {key: _as_json(items[key]) for key in sorted(items)}
         case datetime():
             return value.isoformat().replace("+00:00", "Z")
         case timedelta():

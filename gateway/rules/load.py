@@ -16,6 +16,8 @@ from gateway.rules.schema import INCLUDED, ROOT, Record
 from gateway.rules.table import RouteTable
 from gateway.verify.schemes import SchemeError, Verifier, build_verifier
 
+MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spelling that is wrong.
+
 
 class InvalidRulesError(RulesError):
     """The rule files have problems: all of them, by file and place, warnings left out."""
@@ -46,7 +48,7 @@ def check_rules(
     """
     reader = Reader(os.environ if environ is None else environ, is_strict=resolve)
     with _no_collection():
-        rules = _Assembly(reader, list(_read_files(reader, path, ROOT))).rules()
+        rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules()
     return rules, sorted(reader.problems)
 
 
@@ -62,9 +64,12 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_files(reader: Reader, path: Path, record: Record, above: tuple[Path, ...] = ()) -> Iterator[Read]:
+def _read_files(
+    reader: Reader, path: Path, record: Record, read_before: set[Path], above: tuple[Path, ...] = ()
+) -> Iterator[Read]:
     """Read a file and, after it, what it includes; one that two others include is read once."""
     reader.files[path] = None
+    read_before.add(path.resolve())
     root = read_document(path, reader.problems)
     read = ABSENT if root is None else reader.read(root, record)
     if read is ABSENT:
@@ -78,8 +83,8 @@ def _read_files(reader: Reader, path: Path, record: Record, above: tuple[Path, .
                 circle = " → ".join(map(str, (*above, file)))
                 message = f"expected files that don't include each other in a circle, got {circle}"
                 reader.report(use.node, "include", message)
-            elif file.resolve() not in {other.resolve() for other in reader.files}:
-                yield from _read_files(reader, file, INCLUDED, above)
+            elif file.resolve() not in read_before:
+                yield from _read_files(reader, file, INCLUDED, read_before, above)
 
 
 def _find(reader: Reader, use: Use, folder: Path) -> list[Path]:
@@ -104,7 +109,7 @@ class _Assembly:
         self.sources: dict[str, Read] = {}
         self.destinations: dict[str, Read] = {}
         self.routes: dict[str, Read] = {}
-        self.places: dict[tuple[str, str], Node] = {}
+        self.places: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
 
     def rules(self) -> Rules | None:
@@ -113,13 +118,12 @@ class _Assembly:
             self._collect(file)
         self._check_paths()
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
-        for route in self.routes.values():
-            self._check_uses(route)
-        if self.reader.has_errors:
+        for file in self.files:
+            for route in file.values.get("routes", ()):
+                self._check_uses(route)
+        if self.reader.has_errors or not self.is_complete:
             return None
         self._warn_of_unused()
-        if not self.is_complete:
-            return None
         routes = {name: _route(name, read) for name, read in self.routes.items()}
         return Rules(
             sources={
@@ -171,13 +175,11 @@ class _Assembly:
 
     def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
         """Take a name or a path for a node; report it where another one has it."""
-        first = self.places.setdefault((what, name), node)
-        if first is not node:
-            line, column = first.key_place if at_key else (first.line, first.column)
-            place = f"{first.file}:{line}:{column}"
-            self.reader.report(
-                node, "duplicate", f"expected one {shown}, got another, the first is at {place}", at_key=at_key
-            )
+        line, column = node.key_place if at_key else (node.line, node.column)
+        first = self.places.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
+        if first[0] is not node:
+            message = f"expected one {shown}, got another, the first is at {first[1]}"
+            self.reader.report(node, "duplicate", message, at_key=at_key)
 
     def _check_paths(self) -> None:
         for name, read in self.sources.items():
@@ -214,8 +216,9 @@ class _Assembly:
                 if use.name in seen:
                     self.reader.report(use.node, "duplicate", f"expected each {what} once, got {use.name!r} again")
                 elif use.name not in known and not self.reader.has_gaps:
-                    message = f"unknown {what} {use.name!r}{did_you_mean(use.name, known)}"
-                    self.reader.report(use.node, "unknown_name", message)
+                    # Looking through 10,000 names takes a while.
+                    guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
+                    self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
 
     def _warn_of_unused(self) -> None:

@@ -108,18 +108,12 @@ class Reader:
 
     def _secret(self, node: Node, path: Path) -> str | None:
         try:
-            with path.open("rb") as file:
-                content = file.read(MAX_SECRET + 1)
-            text = content.decode()
-        except UnicodeDecodeError:
-            return self._unresolved(node, f"expected UTF-8 in {path}, got other bytes")
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            return self._unresolved(node, f"expected a file at {path}, got {reason}")
-        if len(content) > MAX_SECRET:
-            return self._unresolved(node, f"expected at most {MAX_SECRET} bytes in {path}, got more")
+            content = _content(path)
+        except ValueError as error:
+            self._unresolved(node, str(error))
+            return None
         self.files[path] = None
-        return text.removesuffix("\n").removesuffix("\r")
+        return content
 
     def _unresolved(self, node: Node, message: str) -> None:
         self.report(node, "unresolved", message, severity="error" if self.is_strict else "warning")
@@ -195,7 +189,7 @@ class Reader:
     def _several(self, node: Node, kind: Several) -> Any:  # noqa: ANN401 # a tuple
         if not isinstance(node.value, list) and not kind.may_be_one:
             return self._mismatch(node, kind.expected)
-        items = items_of(node)
+        items = node.value if isinstance(node.value, list) else [node]
         if not items and not kind.may_be_empty:
             return self._mismatch(node, f"{kind.expected}, with at least one item", got="an empty list")
         return tuple([read for item in items if (read := self.read(item, kind.item)) is not ABSENT])
@@ -259,8 +253,21 @@ class Reader:
             self.report(place, "unknown_key" if is_key else "value", message, at_key=is_key)
 
 
-def items_of(node: Node) -> list[Node]:
-    return node.value if isinstance(node.value, list) else [node]
+def _content(path: Path) -> str:
+    """Read a secret without the line end that editors and `echo` add. Raises ValueError, saying why it can't."""
+    if "\0" in str(path):
+        raise ValueError("expected a file's path, got one with a NUL")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET + 1)
+    except OSError as error:
+        raise ValueError(f"expected a file at {path}, got {reason_of(error)}") from error
+    if len(content) > MAX_SECRET:
+        raise ValueError(f"expected at most {MAX_SECRET} bytes in {path}, got more")
+    try:
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError(f"expected UTF-8 in {path}, got other bytes") from None
 
 
 def _descend(node: Node, steps: Sequence[str | int]) -> Node:

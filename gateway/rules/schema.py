@@ -439,7 +439,7 @@ SOURCE = Record(
         Key(
             name="public_url",
             kind=Scalar(URL.expected, _public_url, URL.json, is_secret=True, unresolved=str),
-            about="The address that the sender knows, for schemes that sign it. Without a path, the request's is added.",
+            about="The address the sender knows, for schemes that sign it; without a path, the request's is added.",
         ),
     ),
     later=("dedupe",),
@@ -592,7 +592,7 @@ INCLUDED = Record(
 )
 
 
-def json_schema() -> dict[str, object]:
+def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a rule file, for editors (https://json-schema.org/draft/2020-12)."""
     definitions: dict[str, object] = {
         "reference": {"type": "string", "pattern": r"\$\{"},

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, prod
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from gateway.model import ExpressionError, MissingFieldError, RulesError
 from gateway.rules.expressions import ABSENT, Step, View, did_you_mean
@@ -19,6 +19,7 @@ from gateway.rules.expressions import ABSENT, Step, View, did_you_mean
 if TYPE_CHECKING:
     from gateway.rules.rules import Route
 
+_K = TypeVar("_K")
 Scalar = str | int | float | bool | None
 
 SELECTIVE = 4  # Candidates of one value of one path that aren't worth a key of several paths.
@@ -528,17 +529,19 @@ class _Index:
             exact.pop()
         if load(best) > SELECTIVE and len(exact) > 1:
             paths = tuple(sorted(exact, key=lambda path: path.text))
-            buckets = self._exact.setdefault(paths, {})
             for keys in itertools.product(*[branch[path].keys for path in paths]):
-                buckets.setdefault(keys, []).append(number)
+                _add(self._exact.setdefault(paths, {}), keys, number)
             return
-        test = branch[best]
-        if test.keys:
-            buckets = self._exact.setdefault((best,), {})
-            for key in test.keys:
-                buckets.setdefault(key, []).append(number)
-        for glob in test.globs:
-            self._prefixes.setdefault(best, {}).setdefault(glob.prefix, []).append(number)
+        for key in branch[best].keys:
+            _add(self._exact.setdefault((best,), {}), key, number)
+        for glob in branch[best].globs:
+            _add(self._prefixes.setdefault(best, {}), glob.prefix, number)
+
+
+def _add(buckets: dict[_K, list[int]], key: _K, number: int) -> None:
+    bucket = buckets.setdefault(key, [])
+    if bucket[-1:] != [number]:
+        bucket.append(number)
 
 
 def _keys(test: OneOf) -> Iterator[object]:
@@ -554,7 +557,8 @@ def _alternatives(condition: Condition | None) -> list[dict[Path, OneOf]]:
         case AllOf(conditions):
             several = [_alternatives(part) for part in conditions]
             shared = {path: test for branches in several if len(branches) == 1 for path, test in branches[0].items()}
-            return [shared] if shared else min(filter(None, several), key=len, default=[])
+            branches = min([one for one in several if len(one) > 1], key=len, default=[shared] if shared else [])
+            return [shared | branch for branch in branches]
         case AnyOf(conditions):
             several = [_alternatives(part) for part in conditions]
             return [branch for branches in several for branch in branches] if all(several) else []

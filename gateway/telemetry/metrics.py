@@ -2,21 +2,27 @@
 
 Label values are names from the rules or members of closed sets, never ids, types or URLs. A name is empty where
 there is none: a request that belongs to no source, a record that can't be read.
+
+The series are our own, and `prometheus_client` only exposes them: its locks make an increment cost 0.3 µs and an
+observation 0.7, ours 0.03 and 0.12, on a path where an event has some fifty microseconds in all.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from gateway.model import DeadReason, Result, SpillReason
 
 if TYPE_CHECKING:
     from gateway.rules.rules import Rules
-
-Child = TypeVar("Child", Counter, Gauge, Histogram)
 
 NO_NAME = ""
 
@@ -57,47 +63,125 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 DAYS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200, 86400, 259200)
 
 
-class Family(dict[tuple[str, ...], Child], Generic[Child]):
-    """A metric with labels. `labels(…)` costs a dictionary's look-up (0.1 µs; the client library's own takes 0.7).
+Labels = tuple[str, ...]
 
-    A child that is held stays valid, but is no longer exposed once `Metrics.prepare` has dropped its name.
+
+class Counter:
+    """What only grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
+
+    @staticmethod
+    def expose(name: str, text: str, labels: Labels, series: Iterable[tuple[Labels, "Counter"]]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=labels)
+        for values, each in series:
+            family.add_metric(values, each.value)
+        return family
+
+
+class Gauge:
+    """What goes up and down."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = float(value)
+
+    @staticmethod
+    def expose(name: str, text: str, labels: Labels, series: Iterable[tuple[Labels, "Gauge"]]) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=labels)
+        for values, each in series:
+            family.add_metric(values, each.value)
+        return family
+
+
+class Histogram:
+    """How values spread over buckets, of which each counts what is at most its bound."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @staticmethod
+    def expose(name: str, text: str, labels: Labels, series: Iterable[tuple[Labels, "Histogram"]]) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=labels)
+        for values, each in series:
+            bounds = [*[str(float(bound)) for bound in each.bounds], "+Inf"]
+            family.add_metric(values, list(zip(bounds, accumulate(each.counts), strict=True)), each.sum)
+        return family
+
+
+Series = TypeVar("Series", Counter, Gauge, Histogram)
+
+
+class Family(dict[Labels, Series], Generic[Series]):
+    """A metric with labels. `labels(…)` makes a series when it's first asked for.
+
+    A series that is held goes on counting, but isn't exposed any more once `Metrics.prepare` has dropped its name.
     """
 
-    def __init__(self, metric: Child) -> None:
-        self._metric: Child = metric
-        self.label_names: tuple[str, ...] = metric._labelnames  # noqa: SLF001 - the library has no public way
+    def __init__(self, make: Callable[[], Series], name: str, text: str, labels: Labels) -> None:
+        self._make: Callable[[], Series] = make
+        self._kind: type[Series] = type(make())
+        self._name = name
+        self._text = text
+        self._labels = labels
 
-    def labels(self, *values: str) -> Child:
+    def labels(self, *values: str) -> Series:
         return self[values]
 
-    def __missing__(self, values: tuple[str, ...]) -> Child:
-        child: Child = self._metric.labels(*values)
-        self[values] = child
-        return child
+    def __missing__(self, values: Labels) -> Series:
+        if len(values) != len(self._labels):
+            raise ValueError(f"{self._name}: expected a value for each of {self._labels}, got {values}")
+        series: Series = self._make()
+        self[values] = series
+        return series
 
     def keep(self, names: Mapping[str, Collection[str]]) -> None:
         """Drop the series in which a label named in `names` has a value that isn't among its names."""
-        checks = [(index, names[label]) for index, label in enumerate(self.label_names) if label in names]
+        checks = [(index, names[label]) for index, label in enumerate(self._labels) if label in names]
         for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
-            self._metric.remove(*values)
             del self[values]
 
+    def collect(self) -> Metric:
+        """Copy out every series as it is now; another thread may call this."""
+        series = list(self.items())  # at once, as far as other threads can tell
+        return self._kind.expose(self._name, self._text, self._labels, series)
 
-class Metrics:
-    """Every metric of one process, registered at a registry of its own. Safe to use from any thread."""
+
+class Metrics(Collector):
+    """Every metric of one process, exposed through a registry. Only one thread may count, another may collect."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # A second sample for each counter, which Prometheus stores and nobody reads.
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        self._families: list[Family[Counter] | Family[Gauge] | Family[Histogram]] = []
 
         def counter(name: str, text: str, *labels: str) -> Family[Counter]:
-            return Family(Counter(f"gateway_{name}", text, labels, registry=registry))
+            self._families.append(family := Family(Counter, f"gateway_{name}", text, labels))
+            return family
 
         def gauge(name: str, text: str, *labels: str) -> Family[Gauge]:
-            return Family(Gauge(f"gateway_{name}", text, labels, registry=registry))
+            self._families.append(family := Family(Gauge, f"gateway_{name}", text, labels))
+            return family
 
-        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Family[Histogram]:
-            return Family(Histogram(f"gateway_{name}_seconds", text, labels, registry=registry, buckets=buckets))
+        def histogram(name: str, text: str, *labels: str, bounds: tuple[float, ...] = SECONDS) -> Family[Histogram]:
+            self._families.append(family := Family(lambda: Histogram(bounds), f"gateway_{name}_seconds", text, labels))
+            return family
 
         self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
         self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
@@ -112,12 +196,10 @@ class Metrics:
         self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
 
         self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")
-        self.append_duration = Histogram(
-            "gateway_append_duration_seconds", "An append to the log.", registry=registry, buckets=SECONDS
-        )
+        self.append_duration = histogram("append_duration", "An append to the log.").labels()
         self.attempt_duration = histogram("attempt_duration", "An HTTP try.", "destination")
         self.delivery_duration = histogram(
-            "delivery_duration", "From the event's receipt to its delivery.", "route", buckets=DAYS
+            "delivery_duration", "From the event's receipt to its delivery.", "route", bounds=DAYS
         )
 
         self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts under way.", "destination")
@@ -125,21 +207,20 @@ class Metrics:
         self.oldest_undone = gauge("oldest_undone_seconds", "Age of the oldest event that isn't done.", "topic")
         self.log_lag = gauge("log_lag_records", "Records that wait to be read.", "topic")
         self.retry_backlog = gauge("retry_backlog", "Records that wait in a retry tier.", "tier")
-        self.dead_letter_backlog = Gauge(
-            "gateway_dead_letter_backlog", "Records in the dead-letter topic.", registry=registry
-        )
+        self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
         self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
-        self.rules_loaded_timestamp = Gauge(
-            "gateway_rules_loaded_timestamp_seconds", "When the rules in force were loaded.", registry=registry
-        )
-        self.log_up = Gauge("gateway_log_up", "1 while the log answers.", registry=registry)
+        self.rules_loaded_timestamp = gauge(
+            "rules_loaded_timestamp_seconds", "When the rules in force were loaded."
+        ).labels()
+        self.log_up = gauge("log_up", "1 while the log answers.").labels()
         self.build_info = gauge("build_info", "1, with the version that runs.", "version")
 
         for status in STATUSES:
             self.requests.labels(NO_NAME, status)
         for result in RELOADS:
             self.rules_reloads.labels(result)
+        registry.register(self)
 
     def prepare(self, rules: "Rules") -> None:
         """Make every series of the rules' names, at 0, and drop those of names that are gone.
@@ -174,9 +255,13 @@ class Metrics:
             "destination": {*rules.destinations, NO_NAME},
             "route": {*rules.routes, NO_NAME},
         }
-        for family in vars(self).values():
-            if isinstance(family, Family):
-                family.keep(names)
+        for family in self._families:
+            family.keep(names)
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            yield family.collect()
 
 
 def process_registry() -> CollectorRegistry:

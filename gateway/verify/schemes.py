@@ -416,7 +416,7 @@ class _Hmac:
             return ([line[len(prefix) :]] if len(line) == length and line.startswith(prefix) else []), []
         if len(line) > MAX_LINE_BYTES:
             return [], []
-        elements = [element.strip(b" ") for element in line.split(self.separator, MAX_ELEMENTS)[:MAX_ELEMENTS]]
+        elements = [element.strip(b" ") for element in line.split(self.separator, MAX_ELEMENTS)]
         candidates = [
             element[len(prefix) :] for element in elements if len(element) == length and element.startswith(prefix)
         ]
@@ -519,11 +519,15 @@ SCHEMES: tuple[str, ...] = tuple(GENERIC)
 
 
 class _Way(NamedTuple):
-    """One generic scheme, with its keys' values as read; of a preset without secrets, which are those that `takes`."""
+    """One generic scheme, with its keys' values as read; of a preset without secrets, which are those that `takes`.
+
+    `id` is where the identity is if this is the only way in use.
+    """
 
     scheme: str
     values: Mapping[str, Any]
     takes: str | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -570,10 +574,12 @@ def _preset(entry: dict[str, Any]) -> Preset:
         scheme = config.get("scheme", "hmac")
         keys = {name: key for name, key in GENERIC[scheme].items() if name != "secrets"}
         problems: dict[tuple[Path, str], None] = {}
-        values = read_keys({k: v for k, v in config.items() if k != "takes"}, keys, Place((), problems))
+        way = dict(config)
+        takes, identity = way.pop("takes", None), way.pop("id", None)
+        values = read_keys(way, keys, Place((), problems))
         if problems:
             raise SchemeError(list(problems))
-        ways.append(_Way(scheme, values, config.get("takes")))
+        ways.append(_Way(scheme, values, takes, identity))
     return Preset(ways=tuple(ways), sends=sends, **about)
 
 
@@ -617,7 +623,7 @@ def _build(config: Mapping[str, object], place: Place, public_url: str | None) -
     given = read_keys(config, _user_keys(scheme), place)
     if scheme in GENERIC:
         header = given.get("id_header")
-        preset = Preset(ways=(), id=header and f"headers['{header.lower()}']")
+        preset = Preset(ways=(), id=header and f'headers["{header.lower()}"]')
         ways = [_Way(scheme, given)]
         _refuse_contradictions(scheme, config, given, place)
     else:
@@ -627,10 +633,11 @@ def _build(config: Mapping[str, object], place: Place, public_url: str | None) -
         place.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A way that got no secrets isn't checked, but what its senders put into a header is a credential all the same.
     tokens = [way.values for way in ways if way.scheme == "token"]
-    checks = [_check(way, place, public_url) for way in ways if way.scheme == "none" or way.values.get("secrets")]
+    used = [way for way in ways if way.scheme == "none" or way.values.get("secrets")]
+    checks = [_check(way, place, public_url) for way in used]
     return Verifier(
         scheme=scheme,
-        id=preset.id,
+        id=(used[0].id if len(used) == 1 else None) or preset.id,
         type=preset.type,
         credential_headers=ALWAYS_CREDENTIALS
         | {values["header"].lower().encode() for values in tokens if "header" in values},

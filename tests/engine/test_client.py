@@ -293,6 +293,25 @@ async def test_a_cancelled_attempt_leaves_no_connection(client: Client) -> None:
         assert client.open_connections == 0
 
 
+async def test_an_attempt_cancelled_in_its_handshake_leaves_no_connection(client: Client) -> None:
+    greeted, ended = asyncio.Event(), asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        greeted.set()
+        await reader.read()
+        ended.set()
+
+    async with serving(mute) as address:
+        task = asyncio.ensure_future(attempt(client, f"https://{address}/"))
+        await greeted.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(2):
+            await ended.wait()
+
+
 async def test_closing_the_client_closes_every_connection() -> None:
     async with Sink(200, Fault.HANG) as sink:
         async with Client(OPEN) as client:
@@ -324,6 +343,12 @@ async def test_a_name_is_resolved_and_sent_as_the_host() -> None:
         done = await attempt(client, f"http://a.test:{sink.port}/hook")
     assert done.result is Result.SUCCESS
     assert sink.requests[0].header("host") == f"a.test:{sink.port}"
+
+
+async def test_an_ipv6_literal_is_dialled_as_it_is(client: Client) -> None:
+    async with Sink(host="::1") as sink:
+        assert (await attempt(client, sink.url)).result is Result.SUCCESS
+    assert sink.requests[0].header("host") == f"[::1]:{sink.port}"
 
 
 async def test_an_unknown_name_is_a_dns_failure() -> None:
@@ -381,6 +406,20 @@ async def test_metadata_is_refused_by_default(client: Client) -> None:
     )
 
 
+async def test_each_dial_asks_the_guard_about_what_dns_says_by_then() -> None:
+    """Rebinding: the name was fine when it was looked up before."""
+    guard = EgressGuard(Egress(is_private_allowed=False, allow=(ipaddress.ip_network("127.0.0.1/32"),)))
+    now = [0.0]
+    addresses = ["127.0.0.1"]
+    resolver = Resolver(lambda _: tuple(addresses), clock=lambda: now[0])
+    async with Sink(Answer(closes=True)) as sink, Client(guard, resolver=resolver) as client:
+        url = f"http://a.test:{sink.port}/"
+        assert (await attempt(client, url)).result is Result.SUCCESS
+        now[0], addresses[0] = 60.0, "169.254.169.254"
+        done = await attempt(client, url)
+    assert (done.result, len(sink.requests)) == (Result.EGRESS_REFUSED, 1)
+
+
 async def test_a_refused_address_among_permitted_ones_is_passed_over() -> None:
     guard = EgressGuard(Egress(is_private_allowed=False, allow=(ipaddress.ip_network("127.0.0.1/32"),)))
     async with Sink() as sink, Client(guard, resolver=resolving(a_test=("127.0.0.9", "127.0.0.1"))) as client:
@@ -399,6 +438,14 @@ async def test_a_new_guard_rules_over_the_connections_of_the_old_one(client: Cli
         client.use_guard(OPEN)
         assert (await attempt(client, sink.url)).result is Result.SUCCESS
     assert len(sink.requests) == 3
+
+
+async def test_a_guard_that_says_the_same_keeps_the_connections(client: Client) -> None:
+    async with Sink() as sink:
+        await attempt(client, sink.url)
+        client.use_guard(EgressGuard(Egress()))
+        await attempt(client, sink.url)
+    assert sink.connections == 1
 
 
 # TLS.

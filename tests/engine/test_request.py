@@ -59,13 +59,13 @@ def test_without_a_template_the_destination_gets_what_came() -> None:
     assert (outbound.url, outbound.body) == ("https://ci.internal/hook", b"\xff\x00")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Expect", "Host",
-        "Content-Length", "Cookie", "Authorization", "Proxy-Authorization", "proxy-authenticate",
-    ],
-)  # fmt: skip
+CONNECTION_ONLY = (
+    "Connection Keep-Alive Proxy-Connection TE Trailer Transfer-Encoding Upgrade Expect Host Content-Length "
+    "Cookie Authorization Proxy-Authorization Proxy-Authenticate"
+)
+
+
+@pytest.mark.parametrize("name", CONNECTION_ONLY.split())
 def test_what_concerns_one_connection_or_is_a_credential_stays_here(name: str) -> None:
     for spelling in (name, name.lower(), name.upper()):
         assert passed((spelling.encode(), b"x"), (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
@@ -206,9 +206,9 @@ def test_the_signature_covers_the_templates_body() -> None:
     [
         (RequestTemplate(body=Template("${{ body.missing }}")), "request.body: "),
         (RequestTemplate(headers=(("X-A", Template("${{ body.missing }}")),)), "request.headers.X-A: "),
-        (RequestTemplate(headers=(("X-A", Template("${{ body.a.b }}")),)), "request.headers.X-A: expected a value without"),
+        (RequestTemplate(headers=(("X-A", Template("${{ body.a.b }}")),)), "request.headers.X-A: expected a value"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_rendered_is_told_with_its_place(template: RequestTemplate, where: str) -> None:
     with pytest.raises(ExpressionError, match=f"^{where}"):
         compose(a_delivery(), CI, template, now=NOW)

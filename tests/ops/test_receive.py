@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 from datetime import UTC, datetime
 
@@ -32,7 +33,7 @@ def signed(body: str, *, at: datetime | None = None) -> dict[str, str]:
 async def post(receiver: Receiver, body: bytes = b"{}", headers: dict[str, str] | None = None) -> int:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(receiver.url + "hook", data=body, headers=headers or {}) as response,
+        session.post(receiver.url + "hook", data=io.BytesIO(body), headers=headers or {}) as response,
     ):
         return response.status
 

@@ -80,9 +80,10 @@ def test_a_secret_must_be_of_its_encoding() -> None:
         (("secrets", 2), "expected hexadecimal digits, got a text that isn't"),
     )
     check_hmac(
-        {"secret_encoding": "base64", "secrets": ["a-_b", "===="]},
+        {"secret_encoding": "base64", "secrets": ["AP-8Q", "====", "AP8=Q"]},
         (("secrets", 0), "expected base64, got a text that isn't"),
         (("secrets", 1), "expected base64, got a text that isn't"),
+        (("secrets", 2), "expected base64, got a text that isn't"),
     )
 
 

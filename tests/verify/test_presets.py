@@ -58,6 +58,10 @@ SIGNED_BY_OPENSSL: dict[str, dict[str, str]] = {
     "paddle": {"Paddle-Signature": f"ts={STAMP};h1={WITH_COLON}"},
     "square": {"x-square-hmacsha256-signature": "UXbliOzV/gBOnAdJxv/5ek1WEjhvlPUD+zOJ9R78CLg="},
     "woocommerce": {"X-WC-Webhook-Signature": BASE64},
+    "webflow": {
+        "x-webflow-timestamp": "1700000000000",
+        "x-webflow-signature": "ef228b7153665fccfa3c3ee1718cc572b7ebe550ba435d1b136b13a0914c2371",
+    },
     "razorpay": {"X-Razorpay-Signature": HEX},
     "lemon-squeezy": {"X-Signature": HEX},
     "doppler": {"X-Doppler-Signature": f"sha256={HEX}"},
@@ -219,6 +223,19 @@ def test_gitlab_verifies_by_the_kind_of_each_secret() -> None:
     assert reason(both, a_request([("X-Gitlab-Token", "guess")])) == "bad_credentials"
 
 
+@pytest.mark.parametrize(
+    ("secrets", "signed", "unsigned"),
+    [([WHSEC], "msg_1", None), ([SECRET], "k1", "k1"), ([WHSEC, SECRET], "msg_1", "k1")],
+)
+def test_gitlabs_identity_is_signed_where_it_can_be(secrets: list[str], signed: str, unsigned: str | None) -> None:
+    expression = a_preset("gitlab", secrets=secrets).id
+    assert expression is not None
+    key = [("Idempotency-Key", "k1")]
+    for headers, expected in (([*key, *STANDARD_HEADERS.items()], signed), (key, unsigned)):
+        view = View(source="it", headers=a_request(headers).headers, query="", body=b"")
+        assert Expression(expression).as_text(view) == expected
+
+
 @pytest.mark.parametrize("secrets", [[SECRET], [WHSEC]])
 def test_gitlabs_token_never_goes_further(secrets: list[str]) -> None:
     """GitLab sends it beside a signature too."""
@@ -252,7 +269,6 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("slack", b'{"type":"app_rate_limited"}', (None, "app_rate_limited"))
     check("shopify", b"", ("w1", "orders/paid"), X_Shopify_Webhook_Id="w1", X_Shopify_Topic="orders/paid")
     check("gitlab", b"", ("k1", "Push Hook"), Idempotency_Key="k1", X_Gitlab_Event="Push Hook")
-    check("gitlab", b"", ("signed", None), Idempotency_Key="k1", webhook_id="signed")
     check("gitlab", b"", (None, None), X_Gitlab_Event_UUID="shared")
     check("standard-webhooks", b'{"type":"user.created"}', ("m1", "user.created"), webhook_id="m1")
     check("svix", b'{"type":"user.created"}', ("m1", "user.created"), webhook_id="m1")

@@ -1,0 +1,470 @@
+"""Expressions over events: values, missing fields, failures, bounds, and templates."""
+
+import gzip
+import zlib
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.expressions import ABSENT, Expression, Template, TemplateError, View
+from tests.builders import an_event
+
+BODY = {
+    "action": "opened",
+    "number": 7,
+    "score": 1.5,
+    "draft": False,
+    "nothing": None,
+    "empty": "",
+    "labels": ["bug", "urgent"],
+    "user": {"name": "ann", "x-y": 1, "é": 2},
+    "commits": [{"id": "c1", "added": ["a", "b"]}, {"id": "c2", "added": []}],
+    "big": 2**64 - 1,
+}
+
+
+def a_view(body: object = BODY, *, headers: dict[str, str] | None = None, query: str = "") -> View:
+    return View.of(an_event(body=body, headers=headers, query=query, key="acme/app"))
+
+
+def outcome(text: str, view: View) -> object:
+    """What comes of an expression, so that two of them can be compared: as JSON, since True == 1 == 1.0 in Python."""
+    try:
+        return orjson.dumps(Expression(text).evaluate(view), option=orjson.OPT_SORT_KEYS)
+    except MissingFieldError:
+        return "missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("body.action", "opened"),
+        ("body.labels[1]", "urgent"),
+        ("body['user']['x-y']", 1),
+        ("body['user']['é']", 2),
+        ("body.user", BODY["user"]),
+        ("body.nothing", None),
+        ("body.big", 2**64 - 1),
+        ("body.commits[0].added[1]", "b"),
+        (" body . action ", "opened"),
+        ("type", "push"),
+        ("source", "github"),
+        ("key", "acme/app"),
+        ("body.number + 1", 8),
+        ("body.number == 7.0", True),
+        ("body.draft == 0", False),
+        ("size(body.labels) > 1 && !body.draft", True),
+        ("type + '/' + body.action", "push/opened"),
+        ("body.commits.map(c, c.id)", ["c1", "c2"]),
+        ("body.commits.filter(c, c.id == 'c2')", [{"id": "c2", "added": []}]),
+        ("body.commits.exists(c, c.added.exists(a, a == 'b'))", True),
+        ("body.labels.all(type_, type_ != body.action)", True),
+        ("has(body.user.name) && !has(body.user.age)", True),
+        ("'name' in body.user", True),
+        ("body.nothing == null", True),
+        ("body.zz == 1 || true", True),
+        ("type(body.number) == int", True),
+        ("{'a': [body.number]}", {"a": [7]}),
+        ("{1: true}", {"1": True}),
+        ("timestamp('2026-01-02T03:04:05Z')", "2026-01-02T03:04:05Z"),
+        ("duration('90s')", "90s"),
+        ("b'abc'", "YWJj"),
+        (r"body.action.matches('^op.*d$') // a comment", True),
+    ],
+)
+def test_an_expression_has_the_value_that_cel_gives_it(text: str, expected: object) -> None:
+    value = Expression(text).evaluate(a_view())
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("body.zz", "body.zz"),
+        ("body.user.zz.deep", "body.user.zz.deep"),
+        ("body.labels[2]", "body.labels[2]"),
+        ("body.labels.name", "body.labels.name"),
+        ("body.action.name", "body.action.name"),
+        ("body.nothing.name", "body.nothing.name"),
+        ("body.nothing[0]", "body.nothing[0]"),
+        ("headers['x-none']", "headers['x-none']"),
+        ("query.none", "query.none"),
+        ("type.name", "type.name"),
+        ("!body.zz", "body.zz"),
+        ("body.nothing.name == 'x'", "body.nothing.name"),
+        ("body['nothing'].name == 'x'", "body.nothing.name"),
+        ("body.labels.name == 'x'", "body.labels.name"),
+        ("body.labels[2] == 'x'", "body.labels[2]"),
+        ("body[body.action] == 'x'", "opened"),
+        ("body.commits.exists(c, c.zz == 1)", "zz"),
+        ("has(body.nothing.name)", "body.nothing.name"),
+    ],
+)
+def test_a_missing_field_is_told_from_other_failures_and_named(text: str, field: str) -> None:
+    expression = Expression(text)
+    with pytest.raises(MissingFieldError) as caught:
+        expression.evaluate(a_view())
+    assert str(caught.value) == f"{field} isn't there"
+    assert expression.is_true(a_view()) is False
+    assert expression.as_text(a_view()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("body.action + 1", "body.action + 1: unsupported operation: string + int"),
+        ("!body.action", "!body.action: an operand has the wrong type"),
+        ("size(body.nothing)", "size(body.nothing): size isn't defined for such a value"),
+        ("body.number / 0", "body.number / 0: division by zero in CEL expression"),
+        ("0.0 / 0.0", "0.0 / 0.0: expected a JSON value, got nan"),
+        (
+            "int(body.action)",
+            "int(body.action): function 'int' error: string parse error: invalid digit found in string",
+        ),
+        ("body.big + 1u", f"body.big + 1u: arithmetic overflow in 'add' on {2**64 - 1} and 1"),
+        # Each field is there, so the failure is the sum's, not a missing field's.
+        ("body.user.name == 'x' || body.action + 1 > 2", "unsupported operation: string + int"),
+        ("has(body.zz) || body.action + 1 > 2", "unsupported operation: string + int"),
+    ],
+)
+def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: str) -> None:
+    expression = Expression(text)
+    for call in (expression.evaluate, expression.is_true, expression.as_text):
+        with pytest.raises(ExpressionError) as caught:
+            call(a_view())
+        assert not isinstance(caught.value, MissingFieldError)
+        assert str(caught.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "syntax error at character 1: mismatched input '<EOF>'"),
+        ("body.", "syntax error at character 6: no viable alternative at input '.'"),
+        ("body.a b", "syntax error at character 8: extraneous input 'b' expecting <EOF>"),
+        ("body.a &&\n  == 1", "syntax error at line 2, character 3: extraneous input '=='"),
+        ("bdy.x", "unknown name 'bdy' at character 1, did you mean 'body'?"),
+        ("true || bdy.x", "unknown name 'bdy' at character 9, did you mean 'body'?"),
+        (".body.x", "unknown name '.body', did you mean 'body'?"),
+        ("body.a == x", "unknown name 'x' at character 11"),
+        ("body.l.exists(x, x == 1) && x", "unknown name 'x' at character 29"),
+        ("siz(body.a)", "unknown function 'siz' at character 1, did you mean 'size'?"),
+        ("body.a.startswith('x')", "unknown function 'startswith' at character 8, did you mean 'startsWith'?"),
+        ("body.l.exist(x, x)", "unknown function 'exist' at character 8, did you mean 'exists'?"),
+        ("optional.none()", "unknown name 'optional' at character 1"),
+        ("body.l.map(body, 1)", "expected a new name, got 'body' at character 12"),
+        ("headers['X-Event']", "expected a header's name in lower case, got 'X-Event' at character 1"),
+        ("[1].all(a, [1].all(b, [1].all(c, [1].all(d, true))))", "expected at most 3 macros inside each other"),
+        ("1" + "+1" * 20_000, "expected at most 4096 characters, got 40001"),
+        ("(" * 2000 + "1" + ")" * 2000, "syntax error at character"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_compiled(text: str, message: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        Expression(text)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_condition_has_to_be_true_or_false() -> None:
+    assert Expression("body.draft").is_true(a_view()) is False
+    assert Expression("body.number == 7").is_true(a_view()) is True
+    for text in ("body.number", "body.nothing", "body.action + ''"):
+        with pytest.raises(ExpressionError, match="expected true or false, got"):
+            Expression(text).is_true(a_view())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("body.action", "opened"),
+        ("body.number", "7"),
+        ("body.score", "1.5"),
+        ("body.draft", "false"),
+        ("body.nothing", None),
+        ("body.empty", None),
+        ("body.zz", None),
+        ("string(body.number) + '-' + body.action", "7-opened"),
+    ],
+)
+def test_an_identity_is_a_text_or_nothing(text: str, expected: str | None) -> None:
+    assert Expression(text).as_text(a_view()) == expected
+
+
+def test_an_identity_is_no_list_or_mapping() -> None:
+    for text in ("body.labels", "body.user"):
+        with pytest.raises(ExpressionError, match="expected a text or number"):
+            Expression(text).as_text(a_view())
+
+
+def test_an_expression_tells_whether_it_reads_the_body() -> None:
+    assert Expression("size(body) > 0").reads_body
+    assert Expression("body.a").reads_body
+    assert not Expression("headers['body'] == 'body.x' && query.body == type").reads_body
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "x-y"]), inner, max_size=3),
+    max_leaves=12,
+)
+steps = st.lists(st.sampled_from([".a", ".b", "['a']", '["x-y"]', "[0]", "[1]"]), max_size=4)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(body=json_values, path=steps)
+def test_a_plain_path_followed_without_cel_means_the_same(body: object, path: list[str]) -> None:
+    text = "body" + "".join(path)
+    view = a_view(body)
+    assert Expression(text)._path is not None
+    in_cel = Expression(f"({text})")
+    assert in_cel._path is None
+    assert outcome(text, view) == outcome(f"({text})", view)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(body=json_values, paths=st.lists(steps, min_size=1, max_size=4))
+def test_handing_over_only_the_named_parts_changes_nothing(body: object, paths: list[list[str]]) -> None:
+    texts = ["body" + "".join(path) for path in paths]
+    alone = [outcome(f"[{text}]", a_view(body)) for text in texts]
+    # With the whole body named as well, nothing is left out.
+    whole = [outcome(f"[[{text}], body][0]", a_view(body)) for text in texts]
+    assert alone == whole
+    together = outcome(f"[{', '.join(texts)}]", a_view(body))
+    assert (together == "missing") == ("missing" in alone)
+
+
+def test_many_different_expressions_on_one_event_share_what_they_see() -> None:
+    view = a_view({f"k{n}": n for n in range(40)})
+    assert [Expression(f"body.k{n} + 0").evaluate(view) for n in range(40)] == list(range(40))
+    assert len(view._contexts) <= 9
+
+
+# What a view makes of an event
+
+
+def test_of_a_repeated_header_or_parameter_the_first_counts() -> None:
+    view = View(
+        source="s",
+        headers=((b"X-A", b"1"), (b"x-a", b"2"), (b"X-B", b"\xff\xc3\xa9")),
+        query="a=1&a=2&b=&c=%C3%A9+x",
+        body=b"",
+    )
+    assert view.headers == {"x-a": "1", "x-b": "\ufffdé"}
+    assert view.query == {"a": "1", "b": "", "c": "é x"}
+    assert Expression("headers['x-a'] + query.a").evaluate(view) == "11"
+
+
+def compressed_raw(content: bytes) -> bytes:
+    deflater = zlib.compressobj(wbits=-15)
+    return deflater.compress(content) + deflater.flush()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b'{"a": 1}'),
+        ({}, b'\xef\xbb\xbf{"a": 1}'),
+        ({"content-type": "text/plain"}, b'{"a": 1}'),
+        ({"content-encoding": "identity"}, b'{"a": 1}'),
+        ({"content-encoding": "GZIP"}, gzip.compress(b'{"a": 1}')),
+        ({"content-encoding": "deflate"}, zlib.compress(b'{"a": 1}')),
+        ({"content-encoding": "deflate"}, compressed_raw(b'{"a": 1}')),
+    ],
+)
+def test_a_json_body_is_read_however_it_is_packed(headers: dict[str, str], body: bytes) -> None:
+    assert a_view(body, headers=headers).body == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b""),
+        ({}, b"\xff\x00"),
+        ({}, b'{"a": NaN}'),
+        ({}, b'{"a": 1e999}'),
+        ({}, b'{"a": 1'),
+        ({}, b'"\\ud800"'),
+        ({}, b"[" * 5000 + b"]" * 5000),
+        ({"content-type": "application/x-www-form-urlencoded"}, b""),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"&".join([b"a=1"] * 10_001)),
+        ({"content-encoding": "br"}, b'{"a": 1}'),
+        ({"content-encoding": "gzip"}, b'{"a": 1}'),
+        ({"content-encoding": "gzip"}, gzip.compress(b'{"a": 1}')[:-4]),
+        ({"content-encoding": "gzip"}, gzip.compress(b"0" * (8 << 20) + b"0")),
+        ({"content-encoding": "gzip"}, gzip.compress(b"1") * 2),
+    ],
+)
+def test_without_a_readable_body_its_fields_are_missing_and_the_rest_is_there(
+    headers: dict[str, str], body: bytes
+) -> None:
+    view = a_view(body, headers=headers)
+    assert view.body is ABSENT
+    assert not view.has_body
+    assert Expression("body.a == 1").is_true(view) is False
+    assert Expression("body.a").as_text(view) is None
+    assert Expression("type == 'push' || body.a == 1").is_true(view) is True
+    with pytest.raises(MissingFieldError, match=r"^body isn't there$"):
+        Expression("size(body) == 0").evaluate(view)
+
+
+def test_a_form_is_a_mapping_of_its_first_values() -> None:
+    form = "application/x-www-form-urlencoded; charset=utf-8"
+    view = a_view(b"payload=%7B%22a%22%3A1%7D&a=1&a=2&blank=", headers={"Content-Type": form})
+    assert view.body == {"payload": '{"a":1}', "a": "1", "blank": ""}
+
+
+def test_a_mapping_made_by_cel_has_its_keys_in_order() -> None:
+    content, _ = Template({"a": "${{ {'z': 1, 'b': {'y': 1, 'c': 2, 'm': 3}, 'a': 3, 'q': 4} }}"}).render_bytes(
+        a_view()
+    )
+    assert content == b'{"a":{"a":3,"b":{"c":2,"m":3,"y":1},"q":4,"z":1}}'
+
+
+def test_integers_beyond_64_bits_are_read_as_floating_point() -> None:
+    assert Expression("body + 0.0").evaluate(a_view(b"18446744073709551616")) == 2.0**64
+
+
+def test_bytes_that_are_no_text_do_not_break_an_expression() -> None:
+    raw = b"caf\xe9".decode("utf-8", "surrogateescape")
+    view = View(source="s", headers=(), query=f"q={raw}", body=b"", type=raw, id=raw, key=raw)
+    assert Expression("type + id + key + query.q").evaluate(view) == "caf\ufffd" * 4
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(
+    ("text", "few", "many"),
+    [
+        ("body.l.map(x, x)", 100, 3000),
+        ("body.l.filter(x, x > 1).size()", 100, 3000),
+        ("body.l.all(x, body.l.all(y, y >= 0))", 100, 3000),
+        ("body.l.map(x, body.l.map(y, x + y)).size()", 20, 500),
+        ("body.l.all(x, x >= 0)", 100_000, 300_000),
+    ],
+)
+def test_macros_over_too_much_data_are_refused_before_they_block_everything(text: str, few: int, many: int) -> None:
+    expression = Expression(text)
+    expression.evaluate(a_view({"l": list(range(few))}))
+    with pytest.raises(ExpressionError, match="too much to compute"):
+        expression.is_true(a_view({"l": list(range(many))}))
+
+
+def test_long_texts_copied_in_a_macro_count_as_data() -> None:
+    expression = Expression("body.l.map(x, body.s).size()")
+    assert expression.evaluate(a_view({"l": [0] * 100, "s": "x" * 100})) == 100
+    with pytest.raises(ExpressionError, match="too much to compute"):
+        expression.evaluate(a_view({"l": [0] * 100, "s": "x" * 1_000_000}))
+
+
+def test_a_deeply_nested_body_ends_in_an_error_not_in_a_crash() -> None:
+    view = a_view(b'{"a":' * 1000 + b"1" + b"}" * 1000)
+    assert Expression("size(body)").evaluate(view) == 1
+    with pytest.raises(ExpressionError, match="nested too deeply"):
+        Expression("[body]").evaluate(view)
+    with pytest.raises(ExpressionError, match="expected a JSON value"):
+        Template({"a": "${{ body }}"}).render_bytes(view)
+
+
+# Templates
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("no expression", "no expression"),
+        ("${{ body.number }}", 7),
+        ("${{body.labels}}", ["bug", "urgent"]),
+        (" ${{ body.number }}", " 7"),
+        ("#${{ body.number }} ${{ body.action }}!", "#7 opened!"),
+        ("${{ body.number }}${{ body.draft }}", "7false"),
+        ("${{ body.user }} ${{ body.nothing }}", '{"name":"ann","x-y":1,"é":2} null'),
+        ("${{ '}}' + body.action }}", "}}opened"),
+        ('${{ "}}\\"}}" }}', '}}"}}'),
+        ("${{ r'\\' + '}}' }}", "\\}}"),
+        ("${{ {'a': {'b': 1}} }} x", '{"a":{"b":1}} x'),
+        ("${{ {'a': {'b': 1}}}}", {"a": {"b": 1}}),
+        ("${{ '${{' }}", "${{"),
+        ("$ {{ }} $}}", "$ {{ }} $}}"),
+        (
+            {"text": "by ${{ body.user.name }}", "n": "${{ body.number }}", "list": [1, "${{ type }}", {"a": None}]},
+            {"text": "by ann", "n": 7, "list": [1, "push", {"a": None}]},
+        ),
+        ({"${{ body.number }}": 1}, {"${{ body.number }}": 1}),
+        (None, None),
+        (1.5, 1.5),
+    ],
+)
+def test_a_template_renders_values_and_texts(template: object, expected: object) -> None:
+    assert Template(template).render(a_view()) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("plain", (b"plain", None)),
+        ("é ${{ body.number }}", ("é 7".encode(), None)),
+        ("${{ body.user }}", ('{"name":"ann","x-y":1,"é":2}'.encode(), None)),
+        ({"n": "${{ body.number }}"}, (b'{"n":7}', "application/json")),
+        (["${{ type }}"], (b'["push"]', "application/json")),
+        (None, (b"null", "application/json")),
+    ],
+)
+def test_the_template_decides_whether_a_body_is_text_or_json(
+    template: object, expected: tuple[bytes, str | None]
+) -> None:
+    assert Template(template).render_bytes(a_view()) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "message"),
+    [
+        ("${{ body.a", (), "expected }} after ${{ at character 1, got the end of the text"),
+        ("x ${{ 'it''s }}'", (), "expected }} after ${{ at character 3"),
+        ("x ${{ '}}", (), "syntax error at character 1"),
+        ("${{ }}", (), "syntax error at character 1"),
+        ({"a": [1, {"b": "${{ bdy.x }}"}]}, ("a", 1, "b"), "unknown name 'bdy'"),
+        ({"a": float("nan")}, ("a",), "expected a JSON value, got nan"),
+        ({"a": 2**70}, ("a",), "expected a JSON value"),
+    ],
+)
+def test_a_template_that_cannot_work_says_where(template: object, path: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        Template(template)
+    assert caught.value.path == path
+    assert str(caught.value).startswith(message)
+
+
+def test_a_field_that_is_missing_in_a_template_is_an_error() -> None:
+    for template in ("${{ body.zz }}", "x ${{ body.zz }}", {"a": ["${{ body.zz }}"]}):
+        with pytest.raises(MissingFieldError, match=r"^body\.zz isn't there$"):
+            Template(template).render(a_view())
+
+
+def test_a_rendered_body_is_bounded() -> None:
+    view = a_view({"s": "x" * (1 << 19)})
+    assert len(Template("${{ body.s }}").render_bytes(view)[0]) == 1 << 19
+    for template in ("${{ body.s }}" * 3, {"a": ["${{ body.s }}"] * 3}):
+        with pytest.raises(ExpressionError, match=r"expected .* at most 1048576"):
+            Template(template).render_bytes(view)
+
+
+def test_a_template_knows_whether_it_depends_on_the_event() -> None:
+    assert Template({"a": ["x ${{ type }}"]}).has_expressions
+    assert not Template({"a": ["x"], "b": {"c": None}}).has_expressions
+
+
+def test_expressions_and_templates_are_equal_by_what_was_written() -> None:
+    assert Expression("body.a") == Expression("body.a") != Expression("body.b")
+    assert Template({"a": "${{ type }}"}) == Template({"a": "${{ type }}"}) != Template({"a": "x"})
+    assert orjson.loads(Template({"a": 1}).render_bytes(a_view())[0]) == {"a": 1}

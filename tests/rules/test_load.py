@@ -1,0 +1,660 @@
+"""What a rule file means, and every problem of one that means nothing, with its place."""
+
+import base64
+import gc
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.model import Disposition, RetryPolicy, RulesError
+from gateway.rules.document import Problem
+from gateway.rules.expressions import Expression, Template
+from gateway.rules.load import InvalidRulesError, check_rules, load_rules
+from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules
+from gateway.rules.table import parse_condition
+
+SOURCES = "sources: {github: {verify: {scheme: github, secrets: [s3cret]}}}\n"
+DESTINATIONS = "destinations: {ci: {url: https://ci.internal/hook}}\n"
+ROUTES = "routes: [{name: build, from: github, to: ci}]\n"
+GOOD = "version: 1\n" + SOURCES + DESTINATIONS + ROUTES
+
+EVERY_KEY = r"""
+version: 1
+egress: {private: refuse, allow: [10.0.0.0/8, "fd00::1"]}
+sources:
+  github:
+    path: /hooks/github
+    verify: {scheme: github, secrets: ["${SECRET}", "${file:old}"]}
+    id: headers['x-github-delivery']
+    type: headers['x-github-event']
+    key: body.repository.full_name
+    topic: company.github
+    public_url: https://hooks.example.com/hooks/github
+  open:
+    verify: {scheme: none}
+destinations:
+  ci:
+    url: ${CI:-https://ci.internal/hook}
+    headers: {Authorization: "Bearer ${TOKEN}", X-Price: "$${5}"}
+    sign: {secrets: [whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, c2Vjb25k]}
+    timeout: 1m30s
+    concurrency: ${CONCURRENCY}
+    rate: 90/m
+routes:
+  - name: build
+    from: [github, open]
+    match: {type: push, body.ref: [refs/heads/main]}
+    when: '!body.deleted'
+    to:
+      - ci
+      - {name: mirror, url: "http://10.1.2.3:8080/?a=b", timeout: 500ms, rate: 36/h}
+    request:
+      headers: {X-Ref: "${{ body.ref }}", X-Where: "${WHERE}"}
+      body: {ref: "${{ body.ref }}", on: yes, at: 12:30, n: 1e3, list: [1, true, null, "${WHERE}"]}
+    retry:
+      schedule: [5s, 2m, 1h30m, 3d]
+      max_attempts: 8
+      max_age: 1d
+      jitter: 0
+      results: {4xx: dead_letter, 404: drop, timeout: retry_short}
+  - {name: keep, from: open, to: mirror}
+"""
+
+
+def load(folder: Path, text: str, environ: Mapping[str, str] | None = None) -> Rules:
+    path = folder / "routes.yaml"
+    path.write_text(text)
+    return load_rules(path, environ=environ or {})
+
+
+def problems(folder: Path, text: str, environ: Mapping[str, str] | None = None, *, resolve: bool = True) -> list[str]:
+    path = folder / "routes.yaml"
+    path.write_text(text)
+    return lines(folder, check_rules(path, environ=environ or {}, resolve=resolve)[1])
+
+
+def lines(folder: Path, found: list[Problem]) -> list[str]:
+    return [str(problem).replace(f"{folder}/", "") for problem in found]
+
+
+def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("older\n")
+    rules = load(tmp_path, EVERY_KEY, {"SECRET": "s3cret", "TOKEN": "t0ken", "CONCURRENCY": "7", "WHERE": "here"})
+
+    github, public = rules.sources["github"], rules.sources["open"]
+    assert (github.name, github.path, github.topic) == ("github", "/hooks/github", "company.github")
+    assert github.verifier.scheme == "github"
+    assert github.id == Expression("headers['x-github-delivery']")
+    assert github.type == Expression("headers['x-github-event']")
+    assert github.key == Expression("body.repository.full_name")
+    assert (public.path, public.verifier.scheme, public.id, public.topic) == ("/in/open", "none", None, None)
+
+    assert rules.destinations == {
+        "ci": Destination(
+            name="ci",
+            url="https://ci.internal/hook",
+            headers=(("Authorization", "Bearer t0ken"), ("X-Price", "${5}")),
+            sign=(base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), b"second"),
+            timeout=90.0,
+            concurrency=7,
+            rate=1.5,
+        ),
+        "mirror": Destination(name="mirror", url="http://10.1.2.3:8080/?a=b", timeout=0.5, rate=0.01),
+    }
+    build, keep = rules.routes["build"], rules.routes["keep"]
+    assert (build.name, build.sources, build.destinations) == ("build", ("github", "open"), ("ci", "mirror"))
+    assert build.match == parse_condition({"type": "push", "body.ref": ["refs/heads/main"]})
+    assert build.when == Expression("!body.deleted")
+    assert build.request == RequestTemplate(
+        headers=(("X-Ref", Template("${{ body.ref }}")), ("X-Where", Template("here"))),
+        body=Template(
+            {"ref": "${{ body.ref }}", "on": "yes", "at": "12:30", "n": 1000.0, "list": [1, True, None, "here"]}
+        ),
+    )
+    assert build.retry == RetryPolicy(
+        schedule=(5, 120, 5400, 259200),
+        max_attempts=8,
+        max_age=86400,
+        jitter=0,
+        results=(("404", Disposition.DROP), ("4xx", Disposition.DEAD_LETTER), ("timeout", Disposition.RETRY_SHORT)),
+    )
+    assert (keep.sources, keep.destinations) == (("open",), ("mirror",))
+    assert (keep.match, keep.when, keep.request, keep.retry) == (None, None, None, RetryPolicy())
+    assert rules.egress == Egress(is_private_allowed=False, allow=(ip_network("10.0.0.0/8"), ip_network("fd00::1")))
+    assert rules.files == (tmp_path / "routes.yaml", tmp_path / "old")
+    assert [warning.replace(f"{tmp_path}/", "") for warning in rules.warnings] == [
+        (
+            "routes.yaml:14:13: sources.open.verify: expected a scheme that verifies, got none: "
+            "whoever reaches /in/open can send"
+        )
+    ]
+
+
+# Text → every problem, in order.
+BROKEN = {
+    "": ["routes.yaml:1:1: expected a mapping, got an empty file"],
+    "# nothing yet\n": ["routes.yaml:1:1: expected a mapping, got an empty file"],
+    "- version: 1\n": ["routes.yaml:1:1: expected a mapping, got a list"],
+    "sources: {}\n": ["routes.yaml:1:1: expected the key 'version', got none"],
+    "version: 2\n": ["routes.yaml:1:10: version: expected the version 1, got 2"],
+    "version: true\n": ["routes.yaml:1:10: version: expected the version 1, got true"],
+    "version: '1'\n": ["routes.yaml:1:10: version: expected the version 1, got '1'"],
+    "version: 1\nversion: 1\n": [
+        "routes.yaml:2:1: expected each key once, got 'version' again, first on line 1",
+    ],
+    "version: 1\nroutes: [\n": [
+        (
+            "routes.yaml:3:1: expected YAML, got a syntax error: while parsing a flow node, "
+            "did not find expected node content"
+        ),
+    ],
+    "version: 1\n---\nversion: 1\n": ["routes.yaml:2:1: expected one document, got another after it"],
+    "version: 1\nroutes: *nowhere\n": ["routes.yaml:2:9: expected YAML, got a syntax error: found undefined alias"],
+    "version: !int 1\n": ["routes.yaml:1:10: version: expected no tag but YAML's own, got '!int'"],
+    "version: !!int one\n": ["routes.yaml:1:10: version: expected what the tag !!int says, got 'one'"],
+    "version: 1\nroutes: !!python/name:os.system x\n": [
+        "routes.yaml:2:9: routes: expected no tag but YAML's own, got 'tag:yaml.org,2002:python/name:os.system'",
+    ],
+    "version: \a\n": [r"routes.yaml:1:10: expected text, got the character '\x07'"],
+    "version: .inf\n": ["routes.yaml:1:10: version: expected a finite number, got .inf"],
+    "version: 18446744073709551616\n": [
+        "routes.yaml:1:10: version: expected an integer of at most 64 bits, got 18446744073709551616",
+    ],
+    "version: 1\n1: x\n": ["routes.yaml:2:1: 1: expected a text as a key, got 1 (in quotes it is one)"],
+    "version: 1\non: x\n": ["routes.yaml:2:1: on: unknown key 'on'"],
+    "version: 1\n? [a]\n: x\n": ["routes.yaml:2:3: expected a text as a key, got a list or a mapping"],
+    "version: 1\n<<: {sources: {}}\n": [
+        "routes.yaml:2:1: expected a key, got a merge (<<), which YAML 1.2 doesn't have",
+    ],
+    "version: 1\nsource: {}\n": ["routes.yaml:2:1: source: unknown key 'source', did you mean 'sources'?"],
+    "version: 1\nsources:\n": ["routes.yaml:2:9: sources: expected a mapping of sources, got null"],
+    "version: 1\nroutes: {name: a}\n": ["routes.yaml:2:9: routes: expected a list of routes, got a mapping"],
+    "version: 1\nsources:\n  github: none\n": [
+        "routes.yaml:3:11: sources.github: expected a mapping, got 'none'",
+    ],
+    "version: 1\nsources:\n  github: {}\n": [
+        "routes.yaml:3:11: sources.github: expected the key 'verify', got none",
+    ],
+    "version: 1\nsources:\n  github:\n    verify: none\n": [
+        (
+            "routes.yaml:4:13: sources.github.verify: expected a mapping such as {scheme: github, secrets: [...]}, "
+            "or {scheme: none}, got 'none'"
+        ),
+    ],
+    "version: 1\nsources:\n  github:\n    verify: {scheme: githb, secrets: [x]}\n": [
+        "routes.yaml:4:22: sources.github.verify.scheme: unknown scheme 'githb', did you mean 'github'?",
+    ],
+    "version: 1\nsources:\n  github:\n    verify: {scheme: github, secrts: [x]}\n": [
+        "routes.yaml:4:13: sources.github.verify: expected the key 'secrets', got none",
+        "routes.yaml:4:30: sources.github.verify.secrts: unknown key 'secrts', did you mean 'secrets'?",
+    ],
+    "version: 1\nsources:\n  github:\n    verify: {scheme: github, secrets: [x], 5: y}\n": [
+        "routes.yaml:4:44: sources.github.verify.5: expected a text as a key, got 5 (in quotes it is one)",
+    ],
+    "version: 1\nsources: {GitHub: {verify: {scheme: github, secrets: [x]}}}\n": [
+        (
+            "routes.yaml:2:11: sources.GitHub: expected a name of lower-case letters, digits, '-', '_' and '.', "
+            "at most 63, that starts with a letter or a digit, got 'GitHub'"
+        ),
+    ],
+    "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    dedupe: 24h\n": [
+        "routes.yaml:5:5: sources.a.dedupe: not supported yet",
+    ],
+    "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    id: bdy.x\n    key: 5\n": [
+        (
+            "routes.yaml:5:9: sources.a.id: expected a CEL expression, got 'bdy.x': "
+            "unknown name 'bdy' at character 1, did you mean 'body'?"
+        ),
+        "routes.yaml:6:10: sources.a.key: expected a CEL expression, got 5",
+    ],
+    "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    path: /in?x\n    topic: ..\n": [
+        "routes.yaml:5:11: sources.a.path: expected an absolute path without a query, such as /in/github, got '/in?x'",
+        "routes.yaml:6:12: sources.a.topic: expected a topic's name of letters, digits, '.', '_' and '-', got '..'",
+    ],
+    "version: 1\nsources: {a: {path: /healthz, verify: {scheme: github, secrets: [x]}}}\n": [
+        "routes.yaml:2:21: sources.a.path: expected a path of its own, got /healthz, which the gateway answers itself",
+    ],
+    "version: 1\nsources:\n  a: {path: /in/b, verify: {scheme: github, secrets: [x]}}\n"
+    "  b: {verify: {scheme: github, secrets: [x]}}\n": [
+        "routes.yaml:4:6: sources.b: expected one source at /in/b, got another, the first is at routes.yaml:3:13",
+    ],
+    "version: 1\ndestinations:\n  a: {url: ftp://x}\n  b: {url: 'http://u:p@x/'}\n  c: {url: 'https://'}\n"
+    "  d: {url: 'http://h:99999'}\n  e: {url: 'https://${{ body.host }}/'}\n  f: {}\n  g: {url: 5}\n"
+    "  h: {url: hooks.slack.com/x}\n  i: {url: http://h/#x}\n": [
+        "routes.yaml:3:12: destinations.a.url: expected an http or https URL, got the scheme 'ftp'",
+        (
+            "routes.yaml:4:12: destinations.b.url: expected a URL without user and password (write them as a header), "
+            "got one with them"
+        ),
+        "routes.yaml:5:12: destinations.c.url: expected a URL with a host, got none",
+        "routes.yaml:6:12: destinations.d.url: expected an http or https URL, got one that can't be parsed",
+        "routes.yaml:7:12: destinations.e.url: expected no template, got ${{ … }}, which only `request` has",
+        "routes.yaml:8:6: destinations.f: expected the key 'url', got none",
+        "routes.yaml:9:12: destinations.g.url: expected an http or https URL, got something else",
+        "routes.yaml:10:12: destinations.h.url: expected an http or https URL, got one without a scheme",
+        (
+            "routes.yaml:11:12: destinations.i.url: expected a URL without a fragment, spaces or control characters, "
+            "got one with them"
+        ),
+    ],
+    "version: 1\ndestinations:\n  a:\n    url: http://x\n    headers:\n      Host: x\n      a b: c\n"
+    '      X-A: "a\\r\\nB: c"\n      X-B: 1\n': [
+        "routes.yaml:6:7: destinations.a.headers.Host: expected a header that isn't the connection's own, got 'Host'",
+        "routes.yaml:7:7: destinations.a.headers.a b: expected a header's name, such as X-Team, got 'a b'",
+        (
+            "routes.yaml:8:12: destinations.a.headers.X-A: expected a header value without control characters, "
+            "got one with them"
+        ),
+        "routes.yaml:9:12: destinations.a.headers.X-B: expected a text, got something else",
+    ],
+    "version: 1\ndestinations:\n  a:\n    url: http://x\n    sign: {secrets: [whsec_, '!!']}\n    timeout: 1h\n"
+    "    concurrency: 0\n    rate: 0/s\n": [
+        (
+            "routes.yaml:5:22: destinations.a.sign.secrets[0]: expected a secret of the form whsec_ and base64, "
+            "got another text"
+        ),
+        (
+            "routes.yaml:5:30: destinations.a.sign.secrets[1]: expected a secret of the form whsec_ and base64, "
+            "got another text"
+        ),
+        (
+            "routes.yaml:6:14: destinations.a.timeout: expected a duration from 100ms to 5m, such as 5s, 2m or 1h30m, "
+            "got '1h'"
+        ),
+        "routes.yaml:7:18: destinations.a.concurrency: expected an integer from 1 to 1000, got 0",
+        "routes.yaml:8:11: destinations.a.rate: expected a rate such as 100/s, 10/m or 5/h, got '0/s'",
+    ],
+    "version: 1\ndestinations: {a: {url: http://x, sign: {secrets: []}, timeout: 5, concurrency: true}}\n": [
+        (
+            "routes.yaml:2:51: destinations.a.sign.secrets: expected a list of secrets, with at least one item, "
+            "got an empty list"
+        ),
+        (
+            "routes.yaml:2:65: destinations.a.timeout: expected a duration from 100ms to 5m, such as 5s, 2m or 1h30m, "
+            "got 5"
+        ),
+        "routes.yaml:2:81: destinations.a.concurrency: expected an integer from 1 to 1000, got true",
+    ],
+    "version: 1\nroutes:\n  - {}\n": [
+        "routes.yaml:3:5: routes[0]: expected the key 'from', got none",
+        "routes.yaml:3:5: routes[0]: expected the key 'name', got none",
+        "routes.yaml:3:5: routes[0]: expected the key 'to', got none",
+    ],
+    "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n  - {name: a, from: githib, to: [ci, cii]}\n": [
+        "routes.yaml:5:21: routes[0].from: unknown source 'githib', did you mean 'github'?",
+        "routes.yaml:5:38: routes[0].to[1]: unknown destination 'cii', did you mean 'ci'?",
+    ],
+    "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n  - {name: a, from: [github, github], to: [ci, ci]}\n"
+    "  - {name: a, from: [], to: {name: ci, url: http://y}}\n": [
+        "routes.yaml:5:30: routes[0].from[1]: expected each source once, got 'github' again",
+        "routes.yaml:5:48: routes[0].to[1]: expected each destination once, got 'ci' again",
+        "routes.yaml:6:12: routes[1].name: expected one route 'a', got another, the first is at routes.yaml:5:12",
+        (
+            "routes.yaml:6:21: routes[1].from: expected a source's name or a list of them, with at least one item, "
+            "got an empty list"
+        ),
+        (
+            "routes.yaml:6:36: routes[1].to.name: expected one destination 'ci', got another, "
+            "the first is at routes.yaml:3:16"
+        ),
+    ],
+    "version: 1\nsources: {github: 5}\n" + DESTINATIONS + ROUTES: [
+        "routes.yaml:2:19: sources.github: expected a mapping, got 5",
+    ],
+    "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    order: key\n    tests: []\n"
+    + SOURCES
+    + DESTINATIONS: [
+        "routes.yaml:6:5: routes[0].order: not supported yet",
+        "routes.yaml:7:5: routes[0].tests: not supported yet",
+    ],
+    "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    match: {typo: push, body.n: {gte: x}}\n"
+    "    when: 'body.a =='\n" + SOURCES + DESTINATIONS: [
+        "routes.yaml:6:13: routes[0].match.typo: unknown path 'typo', did you mean 'type'?",
+        "routes.yaml:6:39: routes[0].match.body.n.gte: expected a number, got 'x'",
+        (
+            "routes.yaml:7:11: routes[0].when: expected a CEL expression, got 'body.a ==': "
+            "syntax error at character 10: mismatched input '<EOF>'"
+        ),
+    ],
+    "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    request:\n      headers: {X-A: 5, X-B: a}\n"
+    "      body:\n        x: [1, '${{ bdy.a }}']\n" + SOURCES + DESTINATIONS: [
+        "routes.yaml:7:22: routes[0].request.headers.X-A: expected a text, got 5",
+        (
+            "routes.yaml:9:16: routes[0].request.body.x[1]: expected CEL in ${{ … }}, got '${{ bdy.a }}': "
+            "unknown name 'bdy' at character 1, did you mean 'body'?"
+        ),
+    ],
+    "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    retry:\n      scedule: [5s]\n"
+    "      max_attempts: 0\n      max_age: 5x\n      jitter: 2\n      results: {404: rety, 200: drop, timout: drop}\n"
+    + SOURCES
+    + DESTINATIONS: [
+        "routes.yaml:7:7: routes[0].retry.scedule: unknown key 'scedule', did you mean 'schedule'?",
+        "routes.yaml:8:21: routes[0].retry.max_attempts: expected an integer of at least 1, got 0",
+        (
+            "routes.yaml:9:16: routes[0].retry.max_age: expected a duration from 1s to 30d, such as 5s, 2m or 1h30m, "
+            "got '5x'"
+        ),
+        "routes.yaml:10:15: routes[0].retry.jitter: expected a number from 0 to 1, got 2",
+        (
+            "routes.yaml:11:22: routes[0].retry.results.404: expected one of retry, retry_short, dead_letter, drop, "
+            "got 'rety', did you mean 'retry'?"
+        ),
+        (
+            "routes.yaml:11:28: routes[0].retry.results.200: expected a status such as 404, or one of 3xx, 4xx, 5xx, "
+            "timeout, connect, dns, tls, transport, egress_refused, got '200'"
+        ),
+        (
+            "routes.yaml:11:39: routes[0].retry.results.timout: expected a status such as 404, or one of 3xx, 4xx, "
+            "5xx, timeout, connect, dns, tls, transport, egress_refused, got 'timout', did you mean 'timeout'?"
+        ),
+    ],
+    "version: 1\negress: {private: refused, allow: [10.0.0.1/8, 5], alow: []}\n": [
+        "routes.yaml:2:19: egress.private: expected one of allow, refuse, got 'refused', did you mean 'refuse'?",
+        "routes.yaml:2:36: egress.allow[0]: expected an address or a network such as 10.0.0.0/8, got '10.0.0.1/8'",
+        "routes.yaml:2:48: egress.allow[1]: expected an address or a network such as 10.0.0.0/8, got 5",
+        "routes.yaml:2:52: egress.alow: unknown key 'alow', did you mean 'allow'?",
+    ],
+    "version: 1\ndestinations:\n  a: {url: '${UNSET}'}\n  b: {url: '${file:/nowhere}'}\n  c: {url: '${X'}\n"
+    "  d: {url: '${1}'}\n  e: {url: http://x, timeout: '${UNSET:-5}'}\n": [
+        "routes.yaml:3:12: destinations.a.url: expected the environment variable UNSET, got none",
+        "routes.yaml:4:12: destinations.b.url: expected a file at /nowhere, got no such file or directory",
+        "routes.yaml:5:12: destinations.c.url: expected ${NAME}, ${NAME:-default}, ${file:/path} or $${, got '${X'",
+        "routes.yaml:6:12: destinations.d.url: expected ${NAME}, ${NAME:-default}, ${file:/path} or $${, got '${1}'",
+        (
+            "routes.yaml:7:31: destinations.e.timeout: expected a duration from 100ms to 5m, such as 5s, 2m or 1h30m, "
+            "got '${UNSET:-5}'"
+        ),
+    ],
+    "version: 1\ninclude: nowhere.yaml\n" + ROUTES: [
+        "routes.yaml:2:10: include: expected a file, got none at 'nowhere.yaml'",
+    ],
+    "version: 1\ninclude: [routes.yaml]\n": [
+        (
+            "routes.yaml:2:11: include[0]: expected files that don't include each other in a circle, "
+            "got routes.yaml → routes.yaml"
+        ),
+    ],
+    "version: 1\nroutes: &a [*a, *a]\n": ["routes.yaml:2:9: expected at most 64 levels, got more"],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), BROKEN.items())
+def test_each_problem_of_a_broken_file_is_told_with_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
+    assert problems(tmp_path, text) == expected
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_text_does_more_than_have_problems(data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(EVERY_KEY)))
+    length = data.draw(st.integers(0, 12))
+    inserted = data.draw(st.text("{}[]:,-*&!#|>'\"\\$ \n\t\0é😀a1.", max_size=6))
+    text = EVERY_KEY[:start] + inserted + EVERY_KEY[start + length :]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "routes.yaml"
+        path.write_text(text)
+        rules, found = check_rules(path, environ={}, resolve=True)
+    assert (rules is None) == any(problem.severity == "error" for problem in found)
+    assert all(problem.line <= text.count("\n") + 2 for problem in found)
+
+
+def test_a_flood_of_unknown_names_is_told_without_a_guess_each(tmp_path: Path) -> None:
+    routes = "".join(f"  - {{name: r{n}, from: github, to: c{n}i}}\n" for n in range(60))
+    found = problems(tmp_path, "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n" + routes)
+    assert found[0] == "routes.yaml:5:34: routes[0].to: unknown destination 'c0i', did you mean 'ci'?"
+    assert found[-1] == "routes.yaml:64:35: routes[59].to: unknown destination 'c59i'"
+
+
+def test_the_uses_of_a_route_with_a_taken_name_are_checked_too(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD.replace("to: ci}", "to: ci}, {name: build, from: github, to: cii}")) == [
+        "routes.yaml:4:54: routes[1].name: expected one route 'build', got another, the first is at routes.yaml:4:17",
+        "routes.yaml:4:79: routes[1].to: unknown destination 'cii', did you mean 'ci'?",
+    ]
+
+
+def test_a_file_that_grows_by_its_aliases_is_refused(tmp_path: Path) -> None:
+    levels = [f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 9)]
+    text = "version: 1\nsources:\n  l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(levels)
+    (problem,) = problems(tmp_path, text)
+    assert problem.endswith("expected at most 1000000 values, aliases included, got more")
+
+
+def test_an_alias_stands_for_what_is_written_at_its_anchor(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "to: ci}", "to: ci, retry: &often {schedule: [5s]}}, {name: b, from: github, to: ci, retry: *often}"
+    )
+    rules = load(tmp_path, text)
+    assert rules.routes["b"].retry == rules.routes["build"].retry == RetryPolicy(schedule=(5,))
+
+
+def test_a_file_that_is_not_there_is_a_problem_without_a_line(tmp_path: Path) -> None:
+    rules, found = check_rules(tmp_path / "routes.yaml", environ={})
+    assert rules is None
+    assert lines(tmp_path, found) == ["routes.yaml: expected a file that can be read, got no such file or directory"]
+
+
+def test_a_file_that_is_not_utf_8_is_refused_where_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_bytes("version: 1\n# ü ".encode() + b"\xff\n")
+    found = check_rules(tmp_path / "routes.yaml", environ={})[1]
+    assert lines(tmp_path, found) == ["routes.yaml:2:5: expected UTF-8, got the byte 0xff"]
+
+
+def test_loading_raises_every_error_at_once_and_no_warning(tmp_path: Path) -> None:
+    text = GOOD.replace("{scheme: github, secrets: [s3cret]}", "{scheme: none}").replace("to: ci", "to: cj, whn: x")
+    with pytest.raises(InvalidRulesError) as raised:
+        load(tmp_path, text)
+    assert isinstance(raised.value, RulesError)
+    assert [(problem.line, problem.code, problem.severity) for problem in raised.value.problems] == [
+        (4, "unknown_name", "error"),
+        (4, "unknown_key", "error"),
+    ]
+    assert str(raised.value) == "\n".join(map(str, raised.value.problems))
+
+
+def test_what_no_route_uses_is_a_warning(tmp_path: Path) -> None:
+    text = GOOD.replace("routes: [", "routes: [] #")
+    assert problems(tmp_path, text) == [
+        "routes.yaml:2:11: sources.github: expected a route that takes from 'github', got none",
+        "routes.yaml:3:16: destinations.ci: expected a route that delivers to 'ci', got none",
+    ]
+    assert len(load(tmp_path, text).warnings) == 2
+
+
+# --- References ---
+
+
+def test_checking_only_warns_of_what_it_cannot_resolve(tmp_path: Path) -> None:
+    text = """
+    version: 1
+    sources:
+      github: {verify: {scheme: github, secrets: ["${SECRET}", "${file:nowhere}"]}}
+    destinations:
+      ci: {url: "https://${HOST}/", sign: {secrets: ["${SIGN}"]}, headers: {X-A: "${A}"}, concurrency: "${N}"}
+    routes:
+      - {name: a, from: github, to: ci, match: {type: "${TYPE}"}, request: {body: "${BODY}"}}
+    """
+    path = tmp_path / "routes.yaml"
+    path.write_text(dedent(text))
+    rules, found = check_rules(path, environ={})
+    assert {problem.severity for problem in found} == {"warning"}
+    assert lines(tmp_path, found) == [
+        "routes.yaml:4:47: sources.github.verify.secrets[0]: expected the environment variable SECRET, got none",
+        (
+            "routes.yaml:4:60: sources.github.verify.secrets[1]: expected a file at nowhere, "
+            "got no such file or directory"
+        ),
+        "routes.yaml:6:13: destinations.ci.url: expected the environment variable HOST, got none",
+        "routes.yaml:6:50: destinations.ci.sign.secrets[0]: expected the environment variable SIGN, got none",
+        "routes.yaml:6:78: destinations.ci.headers.X-A: expected the environment variable A, got none",
+        "routes.yaml:6:100: destinations.ci.concurrency: expected the environment variable N, got none",
+        "routes.yaml:8:51: routes[0].match.type: expected the environment variable TYPE, got none",
+        "routes.yaml:8:79: routes[0].request.body: expected the environment variable BODY, got none",
+    ]
+    assert rules is not None
+    ci = rules.destinations["ci"]
+    assert (ci.url, ci.headers, ci.concurrency, len(ci.sign)) == ("https://${HOST}/", (("X-A", "${A}"),), 50, 1)
+    assert load_rules(path, environ={}, resolve=False).warnings == rules.warnings
+
+
+def test_rules_that_hang_on_an_unresolved_reference_are_none_without_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(GOOD.replace("name: build", "name: '${NAME}'"))
+    rules, found = check_rules(path, environ={})
+    assert rules is None
+    assert [problem.severity for problem in found] == ["warning"]
+    with pytest.raises(InvalidRulesError, match="environment variable NAME"):
+        load_rules(path, environ={}, resolve=False)
+
+
+def test_a_value_that_came_from_a_reference_is_never_shown(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD.replace("to: ci", "to: '${TO}', when: '${WHEN}'"), {"TO": "a b", "WHEN": "s3cret("})
+    assert [line for line in found if "s3cret" in line] == []
+    assert "got '${WHEN}'" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("${SET}", "value"),
+        ("${EMPTY}", ""),
+        ("${SET:-other}", "value"),
+        ("${EMPTY:-other}", "other"),
+        ("${UNSET:-}", ""),
+        ("${UNSET:-a:-b c}", "a:-b c"),
+        ("a${SET}b${SET}c", "avaluebvaluec"),
+        ("$${SET}", "${SET}"),
+        ("$SET $ {SET} $$", "$SET $ {SET} $$"),
+        ("${NESTED}", "${SET}"),
+    ],
+)
+def test_a_reference_is_resolved_in_any_text(tmp_path: Path, written: str, expected: str) -> None:
+    text = GOOD.replace("{url: https://ci.internal/hook}", f'{{url: http://x, headers: {{X-A: "{written}"}}}}')
+    rules = load(tmp_path, text, {"SET": "value", "EMPTY": "", "NESTED": "${SET}"})
+    assert rules.destinations["ci"].headers == (("X-A", expected),)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b"a\n", "a"), (b"a", "a"), (b"a\r\n", "a"), (b" a\n\n", " a\n"), (b"\n", "")]
+)
+def test_a_secret_file_loses_one_line_end(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "body").write_bytes(content)
+    rules = load(tmp_path, GOOD.replace("to: ci", "to: ci, request: {body: '${file:body}'}"))
+    assert rules.routes["build"].request == RequestTemplate(body=Template(expected))
+    assert tmp_path / "body" in rules.files
+
+
+def test_a_secret_file_of_more_than_a_mebibyte_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "body").write_bytes(b"x" * (1 << 20) + b"x")
+    (problem,) = problems(tmp_path, GOOD.replace("to: ci", "to: ci, request: {body: '${file:body}'}"))
+    assert problem.endswith("body: expected at most 1048576 bytes in body, got more")
+
+
+# --- Includes ---
+
+
+def test_included_files_add_to_the_rules(tmp_path: Path) -> None:
+    (tmp_path / "routes.d" / "deep").mkdir(parents=True)
+    (tmp_path / "routes.d" / "a.yaml").write_text("include: deep/*.yaml\n" + SOURCES)
+    (tmp_path / "routes.d" / "deep" / "c.yaml").write_text("version: 1\n" + DESTINATIONS)
+    (tmp_path / "routes.d" / "b.yaml").write_text("include: deep/c.yaml\n" + ROUTES)
+    (tmp_path / "routes.d" / "ignored.txt").write_text("not: yaml: at all")
+    rules = load(tmp_path, "version: 1\ninclude: routes.d/*.yaml\n")
+    assert (list(rules.sources), list(rules.destinations), list(rules.routes)) == (["github"], ["ci"], ["build"])
+    names = ["routes.yaml", "routes.d/a.yaml", "routes.d/deep/c.yaml", "routes.d/b.yaml"]
+    assert rules.files == tuple(tmp_path / name for name in names)
+
+
+def test_a_name_in_two_files_is_told_with_both_places(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(SOURCES + DESTINATIONS + ROUTES)
+    assert problems(tmp_path, GOOD + f"include: {tmp_path}/a.yaml\n") == [
+        "a.yaml:1:11: sources.github: expected one source 'github', got another, the first is at routes.yaml:2:11",
+        "a.yaml:2:16: destinations.ci: expected one destination 'ci', got another, the first is at routes.yaml:3:16",
+        "a.yaml:3:17: routes[0].name: expected one route 'build', got another, the first is at routes.yaml:4:17",
+    ]
+
+
+def test_an_included_file_has_no_say_about_egress(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("egress: {private: allow}\n")
+    assert problems(tmp_path, GOOD + "include: a.yaml\n") == ["a.yaml:1:1: egress: unknown key 'egress'"]
+
+
+def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("include: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("include: a.yaml\n")
+    assert problems(tmp_path, GOOD + "include: a.yaml\n") == [
+        (
+            "b.yaml:1:10: include: expected files that don't include each other in a circle, "
+            "got routes.yaml → a.yaml → b.yaml → a.yaml"
+        )
+    ]
+
+
+def test_a_glob_may_find_nothing(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD + "include: routes.d/*.yaml\n") == [
+        "routes.yaml:5:10: include: expected a file, got none at 'routes.d/*.yaml'"
+    ]
+    assert len(load(tmp_path, GOOD + "include: routes.d/*.yaml\n").warnings) == 1
+
+
+def test_problems_are_sorted_by_file_and_place(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    (tmp_path / "z.yaml").write_text("x: 1\n")
+    found = problems(tmp_path, "y: 1\nversion: 1\ninclude: [z.yaml, a.yaml]\nb: 1\n")
+    assert [line.split(": ")[0] for line in found] == ["a.yaml:1:1", "routes.yaml:1:1", "routes.yaml:4:1", "z.yaml:1:1"]
+
+
+# --- YAML ---
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("on", "on"),
+        ("No", "No"),
+        ("12:30", "12:30"),
+        ("2001-01-01", "2001-01-01"),
+        ("1_000", "1_000"),
+        ("=", "="),
+        ("0b1", "0b1"),
+        ("'1'", "1"),
+        ("!!str 1", "1"),
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("017", 17),
+        ("0o17", 15),
+        ("0xFF", 255),
+        ("-3", -3),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("-1.", -1.0),
+        ("!!float 1", 1.0),
+    ],
+)
+def test_scalars_are_those_of_the_core_schema(tmp_path: Path, written: str, expected: object) -> None:
+    request = load(tmp_path, f"{GOOD[:-3]}, request: {{body: {written} }}}}]\n").routes["build"].request
+    assert request is not None
+    assert request.body is not None
+    assert (request.body.value, type(request.body.value)) == (expected, type(expected))
+
+
+def test_the_garbage_collector_runs_again_after_loading(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    assert gc.isenabled()
+
+
+def test_ten_thousand_routes_load(tmp_path: Path) -> None:
+    routes = "".join(
+        f"  - {{name: r{n}, from: github, match: {{body.repository.full_name: org/{n}}}, to: ci}}\n"
+        for n in range(10_000)
+    )
+    rules = load(tmp_path, "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n" + routes)
+    assert len(rules.routes) == 10_000

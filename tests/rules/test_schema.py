@@ -1,0 +1,239 @@
+"""The kinds of values, and the JSON Schema that tells editors the same as the reader holds a file to."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.model import RetryPolicy
+from gateway.rules.document import Node, read_document
+from gateway.rules.load import check_rules
+from gateway.rules.reader import Reader
+from gateway.rules.rules import Destination
+from gateway.rules.schema import DESTINATION, RETRY, Record, json_schema, parse_duration, parse_rate
+
+EXAMPLE = """
+version: 1
+include: routes.d/*.yaml
+egress: {private: refuse, allow: [10.0.0.0/8]}
+sources:
+  github:
+    verify: {scheme: github, secrets: ["${GITHUB_WEBHOOK_SECRET}"]}
+    key: body.repository.full_name
+  billing:
+    path: /in/stripe
+    verify: {scheme: stripe, secrets: ["${STRIPE_SECRET}", "${file:/run/secrets/stripe_old}"], tolerance: 5m}
+  crm:
+    verify: {scheme: hmac, header: X-Signature, algorithm: sha256, encoding: hex, prefix: "sha256=", secrets: [a]}
+    id: body.event_id
+    type: body.kind
+  open: {verify: {scheme: none}}
+destinations:
+  slack:
+    url: ${SLACK_WEBHOOK_URL}
+  ci:
+    url: https://ci.internal/hooks/github
+    headers: {Authorization: "Bearer ${TOKEN}"}
+    sign: {secrets: ["${CI_SIGNING_SECRET}", whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw]}
+    timeout: ${TIMEOUT:-10s}
+    concurrency: ${CONCURRENCY}
+    rate: 100/s
+routes:
+  - name: build-on-push
+    from: github
+    match: {type: push, body.ref: [refs/heads/main, refs/heads/release]}
+    when: '!body.deleted && size(body.commits) > 0'
+    to: [ci, {name: mirror, url: "https://mirror.internal/hook"}]
+    retry:
+      schedule: [5s, 30s, 2m, 10m, 1h30m]
+      max_attempts: 8
+      max_age: 1d
+      jitter: 0.1
+      results: {404: drop, 5xx: dead_letter, timeout: retry_short}
+  - name: announce-failed-payments
+    from: [billing, crm, open]
+    match: {type: [invoice.payment_failed, charge.*]}
+    to: slack
+    request:
+      headers: {X-Customer: "${{ body.data.object.customer }}"}
+      body: {text: "Payment failed for ${{ body.data.object.customer_email }}"}
+"""
+
+# What to change in the example → what is wrong with it then.
+WRONG = {
+    "version: 1": ["version: 2", "versoin: 1"],
+    "private: refuse": ["private: deny", "privat: refuse"],
+    "scheme: github": ["scheme: githb"],
+    "verify: {scheme: none}": ["verify: none", "path: /x"],
+    "path: /in/stripe": ["path: in/stripe"],
+    "  crm:": ["  CRM:"],
+    "url: https://ci": ["url: ftp://ci", "ur: https://ci", "url: 5"],
+    "Authorization": ["'a b'"],
+    "concurrency: ${CONCURRENCY}": ["concurrency: 0", "concurrency: lots"],
+    "rate: 100/s": ["rate: 100", "rate: 100/d"],
+    "${TIMEOUT:-10s}": ["10", "10 s"],
+    "from: github": ["from: []", "form: github"],
+    "to: slack": ["to: {url: http://x}", "to: []"],
+    "max_attempts: 8": ["max_attempts: 0", "order: key"],
+    "max_age: 1d": ["max_age: 1w"],
+    "jitter: 0.1": ["jitter: 2"],
+    "404: drop": ["200: drop", "404: dropp"],
+    "schedule: [5s": ["schedule: [5"],
+}
+
+
+def accepts(schema: Mapping[str, Any], value: object) -> bool:
+    return not any(_errors(schema, value, schema["$defs"]))
+
+
+def _errors(schema: Any, value: object, definitions: Mapping[str, Any]) -> Iterator[str]:  # noqa: C901, PLR0912 - a branch a keyword
+    """Hold a value to a schema, by the keywords that are used here (an unknown one fails the test)."""
+    if schema is True:
+        return
+    types: dict[str, Any] = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+    }
+    for keyword, rule in schema.items():
+        match keyword:
+            case "$schema" | "$defs" | "title" | "description" | "default" | "then" | "else" | "required" | "format":
+                pass
+            case "$ref":
+                yield from _errors(definitions[rule.removeprefix("#/$defs/")], value, definitions)
+            case "type":
+                names = [rule] if isinstance(rule, str) else rule
+                if not any(
+                    isinstance(value, types[name]) and (name == "boolean" or value is not True) for name in names
+                ):
+                    yield f"{value!r} is not of type {rule}"
+            case "const" | "enum":
+                if value not in (rule if keyword == "enum" else [rule]):
+                    yield f"{value!r} is not {rule}"
+            case "pattern" if isinstance(value, str) and not re.search(rule, value):
+                yield f"{value!r} does not match {rule}"
+            case "minLength" if isinstance(value, str) and len(value) < rule:
+                yield f"{value!r} is too short"
+            case "minimum" if isinstance(value, int | float) and value < rule:
+                yield f"{value} is too small"
+            case "maximum" if isinstance(value, int | float) and value > rule:
+                yield f"{value} is too large"
+            case "minItems" if isinstance(value, list) and len(value) < rule:
+                yield "too few items"
+            case "items" if isinstance(value, list):
+                for item in value:
+                    yield from _errors(rule, item, definitions)
+            case "anyOf":
+                if all(any(_errors(option, value, definitions)) for option in rule):
+                    yield f"{value!r} is none of {rule}"
+            case "allOf":
+                for option in rule:
+                    yield from _errors(option, value, definitions)
+            case "if":
+                branch = "else" if any(_errors(rule, value, definitions)) else "then"
+                yield from _errors(schema.get(branch, True), value, definitions)
+            case "propertyNames" if isinstance(value, dict):
+                for name in value:
+                    yield from _errors(rule, name, definitions)
+            case "properties" if isinstance(value, dict):
+                for name in value.keys() & rule.keys():
+                    yield from _errors(rule[name], value[name], definitions)
+            case "additionalProperties" if isinstance(value, dict):
+                for name in value.keys() - schema.get("properties", {}).keys():
+                    yield from [f"{name} is unknown"] if rule is False else _errors(rule, value[name], definitions)
+            case _:
+                known = "pattern minLength minimum maximum minItems items propertyNames properties additionalProperties"
+                assert keyword in known.split(), f"teach this test the keyword {keyword}"
+    if isinstance(value, dict):
+        yield from [f"{name} is missing" for name in schema.get("required", []) if name not in value]
+
+
+def plain(folder: Path, text: str) -> object:
+    path = folder / "routes.yaml"
+    path.write_text(text)
+    root = read_document(path, [])
+    assert root is not None
+    return _plain(root)
+
+
+def _plain(node: Node) -> object:
+    if isinstance(node.value, dict):
+        return {name: _plain(child) for name, child in node.value.items()}
+    return [_plain(item) for item in node.value] if isinstance(node.value, list) else node.value
+
+
+def test_the_json_schema_accepts_the_example(tmp_path: Path) -> None:
+    schema = json_schema()
+    assert list(_errors(schema, plain(tmp_path, EXAMPLE), schema["$defs"])) == []
+    assert check_rules(tmp_path / "routes.yaml", environ={})[0] is not None
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(right, each) for right, wrongs in WRONG.items() for each in wrongs])
+def test_the_json_schema_refuses_what_the_reader_refuses(tmp_path: Path, right: str, wrong: str) -> None:
+    assert EXAMPLE.count(right) >= 1
+    text = EXAMPLE.replace(right, wrong, 1)
+    assert not accepts(json_schema(), plain(tmp_path, text))
+    assert any(problem.severity == "error" for problem in check_rules(tmp_path / "routes.yaml", environ={})[1])
+
+
+def test_the_json_schema_is_json_and_describes_every_key() -> None:
+    schema = json_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    records = [schema, *[found for found in schema["$defs"].values() if found.get("additionalProperties") is False]]
+    assert len(records) == 9
+    for record in records:
+        for name, found in record["properties"].items():
+            assert found["description"].endswith((".", "…")), name
+
+
+@pytest.mark.parametrize(("record", "meaning"), [(DESTINATION, Destination), (RETRY, RetryPolicy)])
+def test_a_default_that_is_told_is_the_one_that_holds(record: Record, meaning: type) -> None:
+    real = {field.name: field.default for field in fields(meaning) if field.default is not MISSING}
+    told = {key.name: key for key in record.keys if key.default is not None}
+    assert told
+    for name, key in told.items():
+        reader = Reader({}, is_strict=True)
+        assert reader.read(_written(key.default), key.kind) == real[name], name
+        assert reader.problems == []
+
+
+def _written(value: object) -> Node:
+    node = Node(file="", path="", line=1, column=1)
+    node.value = [_written(item) for item in value] if isinstance(value, list) else value
+    return node
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("5s", 5), ("2m", 120), ("1h30m", 5400), ("3d", 259200), ("1d1h1m1s1ms", 90061.001), ("0s", 0)],
+)
+def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "s", "5 s", "-5s", "1.5s", "30m1h", "5s\n", "\N{ARABIC-INDIC DIGIT FIVE}s", "5S", "1" * 5000 + "s"],
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(("text", "rate"), [("100/s", 100), ("90/m", 1.5), ("36/h", 0.01), ("0.5/s", 0.5)])
+def test_a_rate_is_read_in_events_a_second(text: str, rate: float) -> None:
+    assert parse_rate(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["", "5", "/s", "0/s", "0.0/s", "-1/s", "5/d", "5 /s", "1e3/s"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        parse_rate(text)
