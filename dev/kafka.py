@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,7 @@ log.dirs={logs}
 auto.create.topics.enable=false
 offsets.topic.num.partitions=1
 offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
@@ -70,25 +71,37 @@ class KafkaMissingError(RuntimeError):
 class Broker:
     """A broker that this process started. It keeps its ports and data over `kill`, `stop` and `restart`.
 
-    With no `data` directory it has a temporary one, which `stop` removes.
+    With no `data` directory it has a temporary one, which `stop` removes. `settings` are further lines of
+    server.properties.
     """
 
-    def __init__(self, directory: Path, *, port: int, controller: int, is_temporary: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int,
+        controller: int,
+        is_temporary: bool,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.address = f"127.0.0.1:{port}"
         self._directory = directory
         self._port = port
         self._controller = controller
         self._is_temporary = is_temporary
+        self._settings = dict(settings or {})
         self._running: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls, *, port: int | None = None, data: Path | None = None) -> "Broker":
+    def start(
+        cls, *, port: int | None = None, data: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> "Broker":
         """Return a broker that answers. Raises KafkaMissingError without Java or Maven, RuntimeError if it dies."""
         _fetch()
         directory = Path(tempfile.mkdtemp(prefix="kafka-")) if data is None else data.resolve()
         directory.mkdir(parents=True, exist_ok=True)
         with _free_ports() as (first, second):
-            broker = cls(directory, port=port or first, controller=second, is_temporary=data is None)
+            broker = cls(directory, port=port or first, controller=second, is_temporary=data is None, settings=settings)
         atexit.register(broker.stop)
         try:
             broker.restart()
@@ -111,7 +124,9 @@ class Broker:
         self._end(signal.SIGTERM)
         properties = self._directory / "server.properties"
         logs = self._directory / "logs"
-        properties.write_text(PROPERTIES.format(port=self._port, controller=self._controller, logs=logs))
+        lines = [PROPERTIES.format(port=self._port, controller=self._controller, logs=logs)]
+        lines += [f"{name}={value}\n" for name, value in self._settings.items()]
+        properties.write_text("".join(lines))  # The last of two lines for one name holds.
         if not (logs / "meta.properties").exists():
             options = ("format", "--standalone", "-t", "gatewaygatewaygatewayg", "-c", str(properties))
             result = subprocess.run(

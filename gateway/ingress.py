@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import orjson
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
@@ -142,6 +142,8 @@ class Ingress:
         except RefusedError as refusal:
             line["status"], line["reason"] = refusal.status, refusal.reason
             response = _problem(refusal)
+            if isinstance(request.protocol, _Connection):
+                request.protocol.unread = request.content
         finally:
             self._finished(endpoint, line, perf_counter() - began)
         return response
@@ -330,7 +332,7 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """A connection whose errors are problems (RFC 9457), and lines of our log."""
 
-    __slots__ = ("_log", "_metrics")
+    __slots__ = ("_log", "_metrics", "unread")
 
     def __init__(self, server: _Server, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -345,6 +347,14 @@ class _Connection(web.RequestHandler):
         )
         self._log = server.logger
         self._metrics = server.metrics
+        self.unread: StreamReader | None = None
+
+    @override
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        # Who reads on to throw a refused body away (LINGER) isn't told by aiohttp that no more of it comes.
+        if self.unread is not None:
+            self.unread.feed_eof()
 
     @override
     def handle_error(

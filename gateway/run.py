@@ -216,9 +216,10 @@ class Gateway:
                     continue
             self._reload.clear()
             # Stamped before reading: a change while we read is seen at the next look.
-            seen = await asyncio.to_thread(_stamps, self._rules.files)
-            if await self._try_to_reload(log):
-                seen = await asyncio.to_thread(_stamps, self._rules.files)
+            before = await asyncio.to_thread(_stamps, self._rules.files)
+            await self._try_to_reload(log)
+            seen = await asyncio.to_thread(_stamps, self._rules.files) | before
+            seen = {file: seen[file] for file in self._rules.files}
 
     async def _try_to_reload(self, log: Log) -> bool:
         """Put the rules on disk in force, whole, or keep those that are."""

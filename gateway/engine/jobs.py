@@ -134,8 +134,7 @@ class Jobs:
             await consumer.close()
 
     async def _obey(self, record: Record) -> None:
-        while self._follower.position <= record.offset:
-            await self._sleep(0.02)
+        await self._seen(record.offset)
         try:
             order = decode(record.key, record.value)
         except UndecodableRecordError:
@@ -281,7 +280,12 @@ class Jobs:
 
     async def _publish(self, order: Order) -> None:
         key, value = order.encode()
-        await self._log.append(self._topics.control, key=key, value=value, headers=[])
+        position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
+        await self._seen(position.offset)  # by ourselves: the next order is judged by this one
+
+    async def _seen(self, offset: int) -> None:
+        while self._follower.position <= offset:
+            await self._sleep(0.02)
 
 
 def letter_of(filed: Filed, record: Record) -> Letter:

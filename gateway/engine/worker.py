@@ -53,6 +53,8 @@ MAX_BYTES = 256 << 20
 DRAIN_TIMEOUT = 25.0
 """Seconds from `stop` to the last commit: Kubernetes kills at 30."""
 TICK = 0.05
+"""Seconds between looks at lanes in which something waits."""
+IDLE_TICK = 0.25
 COMMIT_EVERY = 1.0
 RECORDS_AT_ONCE = 32
 """Records routed before other tasks get their turn: about a millisecond."""
@@ -132,10 +134,7 @@ class Worker:
 
     def reload(self) -> None:
         """Act on new rules: limits at once, topics with the next fetch."""
-        for name, lane in self._lanes.items():
-            destination = self._rules().destinations.get(name)
-            if destination is not None:
-                lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
+        self._limit()
         self._changed.set()
 
     # The listener of the consumer: both return at once, and nothing is fetched meanwhile.
@@ -149,6 +148,7 @@ class Worker:
             old = self._given_up.pop(partition, None)
             if old is not None:
                 returning += tracker.adopt(old)
+                self._forget(old)
             elif tracker.progress.lost:
                 self._logger.error(
                     "records_lost", topic=partition.topic, partition=partition.number, count=tracker.progress.lost
@@ -192,7 +192,8 @@ class Worker:
         if self._consumer is not None:
             if wanted == self._subscribed:
                 return
-            await self._consumer.close()
+            consumer, self._consumer = self._consumer, None
+            await consumer.close()
         self._partitions = 0
         for topic in wanted:
             self._partitions += len(await self._log.bounds(topic))
@@ -205,18 +206,25 @@ class Worker:
         while not self._is_draining:
             if self._changed.is_set():
                 self._changed.clear()
-                await self._subscribe()
+                try:
+                    await self._subscribe()
+                except LogUnavailableError as error:
+                    self._logger.warning("subscription_repeated", error=str(error))
+                    self._changed.set()
+                    await self._sleep(1.0)
+                    continue
             if self._bytes >= MAX_BYTES:
                 await self._sleep(TICK / 10)
                 continue
             assert self._consumer is not None
-            for batch in await self._consumer.fetch(timeout=0.25):
-                await self._take(batch)
+            batches = await self._consumer.fetch(timeout=0.25)
+            # Held against the trackers of this very moment: a batch that waits for the one before it may outlive its
+            # assignment, and a tracker takes what it isn't given in order for gaps in the log.
+            for tracker, batch in [(self._trackers.get(batch.partition), batch) for batch in batches]:
+                if tracker is not None and tracker.is_live:
+                    await self._take(tracker, batch)
 
-    async def _take(self, batch: Batch) -> None:
-        tracker = self._trackers.get(batch.partition)
-        if tracker is None:
-            return
+    async def _take(self, tracker: Tracker, batch: Batch) -> None:
         if tracker.delay is not None:
             # A tier's head is always the one due first: hold this batch, and read on when it is through.
             self._pause(tracker)
@@ -324,12 +332,7 @@ class Worker:
         elif not delivery.route:
             self._fan_out(pending, delivery.event, _unknown_since(filed))
         else:
-            item = self._item(pending, delivery, is_retry=True)
-            rules = self._rules()
-            if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
-                self._keep_unknown(item, _unknown_since(filed))
-            else:
-                self._admit(item, now)
+            self._admit(self._item(pending, delivery, is_retry=True), now, _unknown_since(filed))
 
     def _item(self, pending: Pending, delivery: Delivery, *, is_retry: bool = False) -> Item:
         item = Item(delivery=delivery, pending=pending, size=pending.size, is_retry=is_retry)
@@ -339,12 +342,16 @@ class Worker:
 
     # Lanes.
 
-    def _admit(self, item: Item, now: float | None = None) -> Lane | None:
+    def _admit(self, item: Item, now: float | None = None, unknown_since: float = 0.0) -> Lane | None:
         """Send a delivery the way that is open to it now; return its lane if it went there."""
         now = self._log.now() if now is None else now
         delivery = item.delivery
         if item.end is not None:
             self._end(item, item.end)
+            return None
+        rules = self._rules()
+        if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
+            self._keep_unknown(item, unknown_since)
             return None
         if self._control.paused_by(delivery.route, delivery.destination):
             self._park(item)
@@ -454,7 +461,7 @@ class Worker:
     def _defer(self, item: Item, due: float, now: float, note: Mapping[str, str]) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
         tier = planner.plan(due, now)
-        if tier is None and item.pending.tracker.is_live and self._bytes < MAX_BYTES:
+        if tier is None and item.pending.tracker.is_live and self._bytes < MAX_BYTES and not self._is_draining:
             self._soon_count += 1
             item.is_waiting = True
             heapq.heappush(self._soon, (due, self._soon_count, item))
@@ -486,9 +493,13 @@ class Worker:
             self._succeed(item, self._topics.dead, {"reason": outcome.reason, "detail": outcome.detail}, outcome)
 
     def _succeed(self, item: Item, topic: str, note: Mapping[str, str], end: DeadLettered | None = None) -> None:
-        if not item.pending.tracker.is_live:
-            item.is_waiting = True  # until it is known whose the partition is now
-            item.end = end
+        tracker = item.pending.tracker
+        if not tracker.is_live:
+            if self._given_up.get(tracker.partition) is tracker:
+                item.is_waiting = True  # until it is known whose the partition is now
+                item.end = end
+            else:
+                self._finish(item)  # another owner reads it again; only the memory is given back
             return
         item.is_waiting = False
         item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
@@ -588,7 +599,7 @@ class Worker:
     async def _keep_house(self) -> None:
         next_gauges = 0.0
         while True:
-            await self._sleep(TICK)
+            await self._sleep(self._until_next_look())
             now = self._log.now()
             while self._soon and self._soon[0][0] <= now and not self._is_draining:
                 item = heapq.heappop(self._soon)[2]
@@ -607,6 +618,17 @@ class Worker:
                 next_gauges = now + 1.0
                 self._set_gauges(now)
 
+    def _until_next_look(self) -> float:
+        if any(lane.waiting for lane in self._lanes.values()):
+            return TICK
+        due = [entry[0] for entry in self._soon[:1]]
+        due += [
+            tracker.buffered[0].appended_at + tracker.delay
+            for tracker in self._trackers.values()
+            if tracker.delay is not None and tracker.buffered
+        ]
+        return max(0.001, min(IDLE_TICK, min(due) - self._log.now())) if due else IDLE_TICK
+
     def _watch(self, tracker: Tracker, now: float) -> None:
         progress = tracker.progress
         if tracker.buffered:
@@ -618,6 +640,7 @@ class Worker:
         for item in list(tracker.holding_back()):
             if item.scope is not None:
                 item.scope.reschedule(asyncio.get_running_loop().time())
+                item.scope = None  # once: a deadline that is expiring can't be moved any more
             elif item.is_waiting and (lane := self._lanes.get(item.delivery.destination)) is not None:
                 lane.remove([item])
                 self._soon = [entry for entry in self._soon if entry[2] is not item]
@@ -721,14 +744,21 @@ class Worker:
     def _forget(self, tracker: Tracker) -> None:
         """Let go of what another owner reads again; what is under way ends without effect."""
         for pending in tracker.pendings.values():
+            if pending.tracker is not tracker:
+                continue  # adopted
             pending.left -= sum(item.is_waiting for item in pending.items)
             if pending.left == 0:
                 self._bytes -= pending.size
 
     def _limit_to_share(self) -> None:
         self._share = min(1.0, len(self._trackers) / self._partitions) if self._partitions and self._trackers else 1.0
-        self.reload()
-        self._changed.clear()
+        self._limit()
+
+    def _limit(self) -> None:
+        for name, lane in self._lanes.items():
+            destination = self._rules().destinations.get(name)
+            if destination is not None:
+                lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
 
 
 def _unrouted(event: Event) -> Delivery:

@@ -167,7 +167,7 @@ class EmbeddedLog:
         return cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-        """Store a record. A failed append may have been stored all the same only if it failed by the timeout."""
+        """Store a record in the next commit, together with all that wait. Fails as the contract says, and when closed."""
         encoded = _encode_headers(headers)
         size = len(key) + len(value) + len(encoded)
         if size > MAX_RECORD_BYTES:
@@ -366,9 +366,10 @@ class EmbeddedLog:
             self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
 
     def _stop(self) -> None:
-        self._writer.stop(self._append_timeout)
+        has_ended = self._writer.stop(self._append_timeout)
         self._reader.shutdown()
-        self._file.close()
+        if has_ended:  # Else the disk hangs, and the file stays ours while the process lives.
+            self._file.close()
 
 
 class EmbeddedConsumer:
@@ -602,11 +603,12 @@ class _Writer:
     def put(self, item: _Group | _Work) -> None:
         self._queue.put(item)
 
-    def stop(self, timeout: float) -> None:
-        """Finish what was put in before, then end the thread; a disk that hangs is left after `timeout` seconds."""
+    def stop(self, timeout: float) -> bool:
+        """Finish what was put in before and end the thread; tell whether that took less than `timeout` seconds."""
         self._is_stopping = True
         self._queue.put(_Group())  # Wakes it.
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not (self._is_stopping and self._queue.empty()):
@@ -721,6 +723,8 @@ class _File:
         try:
             if is_owner:
                 self._lock = _lock_file(path)
+                # Bodies are nobody else's to read; SQLite gives the files beside it the same mode.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             else:
                 path.stat()  # SQLite would make a file.
             self.writer = self._connect()

@@ -82,7 +82,10 @@ APPEND_TIMEOUT = 5.0
 QUESTION_TIMEOUT = 5.0
 COMMIT_TIMEOUT = 5.0
 PING_TIMEOUT = 3.0
-CLOSE_TIMEOUT = 4.0
+# Together they bound a close by 5 s, whatever has happened to the brokers.
+CLOSE_GRACE = 4.0
+CLOSE_REST = 0.5
+CLOSE_COMMIT_TIMEOUT = 3.0
 SWEEP = 0.25  # How often appends are looked at that have waited too long.
 RETRY_BACKOFF = 0.1
 METADATA_AGE = 60.0
@@ -133,6 +136,8 @@ class KafkaLog:
         self._clock = _BrokerClock()
         # Invariant: older appends stand first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._under_way = 0
+        self._finished: asyncio.Event | None = None  # Set by the last append under way, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
         self._answered_at = self._loop.time()
         self._replacing: asyncio.Task[None] | None = None
@@ -166,6 +171,9 @@ class KafkaLog:
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         if len(value) > SURELY_FITS:
             self._refuse_if_too_large(topic, key, value, headers)
+        if self._is_closed:
+            raise LogUnavailableError(f"append to {topic}: expected an open log, got a closed one")
+        self._under_way += 1
         started = self._loop.time()
         producer = self._producer
         try:
@@ -181,6 +189,10 @@ class KafkaLog:
             stored = await future
         except KafkaError as error:
             raise self._failed_append(topic, error) from error
+        finally:
+            self._under_way -= 1
+            if self._finished is not None and not self._under_way:
+                self._finished.set()
         self._answered_at = started
         at = stored.timestamp / 1000
         if stored.timestamp_type == LOG_APPEND_TIME:
@@ -257,10 +269,13 @@ class KafkaLog:
 
         Raises UsageError when the cluster forbids it.
         """
-        return await self._cluster.create(specs)
+        created = await self._cluster.create(specs)
+        await self._learn([spec.name for spec in specs])
+        return created
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
         """Compare what is there with what has to be. On a cluster of one broker, missing replicas aren't fatal."""
+        await self._learn((await self._cluster.describe([spec.name for spec in specs])).keys())
         return await self._cluster.check(specs)
 
     def now(self) -> float:
@@ -272,21 +287,27 @@ class KafkaLog:
         await self._cluster.ping()
 
     async def close(self) -> None:
-        """Finish the appends under way, close the consumers that are still open, and let go; within about 5 s each."""
+        """Finish the appends under way, close the consumers that are still open, and let go, within 5 s."""
         self._is_closed = True
-        for consumer in list(self._consumers):
-            await consumer.close()
+        await asyncio.gather(*[consumer.close() for consumer in self._consumers], self._close_producer())
+        await self._cluster.close()
+
+    async def _close_producer(self) -> None:
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait({self._replacing})
-        await _stop(self._producer.stop(), self._producer.client)
-        await self._cluster.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._under_way:
+            # Also those that wait for metadata, or for room in a batch: aiokafka's stop would turn them away.
+            self._finished = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_GRACE - 0.5):
+                    await self._finished.wait()
+        await _stop(self._producer.stop(), self._producer.client, grace=0.5)
         for _, future in self._pending:
             if not future.done():
                 future.set_exception(KafkaTimeoutError("the log was closed"))
-        self._pending.clear()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
     def _new_producer(self) -> AIOKafkaProducer:
         return AIOKafkaProducer(
@@ -342,6 +363,12 @@ class KafkaLog:
                 return found
         except TimeoutError as error:
             raise KafkaTimeoutError("no metadata in time") from error
+
+    async def _learn(self, topics: Iterable[str]) -> None:
+        """Let the producer know topics that are there, so that the first append to each doesn't wait for metadata."""
+        with _translated("metadata"):
+            async with asyncio.timeout(QUESTION_TIMEOUT):
+                await asyncio.gather(*[self._producer.partitions_for(topic) for topic in topics])
 
     def _sweep(self) -> None:
         """Fail the appends that have waited too long. One timer for all: a timeout for each costs 6 µs."""
@@ -420,6 +447,7 @@ class KafkaConsumer:
         self._paused: set[Partition] = set()
         self._pulling: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
+        self._assignments = 0
         self._closing = self._loop.create_future()
 
     async def start(self) -> None:
@@ -438,9 +466,13 @@ class KafkaConsumer:
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = self._loop.time() + timeout
+        assignments = self._assignments
         while True:
             if self._failure is not None:
                 raise self._failure
+            if assignments != self._assignments:
+                # Let the owner act on a new assignment (pause some of it) before the first record.
+                return ()
             if batches := self._take():
                 return batches
             if self._pulling is None and self._next:
@@ -456,7 +488,7 @@ class KafkaConsumer:
                 done, self._pulling = self._pulling, None
                 done.result()
             if self._loop.time() >= deadline:
-                return self._take()
+                return self._take() if assignments == self._assignments else ()
 
     def pause(self, partition: Partition) -> None:
         if partition in self._next:
@@ -481,15 +513,17 @@ class KafkaConsumer:
         return lags
 
     async def close(self) -> None:
-        """Revoke, commit and leave; within about 10 s, also when the log is away (then nothing is committed)."""
+        """Revoke, commit and leave, within 5 s. Nothing is committed while the log is away."""
         if self._closing.done():
             return
         self._closing.set_result(None)
         self._siblings.discard(self)
+        started = self._loop.time()
         try:
-            await self._give_up()
+            await self._give_up(CLOSE_COMMIT_TIMEOUT)
         finally:
-            await _stop(self._kafka.stop(), self._kafka._client)  # noqa: SLF001 - aiokafka has no bounded stop
+            grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
+            await _stop(self._kafka.stop(), self._kafka._client, grace=grace)  # noqa: SLF001 - has no bounded stop
             if self._pulling is not None:
                 self._pulling.cancel()
                 await asyncio.wait({self._pulling})
@@ -547,11 +581,12 @@ class KafkaConsumer:
         for partition, commit, log_start in assignments:
             self._next[partition] = max(commit.base, log_start)
             kafka.seek(TopicPartition(*partition), self._next[partition])
+        self._assignments += 1
         self._listener.assigned(assignments)
         # The listener may have paused some already.
         kafka.resume(*[TopicPartition(*each.partition) for each in assignments if each.partition not in self._paused])
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, timeout: float = COMMIT_TIMEOUT) -> None:
         """Tell the listener that nothing is ours any more, and commit what it has finished."""
         owned = list(self._next)
         self._next.clear()
@@ -561,12 +596,13 @@ class KafkaConsumer:
             return
         commits = self._listener.revoked(owned)
         try:
-            await self._commit({partition: commit for partition, commit in commits.items() if partition in owned})
+            mine = {partition: commit for partition, commit in commits.items() if partition in owned}
+            await self._commit(mine, timeout)
         except LogUnavailableError as error:
             # The next owner repeats what was finished since the last commit.
             log.warning("log_commit_lost", group=self._group, error=str(error))
 
-    async def _commit(self, commits: Mapping[Partition, Commit]) -> None:
+    async def _commit(self, commits: Mapping[Partition, Commit], timeout: float = COMMIT_TIMEOUT) -> None:
         if not commits or self._group is None:
             return
         offsets = {
@@ -574,7 +610,7 @@ class KafkaConsumer:
             for partition, commit in commits.items()
         }
         with _translated(f"commit of {self._group}"):
-            async with asyncio.timeout(COMMIT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 await self._kafka.commit(offsets)
 
     def _take(self) -> list[Batch]:
@@ -993,18 +1029,21 @@ def _has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
     return any(task is not None and task.done() for task in tasks)
 
 
-async def _stop(stopping: Coroutine[Any, Any, None], client: AIOKafkaClient) -> None:
-    """Wait for a stop of aiokafka's, which may wait for a broker for ever: after 4 s, without its connections."""
+async def _stop(stopping: Coroutine[Any, Any, None], client: AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
+    """Wait for a stop of aiokafka's. After `grace` seconds, or where it fails, only see that no connection is left.
+
+    It may wait for a broker for ever, and gives up halfway when a fetch of its own is being cancelled.
+    """
     task = asyncio.create_task(stopping, name="kafka-stop")
     try:
-        _, unfinished = await asyncio.wait({task}, timeout=CLOSE_TIMEOUT)
-        if unfinished:
-            transports = [conn._writer.transport for conn in client._conns.values() if conn.connected()]  # noqa: SLF001
-            for transport in transports:
-                transport.abort()
-            await asyncio.wait({task}, timeout=1)
+        await asyncio.wait({task}, timeout=grace)
     finally:
-        task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("log_client_not_stopped", error=_say(error))
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            for connection in client._conns.values():  # noqa: SLF001 - a flush to a broker that hangs never ends
+                if connection._writer is not None:  # noqa: SLF001
+                    connection._writer.transport.abort()  # noqa: SLF001
+            rest = {task, asyncio.create_task(client.close(), name="kafka-close")}
+            await asyncio.wait(rest, timeout=CLOSE_REST)
+            for each in rest:
+                each.cancel()
+            await asyncio.wait(rest)

@@ -5,12 +5,14 @@ import hmac
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Self
 
 import orjson
 from aiohttp import web
 from rich.text import Text
+
+from gateway.ops.output import body_fields, rfc3339
 
 TOLERANCE = 300.0  # Seconds; what the libraries of Standard Webhooks use.
 MAX_BODY = 64 * 1024 * 1024
@@ -32,10 +34,24 @@ class Received:
     is_verified: bool | None
     size: int
     answer: int
+    body: bytes = b""
 
     def as_json(self) -> bytes:
-        """Return one line, without its end."""
-        return orjson.dumps(asdict(self))
+        """Return one line, without its end; the body as text, or in base64 as `body_base64` where it is none."""
+        return orjson.dumps(
+            {
+                "at": rfc3339(self.at),
+                "path": self.path,
+                "route": self.route,
+                "event_id": self.event,
+                "delivery_id": self.delivery,
+                "attempt": self.attempt,
+                "verified": self.is_verified,
+                "size": self.size,
+                "status": self.answer,
+                **body_fields(self.body),
+            }
+        )
 
     def as_text(self) -> Text:
         """Return one line for a terminal."""
@@ -113,6 +129,7 @@ class Receiver:
                 is_verified=self._is_verified(request, body, now=at) if self._secrets else None,
                 size=len(body),
                 answer=answer,
+                body=body,
             )
         )
         if self._delay:

@@ -714,17 +714,14 @@ class _Scan:
 
 
 def _add_part(parts: dict[str, _Parts], path: _Path) -> None:
+    """Note what a path needs; a list on its way is handed over whole."""
+    *names, last = [path.root, *[step.key for step in path.steps if step.key is not None]]
     below = parts
-    names = [path.root]
-    for step in path.steps:
-        if step.key is None:
-            break
-        names.append(step.key)
-    for name in names[:-1]:
+    for name in names:
         if name in below and not below[name]:
             return
         below = below.setdefault(name, {})
-    below[names[-1]] = {}
+    below[last] = {}
 
 
 def _at(token: _Token, message: str, hint: str = "") -> ExpressionError:

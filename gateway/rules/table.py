@@ -31,8 +31,9 @@ class RouteTable:
 
     The cost of `match` doesn't grow with the number of routes but with that of the different sets of paths they
     compare, plus the candidates found: a route is filed under the value of its most selective equality, or of several
-    together where none is selective. Globs with a fixed beginning are indexed too. Routes with nothing to index
-    (other tests, `*.x`, `not`, an `any_of` with such a branch) are checked one by one.
+    together where none is selective. Globs are filed under their fixed beginning (`*.x` has none, so that it's checked
+    for every text). Routes with nothing to index (other tests, `not`, an `any_of` with such a branch) are checked one
+    by one.
     """
 
     def __init__(self, routes: Iterable["Route"]) -> None:
@@ -552,7 +553,7 @@ def _keys(test: OneOf) -> Iterator[object]:
 def _alternatives(condition: Condition | None) -> list[dict[Path, OneOf]]:
     """Return equalities of which, by branches, one whole set holds whenever the condition does; none if it has none."""
     match condition:
-        case Field(path, OneOf() as test) if all(glob.prefix for glob in test.globs):
+        case Field(path, OneOf() as test):
             return [{path: test}]
         case AllOf(conditions):
             several = [_alternatives(part) for part in conditions]

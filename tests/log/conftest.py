@@ -9,12 +9,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from gateway.log.base import Log, Partition
 from gateway.log.embedded import EmbeddedLog
+from gateway.log.kafka import KafkaLog
 from tests.memory_log import MemoryLog
 
-IMPLEMENTATIONS = ["memory", "embedded"]
+IMPLEMENTATIONS = ["memory", "embedded", "kafka"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,3 +88,24 @@ def embedded_subject(tmp_path: Path) -> Subject:
         await asyncio.to_thread(delete, partition, offset)
 
     return Subject(open=open_log, has_rebalances=False, delete_below=delete_below)
+
+
+@pytest.fixture
+def kafka_subject(kafka: str) -> Subject:
+    @asynccontextmanager
+    async def open_log() -> AsyncIterator[Log]:
+        log = await KafkaLog.open(kafka)
+        try:
+            yield log
+        finally:
+            await log.close()
+
+    async def delete_below(partition: Partition, offset: int) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        try:
+            await admin.delete_records({TopicPartition(*partition): RecordsToDelete(before_offset=offset)})
+        finally:
+            await admin.close()
+
+    return Subject(open=open_log, has_rebalances=True, delete_below=delete_below)

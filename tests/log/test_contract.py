@@ -469,6 +469,8 @@ async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subj
         pytest.skip("a group has a single member: the embedded log is one process's")
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
         topic = await make_topic(log, subject, partitions=4)
+        # Nobody has finished records that aren't there: 7 is below the end of each partition.
+        await asyncio.gather(*[append(log, topic, b"", key=b"%d" % n) for n in range(100)])
         group = f"{subject.prefix}g"
         everything = {Partition(topic, number) for number in range(4)}
         staying = Owner({partition: Commit(7, b"\x01") for partition in everything})

@@ -243,6 +243,12 @@ def test_handing_over_only_the_named_parts_changes_nothing(body: object, paths: 
     assert (together == "missing") == ("missing" in alone)
 
 
+def test_a_part_and_the_whole_can_be_named_in_either_order() -> None:
+    whole = {"user": {"name": "ann", "age": 3}, "n": 1}
+    assert Expression("[body.user.name, body.user, body]").evaluate(a_view(whole)) == ["ann", whole["user"], whole]
+    assert Expression("[body, body.user, body.user.name]").evaluate(a_view(whole)) == [whole, whole["user"], "ann"]
+
+
 def test_many_different_expressions_on_one_event_share_what_they_see() -> None:
     view = a_view({f"k{n}": n for n in range(40)})
     assert [Expression(f"body.k{n} + 0").evaluate(view) for n in range(40)] == list(range(40))

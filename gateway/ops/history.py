@@ -1,0 +1,57 @@
+"""Read the log backwards: the newest records first, in bounded pieces, outside of any group."""
+
+import heapq
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, aclosing
+from typing import NamedTuple
+
+from gateway.log.base import Log, Partition, Record
+
+FIRST_PIECE = 50  # offsets
+LARGEST_PIECE = 5_000
+PIECE_BYTES = 1024 * 1024
+"""Bodies of one partition that are read ahead, about: a piece is as many offsets as the last one's size lets expect."""
+
+
+class Found(NamedTuple):
+    """A record and where it is."""
+
+    partition: Partition
+    record: Record
+
+
+async def newest_first(log: Log, topics: Iterable[str], *, since: float | None = None) -> AsyncIterator[Found]:
+    """Yield the records of these topics, newest first; with `since` (Unix seconds) only those appended from then on.
+
+    What is appended after the start isn't seen. A topic that isn't there has no records.
+    """
+    async with AsyncExitStack() as stack:
+        readers = []
+        for topic in topics:
+            for number, (first, end) in sorted((await log.bounds(topic)).items()):
+                reader = _backwards(log, Partition(topic, number), first, end)
+                readers.append(await stack.enter_async_context(aclosing(reader)))
+        heads: list[tuple[float, int, Found]] = []
+        for index, reader in enumerate(readers):
+            if (found := await anext(reader, None)) is not None:
+                heads.append((-found.record.appended_at, index, found))
+        heapq.heapify(heads)
+        while heads:
+            _, index, found = heapq.heappop(heads)
+            if since is not None and found.record.appended_at < since:
+                continue  # All that this partition still has is older.
+            yield found
+            if (following := await anext(readers[index], None)) is not None:
+                heapq.heappush(heads, (-following.record.appended_at, index, following))
+
+
+async def _backwards(log: Log, partition: Partition, first: int, end: int) -> AsyncIterator[Found]:
+    piece = FIRST_PIECE
+    while end > first:
+        start = max(first, end - piece)
+        records = [record async for batch in log.scan(partition, start, end) for record in batch]
+        for record in reversed(records):
+            yield Found(partition, record)
+        size = sum([len(record.value) for record in records])
+        piece = max(1, min(LARGEST_PIECE, 4 * piece, piece * PIECE_BYTES // (size or 1)))
+        end = start

@@ -1,0 +1,109 @@
+"""The dead letters, and what has become of each.
+
+A dead letter stays in its topic whatever is done about it. It is open until an order has replayed or dropped it.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from gateway.engine.control import Control, DeadFilter, Letter, Order
+from gateway.engine.jobs import letter_of
+from gateway.log.base import Log, Partition, Record
+from gateway.log.records import Filed, decode_delivery
+from gateway.log.topics import Topics
+from gateway.model import DeadReason, UndecodableRecordError, UsageError
+from gateway.ops.history import Found, newest_first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A record of the dead-letter topic. `filed` is None where it can't be read, and `problem` says why."""
+
+    partition: Partition
+    record: Record
+    letter: Letter
+    filed: Filed | None
+    problem: str
+    settled_by: Order | None
+
+    @property
+    def place(self) -> str:
+        """Name it by its partition and offset, which even one that can't be read has."""
+        return f"{self.partition.number}@{self.record.offset}"
+
+    @property
+    def status(self) -> str:
+        if self.settled_by is None:
+            return "open"
+        return "replayed" if self.settled_by.action == "replay" else "dropped"
+
+    def is_called(self, name: str) -> bool:
+        """Tell whether that is the id of its delivery or of its event, or its place."""
+        return name == self.place or (
+            self.filed is not None and name in (self.filed.delivery.id, self.filed.delivery.event.id)
+        )
+
+
+async def read_letters(
+    log: Log, topics: Topics, control: Control, which: DeadFilter, *, is_all: bool
+) -> AsyncIterator[DeadLetter]:
+    """Yield the dead letters that the filter covers, newest first: the open ones, or with `is_all` all of them."""
+    dropped = Control(order for order in control.orders.values() if order.action == "drop")
+    async with aclosing(newest_first(log, [topics.dead], since=which.since)) as history:
+        async for found in history:
+            letter = _read(found, control, dropped)
+            if which.covers(letter.letter) and (is_all or letter.settled_by is None):
+                yield letter
+
+
+async def find_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
+    """Return the dead letters of a delivery or an event, or the one at a place; newest first, settled ones included."""
+    everything = read_letters(log, topics, control, DeadFilter(), is_all=True)
+    return [letter async for letter in everything if letter.is_called(name)]
+
+
+async def deliveries_of(log: Log, topics: Topics, control: Control, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the ids of the deliveries that have open dead letters under these names.
+
+    Raises UsageError for a name without one, or for a record that can't be read, which no order can name.
+    """
+    ids: dict[str, None] = {}
+    missing = dict.fromkeys(names)
+    async for letter in read_letters(log, topics, control, DeadFilter(), is_all=False):
+        for name in names:
+            if letter.is_called(name):
+                if letter.filed is None:
+                    raise UsageError(f"{name}: expected a dead letter that can be read, got: {letter.problem}")
+                ids[letter.letter.id] = None
+                missing.pop(name, None)
+    if missing:
+        raise UsageError("\n".join(f"{name}: expected the id of an open dead letter, got none" for name in missing))
+    return tuple(ids)
+
+
+def _read(found: Found, control: Control, dropped: Control) -> DeadLetter:
+    partition, record = found
+    try:
+        filed = decode_delivery(record)
+    except UndecodableRecordError as error:
+        told = dict(record.headers).get("gw_undecodable")
+        letter = Letter(id="", route="", destination="", reason=DeadReason.UNDECODABLE, at=record.appended_at)
+        return DeadLetter(
+            partition=partition,
+            record=record,
+            letter=letter,
+            filed=None,
+            problem=str(error) if told is None else told.decode(errors="replace"),
+            # A replay passes over what can't be read; a drop means it, too.
+            settled_by=dropped.settled(letter, partition, record.offset),
+        )
+    letter = letter_of(filed, record)
+    return DeadLetter(
+        partition=partition,
+        record=record,
+        letter=letter,
+        filed=filed,
+        problem="",
+        settled_by=control.settled(letter, partition, record.offset),
+    )

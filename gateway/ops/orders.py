@@ -1,0 +1,116 @@
+"""What operators order, written to `gateway.control`, and how it is known that an order was carried out.
+
+    pause     is in force as soon as it is stored
+    resume, kick, replay, drop     are done by the running gateway that owns the jobs, which then publishes the end
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Literal, NamedTuple
+
+from gateway.engine.control import Control, DeadFilter, Order, decode
+from gateway.log.base import Log, Partition
+from gateway.log.topics import Topics
+from gateway.model import UndecodableRecordError
+
+POLL_EVERY = 0.1
+"""Seconds between looks at whether an order was carried out."""
+
+
+class Placed(NamedTuple):
+    """An order that is stored, and its offset in the control topic."""
+
+    order: Order
+    offset: int
+
+
+class Orders:
+    """The orders of one log. Every method may raise LogUnavailableError."""
+
+    def __init__(self, log: Log, topics: Topics, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        self._log = log
+        self._topics = topics
+        self._partition = Partition(topics.control, 0)
+        self._sleep = sleep
+
+    async def control(self) -> Control:
+        """Return the orders in force now; one that can't be read isn't."""
+        start, end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))
+        control = Control()
+        async for records in self._log.scan(self._partition, start, end):
+            for record in records:
+                try:
+                    control.apply(decode(record.key, record.value))
+                except UndecodableRecordError:
+                    continue  # The running gateway reports it.
+        return control
+
+    async def pause(self, name: str) -> Placed:
+        """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed."""
+        return await self._place(await self._after("pause", name, "paused"))
+
+    async def resume(self, name: str) -> Placed | None:
+        """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
+        order = await self._after("pause", name, "resuming")
+        before = (await self.control()).orders.get(order.key)
+        return None if before is None or before.state == "active" else await self._place(order)
+
+    async def kick(self, name: str) -> Placed:
+        """Have everything that waits for a retry tried now."""
+        return await self._place(await self._after("kick", name, "asked"))
+
+    async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> Placed:
+        """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
+        ends = await self._log.bounds(self._topics.dead)
+        return await self._place(
+            Order(
+                kind="dead",
+                name=f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}",
+                state="asked",
+                at=self._log.now(),
+                marker={f"{self._topics.dead}/{number}": end for number, (_, end) in ends.items()},
+                action=action,
+                filter=which,
+            )
+        )
+
+    async def finished(self, placed: Placed, *, timeout: float) -> Order | None:
+        """Return the order as it was carried out, or None when nobody has within `timeout` seconds."""
+        start = placed.offset + 1
+        waited = 0.0
+        while True:
+            end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))[1]
+            async for records in self._log.scan(self._partition, start, end):
+                for record in records:
+                    if (order := _ending(record.key, record.value, placed.order)) is not None:
+                        return order
+            start = max(start, end)
+            if waited >= timeout:
+                return None
+            await self._sleep(POLL_EVERY)
+            waited += POLL_EVERY
+
+    async def _after(
+        self, kind: Literal["pause", "kick"], name: str, state: Literal["paused", "resuming", "asked"]
+    ) -> Order:
+        """Return an order that goes on from where the job of the one before has got to."""
+        before = (await self.control()).orders.get(f"{kind}/{name}")
+        marker = before.marker if before else {}
+        return Order(kind=kind, name=name, state=state, at=self._log.now(), marker=marker)
+
+    async def _place(self, order: Order) -> Placed:
+        key, value = order.encode()
+        position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
+        return Placed(order, position.offset)
+
+
+def _ending(key: bytes, value: bytes, placed: Order) -> Order | None:
+    if key != placed.key.encode():
+        return None
+    try:
+        order = decode(key, value)
+    except UndecodableRecordError:
+        return None
+    # `at` tells it from the end of an order before this one under the same name.
+    return order if order.state in ("done", "active") and order.at == placed.at else None

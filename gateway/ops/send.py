@@ -1,0 +1,200 @@
+"""`gateway send`: an event as its provider would send it, signed by the secrets in the rules."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from gateway.model import UsageError
+from gateway.rules.document import Node, Problem, read_document
+from gateway.rules.load import InvalidRulesError, check_rules
+from gateway.rules.expressions import did_you_mean
+from gateway.rules.rules import Source
+from gateway.verify.schemes import Verifier, build_verifier
+
+TIMEOUT = 30.0
+"""Seconds for one answer: longer than the gateway takes to refuse an event that it can't store."""
+MAX_ANSWER = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """A request that is ready to be sent."""
+
+    url: URL
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the gateway said. `event_id` is None where it took no event, `detail` what it said instead."""
+
+    status: int
+    event_id: str | None
+    seconds: float
+    detail: str
+
+
+def source_of(rules: Path, name: str, *, secret: str | None) -> tuple[Source, Verifier]:
+    """Return a source and what to sign its events with: the rules' own secrets, or the one that is given.
+
+    Raises RulesError, and UsageError for a source that isn't there or whose secrets can't be resolved.
+    """
+    found, problems = check_rules(rules, resolve=False)
+    if found is None:
+        raise InvalidRulesError([problem for problem in problems if problem.severity == "error"] or problems)
+    source = found.sources.get(name)
+    if source is None:
+        raise UsageError(f"{rules}: unknown source {name!r}{did_you_mean(name, found.sources)}")
+    if secret is not None:
+        return source, _with_secret(found.files, source, secret)
+    missing = [problem for problem in problems if _is_about(problem, name)]
+    if missing:
+        raise UsageError("\n".join([*map(str, missing), "give the secret with --secret, or what the rules name"]))
+    return source, source.verifier
+
+
+def sign(
+    source: Source,
+    verifier: Verifier,
+    *,
+    url: str,
+    body: bytes,
+    id: str,  # noqa: A002 - the word of the glossary, as a keyword
+    type: str,  # noqa: A002 - the word of the glossary, as a keyword
+    headers: Mapping[str, str],
+    now: float,
+    is_forged: bool = False,
+) -> Signed:
+    """Make the request that the provider would make; a URL without a path gets the source's.
+
+    A forged one is signed as if its body were another, and has wrong credentials. Raises UsageError for a URL that
+    isn't one, for a header that is signed and not given, and where there is nothing to forge.
+    """
+    target = _target(source, url)
+    if is_forged and verifier.scheme == "none":
+        raise UsageError(f"--forge: expected a source that verifies, got {source.name!r}, which takes everything")
+    credential = verifier.signed_query()
+    if is_forged and credential:
+        credential = credential.partition("=")[0] + "=forged"
+    query = "&".join(filter(None, [target.raw_query_string, credential]))
+    given = {name.lower() for name in headers}
+    signed = verifier.sign(
+        body + b" " if is_forged else body,
+        now=now,
+        id=id,
+        type=type,
+        headers=headers if "content-type" in given else {"Content-Type": "application/json", **headers},
+        path=target.raw_path,
+        query=query,
+    )
+    if is_forged:
+        signed = [
+            (name, "forged" if _is_credential(verifier, name) and name.lower() not in given else value)
+            for name, value in signed
+        ]
+    # Encoded already: a signature may cover the path and query as they are written.
+    address = URL(f"{target.origin()}{target.raw_path}{f'?{query}' if query else ''}", encoded=True)
+    return Signed(url=address, headers=tuple(signed), body=body)
+
+
+class Sender:
+    """One connection to the gateway, kept open. A context manager."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT),
+        )
+
+    async def send(self, request: Signed) -> Answer:
+        """Send a request. Raises OSError or TimeoutError when there is no answer."""
+        began = time.perf_counter()
+        try:
+            async with self._session.post(
+                request.url, data=request.body, headers=list(request.headers), allow_redirects=False
+            ) as response:
+                content = await response.content.read(MAX_ANSWER)
+        except aiohttp.ClientError as error:
+            raise ConnectionError(str(error)) from error
+        return Answer(
+            status=response.status,
+            event_id=response.headers.get("gateway-event-id"),
+            seconds=time.perf_counter() - began,
+            detail=_detail(content),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+
+def sample(id: str, type: str) -> bytes:  # noqa: A002 - the words of the glossary
+    """Return a body for an event that has none: id and type stand where most schemes look for them."""
+    return orjson.dumps({"id": id, "type": type, "test": True})
+
+
+def _target(source: Source, url: str) -> URL:
+    try:
+        target = URL(url)
+    except ValueError as error:
+        raise UsageError(f"--url: expected http://host:port/path, got {url!r}") from error
+    if target.scheme not in ("http", "https") or not target.host:
+        raise UsageError(f"--url: expected http://host:port/path, got {url!r}")
+    return target if target.raw_path != "/" else URL(f"{target.origin()}{source.path}", encoded=True)
+
+
+def _is_credential(verifier: Verifier, name: str) -> bool:
+    return name.lower().encode() in verifier.credential_headers
+
+
+def _is_about(problem: Problem, source: str) -> bool:
+    # Only the first secret signs.
+    path = problem.path.removeprefix(f"sources.{source}.verify")
+    return problem.code == "unresolved" and path != problem.path and not re.match(r"\.secrets\[[1-9]", path)
+
+
+def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifier:
+    """Build the source's verifier anew, from what is written, with another secret."""
+    for file in files:
+        root = read_document(file, []) if file.suffix in (".yaml", ".yml") else None
+        node: Node | None = root
+        for step in ("sources", source.name):
+            node = node.child(step) if node else None
+        verify = node.child("verify") if node else None
+        if node and verify:
+            public_url = node.child("public_url")
+            config = _plain(verify)
+            if "secrets" not in config and source.verifier.scheme == "none":
+                return source.verifier
+            return build_verifier(
+                {**config, "secrets": [secret]}, public_url=None if public_url is None else public_url.value
+            )
+    raise UsageError(f"--secret: expected the source {source.name!r} in a YAML file of the rules, got none")
+
+
+def _plain(node: Node) -> Any:  # noqa: ANN401 - a value of YAML
+    if isinstance(node.value, dict):
+        return {key: _plain(value) for key, value in node.value.items()}
+    return [_plain(item) for item in node.value] if isinstance(node.value, list) else node.value
+
+
+def _detail(content: bytes) -> str:
+    try:
+        answer = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return content.decode(errors="replace")
+    return str(answer.get("detail", "")) if isinstance(answer, dict) else ""

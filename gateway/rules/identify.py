@@ -1,0 +1,92 @@
+"""What a verified request is: an event's id, type and key, by its source's expressions and its scheme's defaults."""
+
+from urllib.parse import unquote_plus
+
+from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
+from gateway.rules.expressions import Expression, View
+from gateway.rules.rules import Source
+from gateway.verify.schemes import Request
+
+# The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
+MAX_FIELD = 1024
+FALLBACK_TYPE = "webhook"
+
+
+class Identifier:
+    """Makes the events of one source; what can be worked out once is."""
+
+    __slots__ = ("_id", "_key", "_source", "_type")
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._id = _Field("id", source.id, source.verifier.id)
+        self._type = _Field("type", source.type, source.verifier.type)
+        self._key = _Field("key", source.key, None)
+
+    def event(self, request: Request, *, received_at: float) -> Event:
+        """Make the event of a verified request, without the headers and parameters that carry a credential.
+
+        Raises RefusedError (400) where its identity, type or key can't be told.
+        """
+        name, verifier = self._source.name, self._source.verifier
+        secret = verifier.credential_headers
+        headers = tuple([pair for pair in request.headers if pair[0].lower() not in secret])
+        query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
+        view = View(source=name, headers=headers, query=query, body=request.body)
+        identity = self._id.read(view) or _idempotency_key(headers)
+        try:
+            type_ = self._type.read(view)
+        except RefusedError:
+            # A scheme's default is a guess; an event that has another shape is an event all the same.
+            if self._type.is_own:
+                raise
+            type_ = None
+        return Event(
+            id=event_id(name, identity),
+            source=name,
+            type=type_ or FALLBACK_TYPE,
+            key=self._key.read(view),
+            received_at=received_at,
+            headers=headers,
+            query=query,
+            body=request.body,
+        )
+
+
+class _Field:
+    """Something of an event that an expression tells; `is_own` if the source names it, not its scheme."""
+
+    __slots__ = ("_expression", "_name", "_reads_body", "is_own")
+
+    def __init__(self, name: str, own: Expression | None, default: str | None) -> None:
+        self.is_own = own is not None
+        self._name = name
+        self._expression = own or (None if default is None else Expression(default))
+        self._reads_body = self._expression is not None and self._expression.reads_body
+
+    def read(self, view: View) -> str | None:
+        if self._expression is None:
+            return None
+        if self._reads_body and not view.has_body:
+            raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
+        try:
+            text = self._expression.as_text(view)
+        except ExpressionError as error:
+            raise RefusedError(400, "expression_error", f"{self._name}: {error}") from error
+        if text is not None and len(text) > MAX_FIELD:
+            expected = f"expected at most {MAX_FIELD} characters, got {len(text)}"
+            raise RefusedError(400, "expression_error", f"{self._name}: {expected}")
+        return text
+
+
+def _idempotency_key(headers: Headers) -> str | None:
+    """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/."""
+    for name, value in headers:
+        if len(name) == len(b"idempotency-key") and name.lower() == b"idempotency-key":
+            return value.decode("utf-8", "surrogateescape") or None
+    return None
+
+
+def _without(query: str, names: frozenset[str]) -> str:
+    """Leave out parameters, and every other byte as it was."""
+    return "&".join([part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names])

@@ -1,0 +1,53 @@
+"""What every test has: an event loop that nothing blocks and no task outlives; and, where it asks for one, a broker."""
+
+import asyncio
+import inspect
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from dev.kafka import Broker, KafkaMissingError
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """Return `host:port` of a broker: that of GATEWAY_TEST_KAFKA, or one that is started when the first test asks."""
+    if given := os.environ.get("GATEWAY_TEST_KAFKA"):
+        yield given
+        return
+    broker = start_broker()
+    yield broker.address
+    broker.stop()
+
+
+def start_broker(settings: Mapping[str, str] | None = None) -> Broker:
+    """Start a broker, or skip the test where this machine has none; with CI=true that is a failure."""
+    try:
+        return Broker.start(settings=settings)
+    except KafkaMissingError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def the_loop_is_kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an asynchronous test in which our code blocks the loop, or which leaves a task behind."""
+    if not inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        yield
+        return
+    request.getfixturevalue("no_task_is_left")
+    with blockbuster_ctx("gateway"):
+        yield
+
+
+@pytest.fixture
+async def no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(3):  # What was cancelled last ends in the next steps of the loop.
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"expected no task after the test, got {left}"

@@ -1,0 +1,613 @@
+"""The worker on the log in memory, in virtual time: what is committed, and what becomes of each delivery."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from gateway.engine.control import Control, DeadFilter, Order, decode
+from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.request import Outbound
+from gateway.engine.worker import Worker
+from gateway.log.base import Commit, Partition
+from gateway.log.records import Filed, decode_delivery, encode_delivery, encode_event, event_key
+from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.model import Attempt, Event, Result, UndecodableRecordError
+from gateway.rules.expressions import Template
+from gateway.rules.rules import Destination, Egress, RequestTemplate, Route, Rules, Source
+from gateway.rules.table import RouteTable
+from gateway.telemetry.metrics import Metrics
+from gateway.verify.schemes import build_verifier
+from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now, run
+
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+TOPICS = Topics()
+EVENTS = TOPICS.events("github")
+Answer = int | Result | float
+"""A status, a failure, or seconds of silence before a 200."""
+
+
+class ScriptedClient:
+    """Answers attempts by destination: the next item of its script, and the last one for ever."""
+
+    def __init__(self, scripts: Mapping[str, Sequence[Answer]]) -> None:
+        self.scripts = {name: list(script) for name, script in scripts.items()}
+        self.made: list[tuple[str, str, int]] = []
+        self.at: list[float] = []
+        self.under_way = 0
+
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
+        name = outbound.url.rpartition("/")[2]
+        headers = dict(outbound.headers)
+        self.made.append((name, headers[b"gateway-event-id"].decode(), number))
+        self.at.append(now())
+        script = self.scripts.get(name, [200])
+        answer = script.pop(0) if len(script) > 1 else script[0]
+        began = now()
+        if isinstance(answer, float):
+            self.under_way += 1
+            try:
+                await asyncio.sleep(min(answer, timeout))
+            finally:
+                self.under_way -= 1
+            answer = Result.TIMEOUT if answer >= timeout else 200
+        if isinstance(answer, Result):
+            return Attempt(number=number, at=began, seconds=now() - began, result=answer, detail="scripted")
+        kind = {2: Result.SUCCESS, 4: Result.CLIENT_ERROR, 5: Result.SERVER_ERROR}[answer // 100]
+        return Attempt(number=number, at=began, seconds=now() - began, result=kind, status=answer)
+
+
+def rules_of(*routes: Route, destinations: Sequence[Destination] = ()) -> Rules:
+    named = {destination.name: destination for destination in destinations}
+    for route in routes:
+        for name in route.destinations:
+            named.setdefault(name, a_destination(name, url=f"http://127.0.0.1:1/{name}"))
+    return Rules(
+        sources={"github": Source(name="github", path="/in/github", verifier=build_verifier({"scheme": "none"}))},
+        destinations=named,
+        routes={route.name: route for route in routes},
+        egress=Egress(),
+        table=RouteTable(routes),
+        files=(),
+    )
+
+
+@dataclass
+class World:
+    """A log, its topics, and workers on it."""
+
+    log: MemoryLog
+    rules: Rules
+    client: ScriptedClient
+    control: Control = field(default_factory=Control)
+    metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
+
+    def worker(self, control: Control | None = None) -> Worker:
+        return Worker(
+            log=self.log.another(),
+            topics=TOPICS,
+            rules=lambda: self.rules,
+            client=self.client,
+            control=control or self.control,
+            metrics=self.metrics,
+            logger=structlog.get_logger(),
+        )
+
+    async def put(self, *events: Event) -> None:
+        for event in events:
+            await self.log.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
+
+    def filed(self, topic: str) -> list[Filed]:
+        return [decode_delivery(record) for record in self.log.records(topic)]
+
+    def dead(self) -> list[Filed]:
+        return self.filed(TOPICS.dead)
+
+    async def undone(self, topic: str = EVENTS) -> int:
+        """Count the records that no commit calls done."""
+        commits = await self.log.committed(TOPICS.group(ROUTER_GROUP), topic)
+        count = 0
+        for number, (start, end) in (await self.log.bounds(topic)).items():
+            commit = commits.get(number, Commit(start))
+            bits = int.from_bytes(commit.done, "little")
+            count += sum(not bits >> (offset - commit.base) & 1 for offset in range(max(start, commit.base), end))
+        return count
+
+
+@asynccontextmanager
+async def running(world: World, worker: Worker | None = None) -> AsyncIterator[Worker]:
+    """Run a worker, and end it gracefully."""
+    worker = worker or world.worker()
+    task = asyncio.create_task(worker.run())
+    yield worker
+    worker.stop()
+    await task
+
+
+async def a_world(*routes: Route, destinations: Sequence[Destination] = (), **scripts: Sequence[Answer]) -> World:
+    log = MemoryLog(now=now)
+    await log.create(TOPICS.specs([EVENTS]))
+    return World(log=log, rules=rules_of(*routes, destinations=destinations), client=ScriptedClient(scripts))
+
+
+def events(count: int) -> list[Event]:
+    return [an_event(id=f"evt_{index}", received_at=now()) for index in range(count)]
+
+
+@asynccontextmanager
+async def operated(world: World) -> AsyncIterator[Control]:
+    """Let orders be followed and carried out, as a process of the gateway does."""
+    logger = structlog.get_logger()
+    follower = Follower(world.log.another(), TOPICS, logger)
+    jobs = Jobs(log=world.log.another(), topics=TOPICS, follower=follower, metrics=world.metrics, logger=logger)
+    caught_up = asyncio.Event()
+    tasks = [asyncio.create_task(follower.follow(caught_up)), asyncio.create_task(jobs.run())]
+    await caught_up.wait()
+    yield follower.control
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def publish(world: World, order: Order) -> None:
+    key, value = order.encode()
+    await world.log.append(TOPICS.control, key=key, value=value, headers=[])
+
+
+Scenario = Callable[[], Coroutine[None, None, None]]
+
+
+def virtual(scenario: Scenario) -> Callable[[], None]:
+    """Run a test on virtual time."""
+
+    def test() -> None:
+        run(scenario())
+
+    test.__name__ = scenario.__name__
+    test.__doc__ = scenario.__doc__
+    return test
+
+
+@virtual
+async def test_every_event_reaches_every_destination_once_and_is_committed() -> None:
+    world = await a_world(a_route(to=("ci", "audit")))
+    await world.put(*events(200))
+    async with running(world):
+        await asyncio.sleep(3)
+    assert sorted(world.client.made) == sorted(
+        (name, f"evt_{index}", 1) for index in range(200) for name in ("ci", "audit")
+    )
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_an_unfinished_record_holds_the_commit_back_and_the_rest_is_done() -> None:
+    world = await a_world(
+        a_route(match={"body.slow": True}, to=("slow",)),
+        a_route("other", match={"body.slow": False}),
+        destinations=[a_destination("slow", url="http://127.0.0.1:1/slow", timeout=100.0)],
+        slow=[50.0],
+    )
+    made = [an_event(id=f"evt_{n}", key="same", body={"slow": n == 0}, received_at=now()) for n in range(10)]
+    await world.put(*made)
+    async with running(world):
+        await asyncio.sleep(5)
+        commits = await world.log.committed(TOPICS.group(ROUTER_GROUP), EVENTS)
+        (commit,) = [commit for commit in commits.values() if commit.done]
+        assert commit == Commit(0, b"\xfe\x03")
+        assert await world.undone() == 1
+        await asyncio.sleep(60)
+        assert await world.undone() == 0
+
+
+@virtual
+async def test_a_failed_attempt_is_retried_when_it_is_due_and_not_before() -> None:
+    world = await a_world(
+        a_route(retry=a_policy(schedule=(30.0, 120.0), max_attempts=5, max_age=3600.0)), ci=[503, 503, 200]
+    )
+    began = now()
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(200)
+    first, second, third = world.client.at
+    assert first - began < 0.5
+    assert 30 <= second - first < 32
+    assert 120 <= third - second < 122
+    assert [number for _, _, number in world.client.made] == [1, 2, 3]
+    assert world.dead() == []
+    assert await world.undone() == 0
+    assert sum([await world.undone(TOPICS.retry(tier)) for tier in ("5s", "20s", "80s")]) == 0
+
+
+@virtual
+async def test_the_successor_is_acknowledged_before_the_source_is_done() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(30.0,), max_age=3600.0)), ci=[503, 200])
+    await world.put(*events(1))
+    world.log.fail_appends()
+    async with running(world):
+        await asyncio.sleep(10)
+        assert await world.undone() == 1, "no commit while the retry record isn't stored"
+        world.log.fail_appends(0)
+        await asyncio.sleep(60)
+    assert world.client.made == [("ci", "evt_0", 1), ("ci", "evt_0", 2)]
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_a_dead_letter_that_cannot_be_written_keeps_its_record_undone() -> None:
+    world = await a_world(a_route(retry=a_policy(max_attempts=1)), ci=[503])
+    await world.put(*events(1))
+    world.log.fail_appends()
+    async with running(world):
+        await asyncio.sleep(30)
+        assert world.dead() == []
+        assert await world.undone() == 1
+        world.log.fail_appends(0)
+        await asyncio.sleep(10)
+        assert len(world.dead()) == 1
+        await asyncio.sleep(2)
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_a_dead_letter_tells_its_reason_and_every_attempt() -> None:
+    world = await a_world(
+        a_route(retry=a_policy(schedule=(10.0,), max_attempts=3, max_age=3600.0)), ci=[503, Result.TIMEOUT, 500]
+    )
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(60)
+    (filed,) = world.dead()
+    assert filed.note == {"reason": "exhausted", "detail": "500 after 3 attempts"}
+    assert [(attempt.number, attempt.result) for attempt in filed.delivery.attempts] == [
+        (1, "5xx"),
+        (2, "timeout"),
+        (3, "5xx"),
+    ]
+    assert filed.delivery.event == replace(events(1)[0], received_at=filed.delivery.event.received_at)
+
+
+@virtual
+async def test_an_event_that_no_route_matches_is_done_and_counted() -> None:
+    world = await a_world(a_route(match={"type": "issues"}))
+    await world.put(*events(3))
+    async with running(world):
+        await asyncio.sleep(2)
+    assert world.client.made == []
+    assert await world.undone() == 0
+    assert world.metrics.unrouted.labels("github").value == 3
+
+
+@virtual
+async def test_a_failing_expression_dead_letters_its_route_and_no_other() -> None:
+    world = await a_world(a_route("bad", when="body.ref + 1 > 2", to=("audit",)), a_route())
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(2)
+    assert world.client.made == [("ci", "evt_0", 1)]
+    (filed,) = world.dead()
+    assert (filed.delivery.route, filed.note["reason"]) == ("bad", "expression_error")
+
+
+@virtual
+async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
+    template = RequestTemplate(body=Template({"text": "${{ body.absent }}"}))
+    world = await a_world(a_route(request=template))
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(2)
+    assert world.client.made == []
+    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"]
+
+
+@virtual
+async def test_a_record_that_cannot_be_read_is_kept_among_the_dead_and_wedges_nothing() -> None:
+    world = await a_world(a_route())
+    await world.log.append(EVENTS, key=b"k", value=b"\xff\x00", headers=[("gw_v", b"99")])
+    await world.put(*events(2))
+    async with running(world):
+        await asyncio.sleep(2)
+    assert len(world.client.made) == 2
+    assert await world.undone() == 0
+    (record,) = world.log.records(TOPICS.dead)
+    assert record.value == b"\xff\x00"
+    assert dict(record.headers)["gw_undecodable"] == b"gw_v: expected 1, got 99"
+    with pytest.raises(UndecodableRecordError):
+        decode_delivery(record)
+
+
+@virtual
+async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
+    world = await a_world(a_route(to=("ci", "audit")))
+    async with operated(world) as control:
+        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, order)
+        await asyncio.sleep(1)
+        async with running(world, world.worker(control)):
+            await world.put(*events(20))
+            await asyncio.sleep(3)
+            assert {name for name, _, _ in world.client.made} == {"audit"}
+            assert len(world.filed(TOPICS.parked)) == 20
+            assert await world.undone() == 0
+            await publish(world, order.with_state("resuming"))
+            await asyncio.sleep(20)
+            assert sorted(world.client.made).count(("ci", "evt_7", 1)) == 1
+            assert len(world.client.made) == 40
+            assert control.orders["pause/destination/ci"].state == "active"
+            assert control.orders["pause/destination/ci"].count == 20
+            # A second pause and resumption brings back only what was parked since.
+            await publish(world, replace(control.orders["pause/destination/ci"], state="paused"))
+            await asyncio.sleep(1)
+            await world.put(an_event(id="evt_late", received_at=now()))
+            await asyncio.sleep(2)
+            await publish(world, replace(control.orders["pause/destination/ci"], state="resuming"))
+            await asyncio.sleep(20)
+        assert len(world.client.made) == 42
+
+
+@virtual
+async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control:
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await asyncio.sleep(2)
+        late = a_delivery(event=an_event(received_at=now()), successor=1)
+        await world.log.append(
+            TOPICS.parked, key=b"ci", value=late.event.body, headers=encode_delivery(late, {"by": "destination/ci"})
+        )
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(20)
+        assert len(world.client.made) == 1
+
+
+@virtual
+async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() -> None:
+    policy = a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)
+    world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 200])
+    async with operated(world) as control:
+        async with running(world, world.worker(control)):
+            await world.put(*events(3))
+            await asyncio.sleep(60)
+            assert len(world.client.made) == 3
+            await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+            await asyncio.sleep(30)
+            assert sorted(world.client.made[3:]) == [("ci", f"evt_{index}", 2) for index in range(3)]
+            await asyncio.sleep(3 * 3600)
+        assert len(world.client.made) == 6
+        assert control.orders["kick/destination/ci"].count == 3
+
+
+@virtual
+async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_settles_them() -> None:
+    policy = a_policy(schedule=(1.0,), max_attempts=2)
+    world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 503, 503, 200])
+    async with operated(world) as control:
+        async with running(world, world.worker(control)):
+            await world.put(*events(2))
+            await asyncio.sleep(600)
+            assert len(world.dead()) == 2
+            ends = {f"{TOPICS.dead}/{n}": end for n, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
+            for name in ("first", "again"):
+                await publish(
+                    world,
+                    Order(
+                        kind="dead", name=name, state="asked", at=now(), filter=DeadFilter(route="build"), marker=ends
+                    ),
+                )
+            await asyncio.sleep(60)
+        assert [number for _, _, number in world.client.made] == [1, 1, 2, 2, 1, 1, 2]
+        assert len(world.dead()) == 2
+        assert [control.orders[f"dead/{name}"].count for name in ("first", "again")] == [2, 0]
+
+
+@virtual
+async def test_what_is_under_way_is_adopted_when_its_partition_comes_straight_back() -> None:
+    world = await a_world(a_route(), ci=[5.0])
+    await world.put(*events(30))
+    async with running(world):
+        await asyncio.sleep(1)
+        assert world.client.under_way == 30
+        world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+        await asyncio.sleep(30)
+    assert len(world.client.made) == 30
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_a_partition_that_moves_is_read_again_by_its_new_owner_and_a_late_end_changes_nothing() -> None:
+    world = await a_world(a_route(), ci=[5.0])
+    await world.put(*events(60))
+    async with running(world):
+        await asyncio.sleep(1)
+        async with running(world):
+            await asyncio.sleep(30)
+            assert await world.undone() == 0
+    delivered = {event for _, event, _ in world.client.made}
+    assert len(delivered) == 60
+    assert len(world.client.made) <= 60 + 50  # what was under way as the partitions moved may come twice
+
+
+@virtual
+async def test_a_graceful_restart_repeats_nothing() -> None:
+    world = await a_world(a_route(), ci=[0.5])
+    await world.put(*events(300))
+    for _ in range(6):
+        async with running(world):
+            await asyncio.sleep(0.7)
+    async with running(world):
+        await asyncio.sleep(60)
+    assert sorted(set(world.client.made)) == sorted(world.client.made)
+    assert len({event for _, event, _ in world.client.made}) == 300
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_a_destination_that_hangs_delays_no_other_and_no_commit() -> None:
+    world = await a_world(a_route(to=("stuck",)), a_route("other", to=("ci",)), stuck=[1e9])
+    async with running(world):
+        for index in range(200):
+            await world.put(an_event(id=f"evt_{index}", received_at=now()))
+            await asyncio.sleep(0.1)
+        at = [at for (name, _, _), at in zip(world.client.made, world.client.at, strict=True) if name == "ci"]
+        assert len(at) == 200
+        assert all(later - earlier < 0.2 for earlier, later in pairwise(at))
+        await asyncio.sleep(15)
+        assert await world.undone() <= 1
+
+
+@virtual
+async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lettered() -> None:
+    world = await a_world(a_route())
+    delivery = a_delivery(event=an_event(received_at=now()), route="gone", successor=1)
+    await world.log.append(
+        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {})
+    )
+    async with running(world):
+        await asyncio.sleep(3000)
+        assert world.dead() == []
+        await asyncio.sleep(1000)
+    assert [filed.note["reason"] for filed in world.dead()] == ["route_removed"]
+    assert world.client.made == []
+
+
+@virtual
+async def test_a_route_that_arrives_late_is_still_served() -> None:
+    world = await a_world(a_route())
+    delivery = a_delivery(event=an_event(received_at=now()), route="new", successor=1)
+    await world.log.append(
+        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {})
+    )
+    async with running(world):
+        await asyncio.sleep(600)
+        world.rules = rules_of(a_route(), a_route("new"))
+        await asyncio.sleep(120)
+    assert len(world.client.made) == 1
+    assert world.dead() == []
+
+
+@virtual
+async def test_copies_that_a_crash_made_are_delivered_once() -> None:
+    world = await a_world(a_route())
+    delivery = a_delivery(event=an_event(received_at=now()), successor=1)
+    for _ in range(3):
+        await world.log.append(
+            TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {})
+        )
+    async with running(world):
+        await asyncio.sleep(10)
+    assert len(world.client.made) == 1
+
+
+@virtual
+async def test_a_backlog_for_one_fast_destination_is_not_spilled() -> None:
+    world = await a_world(a_route(), ci=[0.002])
+    await world.put(*events(3000))
+    async with running(world):
+        await asyncio.sleep(30)
+    assert len(world.client.made) == 3000
+    assert world.log.records(TOPICS.retry("5s")) == []
+
+
+@virtual
+async def test_a_backlog_for_a_slow_destination_costs_a_small_multiple_of_appends() -> None:
+    slow = a_destination("ci", url="http://127.0.0.1:1/ci", rate=20.0)
+    world = await a_world(a_route(), destinations=[slow])
+    await world.put(*events(1000))
+    async with running(world):
+        await asyncio.sleep(120)
+    assert len(world.client.made) == 1000
+    assert len({event for _, event, _ in world.client.made}) == 1000
+    spans = [sum(at <= other < at + 1 for other in world.client.at) for at in world.client.at]
+    assert max(spans) <= 20 + 2 + 1
+    appended = sum(len(world.log.records(TOPICS.retry(tier))) for tier in ("5s", "20s", "80s", "5m"))
+    assert appended < 4 * 1000
+
+
+@virtual
+async def test_the_lowest_undone_record_is_cut_short_when_the_window_fills() -> None:
+    patient = a_destination("stuck", url="http://127.0.0.1:1/stuck", timeout=300.0)
+    world = await a_world(
+        a_route("first", match={"body.slow": True}, to=("stuck",), retry=a_policy(schedule=(3600.0,), max_age=86400.0)),
+        a_route(match={"body.slow": False}),
+        destinations=[patient],
+        stuck=[1e9],
+    )
+    made = [an_event(id=f"evt_{n}", key="same", body={"slow": n == 0}, received_at=now()) for n in range(13_000)]
+    await world.put(*made)
+    async with running(world):
+        await asyncio.sleep(60)
+        assert await world.undone() == 0
+    assert len(world.client.made) == 13_000
+
+
+@virtual
+async def test_a_failed_commit_is_made_again() -> None:
+    world = await a_world(a_route())
+    world.log.fail_commits(3)
+    await world.put(*events(5))
+    async with running(world):
+        await asyncio.sleep(8)
+        assert await world.undone() == 0
+
+
+@virtual
+async def test_counters_add_up() -> None:
+    world = await a_world(
+        a_route(to=("ci", "down", "flaky"), retry=a_policy(schedule=(1.0,), max_attempts=2)),
+        down=[404],
+        flaky=[503, 200],
+    )
+    await world.put(*events(40))
+    async with running(world):
+        await asyncio.sleep(600)
+    totals: dict[str, float] = {}
+    for (_, destination, outcome), child in world.metrics.deliveries.items():
+        totals[f"{destination} {outcome}"] = child.value
+    assert sum(totals.values()) == 40 * 3
+    assert totals["down dead_lettered"] == 40
+    assert totals["ci delivered"] == 40
+
+
+@virtual
+async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
+    world = await a_world(a_route())
+
+    async def attempt(outbound: Outbound, **fields: Any) -> Attempt:
+        if b"evt_0" in dict(outbound.headers)[b"gateway-event-id"]:
+            raise RuntimeError("a bug of ours")
+        return await ScriptedClient.attempt(world.client, outbound, **fields)
+
+    world.client.attempt = attempt  # type: ignore[method-assign]  # the only way to cause it
+    await world.put(*events(3))
+    with structlog.testing.capture_logs() as lines:
+        async with running(world):
+            await asyncio.sleep(3)
+    assert len(world.client.made) == 2
+    assert [filed.note["reason"] for filed in world.dead()] == ["bug"]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["delivery_failed"]
+
+
+def test_orders_survive_their_encoding() -> None:
+    order = Order(
+        kind="dead",
+        name="x",
+        state="asked",
+        at=1.5,
+        marker={"a/0": 3},
+        action="drop",
+        filter=DeadFilter(ids=("a", "b"), since=2.0),
+    )
+    key, value = order.encode()
+    assert decode(key, value) == order
+    assert orjson.loads(value)["filter"]["ids"] == ["a", "b"]
+    assert Partition("a", 0) == ("a", 0)

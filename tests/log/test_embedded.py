@@ -1,0 +1,531 @@
+import asyncio
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from gateway.log import embedded
+from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
+from gateway.log.embedded import EmbeddedLog
+from gateway.model import LogUnavailableError, UsageError
+
+ROOT = Path(__file__).parents[2]
+DAY = 86400.0
+EVENTS = TopicSpec(name="events", partitions=6, retention=7 * DAY)
+CONTROL = TopicSpec(name="control", partitions=1, retention=None, compacted=True)
+
+
+class Clock:
+    """A clock that is set by hand; the log's own goes on by the machine's monotonic clock beside it."""
+
+    def __init__(self, time: float = 1_000_000.0) -> None:
+        self.time = time
+
+    def __call__(self) -> float:
+        return self.time
+
+
+class Silent:
+    """A listener that commits nothing."""
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        pass
+
+    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the contract's
+        return {}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "gateway.db"
+
+
+@asynccontextmanager
+async def opened(path: Path, *, owner: bool = True, append_timeout: float = 5.0) -> AsyncIterator[EmbeddedLog]:
+    log = await EmbeddedLog.open(path, owner=owner, append_timeout=append_timeout)
+    try:
+        if owner:
+            await log.create([EVENTS, CONTROL])
+        yield log
+    finally:
+        await log.close()
+
+
+async def append(log: EmbeddedLog, value: bytes, *, topic: str = "events", key: bytes = b"k") -> Position:
+    return await log.append(topic, key=key, value=value, headers=[])
+
+
+async def stored(log: EmbeddedLog, topic: str = "events") -> list[Record]:
+    return [record async for batch in log.scan(Partition(topic, 0), 0, 1 << 60) for record in batch]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mode & 0o777 for file in directory.glob("*.db*") if file.suffix != ".lock"}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file's write lock, as another process may."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+# Who may use the file
+
+
+async def test_a_second_owner_is_refused_and_told_who_has_the_file(path: Path) -> None:
+    async with opened(path):
+        with pytest.raises(UsageError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"):
+            await EmbeddedLog.open(path, owner=True)
+    async with opened(path):
+        pass
+
+
+async def test_a_guest_appends_and_reads_but_joins_no_group(path: Path) -> None:
+    async with opened(path) as log, opened(path, owner=False) as guest:
+        await append(guest, b"from the guest")
+        assert [record.value for record in await stored(log)] == [b"from the guest"]
+        with pytest.raises(UsageError, match="expected its owner to join router"):
+            await guest.consume(group="router", topics=["events"], listener=Silent())
+
+
+async def test_a_guest_makes_no_file(path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gateway\.db: expected an embedded log"):
+        await EmbeddedLog.open(path, owner=False)
+    assert contents(path.parent) == {}
+
+
+async def test_a_second_member_of_a_group_is_refused_while_the_first_is_there(path: Path) -> None:
+    async with opened(path) as log:
+        first = await log.consume(group="router", topics=["events"], listener=Silent())
+        with pytest.raises(UsageError, match="expected one member of router, got a second one"):
+            await log.consume(group="router", topics=["events"], listener=Silent())
+        await first.close()
+        await (await log.consume(group="router", topics=["events"], listener=Silent())).close()
+
+
+@pytest.fixture
+def letter(path: Path) -> Path:
+    path.write_text("This is a letter. " * 1000)
+    return path
+
+
+async def test_what_is_not_a_database_is_refused(letter: Path) -> None:
+    with pytest.raises(UsageError, match=r"gateway\.db: expected an embedded log, got: file is not a database"):
+        await EmbeddedLog.open(letter, owner=True)
+
+
+async def test_the_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE addresses (name TEXT)")
+    before = contents(path.parent)["gateway.db"]
+    for owner in (True, False):
+        with pytest.raises(UsageError, match="got another program's database"):
+            await EmbeddedLog.open(path, owner=owner)
+    assert contents(path.parent)["gateway.db"] == before
+
+
+async def test_a_log_of_another_version_is_refused(path: Path) -> None:
+    async with opened(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(UsageError, match="expected an embedded log of version 1, got 99"):
+        await EmbeddedLog.open(path, owner=True)
+
+
+async def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        await EmbeddedLog.open(tmp_path / "nowhere" / "gateway.db", owner=True)
+
+
+async def test_a_file_that_was_left_half_made_is_made_anew(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    async with opened(path) as log:
+        await append(log, b"a")
+
+
+async def test_the_files_are_readable_by_their_user_alone(path: Path) -> None:
+    async with opened(path) as log:
+        await append(log, b"a")
+        assert modes(path.parent) == {"gateway.db": 0o600, "gateway.db-wal": 0o600, "gateway.db-shm": 0o600}
+
+
+# Appends
+
+
+async def test_two_processes_that_append_at_once_never_share_an_offset(path: Path) -> None:
+    async with opened(path) as log, opened(path, owner=False) as guest:
+        positions = await asyncio.gather(*[append((log, guest)[n % 2], b"%d" % n) for n in range(400)])
+        for n in range(400, 450):
+            positions.append(await append((log, guest)[n % 2], b"%d" % n))
+        by_offset = {record.offset: record.value for record in await stored(log)}
+        assert {position.offset: b"%d" % n for n, position in enumerate(positions)} == by_offset
+        assert sorted(by_offset) == list(range(450))
+
+
+async def test_a_locked_file_fails_appends_in_time_and_takes_them_again_afterwards(path: Path) -> None:
+    async with opened(path, append_timeout=0.2) as log:
+        with locked(path):
+            started = monotonic()
+            taken = asyncio.create_task(append(log, b"taken by the writer"))
+            await asyncio.sleep(0.02)
+            waiting = asyncio.create_task(append(log, b"waiting"))
+            for refused in await asyncio.gather(taken, waiting, log.ping(), return_exceptions=True):
+                assert isinstance(refused, LogUnavailableError)
+            assert monotonic() - started < 1.0
+        await append(log, b"afterwards")
+        await log.ping()
+        # What failed while it waited for its turn isn't stored later, when its sender has sent it again.
+        assert [record.value for record in await stored(log)][-1:] == [b"afterwards"]
+        assert b"waiting" not in [record.value for record in await stored(log)]
+
+
+async def test_appends_are_refused_at_once_when_too_many_bytes_wait(path: Path) -> None:
+    async with opened(path, append_timeout=0.5) as log:
+        body = bytes(1_000_000)
+        with locked(path):
+            appends = [asyncio.create_task(append(log, body)) for _ in range(80)]
+            await asyncio.sleep(0)
+            refused = [task for task in appends if task.done()]
+            assert len(refused) == 80 - embedded.MAX_WAITING_BYTES // 1_000_000
+            assert all("full queue" in str(task.exception()) for task in refused)
+            await asyncio.gather(*appends, return_exceptions=True)
+        await append(log, body)
+        await append(log, body)
+        assert log._waiting_bytes == 0
+
+
+@pytest.mark.parametrize("limit", ["pages", "bytes"])
+async def test_a_full_disk_acknowledges_nothing_and_stores_again_when_there_is_room(path: Path, limit: str) -> None:
+    """SQLite's own limit (SQLITE_FULL), and writes that the kernel refuses (an I/O error)."""
+
+    @contextmanager
+    def full(log: EmbeddedLog) -> Iterator[None]:
+        if limit == "pages":
+            log._file.writer.execute("PRAGMA max_page_count = 60")
+            yield
+            log._file.writer.execute("PRAGMA max_page_count = 1000000")
+        else:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+            try:
+                yield
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    async with opened(path) as log:
+        acknowledged: dict[int, bytes] = {}
+        refused: list[LogUnavailableError] = []
+        with full(log):
+            for n in range(100):
+                value = b"%d" % n + bytes(20_000)
+                try:
+                    acknowledged[(await append(log, value)).offset] = value
+                except LogUnavailableError as error:
+                    refused.append(error)
+        assert acknowledged
+        assert len(refused) > 10
+        assert "gateway.db: " in str(refused[0])
+        acknowledged[(await append(log, b"room")).offset] = b"room"
+        assert {record.offset: record.value for record in await stored(log)} == acknowledged
+    async with opened(path) as log:
+        assert {record.offset: record.value for record in await stored(log)} == acknowledged
+
+
+async def test_a_closed_log_is_unavailable(path: Path) -> None:
+    async with opened(path) as log:
+        pass
+    await log.close()
+    for call in (append(log, b"a"), log.bounds("events"), log.create([EVENTS]), log.sweep()):
+        with pytest.raises(LogUnavailableError, match="closed"):
+            await call
+
+
+# Crashes
+
+APPENDER = """
+import asyncio, sys
+from pathlib import Path
+from gateway.log.base import TopicSpec
+from gateway.log.embedded import EmbeddedLog
+
+async def append(log, worker):
+    for n in range(1_000_000):
+        value = b"%d-%d-" % (worker, n) + bytes(worker * 100)
+        position = await log.append("events", key=b"k", value=value, headers=[("h", b"v")])
+        sys.stdout.write(f"{position.offset} {worker}-{n}\\n")
+        sys.stdout.flush()
+
+async def main():
+    log = await EmbeddedLog.open(Path(sys.argv[1]), owner=True)
+    await log.create([TopicSpec(name="events", partitions=1, retention=None)])
+    await asyncio.gather(*[append(log, worker) for worker in range(16)])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 150, 1500])
+async def test_what_was_acknowledged_survives_kill_9(path: Path, lines: int) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", APPENDER, str(path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        ledger = [await process.stdout.readline() for _ in range(lines)]
+    finally:
+        process.send_signal(signal.SIGKILL)
+    ledger += [line for line in (await process.stdout.read()).splitlines(keepends=True) if line.endswith(b"\n")]
+    await process.wait()
+    acknowledged = dict(line.split() for line in ledger)
+    assert len(acknowledged) >= lines
+    async with opened(path) as log:
+        found = {b"%d" % record.offset: record.value for record in await stored(log)}
+        assert {offset: found[offset].rpartition(b"-")[0] for offset in acknowledged} == acknowledged
+        assert (await append(log, b"next")).offset == len(found)
+
+
+def tear(wal: Path, how: str) -> None:
+    size = wal.stat().st_size
+    if how == "garbage":
+        with wal.open("r+b") as file:
+            file.seek(size - 5000)
+            file.write(b"\xff" * 5000)
+    else:
+        os.truncate(wal, {"a little": size - 1, "half a page": size - 4096, "half of it": size // 2}[how])
+
+
+@pytest.mark.parametrize("torn", ["a little", "half a page", "half of it", "garbage"])
+async def test_a_torn_tail_of_the_wal_reopens_with_what_was_stored_before(
+    path: Path, tmp_path: Path, torn: str
+) -> None:
+    copy = tmp_path / "copy.db"
+    async with opened(path) as log:
+        for n in range(20):
+            await append(log, b"%d" % n + bytes(3000))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    tear(Path(f"{copy}-wal"), torn)
+    async with opened(copy) as log:
+        values = [record.value.rstrip(b"\0") for record in await stored(log)]
+        assert 5 < len(values) < 20
+        assert values == [b"%d" % n for n in range(len(values))]
+        assert (await append(log, b"next")).offset == len(values)
+
+
+# Consumers
+
+
+async def test_a_consumer_hears_of_an_append_without_polling(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "POLL_INTERVAL", 3600.0)
+    async with opened(path) as log:
+        consumer = await log.consume(group="router", topics=["events"], listener=Silent())
+        fetching = asyncio.create_task(consumer.fetch(timeout=30.0))
+        await asyncio.sleep(0)
+        await append(log, b"a")
+        async with asyncio.timeout(5.0):
+            ((_, (record,)),) = await fetching
+        assert record.value == b"a"
+        await consumer.close()
+
+
+async def test_a_consumer_that_falls_behind_its_buffer_goes_on_from_the_file(path: Path) -> None:
+    async with opened(path) as log:
+        consumer = await log.consume(group="router", topics=["events"], listener=Silent())
+        body = bytes(50_000)
+        count = 3 * embedded.BUFFER_BYTES // len(body)
+        for first in range(0, count, 40):
+            await asyncio.gather(*[append(log, b"%d " % n + body) for n in range(first, min(first + 40, count))])
+        stream = consumer._streams[Partition("events", 0)]
+        assert stream.size <= embedded.BUFFER_BYTES
+        got: list[bytes] = []
+        while len(got) < count:
+            for _, records in await consumer.fetch(timeout=5.0):
+                got += [record.value.split()[0] for record in records]
+            assert stream.size <= embedded.BUFFER_BYTES
+        assert got == [b"%d" % n for n in range(count)]
+        await append(log, b"back at the tail")
+        assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [1]
+        await consumer.close()
+
+
+async def test_a_paused_topic_takes_no_memory(path: Path) -> None:
+    async with opened(path) as log:
+        consumer = await log.consume(group="router", topics=["events"], listener=Silent())
+        consumer.pause(Partition("events", 0))
+        await asyncio.gather(*[append(log, bytes(1000)) for _ in range(100)])
+        assert consumer._streams[Partition("events", 0)].size == 0
+        assert consumer.lag() == {Partition("events", 0): 100}
+        consumer.resume(Partition("events", 0))
+        assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [100]
+        await consumer.close()
+
+
+async def test_a_fetch_raises_nothing_while_the_file_cannot_be_read(path: Path) -> None:
+    async with opened(path) as log:
+        await append(log, b"a")
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("ALTER TABLE records RENAME TO elsewhere")
+            consumer = await log.consume(group="router", topics=["events"], listener=Silent())
+            assert not await consumer.fetch(timeout=0.1)
+            assert not await consumer.fetch(timeout=0.1)
+            connection.execute("ALTER TABLE elsewhere RENAME TO records")
+        assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [1]
+        await consumer.close()
+
+
+# Retention and time
+
+
+async def test_a_sweep_deletes_what_is_older_than_the_retention_and_nothing_else(path: Path) -> None:
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    kept_for_ever = TopicSpec(name="kept", partitions=1, retention=None)
+    await log.create([EVENTS, kept_for_ever])
+    old = 2 * embedded.SWEEP_RECORDS + 5
+    await asyncio.gather(*[append(log, b"old") for _ in range(old)])
+    await append(log, b"kept", topic="kept")
+    clock.time += 7 * DAY - 60
+    await append(log, b"younger")
+    await log.sweep()
+    assert await log.bounds("events") == {0: (0, old + 1)}
+    clock.time += 120
+    consumer = await log.consume(group="router", topics=["events"], listener=Silent())
+    await log.sweep()
+    assert await log.bounds("events") == {0: (old, old + 1)}
+    assert [record.value for record in await stored(log)] == [b"younger"]
+    assert [record.value for record in await stored(log, "kept")] == [b"kept"]
+    assert [record.value for _, records in await consumer.fetch(timeout=5.0) for record in records] == [b"younger"]
+    await consumer.close()
+    await log.close()
+
+
+async def test_an_offset_is_never_used_again_after_all_records_were_deleted(path: Path) -> None:
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.create([EVENTS])
+    await asyncio.gather(*[append(log, b"old") for _ in range(10)])
+    clock.time += 8 * DAY
+    await log.sweep()
+    assert await log.bounds("events") == {0: (10, 10)}
+    assert (await append(log, b"next")).offset == 10
+    clock.time += 8 * DAY
+    await log.sweep()
+    await log.close()
+    async with opened(path) as log:
+        assert (await append(log, b"next")).offset == 11
+
+
+async def test_a_sweep_gives_much_free_space_back_to_the_file_system(path: Path) -> None:
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.create([EVENTS])
+    await asyncio.gather(*[append(log, bytes(20_000)) for _ in range(300)])
+    await log.close()
+    full = len(contents(path.parent)["gateway.db"])
+    assert full > 300 * 20_000
+    clock.time += 8 * DAY
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.sweep()
+    await log.close()
+    assert len(contents(path.parent)["gateway.db"]) < full / 20
+
+
+async def test_the_owner_sweeps_by_itself(path: Path) -> None:
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=0.01)
+    await log.create([EVENTS])
+    await append(log, b"old")
+    clock.time += 8 * DAY
+    async with asyncio.timeout(5.0):
+        while await log.bounds("events") != {0: (1, 1)}:
+            pass
+    await log.close()
+
+
+async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "SWEEP_RECORDS", 1)
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.create([EVENTS])
+    await asyncio.gather(*[append(log, b"old") for _ in range(200)])
+    clock.time += 8 * DAY
+    sweeping = asyncio.create_task(log.sweep())
+    await asyncio.sleep(0)
+    await append(log, b"new")
+    assert not sweeping.done()
+    await sweeping
+    assert [record.value for record in await stored(log)] == [b"new"]
+    await log.close()
+
+
+async def test_the_clock_goes_on_when_the_computers_goes_back(path: Path) -> None:
+    clock = Clock(5000.0)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.create([EVENTS])
+    first = log.now()
+    assert first == pytest.approx(5000.0, abs=1.0)
+    clock.time -= 3600
+    second = log.now()
+    position = await append(log, b"a")
+    third = log.now()
+    assert first < second < position.appended_at + 2e-6
+    assert position.appended_at <= third < first + 10
+    clock.time += 7200
+    assert log.now() == pytest.approx(8600.0, abs=1.0)
+    await log.close()
+
+
+async def test_a_record_of_the_future_is_read_as_one_of_now(path: Path) -> None:
+    """The clock was set back while the gateway was down: what waits in a tier must not wait for that hour too."""
+    clock = Clock(5000.0)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.create([EVENTS])
+    await append(log, b"a")
+    await log.close()
+    clock.time -= 3600
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    (record,) = await stored(log)
+    assert record.appended_at <= log.now() < 1500.0
+    await log.close()
+
+
+# Compaction and check
+
+
+async def test_compaction_leaves_one_record_a_key_at_once(path: Path) -> None:
+    async with opened(path) as log:
+        await asyncio.gather(*[append(log, b"%d" % n, topic="control", key=b"%d" % (n % 3)) for n in range(30)])
+        await append(log, b"30", topic="control", key=b"0")
+        found = [(record.offset, record.key) for record in await stored(log, "control")]
+        assert found == [(28, b"1"), (29, b"2"), (30, b"0")]
+        assert await log.bounds("control") == {0: (0, 31)}
+
+
+@pytest.mark.parametrize(
+    ("pragma", "message"), [("synchronous = NORMAL", "synchronous 2"), ("journal_mode = DELETE", "journal_mode wal")]
+)
+async def test_a_file_that_does_not_keep_what_was_acknowledged_is_told(path: Path, pragma: str, message: str) -> None:
+    async with opened(path) as log:
+        assert await log.check([EVENTS, CONTROL]) == []
+        log._file.reader.close()  # The journal's mode is changed by one that is alone.
+        log._file.writer.execute(f"PRAGMA {pragma}")
+        problems = await log.check([EVENTS])
+        assert [(problem.topic, problem.is_fatal) for problem in problems] == [("events", True)]
+        assert message in problems[0].message

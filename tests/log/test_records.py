@@ -1,0 +1,202 @@
+from contextlib import suppress
+from dataclasses import replace
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.log.base import Record, RecordHeaders
+from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key, split_headers
+from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Headers, Result, UndecodableRecordError
+from tests.builders import a_delivery, an_event
+
+# RFC 9110, 5.1 and 5.5: a name is a token; a value holds anything but CR, LF and NUL.
+TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NAMES = st.lists(st.sampled_from(TOKEN), min_size=1, max_size=20).map(bytes)
+VALUES = st.binary(max_size=40).filter(lambda value: not set(value) & set(b"\r\n\0"))
+PAIRS = st.lists(st.tuples(NAMES | st.just(b"x-repeated"), VALUES), max_size=12).map(tuple)
+# What a wire gives: text that is not UTF-8 keeps its bytes as surrogates.
+WIRE_TEXTS = st.binary(max_size=40).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+NAMES_OF_OURS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1, max_size=20)
+TIMES = st.integers(0, 4_000_000_000_000_000).map(lambda microseconds: microseconds / 1e6)
+MILLISECONDS = st.integers(0, 4_000_000_000_000).map(lambda milliseconds: milliseconds / 1e3)
+EVENTS = st.builds(
+    Event,
+    id=NAMES_OF_OURS.map(lambda text: EventId(f"evt_{text}")),
+    source=NAMES_OF_OURS,
+    type=WIRE_TEXTS,
+    key=st.none() | WIRE_TEXTS,
+    received_at=TIMES,
+    headers=PAIRS,
+    query=WIRE_TEXTS,
+    body=st.binary(),
+)
+ATTEMPTS = st.builds(
+    Attempt,
+    number=st.integers(1, 1000),
+    at=MILLISECONDS,
+    seconds=MILLISECONDS,
+    result=st.sampled_from(Result),
+    status=st.none() | st.integers(100, 599),
+    detail=st.text(max_size=40),
+)
+DELIVERIES = st.builds(
+    Delivery,
+    id=NAMES_OF_OURS.map(lambda text: DeliveryId(f"dlv_{text}")),
+    event=EVENTS,
+    route=NAMES_OF_OURS,
+    destination=NAMES_OF_OURS,
+    attempts=st.lists(ATTEMPTS, max_size=4).map(tuple),
+    successor=st.integers(0, 1000),
+    due=TIMES,
+    since=TIMES,
+)
+NOTES = st.dictionaries(NAMES_OF_OURS, st.text(max_size=40), max_size=3)
+
+
+def a_record(headers: RecordHeaders, value: bytes = b"") -> Record:
+    return Record(7, 1.0, b"key", value, headers)
+
+
+# Events
+
+
+@given(EVENTS)
+def test_an_event_is_read_as_it_was_written(event: Event) -> None:
+    assert decode_event(a_record(encode_event(event), event.body)) == event
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        ((b"a", b""),),
+        ((b"A", b"1"), (b"b", b"2"), (b"a", b"1"), (b"A", b"1")),
+        ((b"a", b" leading"), (b"b", b"trailing "), (b"c", b": "), (b"d", b"x: y: z")),
+        ((b"a", bytes(set(range(256)) - set(b"\r\n\0"))),),
+    ],
+    ids=["none", "empty value", "repeats in order", "blanks and colons", "every byte"],
+)
+def test_header_pairs_keep_their_order_repeats_and_bytes(headers: Headers) -> None:
+    fields = dict(encode_event(replace(an_event(), headers=headers)))
+    assert split_headers(fields["gw_headers"]) == headers
+
+
+def test_any_cloudevents_consumer_can_read_an_event() -> None:
+    """The names and forms of the Kafka binding 1.0.2, binary mode."""
+    fields = dict(encode_event(an_event(id="evt_1", received_at=1_700_000_000.25)))
+    assert {name: value for name, value in fields.items() if not name.startswith("gw_")} == {
+        "ce_specversion": b"1.0",
+        "ce_id": b"evt_1",
+        "ce_source": b"github",
+        "ce_type": b"push",
+        "ce_time": b"2023-11-14T22:13:20.250Z",
+        "content-type": b"application/json",
+    }
+
+
+def test_an_event_without_a_content_type_query_or_key_has_no_such_header() -> None:
+    names = [name for name, _ in encode_event(an_event(headers={}))]
+    assert not {"content-type", "gw_query", "gw_key"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("event", "key"),
+    [
+        (an_event(id="evt_1"), b"evt_1"),
+        (an_event(key="acme/shop"), b"acme/shop"),
+        (an_event(key="caf\udce9"), b"caf\xe9"),
+        (an_event(id="evt_1", key=""), b"evt_1"),
+    ],
+    ids=["no order key", "order key", "not utf-8", "an empty key is none"],
+)
+def test_the_record_key_is_the_order_key_or_the_id(event: Event, key: bytes) -> None:
+    assert event_key(event) == key
+
+
+# Deliveries
+
+
+@given(DELIVERIES, NOTES)
+def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: dict[str, str]) -> None:
+    filed = decode_delivery(a_record(encode_delivery(delivery, note), delivery.event.body))
+    assert (filed.delivery, filed.note) == (delivery, note)
+
+
+@given(DELIVERIES)
+def test_the_record_of_a_delivery_is_one_of_its_event_too(delivery: Delivery) -> None:
+    assert decode_event(a_record(encode_delivery(delivery, {}), delivery.event.body)) == delivery.event
+
+
+# What can't be read
+
+
+@pytest.mark.parametrize("name", ["gw_v", "ce_id", "ce_source", "ce_type", "gw_at", "gw_headers"])
+def test_an_event_without_a_header_is_undecodable_and_names_it(name: str) -> None:
+    headers = [(other, value) for other, value in encode_event(an_event()) if other != name]
+    with pytest.raises(UndecodableRecordError, match=f"{name}: expected this record header, got none"):
+        decode_event(a_record(headers))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gw_v", b"2"),
+        ("gw_v", b"\xff"),
+        ("gw_at", b"yesterday"),
+        ("gw_at", b""),
+        ("ce_id", b"\xff"),
+        ("ce_source", b"\xc3\x28"),
+    ],
+)
+def test_an_event_with_an_unreadable_header_is_undecodable(name: str, value: bytes) -> None:
+    headers = [(other, value if other == name else text) for other, text in encode_event(an_event())]
+    with pytest.raises(UndecodableRecordError, match=r"expected .*, got"):
+        decode_event(a_record(headers))
+
+
+def state_without(name: str) -> bytes:
+    state = orjson.loads(dict(encode_delivery(a_delivery(), {}))["gw_delivery"])
+    return orjson.dumps({other: value for other, value in state.items() if other != name})
+
+
+def state_with(**changes: object) -> bytes:
+    state = orjson.loads(dict(encode_delivery(a_delivery(), {}))["gw_delivery"])
+    return orjson.dumps({**state, **changes})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        b"",
+        b"{",
+        b"\xff",
+        b"null",
+        b"[]",
+        b'"text"',
+        *[
+            state_without(name)
+            for name in ("id", "route", "destination", "attempts", "successor", "due", "since", "note")
+        ],
+        state_with(attempts=None),
+        state_with(attempts=[1]),
+        state_with(attempts=[{}]),
+        state_with(attempts=[{"n": 1, "at": 1, "s": 1, "result": "6xx", "status": None, "detail": ""}]),
+    ],
+)
+def test_a_delivery_without_a_readable_state_is_undecodable(state: bytes | None) -> None:
+    headers = encode_event(an_event())
+    if state is not None:
+        headers.append(("gw_delivery", state))
+    with pytest.raises(UndecodableRecordError, match="gw_delivery: expected"):
+        decode_delivery(a_record(headers))
+
+
+@given(st.lists(st.tuples(st.sampled_from([name for name, _ in encode_delivery(a_delivery(), {})]), st.binary())))
+def test_any_headers_are_a_delivery_or_undecodable(headers: list[tuple[str, bytes]]) -> None:
+    """Whatever a foreign producer writes, the reader has one kind of error to expect."""
+    written = dict(encode_delivery(a_delivery(), {}))
+    with suppress(UndecodableRecordError):
+        decode_delivery(a_record([*written.items(), *headers]))

@@ -1,0 +1,106 @@
+"""The admin address: ready only while events can be taken in, and alive as long as it answers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import CollectorRegistry
+
+from gateway.model import LogUnavailableError
+from gateway.ops.admin import admin_application
+from gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from gateway.log.base import Log
+
+Client = TestClient[web.Request, web.Application]
+
+
+class PingedLog:
+    def __init__(self) -> None:
+        self.failure: LogUnavailableError | None = None
+        self.hangs = False
+
+    async def ping(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+@dataclass
+class World:
+    client: Client
+    log: PingedLog
+    registry: CollectorRegistry
+    has_rules: bool = True
+    is_draining: bool = False
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with self.client.get(path) as response:
+            return response.status, await response.text()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    log, registry = PingedLog(), CollectorRegistry()
+    application = admin_application(
+        registry=registry,
+        metrics=Metrics(registry),
+        log=cast("Log", log),
+        has_rules=lambda: made.has_rules,
+        is_draining=lambda: made.is_draining,
+        ping_timeout=0.05,
+    )
+    async with TestClient(TestServer(application)) as client:
+        made = World(client, log, registry)
+        yield made
+
+
+async def test_ready_while_events_can_be_taken_in(world: World) -> None:
+    assert await world.get("/readyz") == (200, '{"ready":true,"reasons":[]}')
+    assert world.registry.get_sample_value("gateway_log_up") == 1
+
+
+def away(world: World) -> None:
+    world.log.failure = LogUnavailableError("no broker answers")
+
+
+def hanging(world: World) -> None:
+    world.log.hangs = True
+
+
+def draining(world: World) -> None:
+    world.is_draining = True
+
+
+def without_rules(world: World) -> None:
+    world.has_rules = False
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "log_up"),
+    [
+        (away, "log: no broker answers", 0),
+        (hanging, "log: no answer within 0.05 s", 0),
+        (draining, "draining", 1),
+        (without_rules, "rules: not loaded", 1),
+    ],
+)
+async def test_not_ready_says_why_and_stays_alive(
+    world: World, change: Callable[[World], None], reason: str, log_up: int
+) -> None:
+    change(world)
+    assert await world.get("/readyz") == (503, f'{{"ready":false,"reasons":["{reason}"]}}')
+    assert world.registry.get_sample_value("gateway_log_up") == log_up
+    assert (await world.get("/livez"))[0] == 200
+
+
+async def test_metrics_are_exposed_for_prometheus(world: World) -> None:
+    async with world.client.get("/metrics") as response:
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert "# TYPE gateway_requests_total counter" in await response.text()

@@ -1,0 +1,209 @@
+"""The log's lines: what they look like, what they survive, and that a stalled reader holds nobody up."""
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.telemetry.logs import Lines, configure, get_logger
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Whatever is configured here is gone for the next test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for descriptor in (reader, writer):
+        try:
+            os.close(descriptor)
+        except OSError:
+            continue
+
+
+def logged(pipe: tuple[int, int], say: Callable[[], object], *, level: int = logging.INFO, as_json: bool = True) -> str:
+    """Return what is written while `say` logs."""
+    reader, writer = pipe
+    lines = configure(json=as_json, level=level, descriptor=writer)
+    say()
+    lines.close()
+    os.close(writer)
+    with os.fdopen(os.dup(reader), "rb") as stream:
+        return stream.read().decode()
+
+
+def only(text: str) -> Any:
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    return json.loads(text)
+
+
+def test_a_line_is_one_json_object_with_its_time_first(pipe: tuple[int, int]) -> None:
+    before = datetime.now(UTC)
+    text = logged(pipe, lambda: get_logger("gateway.ingress").info("request_finished", status=202, type="a\nb"))
+    line = only(text)
+    assert [*line] == ["timestamp", "level", "event", "logger", "status", "type"]
+    assert line["timestamp"].endswith("Z")
+    assert before <= datetime.fromisoformat(line.pop("timestamp")) <= datetime.now(UTC)
+    assert line == {
+        "level": "info",
+        "event": "request_finished",
+        "logger": "gateway.ingress",
+        "status": 202,
+        "type": "a\nb",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b"\xff", "b'\\xff'"),
+        (2**70, str(2**70)),
+        ("\udcff", "\\udcff"),
+        ({1: 2}, "{1: 2}"),
+        (ValueError("x"), "ValueError('x')"),
+    ],
+)
+def test_what_json_cannot_hold_is_shown_as_text(pipe: tuple[int, int], value: object, shown: str) -> None:
+    assert only(logged(pipe, lambda: get_logger("x").info("happened", value=value)))["value"] == shown
+
+
+def test_an_exception_has_its_trace_in_the_same_line(pipe: tuple[int, int]) -> None:
+    def fail() -> None:
+        try:
+            _ = 1 // 0
+        except ZeroDivisionError as error:
+            get_logger("x").error("request_failed", exc_info=error)
+
+    line = only(logged(pipe, fail))
+    assert line["exception"].startswith("Traceback")
+    assert line["exception"].endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+def test_levels_below_the_configured_one_are_silent(pipe: tuple[int, int]) -> None:
+    def say() -> None:
+        get_logger("x").debug("attempt_failed")
+        get_logger("x").warning("heard")
+
+    assert only(logged(pipe, say))["event"] == "heard"
+
+
+def test_the_standard_librarys_warnings_come_in_the_same_stream(pipe: tuple[int, int]) -> None:
+    def say() -> None:
+        logging.getLogger("aiokafka").info("silent")
+        logging.getLogger("aiokafka").warning("lost %s", "broker 1")
+        logging.getLogger("aiohttp.server").error("bad %d", "format")
+
+    kept = sys.stderr
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - where logging tells of a bad format string
+    try:
+        line = only(logged(pipe, say))
+    finally:
+        sys.stderr.close()
+        sys.stderr = kept
+    assert (line["level"], line["event"], line["logger"]) == ("warning", "lost broker 1", "aiokafka")
+
+
+def test_a_terminal_gets_text(pipe: tuple[int, int]) -> None:
+    text = logged(pipe, lambda: get_logger("x").info("listening", ingress="http://127.0.0.1:8080"), as_json=False)
+    assert "listening" in text
+    assert "ingress=http://127.0.0.1:8080" in text
+    assert "\x1b" not in text
+    assert text.endswith("\n")
+
+
+def test_a_bound_logger_can_be_captured(pipe: tuple[int, int]) -> None:
+    _, writer = pipe
+    lines = configure(json=True, descriptor=writer)
+    logger = get_logger("x")
+    with structlog.testing.capture_logs() as captured:
+        logger.info("happened", id=1)
+    lines.close()
+    assert captured == [{"event": "happened", "log_level": "info", "logger": "x", "id": 1}]
+
+
+def test_a_stalled_reader_holds_nobody_up_and_is_told_what_it_lost(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    line = b"x" * 1023 + b"\n"
+    lines = Lines(writer, max_waiting=10)
+    for _ in range(room // len(line) + 1):  # more than the pipe takes: the thread is stuck in its write
+        lines.info(line)
+    until(lambda: not lines._waiting)
+    for _ in range(15):
+        lines.info(line)
+    assert len(lines._waiting) == 10
+    received: list[bytes] = []
+    thread = threading.Thread(target=drain, args=(reader, received))
+    thread.start()
+    lines.close()
+    os.close(writer)
+    thread.join(5)
+    whole = b"".join(received).splitlines()
+    told = json.loads(whole[-1])
+    assert (told["event"], told["count"]) == ("log_lines_dropped", 5)
+    assert len(whole) == room // len(line) + 1 + 10 + 1
+
+
+def test_a_reader_that_never_comes_back_does_not_hold_up_the_end(pipe: tuple[int, int]) -> None:
+    _, writer = pipe
+    room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    lines = Lines(writer)
+    lines.info(b"x" * (room + 1))
+    began = time.monotonic()
+    lines.close(timeout=0.05)
+    assert time.monotonic() - began < 1
+
+
+def test_a_reader_that_is_gone_is_no_failure(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    lines = Lines(writer)
+    os.close(reader)
+    lines.info(b"x\n")
+    lines.close()
+    lines.info(b"y\n")
+
+
+def test_a_pipe_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    lines = Lines(writer)
+    lines.info(b"x" * (3 * room))
+    received: list[bytes] = []
+    thread = threading.Thread(target=drain, args=(reader, received))
+    thread.start()
+    lines.close()
+    os.close(writer)
+    thread.join(5)
+    assert len(b"".join(received)) == 3 * room
+
+
+def drain(reader: int, received: list[bytes]) -> None:
+    while chunk := os.read(reader, 65536):
+        received.append(chunk)
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -1,0 +1,150 @@
+"""Metrics: their names, which series exist from the start, and which go when a name goes."""
+
+from collections.abc import Mapping
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
+from gateway.rules.rules import Destination, Egress, Route, Rules, Source
+from gateway.rules.table import RouteTable
+from gateway.telemetry.metrics import REJECTIONS, Metrics, exposition, process_registry
+from gateway.verify.schemes import Reason, build_verifier
+
+# The interface to dashboards and alerts: a name that changes here breaks them.
+INTERFACE = {
+    "requests_total": ("counter", "source status"),
+    "rejected_total": ("counter", "source reason"),
+    "events_total": ("counter", "source"),
+    "duplicates_total": ("counter", "source"),
+    "unrouted_total": ("counter", "source"),
+    "deliveries_total": ("counter", "route destination outcome"),
+    "attempts_total": ("counter", "destination result"),
+    "retries_total": ("counter", "route reason"),
+    "dead_letters_total": ("counter", "route destination reason"),
+    "spills_total": ("counter", "destination reason"),
+    "rules_reloads_total": ("counter", "result"),
+    "request_duration_seconds": ("histogram", "source"),
+    "append_duration_seconds": ("histogram", ""),
+    "attempt_duration_seconds": ("histogram", "destination"),
+    "delivery_duration_seconds": ("histogram", "route"),
+    "deliveries_in_flight": ("gauge", "destination"),
+    "deliveries_waiting": ("gauge", "destination"),
+    "oldest_undone_seconds": ("gauge", "topic"),
+    "log_lag_records": ("gauge", "topic"),
+    "retry_backlog": ("gauge", "tier"),
+    "dead_letter_backlog": ("gauge", ""),
+    "breaker_open": ("gauge", "destination"),
+    "destination_paused": ("gauge", "destination"),
+    "rules_loaded_timestamp_seconds": ("gauge", ""),
+    "log_up": ("gauge", ""),
+    "build_info": ("gauge", "version"),
+}
+
+
+def some_rules(*, sources: tuple[str, ...] = ("github",), routes: Mapping[str, tuple[str, ...]]) -> Rules:
+    verifier = build_verifier({"scheme": "none"})
+    destinations = sorted({destination for each in routes.values() for destination in each})
+    return Rules(
+        sources={name: Source(name=name, path=f"/in/{name}", verifier=verifier) for name in sources},
+        destinations={name: Destination(name=name, url="http://127.0.0.1/") for name in destinations},
+        routes={
+            name: Route(
+                name=name,
+                sources=sources,
+                match=None,
+                when=None,
+                destinations=to,
+                request=None,
+                retry=RetryPolicy(),
+            )
+            for name, to in routes.items()
+        },
+        egress=Egress(),
+        table=RouteTable([]),
+        files=(),
+    )
+
+
+def sample(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"gateway_{name}", labels)
+
+
+def test_the_names_types_and_labels_are_the_interface() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.prepare(some_rules(routes={"build": ("ci",)}))
+    for family in (metrics.oldest_undone, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
+        family.labels("x").set(1)
+    text, content_type = exposition(registry)
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    found = {}
+    for metric in text_string_to_metric_families(text.decode()):
+        name = metric.name.removeprefix("gateway_") + ("_total" if metric.type == "counter" else "")
+        found[name] = (metric.type, {*metric.samples[0].labels} - {"le"})
+    assert found == {name: (kind, {*labels.split()}) for name, (kind, labels) in INTERFACE.items()}
+
+
+def test_every_series_of_the_rules_exists_from_the_start() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry).prepare(some_rules(routes={"build": ("ci", "mirror")}))
+    assert sample(registry, "events_total", source="github") == 0
+    assert sample(registry, "requests_total", source="github", status="202") == 0
+    assert sample(registry, "rules_reloads_total", result="error") == 0
+    assert sample(registry, "delivery_duration_seconds_count", route="build") == 0
+    assert sample(registry, "breaker_open", destination="mirror") == 0
+    assert {sample(registry, "rejected_total", source="github", reason=reason) for reason in Reason} == {0}
+    assert {sample(registry, "attempts_total", destination="ci", result=result) for result in Result} == {0}
+    assert {sample(registry, "spills_total", destination="ci", reason=reason) for reason in SpillReason} == {0}
+    dead = {"route": "build", "destination": "mirror"}
+    assert {sample(registry, "dead_letters_total", **dead, reason=reason) for reason in DeadReason} == {0}
+    assert sample(registry, "retries_total", route="build", reason="2xx") is None
+
+
+def test_a_reload_keeps_counts_and_drops_the_names_that_are_gone() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.prepare(some_rules(sources=("github", "crm"), routes={"build": ("ci",), "old": ("gone",)}))
+    held = metrics.deliveries.labels("old", "gone", "delivered")
+    metrics.events.labels("github").inc(3)
+    metrics.requests.labels("", "404").inc()
+    metrics.prepare(some_rules(sources=("github",), routes={"build": ("ci",), "new": ("ci",)}))
+    assert sample(registry, "events_total", source="github") == 3
+    assert sample(registry, "requests_total", source="", status="404") == 1
+    assert sample(registry, "events_total", source="crm") is None
+    assert sample(registry, "deliveries_total", route="new", destination="ci", outcome="delivered") == 0
+    held.inc()
+    text = exposition(registry)[0].decode()
+    for gone in ('route="old"', 'destination="gone"', 'source="crm"'):
+        assert gone not in text
+
+
+def test_a_histogram_counts_what_is_at_most_its_bound() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for seconds in (0.0, 0.001, 0.0011, 60.0, 61.0):
+        metrics.append_duration.observe(seconds)
+    buckets = {
+        bound: sample(registry, "append_duration_seconds_bucket", le=bound) for bound in ("0.001", "60.0", "+Inf")
+    }
+    assert buckets == {"0.001": 2, "60.0": 4, "+Inf": 5}
+    assert sample(registry, "append_duration_seconds_count") == 5
+    assert sample(registry, "append_duration_seconds_sum") == pytest.approx(121.0021)
+
+
+def test_labels_must_fit() -> None:
+    metrics = Metrics(CollectorRegistry())
+    with pytest.raises(ValueError, match=r"gateway_requests: expected a value for each of \('source', 'status'\)"):
+        metrics.requests.labels("github")
+
+
+def test_what_the_verifiers_refuse_has_its_series() -> None:
+    assert set(Reason) <= set(REJECTIONS)
+
+
+def test_the_process_is_measured_too() -> None:
+    text = exposition(process_registry())[0].decode()
+    for name in ("process_cpu_seconds_total", "python_gc_collections_total", "python_info"):
+        assert f"\n{name}" in text
+    assert "_created" not in text
