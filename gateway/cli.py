@@ -1,0 +1,784 @@
+"""The commands: each is a function here; what it takes, does and prints stands in the modules of `ops`.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import uvloop
+from rich.text import Text
+
+from gateway.engine.control import DeadFilter
+from gateway.log.base import Log
+from gateway.log.records import decode_event
+from gateway.log.topics import Topics
+from gateway.model import (
+    Event,
+    GatewayError,
+    RefusedError,
+    RulesError,
+    UndecodableRecordError,
+    UsageError,
+)
+from gateway.ops import arguments as takes
+from gateway.ops.arguments import Parser
+from gateway.ops.explain import explain
+from gateway.ops.history import Found, newest_first
+from gateway.ops.letters import deliveries_of, find_letters, read_letters
+from gateway.ops.orders import Orders, Placed
+from gateway.ops.output import Output, printable
+from gateway.ops.receive import Received, Receiver
+from gateway.ops.send import Answer, Sender, sample, sign, source_of
+from gateway.ops.show import (
+    count,
+    event_cells,
+    event_content,
+    event_fields,
+    explained_fields,
+    is_success,
+    letter_cells,
+    letter_content,
+    letter_fields,
+    print_answer,
+    print_answers,
+    print_event,
+    print_explained,
+    print_letter,
+    topic_cells,
+    topic_fields,
+)
+from gateway.rules.document import reason_of
+from gateway.rules.expressions import did_you_mean
+from gateway.rules.load import InvalidRulesError, check_rules
+from gateway.rules.rules import Rules
+from gateway.rules.schema import json_schema
+from gateway.run import Gateway, event_topics, open_log
+from gateway.settings import EmbeddedTarget, Settings, from_sources
+from gateway.telemetry import logs
+
+SETTINGS = {
+    "rules": ("FILE", "the rule file", "routes.yaml"),
+    "log": ("URL", "sqlite:///FILE or kafka://HOST:PORT[,HOST:PORT]", "sqlite:///gateway.db"),
+    "listen": ("HOST:PORT", "where senders post", "0.0.0.0:8080"),
+    "admin": ("HOST:PORT", "where metrics and health are", "127.0.0.1:9090"),
+    "role": ("ROLE", "all, ingress or router", "all"),
+    "topic_prefix": ("PREFIX", "what the names of topics and groups begin with", "gateway."),
+}
+"""What it is called in the help, what it is, and its default; `settings.py` reads them."""
+LOG = ("log", "topic_prefix")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command (`sys.argv` by default) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(words)
+        sys.stdout.flush()
+    except SystemExit as end:  # argparse, and rich when nobody reads stdout any more
+        return end.code if isinstance(end.code, int) else 1
+    except BrokenPipeError:
+        # The reader has had enough, as `head` has. What is still buffered must not fail at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _main(words: list[str]) -> int:
+    if words in (["--version"], ["-V"]):
+        sys.stdout.write(f"gateway {version('webhook-gateway')}\n")
+        return 0
+    command = COMMANDS.get(" ".join(words[:2])) or COMMANDS.get(" ".join(words[:1]))
+    if command is None:
+        return _overview(words)
+    arguments = command.parser().parse_intermixed_args(words[len(command.name.split()) :])
+    output = Output(json=arguments.json)
+    try:
+        result = command.run(Call(arguments, _settings(arguments), output))
+        return asyncio.run(result) if isinstance(result, Coroutine) else result
+    except (RulesError, UsageError) as error:
+        output.fail(str(error))
+        return 2
+    except BrokenPipeError:
+        raise
+    except (GatewayError, OSError) as error:
+        output.fail(str(error))
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command's arguments, and where it prints."""
+
+    arguments: argparse.Namespace
+    settings: Settings
+    output: Output
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.settings.topic_prefix)
+
+
+Run = Callable[[Call], int | Coroutine[Any, Any, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command: how it is called, what it takes and does. `settings` are those of `Settings` that it reads."""
+
+    name: str
+    about: str
+    example: str
+    run: Run
+    takes: Callable[[Parser], None]
+    settings: tuple[str, ...]
+
+    def parser(self) -> Parser:
+        parser = Parser(
+            prog=f"gateway {self.name}",
+            description=f"{self.about[0].upper()}{self.about[1:]}.",
+            epilog=f"example:\n  {self.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.takes(parser)
+        for name in self.settings:
+            metavar, about, default = SETTINGS[name]
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
+        if self.name != "run":
+            parser.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
+        return parser
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def _command(
+    name: str,
+    *,
+    about: str,
+    example: str,
+    takes: Callable[[Parser], None] = lambda _: None,
+    settings: tuple[str, ...] = (),
+) -> Callable[[Run], Run]:
+    """Make a function a command."""
+
+    def register(run: Run) -> Run:
+        COMMANDS[name] = Command(name=name, about=about, example=example, run=run, takes=takes, settings=settings)
+        return run
+
+    return register
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """Read what this command takes: a variable that is of no concern to it can't stop it."""
+    names = [name for name in (*SETTINGS, "dev") if hasattr(arguments, name)]
+    environ = {variable: os.environ.get(variable, "") for variable in [f"GATEWAY_{name.upper()}" for name in names]}
+    return from_sources({name: getattr(arguments, name) for name in names}, environ)
+
+
+def _overview(words: list[str]) -> int:
+    """Print what there is to call: an answer to `--help`, and to anything else a failure."""
+    output = Output(json=False)
+    group = f"{words[0]} " if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
+    asked = words[1:] if group else words
+    shown = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
+    if asked and asked not in (["--help"], ["-h"], ["help"]):
+        known = {name.removeprefix(group).partition(" ")[0] for name in shown}
+        output.fail(f"unknown command {' '.join(words)!r}{did_you_mean(asked[0], known)}; `gateway --help` lists them")
+        return 2
+    output.say(("usage: ", "bold"), f"gateway {group or 'COMMAND '}…")
+    output.say()
+    output.table(["command", "what it does"], [(name, command.about) for name, command in shown.items()])
+    output.say()
+    output.say("`gateway COMMAND --help` shows what a command takes, with an example.")
+    return 0 if asked else 2
+
+
+# ---- Running and checking ----
+
+
+@_command(
+    "run",
+    about="take events in and deliver them, until SIGTERM",
+    example="gateway run --rules routes.yaml --log kafka://broker1:9092,broker2:9092",
+    takes=takes.run_arguments,
+    settings=tuple(SETTINGS),
+)
+def _run(call: Call) -> int:
+    lines = logs.configure(json=not sys.stdout.isatty())
+    gateway = Gateway(call.settings, logs.get_logger("gateway"))
+    try:
+        uvloop.run(gateway.run())
+    finally:
+        lines.close()
+    return 0
+
+
+@_command(
+    "check",
+    about="tell every problem of the rules, with its place",
+    example="gateway check routes.yaml",
+    takes=takes.rule_file_argument,
+)
+def _check(call: Call) -> int:
+    path = _rule_file(call)
+    rules, problems = check_rules(path, resolve=False)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    for problem in problems:
+        fields = asdict(problem)
+        if call.output.json:
+            call.output.line({key: fields[key] for key in CHECKED})
+        style = "bold red" if problem.severity == "error" else "yellow"
+        call.output.say((f"{problem.severity}: ", style), str(problem))
+    warnings = len(problems) - len(errors)
+    if errors:
+        call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
+        return 2
+    told = f", with {count(warnings, 'warning')}" if warnings else ""
+    if rules is None:
+        call.output.say(f"{path}: no error{told}; what hangs on an unresolved reference wasn't looked at")
+        return 0
+    sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
+    counted = ", ".join(count(len(found), what) for what, found in sizes.items())
+    call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
+    return 0
+
+
+CHECKED = ("file", "line", "column", "path", "code", "severity", "message")
+
+
+@_command(
+    "explain",
+    about="tell which routes match an event, which don't and why, and the requests they would make",
+    example="gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json",
+    takes=takes.explain_arguments,
+)
+def _explain(call: Call) -> int:
+    arguments = call.arguments
+    path = _rule_file(call)
+    body = _read(arguments.event)
+    try:
+        explained = explain(
+            _rules(path),
+            source=arguments.source,
+            headers=tuple(
+                [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in arguments.header]
+            ),
+            query="&".join(arguments.query),
+            body=body,
+            now=time.time(),
+            is_secret_shown=arguments.show_secrets,
+        )
+    except RefusedError as error:
+        call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
+        return 1
+    if call.output.json:
+        call.output.line(explained_fields(explained))
+    else:
+        print_explained(call.output, explained)
+    return 0
+
+
+@_command(
+    "schema",
+    about="print the JSON Schema of routes.yaml, for editors",
+    example="gateway schema > routes.schema.json",
+)
+def _schema(call: Call) -> int:
+    indent = None if call.output.json else 2
+    sys.stdout.write(json.dumps(json_schema(), indent=indent, ensure_ascii=False) + "\n")
+    return 0
+
+
+# ---- Sending and receiving ----
+
+
+@_command(
+    "send",
+    about="send an event as its provider would, signed by the rules' own secrets",
+    example="gateway send github --url http://127.0.0.1:8080 --type push samples/github.push.json",
+    takes=takes.send_arguments,
+    settings=("rules",),
+)
+async def _send(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    source, verifier = source_of(call.settings.rules, arguments.source, secret=arguments.secret)
+    given = None if arguments.file is None else _read(arguments.file)
+    answers: list[Answer] = []
+    async with Sender() as sender:
+        with output.progress("sending", arguments.count) as advance:
+            for _ in range(arguments.count):
+                identity = arguments.id or str(uuid.uuid4())
+                request = sign(
+                    source,
+                    verifier,
+                    url=arguments.url,
+                    body=sample(identity, arguments.type) if given is None else given,
+                    id=identity,
+                    type=arguments.type,
+                    headers=dict(arguments.header),
+                    now=time.time(),
+                    is_forged=arguments.forge,
+                )
+                try:
+                    answer = await sender.send(request)
+                except (OSError, TimeoutError) as error:
+                    output.fail(f"{arguments.url}: expected an answer, got {str(error) or 'none in time'}")
+                    return 1
+                answers.append(answer)
+                if output.json:
+                    output.line({**asdict(answer), "seconds": round(answer.seconds, 6), "id": identity})
+                elif arguments.count == 1:
+                    print_answer(output, answer)
+                advance()
+    if arguments.count > 1:
+        print_answers(output, answers)
+    return 0 if all(is_success(answer.status) for answer in answers) else 1
+
+
+@_command(
+    "receive",
+    about="be a destination that shows what it gets, verifies it, and fails on demand",
+    example="gateway receive --port 9101 --respond 503,503,200 --delay 200ms --secret whsec_…",
+    takes=takes.receive_arguments,
+)
+async def _receive(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+
+    def report(received: Received) -> None:
+        if output.json:
+            sys.stdout.write(received.as_json().decode() + "\n")
+            sys.stdout.flush()
+        else:
+            output.say(received.as_text())
+
+    receiver = Receiver(
+        report=report,
+        host=arguments.host,
+        port=arguments.port,
+        respond=arguments.respond,
+        delay=arguments.delay,
+        secrets=arguments.secret,
+    )
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    try:
+        await receiver.start()
+    except OSError as error:
+        await receiver.close()
+        where = f"--port {arguments.port}"
+        raise UsageError(f"{where}: expected a port that is free, got {error.strerror}") from error
+    try:
+        if output.json:
+            output.line({"event": "listening", "url": receiver.url})
+        else:
+            output.note(f"receiving at {receiver.url}; Ctrl-C ends it")
+        await stopping.wait()
+    finally:
+        await receiver.close()
+    return 0
+
+
+# ---- The log ----
+
+
+@asynccontextmanager
+async def _log(call: Call, *, may_create: bool = False) -> AsyncIterator[Log]:
+    """Open the log beside a running gateway. With `may_create`, an embedded one that isn't there is made."""
+    lines = logs.configure(json=False, level=logging.WARNING, descriptor=2)
+    target = call.settings.log
+    # A command is no owner, so that it can work beside the gateway that is.
+    is_new = may_create and isinstance(target, EmbeddedTarget) and not target.path.exists()
+    try:
+        log = await open_log(call.settings, owner=is_new)
+        try:
+            yield log
+        finally:
+            await log.close()
+    finally:
+        lines.close()
+
+
+@_command(
+    "topics create",
+    about="create the topics that are missing",
+    example="gateway topics create --rules routes.yaml --log kafka://broker1:9092",
+    settings=("rules", *LOG),
+)
+async def _topics_create(call: Call) -> int:
+    specs = call.topics.specs(event_topics(_rules(call.settings.rules), call.topics))
+    async with _log(call, may_create=True) as log:
+        with call.output.waiting("creating topics"):
+            created = set(await log.create(specs))
+    if call.output.json:
+        for spec in specs:
+            call.output.line(topic_fields(spec) | {"created": spec.name in created})
+    rows = [(*topic_cells(spec), "created" if spec.name in created else "was there") for spec in specs]
+    call.output.table(["topic", "partitions", "retention", ""], rows, right=("partitions",))
+    return 0
+
+
+@_command(
+    "topics check",
+    about="compare the topics' real configuration with what the promises need",
+    example="gateway topics check --log kafka://broker1:9092",
+    settings=("rules", *LOG),
+)
+async def _topics_check(call: Call) -> int:
+    specs = call.topics.specs(event_topics(_rules(call.settings.rules), call.topics))
+    async with _log(call) as log:
+        with call.output.waiting("reading the topics' configuration"):
+            problems = await log.check(specs)
+    is_fatal = any(problem.is_fatal for problem in problems)
+    rows: list[tuple[str | Text, ...]] = []
+    for spec in specs:
+        own = [problem for problem in problems if problem.topic == spec.name]
+        if call.output.json:
+            found = [{"message": problem.message, "fatal": problem.is_fatal} for problem in own]
+            call.output.line(topic_fields(spec) | {"ok": not own, "problems": found})
+        told = Text("\n").join(
+            [Text(printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
+        )
+        rows.append((*topic_cells(spec), told if own else Text("fine", style="green")))
+    named = {spec.name for spec in specs}
+    for problem in problems:
+        if problem.topic not in named:
+            call.output.note(f"{problem.topic}: {problem.message}", style="red" if problem.is_fatal else "yellow")
+    call.output.table(["topic", "partitions", "retention", ""], rows, right=("partitions",))
+    return 1 if is_fatal else 0
+
+
+@_command(
+    "events list",
+    about="list the newest events in the log",
+    example="gateway events list --source github --since 1h",
+    takes=takes.events_arguments,
+    settings=("rules", *LOG),
+)
+async def _events_list(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    topics = _event_topics(call, arguments.source)
+    rows: list[tuple[str, ...]] = []
+    async with _log(call) as log:
+        since = None if arguments.since is None else log.now() - arguments.since
+        with output.waiting("reading the log"):
+            async with aclosing(newest_first(log, topics, since=since)) as history:
+                async for found in history:
+                    if len(rows) == arguments.limit:
+                        break
+                    event, problem = _event_of(found)
+                    if event is not None and arguments.source not in (None, event.source):
+                        continue
+                    if output.json:
+                        output.line(event_fields(found, event, problem))
+                    rows.append(event_cells(found, event, problem))
+    if rows:
+        output.table(["received", "event", "source", "type", "key", "bytes"], rows, right=("bytes",))
+    else:
+        output.say("no events")
+    return 0
+
+
+@_command(
+    "events show",
+    about="show an event with its headers and body",
+    example="gateway events show evt_9c1f…",
+    takes=takes.event_arguments,
+    settings=("rules", *LOG),
+)
+async def _events_show(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    copies: list[tuple[Found, Event]] = []
+    async with _log(call) as log:
+        with output.waiting(f"looking for {arguments.id}"):
+            async with aclosing(newest_first(log, _event_topics(call, arguments.source))) as history:
+                async for found in history:
+                    event, _ = _event_of(found)
+                    if event is not None and event.id == arguments.id:
+                        copies.append((found, event))
+                        if not arguments.all:
+                            break
+    for found, event in copies:
+        if output.json:
+            output.line(event_fields(found, event, "") | event_content(event))
+        else:
+            print_event(output, event, found.place)
+    if not copies:
+        output.fail(f"{arguments.id}: expected the id of an event in the log, got none")
+    return 0 if copies else 1
+
+
+def _event_topics(call: Call, source: str | None) -> list[str]:
+    """Return where events are. Without readable rules, one source's topic can still be told by its name."""
+    try:
+        rules = _rules(call.settings.rules)
+    except RulesError:
+        if source is None:
+            raise
+        return [call.topics.events(source)]
+    if source is not None and source not in rules.sources:
+        raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
+    return sorted(
+        event_topics(rules, call.topics)
+        if source is None
+        else event_topics(replace(rules, sources={source: rules.sources[source]}), call.topics)
+    )
+
+
+def _event_of(found: Found) -> tuple[Event | None, str]:
+    try:
+        return decode_event(found.record), ""
+    except UndecodableRecordError as error:
+        return None, str(error)
+
+
+# ---- Dead letters ----
+
+
+@_command(
+    "dead list",
+    about="list the open dead letters, newest first",
+    example="gateway dead list --destination ci --since 1d",
+    takes=takes.dead_list_arguments,
+    settings=LOG,
+)
+async def _dead_list(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    shown = 0
+    rows: list[tuple[str, ...]] = []
+    async with _log(call) as log:
+        control = await Orders(log, call.topics).control()
+        which = _filter(arguments, now=log.now())
+        with output.waiting("reading the dead letters"):
+            async with aclosing(read_letters(log, call.topics, control, which, is_all=arguments.all)) as letters:
+                async for letter in letters:
+                    if shown == arguments.limit:
+                        output.note(f"there are more; --limit shows more than {shown}")
+                        break
+                    shown += 1
+                    if output.json:
+                        output.line(letter_fields(letter))
+                    else:
+                        rows.append(letter_cells(letter))
+    columns = ["when", "route → destination, delivery, event", "reason", "tries", "last result"]
+    if arguments.all:
+        columns.append("status")
+    if rows:
+        output.table(columns, [row[: len(columns)] for row in rows], right=("tries",))
+    else:
+        output.say("no dead letters" if arguments.all else "no open dead letters")
+    return 0
+
+
+@_command(
+    "dead show",
+    about="show a dead letter with its attempts and its event",
+    example="gateway dead show dlv_51aa…",
+    takes=takes.dead_show_arguments,
+    settings=LOG,
+)
+async def _dead_show(call: Call) -> int:
+    output = call.output
+    async with _log(call) as log:
+        control = await Orders(log, call.topics).control()
+        with output.waiting(f"looking for {call.arguments.id}"):
+            letters = await find_letters(log, call.topics, control, call.arguments.id)
+    for number, letter in enumerate(letters):
+        if output.json:
+            output.line(letter_fields(letter) | letter_content(letter))
+        else:
+            if number:
+                output.say()
+            print_letter(output, letter)
+    if not letters:
+        output.fail(f"{call.arguments.id}: expected the id of a dead letter's delivery or event, got none")
+    return 0 if letters else 1
+
+
+@_command(
+    "dead replay",
+    about="deliver dead letters again, with a schedule of attempts of their own",
+    example="gateway dead replay --route announce-failed-payments --since 2h",
+    takes=takes.settle_arguments,
+    settings=LOG,
+)
+def _dead_replay(call: Call) -> Coroutine[Any, Any, int]:
+    return _settle(call, "replay")
+
+
+@_command(
+    "dead drop",
+    about="give dead letters up",
+    example="gateway dead drop --reason route_removed --yes",
+    takes=takes.drop_arguments,
+    settings=LOG,
+)
+def _dead_drop(call: Call) -> Coroutine[Any, Any, int]:
+    return _settle(call, "drop")
+
+
+async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
+    arguments, output = call.arguments, call.output
+    which = _filter(arguments, now=0.0)
+    if not arguments.ids and not arguments.all and which == DeadFilter():
+        raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
+    async with _log(call) as log:
+        orders = Orders(log, call.topics)
+        which = _filter(arguments, now=log.now())
+        with output.waiting("reading the dead letters"):
+            control = await orders.control()
+            if arguments.ids:
+                which = replace(which, ids=await deliveries_of(log, call.topics, control, arguments.ids))
+            is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
+            counts: Counter[tuple[str, str, str]] = Counter()
+            if arguments.dry_run or is_asked:
+                async for letter in read_letters(log, call.topics, control, which, is_all=False):
+                    counts[letter.letter.route, letter.letter.destination, letter.letter.reason] += 1
+        if arguments.dry_run:
+            _print_dry_run(output, action, counts)
+            return 0
+        if is_asked and not output.confirm(f"drop {count(counts.total(), 'dead letter')}?"):
+            output.say("nothing was dropped")
+            return 1
+        placed = await orders.settle(action, which)
+        done = {"replay": "replayed", "drop": "dropped"}[action]
+        return await _end_of(call, orders, placed, lambda number: f"{done} {count(number, 'dead letter')}")
+
+
+def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str, str]]") -> None:
+    if output.json:
+        for (route, destination, reason), number in sorted(counts.items()):
+            output.line({"route": route, "destination": destination, "reason": reason, "count": number})
+        return
+    rows = [(*which, str(number)) for which, number in sorted(counts.items())]
+    if rows:
+        output.table(["route", "destination", "reason", "dead letters"], rows, right=("dead letters",))
+    output.say(f"would {action} {count(counts.total(), 'dead letter')}; nothing was done")
+
+
+def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
+    """Return what the arguments ask for; their durations count back from `now`."""
+    return DeadFilter(
+        route=arguments.route,
+        destination=arguments.destination,
+        reason=arguments.reason,
+        since=None if arguments.since is None else now - arguments.since,
+        until=None if arguments.until is None else now - arguments.until,
+    )
+
+
+# ---- Routes and destinations ----
+
+
+def _steer(kind: str, action: str) -> Run:
+    def run(call: Call) -> Coroutine[Any, Any, int]:
+        if not call.arguments.force:
+            _check_name(call, kind, call.arguments.name)
+        return _order(call, f"{kind}/{call.arguments.name}", action)
+
+    return run
+
+
+for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
+    for _action, _about in (
+        ("pause", "stop the deliveries of a {}; they are parked until it is resumed"),
+        ("resume", "let a paused {} go on, with what was parked meanwhile"),
+        ("kick", "try now what waits for a retry of a {}"),
+    ):
+        _command(
+            f"{_kind} {_action}",
+            about=_about.format(_kind),
+            example=f"gateway {_kind} {_action} {_name}",
+            takes=takes.pause_arguments if _action == "pause" else takes.order_arguments,
+            settings=("rules", *LOG),
+        )(_steer(_kind, _action))
+
+
+async def _order(call: Call, name: str, action: str) -> int:
+    kind, _, called = name.partition("/")
+    shown = f"{kind} {called}"
+    async with _log(call) as log:
+        orders = Orders(log, call.topics)
+        if action == "pause":
+            await orders.pause(name)
+            call.output.say(f"{shown} is paused; its deliveries are parked until `gateway {kind} resume {called}`")
+            if call.output.json:
+                call.output.line({"name": name, "state": "paused"})
+            return 0
+        placed = await (orders.resume(name) if action == "resume" else orders.kick(name))
+        if placed is None:
+            call.output.say(f"{shown} isn't paused: there is nothing to do")
+            if call.output.json:
+                call.output.line({"name": name, "state": "active", "count": 0})
+            return 0
+        tell = "resumed {}: {} go on" if action == "resume" else "kicked {}: {} are tried now"
+        return await _end_of(call, orders, placed, lambda number: tell.format(shown, count(number, "delivery")))
+
+
+async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[int], str]) -> int:
+    """Wait, if that is asked for, until an order was carried out, and say what came of it."""
+    arguments, output = call.arguments, call.output
+    done = None
+    if arguments.wait:
+        with output.waiting("the gateway is at it"):
+            done = await orders.finished(placed, timeout=arguments.timeout)
+    order = done or placed.order
+    if output.json:
+        output.line({"order": order.key, "state": order.state, "count": order.count if done else None})
+    elif done:
+        output.say(tell(done.count))
+    else:
+        output.say("the order is stored; a running gateway carries it out")
+    return 0 if done or not arguments.wait else 1
+
+
+def _check_name(call: Call, kind: str, name: str) -> None:
+    rules, _ = check_rules(call.settings.rules, resolve=False)
+    if rules is None:
+        call.output.note(f"{call.settings.rules} can't be read, so it isn't known whether there is a {kind} {name!r}")
+        return
+    known: Mapping[str, object] = rules.routes if kind == "route" else rules.destinations
+    if name not in known:
+        raise UsageError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; --force does it all the same")
+
+
+# ---- What the commands share ----
+
+
+def _rule_file(call: Call) -> Path:
+    return Path(call.arguments.file) if call.arguments.file else call.settings.rules
+
+
+def _rules(path: Path) -> Rules:
+    """Read rules for a command that needs no secrets: something stands in for what can't be resolved."""
+    rules, problems = check_rules(path, resolve=False)
+    if rules is None:
+        raise InvalidRulesError([problem for problem in problems if problem.severity == "error"] or problems)
+    return rules
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{name}: expected a file, got: {reason_of(error)}") from error

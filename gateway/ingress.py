@@ -8,6 +8,7 @@ answers 2xx before the append has returned.
 """
 
 import asyncio
+import http.client
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from functools import lru_cache
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote_plus
 
 import orjson
 from aiohttp import HttpVersion10, StreamReader, web
@@ -30,22 +30,17 @@ from gateway.log.topics import Topics
 from gateway.model import (
     Event,
     EventId,
-    ExpressionError,
-    Headers,
     LogUnavailableError,
     RecordTooLargeError,
     RefusedError,
-    event_id,
 )
-from gateway.rules.expressions import Expression, View
+from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
 from gateway.telemetry.metrics import NO_NAME, Metrics
 from gateway.verify.schemes import Request
 
 # A successor (a retry or dead record) carries more headers than the event, and has to fit as well.
 SUCCESSOR_ROOM = 64 * 1024
-# The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
-MAX_FIELD = 1024
 # What we ask of a sender that we can't serve now; real ones wait longer by their own schedules.
 RETRY_AFTER = 5
 # Kept open for longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
@@ -57,8 +52,6 @@ LINGER = 5.0
 MAX_LINE = 16 * 1024
 # Sockets that wait to be accepted: a burst of new connections, while the loop is busy for some milliseconds.
 BACKLOG = 1024
-
-FALLBACK_TYPE = "webhook"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +117,11 @@ class Ingress:
             self._listener.close()
         if self._web is not None:
             self._web.pre_shutdown()
-            await self._web.shutdown(timeout)
+            # aiohttp waits that long for the answer, and then once more for the connection.
+            await self._web.shutdown(timeout / 2)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, count it, and log it in one line. Raises nothing but what aiohttp is to handle."""
+        """Answer one request, count it, and log it in one line."""
         began = perf_counter()
         path, _, query = request.raw_path.partition("?")
         if not path.startswith("/"):  # the absolute form, RFC 9112 §3.2.2
@@ -135,7 +129,7 @@ class Ingress:
         endpoint = self._endpoint(path)
         if endpoint is None and path == "/healthz":
             return self._health(request)
-        line: dict[str, Any] = {"source": endpoint.name if endpoint else NO_NAME, "status": 500}
+        line: dict[str, Any] = {"source": endpoint.name if endpoint else NO_NAME, "status": 500}  # 500 if we have a bug
         try:
             response = await self._receive(request, endpoint, path, query, line)
             line["status"] = response.status
@@ -144,6 +138,9 @@ class Ingress:
             response = _problem(refusal)
             if isinstance(request.protocol, _Connection):
                 request.protocol.unread = request.content
+        except asyncio.CancelledError:
+            line["status"], line["reason"] = 503, "draining"  # `stop` has given up on it; there is no answer
+            raise
         finally:
             self._finished(endpoint, line, perf_counter() - began)
         return response
@@ -187,25 +184,23 @@ class Ingress:
         stream = request.content
         try:
             if stream.is_eof():
-                body = stream.read_nowait()
-                self._hold(len(body), 0, limit)
-                return body
+                whole = stream.read_nowait()
+                self._hold(len(whole), 0, limit)
+                return whole
             if (request.content_length or 0) > limit:
                 raise _too_large(limit)
             if "Expect" in request.headers:
                 await _ask_to_continue(request)
-            chunks: list[bytes] = []
-            size = 0
+            body = bytearray()  # not a list of what came, which may be single bytes
             try:
                 async with asyncio.timeout(self._limits.body_seconds):
                     while chunk := await stream.readany():
-                        self._hold(len(chunk), size, limit)
-                        size += len(chunk)
-                        chunks.append(chunk)
+                        self._hold(len(chunk), len(body), limit)
+                        body += chunk
             except BaseException:
-                self._in_flight -= size
+                self._in_flight -= len(body)
                 raise
-            return b"".join(chunks)
+            return bytes(body)
         except TimeoutError:
             seconds = self._limits.body_seconds
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
@@ -270,7 +265,7 @@ class Ingress:
 class _Endpoint:
     """A source with what is worked out once per version of the rules."""
 
-    __slots__ = ("_id", "_key", "_type", "accepted", "events", "name", "seconds", "source", "topic")
+    __slots__ = ("accepted", "event", "events", "name", "seconds", "source", "topic")
 
     def __init__(self, source: Source, topics: Topics, metrics: Metrics) -> None:
         self.name = source.name
@@ -279,35 +274,7 @@ class _Endpoint:
         self.accepted = metrics.requests.labels(source.name, "202")
         self.events = metrics.events.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
-        self._id = _Field("id", source.id, source.verifier.id)
-        self._type = _Field("type", source.type, source.verifier.type)
-        self._key = _Field("key", source.key, None)
-
-    def event(self, request: Request, *, received_at: float) -> Event:
-        """Make the event of a verified request. Raises RefusedError where its identity, type or key can't be told."""
-        verifier = self.source.verifier
-        secret = verifier.credential_headers
-        headers = tuple([pair for pair in request.headers if pair[0].lower() not in secret])
-        query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
-        view = View(source=self.name, headers=headers, query=query, body=request.body)
-        identity = self._id.read(view) or _idempotency_key(headers)
-        try:
-            type_ = self._type.read(view)
-        except RefusedError:
-            # A scheme's default is a guess; an event that has another shape is an event all the same.
-            if self._type.is_own:
-                raise
-            type_ = None
-        return Event(
-            id=event_id(self.name, identity),
-            source=self.name,
-            type=type_ or FALLBACK_TYPE,
-            key=self._key.read(view),
-            received_at=received_at,
-            headers=headers,
-            query=query,
-            body=request.body,
-        )
+        self.event = Identifier(source).event
 
 
 class _Server(web.Server):
@@ -373,7 +340,7 @@ class _Connection(web.RequestHandler):
             refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
         else:
             self._log.error("request_failed", exc_info=exc)  # counted and logged as a request already
-            refusal = RefusedError(status, "bug", "the gateway failed; the event wasn't stored")
+            refusal = RefusedError(status, "bug", "the gateway failed")
         response = _problem(refusal)
         response.force_close()
         return response
@@ -430,24 +397,20 @@ def _response(status: int, content_type: str, body: bytes) -> web.Response:
 
 def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
     """Render a refusal by RFC 9457, with the headers that its status asks for."""
-    status = HTTPStatus(refusal.status) if refusal.status in _KNOWN else None
     problem = {
         "type": "about:blank",
-        "title": status.phrase if status else "Client Closed Request",
+        "title": http.client.responses.get(refusal.status, "Client Closed Request"),
         "status": refusal.status,
         "detail": refusal.detail,
     }
     response = _response(refusal.status, "application/problem+json", orjson.dumps(problem))
-    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+    if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = allow
-    elif status is HTTPStatus.SERVICE_UNAVAILABLE:
+    elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)
-    if status is HTTPStatus.REQUEST_TIMEOUT or refusal.reason == "draining":
+    if refusal.status == HTTPStatus.REQUEST_TIMEOUT or refusal.reason == "draining":
         response.force_close()
     return response
-
-
-_KNOWN = frozenset(HTTPStatus)
 
 
 def _too_large(limit: int) -> RefusedError:
@@ -460,42 +423,3 @@ async def _ask_to_continue(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # As aiohttp's own applications do: what follows is still the start of the answer.
         request.writer.output_size = 0
-
-
-class _Field:
-    """Something of an event that an expression tells; `is_own` if the source names it, not its scheme."""
-
-    __slots__ = ("_expression", "_name", "_reads_body", "is_own")
-
-    def __init__(self, name: str, own: Expression | None, default: str | None) -> None:
-        self.is_own = own is not None
-        self._name = name
-        self._expression = own or (None if default is None else Expression(default))
-        self._reads_body = self._expression is not None and self._expression.reads_body
-
-    def read(self, view: View) -> str | None:
-        if self._expression is None:
-            return None
-        if self._reads_body and not view.has_body:
-            raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
-        try:
-            text = self._expression.as_text(view)
-        except ExpressionError as error:
-            raise RefusedError(400, "expression_error", f"{self._name}: {error}") from error
-        if text is not None and len(text) > MAX_FIELD:
-            expected = f"expected at most {MAX_FIELD} characters, got {len(text)}"
-            raise RefusedError(400, "expression_error", f"{self._name}: {expected}")
-        return text
-
-
-def _idempotency_key(headers: Headers) -> str | None:
-    """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/."""
-    for name, value in headers:
-        if len(name) == len(b"idempotency-key") and name.lower() == b"idempotency-key":
-            return value.decode("utf-8", "surrogateescape") or None
-    return None
-
-
-def _without(query: str, names: frozenset[str]) -> str:
-    """Leave out parameters, and every other byte as it was."""
-    return "&".join([part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names])

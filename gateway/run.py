@@ -6,6 +6,7 @@ stop    ingress refuses ─▶ requests under way are answered ─▶ worker dra
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -22,7 +23,7 @@ from gateway.engine.worker import DRAIN_TIMEOUT, Worker
 from gateway.ingress import Ingress
 from gateway.log.base import Log
 from gateway.log.embedded import EmbeddedLog
-from gateway.log.kafka import KafkaLog
+from gateway.log.kafka import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application
@@ -42,7 +43,9 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     """Open the log that the settings name. Raises UsageError, or LogUnavailableError when it doesn't answer."""
     if isinstance(settings.log, EmbeddedTarget):
         return await EmbeddedLog.open(settings.log.path, owner=owner)
-    return await KafkaLog.open(",".join(settings.log.servers))
+    # The admin address is this process's alone: with the host it names its place, also for the next process there.
+    place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
+    return await KafkaLog.open(",".join(settings.log.servers), client_id=place)
 
 
 def event_topics(rules: Rules, topics: Topics) -> set[str]:

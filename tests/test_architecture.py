@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "run": {"ingress", "engine", "ops", *_BELOW},  # the command that puts all of it together
     "ingress": _BELOW,
     "engine": _BELOW,
-    "ops": _BELOW,
+    "ops": {"engine", *_BELOW},  # operators give orders, and see the requests that would be made
     "log": {"model"},
     "rules": {"model", "verify"},  # a source has its verifier
     "verify": {"model"},

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -557,6 +558,19 @@ async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
         assert [(await wire.reply()).status for _ in range(3)] == [202, 404, 202]
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "tcp"])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_an_offer_to_upgrade_costs_no_byte_of_the_body(world: World, protocol: str, framing: str) -> None:
+    offer = ["Connection: Upgrade, HTTP2-Settings", f"Upgrade: {protocol}", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk"]
+    data = (
+        a_request("/in/open", *offer)
+        if framing == "length"
+        else a_request("/in/open", *offer, CHUNKED, body=chunked(PING))
+    )
+    assert (await world.exchange(data)).status == 202
+    assert [stored.value for stored in world.log.stored] == [PING]
+
+
 async def test_an_absolute_target_is_its_path(world: World) -> None:
     assert (await world.exchange(a_request("http://hooks.example/in/open?a=1"))).status == 202
     assert world.log.stored[0].event.query == "a=1"
@@ -581,6 +595,64 @@ async def test_a_draining_ingress_refuses_what_is_new_and_finishes_what_is_not(w
         await stopping
     with pytest.raises(ConnectionError):
         await asyncio.open_connection("127.0.0.1", world.port)
+
+
+async def test_what_cannot_be_stored_in_time_is_not_acknowledged_when_the_process_stops(world: World) -> None:
+    world.log.may_append.clear()
+    async with world.wire() as wire:
+        wire.send(a_request())
+        await until(lambda: world.log.waiting == 1)
+        await world.ingress.stop(timeout=0.05)
+        assert await wire.is_closed()
+    assert world.log.stored == []
+    assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "draining")]
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "connection"),
+    [
+        ("1.1", "Connection: close", "close"),
+        ("1.0", "Connection: close", "close"),
+        ("1.0", "Connection: keep-alive", None),
+    ],
+)
+async def test_a_connection_is_kept_as_the_sender_asks(
+    world: World, version: str, header: str, connection: str | None
+) -> None:
+    async with world.wire() as wire:
+        wire.send(a_request("/in/open", header).replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+        reply = await wire.reply()
+        assert (reply.status, reply.headers["connection"]) == (202, connection or "keep-alive")
+        if connection == "close":
+            assert await wire.is_closed()
+        else:
+            wire.send(a_request())
+            assert (await wire.reply()).status == 202
+
+
+async def test_a_refused_sender_sees_the_answer_though_it_goes_on_sending(world: World) -> None:
+    async with world.wire() as wire:
+        wire.send(a_request(body=b"x" * 3_000_000))
+        assert (await wire.reply()).status == 413
+        wire.send(a_request())
+        assert (await wire.reply()).status == 202
+
+
+async def test_a_sender_that_reads_no_answers_gets_no_more_of_them(world: World) -> None:
+    requests = 30_000  # more answers than the kernel's buffers take
+    loop = asyncio.get_running_loop()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        await loop.sock_connect(deaf, ("127.0.0.1", world.port))
+        sending = asyncio.ensure_future(loop.sock_sendall(deaf, a_request() * requests))
+        stored = -1
+        while stored != len(world.log.stored):
+            stored = len(world.log.stored)
+            await asyncio.sleep(0.05)
+        assert 0 < stored < requests
+        sending.cancel()
+        await asyncio.wait([sending])
 
 
 async def test_health_is_for_load_balancers_and_not_logged(world: World) -> None:

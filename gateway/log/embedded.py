@@ -167,7 +167,7 @@ class EmbeddedLog:
         return cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-        """Store a record in the next commit, together with all that wait. Fails as the contract says, and when closed."""
+        """Store a record in the next commit, together with all that wait."""
         encoded = _encode_headers(headers)
         size = len(key) + len(value) + len(encoded)
         if size > MAX_RECORD_BYTES:
@@ -385,12 +385,13 @@ class EmbeddedConsumer:
         self._is_reading = False
         self._is_closed = False
 
-    def start(self, assignments: Sequence[Assignment]) -> None:
-        """Begin to read where `assignments` say."""
-        for partition, commit, log_start in assignments:
+    def start(self, assignments: Sequence[tuple[Assignment, int]]) -> None:
+        """Begin to read where each assignment says, as far as the topic's next offset."""
+        for (partition, commit, log_start), end in assignments:
             stream = self._streams[partition]
             stream.position = stream.returned = max(commit.base, log_start)
-        self._listener.assigned(assignments)
+            stream.end = max(stream.end, end)
+        self._listener.assigned([assignment for assignment, _ in assignments])
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = asyncio.get_running_loop().time() + timeout
@@ -653,7 +654,6 @@ class _Writer:
             stored = [_Stored(append.future, result) for append, result in zip(appends, results, strict=True)]
             tails = self._tails(appends, results)
         except Exception as error:
-            self._topics = {}
             if not isinstance(error, sqlite3.Error):
                 log.exception("append_failed", path=str(self._file.path))
             stored = [_Stored(append.future, str(error)) for append in appends]
@@ -881,14 +881,16 @@ def _select(connection: sqlite3.Connection, topic: str, start: int, end: int, no
     return chunk
 
 
-def _assignments(connection: sqlite3.Connection, group: str | None, topics: Sequence[str]) -> list[Assignment]:
+def _assignments(
+    connection: sqlite3.Connection, group: str | None, topics: Sequence[str]
+) -> list[tuple[Assignment, int]]:
+    """Return where a group goes on in each topic, and the topic's next offset."""
     assignments = []
     for topic in topics:
-        row = _row(connection, "SELECT start FROM topics WHERE name = ?", topic)
-        start = row[0] if row else 0
+        start, end = _row(connection, "SELECT start, next FROM topics WHERE name = ?", topic) or (0, 0)
         row = _row(connection, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic)
         commit = Commit(row[0], bytes.fromhex(row[1])) if row else Commit(start)
-        assignments.append(Assignment(Partition(topic, 0), commit, start))
+        assignments.append((Assignment(Partition(topic, 0), commit, start), end))
     return assignments
 
 

@@ -7,6 +7,7 @@ never a topic that a metadata request made, with the broker's defaults.
 Its own log is switched off unless the operator sets a level for the logger `aiokafka`: it repeats each failed
 connection ten times a second, and whatever fails reaches our callers as an error.
 """
+# ruff: noqa: SLF001 - nothing public tells that a task of aiokafka has died, or ends a stop that waits for ever
 
 import asyncio
 import contextlib
@@ -20,7 +21,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -51,9 +51,10 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
+from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
@@ -99,6 +100,7 @@ HEARTBEAT = 3.0
 REBALANCE = 60.0
 GROUP_REQUEST_TIMEOUT = 30.0
 
+CLIENT_ID = "gateway"  # Of whoever has no place of its own: the command line, say.
 COMMIT_MARK = "gw1:"  # Offsets that another tool has set carry other metadata, or none: no bits.
 
 EARLIEST, LATEST = -2, -1  # Of ListOffsets.
@@ -147,9 +149,13 @@ class KafkaLog:
 
     @classmethod
     async def open(
-        cls, servers: str, *, client_id: str = "gateway", append_timeout: float = APPEND_TIMEOUT
+        cls, servers: str, *, client_id: str = CLIENT_ID, append_timeout: float = APPEND_TIMEOUT
     ) -> "KafkaLog":
-        """Connect to `host:port,host:port`. Raises LogUnavailableError when none of them answers."""
+        """Connect to `host:port,host:port`. Raises LogUnavailableError when none of them answers.
+
+        A `client_id` of its own names the place of this process: whoever is a member of a group under it died there,
+        and leaves the group when this one joins.
+        """
         logger = logging.getLogger("aiokafka")
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.CRITICAL + 1)
@@ -205,6 +211,8 @@ class KafkaLog:
         for topic in topics:
             if topic not in described:
                 raise UsageError(f"{topic}: expected a topic of the cluster, got none of this name")
+        if group is not None and self._client_id != CLIENT_ID:
+            await self._cluster.evict(group, self._client_id)
         consumer = KafkaConsumer(
             cluster=self._cluster,
             clock=self._clock,
@@ -250,7 +258,7 @@ class KafkaLog:
                     elif self._loop.time() > moved_at + QUESTION_TIMEOUT:
                         raise KafkaTimeoutError(f"no record after offset {start}")
         finally:
-            await _stop(kafka.stop(), kafka._client)  # noqa: SLF001 - aiokafka has no bounded stop
+            await _stop(kafka)
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         described = await self._cluster.describe([topic])
@@ -302,7 +310,7 @@ class KafkaLog:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_GRACE - 0.5):
                     await self._finished.wait()
-        await _stop(self._producer.stop(), self._producer.client, grace=0.5)
+        await _stop(self._producer, grace=0.5)
         for _, future in self._pending:
             if not future.done():
                 future.set_exception(KafkaTimeoutError("the log was closed"))
@@ -399,16 +407,16 @@ class KafkaLog:
         try:
             await producer.start()
         except KafkaError:
-            await _stop(producer.stop(), producer.client)
+            await _stop(producer)
             await asyncio.sleep(1)
         except asyncio.CancelledError:
-            await _stop(producer.stop(), producer.client)
+            await _stop(producer)
             raise
         else:
             log.warning("log_producer_replaced")
             old, self._producer = self._producer, producer
             self._answered_at = self._loop.time()
-            await _stop(old.stop(), old.client)
+            await _stop(old)
         finally:
             self._replacing = None
 
@@ -523,7 +531,7 @@ class KafkaConsumer:
             await self._give_up(CLOSE_COMMIT_TIMEOUT)
         finally:
             grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
-            await _stop(self._kafka.stop(), self._kafka._client, grace=grace)  # noqa: SLF001 - has no bounded stop
+            await _stop(self._kafka, grace=grace)
             if self._pulling is not None:
                 self._pulling.cancel()
                 await asyncio.wait({self._pulling})
@@ -653,10 +661,10 @@ class KafkaConsumer:
         """Go on with a new consumer where a task of the old one has ended: it would be silent for ever."""
         log.error("log_consumer_replaced", group=self._group)
         positions = dict(self._next)
-        old, self._kafka = self._kafka, self._new_consumer()
         if self._group is not None:
             await self._give_up()
-        await _stop(old.stop(), old._client)  # noqa: SLF001 - aiokafka has no bounded stop
+        old, self._kafka = self._kafka, self._new_consumer()
+        await _stop(old)
         while True:
             try:
                 await self._kafka.start()
@@ -664,7 +672,7 @@ class KafkaConsumer:
             except KafkaError as error:
                 log.warning("log_consumer_not_started", group=self._group, error=_say(error))
                 await asyncio.sleep(1)
-                await _stop(self._kafka.stop(), self._kafka._client)  # noqa: SLF001 - aiokafka has no bounded stop
+                await _stop(self._kafka)
                 self._kafka = self._new_consumer()
         if self._group is not None:
             self._kafka.subscribe(self._topics, listener=self)
@@ -696,7 +704,7 @@ class _Cluster:
         await self._client.bootstrap()
 
     async def close(self) -> None:
-        await _stop(self._client.close(), self._client)
+        await _stop(self._client)
 
     async def ping(self) -> None:
         with _translated("ping"):
@@ -767,6 +775,23 @@ class _Cluster:
             return commits
 
         return await self._ask(f"commits of {group}", ask) if partitions else {}
+
+    async def evict(self, group: str, client_id: str) -> None:
+        """Take a client's members out of a group.
+
+        One that was killed would hold its partitions for a session, and a rebalance that it was joining for longer.
+        """
+
+        async def ask() -> None:
+            coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
+            response = await self._send(DescribeGroupsRequest([group]), coordinator)
+            for code, _, _, _, _, members, *_ in response.groups:
+                _raise_for(code, group)
+                for member in [identity for identity, client, *_ in members if client == client_id]:
+                    await self._send(LeaveGroupRequest(group, member), coordinator)
+                    log.info("log_predecessor_evicted", group=group, member=member)
+
+        await self._ask(f"members of {group}", ask)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         present = await self.describe([spec.name for spec in specs])
@@ -1021,27 +1046,35 @@ def _say(error: BaseException) -> str:
 def _has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
     """Tell whether a background task has ended, of which aiokafka tells nobody."""
     if isinstance(user, AIOKafkaProducer):
-        tasks = [user.client._sync_task, user._sender.sender_task]  # noqa: SLF001
+        tasks = [user.client._sync_task, user._sender.sender_task]
     else:
-        coordination = getattr(user._coordinator, "_coordination_task", None)  # noqa: SLF001
-        fetching = getattr(user._fetcher, "_fetch_task", None)  # noqa: SLF001
-        tasks = [user._client._sync_task, fetching, coordination]  # noqa: SLF001
+        coordination = getattr(user._coordinator, "_coordination_task", None)
+        fetching = getattr(user._fetcher, "_fetch_task", None)
+        tasks = [user._client._sync_task, fetching, coordination]
     return any(task is not None and task.done() for task in tasks)
 
 
-async def _stop(stopping: Coroutine[Any, Any, None], client: AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
-    """Wait for a stop of aiokafka's. After `grace` seconds, or where it fails, only see that no connection is left.
+async def _stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
+    """Stop in order; after `grace` seconds, or where that fails, see that no connection and no task is left.
 
-    It may wait for a broker for ever, and gives up halfway when a fetch of its own is being cancelled.
+    aiokafka may wait for a broker for ever, and gives up halfway when a fetch of its own is being cancelled.
     """
+    if isinstance(user, AIOKafkaClient):
+        client, stopping = user, user.close()
+    elif isinstance(user, AIOKafkaProducer):
+        client, stopping = user.client, user.stop()
+    else:
+        client, stopping = user._client, user.stop()
     task = asyncio.create_task(stopping, name="kafka-stop")
     try:
         await asyncio.wait({task}, timeout=grace)
     finally:
+        if isinstance(user, AIOKafkaProducer):
+            user._message_accumulator.fail_all(KafkaTimeoutError("the log was closed"))
         if not task.done() or task.cancelled() or task.exception() is not None:
-            for connection in client._conns.values():  # noqa: SLF001 - a flush to a broker that hangs never ends
-                if connection._writer is not None:  # noqa: SLF001
-                    connection._writer.transport.abort()  # noqa: SLF001
+            for connection in client._conns.values():
+                if connection._writer is not None:
+                    connection._writer.transport.abort()  # A flush to a broker that hangs never ends.
             rest = {task, asyncio.create_task(client.close(), name="kafka-close")}
             await asyncio.wait(rest, timeout=CLOSE_REST)
             for each in rest:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.log.base import TopicSpec
+from gateway.model import UsageError
 
 DAY = 86400.0
 TIERS: dict[str, float] = {
@@ -53,15 +54,21 @@ class Topics:
         return f"{self.prefix}{name}"
 
     def specs(self, event_topics: Iterable[str]) -> tuple[TopicSpec, ...]:
-        """Return what every topic has to be, the events' topics first."""
-        events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in sorted(set(event_topics))]
+        """Return what every topic has to be, the events' topics first.
+
+        Raises UsageError where events would share a topic with what is the gateway's own.
+        """
+        names = sorted(set(event_topics))
+        events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in names]
         tiers = [
             TopicSpec(name=self.retry(tier), partitions=4, retention=delay + 7 * DAY) for tier, delay in TIERS.items()
         ]
-        return (
-            *events,
+        own = (
             *tiers,
             TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
             TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True),
         )
+        if taken := {spec.name for spec in own}.intersection(names):
+            raise UsageError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
+        return (*events, *own)

@@ -1,7 +1,6 @@
 """`gateway explain`: what the gateway would make of an event, by the very code that does it."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,7 +12,7 @@ from gateway.rules.rules import Destination, Route, Rules
 from gateway.verify.schemes import Request
 
 MASK = "***"
-# A part of a path that long, with letters and digits in it, is a token: those of Slack, Discord and Telegram stand there.
+# A part of a path that long, of letters and digits, is a token: those of Slack, Discord and Telegram stand there.
 TOKEN = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_:.=-]{16,}")
 
 
@@ -62,13 +61,12 @@ def explain(
     failed = {route.name for route, error in rules.table.match(view) if error is not None}
     routes = []
     for found in rules.table.explain(view):
-        requests: Sequence[Planned] = ()
+        requests: list[Planned] = []
         if found.matched and found.name not in failed:
             route = rules.routes[found.name]
-            planned = [_plan(event, route, rules.destinations[name], now) for name in route.destinations]
-            requests = (
-                planned if is_secret_shown else [_masked(one, rules.destinations[one.destination]) for one in planned]
-            )
+            requests = [_plan(event, route, rules.destinations[name], now) for name in route.destinations]
+            if not is_secret_shown:
+                requests = [_masked(planned, rules.destinations[planned.destination]) for planned in requests]
         routes.append(
             ExplainedRoute(name=found.name, is_matched=found.matched, reason=found.reason, requests=tuple(requests))
         )

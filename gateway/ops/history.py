@@ -1,7 +1,7 @@
 """Read the log backwards: the newest records first, in bounded pieces, outside of any group."""
 
 import heapq
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
 
@@ -19,8 +19,12 @@ class Found(NamedTuple):
     partition: Partition
     record: Record
 
+    @property
+    def place(self) -> str:
+        return f"{self.partition.topic}/{self.partition.number}@{self.record.offset}"
 
-async def newest_first(log: Log, topics: Iterable[str], *, since: float | None = None) -> AsyncIterator[Found]:
+
+async def newest_first(log: Log, topics: Iterable[str], *, since: float | None = None) -> AsyncGenerator[Found, None]:
     """Yield the records of these topics, newest first; with `since` (Unix seconds) only those appended from then on.
 
     What is appended after the start isn't seen. A topic that isn't there has no records.
@@ -45,7 +49,7 @@ async def newest_first(log: Log, topics: Iterable[str], *, since: float | None =
                 heapq.heappush(heads, (-following.record.appended_at, index, following))
 
 
-async def _backwards(log: Log, partition: Partition, first: int, end: int) -> AsyncIterator[Found]:
+async def _backwards(log: Log, partition: Partition, first: int, end: int) -> AsyncGenerator[Found, None]:
     piece = FIRST_PIECE
     while end > first:
         start = max(first, end - piece)

@@ -3,7 +3,7 @@
 A dead letter stays in its topic whatever is done about it. It is open until an order has replayed or dropped it.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class DeadLetter:
 
 async def read_letters(
     log: Log, topics: Topics, control: Control, which: DeadFilter, *, is_all: bool
-) -> AsyncIterator[DeadLetter]:
+) -> AsyncGenerator[DeadLetter, None]:
     """Yield the dead letters that the filter covers, newest first: the open ones, or with `is_all` all of them."""
     dropped = Control(order for order in control.orders.values() if order.action == "drop")
     async with aclosing(newest_first(log, [topics.dead], since=which.since)) as history:

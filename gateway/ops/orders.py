@@ -1,7 +1,7 @@
 """What operators order, written to `gateway.control`, and how it is known that an order was carried out.
 
-    pause     is in force as soon as it is stored
-    resume, kick, replay, drop     are done by the running gateway that owns the jobs, which then publishes the end
+pause     is in force as soon as it is stored
+resume, kick, replay, drop     are done by the running gateway that owns the jobs, which then publishes the end
 """
 
 import asyncio
@@ -28,7 +28,9 @@ class Placed(NamedTuple):
 class Orders:
     """The orders of one log. Every method may raise LogUnavailableError."""
 
-    def __init__(self, log: Log, topics: Topics, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+    def __init__(
+        self, log: Log, topics: Topics, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    ) -> None:
         self._log = log
         self._topics = topics
         self._partition = Partition(topics.control, 0)

@@ -54,14 +54,18 @@ class Output:
         if not self.json:
             self._out.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence["str | Text"]], *, right: Sequence[str] = ()) -> None:
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence["str | Text"]], *, right: Sequence[str] = ()
+    ) -> None:
         """Print a table for people; the columns in `right` are aligned to the right."""
         if self.json:
             return
-        table = Table(*[], box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in rows:
+            # Rows of several lines are set apart.
+            table.leading |= any("\n" in str(cell) for cell in row)
             table.add_row(*[cell if isinstance(cell, Text) else Text(printable(cell, keep="\n")) for cell in row])
         self._out.print(table)
 
@@ -96,7 +100,7 @@ class Output:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a text with control characters (and bytes that weren't UTF-8) written as escapes, but for those to keep."""
+    """Return a text with escapes for its control characters, those to keep excepted, and for what wasn't UTF-8."""
     if text.isprintable():
         return text
     return "".join([char if char.isprintable() or char in keep else _escaped(char) for char in text])

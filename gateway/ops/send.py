@@ -14,8 +14,8 @@ from yarl import URL
 
 from gateway.model import UsageError
 from gateway.rules.document import Node, Problem, read_document
-from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.expressions import did_you_mean
+from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Source
 from gateway.verify.schemes import Verifier, build_verifier
 
@@ -58,7 +58,7 @@ def source_of(rules: Path, name: str, *, secret: str | None) -> tuple[Source, Ve
         return source, _with_secret(found.files, source, secret)
     missing = [problem for problem in problems if _is_about(problem, name)]
     if missing:
-        raise UsageError("\n".join([*map(str, missing), "give the secret with --secret, or what the rules name"]))
+        raise UsageError("\n".join(f"{problem}; --secret takes it, too" for problem in missing))
     return source, source.verifier
 
 
@@ -112,7 +112,7 @@ class Sender:
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
             auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT),
         )
 
@@ -124,6 +124,8 @@ class Sender:
                 request.url, data=request.body, headers=list(request.headers), allow_redirects=False
             ) as response:
                 content = await response.content.read(MAX_ANSWER)
+        except aiohttp.ClientConnectorError as error:
+            raise ConnectionError(error.os_error.strerror or str(error.os_error)) from error
         except aiohttp.ClientError as error:
             raise ConnectionError(str(error)) from error
         return Answer(

@@ -9,6 +9,7 @@ The only user of the CEL library. An expression sees these variables, whose valu
     id, type, key   what identifies, classifies and orders the event; empty or null before they are known
 
 A *missing field* is one that the event doesn't have, a step into null or another scalar included. Null is a value.
+The library's `size` of a text counts UTF-8 bytes, where the specification says code points.
 """
 
 import base64
@@ -201,7 +202,7 @@ class Expression:
             return False
         if isinstance(value, bool):
             return value
-        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_shortened(_as_text(value))}")
+        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_kind(value)}")
 
     def as_text(self, view: View) -> str | None:
         """Return the value as an id, a type or a key: a text as it is, a number or boolean as JSON, nothing as None.
@@ -215,9 +216,7 @@ class Expression:
         if isinstance(value, str):
             return value or None
         if isinstance(value, dict | list):
-            raise ExpressionError(
-                f"{_shortened(self.text)}: expected a text or number, got {_shortened(_as_text(value))}"
-            )
+            raise ExpressionError(f"{_shortened(self.text)}: expected a text or number, got {_kind(value)}")
         return None if value is None else _as_text(value)
 
     def _execute(self, view: View) -> object:
@@ -495,6 +494,12 @@ def _dumps(value: object) -> bytes:
         raise ExpressionError(f"expected a JSON value: {error}") from error
 
 
+def _kind(value: object) -> str:
+    """Name a value's type: what stands in an event is nobody's to read in a log."""
+    names = {str: "a text", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
 def _shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - a line of a terminal
@@ -674,6 +679,8 @@ class _Scan:
             known = _METHODS if is_member else _FUNCTIONS
             if token.text not in known:
                 raise _at(token, f"unknown function '{token.text}'", did_you_mean(token.text, known | _MACROS))
+        elif self._tokens[self._at].text == "{" and token.text != "in":
+            raise _at(token, f"expected a mapping such as {{'a': 1}}, got a '{token.text}' of protocol buffers")
         elif is_member or token.text in _WORDS or token.text in self._brackets:
             return
         elif token.text in ROOTS:

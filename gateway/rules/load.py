@@ -88,6 +88,8 @@ def _read_files(
 
 
 def _find(reader: Reader, use: Use, folder: Path) -> list[Path]:
+    if glob.has_magic(use.name) and (watched := folder / Path(use.name).parent).is_dir():
+        reader.files[watched] = None  # a file that is added or removed changes the folder
     # Path.glob takes no absolute pattern.
     found = sorted(glob.glob(use.name, root_dir=folder, recursive=True))  # noqa: PTH207
     if not found:

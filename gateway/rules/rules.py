@@ -82,5 +82,5 @@ class Rules:
     egress: Egress
     table: RouteTable
     files: tuple[Path, ...]
-    """Every file that was read, the secrets' files included: a change of any of them is a reason to reload."""
+    """What was read, secrets' files and the folders of an include's pattern too: each changes when we must reload."""
     warnings: tuple[str, ...] = ()

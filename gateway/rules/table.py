@@ -463,7 +463,8 @@ def _step(segment: re.Match[str]) -> Step:
     quoted, plain = segment.groups()
     if plain is None:
         return Step(quoted, -1)
-    return Step(plain, int(plain) if plain.isascii() and plain.isdigit() and len(plain) < 10 else -1)  # noqa: PLR2004
+    is_position = plain.isascii() and plain.isdigit() and len(plain) < 10  # noqa: PLR2004 - no list has more items
+    return Step(plain, int(plain) if is_position else -1)
 
 
 def _named(value: object) -> str:

@@ -95,7 +95,7 @@ class Counter:
         self.value += amount
 
     def lines(self, name: str, labels: str) -> list[str]:
-        return [f"{name}{{{labels}}} {self.value!r}"]
+        return [f"{name}{_braced(labels)} {self.value!r}"]
 
 
 class Gauge:
@@ -111,7 +111,7 @@ class Gauge:
         self.value = float(value)
 
     def lines(self, name: str, labels: str) -> list[str]:
-        return [f"{name}{{{labels}}} {self.value!r}"]
+        return [f"{name}{_braced(labels)} {self.value!r}"]
 
 
 class Histogram:
@@ -135,8 +135,8 @@ class Histogram:
         lines = [f'{start}"{bound!r}"}} {count}' for bound, count in zip(self._bounds, counts, strict=True)]
         lines += [
             f'{start}"+Inf"}} {total}',
-            f"{name}_sum{{{labels}}} {self._sum!r}",
-            f"{name}_count{{{labels}}} {total}",
+            f"{name}_sum{_braced(labels)} {self._sum!r}",
+            f"{name}_count{_braced(labels)} {total}",
         ]
         return lines
 
@@ -172,12 +172,12 @@ class Family(dict[Labels, Series], Generic[Series]):
         for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
             del self[values]
 
-    def render(self) -> str:
-        lines = [self._head]
+    def render(self) -> bytes:
+        text: list[str] = [self._head]
         for values, series in list(self.items()):  # copied at once, as far as other threads can tell
             labels = ",".join([f'{n}="{_escaped(v)}"' for n, v in zip(self._labels, values, strict=True)])
-            lines += series.lines(self._name, labels)
-        return "\n".join(lines)
+            text.extend(series.lines(self._name, labels))
+        return "\n".join([*text, ""]).encode()
 
 
 class Metrics(Collector):
@@ -236,8 +236,8 @@ class Metrics(Collector):
         self.log_up = gauge("log_up", "1 while the log answers.").labels()
         self.build_info = gauge("build_info", "1, with the version that runs.", "version")
 
-        for status in STATUSES:
-            self.requests.labels(NO_NAME, status)
+        _each(self.requests, (NO_NAME,), STATUSES)
+        _each(self.rejected, (NO_NAME,), ("malformed_request", "unknown_source"))
         for result in RELOADS:
             self.rules_reloads.labels(result)
         registry.register(self)
@@ -287,17 +287,17 @@ class Metrics(Collector):
         _each(self.deliveries, (route, destination), OUTCOMES)
         _each(self.dead_letters, (route, destination), tuple(DeadReason))
 
-    def render(self) -> str:
+    def render(self) -> bytes:
         """Write every series as it is now; another thread may call this.
 
         https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
         """
-        return "\n".join([*[family.render() for family in self._families], ""])
+        return b"".join([family.render() for family in self._families])
 
     @override
     def collect(self) -> Iterator[Metric]:
         """Serve other users of the registry, at leisure."""
-        return text_string_to_metric_families(self.render())
+        return iter(text_string_to_metric_families(self.render().decode()))
 
 
 def process_registry() -> CollectorRegistry:
@@ -310,14 +310,18 @@ def process_registry() -> CollectorRegistry:
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """Render every metric: the text and its content type. Takes 0.2 µs a line, so run it in a thread.
+    """Render every metric: the text and its content type. Takes 1 µs a line, so run it in a thread.
 
     What the client library does for the same text takes 6 µs a line, and makes so many objects that the garbage
     collector stops every thread for tenths of a second, with some thousands of routes.
     """
     collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library tells its collectors in no other way
-    parts = [each.render().encode() if isinstance(each, Metrics) else generate_latest(each) for each in collectors]
+    parts = [each.render() if isinstance(each, Metrics) else generate_latest(each) for each in collectors]
     return b"".join(parts), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _braced(labels: str) -> str:
+    return f"{{{labels}}}" if labels else ""
 
 
 def _escaped(value: str) -> str:

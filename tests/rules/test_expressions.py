@@ -156,6 +156,7 @@ def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: 
         ("siz(body.a)", "unknown function 'siz' at character 1, did you mean 'size'?"),
         ("body.a.startswith('x')", "unknown function 'startswith' at character 8, did you mean 'startsWith'?"),
         ("body.l.exist(x, x)", "unknown function 'exist' at character 8, did you mean 'exists'?"),
+        ("[body{}]", "expected a mapping such as {'a': 1}, got a 'body' of protocol buffers at character 2"),
         ("optional.none()", "unknown name 'optional' at character 1"),
         ("body.l.map(body, 1)", "expected a new name, got 'body' at character 12"),
         ("headers['X-Event']", "expected a header's name in lower case, got 'X-Event' at character 1"),
@@ -174,8 +175,8 @@ def test_what_cannot_work_is_refused_when_it_is_compiled(text: str, message: str
 def test_a_condition_has_to_be_true_or_false() -> None:
     assert Expression("body.draft").is_true(a_view()) is False
     assert Expression("body.number == 7").is_true(a_view()) is True
-    for text in ("body.number", "body.nothing", "body.action + ''"):
-        with pytest.raises(ExpressionError, match="expected true or false, got"):
+    for text, got in {"body.number": "a number", "body.nothing": "null", "body.action + ''": "a text"}.items():
+        with pytest.raises(ExpressionError, match=f"expected true or false, got {got}$"):
             Expression(text).is_true(a_view())
 
 

@@ -27,8 +27,10 @@ BODY = {
 }
 
 
-def a_view(body: object = BODY, *, type: str = "charge.failed", source: str = "github") -> View:  # noqa: A002
-    return View.of(an_event(source=source, type=type, body=body, headers={"X-Event": "Push"}, query="env=prod&q.r="))
+def a_view(body: object = BODY, *, event_type: str = "charge.failed", source: str = "github") -> View:
+    return View.of(
+        an_event(source=source, type=event_type, body=body, headers={"X-Event": "Push"}, query="env=prod&q.r=")
+    )
 
 
 def names(table: RouteTable, view: View) -> list[str]:
@@ -117,7 +119,7 @@ def names(table: RouteTable, view: View) -> list[str]:
         ({"type": "charge.*", "any_of": [{"not": {"body.number": 1}}, {"body.draft": True}]}, True),
     ],
 )
-def test_a_condition_compares_as_json_does(match: Mapping[str, object], expected: bool) -> None:  # noqa: FBT001
+def test_a_condition_compares_as_json_does(match: Mapping[str, object], expected: bool) -> None:  # noqa: FBT001 - the table's column
     view = a_view()
     assert parse_condition(match).holds(view) is expected
     table = RouteTable([a_route("r", match=match)])
@@ -244,7 +246,7 @@ def test_a_route_found_by_several_values_is_returned_once() -> None:
 )
 def test_an_event_meets_few_candidates_however_many_routes_there_are(match_of: Any) -> None:
     table = RouteTable([a_route(f"r{n}", match=match_of(n)) for n in range(900)])
-    view = a_view({"id": 899, "name": "acme/899", "digit": 29, "rest": 29, "flag": True}, type="push")
+    view = a_view({"id": 899, "name": "acme/899", "digit": 29, "rest": 29, "flag": True}, event_type="push")
     assert names(table, view) == ["r899"]
     assert len(table._indexes["github"].candidates(view)) <= 5
 

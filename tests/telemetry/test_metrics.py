@@ -135,8 +135,16 @@ def test_a_histogram_counts_what_is_at_most_its_bound() -> None:
 
 def test_labels_must_fit() -> None:
     metrics = Metrics(CollectorRegistry())
-    with pytest.raises(ValueError, match=r"gateway_requests: expected a value for each of \('source', 'status'\)"):
+    with pytest.raises(
+        ValueError, match=r"gateway_requests_total: expected a value for each of \('source', 'status'\)"
+    ):
         metrics.requests.labels("github")
+
+
+def test_any_name_is_escaped() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry).build_info.labels('1\\"\n').set(1)
+    assert sample(registry, "build_info", version='1\\"\n') == 1
 
 
 def test_what_the_verifiers_refuse_has_its_series() -> None:

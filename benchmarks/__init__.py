@@ -1,0 +1,1 @@
+"""What the gateway costs beside the same thing done bare, measured on the spot: `make bench`."""

@@ -1,0 +1,301 @@
+"""What is measured, and how: sections of figures, each with its goal where it has one."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+from rich.progress import Progress
+
+from benchmarks.subjects import Subject, bare, gateway
+from benchmarks.traffic import Destination, Sender
+from gateway.log.base import TopicSpec
+from gateway.log.kafka import KafkaLog
+
+CONNECTIONS = 64
+SETTLE = 0.2  # Seconds between two bursts: the commit and the log lines of the last one.
+DRIP = 0.05  # Seconds between two events where the gateway is idle otherwise.
+MEBI = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is done; `memory` are the numbers of events after which memory is looked at."""
+
+    rounds: int
+    events: int
+    drips: int
+    memory: tuple[int, ...]
+
+
+FULL = Plan(rounds=5, events=10_000, drips=300, memory=(50_000, 100_000, 150_000))
+QUICK = Plan(rounds=3, events=2_000, drips=60, memory=(10_000, 20_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A result. Its goal is about the ratio to the reference, where there is one, else about the value."""
+
+    section: str
+    name: str
+    value: float
+    unit: str
+    reference: float | None = None
+    at_most: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.reference is None else self.value / self.reference
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.at_most is None:
+            return None
+        return (self.value if self.ratio is None else self.ratio) <= self.at_most
+
+    @property
+    def goal(self) -> str:
+        return "" if self.at_most is None else f"≤ {self.at_most:g}"
+
+
+class Burst(NamedTuple):
+    """What one burst took: processor time (µs an event), events a second acknowledged and delivered."""
+
+    cpu: float
+    accepted: float
+    delivered: float
+
+
+class Contestant(NamedTuple):
+    """A subject with its sender; `delivers` tells whether its events reach the destination."""
+
+    subject: Subject
+    sender: Sender
+    delivers: bool
+
+
+class Bench:
+    """Runs sections, one after the other, in the loop that also sends and receives."""
+
+    def __init__(self, plan: Plan, folder: Path, servers: str, progress: Progress) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._servers = servers
+        self._progress = progress
+        self._destination: Destination
+        self._port = 0
+
+    async def run(self, sections: Sequence[str]) -> list[Figure]:
+        self._destination = Destination()
+        self._port = await self._destination.start()
+        figures: list[Figure] = []
+        try:
+            for name in sections:
+                figures += await SECTIONS[name](self)
+        finally:
+            self._destination.close()
+        return figures
+
+    async def ingress(self) -> list[Figure]:
+        async with AsyncExitStack() as stack:
+            await self._create("bare-ingress.events")
+            ours = await self._join(stack, self._gateway("ingress", role="ingress"), delivers=False)
+            theirs = await self._join(
+                stack, bare("bare-ingress", self._folder, servers=self._servers, topic="bare-ingress.events"), delivers=False
+            )
+            our, their = await self._compare("ingress on Kafka", [ours, theirs])
+        return [
+            Figure(
+                section="ingress",
+                name="ingress, Kafka: CPU an event",
+                value=our.cpu,
+                reference=their.cpu,
+                unit="µs",
+                at_most=1.3,
+            ),
+            Figure(
+                section="ingress",
+                name="ingress, Kafka: acknowledged",
+                value=our.accepted,
+                reference=their.accepted,
+                unit="/s",
+            ),
+        ]
+
+    async def path(self) -> list[Figure]:
+        async with AsyncExitStack() as stack:
+            await self._create("bare-path.events")
+            ours = await self._join(stack, self._gateway("path"))
+            theirs = await self._join(
+                stack,
+                bare("bare-path", self._folder, servers=self._servers, topic="bare-path.events", destination=self._port),
+            )
+            our, their = await self._compare("whole path on Kafka", [ours, theirs])
+        return [
+            Figure(
+                section="path",
+                name="whole path, Kafka: CPU an event",
+                value=our.cpu,
+                reference=their.cpu,
+                unit="µs",
+                at_most=1.3,
+            ),
+            Figure(
+                section="path",
+                name="whole path, Kafka: delivered",
+                value=our.delivered,
+                reference=their.delivered,
+                unit="/s",
+            ),
+        ]
+
+    async def routes(self) -> list[Figure]:
+        counts = (10, 1_000, 10_000)
+        async with AsyncExitStack() as stack:
+            contestants = [
+                await self._join(stack, self._gateway(f"routes-{count}", is_embedded=True, routes=count))
+                for count in counts
+            ]
+            few, *more = await self._compare("number of routes", contestants)
+        return [
+            Figure(
+                section="routes",
+                name=f"whole path, {count:,} routes beside 10: CPU an event",
+                value=burst.cpu,
+                reference=few.cpu,
+                unit="µs",
+                at_most=1.2,
+            )
+            for count, burst in zip(counts[1:], more, strict=True)
+        ]
+
+    async def embedded(self) -> list[Figure]:
+        async with AsyncExitStack() as stack:
+            ingress = await self._join(
+                stack, self._gateway("embedded-ingress", is_embedded=True, role="ingress"), delivers=False
+            )
+            whole = await self._join(stack, self._gateway("embedded", is_embedded=True))
+            alone, both = await self._compare("embedded log", [ingress, whole])
+        return [
+            Figure(section="embedded", name="ingress, embedded log: acknowledged", value=alone.accepted, unit="/s"),
+            Figure(section="embedded", name="ingress, embedded log: CPU an event", value=alone.cpu, unit="µs"),
+            Figure(section="embedded", name="whole path, embedded log: delivered", value=both.delivered, unit="/s"),
+            Figure(section="embedded", name="whole path, embedded log: CPU an event", value=both.cpu, unit="µs"),
+        ]
+
+    async def latency(self) -> list[Figure]:
+        figures: list[Figure] = []
+        for kind, is_embedded in (("Kafka", False), ("embedded log", True)):
+            async with AsyncExitStack() as stack:
+                name = f"latency-{kind.partition(' ')[0].lower()}"
+                idle = await self._join(stack, self._gateway(name, is_embedded=is_embedded))
+                seconds = await self._drip(f"idle latency, {kind}", idle.sender)
+            cuts = quantiles(seconds, n=100, method="inclusive")
+            for name, value, at_most in (("p50", cuts[49], None), ("p99", cuts[98], 20.0)):
+                figures.append(
+                    Figure(
+                        section="latency",
+                        name=f"idle, {kind}: 202 to first byte, {name}",
+                        value=1000 * value,
+                        unit="ms",
+                        at_most=at_most,
+                    )
+                )
+        return figures
+
+    async def memory(self) -> list[Figure]:
+        figures: list[Figure] = []
+        task = self._progress.add_task("memory", total=self._plan.memory[-1])
+        async with AsyncExitStack() as stack:
+            contestant = await self._join(stack, self._gateway("memory"), warms_up=False)
+            done = 0
+            for count in self._plan.memory:
+                while done < count:
+                    step = min(5_000, count - done)
+                    await self._burst(contestant, step)
+                    done += step
+                    self._progress.advance(task, step)
+                figures.append(
+                    Figure(
+                        section="memory",
+                        name=f"resident after {count:,} events, Kafka",
+                        value=contestant.subject.resident_bytes() / MEBI,
+                        unit="MiB",
+                        at_most=120.0,
+                    )
+                )
+        self._progress.remove_task(task)
+        return figures
+
+    def _gateway(self, name: str, *, is_embedded: bool = False, role: str = "all", routes: int = 10) -> Subject:
+        log = f"sqlite:///{self._folder / name}.db" if is_embedded else f"kafka://{self._servers}"
+        return gateway(name, self._folder, log=log, destination=self._port, role=role, routes=routes)
+
+    async def _create(self, topic: str) -> None:
+        log = await KafkaLog.open(self._servers)
+        try:
+            await log.create([TopicSpec(name=topic, partitions=6, retention=None)])
+        finally:
+            await log.close()
+
+    async def _join(
+        self, stack: AsyncExitStack, subject: Subject, *, delivers: bool = True, warms_up: bool = True
+    ) -> Contestant:
+        stack.enter_context(subject)
+        await asyncio.to_thread(subject.wait_until_it_listens)
+        sender = Sender(subject.port)
+        stack.callback(sender.close)
+        await sender.connect(CONNECTIONS)
+        contestant = Contestant(subject, sender, delivers)
+        if warms_up:
+            await self._burst(contestant, 1_000)
+        return contestant
+
+    async def _compare(self, name: str, contestants: Sequence[Contestant]) -> list[Burst]:
+        """Let them take turns; return the medians of each."""
+        task = self._progress.add_task(name, total=self._plan.rounds * len(contestants))
+        bursts: list[list[Burst]] = [[] for _ in contestants]
+        for _ in range(self._plan.rounds):
+            for contestant, of_one in zip(contestants, bursts, strict=True):
+                of_one.append(await self._burst(contestant, self._plan.events))
+                self._progress.advance(task)
+        self._progress.remove_task(task)
+        return [Burst(*[median(values) for values in zip(*of_one, strict=True)]) for of_one in bursts]
+
+    async def _burst(self, contestant: Contestant, events: int) -> Burst:
+        await asyncio.sleep(SETTLE)
+        subject, sender, delivers = contestant
+        target = self._destination.received + events
+        began, cpu = time.monotonic(), subject.cpu_seconds()
+        accepted = await sender.burst(events)
+        if delivers:
+            await self._destination.wait_for(target)
+        seconds = time.monotonic() - began
+        cpu = subject.cpu_seconds() - cpu
+        return Burst(1e6 * cpu / events, events / accepted, events / seconds)
+
+    async def _drip(self, name: str, sender: Sender) -> list[float]:
+        task = self._progress.add_task(name, total=self._plan.drips)
+        destination = self._destination
+        destination.keeps_times = True
+        for _ in range(self._plan.drips // 10):
+            await sender.drip(10, DRIP)
+            self._progress.advance(task, 10)
+        await asyncio.sleep(2 * SETTLE)
+        destination.keeps_times = False
+        self._progress.remove_task(task)
+        return [max(0.0, destination.times.pop(identity) - at) for identity, at in sender.times.items()]
+
+
+SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
+    "ingress": Bench.ingress,
+    "path": Bench.path,
+    "routes": Bench.routes,
+    "embedded": Bench.embedded,
+    "latency": Bench.latency,
+    "memory": Bench.memory,
+}

@@ -1,0 +1,85 @@
+"""A push of 2 kB as GitHub sends it: the body's shape, the whole set of headers, the signature.
+
+https://docs.github.com/en/webhooks/webhook-events-and-payloads#push
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+
+SECRET = "It's a Secret to Everybody"  # Of GitHub's own documentation.
+REPOSITORY = "acme/shop"
+BODY_BYTES = 2048
+
+
+def _body() -> bytes:
+    author = {"name": "Mona Lisa", "email": "mona@acme.example", "username": "mona"}
+    commit = {
+        "id": "6113728f27ae82c7b1a177c8d03f9e96e0adf246",
+        "tree_id": "3a05b9f1f0b6a2c2fe58d5e1b6e0d29b3b1a2c77",
+        "distinct": True,
+        "message": "Round totals half to even",
+        "timestamp": "2025-03-04T10:11:12+01:00",
+        "url": f"https://github.example/{REPOSITORY}/commit/6113728f27ae82c7b1a177c8d03f9e96e0adf246",
+        "author": author,
+        "committer": author,
+        "added": [],
+        "removed": [],
+        "modified": ["shop/cart/totals.py", "tests/cart/test_totals.py"],
+    }
+    push = {
+        "ref": "refs/heads/main",
+        "before": "95790bf891e76fee5e1747ab589903a6a1f80f22",
+        "after": commit["id"],
+        "repository": {
+            "id": 186853002,
+            "node_id": "MDEwOlJlcG9zaXRvcnkxODY4NTMwMDI=",
+            "name": REPOSITORY.partition("/")[2],
+            "full_name": REPOSITORY,
+            "private": True,
+            "owner": {"name": "acme", "login": "acme", "id": 21031067, "type": "Organization"},
+            "html_url": f"https://github.example/{REPOSITORY}",
+            "default_branch": "main",
+        },
+        "pusher": {"name": "mona", "email": "mona@acme.example"},
+        "sender": {"login": "mona", "id": 21031068, "type": "User", "site_admin": False},
+        "created": False,
+        "deleted": False,
+        "forced": False,
+        "compare": f"https://github.example/{REPOSITORY}/compare/95790bf891e7...6113728f27ae",
+        "commits": [commit],
+        "head_commit": commit | {"message": ""},
+    }
+    missing = BODY_BYTES - len(json.dumps(push, separators=(",", ":")))
+    push["head_commit"] = commit | {"message": (f"{commit['message']}, as the tax office does. " * 20)[:missing]}
+    return json.dumps(push, separators=(",", ":")).encode()
+
+
+BODY = _body()
+SIGNATURE = "sha256=" + hmac.digest(SECRET.encode(), BODY, hashlib.sha256).hex()
+
+
+class Pushes:
+    """Requests as bytes, each with a delivery id of its own; the same push otherwise."""
+
+    def __init__(self, port: int, path: str = "/in/github") -> None:
+        # By these the receiver tells the events of this run from older ones in the log.
+        self._rest = f"-{secrets.token_hex(2)}-11ef-9a2b-{secrets.token_hex(6)}".encode()
+        self._head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: GitHub-Hookshot/044aadd\r\n"
+            f"Content-Length: {len(BODY)}\r\nAccept: */*\r\nContent-Type: application/json\r\nX-GitHub-Delivery: "
+        ).encode()
+        self._tail = (
+            "\r\nX-GitHub-Event: push\r\nX-GitHub-Hook-ID: 457826735\r\n"
+            "X-GitHub-Hook-Installation-Target-ID: 186853002\r\n"
+            "X-GitHub-Hook-Installation-Target-Type: repository\r\n"
+            f"X-Hub-Signature-256: {SIGNATURE}\r\n\r\n"
+        ).encode() + BODY
+        self._sent = 0
+
+    def next(self) -> tuple[bytes, bytes]:
+        """Return a delivery id, and the request that carries it."""
+        self._sent += 1
+        identity = b"%08x%b" % (self._sent, self._rest)
+        return identity, b"%b%b%b" % (self._head, identity, self._tail)

@@ -1,0 +1,111 @@
+"""The processes that are measured: the gateway with its rules, and the bare programs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from benchmarks.payload import REPOSITORY, SECRET
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 35.0  # The gateway drains for 25 s at most.
+
+
+class Subject:
+    """A process with an HTTP port. A context manager that ends it. Its output goes to a file, as a supervisor's does."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+        self._output = folder / f"{name}.out"
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONWARNINGS": "ignore"},
+            )
+        self.name = name
+        self._seen = psutil.Process(self._process.pid)
+        self.port = 0
+        self.admin: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_until_it_listens(self) -> None:
+        """Raise RuntimeError with its last words if it ends, or doesn't listen within a minute."""
+        until = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < until and self._process.poll() is None:
+            for line in self._output.read_bytes().splitlines():
+                if line.startswith(b"{") and b'"listening"' in line and line.endswith(b"}"):
+                    said = json.loads(line)
+                    self.port = int((said["ingress"] or ":0").rpartition(":")[2])
+                    self.admin = said.get("admin")
+                    return
+            time.sleep(0.02)
+        last = self._output.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{self.name}: expected it to listen, got {last or 'no word'}")
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of all its threads so far, the system's share included."""
+        times = self._seen.cpu_times()
+        return times.user + times.system
+
+    def resident_bytes(self) -> int:
+        resident: int = self._seen.memory_info().rss
+        return resident
+
+
+def gateway(
+    name: str, folder: Path, *, log: str, destination: int, role: str = "all", routes: int = 10
+) -> Subject:
+    rules = folder / f"{name}.yaml"
+    rules.write_text(_rules(destination, routes))
+    options = {
+        "--rules": str(rules),
+        "--log": log,
+        "--listen": "127.0.0.1:0",
+        "--admin": "127.0.0.1:0",
+        "--role": role,
+        "--topic-prefix": f"{name}.",
+    }
+    command = ["gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
+    return Subject(name, command, folder)
+
+
+def bare(name: str, folder: Path, *, servers: str, topic: str, destination: int | None = None) -> Subject:
+    command = ["benchmarks.bare", "--kafka", servers, "--topic", topic]
+    if destination is not None:
+        command += ["--destination", f"http://127.0.0.1:{destination}/hooks/github"]
+    return Subject(name, command, folder)
+
+
+def _rules(destination: int, routes: int) -> str:
+    """Write rules of which one route matches: those of a company with ten repositories a team."""
+    lines = ["version: 1", "sources:", "  github:", f'    verify: {{scheme: github, secrets: ["{SECRET}"]}}']
+    lines.append("destinations:")
+    lines += [
+        f"  team-{team}: {{url: 'http://127.0.0.1:{destination}/hooks/{team}'}}" for team in range((routes + 9) // 10)
+    ]
+    lines.append("routes:")
+    for number in range(routes):
+        repository = REPOSITORY if number == routes // 2 else f"acme/service-{number}"
+        match = f"{{type: push, body.repository.full_name: {repository}}}"
+        lines.append(f"  - {{name: build-{number}, from: github, match: {match}, to: [team-{number // 10}]}}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,262 @@
+"""How events, dead letters, explanations and answers look: as fields of JSON for scripts, as text for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from gateway.log.base import TopicSpec
+from gateway.model import Attempt, Event
+from gateway.ops.explain import Explained, ExplainedRoute
+from gateway.ops.history import Found
+from gateway.ops.letters import DeadLetter
+from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
+from gateway.ops.send import Answer
+
+
+def explained_fields(explained: Explained) -> dict[str, object]:
+    event = explained.event
+    return {
+        "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
+        "routes": [
+            {
+                "name": route.name,
+                "matched": route.is_matched,
+                "reason": route.reason,
+                "requests": [
+                    {"destination": planned.destination, "error": planned.problem}
+                    if planned.request is None
+                    else {
+                        "destination": planned.destination,
+                        "method": "POST",
+                        "url": planned.request.url,
+                        "headers": _joined(planned.request.headers),
+                        **body_fields(planned.request.body),
+                    }
+                    for planned in route.requests
+                ],
+            }
+            for route in explained.routes
+        ],
+    }
+
+
+def print_explained(output: Output, explained: Explained) -> None:
+    event = explained.event
+    key = f"  key {event.key}" if event.key is not None else ""
+    output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
+    for route in explained.routes:
+        mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
+        output.say(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
+        _print_requests(output, route, event)
+    if not any(route.is_matched for route in explained.routes):
+        output.say(("no route matches: the event would be acknowledged and go nowhere", "yellow"))
+
+
+def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
+    for planned in route.requests:
+        if planned.request is None:
+            output.say(f"    {planned.destination}: ", ("dead-lettered as expression_error: ", "red"), planned.problem)
+            continue
+        output.say(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
+        for name, value in planned.request.headers:
+            output.say((f"      {header_text(name)}: ", "dim"), header_text(value))
+        if planned.request.body == event.body:
+            output.say((f"      the event's own body, {len(event.body):,} bytes", "dim"))
+        else:
+            output.block("\n".join(f"      {line}" for line in body_text(planned.request.body).splitlines()))
+
+
+def print_answer(output: Output, answer: Answer) -> None:
+    style = "bold green" if is_success(answer.status) else "bold red"
+    told = answer.event_id or answer.detail
+    output.say((f"{answer.status}  ", style), told, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
+
+
+def print_answers(output: Output, answers: Sequence[Answer]) -> None:
+    rows = []
+    for status in sorted({answer.status for answer in answers}):
+        of_status = [answer for answer in answers if answer.status == status]
+        times = sorted(answer.seconds * 1000 for answer in of_status)
+        detail = "" if is_success(status) else of_status[0].detail
+        rows.append(
+            (
+                str(status),
+                str(len(times)),
+                f"{times[len(times) // 2]:.1f}",
+                f"{times[-1 - len(times) // 100]:.1f}",
+                detail,
+            )
+        )
+    output.table(["status", "answers", "p50 ms", "p99 ms", ""], rows, right=("answers", "p50 ms", "p99 ms"))
+
+
+def is_success(status: int) -> bool:
+    return 200 <= status < 300  # noqa: PLR2004 - the class of successes
+
+
+def topic_fields(spec: TopicSpec) -> dict[str, object]:
+    return {
+        "topic": spec.name,
+        "partitions": spec.partitions,
+        "retention_seconds": spec.retention,
+        "compacted": spec.compacted,
+    }
+
+
+def topic_cells(spec: TopicSpec) -> tuple[str, str, str]:
+    retention = "for ever" if spec.retention is None else f"{spec.retention / 86400:.3g} d"
+    return spec.name, str(spec.partitions), retention + (", compacted" if spec.compacted else "")
+
+
+def event_fields(found: Found, event: Event | None, problem: str) -> dict[str, object]:
+    place = {"topic": found.partition.topic, "partition": found.partition.number, "offset": found.record.offset}
+    if event is None:
+        return {"at": rfc3339(found.record.appended_at), "problem": problem, **place}
+    return {
+        "at": rfc3339(event.received_at),
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key,
+        "size": len(event.body),
+        **place,
+    }
+
+
+def event_content(event: Event) -> dict[str, object]:
+    return {
+        "query": event.query,
+        "headers": [[header_text(name), header_text(value)] for name, value in event.headers],
+        **body_fields(event.body),
+    }
+
+
+def event_cells(found: Found, event: Event | None, problem: str) -> tuple[str, ...]:
+    if event is None:
+        at = when(found.record.appended_at)
+        return at, f"can't be read: {problem}", "", "", "", str(len(found.record.value))
+    return when(event.received_at), event.id, event.source, event.type, event.key or "", f"{len(event.body):,}"
+
+
+def print_event(output: Output, event: Event, place: str) -> None:
+    output.say(("event ", "bold"), event.id)
+    about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
+    _print_fields(output, {**about, "query": event.query or None, "stored at": place})
+    for name, value in event.headers:
+        output.say((f"  {header_text(name)}: ", "dim"), header_text(value))
+    output.say()
+    output.block(body_text(event.body))
+
+
+def letter_fields(letter: DeadLetter) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "at": rfc3339(letter.letter.at),
+        "status": letter.status,
+        "reason": letter.letter.reason,
+        "topic": letter.partition.topic,
+        "partition": letter.partition.number,
+        "offset": letter.record.offset,
+    }
+    if letter.filed is None:
+        return fields | {"detail": letter.problem, "attempts": 0}
+    delivery = letter.filed.delivery
+    last = delivery.attempts[-1] if delivery.attempts else None
+    return fields | {
+        "delivery_id": delivery.id,
+        "event_id": delivery.event.id,
+        "source": delivery.event.source,
+        "type": delivery.event.type,
+        "route": delivery.route,
+        "destination": delivery.destination,
+        "detail": letter.filed.note.get("detail", ""),
+        "attempts": last.number if last else 0,
+        "last_result": _result(last) if last else None,
+    }
+
+
+def letter_content(letter: DeadLetter) -> dict[str, object]:
+    if letter.filed is None:
+        headers = [[name, header_text(value)] for name, value in letter.record.headers]
+        return {"record_headers": headers, **body_fields(letter.record.value)}
+    delivery, event = letter.filed.delivery, letter.filed.delivery.event
+    return {
+        "key": event.key,
+        "received_at": rfc3339(event.received_at),
+        "note": dict(letter.filed.note),
+        "tries": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
+        **event_content(event),
+    }
+
+
+def letter_cells(letter: DeadLetter) -> tuple[str, ...]:
+    at = when(letter.letter.at).replace(" ", "\n")
+    if letter.filed is None:
+        what = f"{letter.place}: {letter.problem}"
+        return at, what, letter.letter.reason, "", "", letter.status
+    delivery = letter.filed.delivery
+    last = delivery.attempts[-1] if delivery.attempts else None
+    return (
+        at,
+        f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}",
+        letter.letter.reason,
+        str(last.number if last else 0),
+        _result(last) if last else letter.filed.note.get("detail", ""),
+        letter.status,
+    )
+
+
+def print_letter(output: Output, letter: DeadLetter) -> None:
+    if letter.filed is None:
+        output.say(("dead letter ", "bold"), letter.place)
+        _print_fields(
+            output, {"reason": f"{letter.letter.reason}: {letter.problem}", "written": when(letter.letter.at)}
+        )
+        for name, value in letter.record.headers:
+            output.say((f"  {name}: ", "dim"), header_text(value))
+        output.say()
+        output.block(body_text(letter.record.value))
+        return
+    delivery, note = letter.filed.delivery, dict(letter.filed.note)
+    reason, detail = note.pop("reason", ""), note.pop("detail", "")
+    output.say(("dead letter ", "bold"), delivery.id)
+    settled = f", {when(letter.settled_by.at)}" if letter.settled_by else ""
+    _print_fields(
+        output,
+        {
+            "route": f"{delivery.route} → {delivery.destination}",
+            "reason": f"{reason}: {detail}" if detail else reason,
+            "written": when(letter.letter.at),
+            "status": letter.status + settled,
+            **note,
+        },
+    )
+    rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", _result(try_)) for try_ in delivery.attempts]
+    if rows:
+        output.say()
+        output.table(["try", "at", "seconds", "result"], rows, right=("try", "seconds"))
+    output.say()
+    print_event(output, delivery.event, f"{letter.partition.topic}/{letter.place}")
+
+
+def _result(attempt: Attempt) -> str:
+    told = attempt.result.value if attempt.status is None else str(attempt.status)
+    return f"{told}: {attempt.detail}" if attempt.detail else told
+
+
+def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by name; repeats are joined by a comma, as RFC 9110 §5.3 allows."""
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        key = header_text(name)
+        joined[key] = f"{joined[key]}, {header_text(value)}" if key in joined else header_text(value)
+    return joined
+
+
+def _print_fields(output: Output, fields: Mapping[str, str | None]) -> None:
+    for name, value in fields.items():
+        if value is not None:
+            output.say((f"  {name:<12}", "dim"), value)
+
+
+def count(number: int, what: str) -> str:
+    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    return f"{number:,} {what if number == 1 else plural}"

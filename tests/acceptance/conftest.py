@@ -1,0 +1,80 @@
+"""Gateways as processes, on real logs: `--full` runs the sizes that the promises are stated for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.load import SECRET
+
+SOURCES = f"""
+version: 1
+sources:
+  github: {{{{verify: {{{{scheme: github, secrets: ["{SECRET}"]}}}}}}}}
+"""
+"""What every rule file begins with; to be formatted, with the rest of it."""
+RULES = (
+    SOURCES
+    + """
+destinations:
+  first: {{url: "{first}"}}
+  second: {{url: "{second}"}}
+routes:
+  - {{name: all, from: github, to: [first, second]}}
+"""
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="acceptance tests at full size: minutes instead of seconds")
+
+
+@pytest.fixture
+def is_full(request: pytest.FixtureRequest) -> bool:
+    # Where this file is found only while collecting, pytest has not heard of its option.
+    return bool(request.config.getoption("--full", default=False))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPlace:
+    """Where gateways of one test keep their log: the values of `--log` and `--topic-prefix`."""
+
+    url: str
+    prefix: str
+
+    @property
+    def is_kafka(self) -> bool:
+        return self.url.startswith("kafka:")
+
+    @property
+    def path(self) -> Path:
+        """The embedded log's file."""
+        return Path(self.url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def embedded_place(tmp_path: Path) -> LogPlace:
+    return LogPlace(url=f"sqlite:///{tmp_path / 'gateway.db'}", prefix="gateway.")
+
+
+@pytest.fixture
+def kafka_place(kafka: str) -> LogPlace:
+    return LogPlace(url=f"kafka://{kafka}", prefix=f"t{uuid4().hex[:12]}.")
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def place(request: pytest.FixtureRequest) -> LogPlace:
+    """Return a fresh place of each kind in turn."""
+    found: LogPlace = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Give the files of a test up when it is over: a full run leaves hundreds of megabytes."""
+    yield tmp_path
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.suffix in {".db", ".log", ".db-wal"}:
+            file.unlink()

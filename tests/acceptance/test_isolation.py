@@ -1,0 +1,91 @@
+"""One bad destination never delays another."""
+
+import asyncio
+import statistics
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import SOURCES, LogPlace
+from tests.gateway_process import GatewayProcess, free_ports
+from tests.load import Ledger, Load, all_delivered
+from tests.sink import Fault, Sink
+
+SHARE, MARGIN = 1.2, 0.010
+"""How much slower the healthy one may be: by this factor, or by these seconds where that is more."""
+WARM_UP = 0.25
+"""The share of the events that isn't measured: processes that have just started are slow."""
+
+ALONE = (
+    SOURCES
+    + """
+destinations:
+  healthy: {{url: "{healthy}"}}
+routes:
+  - {{name: healthy, from: github, to: [healthy]}}
+"""
+)
+BESIDE = (
+    SOURCES
+    + """
+destinations:
+  healthy: {{url: "{healthy}"}}
+  hanging: {{url: "{hanging}"}}
+  refusing: {{url: "{refusing}"}}
+  failing: {{url: "{failing}"}}
+routes:
+  - {{name: bad, from: github, to: [hanging, refusing, failing]}}
+  - {{name: healthy, from: github, to: [healthy]}}
+"""
+)
+
+
+@pytest.mark.timeout(300)
+async def test_destinations_that_hang_refuse_or_fail_do_not_delay_a_healthy_one(
+    place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    rate, seconds = (600.0, 30.0) if is_full else (300.0, 4.0)
+    [refusing] = free_ports(1)
+    async with AsyncExitStack() as stack:
+        healthy, hanging, failing = [await stack.enter_async_context(Sink(script)) for script in (200, Fault.HANG, 503)]
+        urls = {
+            "healthy": healthy.url,
+            "hanging": hanging.url,
+            "refusing": f"http://127.0.0.1:{refusing}/",
+            "failing": failing.url,
+        }
+        seen: dict[str, list[float]] = {}
+        for name, rules in (("alone", ALONE), ("beside", BESIDE)):
+            healthy.requests.clear()
+            subfolder = folder / name
+            subfolder.mkdir()
+            log = place.url if place.is_kafka else f"sqlite:///{subfolder / 'gateway.db'}"
+            process = GatewayProcess(subfolder, rules=rules.format(**urls), log=log, prefix=place.prefix + name + ".")
+            async with process as gateway:
+                load = Load(gateway.port, rate=rate)
+                await load.send_for(seconds)
+                await all_delivered(load.acknowledged, healthy, timeout=20)
+                ledger = Ledger.of(healthy, load.acknowledged)
+                seen[name] = delays(load, healthy)
+                p50, p99 = statistics.median(seen[name]), percentile(seen[name], 0.99)
+                print(
+                    f"\n{name}, {rate:g}/s, {log.partition(':')[0]}: p50 {1000 * p50:.1f} ms, p99 {1000 * p99:.1f} ms"
+                )
+                print(f"  {ledger}; {dict(load.statuses())}")
+                assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
+                assert load.statuses().keys() == {202}
+                await asyncio.to_thread(gateway.kill)  # what hangs need not be waited for
+        alone, beside = percentile(seen["alone"], 0.99), percentile(seen["beside"], 0.99)
+        assert beside <= max(SHARE * alone, alone + MARGIN)
+
+
+def delays(load: Load, sink: Sink) -> list[float]:
+    """Return the seconds from each 202 to its delivery, without those of the warm-up."""
+    delivered = {request.header("gateway-event-id") or "": request.at for request in sink.requests}
+    times = sorted(load.acknowledged.items(), key=lambda pair: pair[1])
+    return [delivered[event] - at for event, at in times[int(WARM_UP * len(times)) :]]
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[int(share * (len(values) - 1))]

@@ -1,0 +1,187 @@
+"""A gateway as operators run it: a process of its own, on real ports, ended by real signals.
+
+    async with GatewayProcess(folder, rules=RULES, log="sqlite:///…") as gateway:
+        gateway.kill()
+        await gateway.start()         # on the same ports
+
+Its log lines are in a file beside the rules; the telling ones of them stand in the error where something fails.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from prometheus_client.parser import text_string_to_metric_families
+
+COMMAND = (sys.executable, "-m", "gateway", "run")
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 30.0
+"""What `run` promises: a drain of 25 s, and a little more to leave."""
+ROOT = Path(__file__).parent.parent
+
+
+class GatewayProcess:
+    """One process, on ports that it keeps over `kill` and `start`. `beside` is another one, whose port it shares."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rules: str,
+        log: str,
+        prefix: str = "gateway.",
+        environ: Mapping[str, str] | None = None,
+        beside: "GatewayProcess | None" = None,
+    ) -> None:
+        self.port, self.admin_port = free_ports(2)
+        if beside is not None:
+            self.port = beside.port
+        self.rules = folder / "routes.yaml"
+        self.rules.write_text(rules)
+        self.output = folder / f"gateway-{self.admin_port}.log"
+        self._options = (
+            f"--rules={self.rules}",
+            f"--log={log}",
+            f"--listen=127.0.0.1:{self.port}",
+            f"--admin=127.0.0.1:{self.admin_port}",
+            f"--topic-prefix={prefix}",
+            "--dev",
+        )
+        self._environ = {**os.environ, **(environ or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began_at = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self) -> Self:
+        """Start, and return once it listens. Raises AssertionError, with its last lines, when it doesn't."""
+        self.spawn()
+        await self.line("listening", timeout=START_TIMEOUT)
+        return self
+
+    def spawn(self) -> None:
+        """Start, and wait for nothing."""
+        with self.output.open("ab") as output:
+            self._began_at = output.tell()
+            self._process = subprocess.Popen(
+                [*COMMAND, *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environ,
+                cwd=ROOT,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a crash does, at once."""
+        self.signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    async def stop(self) -> int:
+        """Ask it to stop, and return its exit code."""
+        self.signal(signal.SIGTERM)
+        return await self.ended(timeout=STOP_TIMEOUT)
+
+    async def ended(self, *, timeout: float) -> int:
+        """Wait for its end, and return its exit code."""
+        assert self._process is not None
+        until = time.monotonic() + timeout
+        while self._process.poll() is None:
+            assert time.monotonic() < until, f"expected an end within {timeout:g} s\n{self.story()}"
+            await asyncio.sleep(0.02)
+        return self._process.returncode
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.start()
+        except BaseException:
+            self._end()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end()
+
+    async def line(self, event: str, *, timeout: float = 10.0) -> dict[str, Any]:
+        """Wait for a line of this process's log, and return it."""
+        until = time.monotonic() + timeout
+        while True:
+            found = self.lines(event)
+            if found:
+                return found[-1]
+            assert self.is_running, f"expected a line {event}, got an end\n{self.story()}"
+            assert time.monotonic() < until, f"expected a line {event} within {timeout:g} s\n{self.story()}"
+            await asyncio.sleep(0.02)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """Return the lines of an event since the last start."""
+        mark = f'"event":"{event}"'.encode()
+        return [orjson.loads(line) for line in self._output().splitlines() if mark in line and line.endswith(b"}")]
+
+    def story(self) -> str:
+        """Return what a failure is told with: what is out of the ordinary, and how it ended."""
+        ordinary = (b'"request_finished"', b'"delivery_finished"')
+        lines = [line for line in self._output().splitlines() if not any(mark in line for mark in ordinary)]
+        state = "running" if self.is_running else f"ended with {self._process and self._process.returncode}"
+        return b"\n".join(lines[-40:]).decode(errors="replace") + f"\n[{state}]"
+
+    async def metrics(self) -> "Metrics":
+        """Scrape it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.admin_port)
+        try:
+            writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+            text = await reader.read()
+        finally:
+            writer.close()
+        return Metrics(text.partition(b"\r\n\r\n")[2].decode())
+
+    def _output(self) -> bytes:
+        with self.output.open("rb") as output:
+            output.seek(self._began_at)
+            return output.read()
+
+    def _end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+
+class Metrics:
+    """What one scrape said."""
+
+    def __init__(self, text: str) -> None:
+        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def sum(self, name: str, **labels: str) -> float:
+        """Add up the series of a name that have these labels."""
+        return sum(
+            sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

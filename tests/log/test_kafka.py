@@ -1,0 +1,619 @@
+"""What the log on Kafka promises beyond the contract: a real broker that dies, hangs, rebalances and compacts."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from dev.kafka import Broker
+from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
+from gateway.log.kafka import FETCH_BYTES, KafkaLog, _BrokerClock, _slices
+from gateway.log.records import decode_event, encode_event, event_key
+from gateway.model import Event, EventId, LogUnavailableError, UsageError
+from tests.conftest import start_broker
+
+PATIENCE = 20.0
+SHORT = 1.0  # The append timeout of logs whose broker is going to fail.
+
+
+class Owner:
+    """A listener that notes what it is told."""
+
+    def __init__(self, commit: Commit | None = None) -> None:
+        self.commit = commit
+        self.owned: dict[Partition, Assignment] = {}
+        self.told: list[str] = []
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        self.told.append("assigned")
+        self.owned.update({each.partition: each for each in assignments})
+
+    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        self.told.append("revoked")
+        self.owned.clear()
+        return {} if self.commit is None else dict.fromkeys(partitions, self.commit)
+
+
+@pytest.fixture
+async def log(kafka: str) -> AsyncIterator[KafkaLog]:
+    log = await KafkaLog.open(kafka)
+    yield log
+    await log.close()
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Broker]:
+    """Return a broker of these tests alone, which they may kill, and which makes topics for whoever asks for one."""
+    broker = start_broker({"auto.create.topics.enable": "true"})
+    yield broker
+    broker.stop()
+
+
+@asynccontextmanager
+async def opened(broker: Broker) -> AsyncIterator[KafkaLog]:
+    log = await KafkaLog.open(broker.address, append_timeout=SHORT)
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def make_topic(log: KafkaLog, *, partitions: int = 1, compacted: bool = False) -> str:
+    name = f"t{uuid4().hex}"
+    await log.create([TopicSpec(name=name, partitions=partitions, retention=3600.0, compacted=compacted)])
+    return name
+
+
+async def make_topic_by(kafka: str, **settings: str) -> str:
+    """Make a topic as an operator would, who knows nothing of us."""
+    name = f"t{uuid4().hex}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        configs = {setting.replace("_", "."): value for setting, value in settings.items()}
+        await admin.create_topics([NewTopic(name, 1, 1, topic_configs=configs)])
+    finally:
+        await admin.close()
+    return name
+
+
+async def append(log: KafkaLog, topic: str, *values: bytes) -> None:
+    for value in values:
+        await log.append(topic, key=b"k", value=value, headers=[])
+
+
+async def fetch(consumer: Consumer, count: int) -> list[Record]:
+    records: list[Record] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(records) < count:
+            records += [record for batch in await consumer.fetch(timeout=0.5) for record in batch.records]
+    return records
+
+
+async def fetch_until(consumer: Consumer, condition: Callable[[], bool]) -> list[Batch]:
+    batches: list[Batch] = []
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            batches += await consumer.fetch(timeout=0.05)
+    return batches
+
+
+async def took(seconds: float, call: Any, *, raises: type[Exception] | None) -> None:
+    """Check that a call ends within that time, and how."""
+    started = monotonic()
+    if raises is None:
+        await call
+    else:
+        with pytest.raises(raises):
+            await call
+    assert monotonic() - started < seconds
+
+
+# Other clients
+
+
+async def test_any_client_of_kafka_reads_the_exact_bytes_and_the_headers_of_cloudevents(
+    kafka: str, log: KafkaLog
+) -> None:
+    topic = await make_topic(log)
+    body = bytes(range(256)) * 8 + b"\xff\xfe"
+    event = Event(
+        id=EventId("evt_1"),
+        source="github",
+        type="push",
+        received_at=1_700_000_000.5,
+        headers=((b"Content-Type", b"application/json"), (b"X-Twice", b"1"), (b"x-twice", b"\xe4")),
+        body=body,
+    )
+    position = await log.append(topic, key=event_key(event), value=event.body, headers=encode_event(event))
+    other = AIOKafkaConsumer(topic, bootstrap_servers=kafka, auto_offset_reset="earliest")
+    await other.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            record = await other.getone()
+    finally:
+        await other.stop()
+    headers = dict(record.headers)
+    assert (record.key, record.value, record.offset) == (b"evt_1", body, position.offset)
+    assert headers["ce_specversion"] == b"1.0"
+    assert headers["ce_id"] == b"evt_1"
+    assert headers["ce_time"] == b"2023-11-14T22:13:20.500Z"
+    assert headers["content-type"] == b"application/json"
+    assert record.timestamp_type == 1, "expected LogAppendTime"
+    (scanned,) = [record async for batch in log.scan(Partition(topic, 0), 0, 1) for record in batch]
+    assert decode_event(scanned) == event
+
+
+async def test_a_record_of_another_client_may_lack_key_value_and_headers(kafka: str, log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    other = AIOKafkaProducer(bootstrap_servers=kafka)
+    await other.start()
+    try:
+        await other.send_and_wait(topic, None, b"key")
+        await other.send_and_wait(topic, b"value")
+    finally:
+        await other.stop()
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    records = await fetch(consumer, 2)
+    assert [(record.key, record.value, list(record.headers)) for record in records] == [
+        (b"key", b"", []),
+        (b"", b"value", []),
+    ]
+    await consumer.close()
+
+
+async def test_offsets_that_another_tool_has_set_carry_no_bits(kafka: str, log: KafkaLog) -> None:
+    """Base64 that isn't ours must not look like finished records."""
+    topic = await make_topic(log)
+    await append(log, topic, b"0", b"1", b"2")
+    for metadata in ("", "AAAA", "gw1:%%%", "gw1:A", "ünï"):
+        group = f"g{uuid4().hex}"
+        other = AIOKafkaConsumer(topic, bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
+        await other.start()
+        await other.commit({TopicPartition(topic, 0): (1, metadata)})
+        await other.stop()
+        assert await log.committed(group, topic) == {0: Commit(1)}
+
+
+async def test_a_commit_beyond_the_end_of_the_log_starts_again_from_its_start(log: KafkaLog) -> None:
+    """After an unclean leader election: what is written at offsets below the base would never be read."""
+    topic = await make_topic(log)
+    await append(log, topic, b"0", b"1")
+    group = f"g{uuid4().hex}"
+    consumer = await log.consume(group=group, topics=[topic], listener=Owner(Commit(9, b"\x01")))
+    await fetch(consumer, 2)
+    await consumer.close()
+    owner = Owner()
+    consumer = await log.consume(group=group, topics=[topic], listener=owner)
+    assert [record.value for record in await fetch(consumer, 2)] == [b"0", b"1"]
+    assert owner.owned[Partition(topic, 0)].commit == Commit(0)
+    await consumer.close()
+
+
+# Topics
+
+
+async def test_a_created_topic_keeps_every_promise_that_one_broker_can_keep(log: KafkaLog) -> None:
+    specs = [
+        TopicSpec(name=f"t{uuid4().hex}", partitions=3, retention=3600.0),
+        TopicSpec(name=f"t{uuid4().hex}", partitions=1, retention=None),
+        TopicSpec(name=f"t{uuid4().hex}", partitions=1, retention=None, compacted=True),
+    ]
+    assert await log.create(specs) == [spec.name for spec in specs]
+    assert [len(await log.bounds(spec.name)) for spec in specs] == [3, 1, 1]
+    problems = await log.check(specs)
+    assert [(problem.topic, problem.is_fatal) for problem in problems] == [(spec.name, False) for spec in specs]
+    assert all(problem.message == "replication factor: expected at least 3, got 1" for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "is_fatal"),
+    [
+        ({"message_timestamp_type": "CreateTime"}, "message.timestamp.type: expected LogAppendTime", True),
+        ({"retention_ms": "3599999"}, "retention.ms: expected at least 3600000, got 3599999", True),
+        ({"retention_bytes": "1000"}, "retention.bytes: expected -1 (no limit), got 1000", False),
+        ({"max_message_bytes": "1000000"}, "max.message.bytes: expected at least 1048588, got 1000000", True),
+        ({"min_insync_replicas": "2"}, "min.insync.replicas: expected at most the replication factor 1, got 2", True),
+        ({"cleanup_policy": "compact"}, "cleanup.policy: expected delete, got compact", True),
+        ({"unclean_leader_election_enable": "true"}, "unclean.leader.election.enable: expected false", False),
+    ],
+)
+async def test_checking_names_the_setting_that_breaks_a_promise(
+    kafka: str, log: KafkaLog, settings: dict[str, str], message: str, *, is_fatal: bool
+) -> None:
+    topic = await make_topic_by(kafka, **{"message_timestamp_type": "LogAppendTime", **settings})
+    problems = await log.check([TopicSpec(name=topic, partitions=1, retention=3600.0)])
+    (problem,) = [problem for problem in problems if not problem.message.startswith("replication factor")]
+    assert problem.message.startswith(message)
+    assert problem.is_fatal is is_fatal
+
+
+async def test_an_impossible_topic_is_the_fault_of_the_configuration(log: KafkaLog) -> None:
+    with pytest.raises(UsageError, match="not a name"):
+        await log.create([TopicSpec(name="not a name", partitions=1, retention=3600.0)])
+
+
+async def test_two_that_create_at_once_both_succeed(kafka: str, log: KafkaLog) -> None:
+    spec = TopicSpec(name=f"t{uuid4().hex}", partitions=1, retention=3600.0)
+    other = await KafkaLog.open(kafka)
+    created = await asyncio.gather(log.create([spec]), other.create([spec]))
+    assert sorted([list(names) for names in created]) == [[], [spec.name]]
+    await other.append(spec.name, key=b"", value=b"", headers=[])
+    await other.close()
+
+
+async def test_no_question_makes_a_topic_even_where_the_broker_would(mortal: Broker) -> None:
+    missing = f"t{uuid4().hex}"
+    async with opened(mortal) as log:
+        with pytest.raises(LogUnavailableError, match=missing):
+            await log.append(missing, key=b"k", value=b"v", headers=[])
+        with pytest.raises(UsageError, match=missing):
+            await log.consume(group="g", topics=[missing], listener=Owner())
+        with pytest.raises(UsageError, match=missing):
+            await log.consume(group=None, topics=[missing], listener=Owner())
+        assert [batch async for batch in log.scan(Partition(missing, 0), 0, 10)] == []
+        assert await log.bounds(missing) == {}
+        assert await log.committed("g", missing) == {}
+        (problem,) = await log.check([TopicSpec(name=missing, partitions=1, retention=3600.0)])
+        assert problem.is_fatal
+    admin = AIOKafkaAdminClient(bootstrap_servers=mortal.address)
+    await admin.start()
+    assert missing not in await admin.list_topics()
+    await admin.close()
+
+
+# Gaps
+
+
+async def test_a_scan_ends_where_only_gaps_follow(kafka: str, log: KafkaLog) -> None:
+    """A transaction's marker has an offset and no record."""
+    topic = await make_topic(log)
+    other = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=uuid4().hex)
+    await other.start()
+    for value in (b"0", b"2"):
+        async with other.transaction():
+            await other.send_and_wait(topic, value)
+    await other.stop()
+    assert await log.bounds(topic) == {0: (0, 4)}
+    for start, end, expected in ((0, 4, [0, 2]), (0, 9, [0, 2]), (3, 4, []), (1, 2, []), (1, 3, [2])):
+        async with asyncio.timeout(3):
+            records = [record async for batch in log.scan(Partition(topic, 0), start, end) for record in batch]
+        assert [record.offset for record in records] == expected
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    assert [record.offset for record in await fetch(consumer, 2)] == [0, 2]
+    await consumer.close()
+
+
+async def test_a_scan_reads_what_compaction_has_left(kafka: str, log: KafkaLog) -> None:
+    topic = await make_topic_by(
+        kafka, cleanup_policy="compact", segment_ms="50", min_cleanable_dirty_ratio="0.001", min_compaction_lag_ms="0"
+    )
+    partition = Partition(topic, 0)
+    offsets: list[int] = []
+    async with asyncio.timeout(PATIENCE):
+        # Each append may begin a segment, and only those before the last are compacted.
+        while 1 not in offsets or 2 in offsets:
+            for key in (b"a", b"b", b"b"):
+                position = await log.append(topic, key=key, value=b"", headers=[])
+                if position.offset == 1:
+                    await log.append(topic, key=b"only", value=b"", headers=[])
+                    await log.append(topic, key=b"b", value=b"", headers=[])
+            await asyncio.sleep(0.2)
+            end = (await log.bounds(topic))[0][1]
+            offsets = [record.offset async for batch in log.scan(partition, 0, end) for record in batch]
+            if 0 not in offsets and 2 in offsets:
+                break
+    assert 2 in offsets, "expected the only record of its key to be kept"
+    assert [record.offset async for batch in log.scan(partition, 0, 2) for record in batch] == []
+    assert [record.offset async for batch in log.scan(partition, 1, 3) for record in batch] == [2]
+
+
+# Rebalances
+
+
+async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_told(kafka: str, log: KafkaLog) -> None:
+    topic = await make_topic(log, partitions=2)
+    await asyncio.gather(*[log.append(topic, key=b"%d" % n, value=b"", headers=[]) for n in range(20)])
+    group = f"g{uuid4().hex}"
+    staying, coming = Owner(Commit(2, b"\x05")), Owner()
+    first = await log.consume(group=group, topics=[topic], listener=staying)
+    await fetch(first, 20)
+    first.pause(Partition(topic, 0))
+    first.pause(Partition(topic, 1))
+    other = await KafkaLog.open(kafka)
+    second = await other.consume(group=group, topics=[topic], listener=coming)
+    slowest = 0.0
+    async with asyncio.timeout(PATIENCE):
+        while not (coming.owned and len(staying.owned) == 1):
+            started = monotonic()
+            await asyncio.gather(first.fetch(timeout=0.05), second.fetch(timeout=0.05))
+            slowest = max(slowest, monotonic() - started)
+    assert staying.told == ["assigned", "revoked", "assigned"]
+    assert coming.told == ["assigned"]
+    assert {each.commit for each in (*staying.owned.values(), *coming.owned.values())} == {Commit(2, b"\x05")}
+    assert slowest < 0.5, "expected a fetch to keep its timeout during a rebalance"
+    # Neither a pause nor a record of the old assignment outlives it.
+    assert {record.offset for record in await fetch(first, 1)} >= {2}
+    await other.close()
+    await first.close()
+
+
+async def test_a_failing_listener_is_heard_by_the_one_who_fetches(log: KafkaLog) -> None:
+    class Failing:
+        def assigned(self, assignments: Sequence[Assignment]) -> None:
+            raise ZeroDivisionError(len(assignments))
+
+        def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+            return dict.fromkeys(partitions, Commit(0))
+
+    topic = await make_topic(log)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Failing())
+    with pytest.raises(ZeroDivisionError):
+        await fetch(consumer, 1)
+    await consumer.close()
+
+
+async def test_records_wait_until_the_owner_has_seen_a_new_assignment(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    await append(log, topic, b"0")
+    owner = Owner()
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
+    assert await fetch_until(consumer, lambda: bool(owner.owned)) == []
+    consumer.pause(Partition(topic, 0))
+    assert list(await consumer.fetch(timeout=0.3)) == []
+    consumer.resume(Partition(topic, 0))
+    assert [record.value for record in await fetch(consumer, 1)] == [b"0"]
+    await consumer.close()
+
+
+# aiokafka's failures
+
+
+async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library forgets what it has read of other partitions when one has a bad checksum."""
+    topic = await make_topic(log)
+    await append(log, topic, b"0", b"1")
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    getmany = consumer._kafka.getmany
+    dropped: list[object] = []
+
+    async def getmany_that_fails_once(**options: Any) -> Any:
+        found = await getmany(**options)
+        if found and not dropped:
+            dropped.append(found)
+            raise KafkaError("bad checksum")
+        return found
+
+    # No broker hands out a bad checksum when asked to.
+    monkeypatch.setattr(consumer._kafka, "getmany", getmany_that_fails_once)
+    assert [record.value for record in await fetch(consumer, 2)] == [b"0", b"1"]
+    assert dropped
+    await consumer.close()
+
+
+@pytest.mark.parametrize("task", ["_fetcher._fetch_task", "_client._sync_task", "_coordinator._coordination_task"])
+@pytest.mark.parametrize("group", ["g", None])
+async def test_a_consumer_goes_on_when_a_task_of_aiokafka_has_died(log: KafkaLog, task: str, group: str | None) -> None:
+    if group is None and "coordination" in task:
+        pytest.skip("needs a group: nothing is coordinated without one")
+    topic = await make_topic(log)
+    await append(log, topic, b"0")
+    owner = Owner(Commit(1))
+    consumer = await log.consume(group=group and f"g{uuid4().hex}", topics=[topic], listener=owner)
+    await fetch(consumer, 1)
+    await end_task(consumer._kafka, task)
+    await append(log, topic, b"1")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"1"]
+    await consumer.close()
+
+
+@pytest.mark.parametrize("task", ["_sender._sender_task", "client._sync_task"])
+async def test_a_producer_is_replaced_when_a_task_of_aiokafka_has_died(kafka: str, task: str) -> None:
+    log = await KafkaLog.open(kafka, append_timeout=SHORT)
+    topic, unknown = await make_topic(log), await make_topic_by(kafka)
+    await end_task(log._producer, task)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                # The first append to a topic needs metadata, the second one the sender.
+                await append(log, unknown, b"0")
+                await append(log, topic, b"0")
+                break
+            except LogUnavailableError:
+                await asyncio.sleep(0.05)
+    await log.close()
+
+
+async def end_task(user: Any, path: str) -> None:
+    """Leave a task of aiokafka as an error leaves it that it didn't expect."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        user = getattr(user, parent)
+    getattr(user, name).cancel()
+    await asyncio.wait({getattr(user, name)})
+    failed = asyncio.get_running_loop().create_future()
+    failed.set_exception(KafkaError("unexpected"))
+    failed.exception()
+    setattr(user, name, failed)
+
+
+# Outages
+
+
+async def test_a_log_outlives_its_broker(mortal: Broker) -> None:
+    """Killed and started again: the same objects go on, and what was acknowledged is there."""
+    async with opened(mortal) as log:
+        topic = await make_topic(log, partitions=3)
+        owner = Owner()
+        consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
+        acknowledged: set[bytes] = set()
+        read: set[bytes] = set()
+        number = 0
+
+        async def append_some() -> None:
+            nonlocal number
+            values = [b"%d" % n for n in range(number, number + 30)]
+            number += 30
+            await asyncio.gather(*[log.append(topic, key=value, value=value, headers=[]) for value in values])
+            acknowledged.update(values)
+
+        async def read_all() -> None:
+            async with asyncio.timeout(PATIENCE):
+                while not read >= acknowledged:
+                    read.update([r.value for batch in await consumer.fetch(timeout=0.5) for r in batch.records])
+
+        await append_some()
+        await read_all()
+        await consumer.commit({Partition(topic, 0): Commit(1)})
+        mortal.kill()
+
+        committing = asyncio.create_task(consumer.commit({Partition(topic, 0): Commit(2)}))
+        for _ in range(2):
+            await took(SHORT + 0.3, append_some(), raises=LogUnavailableError)
+        await took(0.3, consumer.fetch(timeout=0.1), raises=None)
+        await took(3.5, log.ping(), raises=LogUnavailableError)
+        await took(5.5, committing, raises=LogUnavailableError)
+
+        await asyncio.to_thread(mortal.restart)
+        started = monotonic()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    await append_some()
+                    break
+                except LogUnavailableError:
+                    await asyncio.sleep(0)
+        await read_all()
+        assert monotonic() - started < 5.0
+        await log.ping()
+        await consumer.commit({partition: Commit(1) for partition in owner.owned})
+
+
+async def test_a_broker_that_hangs_fails_appends_in_time_and_closing_too(mortal: Broker) -> None:
+    async with opened(mortal) as log:
+        topic = await make_topic(log)
+        consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner(Commit(0)))
+        await append(log, topic, b"0")
+        await fetch(consumer, 1)
+        mortal.pause()
+        try:
+            await took(SHORT + 0.3, append(log, topic, b"1"), raises=LogUnavailableError)
+            await took(SHORT + 0.3, append(log, topic, b"2"), raises=LogUnavailableError)
+            await took(0.4, consumer.fetch(timeout=0.2), raises=None)
+            await took(5.5, log.close(), raises=None)
+        finally:
+            mortal.resume()
+
+
+async def test_opening_without_a_broker_fails_in_time(mortal: Broker) -> None:
+    mortal.pause()
+    try:
+        await took(6.0, KafkaLog.open(mortal.address), raises=LogUnavailableError)
+    finally:
+        mortal.resume()
+    await took(1.0, KafkaLog.open("127.0.0.1:1"), raises=LogUnavailableError)
+
+
+async def test_a_closed_log_refuses_appends(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    await log.close()
+    with pytest.raises(LogUnavailableError, match="closed"):
+        await append(log, topic, b"0")
+    await log.close()
+
+
+# The clock
+
+
+class Clocks:
+    """Our two clocks, which only these tests move, and what a broker's would show."""
+
+    def __init__(self) -> None:
+        self.ticks = 100.0
+        self.skew = 0.0
+        self.broker = _BrokerClock(local=lambda: 1_000_000.0, monotonic=lambda: self.ticks)
+
+    def acknowledge(self, *, latency: float = 0.0) -> None:
+        self.broker.heard(999_900.0 + self.ticks + self.skew - latency)
+
+    def wait(self, seconds: float) -> None:
+        self.ticks += seconds
+
+
+def test_the_clock_is_this_machines_until_a_broker_is_heard() -> None:
+    clocks = Clocks()
+    assert clocks.broker.now() == 1_000_000.0
+    clocks.wait(5)
+    assert clocks.broker.now() == 1_000_005.0
+
+
+def test_the_clock_follows_the_brokers_and_the_fastest_acknowledgement_tells_it_best() -> None:
+    clocks = Clocks()
+    clocks.skew = 30.0
+    for latency in (0.5, 0.002, 3.0):
+        clocks.acknowledge(latency=latency)
+    assert clocks.broker.now() == pytest.approx(1_000_030.0, abs=0.003)
+    clocks.wait(10)
+    assert clocks.broker.now() == pytest.approx(1_000_040.0, abs=0.003)
+
+
+def test_the_clock_never_goes_back_and_never_stands_still() -> None:
+    clocks = Clocks()
+    before = clocks.broker.now()
+    clocks.skew = -3600.0
+    clocks.acknowledge()
+    assert clocks.broker.now() == before
+    clocks.wait(100)
+    assert clocks.broker.now() == before + 50
+    clocks.wait(2 * 3600)
+    assert clocks.broker.now() == pytest.approx(1_000_000.0 - 3600 + 100 + 2 * 3600)
+
+
+def test_a_step_of_the_brokers_clock_is_forgotten_after_a_minute() -> None:
+    clocks = Clocks()
+    clocks.skew = 3600.0
+    clocks.acknowledge()
+    clocks.skew = 0.0
+    for _ in range(70):
+        clocks.wait(1)
+        clocks.acknowledge()
+    clocks.wait(4 * 3600)
+    assert clocks.broker.now() == pytest.approx(999_900.0 + clocks.ticks)
+
+
+def test_an_old_record_does_not_set_the_clock_back_and_a_new_one_sets_it_forward() -> None:
+    clocks = Clocks()
+    clocks.acknowledge()
+    clocks.broker.seen(500_000.0)
+    assert clocks.broker.now() == 1_000_000.0
+    clocks.broker.seen(1_000_007.0)
+    assert clocks.broker.now() == 1_000_007.0
+
+
+# Slices
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([10, 10], [2]),
+        ([FETCH_BYTES // 2, FETCH_BYTES // 2, 1], [2, 1]),
+        ([2 * FETCH_BYTES, 1, 1], [1, 2]),
+        ([1, 2 * FETCH_BYTES, 1], [1, 1, 1]),
+    ],
+)
+def test_records_are_cut_at_a_mebibyte_but_for_a_single_larger_one(sizes: list[int], expected: list[int]) -> None:
+    records = [Record(offset, 0.0, b"", bytes(size), ()) for offset, size in enumerate(sizes)]
+    slices = list(_slices(records))
+    assert [len(each) for each in slices] == expected
+    assert [record for each in slices for record in each] == records
