@@ -15,6 +15,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-proto
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -131,7 +132,13 @@ def _event(fields: Mapping[str, bytes], value: bytes) -> Event:
 
 
 def _rfc3339(at: float) -> bytes:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+    second = int(at)
+    return b"%b.%03dZ" % (_to_the_second(second), (at - second) * 1000)
+
+
+@lru_cache(maxsize=4)
+def _to_the_second(second: int) -> bytes:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def _encode_attempt(attempt: Attempt) -> dict[str, Any]:

@@ -131,7 +131,9 @@ class View:
     def body(self) -> object:
         """The parsed body, or ABSENT when it is empty, neither JSON nor a form, or inflates to more than 8 MiB."""
         if self._body is _UNREAD:
-            self._body = _parse(self._raw_body, self.headers)
+            self._body = _parse(
+                self._raw_body, self._header("content-encoding") or "", self._header("content-type") or ""
+            )
         return self._body
 
     @property
@@ -141,6 +143,10 @@ class View:
 
     def get(self, root: str, steps: Sequence[Step]) -> object:
         """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT when it isn't there."""
+        if root == "headers" and len(steps) == 1:
+            name = steps[0].key
+            found = None if name is None else self._header(name)
+            return ABSENT if found is None else found
         value: object = getattr(self, root)
         for key, position in steps:
             if type(value) is dict:
@@ -150,6 +156,16 @@ class View:
             else:
                 return ABSENT
         return value
+
+    def _header(self, name: str) -> str | None:
+        # Most events are asked for one or two headers, which costs less than a dictionary of all of them.
+        if self._headers is not None:
+            return self._headers.get(name)
+        wanted = name.encode()
+        for each, value in self._raw_headers:
+            if len(each) == len(wanted) and each.lower() == wanted:
+                return value.decode("utf-8", "replace")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,11 +372,11 @@ def _first_values(form: str, *, limit: int | None = None) -> dict[str, str]:
     return dict(reversed(parse_qsl(form, keep_blank_values=True, max_num_fields=limit)))
 
 
-def _parse(body: bytes, headers: Mapping[str, str]) -> object:
-    coding = headers.get("content-encoding", "").strip().lower()
+def _parse(body: bytes, encoding: str, content_type: str) -> object:
+    coding = encoding.strip().lower()
     if coding not in ("", "identity"):
         body = _inflated(body, coding)
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = content_type.partition(";")[0].strip().lower()
     try:
         if media_type == "application/x-www-form-urlencoded" and body:
             return _first_values(body.decode("utf-8", "replace"), limit=MAX_FORM_FIELDS)
