@@ -12,6 +12,7 @@ The value is the body, byte for byte. `ce_*` and `content-type` are CloudEvents'
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,17 +90,17 @@ def decode_delivery(record: Record) -> Filed:
     try:
         state = orjson.loads(fields["gw_delivery"])
         delivery = Delivery(
-            id=DeliveryId(state["id"]),
+            id=DeliveryId(_text(state["id"])),
             event=event,
-            route=state["route"],
-            destination=state["destination"],
+            route=_text(state["route"]),
+            destination=_text(state["destination"]),
             attempts=tuple([_decode_attempt(attempt) for attempt in state["attempts"]]),
-            successor=state["successor"],
-            due=state["due"],
-            since=state["since"],
+            successor=int(state["successor"]),
+            due=_time(state["due"]),
+            since=_time(state["since"]),
         )
-        return Filed(delivery=delivery, note=state["note"])
-    except (KeyError, TypeError, ValueError) as error:
+        return Filed(delivery=delivery, note={name: _text(text) for name, text in state["note"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecordError(f"gw_delivery: expected a delivery's state, got {error!r}") from error
 
 
@@ -120,15 +121,28 @@ def _event(fields: Mapping[str, bytes], value: bytes) -> Event:
             source=fields["ce_source"].decode(),
             type=fields["ce_type"].decode("utf-8", "surrogateescape"),
             key=None if key is None else key.decode("utf-8", "surrogateescape"),
-            received_at=float(fields["gw_at"]),
+            received_at=_time(fields["gw_at"]),
             headers=split_headers(fields["gw_headers"]),
             query=fields.get("gw_query", b"").decode("utf-8", "surrogateescape"),
             body=value,
         )
     except KeyError as error:
         raise UndecodableRecordError(f"{error.args[0]}: expected this record header, got none") from error
-    except ValueError as error:
+    except (TypeError, ValueError, AttributeError) as error:  # another client may have written a header without a value
         raise UndecodableRecordError(f"record headers: expected those of an event, got {error}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r}")
+    return value
+
+
+def _time(value: float | bytes) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"expected a time, got {seconds}")
+    return seconds
 
 
 def _rfc3339(at: float) -> bytes:
@@ -154,10 +168,10 @@ def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
 
 def _decode_attempt(state: Mapping[str, Any]) -> Attempt:
     return Attempt(
-        number=state["n"],
-        at=state["at"],
-        seconds=state["s"],
+        number=int(state["n"]),
+        at=_time(state["at"]),
+        seconds=_time(state["s"]),
         result=Result(state["result"]),
-        status=state["status"],
-        detail=state["detail"],
+        status=None if state["status"] is None else int(state["status"]),
+        detail=_text(state["detail"]),
     )
