@@ -26,7 +26,7 @@ SECRETS = {
     "GITHUB_WEBHOOK_SECRET": "It's a Secret to Everybody",
     "STRIPE_SECRET": "whsec_demo_secret_of_the_stripe_endpoint",
 }
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class Process:

@@ -11,6 +11,7 @@ clock's, not the answers': what the gateway doesn't take in time waits for a fre
 import asyncio
 import hashlib
 import hmac
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
@@ -56,6 +57,7 @@ class Load:
         self._next = 0
         self._acknowledged = 0
         self._in_flight = 0
+        self._all_answered = asyncio.Event()
 
     @property
     def acknowledged(self) -> dict[str, float]:
@@ -97,8 +99,7 @@ class Load:
                 for _ in range(min(due, room, len(self._idle))):
                     self._idle.popleft().post(self._request())
                 await asyncio.sleep(PACE)
-            while self._in_flight:
-                await asyncio.sleep(PACE)
+            await self._all_answered.wait()
         finally:
             for connection in self._connections:
                 connection.close()
@@ -108,12 +109,15 @@ class Load:
         number = self._next
         self._next += 1
         self._in_flight += 1
+        self._all_answered.clear()
         return number, signed_post(
             b'{"n":%d,"filler":"%b"}' % (number, self._filler), delivery=str(number), path=self._path
         )
 
     def _answered(self, sent: Sent) -> None:
         self._in_flight -= 1
+        if not self._in_flight:
+            self._all_answered.set()
         self._acknowledged += sent.status == 202
         self.answers.append(sent)
 
@@ -287,3 +291,8 @@ async def all_delivered(acknowledged: Collection[str], *sinks: Sink, timeout: fl
             seen[sink] += len(fresh)
             missing[sink] -= {request.header("gateway-event-id") or "" for request in fresh}
         await asyncio.sleep(0.05)
+
+
+def report(*lines: object) -> None:
+    """Print what was measured (`pytest -s` shows it)."""
+    sys.stdout.write("\n" + "\n  ".join([str(line) for line in lines]) + "\n")

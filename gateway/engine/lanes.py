@@ -111,12 +111,19 @@ class Lane:
 
     @property
     def is_pressed(self) -> bool:
-        """The queue is full, and deliveries were let in all the same since it empties fast: wait for it, briefly."""
-        return len(self._waiting) >= MAX_WAITING
+        """The queue is over its bounds: deliveries were let in all the same since it empties fast. Wait, briefly.
+
+        One that is merely full isn't: its next delivery is spilled, and nobody waits for a slow destination.
+        """
+        waiting = len(self._waiting)
+        return waiting > MAX_WAITING or (waiting > 1 and self._waiting_bytes > MAX_WAITING_BYTES)
 
     def was_slow(self, now: float) -> None:
-        """Note that the queue did not empty as fast as the lane's pace promised; spill for a while."""
-        self._slow_until = now + MAX_WAIT
+        """Note that the queue did not empty as fast as the lane's pace promised; spill for a while.
+
+        With attempts under way that is until one of them ends: a destination that hangs is waited for once.
+        """
+        self._slow_until = math.inf if self.in_flight else now + MAX_WAIT
 
     def take(self, now: float) -> Item | None:
         """Return the delivery whose attempt starts now, if one may; `finished` or `cancelled` has to follow."""
@@ -143,12 +150,14 @@ class Lane:
         self._release(item)
         self.breaker.record(attempt.result, now)
         self._seconds += 0.1 * (attempt.seconds - self._seconds)
+        self._slow_until = min(self._slow_until, now + MAX_WAIT)
         if attempt.retry_after and (attempt.result is Result.THROTTLED or attempt.status == 503):  # noqa: PLR2004 - RFC 9110, 10.2.3
             self.throttled_until = max(self.throttled_until, now + attempt.retry_after)
 
     def cancelled(self, item: Item, now: float) -> None:
         """Give the place back of an attempt that ended without a result."""
         self._release(item)
+        self._slow_until = min(self._slow_until, now + MAX_WAIT)
         self.breaker.cancelled(now)
 
     def overdue(self, now: float) -> list[Spill]:

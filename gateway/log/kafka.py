@@ -4,8 +4,8 @@ What aiokafka (0.14) does not promise, this module adds: a deadline for every ap
 whose errors are heard; commits on revocation and on close; going on where one of its background tasks has died; and
 never a topic that a metadata request made, with the broker's defaults.
 
-Its own log is switched off unless the operator sets a level for the logger `aiokafka`: it repeats each failed
-connection ten times a second, and whatever fails reaches our callers as an error.
+Of its own log each line passes once a minute: it repeats a failed connection ten times a second, and whatever fails
+reaches our callers as an error.
 """
 # ruff: noqa: SLF001 - nothing public tells that a task of aiokafka has died, or ends a stop that waits for ever
 
@@ -74,9 +74,7 @@ from gateway.model import LogUnavailableError, RecordTooLargeError, UsageError
 
 BROKER_LIMIT = 1_048_588  # Kafka's default of max.message.bytes, which bounds a batch.
 BATCH_OVERHEAD = 1_024  # A batch's header (61 bytes), a record's lengths, and those of nearly 200 headers.
-SURELY_FITS = (
-    524_288  # A value below it isn't worth measuring its headers: the producer refuses what is over the limit.
-)
+SURELY_FITS = 524_288  # Below it the headers aren't measured: the producer refuses what is over the limit.
 MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in flight, throughput falls to an eighth.
 
 APPEND_TIMEOUT = 5.0
@@ -90,6 +88,7 @@ CLOSE_COMMIT_TIMEOUT = 3.0
 SWEEP = 0.25  # How often appends are looked at that have waited too long.
 RETRY_BACKOFF = 0.1
 METADATA_AGE = 60.0
+LOG_REPEAT = 60.0
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
@@ -141,7 +140,7 @@ class KafkaLog:
         self._under_way = 0
         self._finished: asyncio.Event | None = None  # Set by the last append under way, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
-        self._answered_at = self._loop.time()
+        self._failing_since: float | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._topics_lock = asyncio.Lock()
         self._consumers: set[KafkaConsumer] = set()
@@ -156,9 +155,8 @@ class KafkaLog:
         A `client_id` of its own names the place of this process: whoever is a member of a group under it died there,
         and leaves the group when this one joins.
         """
-        logger = logging.getLogger("aiokafka")
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.CRITICAL + 1)
+        for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]:
+            logging.getLogger(name).addFilter(_passes)
         opened = cls(servers, client_id=client_id, append_timeout=append_timeout)
         try:
             async with asyncio.timeout(QUESTION_TIMEOUT):
@@ -199,7 +197,7 @@ class KafkaLog:
             self._under_way -= 1
             if self._finished is not None and not self._under_way:
                 self._finished.set()
-        self._answered_at = started
+        self._failing_since = None
         at = stored.timestamp / 1000
         if stored.timestamp_type == LOG_APPEND_TIME:
             self._clock.heard(at)
@@ -297,8 +295,12 @@ class KafkaLog:
     async def close(self) -> None:
         """Finish the appends under way, close the consumers that are still open, and let go, within 5 s."""
         self._is_closed = True
-        await asyncio.gather(*[consumer.close() for consumer in self._consumers], self._close_producer())
+        closing = [consumer.close() for consumer in self._consumers]
+        results = await asyncio.gather(*closing, self._close_producer(), return_exceptions=True)
         await self._cluster.close()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def _close_producer(self) -> None:
         if self._replacing is not None:
@@ -392,7 +394,12 @@ class KafkaLog:
     def _failed_append(self, topic: str, error: KafkaError) -> LogUnavailableError | RecordTooLargeError:
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
             return RecordTooLargeError(f"{topic}: {_say(error)}")
-        is_stuck = self._loop.time() - self._answered_at > 2 * self._append_timeout
+        now = self._loop.time()
+        if self._failing_since is None:
+            self._failing_since = now
+        is_stuck = now - self._failing_since > self._append_timeout and not isinstance(
+            error, UnknownTopicOrPartitionError
+        )
         if self._replacing is None and not self._is_closed and (is_stuck or _has_died(self._producer)):
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
         return LogUnavailableError(f"append to {topic}: expected an acknowledgement, got {_say(error)}")
@@ -415,7 +422,7 @@ class KafkaLog:
         else:
             log.warning("log_producer_replaced")
             old, self._producer = self._producer, producer
-            self._answered_at = self._loop.time()
+            self._failing_since = None
             await _stop(old)
         finally:
             self._replacing = None
@@ -475,11 +482,12 @@ class KafkaConsumer:
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = self._loop.time() + timeout
         assignments = self._assignments
+        await asyncio.sleep(0)  # Others run, also when there is always something to return.
         while True:
             if self._failure is not None:
                 raise self._failure
-            if assignments != self._assignments:
-                # Let the owner act on a new assignment (pause some of it) before the first record.
+            if self._closing.done() or assignments != self._assignments:
+                # The owner may act on a new assignment (pause some of it) before the first record.
                 return ()
             if batches := self._take():
                 return batches
@@ -488,15 +496,16 @@ class KafkaConsumer:
                 await self._pull(0)
                 if batches := self._take():
                     return batches
-            if self._pulling is None:
-                # getmany doesn't keep its timeout during a rebalance; so it has a task, which outlives this call.
-                self._pulling = asyncio.create_task(self._pull(PULL), name=f"kafka-pull-{self._group}")
-            await asyncio.wait({self._pulling}, timeout=max(0.0, deadline - self._loop.time()))
-            if self._pulling.done():
-                done, self._pulling = self._pulling, None
-                done.result()
-            if self._loop.time() >= deadline:
-                return self._take() if assignments == self._assignments else ()
+            remaining = deadline - self._loop.time()
+            if remaining <= 0:
+                return ()
+            # getmany doesn't keep its timeout during a rebalance; so it has a task, which may outlive this call.
+            pulling = self._pulling or asyncio.create_task(self._pull(PULL), name=f"kafka-pull-{self._group}")
+            self._pulling = pulling
+            await asyncio.wait({pulling}, timeout=remaining)
+            if pulling.done() and not self._closing.done():
+                self._pulling = None
+                pulling.result()
 
     def pause(self, partition: Partition) -> None:
         if partition in self._next:
@@ -643,15 +652,18 @@ class KafkaConsumer:
                 return
             log.warning("log_fetch_failed", group=self._group, error=_say(error))
             # It may have dropped records on its way to the error.
+            assigned = self._kafka.assignment()
             for partition, position in self._next.items():
-                self._kafka.seek(TopicPartition(*partition), position)
+                if partition in assigned:
+                    self._kafka.seek(TopicPartition(*partition), position)
             found = {}
             await asyncio.sleep(RETRY_BACKOFF)
         for where, records in found.items():
             taken = _records(records)
             last = records[-1]
             self._next[Partition(*where)] = last.offset + 1
-            self._held[Partition(*where)] = deque(_slices(taken))
+            # Behind what is held of it already, where it was paused before all of that was returned.
+            self._held.setdefault(Partition(*where), deque()).extend(_slices(taken))
             if last.timestamp_type == LOG_APPEND_TIME:
                 self._clock.seen(last.timestamp / 1000)
         if wait and not found and not self._closing.done() and _has_died(self._kafka):
@@ -941,21 +953,17 @@ def _records(found: Iterable[ConsumerRecord[Any, Any]]) -> list[Record]:
     return [Record(one.offset, one.timestamp / 1000, one.key or b"", one.value or b"", one.headers) for one in found]
 
 
-def _slices(records: Sequence[Record]) -> Iterable[Sequence[Record]]:
+def _slices(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
     """Cut records at 1 MiB, but for a single larger one."""
-    sizes = [len(record.value) for record in records]
-    if sum(sizes) + 2 * len(records) * 1024 <= FETCH_BYTES:
-        return [records] if records else []
-    slices = []
     start = size = 0
-    for index, record in enumerate(records):
-        more = len(record.key) + len(record.value) + sum([len(name) + len(text) for name, text in record.headers])
+    for index, (_, _, key, value, headers) in enumerate(records):
+        more = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
         if size + more > FETCH_BYTES and index > start:
-            slices.append(records[start:index])
+            yield records[start:index]
             start, size = index, 0
         size += more
-    slices.append(records[start:])
-    return slices
+    if records:
+        yield records[start:] if start else records
 
 
 def _encode_done(done: bytes) -> str:
@@ -1037,6 +1045,18 @@ def _translated(what: str) -> Iterator[None]:
         raise UsageError(f"{what}: {_say(error)}") from error
     except (KafkaError, KeyError, TimeoutError) as error:
         raise LogUnavailableError(f"{what}: expected an answer, got {_say(error)}") from error
+
+
+_passed: dict[tuple[str, str], float] = {}
+
+
+def _passes(line: logging.LogRecord) -> bool:
+    """Tell whether a line of aiokafka's log is the first of its kind in a minute."""
+    kind = line.name, str(line.msg)  # Before its values are put in: there are as many as calls in aiokafka's source.
+    if line.created - _passed.get(kind, -math.inf) < LOG_REPEAT:
+        return False
+    _passed[kind] = line.created
+    return True
 
 
 def _say(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import hmac
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -92,6 +93,7 @@ class Receiver:
         self._delay = delay
         self._secrets = secrets
         self._host = host
+        self._closing = asyncio.Event()
         self._runner = web.ServerRunner(web.Server(self._receive, auto_decompress=False), shutdown_timeout=0.1)
 
     @property
@@ -104,6 +106,7 @@ class Receiver:
         self.port = self._runner.addresses[0][1]
 
     async def close(self) -> None:
+        self._closing.set()
         await self._runner.cleanup()
 
     async def __aenter__(self) -> Self:
@@ -133,7 +136,10 @@ class Receiver:
             )
         )
         if self._delay:
-            await asyncio.sleep(self._delay)
+            # A sender that has gone away doesn't end this, so closing does.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._delay):
+                    await self._closing.wait()
         return web.Response(status=answer)
 
     def _is_verified(self, request: web.BaseRequest, body: bytes, *, now: float) -> bool:

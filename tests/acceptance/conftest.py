@@ -45,6 +45,10 @@ class LogPlace:
     prefix: str
 
     @property
+    def kind(self) -> str:
+        return "kafka" if self.is_kafka else "embedded"
+
+    @property
     def is_kafka(self) -> bool:
         return self.url.startswith("kafka:")
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
-from tests.load import Ledger, Load, all_delivered
+from tests.load import Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
 
@@ -32,8 +32,6 @@ async def test_no_acknowledged_event_is_lost_when_the_gateway_is_killed(
             await sending
             await all_delivered(load.acknowledged, first, second, timeout=60)
             ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
-            print(
-                f"\nkilled {kills} times under {rate}/s, {place.url.partition(':')[0]}; answers {dict(load.statuses())}"
-            )
-            print("", *ledgers, sep="\n  ")
+            title = f"killed {kills} times under {rate}/s, {place.kind}: {dict(load.statuses())}"
+            report(title, *ledgers)
             assert [ledger.lost for ledger in ledgers] == [0, 0], gateway.story()

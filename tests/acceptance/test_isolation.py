@@ -1,7 +1,8 @@
 """One bad destination never delays another."""
 
 import asyncio
-import statistics
+import itertools
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import GatewayProcess, free_ports
-from tests.load import Ledger, Load, all_delivered
-from tests.sink import Fault, Sink
+from tests.load import Ledger, Load, all_delivered, report
+from tests.sink import Fault, Request, Sink
 
 SHARE, MARGIN = 1.2, 0.010
 """How much slower the healthy one may be: by this factor, or by these seconds where that is more."""
@@ -32,10 +33,11 @@ BESIDE = (
 destinations:
   healthy: {{url: "{healthy}"}}
   hanging: {{url: "{hanging}"}}
+  stalling: {{url: "{stalling}"}}
   refusing: {{url: "{refusing}"}}
   failing: {{url: "{failing}"}}
 routes:
-  - {{name: bad, from: github, to: [hanging, refusing, failing]}}
+  - {{name: bad, from: github, to: [hanging, stalling, refusing, failing]}}
   - {{name: healthy, from: github, to: [healthy]}}
 """
 )
@@ -48,10 +50,13 @@ async def test_destinations_that_hang_refuse_or_fail_do_not_delay_a_healthy_one(
     rate, seconds = (600.0, 30.0) if is_full else (300.0, 4.0)
     [refusing] = free_ports(1)
     async with AsyncExitStack() as stack:
-        healthy, hanging, failing = [await stack.enter_async_context(Sink(script)) for script in (200, Fault.HANG, 503)]
+        healthy, hanging, stalling, failing = [
+            await stack.enter_async_context(Sink(script)) for script in (200, Fault.HANG, hangs_after(200), 503)
+        ]
         urls = {
             "healthy": healthy.url,
             "hanging": hanging.url,
+            "stalling": stalling.url,
             "refusing": f"http://127.0.0.1:{refusing}/",
             "failing": failing.url,
         }
@@ -68,16 +73,19 @@ async def test_destinations_that_hang_refuse_or_fail_do_not_delay_a_healthy_one(
                 await all_delivered(load.acknowledged, healthy, timeout=20)
                 ledger = Ledger.of(healthy, load.acknowledged)
                 seen[name] = delays(load, healthy)
-                p50, p99 = statistics.median(seen[name]), percentile(seen[name], 0.99)
-                print(
-                    f"\n{name}, {rate:g}/s, {log.partition(':')[0]}: p50 {1000 * p50:.1f} ms, p99 {1000 * p99:.1f} ms"
-                )
-                print(f"  {ledger}; {dict(load.statuses())}")
+                p50, p99 = [f"{1000 * percentile(seen[name], share):.1f} ms" for share in (0.5, 0.99)]
+                report(f"{name}, {rate:g}/s, {place.kind}: p50 {p50}, p99 {p99}", ledger)
                 assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
                 assert load.statuses().keys() == {202}
                 await asyncio.to_thread(gateway.kill)  # what hangs need not be waited for
         alone, beside = percentile(seen["alone"], 0.99), percentile(seen["beside"], 0.99)
         assert beside <= max(SHARE * alone, alone + MARGIN)
+
+
+def hangs_after(count: int) -> Callable[[Request], int | Fault]:
+    """Return the script of a destination that is quick at first, so that it is believed to stay so."""
+    numbers = itertools.count()
+    return lambda _: 200 if next(numbers) < count else Fault.HANG
 
 
 def delays(load: Load, sink: Sink) -> list[float]:

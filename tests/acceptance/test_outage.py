@@ -10,7 +10,7 @@ from dev.kafka import Broker
 from tests.acceptance.conftest import RULES
 from tests.conftest import start_broker
 from tests.gateway_process import GatewayProcess
-from tests.load import Ledger, Load, all_delivered
+from tests.load import Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
 LATEST_ANSWER = 12.0
@@ -46,8 +46,8 @@ async def test_while_kafka_is_dead_senders_get_503_in_time_and_afterwards_everyt
             slowest = max(sent.answered_at - sent.at for sent in load.answers)
             refused = [sent for sent in load.answers if sent.status == 503]
             ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
-            print(f"\nkafka dead for {outage:g} s under {rate:g}/s: {dict(load.statuses())}, slowest {slowest:.1f} s")
-            print("", *ledgers, sep="\n  ")
+            title = f"kafka dead for {outage:g} s under {rate:g}/s: {dict(load.statuses())}, slowest {slowest:.1f} s"
+            report(title, *ledgers)
             assert gateway.is_running, gateway.story()
             assert load.statuses().keys() == {202, 503}, gateway.story()
             assert all(b"\r\nretry-after: " in sent.head.lower() for sent in refused)

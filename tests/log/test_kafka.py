@@ -1,6 +1,7 @@
 """What the log on Kafka promises beyond the contract: a real broker that dies, hangs, rebalances and compacts."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -400,11 +401,17 @@ async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
     await consumer.close()
 
 
-@pytest.mark.parametrize("task", ["_fetcher._fetch_task", "_client._sync_task", "_coordinator._coordination_task"])
-@pytest.mark.parametrize("group", ["g", None])
-async def test_a_consumer_goes_on_when_a_task_of_aiokafka_has_died(log: KafkaLog, task: str, group: str | None) -> None:
-    if group is None and "coordination" in task:
-        pytest.skip("needs a group: nothing is coordinated without one")
+@pytest.mark.parametrize(
+    ("group", "task"),
+    [
+        ("g", "_fetcher._fetch_task"),
+        ("g", "_client._sync_task"),
+        ("g", "_coordinator._coordination_task"),
+        (None, "_fetcher._fetch_task"),
+        (None, "_client._sync_task"),
+    ],
+)
+async def test_a_consumer_goes_on_when_a_task_of_aiokafka_has_died(log: KafkaLog, group: str | None, task: str) -> None:
     topic = await make_topic(log)
     await append(log, topic, b"0")
     owner = Owner(Commit(1))
@@ -444,6 +451,45 @@ async def end_task(user: Any, path: str) -> None:
     failed.set_exception(KafkaError("unexpected"))
     failed.exception()
     setattr(user, name, failed)
+
+
+async def test_what_a_pause_holds_back_comes_before_what_is_appended_meanwhile(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    partition = Partition(topic, 0)
+    bodies = [bytes([number]) * (FETCH_BYTES * 2 // 5) for number in range(5)]
+    await append(log, topic, *bodies[:4])
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    first = await fetch(consumer, 2)
+    consumer.pause(partition)
+    assert list(await consumer.fetch(timeout=0.1)) == []
+    await append(log, topic, bodies[4])
+    consumer.resume(partition)
+    await asyncio.sleep(0.3)  # The wait for records that the last fetch has begun ends with the new one.
+    rest = await fetch(consumer, 5 - len(first))
+    assert [record.value for record in [*first, *rest]] == bodies
+    await consumer.close()
+
+
+async def test_a_fetch_ends_when_another_task_closes_its_consumer(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    for group in (None, f"g{uuid4().hex}"):
+        consumer = await log.consume(group=group, topics=[topic], listener=Owner())
+        fetching = asyncio.create_task(consumer.fetch(timeout=PATIENCE))
+        await asyncio.sleep(0.2)
+        await consumer.close()
+        assert not await fetching
+
+
+def test_aiokafka_logs_a_failure_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("aiokafka")
+
+    async def fail_to_open(port: int) -> None:
+        with pytest.raises(LogUnavailableError):
+            await KafkaLog.open(f"127.0.0.1:{port}")
+
+    for port in (1, 2, 3):
+        asyncio.run(fail_to_open(port))
+    assert [line.getMessage()[:16] for line in caplog.records if line.name == logger.name] == ["Unable connect t"]
 
 
 # Outages

@@ -1,0 +1,127 @@
+"""What `gateway explain` tells."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.model import RefusedError, UsageError
+from gateway.ops.explain import Explained, explain, masked_url
+from gateway.rules.load import load_rules
+
+RULES = """
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: [s]}, key: body.repo}
+  crm: {verify: {scheme: token, header: X-Token, secrets: [s]}, id: body.event, type: body.kind}
+destinations:
+  ci:
+    url: "https://ci.test/hook?token=abc&b"
+    headers: {X-Api-Key: secret}
+    sign: {secrets: [whsec_c2VjcmV0]}
+  chat: {url: "https://chat.test/plain"}
+routes:
+  - {name: build, from: github, match: {type: push}, when: "!body.deleted", to: [ci, chat]}
+  - {name: rendered, from: github, match: {type: push}, to: chat, request: {body: {text: "${{ body.who }} pushed"}}}
+  - {name: compared, from: github, when: "body.n < 3", to: chat}
+  - {name: customers, from: crm, to: chat}
+"""
+
+
+def explained(folder: Path, body: bytes, *, source: str = "github", type_: str = "push", **options: bool) -> Explained:
+    path = folder / "routes.yaml"
+    path.write_text(RULES)
+    headers = ((b"X-GitHub-Event", type_.encode()), (b"X-GitHub-Delivery", b"1"), (b"Authorization", b"Bearer no"))
+    return explain(load_rules(path), source=source, headers=headers, query="", body=body, now=1e9, **options)
+
+
+def reasons(result: Explained) -> dict[str, str]:
+    return {route.name: route.reason for route in result.routes}
+
+
+def test_every_route_has_its_reason(tmp_path: Path) -> None:
+    told = reasons(explained(tmp_path, b'{"deleted": true, "who": "jo"}'))
+    assert told["build"] == "when: false: !body.deleted"
+    assert told["rendered"] == "matched"
+    assert told["compared"] == "when: body.n isn't there"
+    assert told["customers"] == "from: expected crm, got github"
+
+
+def test_the_event_is_the_one_that_the_ingress_would_make(tmp_path: Path) -> None:
+    event = explained(tmp_path, b'{"repo": "shop"}').event
+    assert (event.type, event.key, event.source) == ("push", "shop", "github")
+    assert event.id == explained(tmp_path, b'{"repo": "other"}').event.id  # of the provider's own id
+    assert b"Authorization" not in dict(event.headers)
+
+
+def test_each_request_is_the_one_that_would_be_made(tmp_path: Path) -> None:
+    build, rendered, *_ = explained(tmp_path, b'{"deleted": false, "who": "jo"}', is_secret_shown=True).routes
+    to_ci, to_chat = [planned.request for planned in build.requests]
+    assert to_ci is not None
+    assert to_chat is not None
+    headers = dict(to_ci.headers)
+    assert (headers[b"X-Api-Key"], headers[b"X-GitHub-Event"], headers[b"gateway-route"]) == (
+        b"secret",
+        b"push",
+        b"build",
+    )
+    assert headers[b"webhook-signature"].startswith(b"v1,")
+    assert to_ci.url == "https://ci.test/hook?token=abc&b"
+    assert to_ci.body == b'{"deleted": false, "who": "jo"}'
+    assert to_chat.url == "https://chat.test/plain"
+    (planned,) = rendered.requests
+    assert planned.request is not None
+    assert planned.request.body == b'{"text":"jo pushed"}'
+
+
+def test_secrets_are_masked_unless_asked_for(tmp_path: Path) -> None:
+    build, *_ = explained(tmp_path, b'{"deleted": false}').routes
+    request = build.requests[0].request
+    assert request is not None
+    headers = dict(request.headers)
+    assert headers[b"X-Api-Key"] == headers[b"webhook-signature"] == b"***"
+    assert headers[b"X-GitHub-Event"] == b"push"
+    assert request.url == "https://ci.test/hook?token=***&b=***"
+
+
+def test_a_template_that_fails_is_told_as_the_dead_letter_that_it_would_be(tmp_path: Path) -> None:
+    _, rendered, *_ = explained(tmp_path, b"{}").routes
+    (planned,) = rendered.requests
+    assert rendered.is_matched
+    assert planned.request is None
+    assert planned.problem.startswith("request.body: ")
+
+
+def test_a_condition_that_fails_matches_and_sends_nothing(tmp_path: Path) -> None:
+    compared = explained(tmp_path, b'{"n": "three"}').routes[2]
+    assert compared.is_matched
+    assert compared.reason.startswith("when: failed: ")
+    assert compared.requests == ()
+
+
+def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"400 body_not_json: id: expected a JSON body"):
+        explained(tmp_path, b"text", source="crm")
+
+
+def test_an_unknown_source_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--source: unknown source 'gitub', did you mean 'github'[?]$"):
+        explained(tmp_path, b"{}", source="gitub")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://127.0.0.1:9101/hooks/github", "http://127.0.0.1:9101/hooks/github"),
+        (
+            "https://hooks.slack.com/services/T012AB3CD/B012AB3CD/aBcDeFgHiJkLmN0PqRsTuVwX",
+            "https://hooks.slack.com/services/T012AB3CD/B012AB3CD/***",
+        ),
+        ("https://api.telegram.org/bot123456:ABC-DEF1234ghIkl/x", "https://api.telegram.org/***/x"),
+        ("https://a.test/customers-of-the-shop/new", "https://a.test/customers-of-the-shop/new"),
+        ("https://user:pass@a.test/", "https://***@a.test/"),
+        ("https://[::1]:80/?k=v", "https://[::1]:80/?k=***"),
+        ("${CI_URL}", "${CI_URL}"),
+    ],
+)
+def test_what_may_be_a_credential_is_masked_in_a_url(url: str, shown: str) -> None:
+    assert masked_url(url) == shown

@@ -1,0 +1,78 @@
+"""Reading backwards."""
+
+from contextlib import aclosing
+
+from gateway.log.base import TopicSpec
+from gateway.ops.history import FIRST_PIECE, LARGEST_PIECE, newest_first
+from tests.memory_log import MemoryLog
+
+TOPICS = [TopicSpec(name=name, partitions=3, retention=None) for name in ("one", "two")]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        self.at += 1.0
+        return self.at
+
+
+async def a_log(count: int, *, size: int = 1) -> MemoryLog:
+    log = MemoryLog(now=Clock())
+    await log.create(TOPICS)
+    for number in range(count):
+        value = b"%d" % number + b" " * size
+        await log.append(TOPICS[number % 2].name, key=b"%d" % (number % 7), value=value, headers=[])
+    return log
+
+
+async def values(log: MemoryLog, *topics: str, since: float | None = None) -> list[int]:
+    return [int(found.record.value) async for found in newest_first(log, topics, since=since)]
+
+
+async def test_the_newest_comes_first_over_all_partitions_and_topics() -> None:
+    log = await a_log(20 * FIRST_PIECE)
+    assert await values(log, "one", "two") == list(reversed(range(20 * FIRST_PIECE)))
+
+
+async def test_a_topic_that_is_not_there_has_no_records() -> None:
+    assert await values(await a_log(10), "none", "two") == [9, 7, 5, 3, 1]
+
+
+async def test_what_is_older_is_left_out() -> None:
+    log = await a_log(200)
+    everything = [found async for found in newest_first(log, ["one", "two"])]
+    since = everything[12].record.appended_at
+    assert await values(log, "one", "two", since=since) == list(range(199, 186, -1))
+
+
+async def test_who_wants_a_few_costs_a_few() -> None:
+    """However long the log is, one page of it is read in one piece a partition."""
+    log = await a_log(3000)
+    scanned: list[int] = []
+    scan = log.scan
+
+    def counting(partition, start, end):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 - as the one it stands before
+        scanned.append(end - start)
+        return scan(partition, start, end)
+
+    log.scan = counting  # type: ignore[method-assign] # counts, and is the same otherwise
+    async with aclosing(newest_first(log, ["one", "two"])) as history:
+        assert int((await anext(history)).record.value) == 2999
+    assert set(scanned) == {FIRST_PIECE}
+    assert len(scanned) <= 6
+
+
+async def test_large_records_are_read_in_small_pieces() -> None:
+    log = await a_log(120, size=300_000)
+    scanned: list[int] = []
+    scan = log.scan
+
+    def counting(partition, start, end):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 - as the one it stands before
+        scanned.append(end - start)
+        return scan(partition, start, end)
+
+    log.scan = counting  # type: ignore[method-assign] # counts, and is the same otherwise
+    assert await values(log, "one", "two") == list(reversed(range(120)))
+    assert max(scanned[6:], default=0) <= 4 < LARGEST_PIECE

@@ -1,0 +1,154 @@
+"""The dead letters, and what has become of each."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from gateway.engine.control import Control, DeadFilter, Order
+from gateway.log.records import encode_delivery, encode_event
+from gateway.log.topics import Topics
+from gateway.model import UsageError
+from gateway.ops.letters import DeadLetter, deliveries_of, find_letters, read_letters
+from tests.builders import a_delivery, an_attempt, an_event
+from tests.memory_log import MemoryLog
+
+TOPICS = Topics()
+EVERYTHING = DeadFilter()
+
+
+class Dead:
+    """A dead-letter topic with a clock that goes by one second a letter."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+        self.log = MemoryLog(now=lambda: self.at)
+
+    async def write(
+        self, event: str, *, route: str = "build", destination: str = "ci", reason: str = "exhausted"
+    ) -> str:
+        self.at += 1
+        delivery = a_delivery(
+            event=an_event(id=event), route=route, destination=destination, attempts=(an_attempt(3, status=503),)
+        )
+        headers = encode_delivery(delivery, {"reason": reason, "detail": "503 after 3 attempts"})
+        await self.log.append(TOPICS.dead, key=destination.encode(), value=delivery.event.body, headers=headers)
+        return delivery.id
+
+    async def write_unreadable(self) -> None:
+        self.at += 1
+        headers = [*encode_event(an_event())[1:3], ("gw_undecodable", b"gw_v: expected 1, got 9")]
+        await self.log.append(TOPICS.dead, key=b"k", value=b"\xff", headers=headers)
+
+    async def read(
+        self,
+        *orders: Order,
+        which: DeadFilter = EVERYTHING,
+        is_all: bool = False,
+    ) -> list[DeadLetter]:
+        return [letter async for letter in read_letters(self.log, TOPICS, Control(orders), which, is_all=is_all)]
+
+    async def done(self, which: DeadFilter, action: str = "replay") -> Order:
+        ends = await self.log.bounds(TOPICS.dead)
+        return Order(
+            kind="dead",
+            name="1",
+            state="done",
+            at=self.at,
+            action="drop" if action == "drop" else "replay",
+            filter=which,
+            marker={f"{TOPICS.dead}/{number}": end for number, (_, end) in ends.items()},
+        )
+
+
+@pytest.fixture
+async def dead() -> Dead:
+    dead = Dead()
+    await dead.log.create(TOPICS.specs([]))
+    return dead
+
+
+def ids(letters: Sequence[DeadLetter]) -> list[str]:
+    return [letter.filed.delivery.event.id if letter.filed else letter.problem for letter in letters]
+
+
+async def test_the_newest_comes_first(dead: Dead) -> None:
+    for event in ("a", "b", "c"):
+        await dead.write(event, destination=event)
+    assert ids(await dead.read()) == ["c", "b", "a"]
+
+
+async def test_a_filter_narrows(dead: Dead) -> None:
+    await dead.write("a", route="one", destination="x")
+    await dead.write("b", route="one", destination="y", reason="gone")
+    await dead.write("c", route="two", destination="x")
+    assert ids(await dead.read(which=DeadFilter(route="one"))) == ["b", "a"]
+    assert ids(await dead.read(which=DeadFilter(destination="x"))) == ["c", "a"]
+    assert ids(await dead.read(which=DeadFilter(reason="gone"))) == ["b"]
+    assert ids(await dead.read(which=DeadFilter(since=1002.0))) == ["c", "b"]
+    assert ids(await dead.read(which=DeadFilter(until=1002.0))) == ["a"]
+
+
+async def test_what_was_replayed_or_dropped_is_not_open_any_more(dead: Dead) -> None:
+    await dead.write("a", route="one")
+    await dead.write("b", route="two")
+    replayed = await dead.done(DeadFilter(route="one"))
+    await dead.write("c", route="one")
+    assert ids(await dead.read(replayed)) == ["c", "b"]
+    everything = await dead.read(replayed, is_all=True)
+    assert [(*ids([letter]), letter.status) for letter in everything] == [
+        ("c", "open"),
+        ("b", "open"),
+        ("a", "replayed"),
+    ]
+
+
+async def test_an_order_that_is_not_done_settles_nothing(dead: Dead) -> None:
+    await dead.write("a")
+    asked = (await dead.done(DeadFilter())).with_state("asked")
+    assert ids(await dead.read(asked)) == ["a"]
+
+
+async def test_one_that_cannot_be_read_is_listed_and_only_a_drop_settles_it(dead: Dead) -> None:
+    await dead.write("a")
+    await dead.write_unreadable()
+    (unreadable,) = await dead.read(which=DeadFilter(reason="undecodable"))
+    assert unreadable.problem == "gw_v: expected 1, got 9"
+    replayed = await dead.done(DeadFilter())
+    assert ids(await dead.read(replayed)) == ["gw_v: expected 1, got 9"]
+    dropped = await dead.done(DeadFilter(), "drop")
+    assert await dead.read(dropped) == []
+
+
+async def test_a_letter_is_found_by_delivery_by_event_and_by_place(dead: Dead) -> None:
+    first = await dead.write("a", destination="x")
+    await dead.write("a", destination="y")
+    await dead.write_unreadable()
+    control = Control([await dead.done(DeadFilter(destination="x"))])
+    (found,) = await find_letters(dead.log, TOPICS, control, first)
+    assert (found.letter.destination, found.status) == ("x", "replayed")
+    assert {letter.letter.destination for letter in await find_letters(dead.log, TOPICS, control, "a")} == {"x", "y"}
+    assert await find_letters(dead.log, TOPICS, control, found.place) == [found]
+    assert await find_letters(dead.log, TOPICS, control, "b") == []
+
+
+async def test_names_become_the_deliveries_of_open_letters(dead: Dead) -> None:
+    first = await dead.write("a", destination="x")
+    second = await dead.write("a", destination="y")
+    third = await dead.write("b")
+    found = await deliveries_of(dead.log, TOPICS, Control(), ["a", third])
+    assert set(found) == {first, second, third}
+
+
+async def test_a_name_without_an_open_letter_is_refused(dead: Dead) -> None:
+    await dead.write("a")
+    control = Control([await dead.done(DeadFilter())])
+    await dead.write("b")
+    with pytest.raises(UsageError, match=r"^a: expected the id of an open dead letter, got none$"):
+        await deliveries_of(dead.log, TOPICS, control, ["a", "b"])
+
+
+async def test_one_that_cannot_be_read_cannot_be_named_to_an_order(dead: Dead) -> None:
+    await dead.write_unreadable()
+    (letter,) = await dead.read()
+    with pytest.raises(UsageError, match=r"expected a dead letter that can be read, got: gw_v"):
+        await deliveries_of(dead.log, TOPICS, Control(), [letter.place])

@@ -1,0 +1,132 @@
+"""What operators order, and how they hear of its end."""
+
+from gateway.engine.control import DeadFilter, Order, decode
+from gateway.log.base import Partition
+from gateway.log.topics import Topics
+from gateway.ops.orders import Orders
+from tests.memory_log import MemoryLog
+
+TOPICS = Topics()
+DEAD = DeadFilter(route="build")
+
+
+async def a_log() -> MemoryLog:
+    log = MemoryLog()
+    await log.create(TOPICS.specs([]))
+    return log
+
+
+async def stored(log: MemoryLog) -> list[Order]:
+    _, end = (await log.bounds(TOPICS.control))[0]
+    scan = log.scan(Partition(TOPICS.control, 0), 0, end)
+    return [decode(record.key, record.value) async for records in scan for record in records]
+
+
+async def publish(log: MemoryLog, order: Order) -> None:
+    key, value = order.encode()
+    await log.append(TOPICS.control, key=key, value=value, headers=[])
+
+
+class Sleeper:
+    """Counts the waits, and does something in one of them."""
+
+    def __init__(self, log: MemoryLog, *endings: Order) -> None:
+        self.slept: list[float] = []
+        self._log = log
+        self._endings = list(endings)
+
+    async def __call__(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if len(self.slept) >= 3 and self._endings:
+            await publish(self._log, self._endings.pop(0))
+
+
+async def test_an_order_goes_on_where_the_job_before_has_got_to() -> None:
+    log = await a_log()
+    marker = {f"{TOPICS.parked}/0": 7}
+    await publish(log, Order(kind="pause", name="destination/ci", state="active", at=1.0, marker=marker))
+    placed = await Orders(log, TOPICS).pause("destination/ci")
+    assert (placed.order.state, placed.order.marker) == ("paused", marker)
+    resumed = await Orders(log, TOPICS).resume("destination/ci")
+    assert resumed is not None
+    assert (resumed.order.state, resumed.order.marker) == ("resuming", marker)
+    assert (await stored(log))[-1] == resumed.order
+
+
+async def test_only_what_is_paused_is_resumed() -> None:
+    log = await a_log()
+    orders = Orders(log, TOPICS)
+    assert await orders.resume("route/build") is None
+    await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0))
+    assert await orders.resume("route/build") is None
+    assert len(await stored(log)) == 1
+
+
+async def test_a_kick_has_its_own_marker() -> None:
+    log = await a_log()
+    marker = {f"{TOPICS.retry('5s')}/0": 3}
+    await publish(log, Order(kind="kick", name="route/build", state="done", at=1.0, marker=marker, count=2))
+    await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0, marker={"parked/0": 9}))
+    order = (await Orders(log, TOPICS).kick("route/build")).order
+    assert (order.kind, order.state, order.marker, order.count) == ("kick", "asked", marker, 0)
+
+
+async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for() -> None:
+    log = await a_log()
+    for number in range(8):
+        await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
+    order = (await Orders(log, TOPICS).settle("replay", DEAD)).order
+    ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
+    assert order.marker == ends
+    assert sum(order.marker.values()) == 8
+    assert (order.action, order.filter, order.state) == ("replay", DEAD, "asked")
+
+
+async def test_two_orders_about_dead_letters_stand_side_by_side() -> None:
+    log = await a_log()
+    orders = Orders(log, TOPICS)
+    await orders.settle("replay", DEAD)
+    await orders.settle("drop", DEAD)
+    assert [order.action for order in (await orders.control()).orders.values()] == ["replay", "drop"]
+
+
+async def test_the_end_of_an_order_is_awaited() -> None:
+    log = await a_log()
+    placed = await Orders(log, TOPICS).settle("drop", DEAD)
+    sleeper = Sleeper(log, placed.order.with_state("done", count=5))
+    done = await Orders(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
+    assert done is not None
+    assert done.count == 5
+    assert len(sleeper.slept) == 3
+
+
+async def test_nobody_to_carry_it_out_is_found_out_in_time() -> None:
+    log = await a_log()
+    placed = await Orders(log, TOPICS).kick("route/build")
+    sleeper = Sleeper(log)
+    assert await Orders(log, TOPICS, sleep=sleeper).finished(placed, timeout=2) is None
+    assert 2 <= sum(sleeper.slept) < 2.3
+
+
+async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
+    log = await a_log()
+    orders = Orders(log, TOPICS)
+    earlier = (await orders.kick("route/build")).order
+    placed = await orders.kick("route/build")
+    other = (await orders.kick("route/other")).order
+    sleeper = Sleeper(
+        log, earlier.with_state("done"), other.with_state("done"), placed.order.with_state("done", count=1)
+    )
+    done = await Orders(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
+    assert done is not None
+    assert done.count == 1
+
+
+async def test_a_record_that_cannot_be_read_is_passed_over() -> None:
+    log = await a_log()
+    await log.append(TOPICS.control, key=b"pause/route/build", value=b"{", headers=[])
+    orders = Orders(log, TOPICS)
+    placed = await orders.pause("route/other")
+    assert list((await orders.control()).orders) == ["pause/route/other"]
+    await log.append(TOPICS.control, key=placed.order.key.encode(), value=b"?", headers=[])
+    assert await orders.finished(placed, timeout=0) is None
