@@ -161,8 +161,7 @@ def _log_address(log: str, folder: Path) -> Iterator[str]:
     from dev.kafka import Broker  # noqa: PLC0415 - Java is needed only here
 
     with console.status("starting Apache Kafka (the first time, Maven fetches it)"):
-        broker = Broker()
-        broker.start()
+        broker = Broker.start()
     try:
         yield f"kafka://{broker.address}"
     finally:

@@ -223,7 +223,7 @@ def _overview(words: list[str]) -> int:
     settings=tuple(SETTINGS),
 )
 def _run(call: Call) -> int:
-    lines = logs.configure(json=not sys.stdout.isatty())
+    lines = logs.configure(json=not sys.stdout.isatty(), descriptor=1)
     gateway = Gateway(call.settings, logs.get_logger("gateway"))
     try:
         uvloop.run(gateway.run())

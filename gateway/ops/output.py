@@ -139,7 +139,7 @@ def hex_dump(body: bytes) -> str:
     for at in range(0, len(body), HEX_BYTES):
         piece = body[at : at + HEX_BYTES]
         shown = "".join([chr(byte) if 32 <= byte < 127 else "." for byte in piece])  # noqa: PLR2004 - ASCII's printable ones
-        lines.append(f"{at:08x}  {piece.hex(' ', 2):<39}  {shown}")
+        lines.append(f"{at:08x}  {piece.hex(' ', -2):<39}  {shown}")
     return "\n".join(lines)
 
 

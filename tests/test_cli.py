@@ -1,0 +1,699 @@
+"""The commands, as an operator or a script calls them."""
+
+import asyncio
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from typing_extensions import override
+
+from gateway.cli import COMMANDS, main
+from gateway.engine.control import DeadFilter, Order, decode
+from gateway.log.base import Log, Partition
+from gateway.log.embedded import EmbeddedLog
+from gateway.log.records import encode_delivery, encode_event, event_key
+from gateway.log.topics import Topics
+from tests.builders import a_delivery, an_attempt, an_event
+from tests.gateway_process import GatewayProcess, free_ports
+
+ROOT = Path(__file__).parent.parent
+TOPICS = Topics()
+RULES = """
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: ["${SECRET}"]}, key: body.repo}
+  crm: {verify: {scheme: token, header: X-Token, secrets: [s]}, topic: company.crm}
+destinations:
+  ci: {url: "http://127.0.0.1:1/hook?token=abc"}
+routes:
+  - {name: build, from: github, match: {type: push}, to: ci}
+  - {name: customers, from: crm, to: ci, request: {body: "${{ body.name }}"}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in a folder with rules, and leave logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("SECRET", "it's a secret")
+    Path("routes.yaml").write_text(RULES)
+    Path("push.json").write_text('{"repo": "shop"}')
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield tmp_path
+    logging.root.handlers[:], logging.root.level = handlers, level
+    structlog.reset_defaults()
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call a command; return its exit code, stdout and stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def on_log(work: Callable[[Log], Awaitable[object]], *, owner: bool = False) -> None:
+    """Do something with the log of this folder."""
+
+    async def opened() -> None:
+        log = await EmbeddedLog.open(Path("gateway.db"), owner=owner)
+        try:
+            await work(log)
+        finally:
+            await log.close()
+
+    asyncio.run(opened())
+
+
+@pytest.fixture
+def log() -> None:
+    """Have an empty log in the folder."""
+    on_log(lambda log: log.create(TOPICS.specs([TOPICS.events("github"), "company.crm"])), owner=True)
+
+
+def write_event(id: str, *, source: str = "github", topic: str | None = None, **fields: Any) -> None:  # noqa: A002 - a field
+    event = an_event(id=id, source=source, **fields)
+    on_log(
+        lambda log: log.append(
+            topic or TOPICS.events(source), key=event_key(event), value=event.body, headers=encode_event(event)
+        )
+    )
+
+
+def write_letter(event: str, *, route: str = "build", reason: str = "exhausted", body: bytes = b'{"a":1}') -> str:
+    delivery = a_delivery(
+        event=an_event(id=event, body=body, headers={"X-One": "1"}),
+        route=route,
+        attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
+    )
+    note = {"reason": reason, "detail": "500 after 2 attempts"}
+    on_log(
+        lambda log: log.append(
+            TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note)
+        )
+    )
+    return delivery.id
+
+
+def orders() -> list[Order]:
+    """Return what is stored in the control topic, oldest first."""
+    found: list[Order] = []
+
+    async def read(log: Log) -> None:
+        async for records in log.scan(Partition(TOPICS.control, 0), 0, 1000):
+            found.extend(decode(record.key, record.value) for record in records)
+
+    on_log(read)
+    return found
+
+
+def carry_out(order: Order, **changes: Any) -> None:
+    """Publish an order's end, as the running gateway does."""
+    key, value = order.with_state("active" if order.kind == "pause" else "done", **changes).encode()
+    on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
+
+
+# ---- Calling ----
+
+
+def test_without_a_command_there_is_help_and_a_failure(run: Run) -> None:
+    code, out, _ = run()
+    assert code == 2
+    assert all(name in out for name in COMMANDS)
+    assert run("--help")[0] == 0
+    code, out, _ = run("dead")
+    assert code == 2
+    assert "dead replay" in out
+    assert "topics" not in out
+    assert run("dead", "--help")[0] == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(run: Run, name: str) -> None:
+    code, out, _ = run(*name.split(), "--help")
+    assert code == 0
+    assert f"example:\n  gateway {name}" in out
+
+
+def test_an_unknown_command_is_told_with_the_nearest(run: Run) -> None:
+    assert run("chek") == (2, "", "error: unknown command 'chek', did you mean 'check'?; `gateway --help` lists them\n")
+    assert "unknown command 'dead lst', did you mean 'list'?" in run("dead", "lst")[2]
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version")[1].startswith("gateway ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("dead list --since soon", "--since: expected a duration such as 30s, 5m or 2h, got 'soon'"),
+        ("dead list --limit 0", "--limit: expected an integer of at least 1, got '0'"),
+        ("explain --source github --header x push.json", "--header: expected 'Name: value', got 'x'"),
+        ("explain --source github --query x push.json", "--query: expected NAME=VALUE, got 'x'"),
+        ("receive --respond 99", "--respond: expected statuses such as 503,503,200, got '99'"),
+        ("receive --port 70000", "--port: expected a port from 0 to 65535, got '70000'"),
+        ("receive --secret whsec_?", "--secret: expected a secret of the form whsec_ and base64, got another text"),
+        (
+            "dead list --log mysql://x",
+            "--log: expected sqlite:///path or kafka://host:port[,host:port], got 'mysql://x'",
+        ),
+        ("run --listen 8080", "--listen: expected host:port, got '8080'"),
+        ("send", "the following arguments are required: SOURCE"),
+        ("events show x y", "unrecognized arguments: y"),
+    ],
+)
+def test_bad_usage_is_one_clear_line(run: Run, words: str, told: str) -> None:
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {told}")
+    assert err.count("\n") == 1
+
+
+def test_a_variable_sets_what_no_flag_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_LOG", "redis://x")
+    monkeypatch.setenv("GATEWAY_LISTEN", "nowhere")  # which is of no concern to this command
+    assert run("dead", "list") == (
+        2,
+        "",
+        "error: GATEWAY_LOG: expected sqlite:///path or kafka://host:port[,host:port], got 'redis://x'\n",
+    )
+    assert "none.db" in run("dead", "list", "--log", "sqlite:///none.db")[2]
+
+
+# ---- Rules ----
+
+
+def test_fine_rules_are_counted(run: Run) -> None:
+    assert run("check") == (0, "routes.yaml: 2 sources, 1 destination, 2 routes: fine\n", "")
+    assert run("check", "--json") == (0, "", "")
+
+
+def test_what_cannot_be_resolved_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECRET")
+    code, out, _ = run("check", "routes.yaml")
+    assert code == 0
+    assert out.splitlines()[-1].endswith("fine, with 1 warning")
+    assert out.startswith("warning: routes.yaml:4:")
+
+
+def test_every_problem_is_told_with_its_place(run: Run) -> None:
+    Path("bad.yaml").write_text(RULES.replace("to: ci}", "to: cj}").replace("scheme: github", "scheme: gitub"))
+    code, out, _ = run("check", "bad.yaml")
+    assert code == 2
+    assert "error: bad.yaml:4:29: sources.github.verify.scheme: unknown scheme 'gitub'" in out
+    assert out.splitlines()[-1] == "bad.yaml: 2 errors"
+    code, out, _ = run("check", "bad.yaml", "--json")
+    assert code == 2
+    problems = lines(out)
+    assert [list(problem) for problem in problems] == [
+        ["file", "line", "column", "path", "code", "severity", "message"]
+    ] * 2
+    assert problems[1]["path"] == "routes[0].to"
+    assert {problem["severity"] for problem in problems} == {"error"}
+
+
+def test_rules_that_are_not_there_are_told(run: Run) -> None:
+    for words in (["check", "none.yaml"], ["run", "--rules", "none.yaml"]):
+        code, out, err = run(*words)
+        assert code == 2
+        assert "none.yaml: expected a file" in out + err
+
+
+def test_the_schema_is_json(run: Run) -> None:
+    code, out, _ = run("schema")
+    assert code == 0
+    assert json.loads(out)["title"] == "routes.yaml"
+    assert run("schema", "--json")[1].count("\n") == 1
+
+
+EXPLAIN = ("--source", "github", "--header", "X-GitHub-Event: push", "--header", "X-GitHub-Delivery: 1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("routes.yaml", *EXPLAIN, "push.json"),
+        (*EXPLAIN, "routes.yaml", "push.json"),
+        ("routes.yaml", "push.json", *EXPLAIN),
+        (*EXPLAIN, "push.json"),
+    ],
+)
+def test_explain_tells_what_would_become_of_an_event(run: Run, words: tuple[str, ...]) -> None:
+    code, out, _ = run("explain", "--json", *words)
+    assert code == 0
+    told = json.loads(out)
+    event = told["event"]
+    assert event == {"id": event["id"], "source": "github", "type": "push", "key": "shop"}
+    build, customers = told["routes"]
+    (request,) = build.pop("requests")
+    assert build == {"name": "build", "matched": True, "reason": "matched"}
+    assert list(request) == ["destination", "method", "url", "headers", "body"]
+    assert (request["destination"], request["method"], request["body"]) == ("ci", "POST", '{"repo": "shop"}')
+    assert request["url"] == "http://127.0.0.1:1/hook?token=***"
+    assert request["headers"]["gateway-route"] == "build"
+    assert customers == {
+        "name": "customers",
+        "matched": False,
+        "reason": "from: expected crm, got github",
+        "requests": [],
+    }
+
+
+def test_explain_shows_people_the_requests(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stdin:
+        buffer = io.BytesIO(b'{"name": "J\xc3\xb6rg"}')
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    code, out, _ = run("explain", "--source", "crm", "--show-secrets", "-")
+    assert code == 0
+    assert "✓ customers  matched" in out
+    assert "✗ build  from: expected github, got crm" in out
+    assert "ci: POST http://127.0.0.1:1/hook?token=abc" in out
+    assert "      Jörg\n" in out
+    assert "no route matches" in run("explain", "--source", "github", "push.json")[1]
+
+
+def test_explain_needs_its_files(run: Run) -> None:
+    code, _, err = run("explain", "--source", "github", "none.json")
+    assert (code, err) == (2, "error: none.json: expected a file, got: no such file or directory\n")
+    assert run("explain", "none.yaml", "--source", "github", "push.json")[0] == 2
+    assert "unknown source 'gitub', did you mean" in run("explain", "--source", "gitub", "push.json")[2]
+
+
+# ---- Sending and receiving ----
+
+
+class Gate(BaseHTTPRequestHandler):
+    """Answers as the ingress does: a push is taken, the rest refused."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        is_taken = self.headers["X-GitHub-Event"] == "push"
+        body = b'{"id":"evt_1"}' if is_taken else b'{"detail":"expected a signature"}'
+        self.send_response(202 if is_taken else 401)
+        if is_taken:
+            self.send_header("gateway-event-id", "evt_1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    @override
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gate() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Gate)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_send_tells_the_answer(run: Run, gate: str) -> None:
+    code, out, _ = run("send", "github", "--url", gate, "--type", "push", "push.json")
+    assert code == 0
+    assert out.startswith("202  evt_1  ")
+    code, out, _ = run("send", "github", "push.json", "--url", gate)
+    assert code == 1
+    assert out.startswith("401  expected a signature  ")
+
+
+def test_send_tells_scripts_each_answer(run: Run, gate: str) -> None:
+    code, out, _ = run("send", "github", "--url", gate, "--type", "push", "--count", "3", "--json")
+    assert code == 0
+    answers = lines(out)
+    assert [(answer["status"], answer["event_id"]) for answer in answers] == [(202, "evt_1")] * 3
+    assert len({answer["id"] for answer in answers}) == 3
+
+
+def test_send_tells_people_of_many_answers_in_a_table(run: Run, gate: str) -> None:
+    out = run("send", "github", "--url", gate, "--type", "push", "--count", "5")[1]
+    assert "p99 ms" in out
+    assert out.splitlines()[-1].split()[:2] == ["202", "5"]
+
+
+def test_send_needs_somebody_to_answer(run: Run) -> None:
+    (port,) = free_ports(1)
+    code, out, err = run("send", "github", "--url", f"http://127.0.0.1:{port}")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: http://127.0.0.1:{port}: expected an answer, got ")
+
+
+def test_receive_needs_a_port_that_is_free(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = run("receive", "--port", str(port))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --port {port}: expected a port that is free, got ")
+
+
+# ---- The log ----
+
+
+@pytest.mark.usefixtures("log")
+def test_events_are_listed_newest_first(run: Run) -> None:
+    write_event("evt_1", key="shop", body=b"12345")
+    write_event("evt_2", source="crm", topic="company.crm")
+    write_event("evt_3")
+    assert [event["id"] for event in lines(run("events", "list", "--json")[1])] == ["evt_3", "evt_2", "evt_1"]
+    assert [event["id"] for event in lines(run("events", "list", "--json", "--limit", "1")[1])] == ["evt_3"]
+    (event,) = lines(run("events", "list", "--source", "crm", "--json")[1])
+    assert (event["id"], event["topic"], event["offset"]) == ("evt_2", "company.crm", 0)
+    out = run("events", "list", "--since", "1h")[1]
+    assert all(word in out for word in ("evt_1", "evt_2", "evt_3", "shop", "push"))
+
+
+@pytest.mark.usefixtures("log")
+def test_no_events_are_said(run: Run) -> None:
+    assert run("events", "list") == (0, "no events\n", "")
+    assert run("events", "list", "--json") == (0, "", "")
+    assert run("events", "list", "--source", "gitub")[0] == 2
+
+
+@pytest.mark.usefixtures("log")
+def test_a_record_that_is_no_event_is_listed_as_that(run: Run) -> None:
+    on_log(lambda log: log.append(TOPICS.events("github"), key=b"", value=b"x", headers=[("gw_v", b"9")]))
+    assert "can't be read: gw_v: expected 1, got 9" in run("events", "list")[1]
+    assert "expected 1" in lines(run("events", "list", "--json")[1])[0]["problem"]
+
+
+@pytest.mark.usefixtures("log")
+def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
+    write_event("evt_1", headers={"X-One": "1"}, query="a=b", body=b'{"n":1}')
+    write_event("evt_2", body=b"\xff\x00")
+    code, out, _ = run("events", "show", "evt_1")
+    assert code == 0
+    assert all(word in out for word in ("evt_1", "X-One: 1", "a=b", '{"n":1}', "gateway.events.github/0@0"))
+    assert "00000000  ff00" in run("events", "show", "evt_2")[1]
+    (event,) = lines(run("events", "show", "evt_2", "--json")[1])
+    assert event["body_base64"] == "/wA="
+    code, _, err = run("events", "show", "evt_3")
+    assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, got none\n")
+
+
+def test_a_log_that_is_not_there_is_told(run: Run) -> None:
+    code, out, err = run("dead", "list")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: gateway.db: expected an embedded log, got: ")
+
+
+def test_a_kafka_that_is_not_there_is_told(run: Run) -> None:
+    (port,) = free_ports(1)
+    code, out, err = run("dead", "list", "--log", f"kafka://127.0.0.1:{port}")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: kafka://127.0.0.1:{port}: expected a broker that answers, got ")
+    assert err.count("\n") == 1
+
+
+def test_topics_are_created_and_checked(run: Run) -> None:
+    assert run("topics", "check")[0] == 2  # no log yet
+    code, out, _ = run("topics", "create", "--json")
+    assert code == 0
+    created = {topic["topic"]: topic for topic in lines(out)}
+    assert created["company.crm"] == {
+        "topic": "company.crm",
+        "partitions": 6,
+        "retention_seconds": 604800.0,
+        "compacted": False,
+        "created": True,
+    }
+    assert created["gateway.control"]["compacted"]
+    assert not any(topic["created"] for topic in lines(run("topics", "create", "--json")[1]))
+    code, out, _ = run("topics", "check")
+    assert code == 0
+    assert "fine" in out
+    Path("routes.yaml").write_text(RULES.replace("company.crm", "company.other"))
+    code, out, _ = run("topics", "check")
+    assert code == 1
+    assert "expected a topic, got none" in out
+    (missing,) = [topic for topic in lines(run("topics", "check", "--json")[1]) if not topic["ok"]]
+    assert missing["topic"] == "company.other"
+    assert missing["problems"] == [{"message": "expected a topic, got none", "fatal": True}]
+
+
+# ---- Dead letters ----
+
+
+@pytest.mark.usefixtures("log")
+def test_dead_letters_are_listed_until_they_are_settled(run: Run) -> None:
+    first = write_letter("evt_1")
+    second = write_letter("evt_2", route="other", reason="gone")
+    on_log(lambda log: log.append(TOPICS.dead, key=b"k", value=b"x", headers=[("gw_undecodable", b"gw_v: got 9")]))
+    out = run("dead", "list")[1]
+    assert all(word in out for word in (first, second, "evt_1", "build → ci", "exhausted", "500", "0@2: gw_v: got 9"))
+    letters = lines(run("dead", "list", "--json")[1])
+    assert [(letter.get("event_id"), letter["reason"], letter["status"]) for letter in letters] == [
+        (None, "undecodable", "open"),
+        ("evt_2", "gone", "open"),
+        ("evt_1", "exhausted", "open"),
+    ]
+    assert letters[2]["delivery_id"] == first
+    assert (letters[2]["attempts"], letters[2]["last_result"]) == (2, "500")
+    assert [letter["event_id"] for letter in lines(run("dead", "list", "--route", "other", "--json")[1])] == ["evt_2"]
+
+    assert run("dead", "replay", "--route", "other", "--no-wait")[0] == 0
+    assert len(lines(run("dead", "list", "--json")[1])) == 3  # not before it's done
+    carry_out(orders()[-1], count=1)
+    assert len(lines(run("dead", "list", "--json")[1])) == 2
+    statuses = [letter["status"] for letter in lines(run("dead", "list", "--all", "--json")[1])]
+    assert statuses == ["open", "replayed", "open"]
+
+
+@pytest.mark.usefixtures("log")
+def test_no_dead_letters_are_said(run: Run) -> None:
+    assert run("dead", "list") == (0, "no open dead letters\n", "")
+    assert run("dead", "list", "--json") == (0, "", "")
+
+
+@pytest.mark.usefixtures("log")
+def test_more_dead_letters_than_shown_are_said(run: Run) -> None:
+    for number in range(3):
+        write_letter(f"evt_{number}")
+    assert run("dead", "list", "--limit", "2")[2] == "there are more; --limit shows more than 2\n"
+    assert run("dead", "list", "--limit", "3")[2] == ""
+
+
+@pytest.mark.usefixtures("log")
+def test_a_dead_letter_is_shown_whole(run: Run) -> None:
+    first = write_letter("evt_1", body=b"\xffAB")
+    write_letter("evt_1", route="other")
+    out = run("dead", "show", first)[1]
+    for word in (first, "build → ci", "exhausted: 500 after 2 attempts", "503: later", "X-One: 1", "ff41 42", "open"):
+        assert word in out
+    both = lines(run("dead", "show", "evt_1", "--json")[1])
+    assert [letter["route"] for letter in both] == ["other", "build"]
+    assert both[1]["body_base64"] == "/0FC"
+    assert [attempt["status"] for attempt in both[1]["tries"]] == [503, 500]
+    assert run("dead", "show", "evt_2")[0] == 1
+
+
+@pytest.mark.usefixtures("log")
+def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
+    first = write_letter("evt_1")
+    code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
+    assert (code, out) == (1, "the order is stored; a running gateway carries it out\n")
+    code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
+    assert code == 0
+    (told,) = lines(out)
+    assert (told["state"], told["count"]) == ("asked", None)
+    one, other = orders()
+    assert (one.state, one.action, one.filter) == ("asked", "replay", DeadFilter(ids=(first,)))
+    assert one.marker == {f"{TOPICS.dead}/0": 1}
+    assert other.filter.reason == "exhausted"
+    assert other.filter.since == pytest.approx(other.at - 3600, abs=5)
+    assert told["order"] == other.key
+
+
+@pytest.mark.usefixtures("log")
+def test_a_replay_that_would_be_everything_has_to_be_asked_for(run: Run) -> None:
+    write_letter("evt_1")
+    assert run("dead", "replay")[0] == 2
+    assert run("dead", "drop")[0] == 2
+    assert orders() == []
+    run("dead", "replay", "--all", "--no-wait")
+    assert orders()[0].filter == DeadFilter()
+
+
+@pytest.mark.usefixtures("log")
+def test_a_name_without_a_dead_letter_is_told_and_nothing_ordered(run: Run) -> None:
+    code, _, err = run("dead", "replay", "evt_9")
+    assert (code, err) == (2, "error: evt_9: expected the id of an open dead letter, got none\n")
+    assert orders() == []
+
+
+@pytest.mark.usefixtures("log")
+def test_a_dry_run_only_counts(run: Run) -> None:
+    write_letter("evt_1")
+    write_letter("evt_2")
+    write_letter("evt_3", route="other")
+    code, out, _ = run("dead", "replay", "--all", "--dry-run")
+    assert code == 0
+    assert "would replay 3 dead letters; nothing was done" in out
+    counted = lines(run("dead", "drop", "--route", "build", "--dry-run", "--json")[1])
+    assert counted == [{"route": "build", "destination": "ci", "reason": "exhausted", "count": 2}]
+    assert orders() == []
+
+
+class Terminal(io.StringIO):
+    """A terminal, on which somebody has typed something."""
+
+    @override
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("log")
+def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_letter("evt_1")
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    code, out, err = run("dead", "drop", "--all", "--no-wait")
+    assert code == 1
+    assert "drop 1 dead letter? [y/N]" in err
+    assert "nothing was dropped" in out
+    assert orders() == []
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert run("dead", "drop", "--all", "--no-wait")[0] == 0
+    assert run("dead", "drop", "--all", "--no-wait", "--yes")[0] == 0
+    assert [order.action for order in orders()] == ["drop", "drop"]
+
+
+# ---- Routes and destinations ----
+
+
+@pytest.mark.usefixtures("log")
+def test_a_destination_is_paused_and_resumed(run: Run) -> None:
+    code, out, _ = run("destination", "pause", "ci")
+    assert code == 0
+    assert "destination ci is paused" in out
+    (paused,) = orders()
+    assert (paused.key, paused.state) == ("pause/destination/ci", "paused")
+    code, out, _ = run("destination", "resume", "ci", "--no-wait", "--json")
+    assert (code, lines(out)) == (0, [{"order": "pause/destination/ci", "state": "resuming", "count": None}])
+    carry_out(orders()[-1], count=4)
+    assert run("destination", "resume", "ci")[:2] == (0, "destination ci isn't paused: there is nothing to do\n")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_route_is_kicked(run: Run) -> None:
+    assert run("route", "kick", "build", "--no-wait")[0] == 0
+    (kick,) = orders()
+    assert (kick.key, kick.state) == ("kick/route/build", "asked")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) -> None:
+    code, _, err = run("route", "pause", "biuld")
+    told = "error: unknown route 'biuld', did you mean 'build'?; --force does it all the same\n"
+    assert (code, err) == (2, told)
+    assert orders() == []
+    assert run("route", "pause", "biuld", "--force")[0] == 0
+    code, _, err = run("route", "pause", "other", "--rules", "none.yaml")
+    assert code == 0
+    assert "none.yaml can't be read" in err
+
+
+# ---- Real processes ----
+
+
+def gateway(*words: str, **options: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "gateway", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+def test_a_reader_that_has_had_enough_is_no_failure_to_speak_of() -> None:
+    process = gateway("schema")
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is written: what it prints is longer than a pipe
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(20) == 1
+
+
+def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
+    process = gateway("receive", "--port", "0", "--json", cwd=folder)
+    assert process.stdout is not None
+    listening = json.loads(process.stdout.readline())
+    assert listening["event"] == "listening"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+async def test_a_gateway_takes_an_event_and_ends_with_its_signal(folder: Path) -> None:
+    """Run, send, deliver, replay, SIGTERM."""
+    (port,) = free_ports(1)
+    rules = RULES.replace("127.0.0.1:1/", f"127.0.0.1:{port}/")
+    database = f"sqlite:///{folder / 'gateway.db'}"
+
+    async def call(*words: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gateway",
+            *words,
+            cwd=folder,
+            stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 30)
+        return process.returncode, out.decode()
+
+    async with GatewayProcess(folder, rules=rules, log=database) as running:
+        url = f"http://127.0.0.1:{running.port}"
+        code, out = await call("send", "github", "push.json", "--url", url, "--type", "push", "--json")
+        assert code == 0
+        answer = json.loads(out)
+        assert answer["status"] == 202
+        code, out = await call("send", "github", "push.json", "--url", url, "--forge")
+        assert code == 1
+        assert out.startswith("401")
+        code, out = await call("events", "list", "--json")
+        assert [event["id"] for event in lines(out)] == [answer["event_id"]]
+        code, out = await call("destination", "pause", "ci")
+        assert code == 0
+        code, out = await call("destination", "resume", "ci", "--json")
+        assert code == 0
+        assert json.loads(out)["state"] == "active"
+        code, out = await call("dead", "replay", "--all", "--json")
+        assert (code, json.loads(out)["count"]) == (0, 0)
+        assert await running.stop() == 0
