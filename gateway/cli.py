@@ -279,9 +279,7 @@ def _explain(call: Call) -> int:
         explained = explain(
             _rules(path),
             source=arguments.source,
-            headers=tuple(
-                [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in arguments.header]
-            ),
+            headers=tuple([(os.fsencode(name), os.fsencode(value)) for name, value in arguments.header]),
             query="&".join(arguments.query),
             body=body,
             now=time.time(),
@@ -365,7 +363,7 @@ async def _receive(call: Call) -> int:
 
     def report(received: Received) -> None:
         if output.json:
-            sys.stdout.write(received.as_json().decode() + "\n")
+            sys.stdout.write(received.as_json() + "\n")
             sys.stdout.flush()
         else:
             output.say(received.as_text())

@@ -155,6 +155,13 @@ class GatewayProcess:
             writer.close()
         return Metrics(text.partition(b"\r\n\r\n")[2].decode())
 
+    async def until(self, name: str, value: float, *, timeout: float = 15.0, **labels: str) -> None:
+        """Wait until the series of a metric that have these labels add up to a value."""
+        until = time.monotonic() + timeout
+        while (found := (await self.metrics()).sum(name, **labels)) != value:
+            assert time.monotonic() < until, f"expected {name} {labels} to become {value}, got {found}\n{self.story()}"
+            await asyncio.sleep(0.05)
+
     def _output(self) -> bytes:
         with self.output.open("rb") as output:
             output.seek(self._began_at)

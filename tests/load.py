@@ -135,7 +135,7 @@ def signed_post(
         f"POST {path} HTTP/1.1\r\nHost: gateway.test\r\nContent-Type: application/json\r\n"
         f"X-GitHub-Delivery: {delivery}\r\nX-GitHub-Event: push\r\nX-Hub-Signature-256: sha256={signature}\r\n"
         f"{more}Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    ).encode("latin-1") + body
 
 
 async def post(port: int, request: bytes) -> tuple[int, str]:

@@ -13,6 +13,7 @@ Decisions are made in the pure modules beside this one; here they are acted on. 
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, assert_never
@@ -652,13 +653,12 @@ class Worker:
     def _set_gauges(self, now: float) -> None:
         metrics = self._metrics
         rules = self._rules()
-        for name, lane in self._lanes.items():
-            if name not in rules.destinations:
-                continue
-            metrics.deliveries_in_flight.labels(name).set(lane.in_flight)
-            metrics.deliveries_waiting.labels(name).set(lane.waiting)
-            metrics.breaker_open.labels(name).set(lane.breaker.is_open)
+        soon = Counter(item.delivery.destination for _, _, item in self._soon)
         for name in rules.destinations:
+            lane = self._lanes.get(name)
+            metrics.deliveries_in_flight.labels(name).set(lane.in_flight if lane else 0)
+            metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])
+            metrics.breaker_open.labels(name).set(lane is not None and lane.breaker.is_open)
             metrics.destination_paused.labels(name).set(self._control.paused_by("", name) is not None)
         lag: dict[str, int] = dict.fromkeys(self._subscribed, 0)
         oldest: dict[str, float] = dict.fromkeys(self._subscribed, 0.0)

@@ -122,7 +122,7 @@ def event_arguments(parser: Parser) -> None:
 
 
 def dead_show_arguments(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="of its delivery or event")
+    parser.add_argument("id", metavar="ID", help="of its delivery or event, or PARTITION@OFFSET")
 
 
 def pause_arguments(parser: Parser) -> None:

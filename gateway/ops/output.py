@@ -4,6 +4,7 @@ What comes from senders and destinations is shown without its control characters
 reader's cursor, nor to recolour their terminal.
 """
 
+import json
 import os
 import sys
 import time
@@ -41,7 +42,7 @@ class Output:
 
     def line(self, fields: Mapping[str, object]) -> None:
         """Print one JSON object, at once."""
-        sys.stdout.write(orjson.dumps(fields, default=str).decode() + "\n")
+        sys.stdout.write(json_line(fields) + "\n")
         sys.stdout.flush()
 
     def say(self, *parts: "str | tuple[str, str] | Text") -> None:
@@ -97,6 +98,14 @@ class Output:
         with Progress(console=self._err, transient=True, disable=not self._err.is_terminal or total < 2) as bar:  # noqa: PLR2004 - one is no progress
             task = bar.add_task(text, total=total)
             yield lambda: bar.advance(task)
+
+
+def json_line(fields: Mapping[str, object]) -> str:
+    """Return a JSON object in one line, without its end. Bytes of a name that weren't UTF-8 are escaped."""
+    try:
+        return orjson.dumps(fields).decode()
+    except orjson.JSONEncodeError:
+        return json.dumps(fields)
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-import orjson
 from aiohttp import web
 from rich.text import Text
 
-from gateway.ops.output import body_fields, rfc3339
+from gateway.ops.output import body_fields, json_line, printable, rfc3339
 
 TOLERANCE = 300.0  # Seconds; what the libraries of Standard Webhooks use.
 MAX_BODY = 64 * 1024 * 1024
@@ -23,7 +22,7 @@ MAX_BODY = 64 * 1024 * 1024
 class Received:
     """A request as it came. The texts are from the gateway's headers, None where it isn't from one.
 
-    `is_verified` is None where there is no secret to verify by. `size` is of the body, in bytes.
+    `is_verified` is None where there is no secret to verify by. `size` is of the body, in bytes; `answer` is a status.
     """
 
     at: float
@@ -37,9 +36,9 @@ class Received:
     answer: int
     body: bytes = b""
 
-    def as_json(self) -> bytes:
+    def as_json(self) -> str:
         """Return one line, without its end; the body as text, or in base64 as `body_base64` where it is none."""
-        return orjson.dumps(
+        return json_line(
             {
                 "at": rfc3339(self.at),
                 "path": self.path,
@@ -62,9 +61,9 @@ class Received:
             (f"{clock}  ", "dim"),
             (f"{self.answer} ", "green" if self.answer < 300 else "red"),  # noqa: PLR2004 - above are the failures
             (f"{mark}  ", colour),
-            (f"{self.route or self.path:<24} ", "bold"),
+            (f"{printable(self.route or self.path):<24} ", "bold"),
             f"attempt {self.attempt or '-'}  {self.size:>8,} B  ",
-            (self.event or "", "dim"),
+            (printable(self.event or ""), "dim"),
             no_wrap=True,
             overflow="ellipsis",
         )

@@ -1,12 +1,17 @@
 """Gateways as processes, on real logs: `--full` runs the sizes that the promises are stated for."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from gateway.log.topics import Topics
+from gateway.ops.orders import Orders
+from gateway.run import open_log
+from gateway.settings import from_sources
 from tests.load import SECRET
 
 SOURCES = f"""
@@ -53,9 +58,24 @@ class LogPlace:
         return self.url.startswith("kafka:")
 
     @property
+    def servers(self) -> str:
+        """The brokers' addresses."""
+        return self.url.removeprefix("kafka://")
+
+    @property
     def path(self) -> Path:
         """The embedded log's file."""
         return Path(self.url.removeprefix("sqlite:///"))
+
+
+@asynccontextmanager
+async def operators(place: LogPlace) -> AsyncIterator[Orders]:
+    """Open what the commands of operators use, beside the gateway."""
+    log = await open_log(from_sources({"log": place.url}, {}), owner=False)
+    try:
+        yield Orders(log, Topics(place.prefix))
+    finally:
+        await log.close()
 
 
 @pytest.fixture

@@ -2,16 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.engine.control import DeadFilter
-from gateway.log.topics import Topics
 from gateway.ops.orders import Orders, Placed
-from gateway.run import open_log
-from gateway.settings import from_sources
-from tests.acceptance.conftest import SOURCES, LogPlace
+from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess
 from tests.load import Ledger, Load, all_delivered, deliveries, report
 from tests.sink import Answer, Request, Sink
@@ -59,20 +54,20 @@ async def test_a_delivery_is_retried_then_dead_and_a_replay_delivers_it_with_all
         load = Load(gateway.port, rate=500)
         await load.send(3)
         await ci.received(9)
-        await _until(gateway, "gateway_deliveries_total", 3, outcome="dead_lettered")
+        await gateway.until("gateway_deliveries_total", 3, outcome="dead_lettered")
         ids = [request.header("gateway-delivery-id") for request in ci.requests]
         assert sorted(Counter(ids).values()) == [3, 3, 3]
         assert Counter(request.header("gateway-attempt") for request in ci.requests) == {"1": 3, "2": 3, "3": 3}
 
         is_down = False
         before = len(ci.requests)
-        async with _orders(place) as orders:
+        async with operators(place) as orders:
             await _carried_out(orders, await orders.settle("replay", DeadFilter(route="build")))
             await ci.received(before + 5, timeout=DUE_MARGIN)
             await _carried_out(orders, await orders.settle("replay", DeadFilter(route="build")))
             again = await orders.settle("replay", DeadFilter())
             finished = await orders.finished(again, timeout=10)
-        await _until(gateway, "gateway_deliveries_total", 3, outcome="delivered")
+        await gateway.until("gateway_deliveries_total", 3, outcome="delivered")
         replayed = ci.requests[before:]
         assert finished is not None
         assert finished.count == 0  # what was replayed isn't a dead letter any more
@@ -87,12 +82,12 @@ async def test_what_is_paused_is_parked_and_delivered_once_when_it_is_resumed(
     count = 2000 if is_full else 200
     async with Sink(path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, place, rules) as gateway, _orders(place) as orders:
+        async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
             load = Load(gateway.port, rate=500)
             await load.send(count)
             await all_delivered(load.acknowledged, ci, other, timeout=10)
             await orders.pause("destination/ci")
-            await _until(gateway, "gateway_destination_paused", 1, destination="ci")
+            await gateway.until("gateway_destination_paused", 1, destination="ci")
             await load.send(count)
             await all_delivered(load.acknowledged, other, timeout=10)
             assert len(ci.requests) == count
@@ -117,15 +112,15 @@ async def test_what_is_paused_is_parked_and_delivered_once_when_it_is_resumed(
 async def test_a_kick_tries_at_once_what_waits_for_a_retry(place: LogPlace, folder: Path) -> None:
     async with Sink(500, path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, place, rules) as gateway, _orders(place) as orders:
+        async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
             load = Load(gateway.port, rate=500)
             await load.send(4)
             await ci.received(4)
-            await _until(gateway, "gateway_retry_backlog", 4)
+            await gateway.until("gateway_retry_backlog", 4)
             ci.answer(200)
             await _carried_out(orders, await orders.kick("destination/ci"))
             await ci.received(8, timeout=DUE_MARGIN)
-            await _until(gateway, "gateway_deliveries_total", 4, destination="ci", outcome="delivered")
+            await gateway.until("gateway_deliveries_total", 4, destination="ci", outcome="delivered")
             assert sorted(deliveries(ci).values()) == [2, 2, 2, 2]
             assert len(other.requests) == 4
 
@@ -148,25 +143,5 @@ def _gateway(folder: Path, place: LogPlace, rules: str) -> GatewayProcess:
     return GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
 
 
-@asynccontextmanager
-async def _orders(place: LogPlace) -> AsyncIterator[Orders]:
-    """What the commands of operators do, beside the gateway."""
-    log = await open_log(from_sources({"log": place.url}, {}), owner=False)
-    try:
-        yield Orders(log, Topics(place.prefix))
-    finally:
-        await log.close()
-
-
 async def _carried_out(orders: Orders, placed: Placed) -> None:
     assert await orders.finished(placed, timeout=20) is not None
-
-
-async def _until(gateway: GatewayProcess, name: str, value: float, **labels: str) -> None:
-    """Wait until a metric has a value."""
-    for _ in range(100):
-        if (await gateway.metrics()).sum(name, **labels) == value:
-            return
-        await asyncio.sleep(0.1)
-    found = (await gateway.metrics()).sum(name, **labels)
-    raise AssertionError(f"expected {name} {labels} to become {value}, got {found}\n{gateway.story()}")

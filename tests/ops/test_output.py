@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.ops.output import Output, body_fields, body_text, hex_dump, printable, rfc3339
+from gateway.ops.output import Output, body_fields, body_text, hex_dump, json_line, printable, rfc3339
 
 
 def test_control_characters_of_a_stranger_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +73,8 @@ def test_a_body_in_json_is_text_or_base64() -> None:
 
 def test_times_for_scripts_are_in_utc() -> None:
     assert rfc3339(0.25) == "1970-01-01T00:00:00.250Z"
+
+
+def test_what_is_not_utf8_in_a_name_is_escaped_in_json() -> None:
+    assert json_line({"key": "a\udcff"}) == '{"key": "a\\udcff"}'
+    assert json.loads(json_line({"key": "ü"})) == {"key": "ü"}

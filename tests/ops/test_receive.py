@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import aiohttp
@@ -120,3 +121,14 @@ def test_a_line_tells_it_all() -> None:
         assert part in line
     assert line.count("\n") == 1
     assert json.loads(received.as_json())["attempt"] == 2
+
+
+async def test_a_line_for_scripts_has_the_body_and_one_for_people_no_control_characters() -> None:
+    reports: list[Received] = []
+    async with Receiver(report=reports.append) as receiver:
+        await post(receiver, b'{"n": 1}', HEADERS)
+        await post(receiver, b"\xff")
+    first, second = [json.loads(report.as_json()) for report in reports]
+    assert (first["status"], first["verified"], first["event_id"], first["body"]) == (200, None, "evt_1", '{"n": 1}')
+    assert second["body_base64"] == "/w=="
+    assert "\x1b" not in replace(reports[1], path="/\x1b[2J").as_text().plain

@@ -1,0 +1,146 @@
+"""Starting, stopping, reloading, and standing beside another one, all under load."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import RULES, SOURCES, LogPlace
+from tests.gateway_process import GatewayProcess
+from tests.load import Ledger, Load, all_delivered, deliveries, post, report, signed_post
+from tests.sink import Answer, Sink
+
+ONE = (
+    SOURCES
+    + """
+destinations:
+  first: {{url: "{first}"}}
+routes:
+  - {{name: all, from: github, to: [first]}}
+"""
+)
+OTHER = (
+    SOURCES
+    + """
+  shop: {{verify: {{scheme: none}}}}
+destinations:
+  second: {{url: "{second}"}}
+routes:
+  - {{name: all, from: [github, shop], to: [second]}}
+"""
+)
+DRAIN = 25.0
+SLOW = Answer(delay=0.2)
+"""So that there is always much under way."""
+
+
+async def test_sigterm_under_load_ends_in_time_without_loss_and_without_a_duplicate(
+    place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    rate = 1000.0 if is_full else 300.0
+    async with Sink(SLOW, path="/first") as first, Sink(path="/second") as second:
+        rules = RULES.format(first=first.url, second=second.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            load = Load(gateway.port, rate=rate)
+            sending = asyncio.create_task(load.send_for(5))
+            for _ in range(2):
+                await asyncio.sleep(1)
+                began = time.monotonic()
+                code = await gateway.stop()
+                seconds = time.monotonic() - began
+                report(f"SIGTERM under {rate:g}/s, {place.kind}: exit {code} after {seconds:.1f} s")
+                assert code == 0, gateway.story()
+                assert seconds < DRAIN
+                assert not gateway.lines("drain_cut_short")
+                await gateway.start()
+            await sending
+            await all_delivered(load.acknowledged, first, second, timeout=30)
+            ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
+            report(dict(load.statuses()), *ledgers)
+            assert [(ledger.lost, ledger.duplicated) for ledger in ledgers] == [(0, 0)] * 2, gateway.story()
+            assert load.statuses().keys() <= {202, 503, 0}
+
+
+async def test_rules_are_reloaded_under_load_and_bad_ones_are_refused(place: LogPlace, folder: Path) -> None:
+    async with Sink(path="/first") as first, Sink(path="/second") as second:
+        one, other = ONE.format(first=first.url), OTHER.format(second=second.url)
+        async with GatewayProcess(folder, rules=one, log=place.url, prefix=place.prefix) as gateway:
+            load = Load(gateway.port, rate=300)
+            sending = asyncio.create_task(load.send_for(6))
+            await first.received(50)
+
+            gateway.rules.write_text(other)  # seen by itself
+            await gateway.until("gateway_rules_reloads_total", 1, result="ok")
+            await second.received(50)
+            assert await post(gateway.port, signed_post(b"of a new source", delivery="1", path="/in/shop")) != (404, "")
+
+            gateway.rules.write_text(other + "  - {nonsense: 1}\n")
+            await gateway.until("gateway_rules_reloads_total", 1, result="error")
+            so_far = len(second.requests)
+            await second.received(so_far + 50)
+
+            gateway.rules.write_text(one)
+            gateway.signal(signal.SIGHUP)
+            await gateway.until("gateway_rules_reloads_total", 2, result="ok")
+            so_far = len(first.requests)
+            await first.received(so_far + 50)
+
+            await sending
+            until = time.monotonic() + 15
+            while time.monotonic() < until and load.acknowledged.keys() - deliveries(first) - deliveries(second):
+                await asyncio.sleep(0.1)
+            counts = deliveries(first) + deliveries(second)
+            lost = load.acknowledged.keys() - counts.keys()
+            report(
+                f"reloaded twice, {place.kind}: {load.acknowledged_count} acknowledged, {len(lost)} lost, "
+                f"{sum(counts.values()) - len(counts)} duplicated; {dict(load.statuses())}"
+            )
+            assert not lost, gateway.story()
+            assert sum(counts.values()) == len(counts)
+            assert load.statuses().keys() == {202}
+            assert any(request.body == b"of a new source" for request in second.requests)
+
+
+@pytest.mark.timeout(180)
+async def test_one_of_two_gateways_on_a_port_is_killed_and_the_other_takes_over(
+    kafka_place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    place, rate = kafka_place, 600.0 if is_full else 300.0
+    beside = folder / "beside"
+    beside.mkdir()
+    async with Sink(path="/first") as first, Sink(path="/second") as second:
+        rules = RULES.format(first=first.url, second=second.url)
+        async with (
+            GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway,
+            GatewayProcess(beside, rules=rules, log=place.url, prefix=place.prefix, beside=gateway) as victim,
+        ):
+            load = Load(gateway.port, rate=rate)
+            sending = asyncio.create_task(load.send_for(12 if is_full else 8))
+            await asyncio.sleep(5)  # a member that comes is balanced with the next heartbeat, within 3 s
+            owned = [(await each.metrics()).sum("gateway_attempts_total") for each in (gateway, victim)]
+            await asyncio.to_thread(victim.kill)
+            if not is_full:
+                # One that comes back in its place takes the dead one out of the group; else its session ends first.
+                await victim.start()
+            await sending
+            await all_delivered(load.acknowledged, first, second, timeout=100)
+            ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
+            report(
+                f"two gateways under {rate:g}/s, one killed: attempts before {owned}", dict(load.statuses()), *ledgers
+            )
+            assert all(owned), "expected both to have partitions"
+            assert [ledger.lost for ledger in ledgers] == [0, 0], gateway.story()
+
+
+async def test_a_second_gateway_on_the_same_embedded_log_is_refused(embedded_place: LogPlace, folder: Path) -> None:
+    async with Sink() as sink:
+        rules = ONE.format(first=sink.url)
+        async with GatewayProcess(folder, rules=rules, log=embedded_place.url) as gateway:
+            second = GatewayProcess(folder, rules=rules, log=embedded_place.url)
+            second.spawn()
+            assert await second.ended(timeout=10) == 2
+            assert f"is in use by another gateway (pid {gateway.pid})" in second.story()
+            await Load(gateway.port, rate=100).send(5)
+            await sink.received(5)
