@@ -5,6 +5,7 @@ stop    ingress refuses ─▶ requests under way are answered ─▶ worker dra
 """
 
 import asyncio
+import os
 import signal
 import socket
 import time
@@ -177,7 +178,7 @@ class Gateway:
             return Address(*await self._ingress.start(host, port))
         except OSError as error:
             raise UsageError(
-                f"--listen {host}:{port}: expected an address that is free, got {error.strerror}"
+                f"--listen {host}:{port}: expected an address that is free, got {os.strerror(error.errno or 0).lower()}"
             ) from error
 
     async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
@@ -197,7 +198,7 @@ class Gateway:
             await site.start()
         except OSError as error:
             raise UsageError(
-                f"--admin {host}:{port}: expected an address that is free, got {error.strerror}"
+                f"--admin {host}:{port}: expected an address that is free, got {os.strerror(error.errno or 0).lower()}"
             ) from error
         name = runner.addresses[0]
         return Address(name[0], name[1])

@@ -49,7 +49,7 @@ class DeadFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """What a filter looks at of a dead letter. `id` is the delivery's."""
+    """What a filter looks at of a dead letter. `id` is the delivery's, and empty where the record can't be read."""
 
     id: str
     route: str
@@ -77,6 +77,10 @@ class Order:
 
     def is_before_marker(self, partition: Partition, offset: int) -> bool:
         return offset < self.marker.get(f"{partition.topic}/{partition.number}", 0)
+
+    def is_for(self, letter: "Letter") -> bool:
+        """Tell whether an order about dead letters means this one; what can't be read can't be replayed."""
+        return self.filter.covers(letter) and (self.action == "drop" or bool(letter.id))
 
     def encode(self) -> tuple[bytes, bytes]:
         """Return the record's key and value."""
@@ -156,7 +160,7 @@ class Control:
                 order.kind == "dead"
                 and order.state == "done"
                 and order.is_before_marker(partition, offset)
-                and order.filter.covers(letter)
+                and order.is_for(letter)
             ):
                 return order
         return None

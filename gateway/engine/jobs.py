@@ -16,7 +16,7 @@ from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Commit, Log, Partition, Record
 from gateway.log.records import Filed, decode_delivery, encode_delivery
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Delivery, LogUnavailableError, UndecodableRecordError
+from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
 from gateway.telemetry.metrics import Metrics
 
 SHORTEST_TIER = next(iter(TIERS))
@@ -187,20 +187,22 @@ class Jobs:
         return order.with_state("done", marker=ends, count=count)
 
     async def _settle(self, order: Order) -> Order:
-        letters = self._covered(order)
+        now = self._log.now()
+        found = self._meant(order)
         if order.action == "replay":
-            now = self._log.now()
-            count = await self._inject(replace(filed.delivery, attempts=(), since=now) async for filed in letters)
+            count = await self._inject(
+                replace(filed.delivery, attempts=(), since=now) async for filed in found if filed
+            )
         else:
-            count = 0
-            async for _ in letters:
-                count += 1
+            count = len([None async for _ in found])
         return order.with_state("done", count=count)
 
-    async def _covered(self, order: Order) -> AsyncIterator[Filed]:
-        async for partition, record, filed in self._filed(self._topics.dead, {}, order.marker):
-            letter = letter_of(filed, record)
-            if order.filter.covers(letter) and not self._follower.control.settled(letter, partition, record.offset):
+    async def _meant(self, order: Order) -> AsyncIterator[Filed | None]:
+        """Yield what an order about dead letters is for, and isn't settled yet; None for what can't be read."""
+        control = self._follower.control
+        async for partition, record in self._records(self._topics.dead, {}, order.marker):
+            letter, filed = read_letter(record)
+            if order.is_for(letter) and not control.settled(letter, partition, record.offset):
                 yield filed
 
     async def _sweep(self) -> None:
@@ -246,16 +248,21 @@ class Jobs:
     async def _filed(
         self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
     ) -> AsyncIterator[tuple[Partition, Record, Filed]]:
+        async for partition, record in self._records(topic, starts, ends):
+            try:
+                yield partition, record, decode_delivery(record)
+            except UndecodableRecordError:
+                continue  # the worker buries it when it is due
+
+    async def _records(
+        self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
+    ) -> AsyncIterator[tuple[Partition, Record]]:
         for number, (first, last) in (await self._log.bounds(topic)).items():
             key = f"{topic}/{number}"
             partition = Partition(topic, number)
             async for records in self._log.scan(partition, max(first, starts.get(key, 0)), min(last, ends.get(key, 0))):
                 for record in records:
-                    try:
-                        filed = decode_delivery(record)
-                    except UndecodableRecordError:
-                        continue
-                    yield partition, record, filed
+                    yield partition, record
 
     async def _inject(self, deliveries: AsyncIterator[Delivery]) -> int:
         count = 0
@@ -288,15 +295,21 @@ class Jobs:
             await self._sleep(0.02)
 
 
-def letter_of(filed: Filed, record: Record) -> Letter:
-    """Return what filters look at of a dead letter."""
-    return Letter(
-        id=filed.delivery.id,
-        route=filed.delivery.route,
-        destination=filed.delivery.destination,
+def read_letter(record: Record) -> tuple[Letter, Filed | None]:
+    """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
+    try:
+        filed = decode_delivery(record)
+    except UndecodableRecordError:
+        return Letter(id="", route="", destination="", reason=DeadReason.UNDECODABLE, at=record.appended_at), None
+    delivery = filed.delivery
+    letter = Letter(
+        id=delivery.id,
+        route=delivery.route,
+        destination=delivery.destination,
         reason=filed.note.get("reason", ""),
         at=record.appended_at,
     )
+    return letter, filed
 
 
 async def _each(deliveries: Sequence[Delivery]) -> AsyncIterator[Delivery]:

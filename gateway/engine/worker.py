@@ -577,7 +577,9 @@ class Worker:
             self._metrics.delivery_duration.labels(delivery.route).observe(seconds)
         elif isinstance(outcome, DeadLettered):
             name = "dead_lettered"
-            detail = {"reason": outcome.reason, "detail": outcome.detail}
+            detail = {"reason": outcome.reason}
+            if outcome.reason is not DeadReason.EXPRESSION_ERROR:
+                detail["detail"] = outcome.detail  # what failed in an expression may be a piece of the body
         else:
             name = "dropped"
             detail = {"detail": outcome.detail}

@@ -8,11 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from gateway.engine.control import Control, DeadFilter, Letter, Order
-from gateway.engine.jobs import letter_of
+from gateway.engine.jobs import read_letter
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import Filed, decode_delivery
+from gateway.log.records import Filed
 from gateway.log.topics import Topics
-from gateway.model import DeadReason, UndecodableRecordError, UsageError
+from gateway.model import UsageError
 from gateway.ops.history import Found, newest_first
 
 
@@ -49,10 +49,9 @@ async def read_letters(
     log: Log, topics: Topics, control: Control, which: DeadFilter, *, is_all: bool
 ) -> AsyncGenerator[DeadLetter, None]:
     """Yield the dead letters that the filter covers, newest first: the open ones, or with `is_all` all of them."""
-    dropped = Control(order for order in control.orders.values() if order.action == "drop")
     async with aclosing(newest_first(log, [topics.dead], since=which.since)) as history:
         async for found in history:
-            letter = _read(found, control, dropped)
+            letter = _read(found, control)
             if which.covers(letter.letter) and (is_all or letter.settled_by is None):
                 yield letter
 
@@ -82,28 +81,15 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
     return tuple(ids)
 
 
-def _read(found: Found, control: Control, dropped: Control) -> DeadLetter:
+def _read(found: Found, control: Control) -> DeadLetter:
     partition, record = found
-    try:
-        filed = decode_delivery(record)
-    except UndecodableRecordError as error:
-        told = dict(record.headers).get("gw_undecodable")
-        letter = Letter(id="", route="", destination="", reason=DeadReason.UNDECODABLE, at=record.appended_at)
-        return DeadLetter(
-            partition=partition,
-            record=record,
-            letter=letter,
-            filed=None,
-            problem=str(error) if told is None else told.decode(errors="replace"),
-            # A replay passes over what can't be read; a drop means it, too.
-            settled_by=dropped.settled(letter, partition, record.offset),
-        )
-    letter = letter_of(filed, record)
+    letter, filed = read_letter(record)
+    told = dict(record.headers).get("gw_undecodable", b"")
     return DeadLetter(
         partition=partition,
         record=record,
         letter=letter,
         filed=filed,
-        problem="",
+        problem="" if filed else told.decode(errors="replace") or "expected a dead letter, got another record",
         settled_by=control.settled(letter, partition, record.offset),
     )
