@@ -34,6 +34,11 @@ class Pending:
     left: int = 0
     items: "list[Item]" = field(default_factory=list)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of its deliveries was started: reading the record again would repeat that one."""
+        return any(not item.is_waiting or item.delivery.attempts for item in self.items)
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Item:

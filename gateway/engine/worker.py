@@ -233,7 +233,7 @@ class Worker:
             self._release(tracker)
             return
         for count, record in enumerate(batch.records, 1):
-            if not tracker.is_live:
+            if not tracker.is_live or self._is_draining:
                 return
             pressed = self._route(tracker, record)
             if pressed is not None:
@@ -710,6 +710,11 @@ class Worker:
         waiting = self._waiting_items()
         for lane in self._lanes.values():
             lane.remove(waiting)
+        # A record of which something was delivered or tried ends here, or the next owner would do that again.
+        begun = [item for item in waiting if item.pending.has_begun]
+        now = self._log.now()
+        for item in begun:
+            self._defer(item, item.delivery.due, now, {})
         while self._deliveries and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         for task in loops:

@@ -92,6 +92,7 @@ LOG_REPEAT = 60.0
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
+END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
 PULL = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
 SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
@@ -460,6 +461,10 @@ class KafkaConsumer:
         # Invariant: what is held was taken under the present assignment; revoking it clears both.
         self._held: dict[Partition, deque[Sequence[Record]]] = {}
         self._paused: set[Partition] = set()
+        # The ends of partitions as they were asked for, beside what fetches tell.
+        self._ends: dict[Partition, int] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._asked_at = self._loop.time()
         self._pulling: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._assignments = 0
@@ -481,6 +486,7 @@ class KafkaConsumer:
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = self._loop.time() + timeout
+        self._ask_for_ends()
         assignments = self._assignments
         await asyncio.sleep(0)  # Others run, also when there is always something to return.
         while True:
@@ -523,8 +529,8 @@ class KafkaConsumer:
     def lag(self) -> Mapping[Partition, int]:
         lags = {}
         for partition, position in self._next.items():
-            end = self._kafka.highwater(TopicPartition(*partition))
-            if end is not None:
+            end = max(self._kafka.highwater(TopicPartition(*partition)) or 0, self._ends.get(partition, 0))
+            if end:
                 held = sum([len(records) for records in self._held.get(partition, ())])
                 lags[partition] = max(0, end - position) + held
         return lags
@@ -541,10 +547,11 @@ class KafkaConsumer:
         finally:
             grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
             await _stop(self._kafka, grace=grace)
-            if self._pulling is not None:
-                self._pulling.cancel()
-                await asyncio.wait({self._pulling})
-                self._pulling = None
+            for task in (self._pulling, self._asking):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait({task})
+            self._pulling = self._asking = None
 
     # What aiokafka calls. It logs and swallows their errors: ours are kept for fetch.
 
@@ -609,6 +616,7 @@ class KafkaConsumer:
         self._next.clear()
         self._held.clear()
         self._paused.clear()
+        self._ends.clear()
         if not owned:
             return
         commits = self._listener.revoked(owned)
@@ -629,6 +637,18 @@ class KafkaConsumer:
         with _translated(f"commit of {self._group}"):
             async with asyncio.timeout(timeout):
                 await self._kafka.commit(offsets)
+
+    def _ask_for_ends(self) -> None:
+        """Keep the ends of paused partitions fresh, for their lag: only a fetch would tell them."""
+        is_under_way = self._asking is not None and not self._asking.done()
+        if self._paused and not is_under_way and self._loop.time() >= self._asked_at + END_AGE:
+            self._asked_at = self._loop.time()
+            self._asking = asyncio.create_task(self._ask_ends(list(self._paused)), name=f"kafka-ends-{self._group}")
+
+    async def _ask_ends(self, partitions: Sequence[Partition]) -> None:
+        with contextlib.suppress(LogUnavailableError):  # the next time, then
+            ends = await self._cluster.offsets(partitions, LATEST)
+            self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
 
     def _take(self) -> list[Batch]:
         batches = []
