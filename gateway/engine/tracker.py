@@ -69,7 +69,7 @@ class Tracker:
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
         self._finished_early: set[int] = set()
-        self._copies: dict[tuple[str, int], int] = {}
+        self._copies: dict[tuple[str, int, float, int], int] = {}
 
     @override
     def __repr__(self) -> str:
@@ -92,8 +92,13 @@ class Tracker:
         return pending
 
     def is_copy(self, delivery: Delivery, offset: int) -> bool:
-        """Tell whether another record of this window carries the same delivery at the same step (a crash made it)."""
-        return self._copies.setdefault((delivery.id, delivery.successor), offset) != offset
+        """Tell whether another record of this window carries the same delivery at the same step (a crash made it).
+
+        Two events may share an identity, and so may their deliveries; copies are of one event, down to its receipt.
+        """
+        event = delivery.event
+        step = (delivery.id, delivery.successor, event.received_at, hash(event.body))
+        return self._copies.setdefault(step, offset) != offset
 
     def finish(self, pending: Pending) -> None:
         """Note that every delivery of a record has an end or an acknowledged successor."""

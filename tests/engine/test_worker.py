@@ -509,6 +509,16 @@ async def test_copies_that_a_crash_made_are_delivered_once() -> None:
 
 
 @virtual
+async def test_events_that_share_an_identity_are_not_copies_of_each_other() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(10.0,))), ci=[503, 503, 503, 200])
+    twice = an_event(id="evt_same", body=b'{"n":1}', received_at=now())
+    await world.put(twice, replace(twice, body=b'{"n":2}'), replace(twice, received_at=now() + 0.001))
+    async with running(world):
+        await asyncio.sleep(60)
+    assert [number for _, _, number in world.client.made] == [1, 1, 1, 2, 2, 2]
+
+
+@virtual
 async def test_a_backlog_for_one_fast_destination_is_not_spilled() -> None:
     world = await a_world(a_route(), ci=[0.002])
     await world.put(*events(3000))
