@@ -47,7 +47,7 @@ def main() -> int:
         progress = stack.enter_context(Progress(*columns, console=console, transient=True, refresh_per_second=4))
         bench = Bench(plan, folder, servers, progress)
         figures = uvloop.run(bench.run(sections))
-    machine = {
+    machine: dict[str, object] = {
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
         "python": platform.python_version(),

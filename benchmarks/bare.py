@@ -92,11 +92,11 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     runner, producer = await serve(options.kafka, options.topic)
     async with asyncio.TaskGroup() as tasks:
-        if options.destination:
-            delivering = tasks.create_task(deliver(options.kafka, options.topic, options.destination))
+        delivering = [deliver(options.kafka, options.topic, options.destination)] if options.destination else []
+        running = [tasks.create_task(each) for each in delivering]
         await stopping.wait()
-        if options.destination:
-            delivering.cancel()
+        for task in running:
+            task.cancel()
     await runner.cleanup()
     await producer.stop()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Plan:
     memory: tuple[int, ...]
 
 
-FULL = Plan(rounds=5, events=10_000, drips=300, memory=(50_000, 100_000, 150_000))
+FULL = Plan(rounds=7, events=8_000, drips=300, memory=(50_000, 100_000, 150_000))
 QUICK = Plan(rounds=3, events=2_000, drips=60, memory=(10_000, 20_000))
 
 
@@ -105,7 +105,9 @@ class Bench:
             await self._create("bare-ingress.events")
             ours = await self._join(stack, self._gateway("ingress", role="ingress"), delivers=False)
             theirs = await self._join(
-                stack, bare("bare-ingress", self._folder, servers=self._servers, topic="bare-ingress.events"), delivers=False
+                stack,
+                bare("bare-ingress", self._folder, servers=self._servers, topic="bare-ingress.events"),
+                delivers=False,
             )
             our, their = await self._compare("ingress on Kafka", [ours, theirs])
         return [
@@ -132,7 +134,9 @@ class Bench:
             ours = await self._join(stack, self._gateway("path"))
             theirs = await self._join(
                 stack,
-                bare("bare-path", self._folder, servers=self._servers, topic="bare-path.events", destination=self._port),
+                bare(
+                    "bare-path", self._folder, servers=self._servers, topic="bare-path.events", destination=self._port
+                ),
             )
             our, their = await self._compare("whole path on Kafka", [ours, theirs])
         return [

@@ -19,7 +19,7 @@ STOP_TIMEOUT = 35.0  # The gateway drains for 25 s at most.
 
 
 class Subject:
-    """A process with an HTTP port. A context manager that ends it. Its output goes to a file, as a supervisor's does."""
+    """A process with an HTTP port. A context manager that ends it. What it says goes to a file."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         self._output = folder / f"{name}.out"
@@ -35,7 +35,6 @@ class Subject:
         self.name = name
         self._seen = psutil.Process(self._process.pid)
         self.port = 0
-        self.admin: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +55,6 @@ class Subject:
                 if line.startswith(b"{") and b'"listening"' in line and line.endswith(b"}"):
                     said = json.loads(line)
                     self.port = int((said["ingress"] or ":0").rpartition(":")[2])
-                    self.admin = said.get("admin")
                     return
             time.sleep(0.02)
         last = self._output.read_text(errors="replace")[-2000:]
@@ -72,9 +70,7 @@ class Subject:
         return resident
 
 
-def gateway(
-    name: str, folder: Path, *, log: str, destination: int, role: str = "all", routes: int = 10
-) -> Subject:
+def gateway(name: str, folder: Path, *, log: str, destination: int, role: str = "all", routes: int = 10) -> Subject:
     rules = folder / f"{name}.yaml"
     rules.write_text(_rules(destination, routes))
     options = {

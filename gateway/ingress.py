@@ -168,11 +168,11 @@ class Ingress:
             line["bytes"] = len(body)
             sent = Request(method="POST", path=path, query=query, headers=headers, body=body)
             verifier = endpoint.source.verifier
-            verifier.verify(sent, now=self._clock())
+            identity_at = verifier.verify(sent, now=self._clock())
             if (answer := verifier.handshake(sent)) is not None:
                 line["handshake"] = True
                 return _response(answer.status, answer.content_type, answer.body)
-            event = endpoint.event(sent, received_at=self._clock())
+            event = endpoint.event(sent, received_at=self._clock(), identity_at=identity_at)
             line["event_id"], line["type"] = event.id, event.type
             await self._append(endpoint, event)
         finally:
@@ -362,7 +362,9 @@ class _Accepted(web.StreamResponse):
             connection = b"Connection: close\r\n"
         elif request.version == HttpVersion10:
             connection = b"Connection: keep-alive\r\n"
-        await request.writer.write(ACCEPTED % (connection, _date(time.time()), self._event, self._event))
+        if request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError("the sender went away")
+        request.transport.write(ACCEPTED % (connection, _date(time.time()), self._event, self._event))
         if request.protocol.writing_paused:  # a sender that doesn't read its answers gets no more of them
             await request.writer.drain()
         return request.writer

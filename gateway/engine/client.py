@@ -204,7 +204,7 @@ class Client:
 
 
 class _Place(NamedTuple):
-    """Where connections that may be shared lead to."""
+    """Where a connection leads to; the destinations at one place share those to it, as a browser's pages do."""
 
     host: str
     port: int

@@ -48,7 +48,8 @@ class Follower:
                     for record in batch.records:
                         self._apply(record)
                 # A compacted topic may end in a gap, so what counts is that nothing is left to read.
-                if not caught_up.is_set() and (self.position >= end or not any(consumer.lag().values())):
+                lag = consumer.lag()  # empty as long as nothing is known
+                if not caught_up.is_set() and (self.position >= end or (lag and not any(lag.values()))):
                     caught_up.set()
         finally:
             await consumer.close()

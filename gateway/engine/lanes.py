@@ -27,6 +27,8 @@ BURST = 0.1
 """Seconds of a rate that may be used at once; at least one request."""
 FAST = 64 / 0.05
 """Deliveries a second from which a full queue is worth waiting for: empty in 50 ms, long before a spill is back."""
+STALL = 0.1
+"""Seconds without the end of an attempt after which a lane's past pace isn't believed any more."""
 MIN_THROUGHPUT = 1.0
 """Deliveries a second a lane is believed to manage, however slow it looks: bounds how far off a spill is due."""
 
@@ -74,6 +76,7 @@ class Lane:
         self._waiting_bytes = 0
         self._in_flight_bytes = 0
         self._seconds = 0.05  # of an attempt, smoothed; the first guess hardly matters
+        self._moved_at = 0.0  # when an attempt last ended, or began with no other under way
         self._horizon = 0.0  # up to when spills have been promised a place
         self._slow_until = 0.0
         self._tokens = 0.0
@@ -101,7 +104,7 @@ class Lane:
         if self.throttled_until > now:
             return Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
         is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
-        if is_full and self._waiting and (item.is_retry or self._pace() < FAST or now < self._slow_until):
+        if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
             return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._place(now, now))
         item.since = now
         item.is_waiting = True
@@ -140,6 +143,8 @@ class Lane:
         self._waiting_bytes -= item.size
         item.is_waiting = False
         self._slots.take(is_retry=item.is_retry)
+        if not self.in_flight:
+            self._moved_at = now
         self.in_flight += 1
         self._in_flight_bytes += item.size
         self.breaker.started(now)
@@ -150,6 +155,7 @@ class Lane:
         self._release(item)
         self.breaker.record(attempt.result, now)
         self._seconds += 0.1 * (attempt.seconds - self._seconds)
+        self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
         if attempt.retry_after and (attempt.result is Result.THROTTLED or attempt.status == 503):  # noqa: PLR2004 - RFC 9110, 10.2.3
             self.throttled_until = max(self.throttled_until, now + attempt.retry_after)
@@ -193,13 +199,16 @@ class Lane:
     def _place(self, earliest: float, now: float) -> float:
         # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of
         # the destination instead of all at once, again and again.
-        pace = self._pace()
+        pace = self._pace(now)
         due = max(earliest, self._horizon, now + len(self._waiting) / pace)
         self._horizon = due + 1 / pace
         return due
 
-    def _pace(self) -> float:
-        pace = max(MIN_THROUGHPUT, self._concurrency / max(self._seconds, 0.001))
+    def _pace(self, now: float) -> float:
+        """Return the deliveries a second that it manages: fewer as long as nothing of what is under way ends."""
+        still = now - self._moved_at if self.in_flight else 0.0
+        seconds = max(self._seconds, still if still > STALL else 0.001)
+        pace = max(MIN_THROUGHPUT, self._concurrency / seconds)
         return pace if self._rate is None else min(pace, self._rate)
 
     def _take_token(self, now: float) -> bool:

@@ -4,10 +4,12 @@ We write requests ourselves because header bytes are sacred: aiohttp's client ta
 leaves out what was no UTF-8 to begin with. And because it is cheap: the answer's body is only counted, never kept.
 """
 
+import re
 from collections.abc import Generator, Iterable
 
 ANSWER_LIMIT = 16 * 1024  # What we read of a body, so that its connection can be used again.
 HEAD_LIMIT = 64 * 1024  # Twice what the usual servers allow their applications to send.
+_HEAD_END = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a lone LF may be recognised as the end of a line
 _CHUNK_LINE_LIMIT = 1024
 _DIGITS = 16  # of a length: an exabyte
 _HEX = frozenset(b"0123456789abcdefABCDEF")
@@ -44,7 +46,7 @@ class AnswerReader:
         self.status = 0
         self.retry_after: bytes | None = None
         self.is_reusable = False
-        self._head = b""
+        self._head = bytearray()
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
         self._seen = 0
         self._body: Generator[None, bytes, bytes] | None = None
@@ -57,29 +59,29 @@ class AnswerReader:
         self.has_started = True
         if self.status:
             return self._feed_body(data)
-        data = self._head + data
+        looked_at = len(self._head)
+        self._head += data
         while True:
-            end = data.find(b"\r\n\r\n")
-            skip = 4
-            if end < 0:
-                end = data.find(b"\n\n")  # RFC 9112 §2.2: a lone LF may be recognised
-                skip = 2
-            if end < 0:
-                if len(data) > HEAD_LIMIT or not b"HTTP/1."[: len(data)] == data[:7]:
+            # The end of a head may have begun in what came before, but not more than two bytes ahead of its last.
+            end = _HEAD_END.search(self._head, max(0, looked_at - 2))
+            if end is None:
+                start = self._head[:7]
+                if len(self._head) > HEAD_LIMIT or not b"HTTP/1.".startswith(start):
                     raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
-                self._head = data
                 return False
-            status = self._read_head(data[:end])
-            data = data[end + skip :]
+            status = self._read_head(bytes(self._head[: end.start()]))
+            del self._head[: end.end()]
+            looked_at = 0
             if status >= 200 or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2: below are interim answers
                 self.status = status
-                return self._feed_body(data)
+                return self._feed_body(bytes(self._head))
 
     def _read_head(self, head: bytes) -> int:
         first, *lines = head.split(b"\n")
         status, is_reusable = _status(first)
         length: int | None = None
-        is_chunked = False
+        is_chunked = is_closing = False
+        self.retry_after = None  # that of an interim answer says nothing about the final one
         for line in lines:
             name, _, value = line.partition(b":")
             match name.lower():
@@ -93,16 +95,17 @@ class AnswerReader:
                     is_reusable = is_reusable and is_chunked
                 case b"connection":
                     options = value.lower()
-                    is_reusable = (is_reusable or b"keep-alive" in options) and b"close" not in options
+                    is_closing = is_closing or b"close" in options
+                    is_reusable = is_reusable or b"keep-alive" in options
                 case b"retry-after":
                     self.retry_after = value.strip()
                 case _:
                     pass
-        if status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else
+        if is_closing or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else
             is_reusable = False
         if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
             length = 0
-        elif is_chunked:
+        elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim answer has no body
             is_reusable = is_reusable and length is None
             length = None
             self._body = _chunks()
@@ -149,11 +152,12 @@ def _chunks() -> Generator[None, bytes, bytes]:
         left = int(digits, 16)
         if not left:
             break
-        left += 2  # its CRLF
         while len(data) < left:
             left -= len(data)
             data = yield
-        data = data[left:]
+        end, data = yield from _line(data[left:])
+        if end:
+            raise MalformedAnswerError("malformed answer: expected the end of a chunk, got more of it")
     while size:
         size, data = yield from _line(data)  # the trailers, up to the empty line
     return data

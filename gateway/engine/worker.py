@@ -59,6 +59,8 @@ IDLE_TICK = 0.25
 COMMIT_EVERY = 1.0
 RECORDS_AT_ONCE = 32
 """Records routed before other tasks get their turn: about a millisecond."""
+RETRIES_AT_ONCE = 4
+"""The same for what comes due: an event on its way waits for several such turns, a retry has waited anyway."""
 PRESSED_WAIT = 0.1
 """Seconds for which a full but fast lane may hold the reader back."""
 UNKNOWN_RETRY = 60.0
@@ -121,6 +123,7 @@ class Worker:
             await self._subscribe()
             loops = [
                 self._tasks.create_task(self._read(), name="worker-read"),
+                self._tasks.create_task(self._keep_releasing(), name="worker-release"),
                 self._tasks.create_task(self._keep_house(), name="worker-house"),
                 self._tasks.create_task(self._keep_committing(), name="worker-commit"),
             ]
@@ -295,15 +298,32 @@ class Worker:
                 pressed = lane
         return pressed
 
-    def _release(self, tracker: Tracker) -> None:
-        """Take the records of a tier whose delay is over, and read on once all that was held is taken."""
+    def _release(self, tracker: Tracker) -> bool:
+        """Take some records of a tier whose delay is over, and tell whether there are more of them.
+
+        Once all that was held is taken, the tier is read on.
+        """
         assert tracker.delay is not None
         now = self._log.now()
         buffered = tracker.buffered
-        while buffered and buffered[0].appended_at + tracker.delay <= now and self._bytes < MAX_BYTES:
+        for _ in range(RETRIES_AT_ONCE):
+            if not buffered:
+                self._unpause(tracker)
+                return False
+            if buffered[0].appended_at + tracker.delay > now or self._bytes >= MAX_BYTES:
+                return False
             self._resume(tracker, buffered.popleft(), now)
-        if not buffered:
-            self._unpause(tracker)
+        return True
+
+    async def _keep_releasing(self) -> None:
+        """Release what is due, in turn with everything else: a backlog that comes due at once delays nobody."""
+        while not self._is_draining:
+            has_more = False
+            for tracker in list(self._trackers.values()):
+                if tracker.buffered and tracker.is_live and self._release(tracker):
+                    has_more = True
+                    await self._sleep(0)
+            await self._sleep(0 if has_more else TICK)
 
     def _pause(self, tracker: Tracker) -> None:
         if self._consumer is not None and not tracker.is_paused:
@@ -566,6 +586,7 @@ class Worker:
     def _done(self, pending: Pending) -> None:
         self._bytes -= pending.size
         pending.tracker.finish(pending)
+        pending.items.clear()  # They know it, too: its body would stay in memory until the garbage collector comes.
 
     def _log_end(self, item: Item, outcome: Outcome, attempts: int) -> None:
         delivery = item.delivery
@@ -604,10 +625,14 @@ class Worker:
         while True:
             await self._sleep(self._until_next_look())
             now = self._log.now()
+            count = 0
             while self._soon and self._soon[0][0] <= now and not self._is_draining:
                 item = heapq.heappop(self._soon)[2]
                 item.is_waiting = False
                 self._admit(item, now)
+                count += 1
+                if count % RETRIES_AT_ONCE == 0:
+                    await self._sleep(0)
             for lane in self._lanes.values():
                 if lane.waiting:
                     self._pump(lane, now)
@@ -634,9 +659,7 @@ class Worker:
 
     def _watch(self, tracker: Tracker, now: float) -> None:
         progress = tracker.progress
-        if tracker.buffered:
-            self._release(tracker)
-        else:
+        if not tracker.buffered:
             self._unpause(tracker)
         if progress.fullness() < CUT_SHORT:
             return

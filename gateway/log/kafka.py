@@ -136,6 +136,7 @@ class KafkaLog:
         self._cluster = _Cluster(servers, client_id=client_id)
         self._producer = self._new_producer()
         self._clock = _BrokerClock()
+        self._heard = 0.0
         # Invariant: older appends stand first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._under_way = 0
@@ -187,7 +188,10 @@ class KafkaLog:
                 partitions = await self._partitions_of(topic, producer)
             # crc32 instead of Java's murmur2, which costs 7 µs in Python.
             number = crc32(key) % len(partitions)
-            future = await producer.send(topic, value, key, number, None, list(headers))
+            # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
+            accumulator = producer._message_accumulator
+            where, patience = TopicPartition(topic, number), 0.8 * self._append_timeout
+            future = await accumulator.add_message(where, key, value, patience, None, list(headers))
             self._pending.append((started, future))
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(SWEEP, self._sweep)
@@ -200,7 +204,8 @@ class KafkaLog:
                 self._finished.set()
         self._failing_since = None
         at = stored.timestamp / 1000
-        if stored.timestamp_type == LOG_APPEND_TIME:
+        if at != self._heard and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
+            self._heard = at
             self._clock.heard(at)
         return Position(number, stored.offset, at)
 

@@ -50,7 +50,7 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
         ("ce_time", _rfc3339(event.received_at)),
         ("gw_v", FORMAT),
         ("gw_at", b"%.6f" % event.received_at),
-        ("gw_headers", b"\r\n".join([b"%b: %b" % pair for pair in event.headers])),
+        ("gw_headers", b"\r\n".join([b": ".join(pair) for pair in event.headers])),
     ]
     for name, value in event.headers:
         if len(name) == len(b"content-type") and name.lower() == b"content-type":

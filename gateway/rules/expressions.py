@@ -31,9 +31,12 @@ from gateway.model import Event, ExpressionError, Headers, MissingFieldError
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 MAX_NESTING = 3  # macros inside macros
-MAX_COST = 2_500_000  # steps of about 0.1 µs: a quarter of a second in which nothing else of the worker runs.
+# Steps of about 0.1 µs that all expressions over one view may take: while they run, nothing else of the process does.
+# With the parsing of the body before and the look at its size, the worst event stops it for a quarter of a second.
+MAX_COST = 2_000_000
+HANDING, READING, CONVERTING = 15, 10, 20  # Steps for each value: into CEL, named by an expression, and out as JSON.
 LONG_TEXT = 1024  # characters from which a copy costs as much as a step
-MAX_INFLATED = 8 << 20  # bytes
+MAX_INFLATED = 2 << 20  # bytes: twice a body that comes as it is, and 0.1 s to parse at worst.
 MAX_FORM_FIELDS = 10_000
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
 MAX_CONTEXTS = 8  # An event whose expressions see more different parts of it gets one context with everything.
@@ -65,10 +68,13 @@ class View:
         "_body",
         "_contexts",
         "_headers",
+        "_names",
         "_query",
         "_raw_body",
         "_raw_headers",
         "_raw_query",
+        "_sizes",
+        "_spent",
         "id",
         "key",
         "source",
@@ -94,9 +100,12 @@ class View:
         self._raw_query = query
         self._raw_body = body
         self._headers: dict[str, str] | None = None
+        self._names: list[bytes] | None = None
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
-        self._contexts: dict[frozenset[str], cel.Context] = {}
+        self._contexts: dict[frozenset[str], cel.Context | None] = {}
+        self._sizes: dict[int, _Size] = {}
+        self._spent = 0
 
     @classmethod
     def of(cls, event: Event) -> Self:
@@ -129,7 +138,7 @@ class View:
 
     @property
     def body(self) -> object:
-        """The parsed body, or ABSENT when it is empty, neither JSON nor a form, or inflates to more than 8 MiB."""
+        """The parsed body, or ABSENT when it is empty, neither JSON nor a form, or inflates to more than 2 MiB."""
         if self._body is _UNREAD:
             self._body = _parse(
                 self._raw_body, self._header("content-encoding") or "", self._header("content-type") or ""
@@ -157,15 +166,31 @@ class View:
                 return ABSENT
         return value
 
+    def size(self, value: object) -> "_Size":
+        """Return how large a value in here is; looked at once, as many routes name the same ones."""
+        if type(value) is not dict and type(value) is not list:
+            return _measured(value)
+        size = self._sizes.get(id(value))
+        if size is None:
+            size = self._sizes[id(value)] = _measured(value)
+        return size
+
+    def spend(self, steps: int) -> bool:
+        """Tell whether that many steps are left, and take them if so."""
+        if self._spent + steps > MAX_COST:
+            return False
+        self._spent += steps
+        return True
+
     def _header(self, name: str) -> str | None:
         # Most events are asked for one or two headers, which costs less than a dictionary of all of them.
         if self._headers is not None:
             return self._headers.get(name)
+        names = self._names
+        if names is None:
+            names = self._names = [each.lower() for each, _ in self._raw_headers]
         wanted = name.encode()
-        for each, value in self._raw_headers:
-            if len(each) == len(wanted) and each.lower() == wanted:
-                return value.decode("utf-8", "replace")
-        return None
+        return self._raw_headers[names.index(wanted)][1].decode("utf-8", "replace") if wanted in names else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +225,9 @@ class Expression:
         """Return the value, as JSON has it: a time is an RFC 3339 text, a duration `1.5s`, bytes are base64.
 
         Raises MissingFieldError for a field that isn't there, ExpressionError for any other failure: operands that
-        don't go together, an overflow, macros over more data than a quarter of a second allows.
+        don't go together, an overflow, more data than CEL may be given: about 80,000 values and keys for all the
+        expressions over one view together, fewer the more often they are named, copied or looped over. A plain path
+        takes nothing of that.
         """
         path = self._path
         if path is None:
@@ -236,27 +263,30 @@ class Expression:
         return None if value is None else _as_text(value)
 
     def _execute(self, view: View) -> object:
-        if self._analysis.has_macros:
-            self._check_cost(view)
+        context = self._context(view)
+        self._charge(view)
         try:
-            return _as_json(self._program.execute(self._context(view)))
+            result = self._program.execute(context)
+            if type(result) in (dict, list) and not view.spend(CONVERTING * _measured(result).total):
+                raise self._too_much("the result has too many values")
+            return _as_json(result)
         except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
             raise self._translated(error, view) from error
 
     def _context(self, view: View) -> cel.Context:
         """Return what CEL sees: the parts of the event that this expression names (about 25 µs per kB of them)."""
         contexts = view._contexts  # noqa: SLF001 - the cache lives as long as the view; what is in it is decided here
-        key, parts = self._analysis.key, self._analysis.parts
-        if key not in contexts and len(contexts) >= MAX_CONTEXTS:
-            key, parts = frozenset(ROOTS), dict.fromkeys(ROOTS, _EVERYTHING)
-        context = contexts.get(key)
+        context = contexts.get(self._analysis.key)
+        if context is None and len(contexts) >= MAX_CONTEXTS:
+            context = _handed(view, _WHOLE, dict.fromkeys(ROOTS, _EVERYTHING))
         if context is None:
-            named = {root: _picked(getattr(view, root), wanted) for root, wanted in parts.items()}
-            context = contexts[key] = cel.Context({root: value for root, value in named.items() if value is not ABSENT})
+            context = _handed(view, self._analysis.key, self._analysis.parts)
+        if context is None:
+            raise self._too_much("it names too many values")
         return context
 
-    def _check_cost(self, view: View) -> None:
-        """Refuse macros over so much data that the worker would stand still; CEL can't be interrupted.
+    def _charge(self, view: View) -> None:
+        """Refuse what would keep the process standing still; CEL can't be interrupted.
 
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long text copies it. So
         with n values in all that are named, at most m of them side by side, and k such copies inside each other, it
@@ -268,13 +298,14 @@ class Expression:
             value = view.get(path.root, path.steps)
             if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_TEXT):
                 exponent = max(exponent, path.loops + copies)
-                size, width = _measured(value)
-                total += size
-                longest = max(longest, width)
-        if total * max(longest**exponent, 10) > MAX_COST:
-            raise ExpressionError(
-                f"{_shortened(self.text)}: too much to compute: {total} values, {longest} side by side"
-            )
+                size = view.size(value)
+                total += size.total
+                longest = max(longest, size.longest)
+        if total and not view.spend(total * max(longest**exponent, READING)):
+            raise self._too_much(f"it names {total} values, {longest} side by side")
+
+    def _too_much(self, why: str) -> ExpressionError:
+        return ExpressionError(f"{_shortened(self.text)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: View) -> ExpressionError:
         """Tell a missing field from other failures; CEL calls a step into null or a scalar a missing overload."""
@@ -521,19 +552,30 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - a line of a terminal
 
 
-def _measured(value: object) -> tuple[int, int]:
-    """Return how many values there are in all (256 characters count as one more), and the most side by side."""
-    total, longest = 0, 0
+class _Size(NamedTuple):
+    """How many values there are in all, keys included (256 characters count as one more), and the most side by side."""
+
+    total: int
+    longest: int
+
+
+def _measured(value: object) -> _Size:
+    """Return a value's size; of one that is too large for CEL at any rate only that it is."""
+    total, longest = 1, 0
     waiting = [value]
-    while waiting and total <= MAX_COST:
+    while waiting and total <= MAX_COST // HANDING:
         item = waiting.pop()
-        total += 1
-        if type(item) is dict or type(item) is list:
+        if type(item) is dict:
+            total += 2 * len(item)
             longest = max(longest, len(item))
-            waiting.extend(item.values() if type(item) is dict else item)
+            waiting.extend(item.values())
+        elif type(item) is list:
+            total += len(item)
+            longest = max(longest, len(item))
+            waiting.extend(item)
         elif type(item) is str:
             total += len(item) >> 8
-    return total, longest
+    return _Size(total, longest)
 
 
 # A tree of mapping keys; an empty one stands for everything below.
@@ -541,10 +583,30 @@ _Parts = dict[str, "_Parts"]
 _EVERYTHING: _Parts = {}
 
 
-def _picked(value: object, parts: _Parts) -> object:
+_WHOLE = frozenset(ROOTS)
+
+
+def _handed(view: View, key: frozenset[str], parts: _Parts) -> cel.Context | None:
+    """Return a context with parts of the view, which keeps it; None if handing them over would cost too much."""
+    contexts = view._contexts  # noqa: SLF001 - as above
+    if key not in contexts:
+        whole: list[object] = []
+        named = {root: _picked(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
+        is_affordable = view.spend(HANDING * sum([view.size(value).total for value in whole]))
+        contexts[key] = (
+            cel.Context({root: value for root, value in named.items() if value is not ABSENT})
+            if is_affordable
+            else None
+        )
+    return contexts[key]
+
+
+def _picked(value: object, parts: _Parts, whole: list[object]) -> object:
+    """Return a value with nothing but the parts, and add those of it that are in there whole."""
     if not parts or type(value) is not dict:
+        whole.append(value)
         return value
-    return {key: _picked(value[key], below) for key, below in parts.items() if key in value}
+    return {key: _picked(value[key], below, whole) for key, below in parts.items() if key in value}
 
 
 # Compiling
@@ -638,7 +700,6 @@ class _Analysis(NamedTuple):
 
     paths: tuple[_Path, ...]
     is_path: bool
-    has_macros: bool
     copies: bool
     parts: dict[str, _Parts]
     key: frozenset[str]
@@ -678,7 +739,6 @@ class _Scan:
         return _Analysis(
             paths=tuple(self._paths),
             is_path=first is not None and first.end == self._at and self._tokens[0].text == first.root,
-            has_macros=bool(self._macros),
             copies=not self._macros.isdisjoint(_COPYING_MACROS),
             parts=parts,
             key=frozenset(path.text for path in self._paths),

@@ -15,17 +15,20 @@ FALLBACK_TYPE = "webhook"
 class Identifier:
     """Makes the events of one source; what can be worked out once is."""
 
-    __slots__ = ("_id", "_key", "_source", "_type")
+    __slots__ = ("_ids", "_key", "_source", "_type")
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._id = _Field("id", source.id, source.verifier.id)
-        self._type = _Field("type", source.type, source.verifier.type)
+        verifier = source.verifier
+        self._ids: dict[str | None, _Field] = {place: _Field("id", source.id, place) for place in verifier.ids}
+        self._ids[None] = _Field("id", source.id, verifier.id)
+        self._type = _Field("type", source.type, verifier.type)
         self._key = _Field("key", source.key, None)
 
-    def event(self, request: Request, *, received_at: float) -> Event:
+    def event(self, request: Request, *, received_at: float, identity_at: str | None = None) -> Event:
         """Make the event of a verified request, without the headers and parameters that carry a credential.
 
+        `identity_at` is what `Verifier.verify` returned; without it the identity is looked for wherever it may be.
         Raises RefusedError (400) where its identity, type or key can't be told.
         """
         name, verifier = self._source.name, self._source.verifier
@@ -33,18 +36,11 @@ class Identifier:
         headers = tuple([pair for pair in request.headers if pair[0].lower() not in secret])
         query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
         view = View(source=name, headers=headers, query=query, body=request.body)
-        identity = self._id.read(view) or _idempotency_key(headers)
-        try:
-            type_ = self._type.read(view)
-        except RefusedError:
-            # A scheme's default is a guess; an event that has another shape is an event all the same.
-            if self._type.is_own:
-                raise
-            type_ = None
+        identity = self._ids[identity_at].read(view) or _idempotency_key(headers)
         return Event(
             id=event_id(name, identity),
             source=name,
-            type=type_ or FALLBACK_TYPE,
+            type=self._type.read(view) or FALLBACK_TYPE,
             key=self._key.read(view),
             received_at=received_at,
             headers=headers,
@@ -54,12 +50,12 @@ class Identifier:
 
 
 class _Field:
-    """Something of an event that an expression tells; `is_own` if the source names it, not its scheme."""
+    """Something of an event that an expression tells: the source's own, or its scheme's default."""
 
-    __slots__ = ("_expression", "_name", "_reads_body", "is_own")
+    __slots__ = ("_expression", "_is_own", "_name", "_reads_body")
 
     def __init__(self, name: str, own: Expression | None, default: str | None) -> None:
-        self.is_own = own is not None
+        self._is_own = own is not None
         self._name = name
         self._expression = own or (None if default is None else Expression(default))
         self._reads_body = self._expression is not None and self._expression.reads_body
@@ -67,10 +63,19 @@ class _Field:
     def read(self, view: View) -> str | None:
         if self._expression is None:
             return None
+        try:
+            return self._read(self._expression, view)
+        except RefusedError:
+            # A scheme's default is a guess; an event that has another shape is an event all the same.
+            if self._is_own:
+                raise
+            return None
+
+    def _read(self, expression: Expression, view: View) -> str | None:
         if self._reads_body and not view.has_body:
             raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
         try:
-            text = self._expression.as_text(view)
+            text = expression.as_text(view)
         except ExpressionError as error:
             raise RefusedError(400, "expression_error", f"{self._name}: {error}") from error
         if text is not None and len(text) > MAX_FIELD:

@@ -63,6 +63,7 @@ MAX_TIMESTAMP_BYTES = 40
 DEFAULT_TOLERANCE = 300.0  # what the libraries of Standard Webhooks, Stripe and Slack allow
 
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+_BODY_ALONE = (Part("body"),)  # What most schemes sign.
 
 
 class Reason(StrEnum):
@@ -108,7 +109,8 @@ class SchemeError(RulesError):
 class Verifier:
     """A scheme with its secrets. Made by `build_verifier` only.
 
-    `id` and `type` are CEL: where this scheme's events have their identity and type, if they have them anywhere.
+    `id` and `type` are CEL: where this scheme's events have their identity and type, if they have them anywhere; `ids`
+    are where they have it by each of the checks, as another way to sign vouches for another header.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
     """
 
@@ -118,22 +120,25 @@ class Verifier:
     credential_headers: frozenset[bytes]
     credential_query: frozenset[str]
     checks: tuple["_Check", ...] = field(repr=False)
+    ids: tuple[str | None, ...] = ()
     sends: tuple[tuple[str, str], ...] = ()
     answers: Handshake | None = None
 
-    def verify(self, request: Request, *, now: float) -> None:
-        """Return if any way to sign that the scheme knows holds; `now` is in Unix seconds.
+    def verify(self, request: Request, *, now: float) -> str | None:
+        """Return if any way to sign that the scheme knows holds: where by that way the identity is, in CEL, if anywhere.
+
+        `now` is in Unix seconds.
 
         Raises RefusedError (401) with a `Reason`; its detail says what was expected where, never which secret failed.
         """
         refusals: list[RefusedError] = []
-        for check in self.checks:
+        for check, identity in zip(self.checks, self.ids, strict=True):
             try:
                 check.verify(request, now)
             except RefusedError as error:
                 refusals.append(error)
             else:
-                return
+                return identity
         raise _most_telling(refusals)
 
     def handshake(self, request: Request) -> Answer | None:
@@ -434,6 +439,8 @@ class _Hmac:
         raise _refused(Reason.MALFORMED_TIMESTAMP, f"expected one timestamp in the header {where}, got {len(stamps)}")
 
     def _message(self, request: Request, stamp: bytes) -> bytes:
+        if self.signed == _BODY_ALONE:
+            return request.body
         return b"".join(
             [part if isinstance(part, bytes) else self._field(part, request, stamp) for part in self.signed]
         )
@@ -521,7 +528,7 @@ SCHEMES: tuple[str, ...] = tuple(GENERIC)
 class _Way(NamedTuple):
     """One generic scheme, with its keys' values as read; of a preset without secrets, which are those that `takes`.
 
-    `id` is where the identity is if this is the only way in use.
+    `id` is where the identity of what is signed so is, if elsewhere than the preset's.
     """
 
     scheme: str
@@ -635,9 +642,11 @@ def _build(config: Mapping[str, object], place: Place, public_url: str | None) -
     tokens = [way.values for way in ways if way.scheme == "token"]
     used = [way for way in ways if way.scheme == "none" or way.values.get("secrets")]
     checks = [_check(way, place, public_url) for way in used]
+    ids = tuple([way.id or preset.id for way in used])
     return Verifier(
         scheme=scheme,
-        id=(used[0].id if len(used) == 1 else None) or preset.id,
+        id=ids[0] if len(set(ids)) == 1 else preset.id,
+        ids=ids,
         type=preset.type,
         credential_headers=ALWAYS_CREDENTIALS
         | {values["header"].lower().encode() for values in tokens if "header" in values},

@@ -57,6 +57,12 @@ class LogPlace:
     def is_kafka(self) -> bool:
         return self.url.startswith("kafka:")
 
+    def another(self, name: str) -> "LogPlace":
+        """Return a fresh place beside this one."""
+        if self.is_kafka:
+            return LogPlace(url=self.url, prefix=f"{self.prefix}{name}.")
+        return LogPlace(url=f"sqlite:///{self.path.with_name(name)}.db", prefix=self.prefix)
+
     @property
     def servers(self) -> str:
         """The brokers' addresses."""

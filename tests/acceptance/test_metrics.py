@@ -18,13 +18,15 @@ destinations:
   later: {{url: "{later}"}}
 routes:
   - {{name: ended, from: github, to: [good, gone]}}
-  - {{name: soon, from: github, to: [soon], retry: {{schedule: [4s], max_attempts: 100}}}}
+  - {{name: soon, from: github, match: {{body.n: {{lt: 50}}}}, to: [soon], retry: {{schedule: [4s], max_attempts: 99}}}}
   - {{name: later, from: github, match: {{type: push}}, to: [later], retry: {{schedule: [1h]}}}}
   - {{name: never, from: github, match: {{type: nothing}}, to: [good]}}
 """
 )
-MATCHED = 4
-"""Deliveries of each event: two of `ended`, one each of `soon` and `later`."""
+MATCHED = 3
+"""Deliveries of each event: two of `ended` and one of `later`."""
+SOON = 50
+"""Those of `soon`: as many as its lane takes, so that they stay in memory, where no record stands for them."""
 
 
 async def test_events_times_matched_destinations_are_deliveries_finished_and_pending(
@@ -39,14 +41,14 @@ async def test_events_times_matched_destinations_are_deliveries_finished_and_pen
             await good.received(events, timeout=30)
             metrics = await gateway.metrics()
             for _ in range(40):  # gauges are a second old at most
-                if sum(_books(metrics).values()) == events * MATCHED:
+                if sum(_books(metrics).values()) == events * MATCHED + SOON:
                     break
                 await asyncio.sleep(0.25)
                 metrics = await gateway.metrics()
             books = _books(metrics)
-            report(f"{events} events, {MATCHED} deliveries each, {place.kind}: {books}")
+            report(f"{events} events, {MATCHED} deliveries each and {SOON} more, {place.kind}: {books}")
             assert metrics.sum("gateway_events_total") == events
-            assert sum(books.values()) == events * MATCHED, gateway.story()
+            assert sum(books.values()) == events * MATCHED + SOON, gateway.story()
             assert (books["delivered"], books["dead_lettered"]) == (events, events)
             assert metrics.sum("gateway_dead_letters_total", reason="gone") == events
             assert metrics.sum("gateway_unrouted_total") == 0

@@ -29,12 +29,12 @@ async def broker() -> AsyncIterator[Broker]:
 async def test_while_kafka_is_dead_senders_get_503_in_time_and_afterwards_everything_goes_on(
     broker: Broker, folder: Path, *, is_full: bool
 ) -> None:
-    rate, outage = (300.0, 20.0) if is_full else (150.0, 4.0)
+    rate, outage, afterwards = (300.0, 20.0, 12.0) if is_full else (150.0, 6.0, 6.0)
     async with Sink(path="/first") as first, Sink(path="/second") as second:
         rules = RULES.format(first=first.url, second=second.url)
         async with GatewayProcess(folder, rules=rules, log=f"kafka://{broker.address}") as gateway:
-            load = Load(gateway.port, rate=rate, connections=4096 if is_full else 1024)
-            sending = asyncio.create_task(load.send_for(outage + 14))
+            load = Load(gateway.port, rate=rate, connections=4096 if is_full else 1500)
+            sending = asyncio.create_task(load.send_for(2 + outage + afterwards))
             await asyncio.sleep(2)
             await asyncio.to_thread(broker.kill)
             await asyncio.sleep(outage)

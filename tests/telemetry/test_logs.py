@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import pty
 import sys
 import threading
 import time
@@ -54,6 +55,24 @@ def only(text: str) -> Any:
     assert text.endswith("\n")
     assert text.count("\n") == 1
     return json.loads(text)
+
+
+def test_a_traceback_on_a_terminal_shows_no_variables() -> None:
+    def fail() -> None:
+        password = "hunter" + "2" * 7
+        raise ValueError(len(password))
+
+    def say() -> None:
+        try:
+            fail()
+        except ValueError:
+            get_logger("x").exception("went_wrong")
+
+    shown = logged(pty.openpty(), say, as_json=False)
+    assert "went_wrong" in shown
+    assert "ValueError" in shown
+    assert "raise ValueError(len(password))" in shown
+    assert "hunter2222222" not in shown
 
 
 def test_a_line_is_one_json_object_with_its_time_first(pipe: tuple[int, int]) -> None:
