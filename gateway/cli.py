@@ -64,13 +64,13 @@ from gateway.ops.show import (
     topic_fields,
 )
 from gateway.rules.document import reason_of
-from gateway.rules.expressions import did_you_mean
-from gateway.rules.load import InvalidRulesError, check_rules
+from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.schema import json_schema
-from gateway.run import Gateway, event_topics, open_log
-from gateway.settings import EmbeddedTarget, Settings, from_sources
+from gateway.run import Gateway, cannot_listen, event_topics, open_log
+from gateway.settings import Address, EmbeddedTarget, Settings, from_sources
 from gateway.telemetry import logs
+from gateway.verify.keys import did_you_mean
 
 SETTINGS = {
     "rules": ("FILE", "the rule file", "routes.yaml"),
@@ -387,8 +387,7 @@ async def _receive(call: Call) -> int:
         await receiver.start()
     except OSError as error:
         await receiver.close()
-        where = f"--port {arguments.port}"
-        raise UsageError(f"{where}: expected a port that is free, got {error.strerror}") from error
+        raise cannot_listen("--host, --port:", Address(arguments.host, arguments.port), error) from error
     try:
         if output.json:
             output.line({"event": "listening", "url": receiver.url})
@@ -772,10 +771,7 @@ def _rule_file(call: Call) -> Path:
 
 def _rules(path: Path) -> Rules:
     """Read rules for a command that needs no secrets: something stands in for what can't be resolved."""
-    rules, problems = check_rules(path, resolve=False)
-    if rules is None:
-        raise InvalidRulesError([problem for problem in problems if problem.severity == "error"] or problems)
-    return rules
+    return load_rules(path, resolve=False)
 
 
 def _read(name: str) -> bytes:

@@ -49,6 +49,16 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     return await KafkaLog.open(",".join(settings.log.servers), client_id=place)
 
 
+def cannot_listen(where: str, address: Address, error: OSError) -> UsageError:
+    """Say why a flag's address can't be listened at."""
+    if isinstance(error, socket.gaierror):  # whose number isn't the system's
+        expected, reason = "a host that has an address", error.strerror or "none"
+    else:
+        # asyncio's own words hold the address once more, as Python writes it.
+        expected, reason = "an address that is free", os.strerror(error.errno or 0)
+    return UsageError(f"{where} {address}: expected {expected}, got {reason.lower()}")
+
+
 def event_topics(rules: Rules, topics: Topics) -> set[str]:
     """Return the topics that the sources of the rules append to."""
     return {source.topic or topics.events(source.name) for source in rules.sources.values()}
@@ -131,8 +141,8 @@ class Gateway:
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
             self._logger.info(
                 "listening",
-                ingress=None if listen is None else f"http://{listen.host}:{listen.port}",
-                admin=f"http://{admin.host}:{admin.port}",
+                ingress=None if listen is None else f"http://{listen}",
+                admin=f"http://{admin}",
                 role=settings.role,
                 routes=len(self._rules.routes),
             )
@@ -173,33 +183,28 @@ class Gateway:
         self._ingress = Ingress(
             rules=lambda: self._rules, log=log, topics=self._topics, metrics=self._metrics, logger=self._logger
         )
-        host, port = self._settings.listen
+        address = self._settings.listen
         try:
-            return Address(*await self._ingress.start(host, port))
+            return Address(*await self._ingress.start(*address))
         except OSError as error:
-            raise UsageError(
-                f"--listen {host}:{port}: expected an address that is free, got {os.strerror(error.errno or 0).lower()}"
-            ) from error
+            raise cannot_listen("--listen", address, error) from error
 
     async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
         application = admin_application(
             registry=self._registry,
             metrics=self._metrics,
             log=log,
-            has_rules=lambda: True,
             is_draining=self._stopping.is_set,
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        host, port = self._settings.admin
-        site = web.TCPSite(runner, host, port)
+        address = self._settings.admin
+        site = web.TCPSite(runner, *address)
         try:
             await site.start()
         except OSError as error:
-            raise UsageError(
-                f"--admin {host}:{port}: expected an address that is free, got {os.strerror(error.errno or 0).lower()}"
-            ) from error
+            raise cannot_listen("--admin", address, error) from error
         name = runner.addresses[0]
         return Address(name[0], name[1])
 

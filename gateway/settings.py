@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from typing_extensions import override
+
 from gateway.model import UsageError
 
 T = TypeVar("T")
@@ -29,6 +31,10 @@ class Address(NamedTuple):
 
     host: str
     port: int
+
+    @override
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 LISTEN = Address("0.0.0.0", 8080)  # noqa: S104 - senders come from outside

@@ -6,7 +6,7 @@ Rebalances are eager, as Kafka's: whenever the members of a group change, all of
 import asyncio
 import math
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
@@ -147,6 +147,12 @@ class MemoryLog:
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         segments = self._state.segments
         return {p.number: (segments[p].start, segments[p].end) for p in self._state.of(topic)}
+
+    async def topics(self) -> Collection[str]:
+        return list(self._state.specs)
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        return {partition.topic for partition in self._state.commits.get(group, {})}
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         commits = self._state.commits.get(group, {})

@@ -1,6 +1,7 @@
 """The commands, as an operator or a script calls them."""
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -25,7 +26,9 @@ from gateway.log.base import Log, Partition
 from gateway.log.embedded import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
-from tests.builders import a_delivery, an_attempt, an_event
+from gateway.run import cannot_listen
+from gateway.settings import Address
+from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.gateway_process import GatewayProcess, free_ports
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +119,7 @@ def write_letter(event: str, *, route: str = "build", reason: str = "exhausted",
     note = {"reason": reason, "detail": "500 after 2 attempts"}
     on_log(
         lambda log: log.append(
-            TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note)
+            TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note, at=NOW)
         )
     )
     return delivery.id
@@ -180,6 +183,7 @@ def test_the_version_is_told(run: Run) -> None:
         ("explain --source github --query x push.json", "--query: expected NAME=VALUE, got 'x'"),
         ("receive --respond 99", "--respond: expected statuses such as 503,503,200, got '99'"),
         ("receive --port 70000", "--port: expected a port from 0 to 65535, got '70000'"),
+        ("receive --secret whsec_", "--secret: expected a secret of the form whsec_ and base64, got another text"),
         ("receive --secret whsec_?", "--secret: expected a secret of the form whsec_ and base64, got another text"),
         (
             "dead list --log mysql://x",
@@ -277,7 +281,7 @@ def test_explain_tells_what_would_become_of_an_event(run: Run, words: tuple[str,
     assert build == {"name": "build", "matched": True, "reason": "matched"}
     assert list(request) == ["destination", "method", "url", "headers", "body"]
     assert (request["destination"], request["method"], request["body"]) == ("ci", "POST", '{"repo": "shop"}')
-    assert request["url"] == "http://127.0.0.1:1/hook?token=***"
+    assert request["url"] == "http://127.0.0.1:1/hook?***"
     assert request["headers"]["gateway-route"] == "build"
     assert customers == {
         "name": "customers",
@@ -371,12 +375,25 @@ def test_send_needs_somebody_to_answer(run: Run) -> None:
     assert err.startswith(f"error: http://127.0.0.1:{port}: expected an answer, got ")
 
 
+def test_a_host_without_an_address_is_told_from_one_that_is_taken() -> None:
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert str(cannot_listen("--listen", Address("nosuch.invalid", 80), unknown)) == (
+        "--listen nosuch.invalid:80: expected a host that has an address, got name or service not known"
+    )
+    taken = OSError(errno.EADDRINUSE, "error while attempting to bind on address ('::1', 80, 0, 0)")
+    assert str(cannot_listen("--listen", Address("::1", 80), taken)) == (
+        "--listen [::1]:80: expected an address that is free, got address already in use"
+    )
+
+
 def test_receive_needs_a_port_that_is_free(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, out, err = run("receive", "--port", str(port))
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: --port {port}: expected a port that is free, got ")
+    assert err.startswith(
+        f"error: --host, --port: 127.0.0.1:{port}: expected an address that is free, got address already in use"
+    )
 
 
 # ---- The log ----
@@ -426,7 +443,7 @@ def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
 def test_a_log_that_is_not_there_is_told(run: Run) -> None:
     code, out, err = run("dead", "list")
     assert (code, out) == (2, "")
-    assert err.startswith("error: gateway.db: expected an embedded log, got: ")
+    assert err.startswith("error: gateway.db: expected an embedded log, got: no such file or directory\n")
 
 
 def test_a_kafka_that_is_not_there_is_told(run: Run) -> None:

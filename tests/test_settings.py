@@ -20,6 +20,10 @@ def test_nothing_given_is_a_laptop() -> None:
     )
 
 
+def test_an_address_is_written_as_urls_have_it() -> None:
+    assert [str(Address("::1", 80)), str(Address("localhost", 80))] == ["[::1]:80", "localhost:80"]
+
+
 def test_every_flag_has_a_variable() -> None:
     flags = {
         "rules": "/etc/gateway/routes.yaml",

@@ -110,12 +110,6 @@ class Breaker:
             self.state = State.HALF_OPEN
             self._probes_answered = 0
 
-    def cancelled(self, now: float) -> None:
-        """Note that an attempt ended without a result.
-
-        It says nothing of the destination; the slot of a probe is free again once it isn't in flight.
-        """
-
     def record(self, result: Result, now: float) -> None:
         """Note the result of an attempt that was started."""
         is_failure = result in _FAILURES

@@ -6,20 +6,29 @@ whatever kills it, the next owner does it again from the marker before. Nothing 
 """
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
+from gateway.engine import planner
 from gateway.engine.control import Control, Letter, Order, decode
 from gateway.engine.progress import Progress
+from gateway.engine.successors import Successors
 from gateway.log.base import Assignment, Commit, Log, Partition, Record
-from gateway.log.records import Filed, decode_delivery, encode_delivery
+from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
-from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
+from gateway.model import (
+    DeadLettered,
+    DeadReason,
+    Delivery,
+    LogUnavailableError,
+    RecordTooLargeError,
+    UndecodableRecordError,
+)
 from gateway.telemetry.metrics import Metrics
 
-SHORTEST_TIER = next(iter(TIERS))
 APPENDS_AT_ONCE = 100
 SWEEP_EVERY = 5.0
 """Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
@@ -87,8 +96,12 @@ class Jobs:
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
+        self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
+        self._settled_by: set[str] = set()
+        self._counted: dict[str, int] = {}  # up to where dead letters were read
+        self._open: dict[int, array[int]] = {}  # the offsets of the open ones, by partition
         self._partition = Partition(topics.control, 0)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
@@ -96,6 +109,7 @@ class Jobs:
             if assignment.partition == self._partition:
                 self._progress = Progress(assignment.commit, assignment.log_start)
                 self._swept = None
+                self._counted, self._open = {}, {}
 
     def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         if self._partition not in partitions or self._progress is None:
@@ -140,16 +154,19 @@ class Jobs:
             order = decode(record.key, record.value)
         except UndecodableRecordError:
             return  # the follower has logged it
-        while self._follower.control.orders.get(order.key) == order and order.state in ("resuming", "asked"):
+        while self._present(order) == order and order.state in ("resuming", "asked"):
             try:
                 done = await self._carry_out(order)
-                await self._publish(done)
+                await self._publish(order, done)
             except LogUnavailableError as error:
                 self._logger.warning("job_repeated", order=order.key, error=str(error))
                 await self._sleep(1.0)
             else:
                 self._logger.info("job_finished", order=order.key, state=done.state, count=done.count)
                 return
+
+    def _present(self, order: Order) -> Order | None:
+        return self._follower.control.orders.get(order.key)
 
     async def _carry_out(self, order: Order) -> Order:
         match order.kind:
@@ -163,11 +180,13 @@ class Jobs:
     async def _resume(self, order: Order) -> Order:
         ends = await self._ends(self._topics.parked)
         found = self._filed(self._topics.parked, order.marker, ends)
-        count = await self._inject(filed.delivery async for _, _, filed in found if filed.note.get("by") == order.name)
+        parked = (filed.delivery async for _, _, filed in found if filed and filed.note.get("by") == order.name)
+        count = await self._inject(parked, at_once=False)
         return order.with_state("active", marker=ends, count=count)
 
     async def _kick(self, order: Order) -> Order:
         kind, _, name = order.name.partition("/")
+        control = self._follower.control
         ends: dict[str, int] = {}
         count = 0
         for tier in TIERS:
@@ -181,8 +200,10 @@ class Jobs:
             count += await self._inject(
                 filed.delivery
                 async for partition, record, filed in self._filed(topic, starts, tier_ends)
-                if name == (filed.delivery.route if kind == "route" else filed.delivery.destination)
+                if filed
+                and name == (filed.delivery.route if kind == "route" else filed.delivery.destination)
                 and not _is_done(commits.get(partition.number), record.offset)
+                and not control.is_kicked(filed.delivery.route, filed.delivery.destination, partition, record.offset)
             )
             ends |= tier_ends
         return order.with_state("done", marker=ends, count=count)
@@ -216,44 +237,64 @@ class Jobs:
             if order.kind == "pause" and order.state == "active"
         }
         if self._swept is None:
-            first = {
+            self._swept = {
                 key: min((order.marker.get(key, 0) for order in active.values()), default=end)
                 for key, end in ends.items()
             }
-            self._swept = first
         if self._swept == ends:
             return
         late: dict[str, list[Delivery]] = {}
         async for partition, record, filed in self._filed(topic, self._swept, ends):
+            if filed is None:
+                await self._bury(topic, record)
+                continue
             order = active.get(filed.note.get("by", ""))
             if order is not None and not order.is_before_marker(partition, record.offset):
                 late.setdefault(order.name, []).append(filed.delivery)
         for name, deliveries in late.items():
-            count = await self._inject(_each(deliveries))
-            await self._publish(active[name].with_state("active", marker=ends, count=active[name].count + count))
+            order = active[name]
+            count = await self._inject(_each(deliveries), at_once=False)
+            await self._publish(order, order.with_state("active", marker=ends, count=order.count + count))
         self._swept = ends
 
     async def _count_dead(self) -> None:
-        bounds = await self._log.bounds(self._topics.dead)
-        kept = sum(end - start for start, end in bounds.values())
-        settled = sum(
-            order.count
-            for order in self._follower.control.orders.values()
-            if order.kind == "dead" and order.state == "done"
-        )
-        self._metrics.dead_letter_backlog.set(max(0, kept - settled))
+        """Count the open dead letters: those that came since the last look, or all of them after an order."""
+        control, topic = self._follower.control, self._topics.dead
+        settling = {key for key, order in control.orders.items() if order.kind == "dead" and order.state == "done"}
+        if settling != self._settled_by:
+            self._settled_by, self._counted, self._open = settling, {}, {}
+        ends = await self._ends(topic)
+        async for partition, record in self._records(topic, self._counted, ends):
+            letter, _ = read_letter(record)
+            if not control.settled(letter, partition, record.offset):
+                self._open.setdefault(partition.number, array("q")).append(record.offset)
+        self._counted = ends
+        for number, (start, _) in (await self._log.bounds(topic)).items():
+            offsets = self._open.get(number)
+            if offsets and offsets[0] < start:
+                self._open[number] = array("q", [offset for offset in offsets if offset >= start])
+        self._metrics.dead_letter_backlog.set(sum(map(len, self._open.values())))
+
+    async def _bury(self, topic: str, record: Record) -> None:
+        try:
+            decode_delivery(record)
+        except UndecodableRecordError as error:
+            await self._successors.bury(topic, record, error)
 
     async def _ends(self, topic: str) -> dict[str, int]:
         return {f"{topic}/{number}": end for number, (_, end) in (await self._log.bounds(topic)).items()}
 
     async def _filed(
         self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
-    ) -> AsyncIterator[tuple[Partition, Record, Filed]]:
+    ) -> AsyncIterator[tuple[Partition, Record, Filed | None]]:
+        """Yield the deliveries of a range, None for one that can't be read."""
         async for partition, record in self._records(topic, starts, ends):
             try:
-                yield partition, record, decode_delivery(record)
+                filed = decode_delivery(record)
             except UndecodableRecordError:
-                continue  # the worker buries it when it is due
+                yield partition, record, None
+            else:
+                yield partition, record, filed
 
     async def _records(
         self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
@@ -265,29 +306,42 @@ class Jobs:
                 for record in records:
                     yield partition, record
 
-    async def _inject(self, deliveries: AsyncIterator[Delivery]) -> int:
+    async def _inject(self, deliveries: AsyncIterator[Delivery], *, at_once: bool = True) -> int:
+        """Append deliveries to the shortest tier, due now, or `at_once=False` not before they were due anyway."""
         count = 0
-        appends: list[Awaitable[object]] = []
+        batch: list[Delivery] = []
         async for delivery in deliveries:
+            batch.append(delivery)
             count += 1
-            appends.append(self._append(delivery))
-            if len(appends) == APPENDS_AT_ONCE:
-                await asyncio.gather(*appends)
-                appends.clear()
-        await asyncio.gather(*appends)
+            if len(batch) == APPENDS_AT_ONCE:
+                await self._append(batch, at_once=at_once)
+                batch = []
+        await self._append(batch, at_once=at_once)
         return count
 
-    async def _append(self, delivery: Delivery) -> None:
-        again = replace(delivery, successor=delivery.successor + 1, due=self._log.now())
-        await self._log.append(
-            self._topics.retry(SHORTEST_TIER),
-            key=delivery.destination.encode(),
-            value=delivery.event.body,
-            headers=encode_delivery(again, {}),
-        )
+    async def _append(self, batch: Sequence[Delivery], *, at_once: bool) -> None:
+        # One that fails is tried again by itself: a job begun anew would repeat all the others.
+        now = self._log.now()
+        topic = self._topics.retry(planner.SHORTEST)
+        async with asyncio.TaskGroup() as tasks:
+            for delivery in batch:
+                due = now if at_once else max(now, delivery.due)
+                again = replace(delivery, successor=delivery.successor + 1, due=due)
+                tasks.create_task(self._inject_one(topic, again), name="job-append")
 
-    async def _publish(self, order: Order) -> None:
-        key, value = order.encode()
+    async def _inject_one(self, topic: str, delivery: Delivery) -> None:
+        try:
+            await self._successors.carry_on(topic, delivery, {})
+        except RecordTooLargeError:
+            end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
+            await self._successors.dead_letter(delivery, end)
+
+    async def _publish(self, order: Order, done: Order) -> None:
+        """Publish what a job has come to. An order that was given meanwhile stands, and only its marker moves."""
+        present = self._present(order)
+        if present is not None and present != order:
+            done = present.with_state(present.state, marker=done.marker)
+        key, value = done.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
         await self._seen(position.offset)  # by ourselves: the next order is judged by this one
 

@@ -8,7 +8,7 @@ Spill     Spill        both with a due time at which the lane can take it
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -21,8 +21,12 @@ MAX_WAITING = 64
 MAX_WAITING_BYTES = 1 << 20
 MAX_WAIT = 1.0
 """Seconds in the queue; what waits longer is spilled, so that its offset doesn't hold the partition back."""
-MAX_IN_FLIGHT_BYTES = 16 << 20
-"""Bodies of one destination under way, a sixteenth of the worker's budget: a few that hang can't take it all."""
+MAX_ATTEMPTS = 4096
+"""Attempts under way in a worker: as many sockets, and some 40 MB."""
+MAX_BYTES = 256 << 20
+"""Records in memory over all lanes; above it, nothing more is read."""
+FAIR_SHARE = 32
+"""A lane may have a 32nd of the attempts and bytes that are free: 124 attempts and 7 MiB where nothing else is."""
 BURST = 0.1
 """Seconds of a rate that may be used at once; at least one request."""
 FAST = 64 / 0.05
@@ -42,36 +46,59 @@ class Spill:
     due: float
 
 
-class Slots:
-    """Attempts under way in the whole worker: retries never take the half that is kept for first attempts."""
+class Budget:
+    """What all lanes of a worker share: attempts under way, and the bytes of records in memory.
 
-    def __init__(self, total: int = 2048) -> None:
-        self._total = total
-        self._for_retries = total // 2
-        self._used = 0
-        self._used_by_retries = 0
+    Retries never take the half that is kept for first attempts, and no lane takes more than a part of what is still
+    free: the more hang, the less the next one gets, and something is left for those that don't.
+    """
 
-    def has_room(self, *, is_retry: bool) -> bool:
-        return self._used < self._total and not (is_retry and self._used_by_retries >= self._for_retries)
+    def __init__(self, *, attempts: int = MAX_ATTEMPTS, size: int = MAX_BYTES) -> None:
+        self._attempts = attempts
+        self._size = size
+        self._under_way = 0
+        self._retries = 0
+        self._bytes_under_way = 0
+        self.held = 0
+        """Bytes of the records that were read and aren't done."""
 
-    def take(self, *, is_retry: bool) -> None:
-        self._used += 1
-        self._used_by_retries += is_retry
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be read."""
+        return self.held >= self._size
 
-    def give_back(self, *, is_retry: bool) -> None:
-        self._used -= 1
-        self._used_by_retries -= is_retry
+    def has_room(self, item: Item, *, attempts: int, size: int) -> bool:
+        """Tell whether a lane with so many attempts and bytes under way may start this one, too."""
+        if attempts == 0:
+            return self._under_way < self._attempts
+        free = self._attempts - self._under_way
+        free_bytes = self._size - self._bytes_under_way
+        return (
+            attempts < free // FAIR_SHARE
+            and not (item.is_retry and self._retries >= self._attempts // 2)
+            and size + item.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
+        )
+
+    def take(self, item: Item) -> None:
+        self._under_way += 1
+        self._retries += item.is_retry
+        self._bytes_under_way += item.size
+
+    def give_back(self, item: Item) -> None:
+        self._under_way -= 1
+        self._retries -= item.is_retry
+        self._bytes_under_way -= item.size
 
 
 class Lane:
     """One destination in one worker. `share` is this worker's part of the fleet's limits (0 < share ≤ 1)."""
 
-    def __init__(self, name: str, slots: Slots, *, concurrency: int, rate: float | None) -> None:
+    def __init__(self, name: str, budget: Budget, *, concurrency: int, rate: float | None) -> None:
         self.name = name
         self.breaker = Breaker()
         self.in_flight = 0
         self.throttled_until = 0.0
-        self._slots = slots
+        self._budget = budget
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._in_flight_bytes = 0
@@ -133,16 +160,16 @@ class Lane:
         if not self._waiting or self.in_flight >= self._concurrency or self.throttled_until > now:
             return None
         item = self._waiting[0]
-        if self.in_flight and self._in_flight_bytes + item.size > MAX_IN_FLIGHT_BYTES:
+        if not self._budget.has_room(item, attempts=self.in_flight, size=self._in_flight_bytes):
             return None
-        if not self._slots.has_room(is_retry=item.is_retry) or not self.breaker.allows(now, self.in_flight):
+        if not self.breaker.allows(now, self.in_flight):
             return None
         if self._rate is not None and not self._take_token(now):
             return None
         self._waiting.popleft()
         self._waiting_bytes -= item.size
         item.is_waiting = False
-        self._slots.take(is_retry=item.is_retry)
+        self._budget.take(item)
         if not self.in_flight:
             self._moved_at = now
         self.in_flight += 1
@@ -154,7 +181,8 @@ class Lane:
         """Give the place back and learn from the result: breaker, throttle, pace."""
         self._release(item)
         self.breaker.record(attempt.result, now)
-        self._seconds += 0.1 * (attempt.seconds - self._seconds)
+        if attempt.status is not None:  # how long an outage makes us wait says nothing of the pace after it
+            self._seconds += 0.1 * (attempt.seconds - self._seconds)
         self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
         if attempt.retry_after and (attempt.result is Result.THROTTLED or attempt.status == 503):  # noqa: PLR2004 - RFC 9110, 10.2.3
@@ -164,7 +192,6 @@ class Lane:
         """Give the place back of an attempt that ended without a result."""
         self._release(item)
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
-        self.breaker.cancelled(now)
 
     def overdue(self, now: float) -> list[Spill]:
         """Take out what has waited too long, or what can't start any more (breaker open, throttled)."""
@@ -185,12 +212,12 @@ class Lane:
             self._drop_first()
         return spills
 
-    def remove(self, items: Iterable[Item]) -> None:
-        """Take deliveries out of the queue without a result; what isn't waiting here is ignored."""
-        gone = {id(item) for item in items}
+    def remove(self, gone: Container[int]) -> None:
+        """Take deliveries out of the queue without a result, by their `id()`; what isn't waiting here is ignored."""
         kept = [item for item in self._waiting if id(item) not in gone]
-        self._waiting = deque(kept)
-        self._waiting_bytes = sum(item.size for item in kept)
+        if len(kept) < len(self._waiting):
+            self._waiting = deque(kept)
+            self._waiting_bytes = sum(item.size for item in kept)
 
     def place(self, now: float) -> float:
         """Return when the lane can take a delivery that has to leave its queue now."""
@@ -205,8 +232,11 @@ class Lane:
         return due
 
     def _pace(self, now: float) -> float:
-        """Return the deliveries a second that it manages: fewer as long as nothing of what is under way ends."""
-        still = now - self._moved_at if self.in_flight else 0.0
+        """Return the deliveries a second that it manages: fewer as long as nothing of what is under way ends.
+
+        A probe that hangs says nothing of it.
+        """
+        still = now - self._moved_at if self.in_flight and not self.breaker.is_open else 0.0
         seconds = max(self._seconds, still if still > STALL else 0.001)
         pace = max(MIN_THROUGHPUT, self._concurrency / seconds)
         return pace if self._rate is None else min(pace, self._rate)
@@ -226,6 +256,6 @@ class Lane:
         self._waiting_bytes -= item.size
 
     def _release(self, item: Item) -> None:
-        self._slots.give_back(is_retry=item.is_retry)
+        self._budget.give_back(item)
         self.in_flight -= 1
         self._in_flight_bytes -= item.size

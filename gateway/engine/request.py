@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gateway.model import Delivery, ExpressionError, Headers
 from gateway.rules.expressions import Template, View
-from gateway.rules.rules import Destination, RequestTemplate
+from gateway.rules.rules import RESERVED_HEADERS, SIGNED_HEADERS, Destination, RequestTemplate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def compose(delivery: Delivery, destination: Destination, template: RequestTempl
     headers = _passed(event.headers, added, is_body_new=is_body_new)
     headers += added.values()
     if destination.sign:
-        headers = [pair for pair in headers if not pair[0].lower().startswith(b"webhook-")]
+        headers = [pair for pair in headers if not pair[0].lower().startswith(_SIGNED)]
     number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
     headers += (
         (b"gateway-event-id", event.id.encode()),
@@ -128,14 +128,11 @@ def _describes_body(name: bytes) -> bool:
     return name.startswith(b"content-") or name in (b"digest", b"repr-digest")
 
 
-_OURS = frozenset([b"gateway-event-id", b"gateway-delivery-id", b"gateway-route", b"gateway-attempt"])
-_FRAMING = frozenset(
-    b"connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
-)
 _CREDENTIALS = frozenset(
     b"authorization cookie proxy-authenticate proxy-authentication-info proxy-authorization".split()
 )
-_RESERVED = _OURS | _FRAMING  # Nobody else sets these.
+_RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
+_SIGNED = SIGNED_HEADERS.encode()
 _NOT_PASSED = _RESERVED | _CREDENTIALS
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
 _TRACEPARENT = re.compile(

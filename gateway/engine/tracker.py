@@ -6,8 +6,9 @@ moves what is still under way into the new tracker, so that it is neither repeat
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol
 
 from typing_extensions import override
@@ -34,6 +35,13 @@ class Pending:
     left: int = 0
     items: "list[Item]" = field(default_factory=list)
 
+    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Mapping[str, str] | None = None) -> "Item":
+        """Add a delivery of this record."""
+        item = Item(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note or {})
+        self.items.append(item)
+        self.left += 1
+        return item
+
     @property
     def has_begun(self) -> bool:
         """Whether any of its deliveries was started: reading the record again would repeat that one."""
@@ -42,16 +50,28 @@ class Pending:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Item:
-    """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record."""
+    """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
+
+    `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
+    """
 
     delivery: Delivery
     pending: Pending
     size: int
     is_retry: bool
+    note: Mapping[str, str] = field(default_factory=dict)
     since: float = 0.0
     is_waiting: bool = False
     scope: Scope | None = None
     end: DeadLettered | None = None
+
+
+class Ownership(Enum):
+    """Whose a partition is: ours; revoked, and perhaps coming straight back; or another's."""
+
+    OURS = auto()
+    SUSPENDED = auto()
+    LOST = auto()
 
 
 class Tracker:
@@ -64,7 +84,7 @@ class Tracker:
         self.partition: Partition = assignment.partition
         self.delay = delay
         self.progress = Progress(assignment.commit, assignment.log_start)
-        self.is_live = True
+        self.ownership = Ownership.OURS
         self.is_paused = False
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
@@ -73,8 +93,16 @@ class Tracker:
 
     @override
     def __repr__(self) -> str:
-        state = "live" if self.is_live else "given up"
-        return f"<Tracker {self.partition.topic}/{self.partition.number} {state}, {len(self.pendings)} pending>"
+        where = f"{self.partition.topic}/{self.partition.number}"
+        return f"<Tracker {where} {self.ownership.name.lower()}, {len(self.pendings)} pending>"
+
+    @property
+    def is_live(self) -> bool:
+        return self.ownership is Ownership.OURS
+
+    @property
+    def is_lost(self) -> bool:
+        return self.ownership is Ownership.LOST
 
     def begin(self, record: Record, size: int) -> Pending | None:
         """Take a record in. None when there's nothing to do for it: it is done already, or still under way here."""

@@ -4,7 +4,7 @@ A topic has partitions; a partition's offsets ascend, with gaps. A record exists
 survives any crash. `tests/log/test_contract.py` holds every implementation to what is said here.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -144,6 +144,12 @@ class Log(Protocol):
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none."""
+
+    async def topics(self) -> Collection[str]:
+        """Return the names of all topics."""
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        """Return the names of the topics of which a group has committed something; perhaps of some that are gone."""
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         """Return what a group has committed of a topic's partitions; a partition without a commit is left out."""

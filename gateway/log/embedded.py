@@ -19,7 +19,7 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -217,6 +217,12 @@ class EmbeddedLog:
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         row = await self.read(_row, "SELECT start, next FROM topics WHERE name = ?", topic)
         return {0: (row[0], row[1])} if row else {}
+
+    async def topics(self) -> Collection[str]:
+        return await self.read(_rows, "SELECT json_group_array(name) FROM topics")
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        return await self.read(_rows, "SELECT json_group_array(topic) FROM commits WHERE member = ?", group)
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         row = await self.read(_row, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic)
@@ -736,7 +742,8 @@ class _File:
                 raise
         except (sqlite3.Error, OSError) as error:
             self._unlock()
-            raise UsageError(f"{path}: expected an embedded log, got: {error}") from error
+            reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+            raise UsageError(f"{path}: expected an embedded log, got: {reason}") from error
         except BaseException:
             self._unlock()
             raise

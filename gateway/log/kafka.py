@@ -98,6 +98,7 @@ PULL = 1.0  # How long one wait for records lasts before the consumer's health i
 SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
 HEARTBEAT = 3.0
 REBALANCE = 60.0
+POLL = 86400.0  # A job of an operator's may scan for long between two fetches; heartbeats tell that we live.
 GROUP_REQUEST_TIMEOUT = 30.0
 
 CLIENT_ID = "gateway"  # Of whoever has no place of its own: the command line, say.
@@ -137,6 +138,7 @@ class KafkaLog:
         self._producer = self._new_producer()
         self._clock = _BrokerClock()
         self._heard = 0.0
+        self._places: dict[str, Sequence[TopicPartition]] = {}
         # Invariant: older appends stand first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._under_way = 0
@@ -183,14 +185,13 @@ class KafkaLog:
         started = self._loop.time()
         producer = self._producer
         try:
-            partitions: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
-            if partitions is None:
-                partitions = await self._partitions_of(topic, producer)
+            places = self._places.get(topic)
+            if places is None:
+                places = self._places[topic] = await self._places_of(topic, producer)
             # crc32 instead of Java's murmur2, which costs 7 µs in Python.
-            number = crc32(key) % len(partitions)
+            where = places[crc32(key) % len(places)]
             # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
-            accumulator = producer._message_accumulator
-            where, patience = TopicPartition(topic, number), 0.8 * self._append_timeout
+            accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
             future = await accumulator.add_message(where, key, value, patience, None, list(headers))
             self._pending.append((started, future))
             if self._sweeper is None:
@@ -207,7 +208,7 @@ class KafkaLog:
         if at != self._heard and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
             self._heard = at
             self._clock.heard(at)
-        return Position(number, stored.offset, at)
+        return Position(where.partition, stored.offset, at)
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
         """Join a group, or read everything. Raises UsageError for a topic that isn't there."""
@@ -270,6 +271,12 @@ class KafkaLog:
         first = await self._cluster.offsets(partitions, EARLIEST)
         after_last = await self._cluster.offsets(partitions, LATEST)
         return {partition.number: (first[partition], after_last[partition]) for partition in partitions}
+
+    async def topics(self) -> Collection[str]:
+        return await self._cluster.topics()
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        return {partition.topic for partition in await self._cluster.commits(group)}
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         described = await self._cluster.describe([topic])
@@ -356,6 +363,7 @@ class KafkaLog:
             session_timeout_ms=int(1000 * SESSION),
             heartbeat_interval_ms=int(1000 * HEARTBEAT),
             rebalance_timeout_ms=int(1000 * REBALANCE),
+            max_poll_interval_ms=int(1000 * POLL),
             request_timeout_ms=int(1000 * GROUP_REQUEST_TIMEOUT),
             retry_backoff_ms=int(1000 * RETRY_BACKOFF),
             metadata_max_age_ms=int(1000 * METADATA_AGE),
@@ -366,17 +374,16 @@ class KafkaLog:
         if size > self.max_record_bytes:
             raise RecordTooLargeError(f"{topic}: expected a record of at most {self.max_record_bytes} B, got {size} B")
 
-    async def _partitions_of(self, topic: str, producer: AIOKafkaProducer) -> Collection[int]:
+    async def _places_of(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
         """Wait until the producer knows a topic. It never asks for one that isn't there: that would create it."""
         try:
             async with asyncio.timeout(self._append_timeout), self._topics_lock:
                 known: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
-                if known is not None:
-                    return known
-                if topic not in await self._cluster.describe([topic]):
-                    raise UnknownTopicOrPartitionError(topic)
-                found: Collection[int] = await producer.partitions_for(topic)
-                return found
+                if known is None:
+                    if topic not in await self._cluster.describe([topic]):
+                        raise UnknownTopicOrPartitionError(topic)
+                    known = await producer.partitions_for(topic)
+                return [TopicPartition(topic, number) for number in range(len(known))]
         except TimeoutError as error:
             raise KafkaTimeoutError("no metadata in time") from error
 
@@ -388,6 +395,7 @@ class KafkaLog:
 
     def _sweep(self) -> None:
         """Fail the appends that have waited too long. One timer for all: a timeout for each costs 6 µs."""
+        self._places.clear()  # A topic may have got more partitions.
         too_old = self._loop.time() - self._append_timeout + SWEEP
         self._pending = deque([entry for entry in self._pending if not entry[1].done()])
         for started, future in self._pending:
@@ -428,6 +436,7 @@ class KafkaLog:
         else:
             log.warning("log_producer_replaced")
             old, self._producer = self._producer, producer
+            self._places.clear()
             self._failing_since = None
             await _stop(old)
         finally:
@@ -768,6 +777,15 @@ class _Cluster:
 
         return await self._ask(f"metadata of {', '.join(names)}", ask) if names else {}
 
+    async def topics(self) -> Collection[str]:
+        """Return the names of all topics."""
+
+        async def ask() -> Collection[str]:
+            response = await self._send(MetadataRequest(None, allow_auto_topic_creation=False))
+            return [topic for _, topic, *_ in response.topics]
+
+        return await self._ask("topics", ask)
+
     async def offsets(self, partitions: Collection[Partition], at: int) -> Mapping[Partition, int]:
         """Return the first offset of each partition (EARLIEST), or the one after its last (LATEST)."""
 
@@ -793,15 +811,16 @@ class _Cluster:
 
         return await self._ask("offsets", ask) if partitions else {}
 
-    async def commits(self, group: str, partitions: Collection[Partition]) -> Mapping[Partition, Commit]:
-        """Return what a group has committed, where it has."""
+    async def commits(self, group: str, partitions: Collection[Partition] | None = None) -> Mapping[Partition, Commit]:
+        """Return what a group has committed, where it has: of these partitions, or of all."""
         by_topic: dict[str, list[int]] = defaultdict(list)
-        for topic, number in partitions:
+        for topic, number in partitions or ():
             by_topic[topic].append(number)
+        wanted = None if partitions is None else list(by_topic.items())
 
         async def ask() -> Mapping[Partition, Commit]:
             coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
-            response = await self._send(OffsetFetchRequest(group, list(by_topic.items())), coordinator)
+            response = await self._send(OffsetFetchRequest(group, wanted), coordinator)
             _raise_for(getattr(response, "error_code", 0), group)
             commits = {}
             for topic, answers in response.topics:
@@ -811,7 +830,7 @@ class _Cluster:
                         commits[Partition(topic, number)] = Commit(offset, _decode_done(metadata or ""))
             return commits
 
-        return await self._ask(f"commits of {group}", ask) if partitions else {}
+        return await self._ask(f"commits of {group}", ask) if wanted != [] else {}
 
     async def evict(self, group: str, client_id: str) -> None:
         """Take a client's members out of a group.

@@ -29,10 +29,14 @@ FORMAT = b"1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filed:
-    """A delivery as found in a retry, parked or dead record. `note` says why it is there, in names and texts."""
+    """A delivery as found in a retry, parked or dead record.
+
+    `note` says why it is there, in names and texts. `at` is when it was written, by the writer's idea of the log's clock.
+    """
 
     delivery: Delivery
     note: Mapping[str, str]
+    at: float
 
 
 def event_key(event: Event) -> bytes:
@@ -63,8 +67,8 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
     return headers
 
 
-def encode_delivery(delivery: Delivery, note: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """Return the record headers of a delivery that goes to a retry, parked or dead-letter topic."""
+def encode_delivery(delivery: Delivery, note: Mapping[str, str], *, at: float) -> list[tuple[str, bytes]]:
+    """Return the record headers of a delivery that goes to a retry, parked or dead-letter topic, at a time."""
     state: dict[str, Any] = {
         "id": delivery.id,
         "route": delivery.route,
@@ -74,6 +78,7 @@ def encode_delivery(delivery: Delivery, note: Mapping[str, str]) -> list[tuple[s
         "since": delivery.since,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
         "note": dict(note),
+        "at": at,
     }
     return [*encode_event(delivery.event), ("gw_delivery", orjson.dumps(state))]
 
@@ -99,7 +104,8 @@ def decode_delivery(record: Record) -> Filed:
             due=_time(state["due"]),
             since=_time(state["since"]),
         )
-        return Filed(delivery=delivery, note={name: _text(text) for name, text in state["note"].items()})
+        note = {name: _text(text) for name, text in state["note"].items()}
+        return Filed(delivery=delivery, note=note, at=_time(state["at"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecordError(f"gw_delivery: expected a delivery's state, got {error!r}") from error
 

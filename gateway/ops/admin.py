@@ -19,14 +19,13 @@ def admin_application(
     registry: CollectorRegistry,
     metrics: Metrics,
     log: Log,
-    has_rules: Callable[[], bool],
     is_draining: Callable[[], bool],
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
     """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`.
 
-    `/livez` answers as long as the event loop turns. `/readyz` is 503 until the log answers and the rules are loaded,
-    and while draining, and says why; asking also refreshes `gateway_log_up`.
+    `/livez` answers as long as the event loop turns. `/readyz` is 503 while the log doesn't answer, and while
+    draining, and says why; asking also refreshes `gateway_log_up`.
     """
 
     async def show_metrics(_: web.Request) -> web.Response:
@@ -41,8 +40,6 @@ def admin_application(
         reasons = []
         if is_draining():
             reasons.append("draining")
-        if not has_rules():
-            reasons.append("rules: not loaded")
         if problem := await _log_problem(log, ping_timeout):
             reasons.append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)

@@ -1,15 +1,13 @@
 """What may stand on the command line: argparse, and the kinds of its values."""
 
 import argparse
-import base64
-import binascii
 from typing import NoReturn
 
 from typing_extensions import override
 
 from gateway.model import DeadReason
 from gateway.ops.output import Output
-from gateway.rules.schema import parse_duration
+from gateway.verify.keys import parse_duration, signing_key
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,8 +175,9 @@ def statuses(text: str) -> list[int]:
     return statuses
 
 
-def signing_secret(text: str) -> bytes:
+def signing_secret(text: str) -> str:
     try:
-        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
-    except (binascii.Error, ValueError):
+        signing_key(text)
+    except ValueError:
         raise argparse.ArgumentTypeError("expected a secret of the form whsec_ and base64, got another text") from None
+    return text

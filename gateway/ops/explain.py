@@ -1,19 +1,22 @@
 """`gateway explain`: what the gateway would make of an event, by the very code that does it."""
 
+import json
 import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from gateway.engine.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, UsageError, delivery_id
-from gateway.rules.expressions import View, did_you_mean
+from gateway.rules.expressions import View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
+from gateway.verify.keys import did_you_mean
 from gateway.verify.schemes import Request
 
 MASK = "***"
-# A part of a path that long, of letters and digits, is a token: those of Slack, Discord and Telegram stand there.
-TOKEN = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_:.=-]{16,}")
+SHORTEST = 4
+"""Characters of a secret; what is shorter may stand anywhere by chance, and isn't looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,37 +52,80 @@ def explain(
     """Tell what would become of a request to this source. Signatures aren't looked at.
 
     Raises UsageError for a source that the rules don't have, RefusedError (400) where the ingress couldn't tell the
-    event's id, type or key. Without `is_secret_shown` the destinations' headers, signatures, and what may be a
-    credential in their URLs are masked.
+    event's id, type or key. Without `is_secret_shown` these are masked: what references in the rules were replaced with
+    (of 4 characters or more), wherever it ends up; the headers of destinations; signatures; and of URLs what follows
+    the first part of the path.
     """
     sender = rules.sources.get(source)
     if sender is None:
         raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
     request = Request(method="POST", path=sender.path, query=query, headers=headers, body=body)
     event = Identifier(sender).event(request, received_at=now)
-    view = View.of(event)
-    failed = {route.name for route, error in rules.table.match(view) if error is not None}
+    failed = {route.name for route, error in rules.table.match(View.of(event)) if error is not None}
+    mask = None if is_secret_shown else _Mask(rules.resolved)
     routes = []
-    for found in rules.table.explain(view):
+    for found in rules.table.explain(View.of(event)):
         requests: list[Planned] = []
         if found.matched and found.name not in failed:
             route = rules.routes[found.name]
             requests = [_plan(event, route, rules.destinations[name], now) for name in route.destinations]
-            if not is_secret_shown:
-                requests = [_masked(planned, rules.destinations[planned.destination]) for planned in requests]
-        routes.append(
-            ExplainedRoute(name=found.name, is_matched=found.matched, reason=found.reason, requests=tuple(requests))
+        explained = ExplainedRoute(
+            name=found.name, is_matched=found.matched, reason=found.reason, requests=tuple(requests)
         )
+        routes.append(explained if mask is None else mask.route(explained, rules.destinations))
     return Explained(event=event, routes=tuple(routes))
 
 
-def masked_url(url: str) -> str:
-    """Return a URL without what may be a credential: its user, its query's values, tokens in its path."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    path = "/".join([MASK if TOKEN.fullmatch(part) else part for part in parts.path.split("/")])
-    query = "&".join([f"{part.partition('=')[0]}={MASK}" for part in parts.query.split("&")]) if parts.query else ""
-    return urlunsplit(parts._replace(netloc=f"{MASK}@{host}" if at and user else parts.netloc, path=path, query=query))
+class _Mask:
+    """Hides what may be a secret, by where it is from and not by what it looks like."""
+
+    def __init__(self, secrets: Collection[str]) -> None:
+        # The longest first: one may begin with another.
+        known = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
+        words = [word.encode("utf-8", "surrogateescape") for word in sorted(known, key=len, reverse=True)]
+        self._secrets = re.compile(b"|".join(map(re.escape, words)) or b"(?!)")
+
+    def route(self, route: ExplainedRoute, destinations: Mapping[str, Destination]) -> ExplainedRoute:
+        requests = tuple([self._planned(planned, destinations[planned.destination]) for planned in route.requests])
+        return replace(route, reason=self._text(route.reason), requests=requests)
+
+    def url(self, url: str) -> str:
+        """Return scheme, host and the first part of the path, without that where a reference made any of the URL."""
+        parts = urlsplit(url)
+        if not parts.scheme:
+            return self._text(url)  # a reference that isn't resolved
+        first, *others = parts.path.removeprefix("/").split("/")
+        if first and self._text(url) != url:
+            first = MASK
+        path = "/".join([first, *([MASK] if any(others) else others)])
+        masked = urlunsplit((parts.scheme, parts.netloc, f"/{path}", MASK if parts.query else "", ""))
+        return self._text(masked)
+
+    def _planned(self, planned: Planned, destination: Destination) -> Planned:
+        request = planned.request
+        if request is not None:
+            secret = {name.lower().encode() for name, _ in destination.headers} | {b"webhook-signature"}
+            headers = [
+                (name, MASK.encode() if name.lower() in secret else self._bytes(value))
+                for name, value in request.headers
+            ]
+            request = replace(
+                request, url=self.url(request.url), headers=tuple(headers), body=self._bytes(request.body)
+            )
+        return replace(planned, request=request, problem=self._text(planned.problem))
+
+    def _bytes(self, content: bytes) -> bytes:
+        return self._secrets.sub(MASK.encode(), content)
+
+    def _text(self, text: str) -> str:
+        return self._bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield secret
+    for is_ascii in (False, True):
+        yield json.dumps(secret, ensure_ascii=is_ascii)[1:-1]
+    yield repr(secret)[1:-1]  # in the words of a condition
 
 
 def _plan(event: Event, route: Route, destination: Destination, now: float) -> Planned:
@@ -94,15 +140,3 @@ def _plan(event: Event, route: Route, destination: Destination, now: float) -> P
     except ExpressionError as error:
         return Planned(destination=destination.name, request=None, problem=str(error))
     return Planned(destination=destination.name, request=request)
-
-
-def _masked(planned: Planned, destination: Destination) -> Planned:
-    if planned.request is None:
-        return planned
-    secret = {name.lower().encode() for name, _ in destination.headers}
-    if destination.sign:
-        secret.add(b"webhook-signature")
-    headers = tuple(
-        [(name, MASK.encode() if name.lower() in secret else value) for name, value in planned.request.headers]
-    )
-    return replace(planned, request=replace(planned.request, url=masked_url(planned.request.url), headers=headers))

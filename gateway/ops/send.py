@@ -14,9 +14,9 @@ from yarl import URL
 
 from gateway.model import UsageError
 from gateway.rules.document import Node, Problem, read_document
-from gateway.rules.expressions import did_you_mean
 from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Source
+from gateway.verify.keys import did_you_mean
 from gateway.verify.schemes import Verifier, build_verifier
 
 TIMEOUT = 30.0
@@ -50,7 +50,7 @@ def source_of(rules: Path, name: str, *, secret: str | None) -> tuple[Source, Ve
     """
     found, problems = check_rules(rules, resolve=False)
     if found is None:
-        raise InvalidRulesError([problem for problem in problems if problem.severity == "error"] or problems)
+        raise InvalidRulesError(problems)
     source = found.sources.get(name)
     if source is None:
         raise UsageError(f"{rules}: unknown source {name!r}{did_you_mean(name, found.sources)}")

@@ -13,11 +13,10 @@ The library's `size` of a text counts UTF-8 bytes, where the specification says 
 """
 
 import base64
-import difflib
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -28,6 +27,7 @@ import cel
 import orjson
 
 from gateway.model import Event, ExpressionError, Headers, MissingFieldError
+from gateway.verify.keys import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 MAX_NESTING = 3  # macros inside macros
@@ -35,6 +35,7 @@ MAX_NESTING = 3  # macros inside macros
 # With the parsing of the body before and the look at its size, the worst event stops it for a quarter of a second.
 MAX_COST = 2_000_000
 HANDING, READING, CONVERTING = 15, 10, 20  # Steps for each value: into CEL, named by an expression, and out as JSON.
+FEW = 64  # Values that take less to name than to count.
 LONG_TEXT = 1024  # characters from which a copy costs as much as a step
 MAX_INFLATED = 2 << 20  # bytes: twice a body that comes as it is, and 0.1 s to parse at worst.
 MAX_FORM_FIELDS = 10_000
@@ -103,7 +104,7 @@ class View:
         self._names: list[bytes] | None = None
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
-        self._contexts: dict[frozenset[str], cel.Context | None] = {}
+        self._contexts: dict[frozenset[str], _Handed | None] = {}
         self._sizes: dict[int, _Size] = {}
         self._spent = 0
 
@@ -252,38 +253,45 @@ class Expression:
 
         Nothing is null, an empty text, and a missing field. Raises ExpressionError for a list or mapping.
         """
-        try:
-            value = self.evaluate(view)
-        except MissingFieldError:
-            return None
+        path = self._path
+        if path is not None:  # An identity or a type is one, for each event: neither a call nor an exception more.
+            value = view.get(path.root, path.steps)
+        else:
+            try:
+                value = self._execute(view)
+            except MissingFieldError:
+                return None
         if isinstance(value, str):
             return value or None
+        if value is ABSENT:
+            return None
         if isinstance(value, dict | list):
             raise ExpressionError(f"{_shortened(self.text)}: expected a text or number, got {_kind(value)}")
         return None if value is None else _as_text(value)
 
     def _execute(self, view: View) -> object:
-        context = self._context(view)
-        self._charge(view)
+        handed = self._handed(view)
+        if handed.size > FEW or self._analysis.has_macros:
+            self._charge(view)
         try:
-            result = self._program.execute(context)
+            result = self._program.execute(handed.context)
             if type(result) in (dict, list) and not view.spend(CONVERTING * _measured(result).total):
                 raise self._too_much("the result has too many values")
             return _as_json(result)
         except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
             raise self._translated(error, view) from error
 
-    def _context(self, view: View) -> cel.Context:
+    def _handed(self, view: View) -> "_Handed":
         """Return what CEL sees: the parts of the event that this expression names (about 25 µs per kB of them)."""
         contexts = view._contexts  # noqa: SLF001 - the cache lives as long as the view; what is in it is decided here
-        context = contexts.get(self._analysis.key)
-        if context is None and len(contexts) >= MAX_CONTEXTS:
-            context = _handed(view, _WHOLE, dict.fromkeys(ROOTS, _EVERYTHING))
-        if context is None:
-            context = _handed(view, self._analysis.key, self._analysis.parts)
-        if context is None:
+        handed = contexts.get(self._analysis.key)
+        if handed is None and len(contexts) >= MAX_CONTEXTS:
+            handed = _hand(view, _WHOLE, dict.fromkeys(ROOTS, _EVERYTHING))
+        if handed is None:
+            handed = _hand(view, self._analysis.key, self._analysis.parts)
+        if handed is None:
             raise self._too_much("it names too many values")
-        return context
+        return handed
 
     def _charge(self, view: View) -> None:
         """Refuse what would keep the process standing still; CEL can't be interrupted.
@@ -380,12 +388,6 @@ class Template:
         if len(content) > MAX_RESULT:
             raise ExpressionError(f"expected a body of at most {MAX_RESULT} bytes, got {len(content)}")
         return content, content_type
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the nearest known name, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean '{near[0]}'?" if near else ""
 
 
 # Reading an event
@@ -586,18 +588,25 @@ _EVERYTHING: _Parts = {}
 _WHOLE = frozenset(ROOTS)
 
 
-def _handed(view: View, key: frozenset[str], parts: _Parts) -> cel.Context | None:
-    """Return a context with parts of the view, which keeps it; None if handing them over would cost too much."""
+class _Handed(NamedTuple):
+    """What CEL has of a view, and how many values that is."""
+
+    context: cel.Context
+    size: int
+
+
+def _hand(view: View, key: frozenset[str], parts: _Parts) -> _Handed | None:
+    """Hand parts of the view, which keeps them so, to CEL; None if that would cost too much."""
     contexts = view._contexts  # noqa: SLF001 - as above
     if key not in contexts:
         whole: list[object] = []
         named = {root: _picked(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
-        is_affordable = view.spend(HANDING * sum([view.size(value).total for value in whole]))
-        contexts[key] = (
-            cel.Context({root: value for root, value in named.items() if value is not ABSENT})
-            if is_affordable
-            else None
-        )
+        size = sum([view.size(value).total for value in whole])
+        if view.spend(HANDING * size):
+            context = cel.Context({root: value for root, value in named.items() if value is not ABSENT})
+            contexts[key] = _Handed(context, size)
+        else:
+            contexts[key] = None
     return contexts[key]
 
 
@@ -700,6 +709,7 @@ class _Analysis(NamedTuple):
 
     paths: tuple[_Path, ...]
     is_path: bool
+    has_macros: bool
     copies: bool
     parts: dict[str, _Parts]
     key: frozenset[str]
@@ -739,6 +749,7 @@ class _Scan:
         return _Analysis(
             paths=tuple(self._paths),
             is_path=first is not None and first.end == self._at and self._tokens[0].text == first.root,
+            has_macros=bool(self._macros),
             copies=not self._macros.isdisjoint(_COPYING_MACROS),
             parts=parts,
             key=frozenset(path.text for path in self._paths),

@@ -9,22 +9,22 @@ from pathlib import Path
 
 from gateway.model import RetryPolicy, RulesError
 from gateway.rules.document import Node, Problem, Severity, read_document
-from gateway.rules.expressions import did_you_mean
 from gateway.rules.reader import ABSENT, Read, Reader, Use
-from gateway.rules.rules import Destination, Egress, RequestTemplate, Route, Rules, Source
+from gateway.rules.rules import SIGNED_HEADERS, Destination, Egress, RequestTemplate, Route, Rules, Source
 from gateway.rules.schema import INCLUDED, ROOT, Record
 from gateway.rules.table import RouteTable
+from gateway.verify.keys import did_you_mean
 from gateway.verify.schemes import SchemeError, Verifier, build_verifier
 
 MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spelling that is wrong.
 
 
 class InvalidRulesError(RulesError):
-    """The rule files have problems: all of them, by file and place, warnings left out."""
+    """The rule files have problems: all of them, by file and place; warnings only where there is nothing else."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = tuple(problems)
+        self.problems = tuple([problem for problem in problems if problem.severity == "error"] or problems)
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = True) -> Rules:
@@ -35,7 +35,7 @@ def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve:
     """
     rules, problems = check_rules(path, environ=environ, resolve=resolve)
     if rules is None:
-        raise InvalidRulesError([problem for problem in problems if problem.severity == "error"] or problems)
+        raise InvalidRulesError(problems)
     return rules
 
 
@@ -123,6 +123,7 @@ class _Assembly:
         for file in self.files:
             for route in file.values.get("routes", ()):
                 self._check_uses(route)
+        self._check_signed()
         if self.reader.has_errors or not self.is_complete:
             return None
         self._warn_of_unused()
@@ -139,6 +140,7 @@ class _Assembly:
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
+            resolved=frozenset(self.reader.resolved),
         )
 
     def _collect(self, file: Read) -> None:
@@ -222,6 +224,20 @@ class _Assembly:
                     guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
                     self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
+
+    def _check_signed(self) -> None:
+        """Refuse headers that a signature replaces: a destination's own, and those of the routes that lead to it."""
+        signing = {name: read for name, read in self.destinations.items() if "sign" in read.values}
+        leading = [
+            request
+            for route in self.routes.values()
+            if (request := route.values.get("request")) and not signing.keys().isdisjoint(_names(route, "to"))
+        ]
+        for read in (*signing.values(), *leading):
+            for name in read.values.get("headers", ()):
+                if name.lower().startswith(SIGNED_HEADERS):
+                    message = f"expected no {SIGNED_HEADERS}… where a destination has `sign`, got {name!r}"
+                    self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
 
     def _warn_of_unused(self) -> None:
         used = {(key, name) for route in self.routes.values() for key in ("from", "to") for name in _names(route, key)}

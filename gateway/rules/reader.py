@@ -8,9 +8,9 @@ from typing import Any, assert_never
 
 from gateway.model import ExpressionError
 from gateway.rules.document import Code, Node, Problem, Severity, reason_of, scalar
-from gateway.rules.expressions import did_you_mean
 from gateway.rules.schema import Kind, NameOr, Record, Scalar, Several, Table, Tree
 from gateway.rules.table import ConditionError
+from gateway.verify.keys import did_you_mean
 
 MAX_SECRET = 1 << 20  # Bytes of a `${file:…}`.
 SHOWN = 60  # Characters of a value in a message.
@@ -50,6 +50,8 @@ class Reader:
         self.has_gaps = False
         """A file can't be read, so that an unknown name may be known there."""
         self.unresolved: set[Node] = set()
+        self.resolved: set[str] = set()
+        """What references were replaced with, but for the defaults, which stand in the file."""
 
     @property
     def has_errors(self) -> bool:
@@ -83,6 +85,8 @@ class Reader:
             if value is None:
                 is_whole = False
                 return found[0]
+            if value and value != found[1].partition(":-")[2]:
+                self.resolved.add(value)
             return value
 
         resolved = _REFERENCE.sub(replace, written)

@@ -10,6 +10,18 @@ from gateway.rules.expressions import Expression, Template
 from gateway.rules.table import Condition, RouteTable
 from gateway.verify.schemes import Verifier
 
+RESERVED_HEADERS = frozenset(
+    (
+        # RFC 9110, section 7.6.1: what belongs to one connection; with Host and Content-Length, the client's to write.
+        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection"),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+        *("gateway-event-id", "gateway-delivery-id", "gateway-route", "gateway-attempt"),
+    )
+)
+"""Headers that neither a sender, a route nor a destination sets; in lower case."""
+SIGNED_HEADERS = "webhook-"
+"""What those begin with that nobody else sets where a destination has `sign`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -84,3 +96,5 @@ class Rules:
     files: tuple[Path, ...]
     """What was read, secrets' files and the folders of an include's pattern too: each changes when we must reload."""
     warnings: tuple[str, ...] = ()
+    resolved: frozenset[str] = field(default=frozenset(), repr=False)
+    """What references were replaced with: secrets, as far as anybody can tell."""

@@ -4,19 +4,21 @@
 value is parsed; where the value stands, and references such as `${NAME}`, are the reader's business.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, assert_never
 from urllib.parse import urlsplit
 
+import yarl
+
 from gateway.model import Disposition
 from gateway.rules.expressions import Expression, Template
+from gateway.rules.rules import RESERVED_HEADERS
 from gateway.rules.table import parse_condition
 from gateway.verify import schemes
+from gateway.verify.keys import DURATION, TOKEN, parse_duration, signing_key
 
 VERSION = 1
 
@@ -117,41 +119,17 @@ Kind = Scalar | Tree | Several | Table | NameOr | Record
 
 # --- Parsers ---------------------------------------------------------------------------------------------------------
 
-_DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
 _STATUS = re.compile(r"[345]\d\d", re.ASCII)
 
-# RFC 9110, section 7.6.1: what belongs to one connection; with Host and Content-Length, what the client writes itself.
-_CLIENT_HEADERS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "host",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 _RESERVED_PATHS = frozenset({"/healthz"})
 _RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "egress_refused")
-_UNITS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 _PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of `5s`, `2m`, `1h30m`, `3d` or `500ms`. Raises ValueError."""
-    found = _DURATION.fullmatch(text)
-    if not found:
-        raise ValueError
-    return sum(int(amount) * unit for amount, unit in zip(found.groups(), _UNITS, strict=True) if amount)
 
 
 def parse_rate(text: str) -> float:
@@ -196,6 +174,7 @@ def _url(value: object) -> str:
     try:
         url = urlsplit(text)
         _ = url.port  # raises where it is no number
+        host = yarl.URL(text).raw_host or ""  # as the client reads it: in lower case, in ASCII by IDNA
     except ValueError:
         raise ValueError("expected an http or https URL, got one that can't be parsed") from None
     if url.scheme not in {"http", "https"}:
@@ -205,9 +184,20 @@ def _url(value: object) -> str:
         raise ValueError("expected a URL with a host, got none")
     if "@" in url.netloc:
         raise ValueError("expected a URL without user and password (write them as a header), got one with them")
+    if url.port == 0:
+        raise ValueError("expected a URL with a port from 1 to 65535, got 0")
+    if not _HOST.fullmatch(host) and not _is_address(host):
+        raise ValueError("expected a URL with a host's name or address, got one with another host")
     if url.fragment or not text.isprintable() or " " in text or "\\" in text:
         raise ValueError("expected a URL without a fragment, spaces or control characters, got one with them")
     return text
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ip_address(host)) and "%" not in host  # an address with a zone leads nowhere from another machine
+    except ValueError:
+        return False
 
 
 def _public_url(value: object) -> str:
@@ -218,9 +208,9 @@ def _public_url(value: object) -> str:
 
 
 def _header(value: object) -> str:
-    name = _matching(_HEADER)(value)
-    if name.lower() in _CLIENT_HEADERS:
-        raise ValueError(f"expected a header that isn't the connection's own, got {name!r}")
+    name = _matching(TOKEN)(value)
+    if name.lower() in RESERVED_HEADERS:
+        raise ValueError(f"expected a header that the gateway doesn't write itself, got {name!r}")
     return name
 
 
@@ -236,14 +226,11 @@ def _header_template(value: object) -> Template:
 
 
 def _signing_secret(value: object) -> bytes:
-    encoded = _text(value).removeprefix("whsec_")
+    text = _text(value)
     try:
-        secret = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError from None
-    if not secret:
-        raise ValueError
-    return secret
+        return signing_key(text)
+    except ValueError:
+        raise ValueError from None  # what binascii says of it is of no use
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
@@ -286,7 +273,7 @@ def duration(least: float, most: float) -> Scalar:
     return Scalar(
         f"a duration from {_shown(least)} to {_shown(most)}, such as 5s, 2m or 1h30m",
         parse,
-        _pattern(_DURATION),
+        _pattern(DURATION),
     )
 
 
@@ -338,7 +325,7 @@ NAME = Scalar(
 NAME_USE = Scalar("a name", _text, _pattern(_NAME), is_use=True)
 FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
 URL = Scalar("an http or https URL", _url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str)
-HEADER = Scalar("a header's name, such as X-Team", _header, _pattern(_HEADER))
+HEADER = Scalar("a header's name, such as X-Team", _header, _pattern(TOKEN))
 DURATION_STEP = duration(0.1, 30 * 86400)
 
 SIGN = Record(

@@ -14,7 +14,8 @@ from math import isfinite, prod
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from gateway.model import ExpressionError, MissingFieldError, RulesError
-from gateway.rules.expressions import ABSENT, Step, View, did_you_mean
+from gateway.rules.expressions import ABSENT, Step, View
+from gateway.verify.keys import did_you_mean
 
 if TYPE_CHECKING:
     from gateway.rules.rules import Route

@@ -206,7 +206,11 @@ class Metrics(Collector):
         self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
         self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
         self.events = counter("events", "Events that were acknowledged.", "source")
-        self.duplicates = counter("duplicates", "Events that had been delivered before, and were not again.", "source")
+        self.duplicates = counter(
+            "duplicates",
+            "Events that had been delivered before, and were not again; 0 as long as no source has dedupe.",
+            "source",
+        )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
         self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")

@@ -65,7 +65,7 @@ def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], place: Plac
     """Read what is written, with the defaults of what isn't; what can't be read is a problem, and left out."""
     for name in config:
         if name not in keys and name != "scheme":
-            place.below(str(name)).report(f"unknown key {str(name)!r}{guess(name, keys)}")
+            place.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), keys)}")
     values = {}
     for name, key in keys.items():
         if name in config:
@@ -80,11 +80,11 @@ def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], place: Plac
     return values
 
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: what a header's name is made of
 
 
 def _read_header(value: object, _: Place) -> str:
-    if isinstance(value, str) and _TOKEN.fullmatch(value):
+    if isinstance(value, str) and TOKEN.fullmatch(value):
         return value
     raise UnfitError("a header's name", value)
 
@@ -133,18 +133,42 @@ def _one_of(choices: Iterable[str]) -> Callable[[object, Place], str]:
     return read
 
 
-_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
+DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
 _SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `5s`, `2m`, `1h30m`, `3d` or `500ms`. Raises ValueError."""
+    found = DURATION.fullmatch(text)
+    if not found:
+        raise ValueError
+    return sum(int(amount) * unit for amount, unit in zip(found.groups(), _SECONDS, strict=True) if amount)
 
 
 def _read_tolerance(value: object, _: Place) -> float:
     if value == "none":
         return math.inf
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    seconds = sum(int(count or 0) * unit for count, unit in zip(found.groups(), _SECONDS, strict=True)) if found else 0
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else 0
+    except ValueError:
+        seconds = 0
     if not seconds:
         raise UnfitError("a duration such as 5m, or none", value)
     return seconds
+
+
+def base64_key(text: str) -> bytes:
+    """Return the key that a secret is in base64. Raises ValueError for another text, and for an empty key."""
+    bare = text.rstrip("=")
+    key = binascii.a2b_base64(bare + "=" * (-len(bare) % 4), strict_mode=True)  # Some issuers leave the padding out.
+    if not key:  # a signature that anyone can make
+        raise ValueError
+    return key
+
+
+def signing_key(text: str) -> bytes:
+    """Return the key of a Standard Webhooks secret: base64, after `whsec_` or without it. Raises ValueError."""
+    return base64_key(text.removeprefix("whsec_"))
 
 
 def _read_timestamp(value: object, place: Place) -> dict[str, Any]:
@@ -170,7 +194,7 @@ def _read_signed(value: object, _: Place) -> tuple[bytes | Part, ...]:
                 parts.append(literal.encode())
             if kind is None:
                 continue
-            is_named = bool(_TOKEN.fullmatch(name or ""))
+            is_named = bool(TOKEN.fullmatch(name or ""))
             if kind not in _PARTS or conversion or (kind == "header") != is_named or (name and not is_named):
                 raise unfit
             parts.append(Part(kind, (name or "").lower().encode()))
@@ -210,10 +234,10 @@ def _kind(value: object) -> str:
             return "a list" if value else "an empty list"
 
 
-def guess(value: object, known: Iterable[str]) -> str:
-    """Return the end of a message that names the nearest known word, empty if none is near."""
-    near = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
-    return f", did you mean {near[0]!r}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` with the nearest known name, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
 
 
 _ALGORITHMS = ("sha256", "sha1", "sha512")

@@ -48,9 +48,11 @@ from gateway.verify.keys import (
     Part,
     Path,
     Place,
-    guess,
+    base64_key,
+    did_you_mean,
     read_keys,
     shown,
+    signing_key,
 )
 
 # What a request may make us compare. No provider sends more than a few; a flood of candidates is no signature.
@@ -81,8 +83,7 @@ class Reason(StrEnum):
     BAD_CREDENTIALS = "bad_credentials"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """A request as it came: `headers` undecoded, `query` without the question mark, `body` not decompressed."""
 
     method: str
@@ -125,9 +126,9 @@ class Verifier:
     answers: Handshake | None = None
 
     def verify(self, request: Request, *, now: float) -> str | None:
-        """Return if any way to sign that the scheme knows holds: where by that way the identity is, in CEL, if anywhere.
+        """Return if any way to sign that the scheme knows holds; `now` is in Unix seconds.
 
-        `now` is in Unix seconds.
+        What is returned is where, by that way, the identity is, in CEL; None if nowhere.
 
         Raises RefusedError (401) with a `Reason`; its detail says what was expected where, never which secret failed.
         """
@@ -521,10 +522,6 @@ def _quote(byte: int) -> str:
 # ---- From configuration to checks ----
 
 
-SCHEMES: tuple[str, ...] = tuple(GENERIC)
-"""The generic schemes."""
-
-
 class _Way(NamedTuple):
     """One generic scheme, with its keys' values as read; of a preset without secrets, which are those that `takes`.
 
@@ -595,7 +592,7 @@ PRESETS: Mapping[str, Preset] = _load_presets()
 
 
 def _known_schemes() -> tuple[str, ...]:
-    return (*SCHEMES, *PRESETS)
+    return (*GENERIC, *PRESETS)
 
 
 def _user_keys(scheme: str) -> Mapping[str, Key]:
@@ -624,7 +621,7 @@ def _build(config: Mapping[str, object], place: Place, public_url: str | None) -
         place.report(f"expected the key 'scheme' with a scheme's name, got {shown(scheme)}")
         return None
     if scheme not in _known_schemes():
-        hint = guess(scheme, _known_schemes()) or f", expected one of {', '.join(_known_schemes())}"
+        hint = did_you_mean(scheme, _known_schemes()) or f", expected one of {', '.join(_known_schemes())}"
         place.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
     given = read_keys(config, _user_keys(scheme), place)
@@ -744,9 +741,9 @@ def _decode(text: str, encoding: str) -> bytes:
                 return _encode(text)
             case "hex":
                 return binascii.unhexlify(text)
+            case "whsec":
+                return signing_key(text)
             case _:
-                bare = (text.removeprefix("whsec_") if encoding == "whsec" else text).rstrip("=")
-                # Some issuers leave the padding out.
-                return binascii.a2b_base64(bare + "=" * (-len(bare) % 4), strict_mode=True)
+                return base64_key(text)
     except ValueError:
         return b""

@@ -53,17 +53,19 @@ async def test_destinations_that_hang_refuse_or_fail_do_not_delay_a_healthy_one(
     rate, seconds = (600.0, 30.0) if is_full else (300.0, 4.0)
     pairs = []
     for number in range(TRIES):
-        alone = await _p99(ALONE, place.another(f"alone{number}"), folder, rate, seconds)
-        beside = await _p99(BESIDE, place.another(f"beside{number}"), folder, rate, seconds)
+        alone, _ = await _p99(ALONE, place.another(f"alone{number}"), folder, rate, seconds)
+        beside, answers = await _p99(BESIDE, place.another(f"beside{number}"), folder, rate, seconds)
         pairs.append(f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside bad ones")
         report(f"isolation under {rate:g}/s, {place.kind}: {pairs[-1]}")
-        if beside <= max(SHARE * alone, alone + MARGIN):
+        # In a few seconds a busy machine decides the tail; but it delays the answers to the sender as much.
+        noise = 0.0 if is_full else answers
+        if beside <= max(SHARE * alone, alone + MARGIN, noise):
             return
     pytest.fail("; ".join(pairs))
 
 
-async def _p99(rules: str, place: LogPlace, folder: Path, rate: float, seconds: float) -> float:
-    """Run once, and return the 99th percentile of the seconds from the 202 to the delivery at the healthy one."""
+async def _p99(rules: str, place: LogPlace, folder: Path, rate: float, seconds: float) -> tuple[float, float]:
+    """Run once, and return the 99th percentiles of the seconds from the 202 to the healthy delivery, and to the 202."""
     [refusing] = free_ports(1)
     async with AsyncExitStack() as stack:
         healthy, hanging, stalling, failing = [
@@ -85,7 +87,8 @@ async def _p99(rules: str, place: LogPlace, folder: Path, rate: float, seconds: 
         report(ledger)
         assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
         assert load.statuses().keys() == {202}, gateway.story()
-        return percentile(delays(load, healthy), 0.99)
+        answers = [sent.answered_at - sent.at for sent in load.answers]
+        return percentile(delays(load, healthy), 0.99), percentile(answers, 0.99)
 
 
 def hangs_after(count: int) -> Callable[[Request], int | Fault]:

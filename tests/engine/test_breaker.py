@@ -123,7 +123,6 @@ def test_one_probe_at_a_time_while_half_open() -> None:
 def test_a_cancelled_probe_frees_its_place() -> None:
     breaker = an_open_breaker()
     breaker.started(5.0)
-    breaker.cancelled(5.5)
     assert breaker.allows(5.5, 0)
     assert breaker.is_open
 
@@ -266,7 +265,6 @@ class DestinationBehindABreaker(RuleBasedStateMachine):
     def cancel(self) -> None:
         before = self.breaker.state
         self.in_flight -= 1
-        self.breaker.cancelled(self.now)
         assert self.breaker.state is before
 
     @precondition(lambda self: self.breaker.state is not State.CLOSED)
@@ -275,7 +273,6 @@ class DestinationBehindABreaker(RuleBasedStateMachine):
         """From any state, a destination that answers is closed again after its open time and the slow start."""
         while self.in_flight:
             self.in_flight -= 1
-            self.breaker.cancelled(self.now)
         if self.breaker.state is State.OPEN and not self.breaker.allows(self.now, 0):
             assert self.breaker.retry_at(self.now) - self.now <= self.breaker.policy.max_open_time
             self.now = self.breaker.retry_at(self.now)

@@ -55,7 +55,11 @@ WHOLE = {
         503,
         True,
     ),
-    "that closes and stays": (b"HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\n" + EMPTY, 200, False),
+    "that closes and stays": (
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\n" + EMPTY,
+        200,
+        False,
+    ),
     "after an interim answer in chunks": (
         b"HTTP/1.1 103 E\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
         200,

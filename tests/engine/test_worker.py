@@ -363,7 +363,10 @@ async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
         await asyncio.sleep(2)
         late = a_delivery(event=an_event(received_at=now()), successor=1)
         await world.log.append(
-            TOPICS.parked, key=b"ci", value=late.event.body, headers=encode_delivery(late, {"by": "destination/ci"})
+            TOPICS.parked,
+            key=b"ci",
+            value=late.event.body,
+            headers=encode_delivery(late, {"by": "destination/ci"}, at=now()),
         )
         async with running(world, world.worker(control)):
             await asyncio.sleep(20)
@@ -470,7 +473,7 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), route="gone", successor=1)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {})
+        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
     )
     async with running(world):
         await asyncio.sleep(3000)
@@ -485,7 +488,7 @@ async def test_a_route_that_arrives_late_is_still_served() -> None:
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), route="new", successor=1)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {})
+        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
     )
     async with running(world):
         await asyncio.sleep(600)
@@ -501,7 +504,7 @@ async def test_copies_that_a_crash_made_are_delivered_once() -> None:
     delivery = a_delivery(event=an_event(received_at=now()), successor=1)
     for _ in range(3):
         await world.log.append(
-            TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {})
+            TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
         )
     async with running(world):
         await asyncio.sleep(10)

@@ -543,6 +543,19 @@ async def test_a_scan_reads_from_its_start_up_to_its_end(subject: Subject) -> No
                 assert offsets == list(range(start, min(end, 1100)))
 
 
+async def test_topics_are_listed_and_those_a_group_has_committed(subject: Subject) -> None:
+    async with subject.open() as log:
+        one, other = [f"{subject.prefix}{name}" for name in ("one", "other")]
+        await log.create([TopicSpec(name=name, partitions=1, retention=3600.0) for name in (one, other)])
+        assert {one, other} <= set(await log.topics())
+        assert set(await log.topics_of(f"{subject.prefix}group")) == set()
+        await log.append(one, key=b"k", value=b"v", headers=[])
+        async with consuming(log, one, other, group=f"{subject.prefix}group") as (consumer, _):
+            (batch,) = await fetch(consumer, 1)
+            await consumer.commit({batch.partition: Commit(1)})
+        assert set(await log.topics_of(f"{subject.prefix}group")) == {one}
+
+
 async def test_the_bounds_are_the_first_offset_and_the_one_after_the_last(subject: Subject) -> None:
     async with subject.open() as log:
         assert await log.bounds(f"{subject.prefix}none") == {}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.log.base import Record, RecordHeaders
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key, split_headers
 from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Headers, Result, UndecodableRecordError
-from tests.builders import a_delivery, an_event
+from tests.builders import NOW, a_delivery, an_event
 
 # RFC 9110, 5.1 and 5.5: a name is a token; a value holds anything but CR, LF and NUL.
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -120,13 +120,13 @@ def test_the_record_key_is_the_order_key_or_the_id(event: Event, key: bytes) -> 
 
 @given(DELIVERIES, NOTES)
 def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: dict[str, str]) -> None:
-    filed = decode_delivery(a_record(encode_delivery(delivery, note), delivery.event.body))
+    filed = decode_delivery(a_record(encode_delivery(delivery, note, at=NOW), delivery.event.body))
     assert (filed.delivery, filed.note) == (delivery, note)
 
 
 @given(DELIVERIES)
 def test_the_record_of_a_delivery_is_one_of_its_event_too(delivery: Delivery) -> None:
-    assert decode_event(a_record(encode_delivery(delivery, {}), delivery.event.body)) == delivery.event
+    assert decode_event(a_record(encode_delivery(delivery, {}, at=NOW), delivery.event.body)) == delivery.event
 
 
 # What can't be read
@@ -157,12 +157,12 @@ def test_an_event_with_an_unreadable_header_is_undecodable(name: str, value: byt
 
 
 def state_without(name: str) -> bytes:
-    state = orjson.loads(dict(encode_delivery(a_delivery(), {}))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), {}, at=NOW))["gw_delivery"])
     return orjson.dumps({other: value for other, value in state.items() if other != name})
 
 
 def state_with(**changes: object) -> bytes:
-    state = orjson.loads(dict(encode_delivery(a_delivery(), {}))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), {}, at=NOW))["gw_delivery"])
     return orjson.dumps({**state, **changes})
 
 
@@ -194,9 +194,11 @@ def test_a_delivery_without_a_readable_state_is_undecodable(state: bytes | None)
         decode_delivery(a_record(headers))
 
 
-@given(st.lists(st.tuples(st.sampled_from([name for name, _ in encode_delivery(a_delivery(), {})]), st.binary())))
+@given(
+    st.lists(st.tuples(st.sampled_from([name for name, _ in encode_delivery(a_delivery(), {}, at=NOW)]), st.binary()))
+)
 def test_any_headers_are_a_delivery_or_undecodable(headers: list[tuple[str, bytes]]) -> None:
     """Whatever a foreign producer writes, the reader has one kind of error to expect."""
-    written = dict(encode_delivery(a_delivery(), {}))
+    written = dict(encode_delivery(a_delivery(), {}, at=NOW))
     with suppress(UndecodableRecordError):
         decode_delivery(a_record([*written.items(), *headers]))

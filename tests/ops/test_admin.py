@@ -37,7 +37,6 @@ class World:
     client: Client
     log: PingedLog
     registry: CollectorRegistry
-    has_rules: bool = True
     is_draining: bool = False
 
     async def get(self, path: str) -> tuple[int, str]:
@@ -52,7 +51,6 @@ async def world() -> AsyncIterator[World]:
         registry=registry,
         metrics=Metrics(registry),
         log=cast("Log", log),
-        has_rules=lambda: made.has_rules,
         is_draining=lambda: made.is_draining,
         ping_timeout=0.05,
     )
@@ -78,17 +76,12 @@ def draining(world: World) -> None:
     world.is_draining = True
 
 
-def without_rules(world: World) -> None:
-    world.has_rules = False
-
-
 @pytest.mark.parametrize(
     ("change", "reason", "log_up"),
     [
         (away, "log: no broker answers", 0),
         (hanging, "log: no answer within 0.05 s", 0),
         (draining, "draining", 1),
-        (without_rules, "rules: not loaded", 1),
     ],
 )
 async def test_not_ready_says_why_and_stays_alive(

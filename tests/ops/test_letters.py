@@ -9,7 +9,7 @@ from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
 from gateway.model import UsageError
 from gateway.ops.letters import DeadLetter, deliveries_of, find_letters, read_letters
-from tests.builders import a_delivery, an_attempt, an_event
+from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.memory_log import MemoryLog
 
 TOPICS = Topics()
@@ -30,7 +30,7 @@ class Dead:
         delivery = a_delivery(
             event=an_event(id=event), route=route, destination=destination, attempts=(an_attempt(3, status=503),)
         )
-        headers = encode_delivery(delivery, {"reason": reason, "detail": "503 after 3 attempts"})
+        headers = encode_delivery(delivery, {"reason": reason, "detail": "503 after 3 attempts"}, at=NOW)
         await self.log.append(TOPICS.dead, key=destination.encode(), value=delivery.event.body, headers=headers)
         return delivery.id
 

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 from gateway.ops.receive import Received, Receiver
 
 SECRET = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-OTHER = b"x" * 32
+OTHER = "whsec_" + base64.b64encode(b"x" * 32).decode()
 HEADERS = {
     "gateway-event-id": "evt_1",
     "gateway-delivery-id": "dlv_1",
@@ -79,7 +79,7 @@ async def test_a_compressed_body_is_counted_and_verified_as_it_came() -> None:
 )
 async def test_it_verifies_as_a_receiver_should(headers: dict[str, str], body: bytes, *, is_verified: bool) -> None:
     reports: list[Received] = []
-    async with Receiver(report=reports.append, secrets=(OTHER, base64.b64decode(SECRET))) as receiver:
+    async with Receiver(report=reports.append, secrets=(OTHER, SECRET)) as receiver:
         await post(receiver, body, headers)
     assert reports[0].is_verified is is_verified
 

@@ -245,7 +245,10 @@ BROKEN = {
     ],
     "version: 1\ndestinations:\n  a:\n    url: http://x\n    headers:\n      Host: x\n      a b: c\n"
     '      X-A: "a\\r\\nB: c"\n      X-B: 1\n': [
-        "routes.yaml:6:7: destinations.a.headers.Host: expected a header that isn't the connection's own, got 'Host'",
+        (
+            "routes.yaml:6:7: destinations.a.headers.Host: "
+            "expected a header that the gateway doesn't write itself, got 'Host'"
+        ),
         "routes.yaml:7:7: destinations.a.headers.a b: expected a header's name, such as X-Team, got 'a b'",
         (
             "routes.yaml:8:12: destinations.a.headers.X-A: expected a header value without control characters, "
@@ -455,6 +458,74 @@ def test_loading_raises_every_error_at_once_and_no_warning(tmp_path: Path) -> No
         (4, "unknown_key", "error"),
     ]
     assert str(raised.value) == "\n".join(map(str, raised.value.problems))
+
+
+@pytest.mark.parametrize(
+    ("url", "got"),
+    [
+        ("http://é" + "x" * 70 + ".com/", "one that can't be parsed"),
+        ("http://" + "a" * 64 + ".com/", "one with another host"),
+        ("http://h:0/", "0"),
+        ("http://a..b/", "one with another host"),
+        ('http://a"b/', "one with another host"),
+        ("http://h<x>/", "one with another host"),
+        ("http://h;x/", "one with another host"),
+        ("http://ex%61mple/", "one with another host"),
+        ("http://[::1%25lo]/", "one with another host"),
+    ],
+)
+def test_a_url_that_nothing_could_be_sent_to_is_refused(tmp_path: Path, url: str, got: str) -> None:
+    found = problems(tmp_path, f"version: 1\ndestinations: {{a: {{url: '{url}'}}}}\n")
+    assert [line for line in found if "destinations.a.url: expected " in line and line.endswith(f", got {got}")]
+    assert url not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://☃.net/", "http://a_b:1/", "http://H.EXAMPLE./", "http://10.1.2.3/", "http://[::1]:65535/", "http://h?x"],
+)
+def test_a_url_with_a_name_or_an_address_is_taken(tmp_path: Path, url: str) -> None:
+    rules = load(tmp_path, f"version: 1\ndestinations: {{a: {{url: '{url}'}}}}\n")
+    assert rules.destinations["a"].url == url
+
+
+@pytest.mark.parametrize("name", ["Expect", "TE", "Gateway-Attempt", "gateway-route", "Content-Length"])
+def test_a_header_that_would_not_be_sent_is_refused(tmp_path: Path, name: str) -> None:
+    """For a destination and for a route: delivery drops it, and nobody would know."""
+    text = f"""version: 1
+destinations: {{ci: {{url: http://x, headers: {{{name}: x}}}}}}
+routes: [{{name: a, from: github, to: ci, request: {{headers: {{{name}: x}}}}}}]
+{SOURCES}"""
+    reason = f"expected a header that the gateway doesn't write itself, got '{name}'"
+    assert problems(tmp_path, text) == [
+        f"routes.yaml:2:46: destinations.ci.headers.{name}: {reason}",
+        f"routes.yaml:3:63: routes[0].request.headers.{name}: {reason}",
+    ]
+
+
+def test_a_header_that_the_signature_replaces_is_refused(tmp_path: Path) -> None:
+    text = f"""version: 1
+destinations:
+  signed: {{url: http://x, headers: {{Webhook-Id: x, X-A: a}}, sign: {{secrets: [whsec_c2VjcmV0]}}}}
+  plain: {{url: http://x, headers: {{Webhook-Id: x}}}}
+routes:
+  - {{name: a, from: github, to: [plain, signed], request: {{headers: {{webhook-extra: x}}}}}}
+  - {{name: b, from: github, to: plain, request: {{headers: {{webhook-extra: x}}}}}}
+{SOURCES}"""
+    reason = "expected no webhook-… where a destination has `sign`, got"
+    assert problems(tmp_path, text) == [
+        f"routes.yaml:3:37: destinations.signed.headers.Webhook-Id: {reason} 'Webhook-Id'",
+        f"routes.yaml:6:70: routes[0].request.headers.webhook-extra: {reason} 'webhook-extra'",
+    ]
+
+
+def test_the_rules_know_what_references_were_replaced_with(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("from a file\n")
+    written = "${A} ${B:-default} ${C:-default} ${file:key}"
+    text = f"version: 1\ndestinations: {{a: {{url: http://x, headers: {{X-A: '{written}'}}}}}}\n"
+    rules = load(tmp_path, text, {"A": "one", "C": "two"})
+    assert rules.destinations["a"].headers == (("X-A", "one default two from a file"),)
+    assert rules.resolved == {"one", "two", "from a file"}
 
 
 def test_what_no_route_uses_is_a_warning(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from gateway.rules.document import Node, read_document
 from gateway.rules.load import check_rules
 from gateway.rules.reader import Reader
 from gateway.rules.rules import Destination
-from gateway.rules.schema import DESTINATION, RETRY, Record, json_schema, parse_duration, parse_rate
+from gateway.rules.schema import DESTINATION, RETRY, Record, json_schema, parse_rate
+from gateway.verify.keys import parse_duration
 
 EXAMPLE = """
 version: 1

@@ -62,13 +62,16 @@ def test_a_traceback_on_a_terminal_shows_no_variables() -> None:
         password = "hunter" + "2" * 7
         raise ValueError(len(password))
 
-    def say() -> None:
-        try:
-            fail()
-        except ValueError:
-            get_logger("x").exception("went_wrong")
-
-    shown = logged(pty.openpty(), say, as_json=False)
+    reader, writer = pty.openpty()
+    lines = configure(json=False, descriptor=writer)
+    try:
+        fail()
+    except ValueError:
+        get_logger("x").exception("went_wrong")
+    lines.close()
+    shown = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    os.close(writer)
     assert "went_wrong" in shown
     assert "ValueError" in shown
     assert "raise ValueError(len(password))" in shown

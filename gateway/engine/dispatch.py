@@ -1,0 +1,452 @@
+"""Deliveries: which way each goes, one attempt after another, and what follows from its result.
+
+                    ┌─ paused ──────────────────▶ parked, acknowledged ──▶ done
+                    ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
+    Item ──admit────┤                                      ┌─ 2xx ───────▶ done
+                    └─ lane: waiting ──▶ attempt ──────────┼─ retryable ─▶ tier, acknowledged ─▶ done
+                          └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
+
+Here the decisions of `lanes`, `retry`, `planner` and `request` are acted on. Which records the deliveries belong to, and
+what of those is committed, is the worker's affair: it hands items in, and hears when a record has none left.
+"""
+
+import asyncio
+import heapq
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
+from typing import Protocol, assert_never
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine import planner, retry
+from gateway.engine.control import Control
+from gateway.engine.lanes import Budget, Lane, Spill
+from gateway.engine.request import Outbound, compose
+from gateway.engine.successors import Successors
+from gateway.engine.tracker import Item, Pending
+from gateway.log.base import Log, Record
+from gateway.log.topics import TIERS, Topics
+from gateway.model import (
+    Attempt,
+    DeadLettered,
+    DeadReason,
+    Delivered,
+    Dropped,
+    ExpressionError,
+    Outcome,
+    RecordTooLargeError,
+    Result,
+    SpillReason,
+    UndecodableRecordError,
+)
+from gateway.rules.rules import Rules
+from gateway.telemetry.metrics import Metrics
+
+TICK = 0.05
+"""Seconds between looks at lanes in which something waits."""
+IDLE_TICK = 0.25
+RETRIES_AT_ONCE = 4
+"""Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
+UNKNOWN_RETRY = 60.0
+UNKNOWN_LIMIT = 3600.0
+"""Seconds for which a name that the rules don't know may be a rolling deployment's."""
+FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
+"""Seconds that a delivery stays away from an open breaker; doubled each time, so in step with the outage's length."""
+
+
+class Client(Protocol):
+    """Makes one attempt; never raises for what a destination does."""
+
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt: ...
+
+
+class Dispatcher:
+    """Every delivery of one worker, from `admit` to its end or its successor; `on_done` hears of finished records."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        rules: Callable[[], Rules],
+        client: Client,
+        control: Control,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]],
+        on_done: Callable[[Pending], None],
+    ) -> None:
+        self.budget = Budget()
+        self._log = log
+        self._topics = topics
+        self._rules = rules
+        self._client = client
+        self._control = control
+        self._metrics = metrics
+        self._logger = logger
+        self._sleep = sleep
+        self._on_done = on_done
+        self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self._lanes: dict[str, Lane] = {}
+        self._share = 1.0
+        self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
+        self._soon_count = 0
+        self._tasks: asyncio.TaskGroup | None = None
+        self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
+        self._is_draining = False
+
+    # Ways in.
+
+    def admit(self, item: Item, now: float | None = None) -> Lane | None:
+        """Send a delivery the way that is open to it now; return its lane if it went there."""
+        now = self._log.now() if now is None else now
+        item.is_waiting = False
+        delivery = item.delivery
+        if item.end is not None:
+            self.end(item, item.end)
+            return None
+        rules = self._rules()
+        if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
+            self.keep_unknown(item)
+            return None
+        if self._control.paused_by(delivery.route, delivery.destination):
+            self._park(item)
+            return None
+        if delivery.due > now:
+            self.defer(item, delivery.due, now)
+            return None
+        lane = self._lane(delivery.destination)
+        spill = lane.offer(item, now)
+        if spill is not None:
+            self._spill(spill, now)
+            return None
+        self._pump(lane, now)
+        return lane
+
+    def keep_unknown(self, item: Item) -> None:
+        """Keep what names an unknown source, route or destination for a while: the rules may be on their way."""
+        now = self._log.now()
+        since = float(item.note.get("unknown_since", now))
+        if now - since > UNKNOWN_LIMIT:
+            self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
+            return
+        self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
+        item.note = {"unknown_since": f"{since:.3f}"}
+        item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY)
+        self.defer(item, item.delivery.due, now)
+
+    def end(self, item: Item, outcome: DeadLettered | Dropped) -> None:
+        """End a delivery without success."""
+        if isinstance(outcome, DeadLettered):
+            self._succeed(item, self._topics.dead, outcome)
+        else:
+            self._say(item, outcome, item.delivery.attempts[-1].number)
+            self._finish(item)
+
+    def bury(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
+        """Keep a record that can't be read among the dead letters."""
+
+        async def write() -> None:
+            tracker = pending.tracker
+            await self._successors.bury(tracker.partition.topic, record, error, lambda: not pending.tracker.is_lost)
+            self._on_done(pending)
+
+        pending.left = 1
+        self._spawn(write(), "worker-successor")
+
+    def defer(self, item: Item, due: float, now: float) -> None:
+        """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
+        tier = planner.plan(due, now)
+        if tier is None and item.pending.tracker.is_live and not self.budget.is_full and not self._is_draining:
+            self.wait(item, due)
+        else:
+            self._succeed(item, self._topics.retry(tier or planner.SHORTEST))
+
+    def wait(self, item: Item, until: float) -> None:
+        """Keep a delivery in memory until a time."""
+        self._soon_count += 1
+        item.is_waiting = True
+        heapq.heappush(self._soon, (until, self._soon_count, item))
+
+    def withdraw(self, items: Iterable[Item]) -> None:
+        """Take deliveries out of their queues; what isn't in one is ignored."""
+        gone = {id(item) for item in items}
+        for lane in self._lanes.values():
+            lane.remove(gone)
+        self._soon = [entry for entry in self._soon if id(entry[2]) not in gone]
+        heapq.heapify(self._soon)
+
+    def cut_short(self, item: Item, now: float) -> None:
+        """Make a delivery that holds a window back end now: an attempt as a timeout, one that waits by a tier."""
+        if item.scope is not None:
+            item.scope.reschedule(asyncio.get_running_loop().time())
+            item.scope = None  # once: a deadline that is expiring can't be moved any more
+        elif item.is_waiting:
+            self.withdraw([item])
+            item.is_waiting = False
+            due = max(self._lane(item.delivery.destination).place(now), now + TIERS[planner.SHORTEST])
+            self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
+
+    # Lanes.
+
+    def limit(self, share: float | None = None) -> None:
+        """Set the lanes' limits by the rules in force and this worker's share of the fleet."""
+        self._share = self._share if share is None else share
+        for name, lane in self._lanes.items():
+            destination = self._rules().destinations.get(name)
+            if destination is not None:
+                lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
+
+    def _lane(self, name: str) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            destination = self._rules().destinations[name]
+            lane = Lane(name, self.budget, concurrency=destination.concurrency, rate=destination.rate)
+            lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
+            self._lanes[name] = lane
+        return lane
+
+    def _pump(self, lane: Lane, now: float) -> None:
+        """Start the attempts that the lane may start."""
+        if self._is_draining:
+            return
+        while (item := lane.take(now)) is not None:
+            self._spawn(self._attempts(lane, item), "worker-attempts")
+
+    async def _attempts(self, lane: Lane, item: Item | None) -> None:
+        """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
+        while item is not None:
+            await self._deliver(lane, item)
+            item = None if self._is_draining else lane.take(self._log.now())
+
+    async def _deliver(self, lane: Lane, item: Item) -> None:
+        """Make one attempt and act on its result. The edge of a delivery: what goes wrong here dead-letters it."""
+        now = self._log.now()
+        delivery = item.delivery
+        attempt: Attempt | None = None
+        try:
+            rules = self._rules()
+            route = rules.routes.get(delivery.route)
+            destination = rules.destinations.get(delivery.destination)
+            if route is None or destination is None:
+                self.keep_unknown(item)
+                return
+            if self._control.paused_by(route.name, destination.name):
+                self._park(item)
+                return
+            number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
+            outbound = compose(delivery, destination, route.request, now=now)
+            try:
+                async with asyncio.timeout(None) as item.scope:
+                    attempt = await self._client.attempt(outbound, timeout=destination.timeout, number=number)
+            except TimeoutError:
+                attempt = Attempt(
+                    number=number,
+                    at=now,
+                    seconds=self._log.now() - now,
+                    result=Result.TIMEOUT,
+                    detail="cut short: the partition's window is full",
+                )
+            verdict = retry.decide(delivery, attempt, route.retry, now=self._log.now())
+        except ExpressionError as error:
+            self.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
+            return
+        except Exception as error:  # the edge of one delivery
+            self._logger.exception(
+                "delivery_failed", delivery_id=delivery.id, route=delivery.route, destination=delivery.destination
+            )
+            self.end(item, DeadLettered(reason=DeadReason.BUG, detail=repr(error)))
+            return
+        finally:
+            item.scope = None
+            if attempt is None:
+                lane.cancelled(item, self._log.now())
+            else:
+                lane.finished(item, attempt, self._log.now())
+        self._metrics.attempts.labels(lane.name, attempt.result).inc()
+        self._metrics.attempt_duration.labels(lane.name).observe(attempt.seconds)
+        if isinstance(verdict, Delivered):
+            self._say(item, verdict, attempt.number)
+            self._finish(item)
+            return
+        item.note = {}
+        item.delivery = replace(delivery, attempts=(*delivery.attempts, attempt))
+        match verdict:
+            case retry.Retry(due=due):
+                self._metrics.retries.labels(route.name, attempt.result).inc()
+                item.delivery = replace(item.delivery, due=due)
+                self.defer(item, due, self._log.now())
+            case DeadLettered() | Dropped():
+                self.end(item, verdict)
+            case _ as never:
+                assert_never(never)
+
+    # Ends and successors.
+
+    def _spill(self, spill: Spill, now: float) -> None:
+        """Write what its lane can't take to the retry store. It isn't an attempt, and isn't counted as one."""
+        item, due = spill.item, spill.due
+        delivery = item.delivery
+        if spill.reason is SpillReason.BREAKER_OPEN:
+            policy = self._rules().routes[delivery.route].retry
+            if delivery.attempts and now > (delivery.since or delivery.event.received_at) + policy.max_age:
+                # It has been tried, and its time is over: the probes tell that the destination is still down.
+                self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
+                return
+            times = int(item.note.get("breaks", 0))
+            item.note = {"breaks": str(times + 1)}
+            due = max(due, now + min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16)))
+        self._metrics.spills.labels(delivery.destination, spill.reason).inc()
+        item.delivery = replace(delivery, due=due)
+        self.defer(item, due, now)
+
+    def _park(self, item: Item) -> None:
+        name = self._control.paused_by(item.delivery.route, item.delivery.destination)
+        assert name is not None
+        self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
+        item.note = {"by": name}
+        self._succeed(item, self._topics.parked)
+
+    def _succeed(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:
+        """Write the successor, or hold the item until it is known whose its partition is."""
+        tracker = item.pending.tracker
+        if tracker.is_lost:
+            self._finish(item)  # another owner reads it again; only the memory is given back
+        elif not tracker.is_live:
+            item.is_waiting = True
+            item.end = end
+        else:
+            item.is_waiting = False
+            item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
+            self._spawn(self._write(item, topic, end), "worker-successor")
+
+    async def _write(self, item: Item, topic: str, end: DeadLettered | None) -> None:
+        def is_wanted() -> bool:
+            return not item.pending.tracker.is_lost
+
+        delivery = item.delivery
+        is_stored = False
+        if end is None:
+            try:
+                is_stored = await self._successors.carry_on(topic, delivery, item.note, is_wanted)
+            except RecordTooLargeError:
+                end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
+        if end is not None:
+            is_stored = await self._successors.dead_letter(delivery, end, is_wanted)
+            if is_stored:
+                self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0)
+        self._finish(item)
+
+    def _finish(self, item: Item) -> None:
+        pending = item.pending
+        pending.left -= 1
+        if pending.left == 0:
+            self._on_done(pending)
+
+    def _say(self, item: Item, outcome: Outcome, attempts: int) -> None:
+        """Count an end, and tell it in one line."""
+        delivery = item.delivery
+        event = delivery.event
+        seconds = self._log.now() - event.received_at
+        detail: dict[str, str] = {}
+        if isinstance(outcome, Delivered):
+            name = "delivered"
+            self._metrics.delivery_duration.labels(delivery.route).observe(seconds)
+        elif isinstance(outcome, DeadLettered):
+            name = "dead_lettered"
+            detail = {"reason": outcome.reason}
+            if outcome.reason is not DeadReason.EXPRESSION_ERROR:
+                detail["detail"] = outcome.detail  # what failed in an expression may be a piece of the body
+        else:
+            name = "dropped"
+            detail = {"detail": outcome.detail}
+        self._metrics.deliveries.labels(delivery.route, delivery.destination, name).inc()
+        self._logger.info(
+            "delivery_finished",
+            outcome=name,
+            event_id=event.id,
+            delivery_id=delivery.id,
+            source=event.source,
+            route=delivery.route,
+            destination=delivery.destination,
+            attempts=attempts,
+            seconds=round(seconds, 4),
+            **detail,
+        )
+
+    # The loop, and the end of it.
+
+    async def run(self) -> None:
+        """Let in what has become due and start or spill what waits, for ever."""
+        while True:
+            await self._sleep(self._until_next_look())
+            now = self._log.now()
+            count = 0
+            while self._soon and self._soon[0][0] <= now and not self._is_draining:
+                self.admit(heapq.heappop(self._soon)[2], now)
+                count += 1
+                if count % RETRIES_AT_ONCE == 0:
+                    await self._sleep(0)
+            for lane in list(self._lanes.values()):
+                if lane.waiting:
+                    self._pump(lane, now)
+                    for spill in lane.overdue(now):
+                        self._spill(spill, now)
+
+    async def drain(self, tasks: Iterable[Item], until: float) -> None:
+        """Start nothing any more, carry the given deliveries on by a tier, and wait for what is under way.
+
+        `until` is by the loop's time; what isn't finished then is left to the next owner.
+        """
+        self._is_draining = True
+        now = self._log.now()
+        for item in tasks:
+            self.defer(item, item.delivery.due, now)
+        while self._under_way and asyncio.get_running_loop().time() < until:
+            await self._sleep(0.01)
+        if self._under_way:
+            self._logger.warning("drain_cut_short", unfinished=len(self._under_way))
+
+    def abandon(self) -> None:
+        """Cancel what is still under way."""
+        for task in self._under_way:
+            task.cancel()
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Name the group that owns every attempt and append."""
+        self._tasks = tasks
+
+    def set_gauges(self) -> None:
+        """Tell of each destination how it stands, and forget the lanes of those that are gone."""
+        metrics = self._metrics
+        destinations = self._rules().destinations
+        soon = Counter(item.delivery.destination for _, _, item in self._soon)
+        for name in destinations:
+            lane = self._lanes.get(name)
+            metrics.deliveries_in_flight.labels(name).set(lane.in_flight if lane else 0)
+            metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])
+            metrics.breaker_open.labels(name).set(lane is not None and lane.breaker.is_open)
+            metrics.destination_paused.labels(name).set(self._control.paused_by("", name) is not None)
+        for name, lane in list(self._lanes.items()):
+            if name not in destinations and not lane.waiting and not lane.in_flight:
+                del self._lanes[name]
+
+    def _until_next_look(self) -> float:
+        if any(lane.waiting for lane in self._lanes.values()):
+            return TICK
+        if not self._soon:
+            return IDLE_TICK
+        return max(0.001, min(IDLE_TICK, self._soon[0][0] - self._log.now()))
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        assert self._tasks is not None
+        self._under_way.add(self._tasks.create_task(self._tracked(work), name=name))
+
+    async def _tracked(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await work
+        finally:
+            self._under_way.discard(task)

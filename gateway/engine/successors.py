@@ -1,0 +1,112 @@
+"""Write the record that carries a delivery on: to a tier, to the parked, or to the dead. It is stored, or tried again.
+
+Whoever waits here holds a record undone until its successor is acknowledged; nothing gives up but for another owner.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.log.base import Log, Record, RecordHeaders
+from gateway.log.records import encode_delivery
+from gateway.log.topics import Topics
+from gateway.model import (
+    DeadLettered,
+    DeadReason,
+    Delivery,
+    LogUnavailableError,
+    RecordTooLargeError,
+    UndecodableRecordError,
+)
+from gateway.telemetry.metrics import Metrics
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+KEPT_OF_A_GIANT = 64 * 1024
+"""Bytes that are kept of a record that can't be read and is too large for the dead-letter topic."""
+
+
+def always() -> bool:
+    """Tell that a successor is wanted whatever happens."""
+    return True
+
+
+class Successors:
+    """Appends until they are acknowledged, or until `is_wanted` says that another owner takes care of the record."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._metrics = metrics
+        self._logger = logger
+        self._sleep = sleep
+
+    async def carry_on(
+        self, topic: str, delivery: Delivery, note: Mapping[str, str], is_wanted: Callable[[], bool] = always
+    ) -> bool:
+        """Store a delivery in a tier or among the parked. False if it isn't wanted any more.
+
+        Raises RecordTooLargeError where it doesn't fit, which only a lowered limit of the log leads to.
+        """
+        headers = encode_delivery(delivery, note, at=self._log.now())
+        return await self._append(topic, _key(delivery), delivery.event.body, headers, is_wanted)
+
+    async def dead_letter(self, delivery: Delivery, end: DeadLettered, is_wanted: Callable[[], bool] = always) -> bool:
+        """Store a delivery among the dead, with its reason. False if it isn't wanted any more."""
+        note = {"reason": end.reason, "detail": end.detail}
+        key, body = _key(delivery), delivery.event.body
+        try:
+            headers = encode_delivery(delivery, note, at=self._log.now())
+            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted)
+        except RecordTooLargeError:
+            slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
+            headers = encode_delivery(slim, {"reason": end.reason, "detail": end.detail[:200]}, at=self._log.now())
+            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted)
+        if is_stored:
+            self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
+        return is_stored
+
+    async def bury(
+        self, topic: str, record: Record, error: UndecodableRecordError, is_wanted: Callable[[], bool] = always
+    ) -> bool:
+        """Keep a record that can't be read among the dead, as it is, or what fits of it."""
+        self._logger.error("record_undecodable", topic=topic, offset=record.offset, error=str(error))
+        headers = [*record.headers, ("gw_undecodable", str(error).encode())]
+        try:
+            is_stored = await self._append(self._topics.dead, record.key, record.value, headers, is_wanted)
+        except RecordTooLargeError:
+            kept = record.value[:KEPT_OF_A_GIANT]
+            told = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
+            is_stored = await self._append(self._topics.dead, record.key[:1024], kept, told, is_wanted)
+        if is_stored:
+            self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
+        return is_stored
+
+    async def _append(
+        self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, is_wanted: Callable[[], bool]
+    ) -> bool:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._log.append(topic, key=key, value=value, headers=headers)
+            except LogUnavailableError as error:
+                if not is_wanted():
+                    return False
+                self._logger.warning("append_repeated", topic=topic, error=str(error))
+                await self._sleep(pause)
+                pause = min(LONGEST_PAUSE, 2 * pause)
+            else:
+                return True
+
+
+def _key(delivery: Delivery) -> bytes:
+    return (delivery.destination or delivery.event.source).encode()
