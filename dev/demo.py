@@ -177,7 +177,7 @@ def _say(line: dict[str, Any]) -> None:
 
 
 def _sign(line: dict[str, Any]) -> str:
-    return {True: "verified", False: "wrong"}.get(line.get("verified"), "none")
+    return "verified" if line.get("verified") else "wrong"
 
 
 def _step(title: str, text: str) -> None:

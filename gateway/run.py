@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.client import Client
 from gateway.engine.egress import EgressGuard
 from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.worker import DRAIN_TIMEOUT, Worker
+from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
 from gateway.log.base import Log
 from gateway.log.embedded import EmbeddedLog
@@ -36,8 +36,12 @@ from gateway.telemetry.metrics import Metrics, process_registry
 WATCH_EVERY = 1.0
 """Seconds between looks at the rule files; a SIGHUP looks at once."""
 PING_EVERY = 5.0
+STOP_TIMEOUT = 25.0
+"""Seconds from the signal to the end: Kubernetes kills at 30."""
 ANSWER_TIMEOUT = 5.0
-"""Seconds that requests under way are given once the process stops: longer than an append may take."""
+"""Seconds of it for requests under way: as long as an append may take."""
+CLOSE_TIMEOUT = 6.0
+"""Seconds of it for the last commit, and for letting go of a log that doesn't answer."""
 
 
 async def open_log(settings: Settings, *, owner: bool) -> Log:
@@ -94,6 +98,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._reload = asyncio.Event()
         self._rules: Rules
+        self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
         self._client: Client | None = None
@@ -132,13 +137,16 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             background: list[asyncio.Task[None]] = []
             worker_task: asyncio.Task[None] | None = None
+            # First of all, since its address is this process's name in the groups: two of one name would throw each
+            # other out.
+            admin = await self._start_admin(log, stack)
             if settings.role is not Role.INGRESS:
                 worker_task, others = await self._start_worker(log, tasks, stack)
                 background += others
             listen = await self._start_ingress(log) if settings.role is not Role.ROUTER else None
-            admin = await self._start_admin(log, stack)
             background.append(tasks.create_task(self._watch_rules(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
+            self._is_ready = True
             self._logger.info(
                 "listening",
                 ingress=None if listen is None else f"http://{listen}",
@@ -148,12 +156,12 @@ class Gateway:
             )
             await self._stopping.wait()
             self._logger.info("stopping")
-            until = time.monotonic() + DRAIN_TIMEOUT
+            until = time.monotonic() + STOP_TIMEOUT - CLOSE_TIMEOUT
             if self._ingress is not None:
                 await self._ingress.stop(ANSWER_TIMEOUT)
             if self._worker is not None and worker_task is not None:
-                self._worker.stop()
-                await asyncio.wait([worker_task], timeout=max(1.0, until - time.monotonic()))
+                self._worker.stop(max(1.0, until - time.monotonic()))
+                await asyncio.wait([worker_task])
             for task in background:
                 task.cancel()
 
@@ -194,7 +202,7 @@ class Gateway:
             registry=self._registry,
             metrics=self._metrics,
             log=log,
-            is_draining=self._stopping.is_set,
+            unready=self._unready,
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False)
         await runner.setup()
@@ -207,6 +215,11 @@ class Gateway:
             raise cannot_listen("--admin", address, error) from error
         name = runner.addresses[0]
         return Address(name[0], name[1])
+
+    def _unready(self) -> str | None:
+        if self._stopping.is_set():
+            return "draining"
+        return None if self._is_ready else "starting"
 
     def _in_force(self, rules: Rules) -> None:
         self._rules = rules

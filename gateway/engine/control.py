@@ -5,10 +5,11 @@ Each record is an order under its key, and the last one counts (the topic is com
     pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──job──▶ active
     kick/route/NAME,  kick/destination/NAME     asked ──job──▶ done
     dead/ID                                     asked ──job──▶ done
+    marker/KEY                                  up to where the jobs of the pause or kick of that key have scanned
 
-`marker` says up to where a job has scanned: the next one starts there. An order is carried out by one owner
-(`engine/jobs.py`) and its marker published after the records that it injected, so a job that is killed repeats some,
-and skips none.
+Operators write orders, and the one owner of the jobs (`engine/jobs.py`) their ends and the markers, each under a key of
+its own, so that neither can undo what the other says. A marker follows the records that its job has injected: a job
+that is killed repeats some, and skips none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +21,9 @@ import orjson
 from gateway.log.base import Partition
 from gateway.model import UndecodableRecordError
 
-Kind = Literal["pause", "kick", "dead"]
+Kind = Literal["pause", "kick", "dead", "marker"]
 State = Literal["paused", "resuming", "active", "asked", "done"]
-_KINDS: Mapping[str, Kind] = {"pause": "pause", "kick": "kick", "dead": "dead"}
+_KINDS: Mapping[str, Kind] = {"pause": "pause", "kick": "kick", "dead": "dead", "marker": "marker"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,11 @@ class Letter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One record of `gateway.control`. `marker` maps "topic/partition" to an offset."""
+    """One record of `gateway.control`.
+
+    `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
+    letters reaches.
+    """
 
     kind: Kind
     name: str
@@ -100,7 +105,7 @@ def decode(key: bytes, value: bytes) -> Order:
         word, _, name = key.decode().partition("/")
         kind = _KINDS.get(word)
         if kind is None:
-            raise UndecodableRecordError(f"control record: expected pause/…, kick/… or dead/…, got {key!r}")
+            raise UndecodableRecordError(f"control record: expected pause/…, kick/…, dead/… or marker/…, got {key!r}")
         body = orjson.loads(value)
         asked = body.get("filter", {})
         return Order(
@@ -123,17 +128,28 @@ class Control:
     def __init__(self, orders: Iterable[Order] = ()) -> None:
         self.orders: dict[str, Order] = {}
         self._paused: frozenset[str] = frozenset()
-        self._kicks: dict[str, Order] = {}
+        self._markers: dict[str, Order] = {}
         for order in orders:
             self.apply(order)
 
     def apply(self, order: Order) -> None:
+        if order.kind == "marker":
+            self._markers[order.name] = order
+            return
         self.orders[order.key] = order
         if order.kind == "pause":
             changed = {order.name} if order.state == "paused" else set[str]()
             self._paused = (self._paused - {order.name}) | changed
-        elif order.kind == "kick" and order.state == "done":
-            self._kicks[order.name] = order
+
+    def marker(self, key: str) -> Mapping[str, int]:
+        """Return up to where the jobs of a pause or a kick have scanned: "topic/partition" → offset."""
+        order = self._markers.get(key)
+        return {} if order is None else order.marker
+
+    def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
+        """Tell whether a job of a pause or a kick has had its look at a record."""
+        order = self._markers.get(key)
+        return order is not None and order.is_before_marker(partition, offset)
 
     def paused_by(self, route: str, destination: str) -> str | None:
         """Return the paused name that stops a delivery ("route/…" or "destination/…"), if one does."""
@@ -146,11 +162,10 @@ class Control:
 
     def is_kicked(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
         """Tell whether a kick has injected this record again, so that it's to be skipped when it comes due."""
-        if not self._kicks:
+        if not self._markers:
             return False
-        return any(
-            kick is not None and kick.is_before_marker(partition, offset)
-            for kick in (self._kicks.get(f"destination/{destination}"), self._kicks.get(f"route/{route}"))
+        return self.has_scanned(f"kick/destination/{destination}", partition, offset) or self.has_scanned(
+            f"kick/route/{route}", partition, offset
         )
 
     def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:

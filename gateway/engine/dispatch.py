@@ -6,8 +6,8 @@
                     └─ lane: waiting ──▶ attempt ──────────┼─ retryable ─▶ tier, acknowledged ─▶ done
                           └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
 
-Here the decisions of `lanes`, `retry`, `planner` and `request` are acted on. Which records the deliveries belong to, and
-what of those is committed, is the worker's affair: it hands items in, and hears when a record has none left.
+Here the decisions of `lanes`, `retry`, `planner` and `request` are acted on. Which records the deliveries belong to,
+and what of those is committed, is the worker's affair: it hands items in, and hears when a record has none left.
 """
 
 import asyncio

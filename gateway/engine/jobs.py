@@ -9,6 +9,7 @@ import asyncio
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import assert_never
 
 from structlog.typing import FilteringBoundLogger
 
@@ -157,7 +158,8 @@ class Jobs:
         while self._present(order) == order and order.state in ("resuming", "asked"):
             try:
                 done = await self._carry_out(order)
-                await self._publish(order, done)
+                if self._present(order) == order:  # else another was given meanwhile, and stands
+                    await self._publish(done)
             except LogUnavailableError as error:
                 self._logger.warning("job_repeated", order=order.key, error=str(error))
                 await self._sleep(1.0)
@@ -176,13 +178,18 @@ class Jobs:
                 return await self._kick(order)
             case "dead":
                 return await self._settle(order)
+            case "marker":
+                return order
+            case _ as never:
+                assert_never(never)
 
     async def _resume(self, order: Order) -> Order:
         ends = await self._ends(self._topics.parked)
-        found = self._filed(self._topics.parked, order.marker, ends)
+        found = self._filed(self._topics.parked, self._follower.control.marker(order.key), ends)
         parked = (filed.delivery async for _, _, filed in found if filed and filed.note.get("by") == order.name)
         count = await self._inject(parked, at_once=False)
-        return order.with_state("active", marker=ends, count=count)
+        await self._mark(order, ends)
+        return order.with_state("active", count=count)
 
     async def _kick(self, order: Order) -> Order:
         kind, _, name = order.name.partition("/")
@@ -193,7 +200,7 @@ class Jobs:
             topic = self._topics.retry(tier)
             tier_ends = await self._ends(topic)
             commits = await self._log.committed(self._topics.group(ROUTER_GROUP), topic)
-            starts = dict(order.marker)
+            starts = dict(control.marker(order.key))
             for number, commit in commits.items():
                 key = f"{topic}/{number}"
                 starts[key] = max(starts.get(key, 0), commit.base)
@@ -206,7 +213,8 @@ class Jobs:
                 and not control.is_kicked(filed.delivery.route, filed.delivery.destination, partition, record.offset)
             )
             ends |= tier_ends
-        return order.with_state("done", marker=ends, count=count)
+        await self._mark(order, ends)
+        return order.with_state("done", count=count)
 
     async def _settle(self, order: Order) -> Order:
         now = self._log.now()
@@ -230,16 +238,15 @@ class Jobs:
     async def _sweep(self) -> None:
         """Inject what a worker parked after the scan of a resumption, since it hadn't read of it yet."""
         topic = self._topics.parked
+        control = self._follower.control
         ends = await self._ends(topic)
         active = {
-            order.name: order
-            for order in self._follower.control.orders.values()
-            if order.kind == "pause" and order.state == "active"
+            order.name: order for order in control.orders.values() if order.kind == "pause" and order.state == "active"
         }
         if self._swept is None:
+            markers = [control.marker(order.key) for order in active.values()]
             self._swept = {
-                key: min((order.marker.get(key, 0) for order in active.values()), default=end)
-                for key, end in ends.items()
+                key: min([marker.get(key, 0) for marker in markers], default=end) for key, end in ends.items()
             }
         if self._swept == ends:
             return
@@ -249,12 +256,11 @@ class Jobs:
                 await self._bury(topic, record)
                 continue
             order = active.get(filed.note.get("by", ""))
-            if order is not None and not order.is_before_marker(partition, record.offset):
+            if order is not None and not control.has_scanned(order.key, partition, record.offset):
                 late.setdefault(order.name, []).append(filed.delivery)
         for name, deliveries in late.items():
-            order = active[name]
-            count = await self._inject(_each(deliveries), at_once=False)
-            await self._publish(order, order.with_state("active", marker=ends, count=order.count + count))
+            await self._inject(_each(deliveries), at_once=False)
+            await self._mark(active[name], ends)
         self._swept = ends
 
     async def _count_dead(self) -> None:
@@ -336,12 +342,12 @@ class Jobs:
             end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
             await self._successors.dead_letter(delivery, end)
 
-    async def _publish(self, order: Order, done: Order) -> None:
-        """Publish what a job has come to. An order that was given meanwhile stands, and only its marker moves."""
-        present = self._present(order)
-        if present is not None and present != order:
-            done = present.with_state(present.state, marker=done.marker)
-        key, value = done.encode()
+    async def _mark(self, order: Order, ends: Mapping[str, int]) -> None:
+        """Publish up to where the jobs of an order have scanned."""
+        await self._publish(Order(kind="marker", name=order.key, state="done", at=self._log.now(), marker=ends))
+
+    async def _publish(self, order: Order) -> None:
+        key, value = order.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
         await self._seen(position.offset)  # by ourselves: the next order is judged by this one
 

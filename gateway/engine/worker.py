@@ -1,6 +1,6 @@
 """The loop of the router: read records, let their deliveries out, and commit what is done.
 
-    event ──────────▶ match ──▶ one Item per route × destination ──▶ dispatch ──▶ done ──▶ commit
+    event ──────────▶ match ──▶ one Item per route and destination ──▶ dispatch ──▶ done ──▶ commit
     tier record ──▶ held until due ──▶ its Item ─────────────────────────┘
 
 A record is done when each of its deliveries is; only done records are committed. If a successor can't be written, its
@@ -36,7 +36,7 @@ from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
 DRAIN_TIMEOUT = 20.0
-"""Seconds from `stop` until what is under way is left to the next owner."""
+"""Seconds after which what is under way is left to the next owner."""
 COMMIT_EVERY = 1.0
 GAUGES_EVERY = 1.0
 RECORDS_AT_ONCE = 32
@@ -90,6 +90,7 @@ class Worker:
         self._consumer: Consumer | None = None
         self._subscribed: frozenset[str] = frozenset()
         self._is_draining = False
+        self._drain_timeout = DRAIN_TIMEOUT
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -108,8 +109,9 @@ class Worker:
             await self._stopped.wait()
             await self._drain(loops)
 
-    def stop(self) -> None:
-        """Take nothing in any more and let `run` end."""
+    def stop(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
+        """Take nothing in any more and let `run` end; attempts under way have so many seconds to end, too."""
+        self._drain_timeout = drain_timeout
         self._is_draining = True
         self._stopped.set()
         self._changed.set()
@@ -173,7 +175,7 @@ class Worker:
     # Reading.
 
     async def _subscribe(self) -> None:
-        """Read the topics of the rules, and on those of sources that are there no more, until nothing is left in them."""
+        """Read the topics of the rules, and those of sources that are there no more."""
         topics = {source.topic or self._topics.events(source.name) for source in self._rules().sources.values()}
         wanted = self._subscribed.union(topics, self._tiers)
         if self._consumer is not None:
@@ -417,7 +419,7 @@ class Worker:
 
     async def _drain(self, loops: Iterable[asyncio.Task[None]]) -> None:
         """Let what is under way end, leave the rest to the next owner, commit, and leave the group."""
-        until = asyncio.get_running_loop().time() + DRAIN_TIMEOUT
+        until = asyncio.get_running_loop().time() + self._drain_timeout
         waiting = _waiting_in([*self._trackers.values(), *self._suspended.values()])
         self._dispatch.withdraw(waiting)
         # A record of which something was delivered or tried ends here, or the next owner would do that again.

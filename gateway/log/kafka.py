@@ -138,6 +138,7 @@ class KafkaLog:
         self._producer = self._new_producer()
         self._clock = _BrokerClock()
         self._heard = 0.0
+        self._joined: set[str] = set()
         self._places: dict[str, Sequence[TopicPartition]] = {}
         # Invariant: older appends stand first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
@@ -216,7 +217,9 @@ class KafkaLog:
         for topic in topics:
             if topic not in described:
                 raise UsageError(f"{topic}: expected a topic of the cluster, got none of this name")
-        if group is not None and self._client_id != CLIENT_ID:
+        if group is not None and self._client_id != CLIENT_ID and group not in self._joined:
+            # Once: what has our name after that is ourselves.
+            self._joined.add(group)
             await self._cluster.evict(group, self._client_id)
         consumer = KafkaConsumer(
             cluster=self._cluster,

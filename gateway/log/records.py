@@ -31,7 +31,7 @@ FORMAT = b"1"
 class Filed:
     """A delivery as found in a retry, parked or dead record.
 
-    `note` says why it is there, in names and texts. `at` is when it was written, by the writer's idea of the log's clock.
+    `note` says why it is there, in names and texts. `at` is when it was written, by the writer's idea of the time.
     """
 
     delivery: Delivery

@@ -19,13 +19,13 @@ def admin_application(
     registry: CollectorRegistry,
     metrics: Metrics,
     log: Log,
-    is_draining: Callable[[], bool],
+    unready: Callable[[], str | None],
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
     """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`.
 
-    `/livez` answers as long as the event loop turns. `/readyz` is 503 while the log doesn't answer, and while
-    draining, and says why; asking also refreshes `gateway_log_up`.
+    `/livez` answers as long as the event loop turns. `/readyz` is 503 for what `unready` says (starting, draining) and
+    while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`.
     """
 
     async def show_metrics(_: web.Request) -> web.Response:
@@ -37,9 +37,8 @@ def admin_application(
         return web.json_response({"alive": True})
 
     async def show_readyz(_: web.Request) -> web.Response:
-        reasons = []
-        if is_draining():
-            reasons.append("draining")
+        reason = unready()
+        reasons = [] if reason is None else [reason]
         if problem := await _log_problem(log, ping_timeout):
             reasons.append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)

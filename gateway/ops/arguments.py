@@ -40,7 +40,7 @@ def explain_arguments(parser: Parser) -> None:
     parser.add_argument("--source", required=True, metavar="SOURCE", help="who would have sent it")
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
     parser.add_argument("--query", action="append", default=[], type=parameter, metavar="K=V", help="repeatable")
-    parser.add_argument("--show-secrets", action="store_true", help="don't mask what may be a credential")
+    parser.add_argument("--show-secrets", action="store_true", help="mask nothing")
 
 
 def send_arguments(parser: Parser) -> None:

@@ -50,17 +50,17 @@ class Orders:
 
     async def pause(self, name: str) -> Placed:
         """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed."""
-        return await self._place(await self._after("pause", name, "paused"))
+        return await self._place(Order(kind="pause", name=name, state="paused", at=self._log.now()))
 
     async def resume(self, name: str) -> Placed | None:
         """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
-        order = await self._after("pause", name, "resuming")
+        order = Order(kind="pause", name=name, state="resuming", at=self._log.now())
         before = (await self.control()).orders.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
     async def kick(self, name: str) -> Placed:
         """Have everything that waits for a retry tried now."""
-        return await self._place(await self._after("kick", name, "asked"))
+        return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
 
     async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> Placed:
         """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
@@ -92,14 +92,6 @@ class Orders:
                 return None
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
-
-    async def _after(
-        self, kind: Literal["pause", "kick"], name: str, state: Literal["paused", "resuming", "asked"]
-    ) -> Order:
-        """Return an order that goes on from where the job of the one before has got to."""
-        before = (await self.control()).orders.get(f"{kind}/{name}")
-        marker = before.marker if before else {}
-        return Order(kind=kind, name=name, state=state, at=self._log.now(), marker=marker)
 
     async def _place(self, order: Order) -> Placed:
         key, value = order.encode()

@@ -72,8 +72,9 @@ class Received:
 class Receiver:
     """Answers every request by the next of the statuses in `respond`, the last of which repeats, after `delay` seconds.
 
-    `secrets` are Standard Webhooks' (`whsec_` and base64); `report` is called before the answer goes out. Port 0 takes a
-    free one, which `port` tells after the start. A context manager, or `start` and `close`. Raises OSError for a port in use.
+    `secrets` are Standard Webhooks' (`whsec_` and base64); `report` is called before the answer goes out. Port 0 takes
+    a free one, which `port` tells after the start. A context manager, or `start` and `close`. Raises OSError for a port
+    in use.
     """
 
     def __init__(

@@ -298,9 +298,11 @@ class Expression:
 
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long text copies it. So
         with n values in all that are named, at most m of them side by side, and k such copies inside each other, it
-        takes n * m^k steps; without any copies about ten for each value.
+        takes n * m^k steps for each such macro, thrice that if lists or mappings are made, which cost more to copy;
+        without any copies about ten for each value.
         """
-        exponent = copies = int(self._analysis.copies)
+        copies = int(self._analysis.copies > 0)
+        exponent = copies
         total, longest = 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
@@ -309,7 +311,7 @@ class Expression:
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
-        if total and not view.spend(total * max(longest**exponent, READING)):
+        if total and not view.spend(total * max(max(self._analysis.copies, 1) * longest**exponent, READING)):
             raise self._too_much(f"it names {total} values, {longest} side by side")
 
     def _too_much(self, why: str) -> ExpressionError:
@@ -663,6 +665,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_BEFORE_AN_INDEX = re.compile(r"[\w\])}'\"]$")  # Before any other token, `[` begins a list.
 _PLAIN_TEXT = re.compile(r"""(['"])([^\\'"]*)\1""")
 
 _WORDS = frozenset(
@@ -710,7 +713,7 @@ class _Analysis(NamedTuple):
     paths: tuple[_Path, ...]
     is_path: bool
     has_macros: bool
-    copies: bool
+    copies: int
     parts: dict[str, _Parts]
     key: frozenset[str]
 
@@ -729,7 +732,8 @@ class _Scan:
         self._at = 0
         self._brackets: list[str | None] = []  # those that are open, a macro's with its variable
         self._paths: list[_Path] = []
-        self._macros: set[str] = set()
+        self._macros: list[str] = []
+        self._makes_values = False
 
     def analysis(self) -> "_Analysis":
         before = ""
@@ -737,6 +741,8 @@ class _Scan:
             self._at += 1
             if token.text in ("(", "[", "{"):
                 self._brackets.append(None)
+                is_index = token.text == "[" and before != "in" and _BEFORE_AN_INDEX.search(before)
+                self._makes_values |= token.text != "(" and not is_index
             elif token.text in (")", "]", "}"):
                 self._brackets.pop()
             elif token.kind == "name":
@@ -750,7 +756,7 @@ class _Scan:
             paths=tuple(self._paths),
             is_path=first is not None and first.end == self._at and self._tokens[0].text == first.root,
             has_macros=bool(self._macros),
-            copies=not self._macros.isdisjoint(_COPYING_MACROS),
+            copies=sum([macro in _COPYING_MACROS for macro in self._macros]) * (3 if self._makes_values else 1),
             parts=parts,
             key=frozenset(path.text for path in self._paths),
         )
@@ -783,7 +789,7 @@ class _Scan:
         self._brackets.append(variable.text)
         if self._loops > MAX_NESTING:
             raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
-        self._macros.add(token.text)
+        self._macros.append(token.text)
         self._at += 3
 
     def _path(self, root: _Token) -> None:

@@ -37,7 +37,7 @@ class World:
     client: Client
     log: PingedLog
     registry: CollectorRegistry
-    is_draining: bool = False
+    unready: str | None = None
 
     async def get(self, path: str) -> tuple[int, str]:
         async with self.client.get(path) as response:
@@ -51,7 +51,7 @@ async def world() -> AsyncIterator[World]:
         registry=registry,
         metrics=Metrics(registry),
         log=cast("Log", log),
-        is_draining=lambda: made.is_draining,
+        unready=lambda: made.unready,
         ping_timeout=0.05,
     )
     async with TestClient(TestServer(application)) as client:
@@ -73,7 +73,7 @@ def hanging(world: World) -> None:
 
 
 def draining(world: World) -> None:
-    world.is_draining = True
+    world.unready = "draining"
 
 
 @pytest.mark.parametrize(

@@ -41,18 +41,6 @@ class Sleeper:
             await publish(self._log, self._endings.pop(0))
 
 
-async def test_an_order_goes_on_where_the_job_before_has_got_to() -> None:
-    log = await a_log()
-    marker = {f"{TOPICS.parked}/0": 7}
-    await publish(log, Order(kind="pause", name="destination/ci", state="active", at=1.0, marker=marker))
-    placed = await Orders(log, TOPICS).pause("destination/ci")
-    assert (placed.order.state, placed.order.marker) == ("paused", marker)
-    resumed = await Orders(log, TOPICS).resume("destination/ci")
-    assert resumed is not None
-    assert (resumed.order.state, resumed.order.marker) == ("resuming", marker)
-    assert (await stored(log))[-1] == resumed.order
-
-
 async def test_only_what_is_paused_is_resumed() -> None:
     log = await a_log()
     orders = Orders(log, TOPICS)
@@ -60,15 +48,6 @@ async def test_only_what_is_paused_is_resumed() -> None:
     await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0))
     assert await orders.resume("route/build") is None
     assert len(await stored(log)) == 1
-
-
-async def test_a_kick_has_its_own_marker() -> None:
-    log = await a_log()
-    marker = {f"{TOPICS.retry('5s')}/0": 3}
-    await publish(log, Order(kind="kick", name="route/build", state="done", at=1.0, marker=marker, count=2))
-    await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0, marker={"parked/0": 9}))
-    order = (await Orders(log, TOPICS).kick("route/build")).order
-    assert (order.kind, order.state, order.marker, order.count) == ("kick", "asked", marker, 0)
 
 
 async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for() -> None:

@@ -358,6 +358,11 @@ def test_bytes_that_are_no_text_do_not_break_an_expression() -> None:
         ("body.l.all(x, body.l.all(y, y >= 0))", 100, 3000),
         ("body.l.map(x, body.l.map(y, x + y)).size()", 20, 500),
         ("body.l.all(x, x >= 0)", 70_000, 300_000),
+        ("body.l.map(x, [x, x])", 100, 900),
+        ("body.l.map(x, {'a': x})", 100, 900),
+        ("body.l.filter(x, x in [1]).size()", 100, 900),
+        ("body.l.filter(x, body.l[0] == 0).size()", 900, 1500),
+        ("body.l.map(x, x).map(x, x)", 900, 1100),
     ],
 )
 def test_macros_over_too_much_data_are_refused_before_they_block_everything(text: str, few: int, many: int) -> None:

@@ -499,7 +499,7 @@ routes: [{{name: a, from: github, to: ci, request: {{headers: {{{name}: x}}}}}}]
     reason = f"expected a header that the gateway doesn't write itself, got '{name}'"
     assert problems(tmp_path, text) == [
         f"routes.yaml:2:46: destinations.ci.headers.{name}: {reason}",
-        f"routes.yaml:3:63: routes[0].request.headers.{name}: {reason}",
+        f"routes.yaml:3:62: routes[0].request.headers.{name}: {reason}",
     ]
 
 

@@ -1,0 +1,261 @@
+"""The worker beside destinations that are down for long, and orders given at a bad moment; in virtual time."""
+
+import asyncio
+from dataclasses import replace
+
+from gateway.engine.control import DeadFilter, Order
+from gateway.log.base import Commit, Partition
+from gateway.log.records import encode_delivery, encode_event
+from gateway.model import EventId, Result
+from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
+from tests.engine.test_worker import TOPICS, a_world, events, operated, publish, rules_of, running, virtual
+from tests.virtual_time import now
+
+PATIENT = a_policy(schedule=(5.0, 30.0, 120.0), max_attempts=20, max_age=3600.0)
+
+
+@virtual
+async def test_the_backlog_of_a_dead_destination_expires_and_is_seldom_written_again() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
+    await world.put(*events(300))
+    async with running(world):
+        await asyncio.sleep(4 * 3600)
+    tiers = sum(len(world.log.records(TOPICS.retry(tier))) for tier in ("5s", "20s", "80s", "5m", "20m", "80m", "5h"))
+    assert tiers < 300 * 60
+    tried = {event for _, event, _ in world.client.made}
+    assert len(world.dead()) >= len(tried) - 5, "what was tried once ends when its time is over"
+    assert {filed.note["reason"] for filed in world.dead()} == {"expired"}
+
+
+@virtual
+async def test_what_waited_for_a_destination_comes_back_at_its_healthy_pace() -> None:
+    slow = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=30.0)
+    world = await a_world(a_route(retry=replace(PATIENT, max_age=86400.0)), destinations=[slow], ci=[1e9])
+    began = now()
+    async with running(world):
+        for index in range(600):
+            await world.put(an_event(id=f"evt_{index}", received_at=now()))
+            await asyncio.sleep(1.0)
+        world.client.scripts["ci"] = [0.01]
+        recovered = now()
+        await asyncio.sleep(recovered - began + 700)
+        done = {event for _, event, _ in world.client.made[-600:]}
+        assert len(done) >= 590
+        assert world.client.at[-1] - recovered < 2 * (recovered - began)
+
+
+@virtual
+async def test_a_hundred_hanging_destinations_leave_room_for_a_healthy_one() -> None:
+    names = [f"stuck{number}" for number in range(100)]
+    patient = [a_destination(name, url=f"http://127.0.0.1:1/{name}", timeout=30.0) for name in names]
+    world = await a_world(
+        a_route("bad", to=tuple(names)),
+        a_route(),
+        destinations=patient,
+        **{name: [1e9] for name in names},
+    )
+    sent: dict[str, float] = {}
+    async with running(world):
+        for index in range(400):
+            sent[f"evt_{index}"] = now()
+            await world.put(an_event(id=f"evt_{index}", received_at=now()))
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        made = zip(world.client.made, world.client.at, strict=True)
+        late = [at - sent[event] for (name, event, _), at in made if name == "ci"]
+    assert len(late) == 400
+    assert max(late) < 0.2
+
+
+@virtual
+async def test_large_bodies_for_hanging_destinations_do_not_stop_the_reader() -> None:
+    names = [f"stuck{number}" for number in range(30)]
+    patient = [a_destination(name, url=f"http://127.0.0.1:1/{name}", timeout=30.0) for name in names]
+    world = await a_world(
+        a_route("bad", match={"body.big": {"exists": True}}, to=tuple(names)),
+        a_route(match={"body.big": {"exists": False}}),
+        destinations=patient,
+        **{name: [1e9] for name in names},
+    )
+    large = an_event(body={"big": "x" * 900_000}, received_at=now())
+    async with running(world):
+        for index in range(60):
+            await world.put(
+                replace(large, id=EventId(f"evt_large_{index}")), an_event(id=f"evt_{index}", received_at=now())
+            )
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(2)
+        assert sum(name == "ci" for name, _, _ in world.client.made) == 60
+
+
+@virtual
+async def test_the_events_of_a_removed_source_are_kept_for_an_hour_and_then_dead_lettered() -> None:
+    world = await a_world(a_route())
+    await world.log.create(TOPICS.specs([TOPICS.events("gone"), "shared"]))
+    for topic, source in ((TOPICS.events("gone"), "gone"), ("shared", "other")):
+        event = an_event(source=source, received_at=now())
+        await world.log.append(topic, key=b"k", value=event.body, headers=encode_event(event))
+    # The second topic has no name of ours, but the group has read it before.
+    world.log._state.commits[TOPICS.group("router")] = {Partition("shared", 5): Commit(0)}
+    async with running(world):
+        await asyncio.sleep(3000)
+        assert world.dead() == []
+        await asyncio.sleep(2000)
+    assert sorted(filed.delivery.event.source for filed in world.dead()) == ["gone", "other"]
+    assert {filed.note["reason"] for filed in world.dead()} == {"route_removed"}
+
+
+@virtual
+async def test_a_source_that_comes_back_within_the_hour_is_served() -> None:
+    world = await a_world(a_route())
+    known = world.rules
+    world.rules = replace(rules_of(a_route()), sources={})
+    await world.put(*events(2))
+    async with running(world):
+        await asyncio.sleep(600)
+        world.rules = known
+        await asyncio.sleep(300)
+    assert len(world.client.made) == 2
+    assert world.dead() == []
+
+
+@virtual
+async def test_a_pause_given_during_a_long_resumption_stands() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control:
+        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, order)
+        await asyncio.sleep(1)
+        async with running(world, world.worker(control)):
+            await world.put(*events(300))
+            await asyncio.sleep(3)
+            await publish(world, order.with_state("resuming"))
+            world.log.fail_appends(30)  # so that the job lasts
+            await asyncio.sleep(0.15)
+            world.log.fail_appends(0)
+            await publish(world, order.with_state("paused", at=now()))
+            await asyncio.sleep(60)
+            assert control.orders["pause/destination/ci"].state == "paused"
+            made = len(world.client.made)
+            await world.put(an_event(id="evt_late", received_at=now()))
+            await asyncio.sleep(5)
+            assert len(world.client.made) == made
+            await publish(world, control.orders["pause/destination/ci"].with_state("resuming"))
+            await asyncio.sleep(30)
+    assert {event for _, event, _ in world.client.made} == {f"evt_{n}" for n in range(300)} | {"evt_late"}
+    assert len(world.client.made) == 301
+
+
+@virtual
+async def test_an_append_that_fails_during_a_job_repeats_itself_and_not_the_job() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control:
+        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, order)
+        await asyncio.sleep(1)
+        async with running(world, world.worker(control)):
+            await world.put(*events(500))
+            await asyncio.sleep(5)
+            await publish(world, order.with_state("resuming"))
+            await asyncio.sleep(0.001)
+            world.log.fail_appends(3)
+            await asyncio.sleep(60)
+    assert len(world.client.made) == 500
+
+
+@virtual
+async def test_the_backlog_of_dead_letters_counts_the_open_ones() -> None:
+    world = await a_world(a_route(retry=a_policy(max_attempts=1)), ci=[503])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(10))
+        await asyncio.sleep(3600)
+        assert world.metrics.dead_letter_backlog.value == 10
+        ends = {f"{TOPICS.dead}/{n}": end for n, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
+        await publish(
+            world,
+            Order(kind="dead", name="x", state="asked", at=now(), action="drop", filter=DeadFilter(), marker=ends),
+        )
+        await asyncio.sleep(20)
+        assert world.metrics.dead_letter_backlog.value == 0
+        for number, (start, end) in (await world.log.bounds(TOPICS.dead)).items():
+            world.log.delete_below(Partition(TOPICS.dead, number), max(start, end))
+        await world.put(*[an_event(id=f"evt_more_{n}", received_at=now()) for n in range(4)])
+        await asyncio.sleep(3600)
+        assert world.metrics.dead_letter_backlog.value == 4
+
+
+@virtual
+async def test_a_leader_whose_clock_is_behind_makes_no_storm() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(20.0,), max_age=3600.0)), ci=[503, 200])
+    append = world.log.another().append
+    delivery = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 20)
+    real_now = world.log._now
+    world.log._now = lambda: real_now() - 30.0
+    await append(TOPICS.events("github"), key=b"x", value=b"", headers=[])
+    behind = world.log.another()
+    behind._now = lambda: real_now() - 30.0
+    await behind.append(
+        TOPICS.retry("20s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=real_now())
+    )
+    world.log._now = real_now
+    world.log._last = real_now()
+    async with running(world):
+        await asyncio.sleep(60)
+    assert len(world.client.made) == 2
+    assert sum(len(world.log.records(TOPICS.retry(tier))) for tier in ("5s", "20s")) < 6
+
+
+@virtual
+async def test_a_parked_record_that_cannot_be_read_is_kept_among_the_dead() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control:
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await asyncio.sleep(2)
+        await world.log.append(TOPICS.parked, key=b"ci", value=b"{}", headers=[("gw_v", b"2")])
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(20)
+    (record,) = world.log.records(TOPICS.dead)
+    assert dict(record.headers)["gw_undecodable"] == b"gw_v: expected 1, got 2"
+
+
+@virtual
+async def test_an_unreadable_record_that_does_not_fit_among_the_dead_is_cut() -> None:
+    world = await a_world(a_route())
+    giant = b"x" * (world.log.max_record_bytes - 10)
+    await world.log.append(TOPICS.events("github"), key=b"k", value=giant, headers=[])
+    async with running(world):
+        await asyncio.sleep(3)
+        assert await world.undone() == 0
+    (record,) = world.log.records(TOPICS.dead)
+    assert dict(record.headers)["gw_truncated"] == b"%d" % len(giant)
+    assert giant.startswith(record.value)
+
+
+@virtual
+async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_ends_nothing() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(3.0,))), ci=[503])
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(1)
+        world.rules = replace(rules_of(), sources=world.rules.sources)
+        await asyncio.sleep(2 * 3600)
+    assert [filed.note["reason"] for filed in world.dead()] == ["route_removed"]
+
+
+@virtual
+async def test_a_new_source_is_read_after_a_reload_that_meets_a_rebalance() -> None:
+    world = await a_world(a_route())
+    async with running(world) as worker:
+        await asyncio.sleep(1)
+        await world.log.create(TOPICS.specs([TOPICS.events("billing")]))
+        source = replace(world.rules.sources["github"], name="billing")
+        world.rules = replace(
+            rules_of(a_route(sources=("github", "billing"))), sources={**world.rules.sources, "billing": source}
+        )
+        worker.reload()
+        world.log.rebalance(TOPICS.group("router"))
+        await asyncio.sleep(1)
+        event = an_event(source="billing", received_at=now())
+        await world.log.append(TOPICS.events("billing"), key=b"k", value=event.body, headers=encode_event(event))
+        await asyncio.sleep(2)
+    assert len(world.client.made) == 1
