@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +29,6 @@ from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import (
-    Event,
     EventId,
     LogUnavailableError,
     RecordTooLargeError,
@@ -155,9 +155,7 @@ class Ingress:
         if self.is_draining:
             raise RefusedError(503, "draining", "this process is about to stop")
         headers = request.raw_headers
-        head_bytes = len(query)
-        for name, value in headers:
-            head_bytes += len(name) + len(value)
+        head_bytes = len(query) + sum(map(len, chain.from_iterable(headers)))
         if head_bytes > self._limits.head_bytes:
             limit = self._limits.head_bytes
             raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
@@ -166,7 +164,7 @@ class Ingress:
         # Invariant: what `_read` has added to `_in_flight` is taken off here, once.
         try:
             line["bytes"] = len(body)
-            sent = Request(method="POST", path=path, query=query, headers=headers, body=body)
+            sent = Request("POST", path, query, headers, body, [name.lower() for name, _ in headers])
             verifier = endpoint.source.verifier
             identity_at = verifier.verify(sent, now=self._clock())
             if (answer := verifier.handshake(sent)) is not None:
@@ -174,7 +172,14 @@ class Ingress:
                 return _response(answer.status, answer.content_type, answer.body)
             event = endpoint.event(sent, received_at=self._clock(), identity_at=identity_at)
             line["event_id"], line["type"] = event.id, event.type
-            await self._append(endpoint, event)
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+            endpoint.events.inc()
+        except LogUnavailableError as error:
+            raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
+        except RecordTooLargeError as error:
+            raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
         finally:
             self._in_flight -= len(body)
         return _Accepted(event.id)
@@ -216,17 +221,6 @@ class Ingress:
         if self._in_flight + more > self._limits.in_flight_bytes:
             raise RefusedError(503, "overloaded", "too much is under way")
         self._in_flight += more
-
-    async def _append(self, endpoint: "_Endpoint", event: Event) -> None:
-        began = perf_counter()
-        try:
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
-        except LogUnavailableError as error:
-            raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
-        except RecordTooLargeError as error:
-            raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
-        self._metrics.append_duration.observe(perf_counter() - began)
-        endpoint.events.inc()
 
     def _endpoint(self, path: str) -> "_Endpoint | None":
         rules = self._rules()

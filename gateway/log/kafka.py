@@ -193,7 +193,7 @@ class KafkaLog:
             where = places[crc32(key) % len(places)]
             # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
             accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
-            future = await accumulator.add_message(where, key, value, patience, None, list(headers))
+            future = await accumulator.add_message(where, key, value, patience, None, headers)
             self._pending.append((started, future))
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(SWEEP, self._sweep)

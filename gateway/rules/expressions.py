@@ -92,6 +92,7 @@ class View:
         id: str = "",  # noqa: A002 - the expressions' own word
         type: str = "",  # noqa: A002 - the expressions' own word
         key: str | None = None,
+        names: Sequence[bytes] | None = None,
     ) -> None:
         self.source = source
         self.id = _readable(id)
@@ -101,7 +102,7 @@ class View:
         self._raw_query = query
         self._raw_body = body
         self._headers: dict[str, str] | None = None
-        self._names: list[bytes] | None = None
+        self._names = names  # of the headers, in lower case
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
         self._contexts: dict[frozenset[str], _Handed | None] = {}
@@ -237,6 +238,12 @@ class Expression:
         if value is ABSENT:
             raise MissingFieldError(f"{path.text} isn't there")
         return value
+
+    @property
+    def header(self) -> str | None:
+        """The header that this is a plain path to, in lower case: whoever has the headers at hand needs no view."""
+        path = self._path
+        return path.steps[0].key if path is not None and path.root == "headers" and len(path.steps) == 1 else None
 
     def is_true(self, view: View) -> bool:
         """Tell whether a condition holds; it doesn't where a field is missing. Raises ExpressionError."""

@@ -1,5 +1,6 @@
 """What a verified request is: an event's id, type and key, by its source's expressions and its scheme's defaults."""
 
+from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
@@ -32,16 +33,19 @@ class Identifier:
         Raises RefusedError (400) where its identity, type or key can't be told.
         """
         name, verifier = self._source.name, self._source.verifier
+        headers, names = request.headers, request.lower_names()
         secret = verifier.credential_headers
-        headers = tuple([pair for pair in request.headers if pair[0].lower() not in secret])
+        if not secret.isdisjoint(names):
+            kept = [index for index, each in enumerate(names) if each not in secret]
+            headers, names = tuple([headers[index] for index in kept]), [names[index] for index in kept]
         query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
-        view = View(source=name, headers=headers, query=query, body=request.body)
-        identity = self._ids[identity_at].read(view) or _idempotency_key(headers)
+        seen = _Seen(name, request, headers, names, query)
+        identity = self._ids[identity_at].read(seen) or _idempotency_key(headers)
         return Event(
             id=event_id(name, identity),
             source=name,
-            type=self._type.read(view) or FALLBACK_TYPE,
-            key=self._key.read(view),
+            type=self._type.read(seen) or FALLBACK_TYPE,
+            key=self._key.read(seen),
             received_at=received_at,
             headers=headers,
             query=query,
@@ -49,35 +53,69 @@ class Identifier:
         )
 
 
+class _Seen:
+    """What fields are read from. Most providers tell id and type in headers, for which no view has to be made."""
+
+    __slots__ = ("_request", "_source", "_view", "headers", "names", "query")
+
+    def __init__(self, source: str, request: Request, headers: Headers, names: Sequence[bytes], query: str) -> None:
+        self.headers = headers
+        self.names = names
+        self.query = query
+        self._source = source
+        self._request = request
+        self._view: View | None = None
+
+    def view(self) -> View:
+        if self._view is None:
+            self._view = View(
+                source=self._source,
+                headers=self.headers,
+                query=self.query,
+                body=self._request.body,
+                names=self.names,
+            )
+        return self._view
+
+
 class _Field:
     """Something of an event that an expression tells: the source's own, or its scheme's default."""
 
-    __slots__ = ("_expression", "_is_own", "_name", "_reads_body")
+    __slots__ = ("_expression", "_header", "_is_own", "_name", "_reads_body")
 
     def __init__(self, name: str, own: Expression | None, default: str | None) -> None:
         self._is_own = own is not None
         self._name = name
         self._expression = own or (None if default is None else Expression(default))
         self._reads_body = self._expression is not None and self._expression.reads_body
+        header = self._expression.header if self._expression else None
+        self._header = None if header is None else header.encode()
 
-    def read(self, view: View) -> str | None:
+    def read(self, seen: _Seen) -> str | None:
         if self._expression is None:
             return None
         try:
-            return self._read(self._expression, view)
+            if self._header is None:
+                return self._checked(self._evaluate(self._expression, seen.view()))
+            if self._header not in seen.names:
+                return None
+            value = seen.headers[seen.names.index(self._header)][1]
+            return self._checked(value.decode("utf-8", "replace") or None)
         except RefusedError:
             # A scheme's default is a guess; an event that has another shape is an event all the same.
             if self._is_own:
                 raise
             return None
 
-    def _read(self, expression: Expression, view: View) -> str | None:
+    def _evaluate(self, expression: Expression, view: View) -> str | None:
         if self._reads_body and not view.has_body:
             raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
         try:
-            text = expression.as_text(view)
+            return expression.as_text(view)
         except ExpressionError as error:
             raise RefusedError(400, "expression_error", f"{self._name}: {error}") from error
+
+    def _checked(self, text: str | None) -> str | None:
         if text is not None and len(text) > MAX_FIELD:
             expected = f"expected at most {MAX_FIELD} characters, got {len(text)}"
             raise RefusedError(400, "expression_error", f"{self._name}: {expected}")

@@ -84,18 +84,31 @@ class Reason(StrEnum):
 
 
 class Request(NamedTuple):
-    """A request as it came: `headers` undecoded, `query` without the question mark, `body` not decompressed."""
+    """A request as it came: `headers` undecoded, `query` without the question mark, `body` not decompressed.
+
+    `names` are the headers' names in lower case: whoever has looked at them hands them on.
+    """
 
     method: str
     path: str
     query: str
     headers: Headers
     body: bytes
+    names: Sequence[bytes] | None = None
+
+    def lower_names(self) -> Sequence[bytes]:
+        return [name.lower() for name, _ in self.headers] if self.names is None else self.names
 
     def values(self, name: bytes) -> list[bytes]:
         """Return the values of every header line of that (lower-case) name, in order."""
-        length = len(name)
-        return [value for found, value in self.headers if len(found) == length and found.lower() == name]
+        names = self.lower_names()
+        match names.count(name):
+            case 0:
+                return []
+            case 1:
+                return [self.headers[names.index(name)][1]]
+            case _:
+                return [value for found, (_, value) in zip(names, self.headers, strict=True) if found == name]
 
 
 class SchemeError(RulesError):
