@@ -21,7 +21,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 from typing_extensions import override
 
-FLUSH_INTERVAL = 0.02  # The thread wakes up at most 50 times a second, however many lines there are.
+FLUSH_INTERVAL = 0.1  # The thread wakes up at most 10 times a second: each time it takes the loop's turn away.
 MAX_WAITING = 20_000  # About 5 MB of lines; a reader that is further behind loses the newest ones.
 FLUSH_TIMEOUT = 1.0  # A blocked stdout must not hold up the end of the process.
 
@@ -58,19 +58,20 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def _lean_logger(level: int) -> type[FilteringBoundLogger]:
-    """Make structlog's filtering logger, with an `info` that doesn't copy its fields three times: 1 µs less a line."""
+    """Make structlog's filtering logger, with an `info` that makes one dictionary of a line instead of four.
+
+    Each request and each delivery is told in such a line, and pays for it.
+    """
     base = structlog.make_filtering_bound_logger(level)
     return base if level > logging.INFO else type("LeanLogger", (base,), {"info": _info})
 
 
 def _info(self: Any, event: str, *args: object, **fields: object) -> None:  # noqa: ANN401 - structlog's untyped inside
-    line: Any = {**self._context, **fields, "event": event % args if args else event}
-    try:
-        for process in self._processors:
-            line = process(self._logger, "info", line)
-    except structlog.DropEvent:
+    if self._processors[0] is not render_json or args or "exc_info" in fields:
+        self._proxy_to_logger("info", event, *args, **fields)
         return
-    self._logger.info(line)
+    line = {"timestamp": datetime.now(UTC), "level": "info", "event": event, **self._context, **fields}
+    self._logger.info(_rendered(line))
 
 
 def render_json(_: object, level: str, fields: EventDict) -> bytes:
@@ -80,6 +81,10 @@ def render_json(_: object, level: str, fields: EventDict) -> bytes:
     line.update(fields)
     if exc_info:
         line["exception"] = structlog.processors.ExceptionRenderer()(None, level, {"exc_info": exc_info})["exception"]
+    return _rendered(line)
+
+
+def _rendered(line: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(line, default=repr, option=LINE)
     except orjson.JSONEncodeError:  # lone surrogates, integers of more than 64 bits, keys that aren't text
@@ -94,7 +99,7 @@ class Lines:
 
     A log that can't be written must not stop the gateway: when the reader of stdout stalls, at most `max_waiting`
     lines are kept, the rest is dropped, and how many is told as soon as lines go out again. When it is gone (EPIPE),
-    lines go nowhere. A process that is killed loses the lines of its last 20 ms.
+    lines go nowhere. A process that is killed loses the lines of its last 100 ms.
     """
 
     def __init__(self, descriptor: int, *, json: bool = True, max_waiting: int = MAX_WAITING) -> None:
