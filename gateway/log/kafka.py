@@ -91,6 +91,7 @@ METADATA_AGE = 60.0
 LOG_REPEAT = 60.0
 
 FETCH_RECORDS = 500
+PULL_RECORDS = 100  # Taken at a time by a member of a group: they cost the loop some 0.7 ms.
 FETCH_BYTES = 1 << 20
 END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
@@ -680,7 +681,7 @@ class KafkaConsumer:
     async def _pull(self, wait: float) -> None:
         """Take records out of aiokafka, where they count as consumed, in the step in which it returns them."""
         try:
-            found = await self._kafka.getmany(timeout_ms=int(1000 * wait), max_records=FETCH_RECORDS)
+            found = await self._kafka.getmany(timeout_ms=int(1000 * wait), max_records=PULL_RECORDS)
         except FORBIDDEN as error:
             self._failure = UsageError(f"{self._group or ', '.join(self._topics)}: {_say(error)}")
             return
