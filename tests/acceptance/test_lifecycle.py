@@ -17,15 +17,18 @@ ONE = (
     + """
 destinations:
   first: {{url: "{first}"}}
+  second: {{url: "{second}"}}
 routes:
   - {{name: all, from: github, to: [first]}}
 """
 )
+"""Both name both destinations: a delivery that waits for one that is gone waits for a minute, and then again."""
 OTHER = (
     SOURCES
     + """
   shop: {{verify: {{scheme: none}}}}
 destinations:
+  first: {{url: "{first}"}}
   second: {{url: "{second}"}}
 routes:
   - {{name: all, from: [github, shop], to: [second]}}
@@ -65,7 +68,7 @@ async def test_sigterm_under_load_ends_in_time_without_loss_and_without_a_duplic
 
 async def test_rules_are_reloaded_under_load_and_bad_ones_are_refused(place: LogPlace, folder: Path) -> None:
     async with Sink(path="/first") as first, Sink(path="/second") as second:
-        one, other = ONE.format(first=first.url), OTHER.format(second=second.url)
+        one, other = [text.format(first=first.url, second=second.url) for text in (ONE, OTHER)]
         async with GatewayProcess(folder, rules=one, log=place.url, prefix=place.prefix) as gateway:
             load = Load(gateway.port, rate=300)
             sending = asyncio.create_task(load.send_for(6))
@@ -135,7 +138,7 @@ async def test_one_of_two_gateways_on_a_port_is_killed_and_the_other_takes_over(
 
 async def test_a_second_gateway_on_the_same_embedded_log_is_refused(embedded_place: LogPlace, folder: Path) -> None:
     async with Sink() as sink:
-        rules = ONE.format(first=sink.url)
+        rules = ONE.format(first=sink.url, second=sink.url)
         async with GatewayProcess(folder, rules=rules, log=embedded_place.url) as gateway:
             second = GatewayProcess(folder, rules=rules, log=embedded_place.url)
             second.spawn()

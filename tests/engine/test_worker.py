@@ -12,6 +12,7 @@ import orjson
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
+from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control, DeadFilter, Order, decode
 from gateway.engine.jobs import Follower, Jobs
@@ -30,7 +31,9 @@ from tests.builders import a_delivery, a_destination, a_policy, a_route, an_even
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+QUIET: FilteringBoundLogger = structlog.wrap_logger(
+    None, processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL + 1)
+)
 TOPICS = Topics()
 EVENTS = TOPICS.events("github")
 Answer = int | Result | float
@@ -91,6 +94,7 @@ class World:
     client: ScriptedClient
     control: Control = field(default_factory=Control)
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
+    logger: FilteringBoundLogger = QUIET
 
     def worker(self, control: Control | None = None) -> Worker:
         return Worker(
@@ -100,7 +104,7 @@ class World:
             client=self.client,
             control=control or self.control,
             metrics=self.metrics,
-            logger=structlog.get_logger(),
+            logger=self.logger,
         )
 
     async def put(self, *events: Event) -> None:
@@ -147,9 +151,8 @@ def events(count: int) -> list[Event]:
 @asynccontextmanager
 async def operated(world: World) -> AsyncIterator[Control]:
     """Let orders be followed and carried out, as a process of the gateway does."""
-    logger = structlog.get_logger()
-    follower = Follower(world.log.another(), TOPICS, logger)
-    jobs = Jobs(log=world.log.another(), topics=TOPICS, follower=follower, metrics=world.metrics, logger=logger)
+    follower = Follower(world.log.another(), TOPICS, QUIET)
+    jobs = Jobs(log=world.log.another(), topics=TOPICS, follower=follower, metrics=world.metrics, logger=QUIET)
     caught_up = asyncio.Event()
     tasks = [asyncio.create_task(follower.follow(caught_up)), asyncio.create_task(jobs.run())]
     await caught_up.wait()
@@ -602,6 +605,7 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
 
     world.client.attempt = attempt  # type: ignore[method-assign]  # the only way to cause it
     await world.put(*events(3))
+    world.logger = structlog.get_logger()
     with structlog.testing.capture_logs() as lines:
         async with running(world):
             await asyncio.sleep(3)

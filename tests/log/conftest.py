@@ -24,12 +24,11 @@ IMPLEMENTATIONS = ["memory", "embedded", "kafka"]
 class Subject:
     """One log under test. Each `open()` is what another process would open; all of them see the same records.
 
-    `delete_below` does what retention does, where the suite can make it happen. `has_rebalances` tells whether a group
-    may have several members. Names begin with `prefix`, so that tests on one broker don't meet.
+    `delete_below` does what retention does, where the suite can make it happen. Names begin with `prefix`, so that
+    tests on one broker don't meet.
     """
 
     open: Callable[[], AbstractAsyncContextManager[Log]]
-    has_rebalances: bool
     delete_below: Callable[[Partition, int], Awaitable[None]] | None = None
     prefix: str = field(default_factory=lambda: f"t{uuid4().hex[:12]}.")
 
@@ -54,7 +53,7 @@ def memory_subject() -> Subject:
     async def delete_below(partition: Partition, offset: int) -> None:
         first.delete_below(partition, offset)
 
-    return Subject(open=open_log, has_rebalances=True, delete_below=delete_below)
+    return Subject(open=open_log, delete_below=delete_below)
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def embedded_subject(tmp_path: Path) -> Subject:
     async def delete_below(partition: Partition, offset: int) -> None:
         await asyncio.to_thread(delete, partition, offset)
 
-    return Subject(open=open_log, has_rebalances=False, delete_below=delete_below)
+    return Subject(open=open_log, delete_below=delete_below)
 
 
 @pytest.fixture
@@ -108,4 +107,4 @@ def kafka_subject(kafka: str) -> Subject:
         finally:
             await admin.close()
 
-    return Subject(open=open_log, has_rebalances=True, delete_below=delete_below)
+    return Subject(open=open_log, delete_below=delete_below)

@@ -15,6 +15,9 @@ from tests.log.conftest import Subject
 PATIENCE = 20.0  # Seconds; a broker's group takes a few until it has settled.
 MIB = 1 << 20
 
+# The embedded log is one process's, and a group of it has one member.
+WITH_REBALANCES = pytest.mark.parametrize("subject", ["memory", "kafka"], indirect=True)
+
 
 class Owner:
     """A listener that notes what it is told, and gives up with the commits it was handed."""
@@ -464,9 +467,8 @@ async def test_records_deleted_unread_show_as_a_base_below_the_start_of_the_log(
             assert await values(consumer, 1) == [b"3"]
 
 
+@WITH_REBALANCES
 async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subject: Subject) -> None:
-    if not subject.has_rebalances:
-        pytest.skip("a group has a single member: the embedded log is one process's")
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
         topic = await make_topic(log, subject, partitions=4)
         # Nobody has finished records that aren't there: 7 is below the end of each partition.
@@ -492,9 +494,8 @@ async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subj
             await wait_for_assignment(consumer, staying, everything)
 
 
+@WITH_REBALANCES
 async def test_a_member_can_no_longer_commit_what_went_to_another(subject: Subject) -> None:
-    if not subject.has_rebalances:
-        pytest.skip("a group has a single member: the embedded log is one process's")
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
         topic = await make_topic(log, subject, partitions=2)
         group = f"{subject.prefix}g"
