@@ -32,7 +32,7 @@ from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
 QUIET: FilteringBoundLogger = structlog.wrap_logger(
-    None, processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL + 1)
+    structlog.ReturnLogger(), processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
 )
 TOPICS = Topics()
 EVENTS = TOPICS.events("github")
