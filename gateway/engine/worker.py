@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control
-from gateway.engine.dispatch import RETRIES_AT_ONCE, TICK, Client, Dispatcher
+from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Client, Dispatcher
 from gateway.engine.lanes import Lane
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Log, Partition, Record
@@ -205,7 +205,7 @@ class Worker:
                     await self._sleep(1.0)
                     continue
             if self._budget.is_full:
-                await self._sleep(TICK / 10)
+                await self._sleep(0.005)
                 continue
             assert self._consumer is not None
             batches = await self._consumer.fetch(timeout=0.25)
@@ -301,7 +301,15 @@ class Worker:
                 if tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
                     await self._sleep(0)
-            await self._sleep(0 if has_more else TICK)
+            await self._sleep(0 if has_more else self._until_next_release())
+
+    def _until_next_release(self) -> float:
+        due = [
+            tracker.buffered[0].appended_at + tracker.delay
+            for tracker in self._trackers.values()
+            if tracker.delay is not None and tracker.buffered
+        ]
+        return max(0.001, min(IDLE_TICK, min(due) - self._log.now())) if due else IDLE_TICK
 
     def _release(self, tracker: Tracker) -> bool:
         """Take some records of a tier whose delay is over, and tell whether there are more of them.
@@ -374,7 +382,7 @@ class Worker:
             if now >= next_gauges:
                 next_gauges = now + GAUGES_EVERY
                 self._set_gauges(now)
-            await self._sleep(TICK)
+            await self._sleep(IDLE_TICK)
 
     def _set_gauges(self, now: float) -> None:
         self._dispatch.set_gauges()
