@@ -7,6 +7,7 @@ not they set the pace.
 import asyncio
 import re
 import time
+from abc import ABC, abstractmethod
 from typing import cast
 
 from typing_extensions import override
@@ -19,7 +20,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PATIENCE = 60.0
 
 
-class _Messages(asyncio.Protocol):
+class _Messages(asyncio.Protocol, ABC):
     """Cuts what comes in into HTTP messages with a Content-Length, one at a time, as both sides here send them."""
 
     def __init__(self) -> None:
@@ -50,8 +51,9 @@ class _Messages(asyncio.Protocol):
             message, self._data = self._data, b""
             self.complete(message)
 
+    @abstractmethod
     def complete(self, message: bytes) -> None:
-        raise NotImplementedError
+        """Take a whole message."""
 
 
 class Destination:
