@@ -59,10 +59,11 @@ async def serving(serve: Serve) -> AsyncIterator[str]:
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    for writer in writers:
-        writer.transport.abort()
-        with suppress(OSError):
-            await writer.wait_closed()
+        # Before the server is: since Python 3.12 it waits for its connections.
+        for writer in writers:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 async def test_bytes_reach_the_wire_as_they_came(client: Client) -> None:

@@ -1,6 +1,6 @@
 """Which addresses deliveries may reach."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -21,7 +21,7 @@ ALWAYS_REFUSED = [
     ("224.0.0.1", "224.0.0.1 is multicast"),
     ("ff02::1", "ff02::1 is multicast"),
     ("255.255.255.255", "255.255.255.255 is reserved or broadcast"),
-    ("::ffff:169.254.169.254", "::ffff:a9fe:a9fe is link-local (as 169.254.169.254)"),
+    ("::ffff:169.254.169.254", f"{ip_address('::ffff:a9fe:a9fe')} is link-local (as 169.254.169.254)"),
     ("::169.254.169.254", "::a9fe:a9fe is link-local (as 169.254.169.254)"),
     ("::ffff:0:169.254.169.254", "::ffff:0:a9fe:a9fe is link-local (as 169.254.169.254)"),
     ("64:ff9b::a9fe:a9fe", "64:ff9b::a9fe:a9fe is link-local (as 169.254.169.254)"),
@@ -30,7 +30,7 @@ ALWAYS_REFUSED = [
     ("2001:0:a9fe:a9fe::", "2001:0:a9fe:a9fe:: is link-local (as 169.254.169.254)"),
     ("2001:0:808:808::5601:5601", "2001:0:808:808::5601:5601 is link-local (as 169.254.169.254)"),
     ("2a00::5efe:a9fe:a9fe", "2a00::5efe:a9fe:a9fe is link-local (as 169.254.169.254)"),
-    ("::ffff:0.0.0.0", "::ffff:0:0 is unspecified (as 0.0.0.0)"),
+    ("::ffff:0.0.0.0", f"{ip_address('::ffff:0:0')} is unspecified (as 0.0.0.0)"),
 ]
 PRIVATE = [
     "127.0.0.1",
