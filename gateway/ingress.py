@@ -99,14 +99,14 @@ class Ingress:
         self._web: _Server | None = None
         self._listener: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen, and return the address, which tells the port where 0 was asked for.
+    async def start(self, host: str, port: int, *, is_shared: bool = True) -> tuple[str, int]:
+        """Listen, and return the address, which tells the port where 0 was asked for. Raises OSError for one in use.
 
-        Several processes may listen on one port (SO_REUSEPORT), and the kernel spreads the connections over them.
+        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
         """
         self._web = _Server(self.handle, logger=self._logger, metrics=self._metrics)
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._web, host, port, reuse_port=True, backlog=BACKLOG)
+        self._listener = await loop.create_server(self._web, host, port, reuse_port=is_shared, backlog=BACKLOG)
         name = self._listener.sockets[0].getsockname()
         return name[0], name[1]
 

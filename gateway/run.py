@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from gateway.log.kafka import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application
-from gateway.rules.load import load_rules
+from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
@@ -98,6 +98,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._reload = asyncio.Event()
         self._rules: Rules
+        self._watched: set[Path]
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
@@ -172,7 +173,10 @@ class Gateway:
         caught_up = asyncio.Event()
         follow = tasks.create_task(follower.follow(caught_up), name="control-follow")
         # Nothing is taken in before what operators have ordered is known, or a paused destination would be called.
-        await caught_up.wait()
+        waiting = {tasks.create_task(caught_up.wait()), tasks.create_task(self._stopping.wait())}
+        _, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
         self._client = await stack.enter_async_context(Client(EgressGuard(self._rules.egress)))
         self._worker = Worker(
             log=log,
@@ -193,7 +197,9 @@ class Gateway:
         )
         address = self._settings.listen
         try:
-            return Address(*await self._ingress.start(*address))
+            # Several processes may share the port, but not where each would have a log of its own.
+            is_shared = not isinstance(self._settings.log, EmbeddedTarget)
+            return Address(*await self._ingress.start(*address, is_shared=is_shared))
         except OSError as error:
             raise cannot_listen("--listen", address, error) from error
 
@@ -223,27 +229,28 @@ class Gateway:
 
     def _in_force(self, rules: Rules) -> None:
         self._rules = rules
+        self._watched = set(rules.files)
         self._metrics.prepare(rules)
         self._metrics.rules_loaded_timestamp.set(time.time())
 
     async def _watch_rules(self, log: Log) -> None:
-        seen = await asyncio.to_thread(_stamps, self._rules.files)
+        seen = await asyncio.to_thread(_stamps, self._watched)
         while True:
             try:
                 async with asyncio.timeout(WATCH_EVERY):
                     await self._reload.wait()
             except TimeoutError:
-                stamps = await asyncio.to_thread(_stamps, self._rules.files)
+                stamps = await asyncio.to_thread(_stamps, self._watched)
                 if stamps == seen:
                     continue
             self._reload.clear()
             # Stamped before reading: a change while we read is seen at the next look.
-            before = await asyncio.to_thread(_stamps, self._rules.files)
+            before = await asyncio.to_thread(_stamps, self._watched)
             await self._try_to_reload(log)
-            seen = await asyncio.to_thread(_stamps, self._rules.files) | before
-            seen = {file: seen[file] for file in self._rules.files}
+            seen = await asyncio.to_thread(_stamps, self._watched) | before
+            seen = {file: seen[file] for file in self._watched}
 
-    async def _try_to_reload(self, log: Log) -> bool:
+    async def _try_to_reload(self, log: Log) -> None:
         """Put the rules on disk in force, whole, or keep those that are."""
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
@@ -256,7 +263,9 @@ class Gateway:
         except GatewayError as error:
             self._metrics.rules_reloads.labels("error").inc()
             self._logger.error("rules_refused", problems=str(error).splitlines())
-            return False
+            if isinstance(error, InvalidRulesError):
+                self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
+            return
         self._in_force(rules)
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))
@@ -264,7 +273,6 @@ class Gateway:
             self._worker.reload()
         self._metrics.rules_reloads.labels("ok").inc()
         self._logger.info("rules_reloaded", sources=len(rules.sources), routes=len(rules.routes))
-        return True
 
     async def _watch_log(self, log: Log) -> None:
         while True:
@@ -279,7 +287,7 @@ class Gateway:
                 self._metrics.log_up.set(1)
 
 
-def _stamps(files: Sequence[Path]) -> dict[Path, tuple[int, int, int] | None]:
+def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int, int] | None]:
     """Return what changes with a file's content: a symbolic link that is turned to another file counts, too."""
     stamps: dict[Path, tuple[int, int, int] | None] = {}
     for file in files:

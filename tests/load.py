@@ -178,7 +178,7 @@ class _Connection(asyncio.Protocol):
             self._connecting = None
         if self._transport is not None:
             self._transport.abort()
-            self._transport = None
+            self._lose()
 
     def post(self, request: tuple[int, bytes]) -> None:
         number, encoded = request
@@ -211,13 +211,18 @@ class _Connection(asyncio.Protocol):
 
     @override
     def connection_lost(self, _: Exception | None) -> None:
+        if self._transport is None:
+            return  # `close` has aborted it, and perhaps it is connecting again already
+        self._lose()
+        if not self._is_closed:
+            self._connecting = asyncio.get_running_loop().create_task(self.connect())
+
+    def _lose(self) -> None:
         self._transport = None
         if self in self._load._idle:
             self._load._idle.remove(self)
         if self._request is not None:
             self._finish(NO_ANSWER, b"")
-        if not self._is_closed:
-            self._connecting = asyncio.get_running_loop().create_task(self.connect())
 
     def _finish(self, status: int, head: bytes) -> None:
         assert self._request is not None

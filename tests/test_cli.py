@@ -667,7 +667,10 @@ def test_a_reader_that_has_had_enough_is_no_failure_to_speak_of() -> None:
 
 
 def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
+    # A shell that starts something in the background has it ignore SIGINT, and so would this.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = gateway("receive", "--port", "0", "--json", cwd=folder)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     listening = json.loads(process.stdout.readline())
     assert listening["event"] == "listening"

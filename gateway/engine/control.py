@@ -138,8 +138,8 @@ class Control:
             return
         self.orders[order.key] = order
         if order.kind == "pause":
-            changed = {order.name} if order.state == "paused" else set[str]()
-            self._paused = (self._paused - {order.name}) | changed
+            added = {order.name} if order.state == "paused" else set[str]()
+            self._paused = (self._paused - {order.name}) | added
 
     def marker(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of a pause or a kick have scanned: "topic/partition" → offset."""

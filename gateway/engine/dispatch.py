@@ -185,7 +185,8 @@ class Dispatcher:
         elif item.is_waiting:
             self.withdraw([item])
             item.is_waiting = False
-            due = max(self._lane(item.delivery.destination).place(now), now + TIERS[planner.SHORTEST])
+            lane = self._lanes.get(item.delivery.destination)
+            due = max(now if lane is None else lane.place(now), now + TIERS[planner.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Lanes.
@@ -288,9 +289,12 @@ class Dispatcher:
         """Write what its lane can't take to the retry store. It isn't an attempt, and isn't counted as one."""
         item, due = spill.item, spill.due
         delivery = item.delivery
+        route = self._rules().routes.get(delivery.route)
+        if route is None:  # removed while this waited
+            self.keep_unknown(item)
+            return
         if spill.reason is SpillReason.BREAKER_OPEN:
-            policy = self._rules().routes[delivery.route].retry
-            if delivery.attempts and now > (delivery.since or delivery.event.received_at) + policy.max_age:
+            if delivery.attempts and now > (delivery.since or delivery.event.received_at) + route.retry.max_age:
                 # It has been tried, and its time is over: the probes tell that the destination is still down.
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
@@ -394,14 +398,14 @@ class Dispatcher:
                     for spill in lane.overdue(now):
                         self._spill(spill, now)
 
-    async def drain(self, tasks: Iterable[Item], until: float) -> None:
+    async def drain(self, begun: Iterable[Item], until: float) -> None:
         """Start nothing any more, carry the given deliveries on by a tier, and wait for what is under way.
 
         `until` is by the loop's time; what isn't finished then is left to the next owner.
         """
         self._is_draining = True
         now = self._log.now()
-        for item in tasks:
+        for item in begun:
             self.defer(item, item.delivery.due, now)
         while self._under_way and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)

@@ -224,7 +224,9 @@ class Jobs:
                 replace(filed.delivery, attempts=(), since=now) async for filed in found if filed
             )
         else:
-            count = len([None async for _ in found])
+            count = 0
+            async for _ in found:
+                count += 1
         return order.with_state("done", count=count)
 
     async def _meant(self, order: Order) -> AsyncIterator[Filed | None]:
@@ -250,16 +252,21 @@ class Jobs:
             }
         if self._swept == ends:
             return
-        late: dict[str, list[Delivery]] = {}
+        late: list[Delivery] = []
+        names: set[str] = set()
         async for partition, record, filed in self._filed(topic, self._swept, ends):
             if filed is None:
                 await self._bury(topic, record)
                 continue
             order = active.get(filed.note.get("by", ""))
             if order is not None and not control.has_scanned(order.key, partition, record.offset):
-                late.setdefault(order.name, []).append(filed.delivery)
-        for name, deliveries in late.items():
-            await self._inject(_each(deliveries), at_once=False)
+                names.add(order.name)
+                late.append(filed.delivery)
+                if len(late) == APPENDS_AT_ONCE:
+                    await self._append(late, at_once=False)
+                    late = []
+        await self._append(late, at_once=False)
+        for name in names:
             await self._mark(active[name], ends)
         self._swept = ends
 
@@ -371,11 +378,6 @@ def read_letter(record: Record) -> tuple[Letter, Filed | None]:
         at=record.appended_at,
     )
     return letter, filed
-
-
-async def _each(deliveries: Sequence[Delivery]) -> AsyncIterator[Delivery]:
-    for delivery in deliveries:
-        yield delivery
 
 
 def _is_done(commit: Commit | None, offset: int) -> bool:

@@ -104,7 +104,8 @@ class Lane:
         self._in_flight_bytes = 0
         self._seconds = 0.05  # of an attempt, smoothed; the first guess hardly matters
         self._moved_at = 0.0  # when an attempt last ended, or began with no other under way
-        self._horizon = 0.0  # up to when spills have been promised a place
+        self._promised = 0.0  # spills that have been promised a place in the future and haven't come back yet, about
+        self._promised_at = 0.0
         self._slow_until = 0.0
         self._tokens = 0.0
         self._tokens_at = 0.0
@@ -226,9 +227,13 @@ class Lane:
     def _place(self, earliest: float, now: float) -> float:
         # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of
         # the destination instead of all at once, again and again.
+        # What is promised is kept as a number, not as a time: once the destination is faster, its backlog comes sooner.
         pace = self._pace(now)
-        due = max(earliest, self._horizon, now + len(self._waiting) / pace)
-        self._horizon = due + 1 / pace
+        if earliest <= now:  # else nothing comes back before that
+            self._promised = max(0.0, self._promised - (now - self._promised_at) * pace)
+        self._promised_at = now
+        due = max(earliest, now) + (len(self._waiting) + self._promised) / pace
+        self._promised += 1
         return due
 
     def _pace(self, now: float) -> float:

@@ -22,7 +22,9 @@ MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spellin
 class InvalidRulesError(RulesError):
     """The rule files have problems: all of them, by file and place; warnings only where there is nothing else."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], files: Sequence[Path] = ()) -> None:
+        self.files = tuple(files)
+        """What was read, or looked for: a change of any of them may mend the rules."""
         self.problems = tuple([problem for problem in problems if problem.severity == "error"] or problems)
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -33,9 +35,9 @@ def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve:
     References are resolved in `environ` (None: this process's). With `resolve=False` one that can't be is a warning,
     and something stands in for its value. Reads files and takes up to seconds: not for the event loop.
     """
-    rules, problems = check_rules(path, environ=environ, resolve=resolve)
+    rules, problems, files = _read(path, environ, resolve=resolve)
     if rules is None:
-        raise InvalidRulesError(problems)
+        raise InvalidRulesError(problems, files)
     return rules
 
 
@@ -46,10 +48,17 @@ def check_rules(
 
     There are no rules when there is an error, nor when they hang on an unresolved reference, as a route's name.
     """
+    rules, problems, _ = _read(path, environ, resolve=resolve)
+    return rules, problems
+
+
+def _read(
+    path: Path, environ: Mapping[str, str] | None, *, resolve: bool
+) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
     reader = Reader(os.environ if environ is None else environ, is_strict=resolve)
     with _no_collection():
         rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules()
-    return rules, sorted(reader.problems)
+    return rules, sorted(reader.problems), tuple(reader.files)
 
 
 @contextmanager

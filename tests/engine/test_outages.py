@@ -232,6 +232,35 @@ async def test_an_unreadable_record_that_does_not_fit_among_the_dead_is_cut() ->
 
 
 @virtual
+async def test_a_route_that_is_removed_while_its_breaker_opens_ends_nothing() -> None:
+    single = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=1, timeout=1.0)
+    world = await a_world(a_route(retry=PATIENT), destinations=[single], ci=[1e9])
+    async with running(world) as worker:
+        for index in range(100):
+            await world.put(an_event(id=f"evt_{index}", received_at=now()))
+            await asyncio.sleep(0.1)
+            if index == 44:
+                world.rules = replace(rules_of(), sources=world.rules.sources)
+                worker.reload()
+        await asyncio.sleep(60)
+        assert await world.undone() == 0
+
+
+@virtual
+async def test_a_kick_brings_out_the_backlog_of_a_slow_time_at_the_pace_of_now() -> None:
+    slow = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=2)
+    world = await a_world(a_route(retry=PATIENT), destinations=[slow], ci=[5.0])
+    await world.put(*events(500))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        world.client.scripts["ci"] = [0.001]
+        await asyncio.sleep(10)
+        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await asyncio.sleep(40)
+        assert len({event for _, event, _ in world.client.made}) == 500
+
+
+@virtual
 async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_ends_nothing() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(3.0,))), ci=[503])
     await world.put(*events(1))
