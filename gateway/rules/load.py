@@ -97,7 +97,9 @@ def _read_files(
 
 
 def _find(reader: Reader, use: Use, folder: Path) -> list[Path]:
-    if glob.has_magic(use.name) and (watched := folder / Path(use.name).parent).is_dir():
+    if not glob.has_magic(use.name):
+        reader.files[folder / use.name] = None
+    elif (watched := folder / Path(use.name).parent).is_dir():
         reader.files[watched] = None  # a file that is added or removed changes the folder
     # Path.glob takes no absolute pattern.
     found = sorted(glob.glob(use.name, root_dir=folder, recursive=True))  # noqa: PTH207

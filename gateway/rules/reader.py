@@ -111,13 +111,12 @@ class Reader:
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:
+        self.files[path] = None  # read or not: one that is missing may come
         try:
-            content = _content(path)
+            return _content(path)
         except ValueError as error:
             self._unresolved(node, str(error))
             return None
-        self.files[path] = None
-        return content
 
     def _unresolved(self, node: Node, message: str) -> None:
         self.report(node, "unresolved", message, severity="error" if self.is_strict else "warning")

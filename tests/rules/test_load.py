@@ -629,6 +629,14 @@ def test_a_secret_file_of_more_than_a_mebibyte_is_refused(tmp_path: Path) -> Non
 # --- Includes ---
 
 
+def test_a_refusal_names_the_files_that_were_missing_since_they_may_come(tmp_path: Path) -> None:
+    text = "version: 1\ninclude: more.yaml\n" + SOURCES.replace("secrets: [", 'secrets: ["${file:token}", ')
+    (tmp_path / "routes.yaml").write_text(text)
+    with pytest.raises(InvalidRulesError) as refusal:
+        load_rules(tmp_path / "routes.yaml", environ={})
+    assert {tmp_path / name for name in ("routes.yaml", "more.yaml", "token")} <= set(refusal.value.files)
+
+
 def test_included_files_add_to_the_rules(tmp_path: Path) -> None:
     (tmp_path / "routes.d" / "deep").mkdir(parents=True)
     (tmp_path / "routes.d" / "a.yaml").write_text("include: deep/*.yaml\n" + SOURCES)
