@@ -187,7 +187,14 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
         )
-        jobs = Jobs(log=log, topics=self._topics, follower=follower, metrics=self._metrics, logger=self._logger)
+        jobs = Jobs(
+            log=log,
+            topics=self._topics,
+            rules=lambda: self._rules,
+            follower=follower,
+            metrics=self._metrics,
+            logger=self._logger,
+        )
         worker = tasks.create_task(self._worker.run(), name="worker")
         return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
 
@@ -260,6 +267,8 @@ class Gateway:
                 # metadata of one that is missing must not create it with the broker's defaults.
                 await log.create(self._topics.specs(added))
                 await ensure_topics(log, self._settings, rules, self._logger)
+            if self._worker is not None:
+                await self._worker.prepare(rules)
         except GatewayError as error:
             self._metrics.rules_reloads.labels("error").inc()
             self._logger.error("rules_refused", problems=str(error).splitlines())

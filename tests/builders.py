@@ -84,6 +84,8 @@ def a_route(
     to: tuple[str, ...] = ("ci",),
     request: RequestTemplate | None = None,
     retry: RetryPolicy | None = None,
+    is_ordered: bool = False,
+    halts: bool = False,
 ) -> Route:
     """Make a route from what a rule file would say."""
     return Route(
@@ -94,4 +96,6 @@ def a_route(
         destinations=to,
         request=request,
         retry=a_policy() if retry is None else retry,
+        order="key" if is_ordered else None,
+        on_exhausted="halt" if halts else "dead_letter",
     )

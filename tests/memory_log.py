@@ -6,6 +6,7 @@ Rebalances are eager, as Kafka's: whenever the members of a group change, all of
 import asyncio
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ FETCH_BYTES = 1 << 20
 FOREVER = math.inf
 
 _offset = attrgetter("offset")
+_appended_at = attrgetter("appended_at")
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class _State:
     commits: dict[str, dict[Partition, Commit]] = field(default_factory=dict)
     members: dict[str, list["MemoryConsumer"]] = field(default_factory=dict)
     readers: list["MemoryConsumer"] = field(default_factory=list)
+    rebalancing: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     failing_appends: float = 0
     failing_commits: float = 0
 
@@ -99,9 +102,9 @@ class MemoryLog:
         """Leave a gap after the last record, as transaction markers do."""
         self._state.segments[partition].end += count
 
-    def rebalance(self, group: str) -> None:
+    async def rebalance(self, group: str) -> None:
         """Revoke everything from a group's members and assign it anew, as when a member is late."""
-        _rebalance(self._state, group)
+        await _rebalance(self._state, group)
 
     # The contract.
 
@@ -133,7 +136,7 @@ class MemoryLog:
             consumer.assign([partition for topic in topics for partition in self._state.of(topic)])
         else:
             self._state.members.setdefault(group, []).append(consumer)
-            _rebalance(self._state, group)
+            await _rebalance(self._state, group)
         return consumer
 
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
@@ -148,6 +151,14 @@ class MemoryLog:
         segments = self._state.segments
         return {p.number: (segments[p].start, segments[p].end) for p in self._state.of(topic)}
 
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        found = {}
+        for partition in self._state.of(topic):
+            segment = self._state.segments[partition]
+            first = bisect_left(segment.records, at, key=_appended_at)
+            found[partition.number] = segment.records[first].offset if first < len(segment.records) else segment.end
+        return found
+
     async def topics(self) -> Collection[str]:
         return list(self._state.specs)
 
@@ -157,6 +168,11 @@ class MemoryLog:
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         commits = self._state.commits.get(group, {})
         return {partition.number: commit for partition, commit in commits.items() if partition.topic == topic}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        if not self._state.members.get(group):
+            known = self._state.commits.setdefault(group, {})
+            known.update({partition: commit for partition, commit in commits.items() if partition not in known})
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         missing = [spec for spec in specs if spec.name not in self._state.specs]
@@ -240,11 +256,12 @@ class MemoryConsumer:
         if self._group is None:
             if self in self._state.readers:
                 self._state.readers.remove(self)
-                self.revoke()
+                await self.revoke()
         elif self in self._state.members[self._group]:
-            self.revoke()
-            self._state.members[self._group].remove(self)
-            _rebalance(self._state, self._group)
+            async with self._state.rebalancing[self._group]:
+                await self.revoke()
+                self._state.members[self._group].remove(self)
+            await _rebalance(self._state, self._group)
 
     def wake(self) -> None:
         self._woken.set()
@@ -261,14 +278,15 @@ class MemoryConsumer:
         self._listener.assigned(assignments)
         self.wake()
 
-    def revoke(self) -> None:
+    async def revoke(self) -> None:
         """Disown everything and store what the listener has finished; a failing commit is lost, as on a real log."""
-        if not self._positions:
-            return
-        commits = self._listener.revoked(list(self._positions))
-        owned = {partition: commit for partition, commit in commits.items() if partition in self._positions}
+        positions = list(self._positions)
         self._positions.clear()
         self._paused.clear()
+        if not positions:
+            return
+        commits = await self._listener.revoked(positions)
+        owned = {partition: commit for partition, commit in commits.items() if partition in positions}
         if self._group is None:
             return
         if self._state.failing_commits > 0:
@@ -289,17 +307,17 @@ class MemoryConsumer:
         return batches
 
 
-def _rebalance(state: _State, group: str) -> None:
-    members = state.members.get(group, [])
-    for member in members:
-        member.revoke()
-    shares: list[list[Partition]] = [[] for _ in members]
-    topics = sorted({topic for member in members for topic in member.topics})
-    for turn, partition in enumerate([partition for topic in topics for partition in state.of(topic)]):
-        takers = [index for index, member in enumerate(members) if partition.topic in member.topics]
-        shares[takers[turn % len(takers)]].append(partition)
-    for member, share in zip(members, shares, strict=True):
-        member.assign(share)
+async def _rebalance(state: _State, group: str) -> None:
+    async with state.rebalancing[group]:
+        members = list(state.members.get(group, []))
+        await asyncio.gather(*[member.revoke() for member in members])
+        shares: list[list[Partition]] = [[] for _ in members]
+        topics = sorted({topic for member in members for topic in member.topics})
+        for turn, partition in enumerate([partition for topic in topics for partition in state.of(topic)]):
+            takers = [index for index, member in enumerate(members) if partition.topic in member.topics]
+            shares[takers[turn % len(takers)]].append(partition)
+        for member, share in zip(members, shares, strict=True):
+            member.assign(share)
 
 
 def _head(segment: _Segment, start: int, end: int) -> list[Record]:

@@ -7,20 +7,22 @@
                           └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
 
 Here the decisions of `lanes`, `retry`, `planner` and `request` are acted on. Which records the deliveries belong to,
-and what of those is committed, is the worker's affair: it hands items in, and hears when a record has none left.
+and what of those is committed, is their owners' affair: a `Member` hands items in, and hears when one has ended. Where
+it keeps an order, what would go to a tier or to the parked waits in memory instead.
 """
 
 import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Protocol, assert_never
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner, retry
-from gateway.engine.control import Control
+from gateway.engine.control import Control, Order
 from gateway.engine.lanes import Budget, Lane, Spill
 from gateway.engine.request import Outbound, compose
 from gateway.engine.successors import Successors
@@ -40,9 +42,11 @@ from gateway.model import (
     SpillReason,
     UndecodableRecordError,
 )
-from gateway.rules.rules import Rules
+from gateway.rules.rules import OnGone, Rules
 from gateway.telemetry.metrics import Metrics
 
+PAUSED_LOOK = 1.0
+"""Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
 TICK = 0.05
 """Seconds between looks at lanes in which something waits."""
 IDLE_TICK = 0.25
@@ -55,6 +59,19 @@ FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, so in step with the outage's length."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a process hands to the parts of its engine."""
+
+    log: Log
+    topics: Topics
+    rules: Callable[[], Rules]
+    control: Control
+    metrics: Metrics
+    logger: FilteringBoundLogger
+    sleep: Callable[[float], Awaitable[None]]
+
+
 class Client(Protocol):
     """Makes one attempt; never raises for what a destination does."""
 
@@ -62,34 +79,22 @@ class Client(Protocol):
 
 
 class Dispatcher:
-    """Every delivery of one worker, from `admit` to its end or its successor; `on_done` hears of finished records."""
+    """Every delivery of one process, from `admit` to its end or its successor, of which the record's owner hears."""
 
-    def __init__(
-        self,
-        *,
-        log: Log,
-        topics: Topics,
-        rules: Callable[[], Rules],
-        client: Client,
-        control: Control,
-        metrics: Metrics,
-        logger: FilteringBoundLogger,
-        sleep: Callable[[float], Awaitable[None]],
-        on_done: Callable[[Pending], None],
-    ) -> None:
-        self.budget = Budget()
-        self._log = log
-        self._topics = topics
-        self._rules = rules
+    def __init__(self, around: Surroundings, client: Client) -> None:
+        self._budget = Budget()
+        self._log = log = around.log
+        self._topics = topics = around.topics
+        self._rules = around.rules
         self._client = client
-        self._control = control
-        self._metrics = metrics
-        self._logger = logger
-        self._sleep = sleep
-        self._on_done = on_done
+        self._control = around.control
+        self._metrics = metrics = around.metrics
+        self._logger = logger = around.logger
+        self._sleep = sleep = around.sleep
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._lanes: dict[str, Lane] = {}
         self._share = 1.0
+        self._pausing: set[str] = set()
         self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -137,8 +142,10 @@ class Dispatcher:
         self.defer(item, item.delivery.due, now)
 
     def end(self, item: Item, outcome: DeadLettered | Dropped) -> None:
-        """End a delivery without success."""
+        """End a delivery without success, unless its owner has it halt there."""
         if isinstance(outcome, DeadLettered):
+            if item.pending.tracker.owner.halts(item, outcome):
+                return
             self._succeed(item, self._topics.dead, outcome)
         else:
             self._say(item, outcome, item.delivery.attempts[-1].number)
@@ -150,24 +157,42 @@ class Dispatcher:
         async def write() -> None:
             tracker = pending.tracker
             await self._successors.bury(tracker.partition.topic, record, error, lambda: not pending.tracker.is_lost)
-            self._on_done(pending)
+            pending.left = 0
+            pending.tracker.owner.done(pending)
 
         pending.left = 1
         self._spawn(write(), "worker-successor")
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
+        tracker = item.pending.tracker
+        if tracker.owner.keeps_order:
+            self.wait(item, due)
+            return
         tier = planner.plan(due, now)
-        if tier is None and item.pending.tracker.is_live and not self.budget.is_full and not self._is_draining:
+        if tier is None and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)
         else:
             self._succeed(item, self._topics.retry(tier or planner.SHORTEST))
 
     def wait(self, item: Item, until: float) -> None:
-        """Keep a delivery in memory until a time."""
-        self._soon_count += 1
+        """Keep a delivery in memory until a time. Its owner then sends it on, if the partition still is ours."""
+        tracker = item.pending.tracker
+        if tracker.is_lost:
+            self._finish(item)
+            return
         item.is_waiting = True
-        heapq.heappush(self._soon, (until, self._soon_count, item))
+        if tracker.is_live:
+            self._soon_count += 1
+            heapq.heappush(self._soon, (until, self._soon_count, item))
+
+    def carry_on(self, item: Item) -> None:
+        """Let a tier carry a delivery to its next owner, which else would repeat what was done of its record."""
+        item.is_waiting = False
+        if item.end is not None:
+            self.end(item, item.end)
+            return
+        self._succeed(item, self._topics.retry(planner.plan(item.delivery.due, self._log.now()) or planner.SHORTEST))
 
     def withdraw(self, items: Iterable[Item]) -> None:
         """Take deliveries out of their queues; what isn't in one is ignored."""
@@ -203,7 +228,7 @@ class Dispatcher:
         lane = self._lanes.get(name)
         if lane is None:
             destination = self._rules().destinations[name]
-            lane = Lane(name, self.budget, concurrency=destination.concurrency, rate=destination.rate)
+            lane = Lane(name, self._budget, concurrency=destination.concurrency, rate=destination.rate)
             lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
             self._lanes[name] = lane
         return lane
@@ -267,21 +292,42 @@ class Dispatcher:
                 lane.finished(item, attempt, self._log.now())
         self._metrics.attempts.labels(lane.name, attempt.result).inc()
         self._metrics.attempt_duration.labels(lane.name).observe(attempt.seconds)
+        if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
+            self._pause(destination.name)
+        self._follow(item, attempt, verdict)
+
+    def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict) -> None:
+        """Act on what follows from an attempt."""
         if isinstance(verdict, Delivered):
             self._say(item, verdict, attempt.number)
             self._finish(item)
             return
         item.note = {}
-        item.delivery = replace(delivery, attempts=(*delivery.attempts, attempt))
+        item.is_tried = True
+        item.delivery = replace(item.delivery, attempts=(*item.delivery.attempts, attempt))
         match verdict:
             case retry.Retry(due=due):
-                self._metrics.retries.labels(route.name, attempt.result).inc()
+                self._metrics.retries.labels(item.delivery.route, attempt.result).inc()
                 item.delivery = replace(item.delivery, due=due)
                 self.defer(item, due, self._log.now())
             case DeadLettered() | Dropped():
                 self.end(item, verdict)
             case _ as never:
                 assert_never(never)
+
+    def _pause(self, destination: str) -> None:
+        """Order what an operator would, once."""
+
+        async def write() -> None:
+            order = Order(kind="pause", name=name, state="paused", at=self._log.now())
+            self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
+            await self._successors.order(order)
+            self._pausing.discard(name)
+
+        name = f"destination/{destination}"
+        if name not in self._pausing and self._control.paused_by("", destination) is None:
+            self._pausing.add(name)
+            self._spawn(write(), "worker-pause")
 
     # Ends and successors.
 
@@ -293,21 +339,27 @@ class Dispatcher:
         if route is None:  # removed while this waited
             self.keep_unknown(item)
             return
+        keeps_order = item.pending.tracker.owner.keeps_order
         if spill.reason is SpillReason.BREAKER_OPEN:
             if delivery.attempts and now > (delivery.since or delivery.event.received_at) + route.retry.max_age:
                 # It has been tried, and its time is over: the probes tell that the destination is still down.
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
-            times = int(item.note.get("breaks", 0))
-            item.note = {"breaks": str(times + 1)}
-            due = max(due, now + min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16)))
-        self._metrics.spills.labels(delivery.destination, spill.reason).inc()
+            if not keeps_order:  # in memory a look at the breaker costs nothing
+                times = int(item.note.get("breaks", 0))
+                item.note = {"breaks": str(times + 1)}
+                due = max(due, now + min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16)))
+        if not keeps_order:
+            self._metrics.spills.labels(delivery.destination, spill.reason).inc()
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
     def _park(self, item: Item) -> None:
         name = self._control.paused_by(item.delivery.route, item.delivery.destination)
         assert name is not None
+        if item.pending.tracker.owner.keeps_order:
+            self.wait(item, self._log.now() + PAUSED_LOOK)
+            return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
         item.note = {"by": name}
         self._succeed(item, self._topics.parked)
@@ -317,7 +369,7 @@ class Dispatcher:
         tracker = item.pending.tracker
         if tracker.is_lost:
             self._finish(item)  # another owner reads it again; only the memory is given back
-        elif not tracker.is_live:
+        elif not tracker.is_writable:
             item.is_waiting = True
             item.end = end
         else:
@@ -343,10 +395,8 @@ class Dispatcher:
         self._finish(item)
 
     def _finish(self, item: Item) -> None:
-        pending = item.pending
-        pending.left -= 1
-        if pending.left == 0:
-            self._on_done(pending)
+        item.pending.left -= 1
+        item.pending.tracker.owner.finished(item)
 
     def _say(self, item: Item, outcome: Outcome, attempts: int) -> None:
         """Count an end, and tell it in one line."""
@@ -388,7 +438,8 @@ class Dispatcher:
             now = self._log.now()
             count = 0
             while self._soon and self._soon[0][0] <= now and not self._is_draining:
-                self.admit(heapq.heappop(self._soon)[2], now)
+                item = heapq.heappop(self._soon)[2]
+                item.pending.tracker.owner.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
@@ -404,9 +455,8 @@ class Dispatcher:
         `until` is by the loop's time; what isn't finished then is left to the next owner.
         """
         self._is_draining = True
-        now = self._log.now()
         for item in begun:
-            self.defer(item, item.delivery.due, now)
+            self.carry_on(item)
         while self._under_way and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         if self._under_way:

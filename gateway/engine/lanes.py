@@ -24,7 +24,7 @@ MAX_WAIT = 1.0
 MAX_ATTEMPTS = 4096
 """Attempts under way in a worker: as many sockets, and some 40 MB."""
 MAX_BYTES = 256 << 20
-"""Records in memory over all lanes; above it, nothing more is read."""
+"""Records in memory; above it, nothing more is read."""
 FAIR_SHARE = 32
 """A lane may have a 32nd of the attempts and bytes that are free: 124 attempts and 7 MiB where nothing else is."""
 BURST = 0.1
@@ -47,7 +47,7 @@ class Spill:
 
 
 class Budget:
-    """What all lanes of a worker share: attempts under way, and the bytes of records in memory.
+    """What all lanes of a worker share: attempts, and the bytes that are under way in them.
 
     Retries never take the half that is kept for first attempts, and no lane takes more than a part of what is still
     free: the more hang, the less the next one gets, and something is left for those that don't.
@@ -59,13 +59,6 @@ class Budget:
         self._under_way = 0
         self._retries = 0
         self._bytes_under_way = 0
-        self.held = 0
-        """Bytes of the records that were read and aren't done."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more may be read."""
-        return self.held >= self._size
 
     def has_room(self, item: Item, *, attempts: int, size: int) -> bool:
         """Tell whether a lane with so many attempts and bytes under way may start this one, too."""

@@ -96,15 +96,15 @@ class Progress:
         """Return that span as a share of the window, 0 to 1."""
         return min(1.0, (self._next - self.base) / self.window)
 
-    def committable(self) -> Commit | None:
-        """Return what can be committed now, None if that is what was stored last.
+    def committable(self, *, is_known: bool = False) -> Commit | None:
+        """Return what can be committed now, None if that is what was stored last, unless `is_known` asks for it, too.
 
         What is done beyond 16,384 offsets after the base is left out: a new owner would do it again.
         """
         base = self.base
         bits = self._done_from(base)
         commit = Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
-        return None if commit == self._stored else commit
+        return None if commit == self._stored and not is_known else commit
 
     def committed(self, commit: Commit) -> None:
         """Note that this commit was stored."""

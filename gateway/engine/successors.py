@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
+from gateway.engine.control import Order
 from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.log.topics import Topics
@@ -74,6 +75,11 @@ class Successors:
         if is_stored:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
         return is_stored
+
+    async def order(self, order: Order) -> None:
+        """Give an order as an operator does."""
+        key, value = order.encode()
+        await self._append(self._topics.control, key, value, [], always)
 
     async def bury(
         self, topic: str, record: Record, error: UndecodableRecordError, is_wanted: Callable[[], bool] = always

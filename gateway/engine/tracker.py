@@ -18,6 +18,23 @@ from gateway.log.base import Assignment, Partition, Record
 from gateway.model import DeadLettered, Delivery
 
 
+class Owner(Protocol):
+    """The member that reads a partition, and hears what becomes of its records."""
+
+    keeps_order: bool
+
+    @property
+    def has_room(self) -> bool: ...
+
+    def resume(self, item: "Item", now: float) -> None: ...
+
+    def finished(self, item: "Item") -> None: ...
+
+    def halts(self, item: "Item", end: DeadLettered) -> bool: ...
+
+    def done(self, pending: "Pending") -> None: ...
+
+
 class Scope(Protocol):
     """The deadline of an attempt, which can be moved (`asyncio.Timeout`)."""
 
@@ -45,7 +62,12 @@ class Pending:
     @property
     def has_begun(self) -> bool:
         """Whether any of its deliveries was started: reading the record again would repeat that one."""
-        return any(not item.is_waiting or item.delivery.attempts for item in self.items)
+        return any(not item.is_waiting or item.is_tried for item in self.items)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an attempt or an append for it is under way."""
+        return self.left > sum([item.is_waiting for item in self.items])
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -53,6 +75,7 @@ class Item:
     """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
 
     `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
+    `is_tried` tells of attempts that no record knows of yet.
     """
 
     delivery: Delivery
@@ -62,14 +85,16 @@ class Item:
     note: Mapping[str, str] = field(default_factory=dict)
     since: float = 0.0
     is_waiting: bool = False
+    is_tried: bool = False
     scope: Scope | None = None
     end: DeadLettered | None = None
 
 
 class Ownership(Enum):
-    """Whose a partition is: ours; revoked, and perhaps coming straight back; or another's."""
+    """Whose a partition is: ours; still ours, but not for long; revoked, and perhaps coming back; or another's."""
 
     OURS = auto()
+    LEAVING = auto()
     SUSPENDED = auto()
     LOST = auto()
 
@@ -80,8 +105,9 @@ class Tracker:
     `delay` is a tier's (its records are due that long after their append), None for events.
     """
 
-    def __init__(self, assignment: Assignment, delay: float | None = None) -> None:
+    def __init__(self, assignment: Assignment, owner: Owner, delay: float | None = None) -> None:
         self.partition: Partition = assignment.partition
+        self.owner = owner
         self.delay = delay
         self.progress = Progress(assignment.commit, assignment.log_start)
         self.ownership = Ownership.OURS
@@ -99,6 +125,11 @@ class Tracker:
     @property
     def is_live(self) -> bool:
         return self.ownership is Ownership.OURS
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a record of it may be ended, or carried on by a successor: nobody else is doing that."""
+        return self.ownership in (Ownership.OURS, Ownership.LEAVING)
 
     @property
     def is_lost(self) -> bool:

@@ -66,13 +66,17 @@ class Assignment(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who owns the records of a consumer. Both methods return at once; no record is fetched while they run."""
+    """Who owns the records of a consumer. No record is fetched while one of its methods runs."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Take over these partitions; every one not revoked since the last call stays."""
+        """Take over these partitions; every one not revoked since the last call stays. Returns at once."""
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
-        """Give up these partitions; the consumer commits what is returned before another owner can start."""
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        """Give up these partitions; the consumer commits what is returned before another owner can start.
+
+        Until it returns they are still ours, unless the group has thrown us out, and all its members stand still: it
+        may let what is under way end, for a few seconds.
+        """
 
 
 class Consumer(Protocol):
@@ -145,6 +149,13 @@ class Log(Protocol):
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none."""
 
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        """Return of each partition the first offset that was appended at or after a time by the log's clock (seconds).
+
+        That is the partition's end where there is none; empty if there is no such topic. Where the clock of a partition
+        went back (its leader changed), some record that follows may be older.
+        """
+
     async def topics(self) -> Collection[str]:
         """Return the names of all topics."""
 
@@ -153,6 +164,9 @@ class Log(Protocol):
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         """Return what a group has committed of a topic's partitions; a partition without a commit is left out."""
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        """Store commits for a group that has no member yet. Where it has committed something, that stands."""
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the topics that are missing and return their names; those that exist are left as they are."""

@@ -15,9 +15,11 @@ reason a group has a single member. Other processes (the command line) may appen
 
 import asyncio
 import fcntl
+import math
 import os
 import sqlite3
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +121,7 @@ COMMIT = """
 INSERT OR REPLACE INTO commits (member, topic, base, done)
 SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
 """
+SEED = COMMIT.replace("REPLACE", "IGNORE")
 OLDEST_SQLITE = (3, 38, 0)  # The first with `->>`.
 
 log = structlog.get_logger(__name__)
@@ -218,6 +221,9 @@ class EmbeddedLog:
         row = await self.read(_row, "SELECT start, next FROM topics WHERE name = ?", topic)
         return {0: (row[0], row[1])} if row else {}
 
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        return await self.read(_offset_at, topic, at, self.now())
+
     async def topics(self) -> Collection[str]:
         return await self.read(_rows, "SELECT json_group_array(name) FROM topics")
 
@@ -227,6 +233,10 @@ class EmbeddedLog:
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         row = await self.read(_row, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic)
         return {0: Commit(row[0], bytes.fromhex(row[1]))} if row else {}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        rows = [(partition.topic, base, done.hex()) for partition, (base, done) in commits.items()]
+        await self.write(_commit, group, rows, SEED)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         return await self.write(_create, specs)
@@ -443,7 +453,7 @@ class EmbeddedConsumer:
         if self._is_closed:
             return
         self._is_closed = True
-        commits = self._listener.revoked(tuple(self._streams))
+        commits = await self._listener.revoked(tuple(self._streams))
         try:
             await self.commit(commits)
         finally:
@@ -892,6 +902,27 @@ def _select(connection: sqlite3.Connection, topic: str, start: int, end: int, no
     return chunk
 
 
+def _offset_at(connection: sqlite3.Connection, topic: str, at: float, now: float) -> dict[int, int]:
+    """Find the first record of a topic that was appended at or after a time: some twenty looks, however many it has."""
+    found = _row(connection, "SELECT id << 48, start, next FROM topics WHERE name = ?", topic)
+    if found is None:
+        return {}
+    records, start, end = found
+
+    def following(offset: int) -> tuple[int, float]:
+        """Return the record at an offset or after it, and when it was appended."""
+        row = _row(
+            connection,
+            "SELECT id, at FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
+            records | offset,
+            records | end,
+        )
+        return (end, math.inf) if row is None else (row[0] & LAST_OFFSET, min(row[1] / 1e6, now))
+
+    first = start + bisect_left(range(start, end), at, key=lambda offset: following(offset)[1])
+    return {0: following(first)[0]}
+
+
 def _assignments(
     connection: sqlite3.Connection, group: str | None, topics: Sequence[str]
 ) -> list[tuple[Assignment, int]]:
@@ -905,8 +936,10 @@ def _assignments(
     return assignments
 
 
-def _commit(connection: sqlite3.Connection, group: str, rows: Sequence[tuple[str, int, str]]) -> None:
-    connection.execute(COMMIT, (group, orjson.dumps(rows).decode()))
+def _commit(
+    connection: sqlite3.Connection, group: str, rows: Sequence[tuple[str, int, str]], statement: str = COMMIT
+) -> None:
+    connection.execute(statement, (group, orjson.dumps(rows).decode()))
 
 
 def _create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[str]:

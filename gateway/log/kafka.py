@@ -53,7 +53,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest
 from aiokafka.protocol.api import Request
-from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -276,6 +276,18 @@ class KafkaLog:
         after_last = await self._cluster.offsets(partitions, LATEST)
         return {partition.number: (first[partition], after_last[partition]) for partition in partitions}
 
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        described = await self._cluster.describe([topic])
+        partitions = [Partition(topic, number) for number in described.get(topic, {})]
+        # The ends first: what is appended after they were asked for comes at or after them.
+        after_last = await self._cluster.offsets(partitions, LATEST)
+        # To the microsecond, so that the millisecond of a record's own `appended_at` isn't rounded up to the next one.
+        found = await self._cluster.offsets(partitions, max(0, math.ceil(round(at * 1000, 3))))
+        return {
+            partition.number: after_last[partition] if found[partition] < 0 else found[partition]
+            for partition in partitions
+        }
+
     async def topics(self) -> Collection[str]:
         return await self._cluster.topics()
 
@@ -286,6 +298,9 @@ class KafkaLog:
         described = await self._cluster.describe([topic])
         commits = await self._cluster.commits(group, [Partition(topic, number) for number in described.get(topic, {})])
         return {partition.number: commit for partition, commit in commits.items()}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        await self._cluster.seed(group, commits)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create what is missing, with three replicas where there are three brokers, and wait until it has leaders.
@@ -486,6 +501,7 @@ class KafkaConsumer:
         self._pulling: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._assignments = 0
+        self._giving_up = asyncio.Lock()
         self._closing = self._loop.create_future()
 
     async def start(self) -> None:
@@ -554,7 +570,7 @@ class KafkaConsumer:
         return lags
 
     async def close(self) -> None:
-        """Revoke, commit and leave, within 5 s. Nothing is committed while the log is away."""
+        """Revoke, commit and leave, within 5 s and what the listener takes. A log that is away takes no commit."""
         if self._closing.done():
             return
         self._closing.set_result(None)
@@ -630,20 +646,21 @@ class KafkaConsumer:
 
     async def _give_up(self, timeout: float = COMMIT_TIMEOUT) -> None:
         """Tell the listener that nothing is ours any more, and commit what it has finished."""
-        owned = list(self._next)
-        self._next.clear()
-        self._held.clear()
-        self._paused.clear()
-        self._ends.clear()
-        if not owned:
-            return
-        commits = self._listener.revoked(owned)
-        try:
-            mine = {partition: commit for partition, commit in commits.items() if partition in owned}
-            await self._commit(mine, timeout)
-        except LogUnavailableError as error:
-            # The next owner repeats what was finished since the last commit.
-            log.warning("log_commit_lost", group=self._group, error=str(error))
+        async with self._giving_up:  # who closes waits for a revocation under way
+            owned = list(self._next)
+            self._next.clear()
+            self._held.clear()
+            self._paused.clear()
+            self._ends.clear()
+            if not owned:
+                return
+            commits = await self._listener.revoked(owned)
+            try:
+                mine = {partition: commit for partition, commit in commits.items() if partition in owned}
+                await self._commit(mine, timeout)
+            except LogUnavailableError as error:
+                # The next owner repeats what was finished since the last commit.
+                log.warning("log_commit_lost", group=self._group, error=str(error))
 
     async def _commit(self, commits: Mapping[Partition, Commit], timeout: float = COMMIT_TIMEOUT) -> None:
         if not commits or self._group is None:
@@ -791,7 +808,10 @@ class _Cluster:
         return await self._ask("topics", ask)
 
     async def offsets(self, partitions: Collection[Partition], at: int) -> Mapping[Partition, int]:
-        """Return the first offset of each partition (EARLIEST), or the one after its last (LATEST)."""
+        """Return the first offset of each partition (EARLIEST), the one after its last (LATEST), or the first at a time.
+
+        A time is in milliseconds since the epoch; -1 stands for no record at or after it.
+        """
 
         async def ask() -> Mapping[Partition, int]:
             names = sorted({partition.topic for partition in partitions})
@@ -835,6 +855,25 @@ class _Cluster:
             return commits
 
         return await self._ask(f"commits of {group}", ask) if wanted != [] else {}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        """Commit as nobody's member, which Kafka takes as long as there is none."""
+
+        async def ask() -> None:
+            known = await self.commits(group, list(commits))
+            topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+            for partition, (base, done) in commits.items():
+                if partition not in known:
+                    topics[partition.topic].append((partition.number, base, _encode_done(done)))
+            if not topics:
+                return
+            coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
+            response = await self._send(OffsetCommitRequest(group, -1, "", -1, list(topics.items())), coordinator)
+            for topic, answers in response.topics:
+                for number, code in answers:
+                    _raise_for(code, f"{topic}/{number}")
+
+        await self._ask(f"first commits of {group}", ask)
 
     async def evict(self, group: str, client_id: str) -> None:
         """Take a client's members out of a group.

@@ -9,22 +9,29 @@ The value is the body, byte for byte. `ce_*` and `content-type` are CloudEvents'
     gw_key       the order key, where the source has one
     gw_delivery  JSON, on retry, parked and dead records: which delivery, its attempts, when it is due, why it is here
 
+A record of `gateway.dedupe` is no event. Its key is "topic/partition", its value rows of 40 bytes, and its headers
+are `gw_v`, `gw_source` and `gw_origin`: the time (microseconds) before which that partition had no event, 0 if unknown.
+
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
 """
 
+import hashlib
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from gateway.log.base import Record
+from gateway.log.base import Partition, Record
 from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Headers, Result, UndecodableRecordError
 
 FORMAT = b"1"
+SIGHTING = struct.Struct(">16s8sQQ")
+"""Of an event: the digest of its identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,14 @@ class Filed:
     delivery: Delivery
     note: Mapping[str, str]
     at: float
+
+
+class Sighted(NamedTuple):
+    """What a record of `gateway.dedupe` tells of one source in one partition: rows of `SIGHTING`, one after another."""
+
+    source: str
+    origin: int
+    rows: bytes
 
 
 def event_key(event: Event) -> bytes:
@@ -108,6 +123,37 @@ def decode_delivery(record: Record) -> Filed:
         return Filed(delivery=delivery, note=note, at=_time(state["at"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecordError(f"gw_delivery: expected a delivery's state, got {error!r}") from error
+
+
+def fingerprint(event: Event) -> bytes:
+    """Return 8 bytes that differ where two events of one identity differ: in type, query or body."""
+    what = f"{len(event.type)} {event.type} {len(event.query)} {event.query} "
+    digest = hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=8)
+    digest.update(event.body)
+    return digest.digest()
+
+
+def sightings_key(partition: Partition) -> bytes:
+    """Return the key of all records that tell of what was seen in a partition of an events' topic."""
+    return f"{partition.topic}/{partition.number}".encode()
+
+
+def encode_sightings(source: str, origin: int) -> list[tuple[str, bytes]]:
+    """Return the record headers of rows of `SIGHTING`, which are the record's value."""
+    return [("gw_v", FORMAT), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
+
+
+def decode_sightings(record: Record) -> Sighted:
+    """Read a record of `gateway.dedupe`. Raises UndecodableRecordError, saying what is missing or unknown."""
+    fields = dict(record.headers)
+    if fields.get("gw_v") != FORMAT:
+        raise UndecodableRecordError(f"gw_v: expected 1, got {fields.get('gw_v')!r}")
+    if len(record.value) % SIGHTING.size:
+        raise UndecodableRecordError(f"value: expected rows of {SIGHTING.size} bytes, got {len(record.value)} bytes")
+    try:
+        return Sighted(fields["gw_source"].decode(), int(fields["gw_origin"]), record.value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UndecodableRecordError(f"record headers: expected gw_source and gw_origin, got {error!r}") from error
 
 
 def split_headers(raw: bytes) -> Headers:

@@ -47,11 +47,19 @@ class Topics:
         return f"{self.prefix}parked"
 
     @property
+    def dedupe(self) -> str:
+        return f"{self.prefix}dedupe"
+
+    @property
     def control(self) -> str:
         return f"{self.prefix}control"
 
     def group(self, name: str) -> str:
         return f"{self.prefix}{name}"
+
+    def ordered_group(self, route: str, destination: str, topic: str) -> str:
+        """Return the group of an ordered route, one of its destinations and one topic; no name holds a slash."""
+        return f"{self.prefix}ordered/{route}/{destination}/{topic}"
 
     def specs(self, event_topics: Iterable[str]) -> tuple[TopicSpec, ...]:
         """Return what every topic has to be, the events' topics first.
@@ -67,6 +75,8 @@ class Topics:
             *tiers,
             TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
             TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
+            # The longest window, and a day during which an event may wait to be read.
+            TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True),
         )
         if taken := {spec.name for spec in own}.intersection(names):

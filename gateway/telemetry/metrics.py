@@ -234,6 +234,13 @@ class Metrics(Collector):
         self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
         self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
+        where = ("route", "destination", "topic")
+        self.ordered_blocked_keys = gauge("ordered_blocked_keys", "Keys whose first delivery has failed.", *where)
+        self.ordered_halted_keys = gauge("ordered_halted_keys", "Keys that wait for an operator's kick.", *where)
+        self.ordered_lag = gauge("ordered_lag_records", "Records that an ordered route hasn't read.", *where)
+        self.ordered_oldest_undone = gauge(
+            "ordered_oldest_undone_seconds", "Age of the oldest event that an ordered route hasn't done.", *where
+        )
         self.rules_loaded_timestamp = gauge(
             "rules_loaded_timestamp_seconds", "When the rules in force were loaded."
         ).labels()

@@ -282,7 +282,7 @@ async def test_a_new_source_is_read_after_a_reload_that_meets_a_rebalance() -> N
             rules_of(a_route(sources=("github", "billing"))), sources={**world.rules.sources, "billing": source}
         )
         worker.reload()
-        world.log.rebalance(TOPICS.group("router"))
+        await world.log.rebalance(TOPICS.group("router"))
         await asyncio.sleep(1)
         event = an_event(source="billing", received_at=now())
         await world.log.append(TOPICS.events("billing"), key=b"k", value=event.body, headers=encode_event(event))

@@ -1,12 +1,17 @@
 """A worker whose partitions are taken away and come back while it is busy with what it fetched."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from gateway.engine.member import HANDOVER
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.topics import ROUTER_GROUP
-from tests.builders import a_route
+from gateway.model import EventId
+from tests.builders import a_destination, a_route
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, running, virtual
+from tests.virtual_time import now
 
 
 class Visitor:
@@ -15,7 +20,7 @@ class Visitor:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Take nothing over."""
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}
 
 
@@ -39,3 +44,36 @@ async def _visit(world: World, *, after: int) -> None:
     topics = [EVENTS]
     consumer = await world.log.another().consume(group=TOPICS.group(ROUTER_GROUP), topics=topics, listener=Visitor())
     await consumer.close()
+
+
+@virtual
+async def test_a_member_that_joins_or_leaves_repeats_nothing_that_was_under_way() -> None:
+    """What is under way ends before another may own it; what was begun and waits is carried on by a tier."""
+    slow = a_destination("slow", url="http://127.0.0.1:1/slow", concurrency=3)
+    world = await a_world(a_route(), a_route("slowly", to=("slow",)), destinations=[slow], ci=[0.8], slow=[1.0])
+    await world.put(*events(100))
+    async with running(world):
+        await asyncio.sleep(0.5)
+        async with running(world):
+            await world.put(*[replace(event, id=EventId(f"{event.id}b")) for event in events(100)])
+            await asyncio.sleep(1.5)
+        await asyncio.sleep(600)
+    made = Counter((name, event) for name, event, _ in world.client.made)
+    assert len(made) == 400
+    assert set(made.values()) == {1}
+    assert await world.undone() == 0
+    assert world.dead() == []
+
+
+@virtual
+async def test_a_destination_that_hangs_does_not_hold_a_rebalance_up_for_long() -> None:
+    patient = a_destination("stuck", url="http://127.0.0.1:1/stuck", timeout=300.0)
+    world = await a_world(a_route(to=("stuck",)), destinations=[patient], stuck=[1e9])
+    await world.put(*events(30))
+    async with running(world):
+        await asyncio.sleep(1)
+        began = now()
+        await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+        assert now() - began < HANDOVER + 0.1
+        assert world.client.under_way == 30, "they go on, and are adopted"
+    assert len(world.client.made) == 30

@@ -21,9 +21,9 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
 from gateway.log.records import Filed, decode_delivery, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.model import Attempt, Event, Result, UndecodableRecordError
+from gateway.model import Attempt, Disposition, Event, Result, UndecodableRecordError
 from gateway.rules.expressions import Template
-from gateway.rules.rules import Destination, Egress, RequestTemplate, Route, Rules, Source
+from gateway.rules.rules import Destination, Egress, OnGone, RequestTemplate, Route, Rules, Source
 from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
@@ -152,7 +152,14 @@ def events(count: int) -> list[Event]:
 async def operated(world: World) -> AsyncIterator[Control]:
     """Let orders be followed and carried out, as a process of the gateway does."""
     follower = Follower(world.log.another(), TOPICS, QUIET)
-    jobs = Jobs(log=world.log.another(), topics=TOPICS, follower=follower, metrics=world.metrics, logger=QUIET)
+    jobs = Jobs(
+        log=world.log.another(),
+        topics=TOPICS,
+        rules=lambda: world.rules,
+        follower=follower,
+        metrics=world.metrics,
+        logger=QUIET,
+    )
     caught_up = asyncio.Event()
     tasks = [asyncio.create_task(follower.follow(caught_up)), asyncio.create_task(jobs.run())]
     await caught_up.wait()
@@ -423,7 +430,7 @@ async def test_what_is_under_way_is_adopted_when_its_partition_comes_straight_ba
     async with running(world):
         await asyncio.sleep(1)
         assert world.client.under_way == 30
-        world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+        await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
         await asyncio.sleep(30)
     assert len(world.client.made) == 30
     assert await world.undone() == 0
@@ -628,3 +635,19 @@ def test_orders_survive_their_encoding() -> None:
     assert decode(key, value) == order
     assert orjson.loads(value)["filter"]["ids"] == ["a", "b"]
     assert Partition("a", 0) == ("a", 0)
+
+
+@virtual
+async def test_a_destination_that_is_gone_is_paused_where_the_rules_say_so() -> None:
+    policy = a_policy(results=(("410", Disposition.DEAD_LETTER),))
+    gone = a_destination("ci", url="http://127.0.0.1:1/ci", on_gone=OnGone.PAUSE, concurrency=1)
+    world = await a_world(a_route(retry=policy), destinations=[gone], ci=[410])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(1))
+        await asyncio.sleep(2)
+        assert control.paused_by("", "ci") == "destination/ci"
+        await world.put(an_event(id="evt_later", received_at=now()))
+        await asyncio.sleep(2)
+    assert len(world.client.made) == 1
+    assert [filed.note["reason"] for filed in world.dead()] == ["gone"]
+    assert [filed.note["by"] for filed in world.filed(TOPICS.parked)] == ["destination/ci"]

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from time import time
 
 import pytest
+from typing_extensions import override
 
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Log, Partition, Position, Record, TopicSpec
 from gateway.model import LogUnavailableError, RecordTooLargeError
@@ -32,7 +33,7 @@ class Owner:
         self.told.append("assigned")
         self.assignments.update({assignment.partition: assignment for assignment in assignments})
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         self.told.append("revoked")
         self.revocations.append(set(partitions))
         for partition in partitions:
@@ -467,6 +468,37 @@ async def test_records_deleted_unread_show_as_a_base_below_the_start_of_the_log(
             assert await values(consumer, 1) == [b"3"]
 
 
+async def test_a_group_begins_where_it_was_seeded_and_what_it_has_committed_stands(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        group, partition = f"{subject.prefix}g", Partition(topic, 0)
+        await append(log, topic, b"0", b"1", b"2", b"3")
+        await log.seed(group, {partition: Commit(1, b"\x02")})
+        assert await log.committed(group, topic) == {0: Commit(1, b"\x02")}
+        await log.seed(group, {partition: Commit(3)})
+        async with consuming(log, topic, group=group) as (consumer, owner):
+            assert owner.assignments == {partition: Assignment(partition, Commit(1, b"\x02"), 0)}
+            assert await values(consumer, 3) == [b"1", b"2", b"3"]
+            await log.seed(group, {partition: Commit(0)})
+        assert await log.committed(group, topic) == {0: Commit(1, b"\x02")}
+
+
+async def test_what_a_listener_finishes_while_it_gives_up_is_committed(subject: Subject) -> None:
+    class Patient(Owner):
+        @override
+        async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+            await asyncio.sleep(0.1)
+            return dict.fromkeys(await super().revoked(partitions), Commit(2))
+
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        group, partition = f"{subject.prefix}g", Partition(topic, 0)
+        await append(log, topic, b"0", b"1")
+        async with consuming(log, topic, group=group, owner=Patient({partition: Commit(1)})) as (consumer, _):
+            assert await values(consumer, 2) == [b"0", b"1"]
+        assert await log.committed(group, topic) == {0: Commit(2)}
+
+
 @WITH_REBALANCES
 async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subject: Subject) -> None:
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
@@ -564,6 +596,41 @@ async def test_the_bounds_are_the_first_offset_and_the_one_after_the_last(subjec
         assert await log.bounds(topic) == {0: (0, 0)}
         await append(log, topic, b"0", b"1")
         assert await log.bounds(topic) == {0: (0, 2)}
+
+
+async def test_a_time_is_where_the_first_record_at_or_after_it_is(subject: Subject) -> None:
+    async with subject.open() as log:
+        assert await log.offsets_at(f"{subject.prefix}none", 0.0) == {}
+        topic = await make_topic(log, subject)
+        assert await log.offsets_at(topic, log.now()) == {0: 0}
+        positions = await append(log, topic, b"0")
+        async with asyncio.timeout(PATIENCE):
+            # Apart by more than a broker's millisecond, several with the same one.
+            while positions[-1].appended_at < positions[0].appended_at + 0.01:
+                positions += await append(log, topic, b"more")
+        end = positions[-1].offset + 1
+        first: dict[float, int] = {}
+        for position in positions:
+            first.setdefault(position.appended_at, position.offset)
+        moments = sorted(first)
+        for earlier, later in (moments[:2], moments[-2:]):
+            for at in (later, (earlier + later) / 2):
+                assert await log.offsets_at(topic, at) == {0: first[later]}
+        assert await log.offsets_at(topic, 0.0) == {0: 0}
+        assert await log.offsets_at(topic, moments[-1] + 0.001) == {0: end}
+        if subject.delete_below is not None:
+            await subject.delete_below(Partition(topic, 0), end - 1)
+            assert await log.offsets_at(topic, 0.0) == {0: end - 1}
+
+
+async def test_a_time_is_looked_up_in_every_partition(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject, partitions=3)
+        for number in range(30):
+            await append(log, topic, b"", key=b"%d" % number)
+        bounds = await log.bounds(topic)
+        assert await log.offsets_at(topic, 0.0) == {number: first for number, (first, _) in bounds.items()}
+        assert await log.offsets_at(topic, log.now() + 60) == {number: end for number, (_, end) in bounds.items()}
 
 
 async def test_creating_makes_what_is_missing_and_leaves_the_rest_as_it_is(subject: Subject) -> None:

@@ -41,7 +41,7 @@ class Silent:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         pass
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the contract's
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the contract's
         return {}
 
 

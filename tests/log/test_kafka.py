@@ -35,7 +35,7 @@ class Owner:
         self.told.append("assigned")
         self.owned.update({each.partition: each for each in assignments})
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         self.told.append("revoked")
         self.owned.clear()
         return {} if self.commit is None else dict.fromkeys(partitions, self.commit)
@@ -350,7 +350,7 @@ async def test_a_failing_listener_is_heard_by_the_one_who_fetches(log: KafkaLog)
         def assigned(self, assignments: Sequence[Assignment]) -> None:
             raise ZeroDivisionError(len(assignments))
 
-        def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
             return dict.fromkeys(partitions, Commit(0))
 
     topic = await make_topic(log)

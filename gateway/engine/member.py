@@ -1,0 +1,319 @@
+"""One member of a consumer group: which partitions are ours, which of their records are done, and their commits.
+
+                 assigned                revoked: nothing more is read, what is under way ends
+    (another's) ─────────▶ OURS ───────────────────▶ LEAVING ──▶ SUSPENDED ──assigned again──▶ OURS, of a new tracker
+                             ▲                                       │
+                             └── every record: read, taken, done     └──assigned to another──▶ LOST
+
+What is done with a record is the affair of the two kinds of members: the `Router`, and an `Ordered` route.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
+from gateway.engine.tracker import Item, Ownership, Pending, Tracker
+from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
+from gateway.model import DeadLettered, LogUnavailableError
+
+COMMIT_EVERY = 1.0
+RECORD_OVERHEAD = 1024
+"""Bytes that a record takes in memory beside its value and headers, about."""
+HANDOVER = 2.0
+"""Seconds for which a member that gives partitions up lets attempts end. The whole group stands still meanwhile."""
+
+
+class Member(ABC):
+    """The listener of one consumer, and the owner of its trackers. `run` until cancelled, then `close`."""
+
+    keeps_order = False
+    """Whether the deliveries of a key follow each other; what has to wait then waits in memory."""
+
+    def __init__(self, around: Surroundings, dispatch: Dispatcher, group: str, *, memory: int) -> None:
+        self._around = around
+        self._log = around.log
+        self._dispatch = dispatch
+        self._group = group
+        self._memory = memory
+        self._held = 0
+        self.trackers: dict[Partition, Tracker] = {}
+        self._suspended: dict[Partition, Tracker] = {}
+        self._consumer: Consumer | None = None
+        self.subscribed: frozenset[str] = frozenset()
+        self._changed = asyncio.Event()
+        self._is_draining = False
+        self._is_closing = False
+
+    # What a kind of member does.
+
+    @abstractmethod
+    async def wanted(self) -> frozenset[str]:
+        """Return the topics to read by the rules in force. Raises LogUnavailableError."""
+
+    @abstractmethod
+    async def take(self, tracker: Tracker, batch: Batch) -> None:
+        """Act on records that were read."""
+
+    @abstractmethod
+    def resume(self, item: Item, now: float) -> None:
+        """Send a delivery on that has waited in memory, or whose partition has come straight back."""
+
+    def finished(self, item: Item) -> None:
+        """Note that a delivery has its end, or an acknowledged successor."""
+        if not item.pending.left:
+            self.done(item.pending)
+
+    def halts(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - an ordered route's affair
+        """Tell whether a delivery that has ended without success stays where it is, instead of among the dead."""
+        return False
+
+    def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router's affair
+        """Return how long a topic's records wait after their append, if it is a tier."""
+        return None
+
+    def take_over(self) -> None:  # noqa: B027 - the router's affair
+        """Hear that other partitions are ours now."""
+
+    def loops(self) -> Iterable[tuple[str, Callable[[], Awaitable[None]]]]:
+        """Return what `run` runs, with the names of the tasks."""
+        return (("read", self._read), ("watch", self._keep_watch), ("commit", self._keep_committing))
+
+    # Life.
+
+    async def run(self) -> None:
+        """Read, take and commit, until cancelled. Raises what a bug or a broken log makes it raise."""
+        async with asyncio.TaskGroup() as tasks:
+            for name, loop in self.loops():
+                tasks.create_task(_of(loop), name=f"{self._group}-{name}")
+
+    def reload(self) -> None:
+        """Look at the rules again before the next fetch."""
+        self._changed.set()
+
+    def stop_reading(self) -> list[Item]:
+        """Take nothing in any more, and return the deliveries that wait, which nothing starts from here on."""
+        self._is_draining = True
+        waiting = _waiting_in([*self.trackers.values(), *self._suspended.values()])
+        self._dispatch.withdraw(waiting)
+        return waiting
+
+    async def close(self, *, patiently: bool = False) -> None:
+        """Commit, and leave the group; with `patiently`, let what is under way end first."""
+        self._is_closing = not patiently
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            await consumer.close()
+
+    # The listener of the consumer.
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Start, or go on, with these partitions."""
+        returning: list[Item] = []
+        for assignment in assignments:
+            partition = assignment.partition
+            tracker = Tracker(assignment, self, self.delay_of(partition.topic))
+            if tracker.progress.lost:
+                self._around.logger.error(
+                    "records_lost", topic=partition.topic, partition=partition.number, count=tracker.progress.lost
+                )
+            old = self._suspended.pop(partition, None)
+            if old is not None:
+                if not self.keeps_order:
+                    returning += tracker.adopt(old)
+                self._lose(old)
+            self.trackers[partition] = tracker
+        for old in self._suspended.values():
+            self._lose(old)
+        self._suspended.clear()
+        self.take_over()
+        now = self._log.now()
+        for item in returning:
+            self.resume(item, now)
+
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        """Give these partitions up: let attempts under way end, so that no other owner repeats them, and commit."""
+        leaving = [self.trackers.pop(partition) for partition in partitions if partition in self.trackers]
+        for tracker in leaving:
+            tracker.ownership = Ownership.LEAVING
+            tracker.buffered.clear()
+        waiting = _waiting_in(leaving)
+        self._dispatch.withdraw(waiting)
+        await self._let_end(leaving, waiting)
+        commits: dict[Partition, Commit] = {}
+        for tracker in leaving:
+            tracker.ownership = Ownership.SUSPENDED
+            self._suspended[tracker.partition] = tracker
+            commit = tracker.progress.committable()
+            if commit is not None:
+                commits[tracker.partition] = commit
+        return commits
+
+    async def _let_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
+        """Wait for what is under way; what was begun and waits again is carried on by a tier, as reading it repeats."""
+        for item in waiting:
+            if item.pending.has_begun:
+                self._dispatch.carry_on(item)
+        await self._wait_for_busy(leaving, HANDOVER)
+
+    async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[Pending]:
+        """Wait until nothing of these partitions is under way, for some seconds; return the records that still are."""
+        until = asyncio.get_running_loop().time() + patience
+        busy = [pending for tracker in leaving for pending in tracker.pendings.values() if pending.is_busy]
+        while busy and not self._is_closing and asyncio.get_running_loop().time() < until:
+            await self._around.sleep(0.01)
+            busy = [pending for pending in busy if pending.is_busy]
+        return busy
+
+    def _lose(self, tracker: Tracker) -> None:
+        """Let go of what another owner reads again; what is under way ends without effect."""
+        tracker.ownership = Ownership.LOST
+        for pending in tracker.pendings.values():
+            if pending.tracker is not tracker:
+                continue  # adopted
+            pending.left -= sum(item.is_waiting for item in pending.items)
+            if pending.left == 0:
+                self._held -= pending.size
+
+    # Reading.
+
+    async def subscribe(self) -> None:
+        """Read what is wanted now, if that has changed."""
+        wanted = await self.wanted()
+        if self._consumer is not None and wanted == self.subscribed:
+            return
+        await self.close(patiently=True)
+        if wanted:
+            self.subscribed = wanted
+            self._consumer = await self._log.consume(group=self._group, topics=sorted(wanted), listener=self)
+
+    async def _read(self) -> None:
+        while not self._is_draining:
+            if self._changed.is_set():
+                self._changed.clear()
+                try:
+                    await self.subscribe()
+                except LogUnavailableError as error:
+                    self._around.logger.warning("subscription_repeated", group=self._group, error=str(error))
+                    self._changed.set()
+                    await self._around.sleep(1.0)
+                    continue
+            if self._consumer is None:
+                await self._around.sleep(IDLE_TICK)
+                continue
+            if not self.has_room:
+                await self._around.sleep(0.005)
+                continue
+            batches = await self._consumer.fetch(timeout=IDLE_TICK)
+            # Held against the trackers of this very moment: a batch that waits for the one before it may outlive its
+            # assignment, and a tracker takes what it isn't given in order for gaps in the log.
+            for tracker, batch in [(self.trackers.get(batch.partition), batch) for batch in batches]:
+                if tracker is not None and tracker.is_live:
+                    await self.take(tracker, batch)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another record may be taken into memory."""
+        return self._held < self._memory
+
+    def begin(self, tracker: Tracker, record: Record) -> Pending | None:
+        """Take a record in. None if there's nothing to do for it: it is done already, or still under way here."""
+        size = len(record.value) + RECORD_OVERHEAD
+        for _, value in record.headers:
+            size += len(value)
+        pending = tracker.begin(record, size)
+        if pending is not None:
+            self._held += size
+        return pending
+
+    def pause(self, tracker: Tracker) -> None:
+        if self._consumer is not None and tracker.is_live and not tracker.is_paused:
+            tracker.is_paused = True
+            self._consumer.pause(tracker.partition)
+
+    def unpause(self, tracker: Tracker) -> None:
+        if self._consumer is not None and tracker.is_paused and tracker.progress.has_room():
+            tracker.is_paused = False
+            self._consumer.resume(tracker.partition)
+
+    async def _keep_watch(self) -> None:
+        while not self._is_draining:
+            for tracker in list(self.trackers.values()):
+                self.look_at(tracker)
+            await self._around.sleep(IDLE_TICK)
+
+    def look_at(self, tracker: Tracker) -> None:
+        """See to a partition, a few times a second."""
+        if not tracker.buffered:
+            self.unpause(tracker)
+
+    def lag(self) -> dict[str, int]:
+        """Return how many records of each topic weren't taken in yet."""
+        lag: dict[str, int] = dict.fromkeys(self.subscribed, 0)
+        known = self._consumer.lag() if self._consumer is not None else {}
+        for partition, tracker in self.trackers.items():
+            lag[partition.topic] = lag.get(partition.topic, 0) + known.get(partition, 0) + len(tracker.buffered)
+        return lag
+
+    def oldest_undone(self, now: float) -> dict[str, float]:
+        """Return how long each topic's lowest undone record has waited, of all partitions that are ours."""
+        oldest: dict[str, float] = dict.fromkeys(self.subscribed, 0.0)
+        for partition, tracker in self.trackers.items():
+            since = tracker.oldest_undone()
+            if since is not None:
+                oldest[partition.topic] = max(oldest.get(partition.topic, 0.0), now - since)
+        return oldest
+
+    # Progress.
+
+    def done(self, pending: Pending) -> None:
+        """Note that nothing is left to do for a record."""
+        self._held -= pending.size
+        pending.tracker.finish(pending)
+        pending.items.clear()  # They know it, too: its body would stay in memory until the garbage collector comes.
+
+    async def _keep_committing(self) -> None:
+        while True:
+            await self._around.sleep(COMMIT_EVERY)
+            await self.commit(self.trackers)
+
+    async def commit(self, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
+        """Commit what is new of these partitions; with `is_proof` also what isn't. Tell whether it was accepted.
+
+        An accepted commit proves that the group still counts us in.
+        """
+        commits: dict[Partition, Commit] = {}
+        trackers: dict[Partition, Tracker] = {}
+        for partition in partitions:
+            tracker = self.trackers.get(partition)
+            if tracker is None:
+                continue
+            commit = tracker.progress.committable(is_known=is_proof)
+            if commit is not None:
+                commits[partition], trackers[partition] = commit, tracker
+        if not commits or self._consumer is None:
+            return False
+        try:
+            await self._consumer.commit(commits)
+        except LogUnavailableError as error:
+            self._around.logger.warning("commit_repeated", group=self._group, error=str(error))
+            return False
+        for partition, tracker in trackers.items():
+            tracker.progress.committed(commits[partition])
+            tracker.forget_copies()
+        return True
+
+
+async def _of(loop: Callable[[], Awaitable[None]]) -> None:
+    await loop()
+
+
+def _waiting_in(trackers: Iterable[Tracker]) -> list[Item]:
+    """Return the deliveries that wait for their turn."""
+    return [
+        item
+        for tracker in trackers
+        for pending in tracker.pendings.values()
+        for item in pending.items
+        if item.is_waiting
+    ]

@@ -1,0 +1,235 @@
+"""The router: matches each event once, lets its deliveries out, and takes up again what tiers have kept.
+
+    event ──────────▶ match ──▶ one Item per route and destination ──▶ dispatch ──▶ done ──▶ commit
+    tier record ──▶ held until due ──▶ its Item ─────────────────────────┘
+
+A record is done when each of its deliveries is; only done records are committed. If a successor can't be written, its
+record stays undone, the partition backs up and `gateway_oldest_undone_seconds` rises.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from typing_extensions import override
+
+from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings
+from gateway.engine.lanes import MAX_BYTES, Lane
+from gateway.engine.member import Member
+from gateway.engine.tracker import Item, Pending, Tracker
+from gateway.log.base import Batch, Record
+from gateway.log.records import decode_delivery, decode_event
+from gateway.log.topics import ROUTER_GROUP, TIERS
+from gateway.model import (
+    DeadLettered,
+    DeadReason,
+    Delivery,
+    Event,
+    ExpressionError,
+    UndecodableRecordError,
+    delivery_id,
+)
+from gateway.rules.expressions import View
+
+GAUGES_EVERY = 1.0
+RECORDS_AT_ONCE = 32
+"""Records routed before other tasks get their turn: about a millisecond."""
+PRESSED_WAIT = 0.1
+"""Seconds for which a full but fast lane may hold the reader back."""
+CUT_SHORT = 0.75
+"""Share of a window at which its lowest undone record is made to end."""
+
+
+class Router(Member):
+    """A member of the group that reads every event and every tier."""
+
+    def __init__(self, around: Surroundings, dispatch: Dispatcher) -> None:
+        super().__init__(around, dispatch, around.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
+        self._tiers = {around.topics.retry(name): delay for name, delay in TIERS.items()}
+        self._partitions = 0
+
+    @override
+    def loops(self) -> Iterable[tuple[str, Callable[[], Awaitable[None]]]]:
+        return (*super().loops(), ("release", self._keep_releasing), ("gauges", self._keep_gauges))
+
+    @override
+    async def wanted(self) -> frozenset[str]:
+        """Return the topics of the rules, of sources that are there no more, and the tiers."""
+        topics = self._around.topics
+        sources = self._around.rules().sources.values()
+        wanted = self.subscribed.union([source.topic or topics.events(source.name) for source in sources], self._tiers)
+        if wanted == self.subscribed:
+            return wanted
+        present = set(await self._log.topics())
+        events = {name for name in present if name.startswith(topics.events(""))}
+        wanted = wanted.union(events, present.intersection(await self._log.topics_of(self._group)))
+        self._partitions = 0
+        for topic in wanted:
+            self._partitions += len(await self._log.bounds(topic))
+        return wanted
+
+    @override
+    def delay_of(self, topic: str) -> float | None:
+        return self._tiers.get(topic)
+
+    @override
+    def take_over(self) -> None:
+        share = len(self.trackers) / self._partitions if self._partitions and self.trackers else 1.0
+        self._dispatch.limit(min(1.0, share))
+
+    @override
+    def resume(self, item: Item, now: float) -> None:
+        self._dispatch.admit(item, now)
+
+    @override
+    async def take(self, tracker: Tracker, batch: Batch) -> None:
+        if tracker.delay is not None:
+            # A tier's head is always the one due first: hold this batch, and read on when it is through.
+            self.pause(tracker)
+            tracker.buffered.extend(batch.records)
+            self._release(tracker)
+            return
+        for count, record in enumerate(batch.records, 1):
+            if not tracker.is_live or self._is_draining:
+                return
+            pressed = self._route(tracker, record)
+            if pressed is not None:
+                await self._wait_for(pressed)
+            elif count % RECORDS_AT_ONCE == 0:
+                await self._around.sleep(0)
+        if not tracker.progress.has_room():
+            self.pause(tracker)
+
+    async def _wait_for(self, lane: Lane) -> None:
+        until = self._log.now() + PRESSED_WAIT
+        while lane.is_pressed and not self._is_draining:
+            if self._log.now() > until:
+                lane.was_slow(self._log.now())
+                return
+            await self._around.sleep(0.001)
+
+    def _route(self, tracker: Tracker, record: Record) -> Lane | None:
+        """Match an event and let its deliveries out; return a lane that is worth waiting for."""
+        pending = self.begin(tracker, record)
+        if pending is None:
+            return None
+        try:
+            event = decode_event(record)
+        except UndecodableRecordError as error:
+            self._dispatch.bury(pending, record, error)
+            return None
+        return self._fan_out(pending, event, {})
+
+    def _fan_out(self, pending: Pending, event: Event, note: Mapping[str, str]) -> Lane | None:
+        rules = self._around.rules()
+        if event.source not in rules.sources:
+            nowhere = Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
+            self._dispatch.keep_unknown(pending.add(nowhere, note=note))
+            return None
+        matches = rules.table.match(View.of(event))
+        if not matches:
+            self._around.metrics.unrouted.labels(event.source).inc()
+        items: list[tuple[Item, ExpressionError | None]] = []
+        for route, error in matches:
+            if route.order is not None:
+                continue  # a group of its own reads it
+            for name in route.destinations:
+                delivery = Delivery(
+                    id=delivery_id(event.id, route.name, name), event=event, route=route.name, destination=name
+                )
+                items.append((pending.add(delivery), error))
+        if not items:
+            self.done(pending)
+            return None
+        # Invariant: every item is there before the first can end, or the record would be done too early.
+        pressed: Lane | None = None
+        for item, error in items:
+            if error is not None:
+                self._dispatch.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
+                continue
+            lane = self._dispatch.admit(item)
+            if lane is not None and lane.is_pressed:
+                pressed = lane
+        return pressed
+
+    # Tiers.
+
+    async def _keep_releasing(self) -> None:
+        """Release what is due, in turn with everything else: a backlog that comes due at once delays nobody."""
+        while not self._is_draining:
+            has_more = False
+            for tracker in list(self.trackers.values()):
+                if tracker.buffered and tracker.is_live and self._release(tracker):
+                    has_more = True
+                    await self._around.sleep(0)
+            await self._around.sleep(0 if has_more else self._until_next_release())
+
+    def _until_next_release(self) -> float:
+        due = [
+            tracker.buffered[0].appended_at + tracker.delay
+            for tracker in self.trackers.values()
+            if tracker.delay is not None and tracker.buffered
+        ]
+        return max(0.001, min(IDLE_TICK, min(due) - self._log.now())) if due else IDLE_TICK
+
+    def _release(self, tracker: Tracker) -> bool:
+        """Take some records of a tier whose delay is over, and tell whether there are more of them.
+
+        Once all that was held is taken, the tier is read on.
+        """
+        assert tracker.delay is not None
+        now = self._log.now()
+        buffered = tracker.buffered
+        for _ in range(RETRIES_AT_ONCE):
+            if not buffered:
+                self.unpause(tracker)
+                return False
+            if buffered[0].appended_at + tracker.delay > now or not self.has_room:
+                return False
+            self._take_up(tracker, buffered.popleft(), tracker.delay, now)
+        return True
+
+    def _take_up(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:
+        pending = self.begin(tracker, record)
+        if pending is None:
+            return
+        try:
+            filed = decode_delivery(record)
+        except UndecodableRecordError as error:
+            self._dispatch.bury(pending, record, error)
+            return
+        delivery = filed.delivery
+        if tracker.is_copy(delivery, record.offset) or self._around.control.is_kicked(
+            delivery.route, delivery.destination, tracker.partition, record.offset
+        ):
+            self.done(pending)
+        elif not delivery.route:
+            self._fan_out(pending, delivery.event, filed.note)
+        else:
+            item = pending.add(delivery, is_retry=True, note=filed.note)
+            if now < min(delivery.due, filed.at + delay):
+                # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
+                self._dispatch.wait(item, filed.at + delay)
+            else:
+                self._dispatch.admit(item, now)
+
+    @override
+    def look_at(self, tracker: Tracker) -> None:
+        super().look_at(tracker)
+        if tracker.progress.fullness() >= CUT_SHORT:
+            now = self._log.now()
+            for item in list(tracker.holding_back()):
+                self._dispatch.cut_short(item, now)
+
+    # Gauges.
+
+    async def _keep_gauges(self) -> None:
+        while not self._is_draining:
+            self._dispatch.set_gauges()
+            metrics = self._around.metrics
+            lag = self.lag()
+            oldest = self.oldest_undone(self._log.now())
+            for topic, count in lag.items():
+                metrics.log_lag.labels(topic).set(count)
+                metrics.oldest_undone.labels(topic).set(oldest[topic])
+            for tier in TIERS:
+                metrics.retry_backlog.labels(tier).set(lag.get(self._around.topics.retry(tier), 0))
+            await self._around.sleep(GAUGES_EVERY)

@@ -1,0 +1,344 @@
+"""Ordered routes: one delivery of a key at a time, through retries, crashes, rebalances and orders; in virtual time."""
+
+import asyncio
+from collections import defaultdict
+from itertools import pairwise
+
+from gateway.engine.control import Order
+from gateway.engine.member import HANDOVER
+from gateway.log.base import Commit, Partition
+from gateway.log.topics import ROUTER_GROUP
+from gateway.model import Event, Result
+from gateway.rules.expressions import Template
+from gateway.rules.rules import RequestTemplate, Route
+from tests.builders import a_destination, a_policy, a_route, an_event
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, operated, publish, rules_of, running, virtual
+from tests.virtual_time import now
+
+PATIENT = a_policy(schedule=(2.0, 4.0), max_attempts=20, max_age=3600.0)
+GROUP = TOPICS.ordered_group("build", "ci", EVENTS)
+
+
+def an_ordered_route(name: str = "build", *, halts: bool = False, **fields: object) -> Route:
+    return a_route(name, is_ordered=True, halts=halts, **{"retry": PATIENT, **fields})  # type: ignore[arg-type] # a builder's
+
+
+def keyed(keys: int, each: int) -> list[Event]:
+    """Make events of several keys in turn, named by key and number."""
+    return [
+        an_event(id=f"k{key}.{number}", key=f"k{key}", received_at=now())
+        for number in range(each)
+        for key in range(keys)
+    ]
+
+
+def by_key(world: World, destination: str = "ci") -> dict[str, list[int]]:
+    """Return the numbers that each key's events were tried in, one after another."""
+    tried: dict[str, list[int]] = defaultdict(list)
+    for name, event, _ in world.client.made:
+        if name == destination:
+            key, number = event.split(".")
+            tried[key].append(int(number))
+    return dict(tried)
+
+
+def assert_in_order(tried: list[int], count: int) -> None:
+    """A number may come again right after itself, and never after a later one."""
+    assert set(tried) == set(range(count))
+    assert all(later in (earlier, earlier + 1) for earlier, later in pairwise(tried)), tried
+
+
+async def undone(world: World, group: str = GROUP) -> int:
+    commits = await world.log.committed(group, EVENTS)
+    count = 0
+    for number, (_, end) in (await world.log.bounds(EVENTS)).items():
+        base, done = commits.get(number, Commit(0))
+        count += end - base - int.from_bytes(done, "little").bit_count()
+    return count
+
+
+@virtual
+async def test_the_events_of_a_key_follow_each_other_and_keys_go_side_by_side() -> None:
+    world = await a_world(an_ordered_route(), ci=[0.1])
+    began = now()
+    await world.put(*keyed(20, 10))
+    async with running(world):
+        await asyncio.sleep(5)
+    assert by_key(world) == {f"k{key}": list(range(10)) for key in range(20)}
+    assert world.client.at[-1] - began < 2, "one key at a time would take 20 s"
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_the_router_leaves_ordered_routes_alone_and_serves_the_others() -> None:
+    world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)))
+    await world.put(*keyed(3, 4))
+    async with running(world):
+        await asyncio.sleep(5)
+    assert sorted(world.client.made) == sorted(
+        (name, f"k{key}.{number}", 1) for name in ("ci", "audit") for key in range(3) for number in range(4)
+    )
+    assert await world.undone() == 0
+    assert world.metrics.unrouted.labels("github").value == 0
+
+
+@virtual
+async def test_a_failing_delivery_holds_its_own_key_and_no_other() -> None:
+    world = await a_world(an_ordered_route(), ci=[503, 503, 200])
+    await world.put(*keyed(1, 5), *[an_event(id=f"free.{n}", key="free", received_at=now()) for n in range(5)])
+    async with running(world):
+        await asyncio.sleep(1)
+        assert by_key(world)["k0"] in ([0], [0, 0])
+        await asyncio.sleep(20)
+    assert_in_order(by_key(world)["k0"], 5)
+    assert_in_order(by_key(world)["free"], 5)
+    assert world.log.records(TOPICS.retry("5s")) == [], "what waits for its order is written nowhere"
+
+
+@virtual
+async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_goes_on() -> None:
+    world = await a_world(an_ordered_route(retry=a_policy(schedule=(1.0,), max_attempts=2)), ci=[503, 503, 200])
+    await world.put(*keyed(1, 3))
+    async with running(world):
+        await asyncio.sleep(10)
+    assert by_key(world)["k0"] == [0, 0, 1, 2]
+    assert [filed.note["reason"] for filed in world.dead()] == ["exhausted"]
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_order() -> None:
+    world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=2)), ci=[503])
+    await world.put(*keyed(2, 3))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(100)
+        assert by_key(world) == {"k0": [0, 0], "k1": [0, 0]}
+        assert world.dead() == []
+        halted = world.metrics.ordered_halted_keys.labels("build", "ci", EVENTS)
+        assert halted.value == 2
+        world.client.scripts["ci"] = [200]
+        await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
+        await asyncio.sleep(5)
+        assert by_key(world) == {"k0": [0, 0, 0, 1, 2], "k1": [0, 0, 0, 1, 2]}
+        assert halted.value == 0
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
+    policy = a_policy(schedule=(1.0,), max_attempts=1)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[503, 200])
+    await world.put(*keyed(1, 2))
+    async with running(world) as worker:
+        await asyncio.sleep(10)
+        world.rules = rules_of(an_ordered_route(retry=policy))
+        worker.reload()
+        await asyncio.sleep(10)
+    assert by_key(world) == {"k0": [0, 1]}
+    assert [filed.note["reason"] for filed in world.dead()] == ["exhausted"]
+
+
+@virtual
+async def test_a_paused_ordered_route_waits_in_the_log_and_goes_on_in_order() -> None:
+    world = await a_world(an_ordered_route())
+    async with operated(world) as control:
+        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await asyncio.sleep(1)
+        async with running(world, world.worker(control)):
+            await world.put(*keyed(5, 5))
+            await asyncio.sleep(60)
+            assert world.client.made == []
+            assert world.log.records(TOPICS.parked) == []
+            await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+            await asyncio.sleep(10)
+    assert by_key(world) == {f"k{key}": list(range(5)) for key in range(5)}
+
+
+@virtual
+async def test_a_crash_repeats_at_most_the_first_of_each_key() -> None:
+    """A worker that is cancelled commits nothing more, as one that is killed."""
+    world = await a_world(an_ordered_route(), ci=[0.05])
+    await world.put(*keyed(10, 30))
+    for _ in range(3):
+        task = asyncio.create_task(world.worker().run())
+        await asyncio.sleep(0.73)
+        world.log.fail_commits()
+        world.log.fail_appends()
+        task.cancel()
+        await asyncio.wait([task])
+        world.log._state.members.clear()  # its session is over
+        world.log.fail_commits(0)
+        world.log.fail_appends(0)
+    async with running(world):
+        await asyncio.sleep(10)
+    tried = by_key(world)
+    for key in range(10):
+        assert_in_order(tried[f"k{key}"], 30)
+        assert len(tried[f"k{key}"]) <= 30 + 3
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_an_attempt_under_way_ends_before_its_partition_has_another_owner() -> None:
+    world = await a_world(an_ordered_route(), ci=[1.5])
+    await world.put(*keyed(12, 4))
+    async with running(world):
+        await asyncio.sleep(1)
+        async with running(world):
+            await asyncio.sleep(3.3)
+        await asyncio.sleep(20)
+    assert {key: len(tried) for key, tried in by_key(world).items()} == {f"k{key}": 4 for key in range(12)}
+    for tried in by_key(world).values():
+        assert_in_order(tried, 4)
+    assert HANDOVER > 1.5
+
+
+@virtual
+async def test_a_delivery_that_hangs_is_cut_before_its_partition_has_another_owner() -> None:
+    patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
+    world = await a_world(an_ordered_route(), destinations=[patient], ci=[200.0, 0.01])
+    await world.put(*keyed(1, 3))
+    async with running(world):
+        await asyncio.sleep(1)
+        assert world.client.under_way == 1
+        async with running(world):
+            assert world.client.under_way <= 1
+            await asyncio.sleep(60)
+    assert_in_order(by_key(world)["k0"], 3)
+
+
+@virtual
+async def test_what_is_known_of_a_first_delivery_outlasts_a_rebalance_that_brings_it_back() -> None:
+    world = await a_world(an_ordered_route(retry=a_policy(schedule=(5.0,), max_attempts=3, max_age=600.0)), ci=[503])
+    await world.put(*keyed(1, 1))
+    async with running(world):
+        for _ in range(4):
+            await asyncio.sleep(2.0)
+            await world.log.rebalance(GROUP)
+        await asyncio.sleep(30)
+    assert [number for _, _, number in world.client.made] == [1, 2, 3]
+    assert [len(filed.delivery.attempts) for filed in world.dead()] == [3]
+
+
+@virtual
+async def test_nothing_is_tried_while_commits_are_not_accepted() -> None:
+    """A member that the group has thrown out learns it from its commits; until then it must not overtake."""
+    world = await a_world(an_ordered_route())
+    world.log.fail_commits()
+    async with running(world):
+        await world.put(*keyed(2, 3))
+        await asyncio.sleep(30)
+        assert world.client.made == []
+        world.log.fail_commits(0)
+        await asyncio.sleep(5)
+    assert by_key(world) == {"k0": [0, 1, 2], "k1": [0, 1, 2]}
+
+
+@virtual
+async def test_a_new_ordered_route_begins_where_the_router_stands() -> None:
+    world = await a_world(a_route("audit", to=("audit",)))
+    await world.put(*keyed(4, 10))
+    async with running(world) as worker:
+        await asyncio.sleep(5)
+        ordered = rules_of(a_route("audit", to=("audit",)), an_ordered_route())
+        await worker.prepare(ordered)
+        await world.put(*[an_event(id=f"new.{n}", key="new", received_at=now()) for n in range(3)])
+        await asyncio.sleep(0.5)
+        world.rules = ordered
+        worker.reload()
+        await asyncio.sleep(5)
+    assert by_key(world) == {"new": [0, 1, 2]}, "nothing of before, and nothing that came since is missing"
+
+
+@virtual
+async def test_no_event_falls_between_the_router_and_a_new_ordered_route() -> None:
+    world = await a_world(a_route("audit", to=("audit",)), audit=[0.2])
+    async with running(world) as worker:
+        for number in range(200):
+            await world.put(an_event(id=f"k.{number}", key="k", received_at=now()))
+            await asyncio.sleep(0.01)
+            if number == 100:
+                ordered = rules_of(a_route("audit", to=("audit",)), an_ordered_route())
+                await worker.prepare(ordered)
+                world.rules = ordered
+                worker.reload()
+        await asyncio.sleep(60)
+    tried = by_key(world)["k"]
+    assert set(range(101, 200)) <= set(tried)
+    assert tried == sorted(tried)
+
+
+@virtual
+async def test_a_second_process_leaves_the_beginning_as_it_is() -> None:
+    world = await a_world(an_ordered_route())
+    await world.log.seed(TOPICS.group(ROUTER_GROUP), {Partition(EVENTS, number): Commit(0) for number in range(6)})
+    await world.worker().prepare(world.rules)
+    await world.put(*keyed(3, 2))
+    await world.log.seed(GROUP, {Partition(EVENTS, number): Commit(99) for number in range(6)})
+    async with running(world):
+        await asyncio.sleep(5)
+    assert by_key(world) == {f"k{key}": [0, 1] for key in range(3)}
+
+
+@virtual
+async def test_an_event_without_a_key_waits_for_nobody() -> None:
+    world = await a_world(an_ordered_route(), ci=[0.5])
+    await world.put(*[an_event(id=f"none.{number}", received_at=now()) for number in range(20)])
+    async with running(world):
+        await asyncio.sleep(2)
+    assert len(world.client.made) == 20
+
+
+@virtual
+async def test_a_key_blocked_for_long_delays_no_other_until_the_window_is_full() -> None:
+    world = await a_world(
+        an_ordered_route(match={"body.bad": False}),
+        an_ordered_route("other", match={"body.bad": True}, to=("bad",)),
+        bad=[Result.CONNECT],
+    )
+    bad = [an_event(id=f"bad.{n}", key="bad", body={"bad": True}, received_at=now()) for n in range(50)]
+    good = [
+        an_event(id=f"k{n % 7}.{n // 7}", key=f"k{n % 7}", body={"bad": False}, received_at=now()) for n in range(700)
+    ]
+    await world.put(*bad[:25], *good, *bad[25:])
+    async with running(world):
+        await asyncio.sleep(20)
+    assert by_key(world) == {f"k{key}": list(range(100)) for key in range(7)}
+    assert set(by_key(world, "bad")["bad"]) == {0}
+
+
+@virtual
+async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
+    world = await a_world(an_ordered_route(when="body.n + 1 > 0"))
+    values = [0, "x", 2]
+    made = [an_event(id=f"k.{n}", key="k", body={"n": value}, received_at=now()) for n, value in enumerate(values)]
+    await world.put(*made)
+    async with running(world):
+        await asyncio.sleep(5)
+    assert by_key(world) == {"k": [0, 2]}
+    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"]
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_memory_is_bounded_where_a_destination_stands_still() -> None:
+    world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)), ci=[Result.CONNECT])
+    large = b"x" * 500_000
+    await world.put(*[an_event(id=f"k{n}.0", key=f"k{n}", body=large, received_at=now()) for n in range(600)])
+    async with running(world) as worker:
+        await asyncio.sleep(30)
+        ((member, _),) = worker._ordered.values()
+        assert member._held < (128 << 20) + 6 * (1 << 20) * 6
+        assert not member.has_room
+    assert len({event for name, event, _ in world.client.made if name == "audit"}) == 600
+
+
+@virtual
+async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_key() -> None:
+    template = RequestTemplate(body=Template({"text": "${{ body.absent }}"}))
+    world = await a_world(an_ordered_route(request=template))
+    await world.put(*keyed(1, 2))
+    async with running(world):
+        await asyncio.sleep(5)
+    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"] * 2
+    assert await undone(world) == 0
