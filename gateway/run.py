@@ -6,6 +6,7 @@ stop    ingress refuses ─▶ requests under way are answered ─▶ worker dra
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import time
@@ -40,6 +41,8 @@ STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 ANSWER_TIMEOUT = 5.0
 """Seconds of it for requests under way: as long as an append may take."""
+OPEN_FILES = 65_536
+"""More than attempts, idle connections and senders together come to."""
 CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for letting go of a log that doesn't answer."""
 
@@ -111,6 +114,7 @@ class Gateway:
     async def run(self) -> None:
         """Serve until stopped. Raises RulesError, UsageError or LogUnavailableError when it can't begin."""
         settings = self._settings
+        _raise_open_files()
         self._rules = await asyncio.to_thread(load_rules, settings.rules)
         for warning in self._rules.warnings:
             self._logger.warning("rules_warning", problem=warning)
@@ -294,6 +298,14 @@ class Gateway:
                 self._logger.warning("log_unavailable", error=str(error) or "no answer")
             else:
                 self._metrics.log_up.set(1)
+
+
+def _raise_open_files() -> None:
+    """Allow as many open files as the system lets us: each attempt and each sender is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int, int] | None]:

@@ -174,6 +174,19 @@ class MemoryLog:
             known = self._state.commits.setdefault(group, {})
             known.update({partition: commit for partition, commit in commits.items() if partition not in known})
 
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        members = self._state.members
+        return {
+            group: len(members.get(group, ()))
+            for group, commits in self._state.commits.items()
+            if commits and group.startswith(prefix)
+        }
+
+    async def forget(self, group: str) -> None:
+        if self._state.members.get(group):
+            raise LogUnavailableError(f"{group}: expected no members, got some")
+        self._state.commits.pop(group, None)
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         missing = [spec for spec in specs if spec.name not in self._state.specs]
         for spec in missing:

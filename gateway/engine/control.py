@@ -1,19 +1,22 @@
-"""What operators have ordered: pauses, kicks, and what becomes of dead letters. A fold over `gateway.control`.
+"""What operators have ordered: pauses, kicks, replays, and what becomes of dead letters. A fold over `gateway.control`.
 
 Each record is an order under its key, and the last one counts (the topic is compacted):
 
     pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──job──▶ active
     kick/route/NAME,  kick/destination/NAME     asked ──job──▶ done
     dead/ID                                     asked ──job──▶ done
-    marker/KEY                                  up to where the jobs of the pause or kick of that key have scanned
+    replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
+    marker/KEY                                  up to where the jobs of a pause, kick or replay of that key have scanned
 
 Operators write orders, and the one owner of the jobs (`engine/jobs.py`) their ends and the markers, each under a key of
 its own, so that neither can undo what the other says. A marker follows the records that its job has injected: a job
-that is killed repeats some, and skips none.
+that is killed repeats some, and skips none. A record without a value says that the order of its key is gone.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -21,9 +24,9 @@ import orjson
 from gateway.log.base import Partition
 from gateway.model import UndecodableRecordError
 
-Kind = Literal["pause", "kick", "dead", "marker"]
-State = Literal["paused", "resuming", "active", "asked", "done"]
-_KINDS: Mapping[str, Kind] = {"pause": "pause", "kick": "kick", "dead": "dead", "marker": "marker"}
+Kind = Literal["pause", "kick", "dead", "replay", "marker"]
+State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "gone"]
+_KINDS: Mapping[str, Kind] = {"pause": "pause", "kick": "kick", "dead": "dead", "replay": "replay", "marker": "marker"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +63,30 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which events are replayed, and to where: of a route, to all of its destinations or to one.
+
+    Events count that were appended at `since` or later and before `until`, by the log's clock; `source` None is every
+    source of the route. `starts` maps "topic/partition" to the first offset of that time. `rate` is deliveries a
+    second, over the whole fleet; None is as fast as the retry tier takes them.
+    """
+
+    route: str
+    destination: str | None = None
+    source: str | None = None
+    since: float
+    until: float | None = None
+    rate: float | None = None
+    starts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """One record of `gateway.control`.
 
     `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
-    letters reaches.
+    letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
+    replay's, and `detail` says why a job has cancelled it.
     """
 
     kind: Kind
@@ -74,14 +96,16 @@ class Order:
     marker: Mapping[str, int] = field(default_factory=dict)
     action: Literal["replay", "drop"] = "replay"
     filter: DeadFilter = DeadFilter()
+    selection: Selection | None = None
     count: int = 0
+    detail: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.kind}/{self.name}"
 
     def is_before_marker(self, partition: Partition, offset: int) -> bool:
-        return offset < self.marker.get(f"{partition.topic}/{partition.number}", 0)
+        return offset < self.marker.get(_place(partition), 0)
 
     def is_for(self, letter: "Letter") -> bool:
         """Tell whether an order about dead letters means this one; what can't be read can't be replayed."""
@@ -89,10 +113,16 @@ class Order:
 
     def encode(self) -> tuple[bytes, bytes]:
         """Return the record's key and value."""
+        if self.state == "gone":
+            return self.key.encode(), b""
         body: dict[str, Any] = {"state": self.state, "at": self.at, "marker": dict(self.marker), "count": self.count}
         if self.kind == "dead":
             body["action"] = self.action
             body["filter"] = self.filter
+        if self.selection is not None:
+            body["selection"] = self.selection
+        if self.detail:
+            body["detail"] = self.detail
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "Order":  # noqa: ANN401 - the fields of an Order
@@ -105,9 +135,15 @@ def decode(key: bytes, value: bytes) -> Order:
         word, _, name = key.decode().partition("/")
         kind = _KINDS.get(word)
         if kind is None:
-            raise UndecodableRecordError(f"control record: expected pause/…, kick/…, dead/… or marker/…, got {key!r}")
+            expected = ", ".join(f"{known}/…" for known in _KINDS)
+            raise UndecodableRecordError(f"control record: expected one of {expected}, got {key!r}")
+        if not value:
+            return Order(kind=kind, name=name, state="gone", at=0.0)
         body = orjson.loads(value)
         asked = body.get("filter", {})
+        selection = body.get("selection")
+        if kind == "replay" and selection is None:
+            raise UndecodableRecordError(f"control record {key!r}: expected a selection, got none")
         return Order(
             kind=kind,
             name=name,
@@ -117,6 +153,8 @@ def decode(key: bytes, value: bytes) -> Order:
             count=body["count"],
             action=body.get("action", "replay"),
             filter=DeadFilter(**{**asked, "ids": tuple(asked.get("ids", ()))}),
+            selection=None if selection is None else Selection(**selection),
+            detail=body.get("detail", ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecordError(f"control record {key!r}: expected an order, got {error!r}") from error
@@ -127,24 +165,50 @@ class Control:
 
     def __init__(self, orders: Iterable[Order] = ()) -> None:
         self.orders: dict[str, Order] = {}
+        self.settlements = 0
+        """How many ends of orders about dead letters have been applied: when it rises, fewer letters may be open."""
         self._paused: frozenset[str] = frozenset()
         self._markers: dict[str, Order] = {}
+        self._settled = _Settled()
         for order in orders:
             self.apply(order)
 
     def apply(self, order: Order) -> None:
         if order.kind == "marker":
-            self._markers[order.name] = order
+            if order.state == "gone":
+                self._markers.pop(order.name, None)
+            else:
+                self._markers[order.name] = order
             return
-        self.orders[order.key] = order
+        before = self.orders.get(order.key)
+        if order.state == "gone":
+            self.orders.pop(order.key, None)
+        else:
+            self.orders[order.key] = order
         if order.kind == "pause":
             added = {order.name} if order.state == "paused" else set[str]()
             self._paused = (self._paused - {order.name}) | added
+        if order.kind == "dead":
+            if before is not None and before.state == "done":
+                self._settled.remove(before)
+            if order.state == "done":
+                self._settled.add(order)
+                self.settlements += 1
 
     def marker(self, key: str) -> Mapping[str, int]:
-        """Return up to where the jobs of a pause or a kick have scanned: "topic/partition" → offset."""
+        """Return up to where the jobs of an order have scanned: "topic/partition" → offset."""
         order = self._markers.get(key)
         return {} if order is None else order.marker
+
+    def injected(self, key: str) -> int:
+        """Return how many deliveries the job of a replay has injected up to its marker."""
+        order = self._markers.get(key)
+        return 0 if order is None else order.count
+
+    def kicked_at(self, route: str, destination: str) -> float:
+        """Return when the last kick of either was carried out, by the log's clock; 0.0 if none was."""
+        keys = (f"kick/destination/{destination}", f"kick/route/{route}")
+        return max([self._markers[key].at for key in keys if key in self._markers], default=0.0)
 
     def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
         """Tell whether a job of a pause or a kick has had its look at a record."""
@@ -168,14 +232,113 @@ class Control:
             f"kick/route/{route}", partition, offset
         )
 
+    def next_replay(self) -> Order | None:
+        """Return the replay whose turn it is: of those that are asked for and haven't ended, the first."""
+        orders = self.orders.values()
+        return next((order for order in orders if order.kind == "replay" and order.state == "asked"), None)
+
     def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:
-        """Return the finished order that replayed or dropped a dead letter, if one did."""
-        for order in self.orders.values():
-            if (
-                order.kind == "dead"
-                and order.state == "done"
-                and order.is_before_marker(partition, offset)
-                and order.is_for(letter)
-            ):
-                return order
-        return None
+        """Return the finished order that replayed or dropped a dead letter, if one did; of several the first."""
+        found = self._settled.of(letter, partition, offset)
+        return min(found, key=lambda order: order.at, default=None)
+
+    def obsolete(self, before: float, log_starts: Mapping[str, int]) -> list[Order]:
+        """Return the orders of a name of their own that ended, were given before a time, and can't be about anything.
+
+        `log_starts` are the first offsets that the dead-letter topic still has, as "topic/partition" → offset: an order
+        about dead letters is kept while one is there that it covers, or that one would be open again. A pause or a kick
+        is kept: there are no more of them than names, and one that is given just now must not be taken for the old one.
+        """
+        return [
+            order
+            for order in self.orders.values()
+            if order.at < before
+            and order.kind in ("replay", "dead")
+            and order.state in ("done", "cancelled")
+            and (order.kind != "dead" or all(log_starts.get(key, end) >= end for key, end in order.marker.items()))
+        ]
+
+
+class _Settled:
+    """The finished orders about dead letters, filed so that a letter is held against few of them.
+
+    By the deliveries that they name; else by what they filter, and then in a row, in which the first order that reaches
+    a record is found by bisection: whoever replays a destination's letters every hour gives hundreds of orders alike.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[Order]] = {}
+        self._by_filter: dict[tuple[str | None, str | None, str | None], _Row] = {}
+
+    def add(self, order: Order) -> None:
+        if order.filter.ids:
+            for identity in order.filter.ids:
+                self._by_id.setdefault(identity, []).append(order)
+        else:
+            self._by_filter.setdefault(_kind_of(order.filter), _Row()).add(order)
+
+    def remove(self, order: Order) -> None:
+        if order.filter.ids:
+            for identity in order.filter.ids:
+                self._by_id[identity].remove(order)
+                if not self._by_id[identity]:
+                    del self._by_id[identity]
+        else:
+            self._by_filter[_kind_of(order.filter)].remove(order)
+
+    def of(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
+        """Yield the orders that settled a letter; of a row only the first."""
+        for order in self._by_id.get(letter.id, ()):
+            if order.is_before_marker(partition, offset) and order.is_for(letter):
+                yield order
+        if not self._by_filter:
+            return
+        for route in (letter.route, None):
+            for destination in (letter.destination, None):
+                for reason in (letter.reason, None):
+                    row = self._by_filter.get((route, destination, reason))
+                    if row is not None:
+                        yield from row.first(letter, partition, offset)
+
+
+class _Row:
+    """Orders of one kind of filter, in the order of their ends, with how far all up to each of them reach."""
+
+    def __init__(self) -> None:
+        self._orders: list[Order] = []
+        self._reach: dict[str, list[int]] = {}  # place → for each order the furthest offset of all up to it
+        self._counted = 0  # orders whose reach is known
+
+    def add(self, order: Order) -> None:
+        self._orders.append(order)
+
+    def remove(self, order: Order) -> None:
+        self._orders.remove(order)
+        self._reach, self._counted = {}, 0
+
+    def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
+        self._count()
+        reach = self._reach.get(_place(partition))
+        if reach is None:
+            return
+        for order in islice(self._orders, bisect_right(reach, offset), None):
+            if order.is_before_marker(partition, offset) and order.is_for(letter):
+                yield order
+                return
+
+    def _count(self) -> None:
+        for index in range(self._counted, len(self._orders)):
+            marker = self._orders[index].marker
+            for place in marker.keys() - self._reach.keys():
+                self._reach[place] = [0] * index
+            for place, reach in self._reach.items():
+                reach.append(max(reach[-1] if reach else 0, marker.get(place, 0)))
+        self._counted = len(self._orders)
+
+
+def _kind_of(which: DeadFilter) -> tuple[str | None, str | None, str | None]:
+    return which.route, which.destination, which.reason
+
+
+def _place(partition: Partition) -> str:
+    return f"{partition.topic}/{partition.number}"

@@ -3,6 +3,8 @@
 Every process follows `gateway.control` (`Follower`); one of them, the owner of its only partition in the group of jobs,
 carries the orders out (`Jobs`). A job injects first and publishes after, and the order's own offset is committed last:
 whatever kills it, the next owner does it again from the marker before. Nothing is skipped, some may be repeated.
+
+Replays of events take hours where they are told to; they are made beside all others (`replay.py`).
 """
 
 import asyncio
@@ -15,24 +17,26 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
 from gateway.engine.control import Control, Letter, Order, decode
+from gateway.engine.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.orphans import Orphans
 from gateway.engine.progress import Progress
+from gateway.engine.replay import Replays
 from gateway.engine.successors import Successors
 from gateway.log.base import Assignment, Commit, Log, Partition, Record
 from gateway.log.records import Filed, decode_delivery
-from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
-from gateway.model import (
-    DeadLettered,
-    DeadReason,
-    Delivery,
-    LogUnavailableError,
-    RecordTooLargeError,
-    UndecodableRecordError,
-)
+from gateway.log.topics import DAY, JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
+from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
+from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
-APPENDS_AT_ONCE = 100
+ORPHANS_EVERY = 30.0
+"""Seconds between looks for ordered routes that are there no more."""
 SWEEP_EVERY = 5.0
 """Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
+KEPT = 30 * DAY
+"""Seconds for which an order that was carried out is remembered; longer, while a dead letter is left that it covers."""
+FORGOTTEN_AT_ONCE = 50
+"""Orders that are forgotten in one sweep, so that those which wait aren't held up."""
 
 
 class Follower:
@@ -67,7 +71,7 @@ class Follower:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Nothing to take over: a reader without a group starts at the topic's beginning."""
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}
 
     def _apply(self, record: Record) -> None:
@@ -86,6 +90,7 @@ class Jobs:
         *,
         log: Log,
         topics: Topics,
+        rules: Callable[[], Rules],
         follower: Follower,
         metrics: Metrics,
         logger: FilteringBoundLogger,
@@ -98,9 +103,32 @@ class Jobs:
         self._logger = logger
         self._sleep = sleep
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self._injector = Injector(self._successors, topics.retry(planner.SHORTEST))
+        self._replays = Replays(
+            log=log,
+            topics=topics,
+            rules=rules,
+            control=follower.control,
+            successors=self._successors,
+            injector=self._injector,
+            publish=self._append_order,
+            caught_up=self._caught_up,
+            owner=lambda: self._progress,
+            logger=logger,
+            sleep=sleep,
+        )
+        self._orphans = Orphans(
+            log=log,
+            topics=topics,
+            rules=rules,
+            successors=self._successors,
+            injector=self._injector,
+            logger=logger,
+        )
+        self._next_sweep = self._next_look = 0.0
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
-        self._settled_by: set[str] = set()
+        self._settlements = 0
         self._counted: dict[str, int] = {}  # up to where dead letters were read
         self._open: dict[int, array[int]] = {}  # the offsets of the open ones, by partition
         self._partition = Partition(topics.control, 0)
@@ -112,18 +140,23 @@ class Jobs:
                 self._swept = None
                 self._counted, self._open = {}, {}
 
-    def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         if self._partition not in partitions or self._progress is None:
             return {}
         commit = self._progress.committable()
         self._progress = None
+        await self._replays.let_go()
         return {} if commit is None else {self._partition: commit}
 
     async def run(self) -> None:
         """Carry out orders, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._replays.run(), name="jobs-replays")
+            await self._carry_orders_out()
+
+    async def _carry_orders_out(self) -> None:
         group = self._topics.group(JOBS_GROUP)
         consumer = await self._log.consume(group=group, topics=[self._topics.control], listener=self)
-        next_sweep = 0.0
         try:
             while True:
                 for batch in await consumer.fetch(timeout=1.0):
@@ -139,15 +172,26 @@ class Jobs:
                         await consumer.commit({self._partition: commit})
                         if self._progress is not None:
                             self._progress.committed(commit)
-                    if self._progress is not None and self._log.now() >= next_sweep:
-                        await self._sweep()
-                        await self._count_dead()
-                        next_sweep = self._log.now() + SWEEP_EVERY
+                    await self._look_around()
                 except LogUnavailableError as error:
                     self._logger.warning("jobs_waiting", error=str(error))
                     await self._sleep(1.0)
         finally:
-            await consumer.close()
+            await consumer.close()  # and so of a replay, which comes to its marker first
+
+    async def _look_around(self) -> None:
+        """See to what nobody orders, every few seconds."""
+        now = self._log.now()
+        if self._progress is not None and now >= self._next_sweep:
+            await self._sweep()
+            await self._count_dead()
+            await self._forget()
+            self._next_sweep = now + SWEEP_EVERY
+        if now >= self._next_look:
+            self._orphans.remember()
+            if self._progress is not None:
+                await self._orphans.look()
+            self._next_look = now + ORPHANS_EVERY
 
     async def _obey(self, record: Record) -> None:
         await self._seen(record.offset)
@@ -155,6 +199,8 @@ class Jobs:
             order = decode(record.key, record.value)
         except UndecodableRecordError:
             return  # the follower has logged it
+        if order.kind == "replay":
+            return  # whoever owns the jobs finds it among the orders in force
         while self._present(order) == order and order.state in ("resuming", "asked"):
             try:
                 done = await self._carry_out(order)
@@ -178,7 +224,7 @@ class Jobs:
                 return await self._kick(order)
             case "dead":
                 return await self._settle(order)
-            case "marker":
+            case "replay" | "marker":
                 return order
             case _ as never:
                 assert_never(never)
@@ -209,7 +255,7 @@ class Jobs:
                 async for partition, record, filed in self._filed(topic, starts, tier_ends)
                 if filed
                 and name == (filed.delivery.route if kind == "route" else filed.delivery.destination)
-                and not _is_done(commits.get(partition.number), record.offset)
+                and not (partition.number in commits and commits[partition.number].covers(record.offset))
                 and not control.is_kicked(filed.delivery.route, filed.delivery.destination, partition, record.offset)
             )
             ends |= tier_ends
@@ -273,9 +319,8 @@ class Jobs:
     async def _count_dead(self) -> None:
         """Count the open dead letters: those that came since the last look, or all of them after an order."""
         control, topic = self._follower.control, self._topics.dead
-        settling = {key for key, order in control.orders.items() if order.kind == "dead" and order.state == "done"}
-        if settling != self._settled_by:
-            self._settled_by, self._counted, self._open = settling, {}, {}
+        if control.settlements != self._settlements:
+            self._settlements, self._counted, self._open = control.settlements, {}, {}
         ends = await self._ends(topic)
         async for partition, record in self._records(topic, self._counted, ends):
             letter, _ = read_letter(record)
@@ -287,6 +332,19 @@ class Jobs:
             if offsets and offsets[0] < start:
                 self._open[number] = array("q", [offset for offset in offsets if offset >= start])
         self._metrics.dead_letter_backlog.set(sum(map(len, self._open.values())))
+
+    async def _forget(self) -> None:
+        """Give up the keys of orders that can't be about anything any more: the control topic would grow for ever."""
+        control = self._follower.control
+        starts = {
+            f"{self._topics.dead}/{number}": start
+            for number, (start, _) in (await self._log.bounds(self._topics.dead)).items()
+        }
+        for order in control.obsolete(self._log.now() - KEPT, starts)[:FORGOTTEN_AT_ONCE]:
+            # The marker first: it is found by way of its order.
+            if control.marker(order.key):
+                await self._append_order(Order(kind="marker", name=order.key, state="gone", at=0.0))
+            await self._append_order(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
 
     async def _bury(self, topic: str, record: Record) -> None:
         try:
@@ -333,30 +391,31 @@ class Jobs:
         return count
 
     async def _append(self, batch: Sequence[Delivery], *, at_once: bool) -> None:
-        # One that fails is tried again by itself: a job begun anew would repeat all the others.
         now = self._log.now()
-        topic = self._topics.retry(planner.SHORTEST)
-        async with asyncio.TaskGroup() as tasks:
-            for delivery in batch:
-                due = now if at_once else max(now, delivery.due)
-                again = replace(delivery, successor=delivery.successor + 1, due=due)
-                tasks.create_task(self._inject_one(topic, again), name="job-append")
-
-    async def _inject_one(self, topic: str, delivery: Delivery) -> None:
-        try:
-            await self._successors.carry_on(topic, delivery, {})
-        except RecordTooLargeError:
-            end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
-            await self._successors.dead_letter(delivery, end)
+        await self._injector.inject(
+            [
+                replace(delivery, successor=delivery.successor + 1, due=now if at_once else max(now, delivery.due))
+                for delivery in batch
+            ],
+            {},
+        )
 
     async def _mark(self, order: Order, ends: Mapping[str, int]) -> None:
         """Publish up to where the jobs of an order have scanned."""
         await self._publish(Order(kind="marker", name=order.key, state="done", at=self._log.now(), marker=ends))
 
     async def _publish(self, order: Order) -> None:
+        await self._seen(await self._append_order(order))  # by ourselves: the next order is judged by this one
+
+    async def _append_order(self, order: Order) -> int:
         key, value = order.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
-        await self._seen(position.offset)  # by ourselves: the next order is judged by this one
+        return position.offset
+
+    async def _caught_up(self) -> None:
+        """Return when the orders in force are all that there are now."""
+        for _, end in (await self._log.bounds(self._topics.control)).values():
+            await self._seen(end - 1)
 
     async def _seen(self, offset: int) -> None:
         while self._follower.position <= offset:
@@ -378,10 +437,3 @@ def read_letter(record: Record) -> tuple[Letter, Filed | None]:
         at=record.appended_at,
     )
     return letter, filed
-
-
-def _is_done(commit: Commit | None, offset: int) -> bool:
-    if commit is None:
-        return False
-    index = offset - commit.base
-    return index < 0 or (index < len(commit.done) * 8 and bool(commit.done[index // 8] >> (index % 8) & 1))

@@ -27,6 +27,14 @@ MAX_BYTES = 256 << 20
 """Records in memory; above it, nothing more is read."""
 FAIR_SHARE = 32
 """A lane may have a 32nd of the attempts and bytes that are free: 124 attempts and 7 MiB where nothing else is."""
+START_SHARE = 512
+"""A lane that hasn't shown how many attempts it answers at once begins with a 512th of what is free, 8 to 2."""
+DOUBTFUL_SHARE = 4
+"""Destinations that have stopped answering have a quarter of all attempts between them."""
+DOUBT = 1.0
+"""Seconds without the end of an attempt after which it is doubtful whether a destination still answers."""
+SHOWN_FOR = 10.0
+"""Seconds without an attempt after which what a destination has shown is forgotten."""
 BURST = 0.1
 """Seconds of a rate that may be used at once; at least one request."""
 FAST = 64 / 0.05
@@ -49,8 +57,9 @@ class Spill:
 class Budget:
     """What all lanes of a worker share: attempts, and the bytes that are under way in them.
 
-    Retries never take the half that is kept for first attempts, and no lane takes more than a part of what is still
-    free: the more hang, the less the next one gets, and something is left for those that don't.
+    Retries never take the half that is kept for first attempts, destinations that don't answer have a quarter between
+    them, and no lane takes more than a part of what is still free: the more hang, the less the next one gets, and
+    something is left for those that don't.
     """
 
     def __init__(self, *, attempts: int = MAX_ATTEMPTS, size: int = MAX_BYTES) -> None:
@@ -58,28 +67,37 @@ class Budget:
         self._size = size
         self._under_way = 0
         self._retries = 0
+        self._doubtful = 0
         self._bytes_under_way = 0
 
-    def has_room(self, item: Item, *, attempts: int, size: int) -> bool:
+    @property
+    def start(self) -> int:
+        """How many attempts at once a destination may have that hasn't shown what it can take."""
+        return max(2, math.ceil((self._attempts - self._under_way) / START_SHARE))
+
+    def has_room(self, item: Item, *, attempts: int, size: int, is_doubtful: bool) -> bool:
         """Tell whether a lane with so many attempts and bytes under way may start this one, too."""
+        if item.is_retry and self._retries >= self._attempts // 2:
+            return False
+        if is_doubtful and self._doubtful >= self._attempts // DOUBTFUL_SHARE:
+            return False
         if attempts == 0:
             return self._under_way < self._attempts
         free = self._attempts - self._under_way
         free_bytes = self._size - self._bytes_under_way
-        return (
-            attempts < free // FAIR_SHARE
-            and not (item.is_retry and self._retries >= self._attempts // 2)
-            and size + item.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
-        )
+        return attempts < free // FAIR_SHARE and size + item.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
 
-    def take(self, item: Item) -> None:
+    def take(self, item: Item, *, is_doubtful: bool) -> None:
+        item.is_doubtful = is_doubtful
         self._under_way += 1
         self._retries += item.is_retry
+        self._doubtful += is_doubtful
         self._bytes_under_way += item.size
 
     def give_back(self, item: Item) -> None:
         self._under_way -= 1
         self._retries -= item.is_retry
+        self._doubtful -= item.is_doubtful
         self._bytes_under_way -= item.size
 
 
@@ -97,6 +115,9 @@ class Lane:
         self._in_flight_bytes = 0
         self._seconds = 0.05  # of an attempt, smoothed; the first guess hardly matters
         self._moved_at = 0.0  # when an attempt last ended, or began with no other under way
+        self._shown = 0  # attempts at once that it has answered
+        self._peak = 0  # attempts at once since there was none
+        self._has_failed = False  # the last attempt that ended had no answer
         self._promised = 0.0  # spills that have been promised a place in the future and haven't come back yet, about
         self._promised_at = 0.0
         self._slow_until = 0.0
@@ -154,7 +175,13 @@ class Lane:
         if not self._waiting or self.in_flight >= self._concurrency or self.throttled_until > now:
             return None
         item = self._waiting[0]
-        if not self._budget.has_room(item, attempts=self.in_flight, size=self._in_flight_bytes):
+        if not self.in_flight and now - self._moved_at > SHOWN_FOR:
+            self._shown = 0
+        is_doubtful = self._has_failed or (self.in_flight > 0 and now - self._moved_at > DOUBT)
+        if self.in_flight >= max(self._shown, self._budget.start):
+            return None
+        size = self._in_flight_bytes
+        if not self._budget.has_room(item, attempts=self.in_flight, size=size, is_doubtful=is_doubtful):
             return None
         if not self.breaker.allows(now, self.in_flight):
             return None
@@ -163,19 +190,28 @@ class Lane:
         self._waiting.popleft()
         self._waiting_bytes -= item.size
         item.is_waiting = False
-        self._budget.take(item)
+        self._budget.take(item, is_doubtful=is_doubtful)
         if not self.in_flight:
             self._moved_at = now
         self.in_flight += 1
+        self._peak = max(self._peak, self.in_flight)
         self._in_flight_bytes += item.size
         self.breaker.started(now)
         return item
 
     def finished(self, item: Item, attempt: Attempt, now: float) -> None:
         """Give the place back and learn from the result: breaker, throttle, pace."""
+        # As TCP's congestion window (RFC 5681, 7661): an answer allows one more, if what is allowed is made use of.
+        is_used = 2 * self._peak >= max(self._shown, self._budget.start)
         self._release(item)
         self.breaker.record(attempt.result, now)
-        if attempt.status is not None:  # how long an outage makes us wait says nothing of the pace after it
+        self._has_failed = attempt.status is None
+        if self._has_failed:
+            self._shown //= 2
+        else:
+            if is_used:
+                self._shown = min(self._concurrency, max(self._shown, self._budget.start) + 1)
+            # How long an outage makes us wait says nothing of the pace after it.
             self._seconds += 0.1 * (attempt.seconds - self._seconds)
         self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
@@ -257,3 +293,5 @@ class Lane:
         self._budget.give_back(item)
         self.in_flight -= 1
         self._in_flight_bytes -= item.size
+        if not self.in_flight:
+            self._peak = 0

@@ -75,7 +75,7 @@ class Item:
     """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
 
     `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
-    `is_tried` tells of attempts that no record knows of yet.
+    `is_tried` tells of attempts that no record knows of yet, `is_doubtful` that its attempt began in doubt of an answer.
     """
 
     delivery: Delivery
@@ -86,6 +86,7 @@ class Item:
     since: float = 0.0
     is_waiting: bool = False
     is_tried: bool = False
+    is_doubtful: bool = False
     scope: Scope | None = None
     end: DeadLettered | None = None
 

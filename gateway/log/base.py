@@ -52,6 +52,11 @@ class Commit(NamedTuple):
     base: int
     done: bytes = b""
 
+    def covers(self, offset: int) -> bool:
+        """Tell whether a record is finished by it."""
+        index = offset - self.base
+        return index < 0 or (index < len(self.done) * 8 and bool(self.done[index // 8] >> (index % 8) & 1))
+
 
 class Assignment(NamedTuple):
     """A partition that this consumer now owns, and where to go on.
@@ -167,6 +172,12 @@ class Log(Protocol):
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
         """Store commits for a group that has no member yet. Where it has committed something, that stands."""
+
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        """Return the groups that have committed something and whose names begin so, each with its number of members."""
+
+    async def forget(self, group: str) -> None:
+        """Delete what a group without members has committed. Raises LogUnavailableError where it has members."""
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the topics that are missing and return their names; those that exist are left as they are."""

@@ -238,6 +238,17 @@ class EmbeddedLog:
         rows = [(partition.topic, base, done.hex()) for partition, (base, done) in commits.items()]
         await self.write(_commit, group, rows, SEED)
 
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        statement = "SELECT json_group_array(DISTINCT member) FROM commits WHERE substr(member, 1, length(?1)) = ?1"
+        names = await self.read(_rows, statement, prefix)
+        members = [consumer.group for consumer in self._consumers]
+        return {name: members.count(name) for name in names}
+
+    async def forget(self, group: str) -> None:
+        if any(consumer.group == group for consumer in self._consumers):
+            raise LogUnavailableError(f"{group}: expected no members, got one")
+        await self.write(_forget, group)
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         return await self.write(_create, specs)
 
@@ -940,6 +951,10 @@ def _commit(
     connection: sqlite3.Connection, group: str, rows: Sequence[tuple[str, int, str]], statement: str = COMMIT
 ) -> None:
     connection.execute(statement, (group, orjson.dumps(rows).decode()))
+
+
+def _forget(connection: sqlite3.Connection, group: str) -> None:
+    connection.execute("DELETE FROM commits WHERE member = ?", (group,))
 
 
 def _create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[str]:

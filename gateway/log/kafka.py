@@ -35,6 +35,7 @@ from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    GroupIdNotFound,
     InvalidConfigurationError,
     InvalidReplicationFactorError,
     InvalidTopicError,
@@ -51,7 +52,13 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest
+from aiokafka.protocol.admin import (
+    CreateTopicsRequest,
+    DeleteGroupsRequest,
+    DescribeConfigsRequest,
+    DescribeGroupsRequest,
+    ListGroupsRequest,
+)
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
@@ -301,6 +308,12 @@ class KafkaLog:
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
         await self._cluster.seed(group, commits)
+
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        return await self._cluster.groups(prefix)
+
+    async def forget(self, group: str) -> None:
+        await self._cluster.forget(group)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create what is missing, with three replicas where there are three brokers, and wait until it has leaders.
@@ -808,7 +821,7 @@ class _Cluster:
         return await self._ask("topics", ask)
 
     async def offsets(self, partitions: Collection[Partition], at: int) -> Mapping[Partition, int]:
-        """Return the first offset of each partition (EARLIEST), the one after its last (LATEST), or the first at a time.
+        """Return each partition's first offset (EARLIEST), the one after its last (LATEST), or the first at a time.
 
         A time is in milliseconds since the epoch; -1 stands for no record at or after it.
         """
@@ -874,6 +887,35 @@ class _Cluster:
                     _raise_for(code, f"{topic}/{number}")
 
         await self._ask(f"first commits of {group}", ask)
+
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        async def ask() -> Mapping[str, int]:
+            metadata = await self._send(MetadataRequest([], allow_auto_topic_creation=False))
+            found: dict[str, int] = {}
+            for broker in metadata.brokers:
+                node = broker[0]
+                listed = await self._send(ListGroupsRequest(), node)
+                _raise_for(listed.error_code, "groups")
+                names = [name for name, *_ in listed.groups if name.startswith(prefix)]
+                if not names:
+                    continue
+                described = await self._send(DescribeGroupsRequest(names), node)
+                for code, name, _, _, _, members, *_ in described.groups:
+                    _raise_for(code, name)
+                    found[name] = len(members)
+            return found
+
+        return await self._ask(f"groups of {prefix}", ask)
+
+    async def forget(self, group: str) -> None:
+        async def ask() -> None:
+            coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
+            response = await self._send(DeleteGroupsRequest([group]), coordinator)
+            for _, code in response.results:
+                if for_code(code) is not GroupIdNotFound:
+                    _raise_for(code, group)
+
+        await self._ask(f"end of {group}", ask)
 
     async def evict(self, group: str, client_id: str) -> None:
         """Take a client's members out of a group.

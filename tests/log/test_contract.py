@@ -483,6 +483,24 @@ async def test_a_group_begins_where_it_was_seeded_and_what_it_has_committed_stan
         assert await log.committed(group, topic) == {0: Commit(1, b"\x02")}
 
 
+async def test_a_group_without_members_can_be_found_and_forgotten(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        group, partition = f"{subject.prefix}ordered/g", Partition(topic, 0)
+        assert await log.groups(f"{subject.prefix}ordered/") == {}
+        await log.seed(group, {partition: Commit(1)})
+        await log.seed(f"{subject.prefix}other", {partition: Commit(1)})
+        async with consuming(log, topic, group=group):
+            assert await log.groups(f"{subject.prefix}ordered/") == {group: 1}
+            with pytest.raises(LogUnavailableError):
+                await log.forget(group)
+        assert await log.groups(f"{subject.prefix}ordered/") == {group: 0}
+        await log.forget(group)
+        await log.forget(group)
+        assert await log.groups(f"{subject.prefix}ordered/") == {}
+        assert await log.committed(group, topic) == {}
+
+
 async def test_what_a_listener_finishes_while_it_gives_up_is_committed(subject: Subject) -> None:
     class Patient(Owner):
         @override

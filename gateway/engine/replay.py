@@ -1,0 +1,372 @@
+"""Replay events from the log: scan a window of it, match by the rules in force, and inject deliveries anew.
+
+    scan ──▶ match ──▶ piece (≤ 100) ──pace──▶ shortest tier, acknowledged ──▶ marker, at 500 or after 1 s
+
+The marker is published after what it covers was acknowledged, so a replay that is killed goes on from there: it repeats
+at most what came after the marker, and skips nothing. Where it goes on is told by the orders in force and their markers
+alone, never by what the group of jobs has committed. One replay runs at a time, in the order in which they were asked
+for, beside all other jobs.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine import planner
+from gateway.engine.control import Control, Order, Selection
+from gateway.engine.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.progress import WINDOW
+from gateway.engine.successors import Successors
+from gateway.log.base import Commit, Log, Partition, Record
+from gateway.log.records import decode_event
+from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.model import (
+    DeadLettered,
+    DeadReason,
+    Delivery,
+    Event,
+    ExpressionError,
+    LogUnavailableError,
+    UndecodableRecordError,
+    delivery_id,
+)
+from gateway.rules.expressions import View
+from gateway.rules.rules import Route, Rules
+from gateway.rules.table import RouteTable
+
+BATCH = 500
+"""Deliveries after which a marker is due: at most so many are repeated when a replay is killed. Those of one event stay
+together, so it may be a few more."""
+MARK_EVERY = 1.0
+"""Seconds after which one is due in any case; also how far behind an operator's view of it is."""
+BACKLOG = WINDOW // 2
+"""Undone records of one partition of the shortest tier above which a replay waits. A window that is three quarters full
+cuts deliveries short, so a replay may take half of it; with the tier's 5 s, that is some 1,300 deliveries a second."""
+PIECE_BYTES = 4 << 20
+RATE_STEP = 0.02
+"""Seconds of a rate that are injected at once, at least one delivery; also how much later than its time may be made up
+for. So within any second it's at most 4 % more than the rate, or two deliveries."""
+GLANCE_EVERY = 0.1
+"""Seconds between looks, while it waits for its turn, at whether the replay is still to go on."""
+RECORDS_AT_ONCE = 32
+"""Records matched before other tasks get their turn: about a millisecond."""
+LOOK_EVERY = 0.25
+"""Seconds between looks for a replay, or for room in the tier."""
+LET_GO = 2.0
+"""Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
+
+
+class Matched(NamedTuple):
+    """An event that the route matches. Where its condition failed, `error` says how, as for a new event."""
+
+    event: Event
+    error: ExpressionError | None
+
+
+class Matcher:
+    """Picks the events that a replay is for, by the rules that it was last told of."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.destinations: tuple[str, ...] = ()
+        self._selection = selection
+        self._route: Route | None = None
+        self._table = RouteTable(())
+
+    def use(self, rules: Rules) -> str | None:
+        """Go by these rules; say what is missing if a replay by them can't be made."""
+        name, destination = self._selection.route, self._selection.destination
+        route = rules.routes.get(name)
+        if route is None:
+            return f"expected a route {name}, got rules without it"
+        if route is self._route:
+            return None
+        if destination is not None and destination not in route.destinations:
+            return f"expected a destination {destination} of route {name}, got rules without it"
+        self.destinations = route.destinations if destination is None else (destination,)
+        self._route = route
+        self._table = RouteTable((route,))
+        return None
+
+    def match(self, record: Record) -> Matched | None:
+        """Return the event, if it is one of the selection. What can't be read was dead-lettered when it was routed."""
+        which = self._selection
+        if record.appended_at < which.since or (which.until is not None and record.appended_at >= which.until):
+            return None  # the clock of the partition went back within the window
+        try:
+            event = decode_event(record)
+        except UndecodableRecordError:
+            return None
+        if which.source is not None and event.source != which.source:
+            return None
+        for _, error in self._table.match(View.of(event)):
+            return Matched(event, error)
+        return None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers."""
+
+    order: Order
+    selection: Selection
+    owner: object
+    matcher: Matcher
+    positions: dict[str, int]
+    count: int
+    marked: int
+    marked_at: float
+    next_at: float = 0.0
+    unchecked: int = BATCH
+    piece: list[Matched] = field(default_factory=list)
+    piece_bytes: int = 0
+    reached: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def deliveries(self) -> int:
+        return len(self.piece) * len(self.matcher.destinations)
+
+    @property
+    def is_full(self) -> bool:
+        most = min(APPENDS_AT_ONCE, BATCH - (self.count - self.marked))
+        if self.selection.rate is not None:
+            most = min(most, max(1, int(self.selection.rate * RATE_STEP)))
+        return self.deliveries >= most or self.piece_bytes >= PIECE_BYTES
+
+
+class Replays:
+    """The replays that are asked for. `run` for ever; they go on while `owner` returns the same, which isn't None.
+
+    `publish` appends to the control topic, and `caught_up` waits until `control` knows all that is there now.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        rules: Callable[[], Rules],
+        control: Control,
+        successors: Successors,
+        injector: Injector,
+        publish: Callable[[Order], Awaitable[object]],
+        caught_up: Callable[[], Awaitable[None]],
+        owner: Callable[[], object | None],
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._tier = topics.retry(planner.SHORTEST)
+        self._group = topics.group(ROUTER_GROUP)
+        self._rules = rules
+        self._control = control
+        self._successors = successors
+        self._injector = injector
+        self._publish = publish
+        self._caught_up = caught_up
+        self._owner = owner
+        self._logger = logger
+        self._sleep = sleep
+        self._is_busy = False
+
+    async def run(self) -> None:
+        """Make the replays, one after the other, whenever the jobs are ours."""
+        while True:
+            owner = self._owner()
+            order = None if owner is None else self._control.next_replay()
+            if order is None:
+                await self._sleep(LOOK_EVERY)
+                continue
+            try:
+                await self._caught_up()  # with the last marker of the owner before us, and what we have ended ourselves
+                if self._owner() is owner and self._control.next_replay() == order:
+                    await self._replay(order, owner)
+            except LogUnavailableError as error:
+                self._logger.warning("job_repeated", order=order.key, error=str(error))
+                await self._sleep(1.0)
+
+    async def let_go(self) -> None:
+        """Wait until a replay that isn't ours any more has come to a marker, for at most 2 s."""
+        until = asyncio.get_running_loop().time() + LET_GO
+        while self._is_busy and asyncio.get_running_loop().time() < until:
+            await self._sleep(0.01)
+
+    async def _replay(self, order: Order, owner: object) -> None:
+        """Go on with a replay from its marker, to its end or until something else stops it."""
+        selection = order.selection
+        assert selection is not None, order
+        count = self._control.injected(order.key)
+        run = _Run(
+            order=order,
+            selection=selection,
+            owner=owner,
+            matcher=Matcher(selection),
+            positions={**selection.starts, **self._control.marker(order.key)},
+            count=count,
+            marked=count,
+            marked_at=self._log.now(),
+        )
+        self._is_busy = True
+        try:
+            self._logger.info("replay_began", order=order.key, count=count)
+            ending = await self._scan(run)
+        except LogUnavailableError:
+            await self._mark(run)
+            raise
+        finally:
+            self._is_busy = False
+        if ending is not None:
+            await self._publish(ending)
+            self._logger.info(
+                "job_finished", order=order.key, state=ending.state, count=ending.count, detail=ending.detail
+            )
+
+    async def _scan(self, run: _Run) -> Order | None:
+        """Inject what is left of a replay; return its end, None where it isn't to go on here."""
+        looked = 0
+        for place, end in sorted(run.order.marker.items()):
+            topic, _, number = place.rpartition("/")
+            partition = Partition(topic, int(number))
+            async with aclosing(_records(self._log, partition, run.positions.get(place, 0), end)) as records:
+                async for record in records:
+                    problem = run.matcher.use(self._rules())
+                    if problem is not None:
+                        await self._mark(run)
+                        return run.order.with_state("cancelled", count=run.count, detail=problem)
+                    matched = run.matcher.match(record)
+                    if matched is not None:
+                        run.piece.append(matched)
+                        run.piece_bytes += len(matched.event.body)
+                    run.reached[place] = record.offset + 1
+                    looked += 1
+                    is_due = run.is_full or self._log.now() >= run.marked_at + MARK_EVERY
+                    if looked % RECORDS_AT_ONCE == 0:
+                        await self._sleep(0)
+                        is_due |= not self._goes_on(run)
+                    if is_due and not await self._inject(run):
+                        return None
+            run.reached[place] = end
+            if not await self._inject(run):
+                return None
+        await self._mark(run)
+        return run.order.with_state("done", count=run.count) if self._goes_on(run) else None
+
+    def _goes_on(self, run: _Run) -> bool:
+        return self._owner() is run.owner and self._control.orders.get(run.order.key) == run.order
+
+    async def _inject(self, run: _Run) -> bool:
+        """Inject the piece in hand when its time has come, and mark. False where the replay isn't to go on here."""
+        if run.piece and not (await self._is_due(run) and await self._append(run)):
+            await self._mark(run)
+            return False
+        run.positions.update(run.reached)
+        run.reached.clear()
+        if run.count - run.marked >= BATCH or self._log.now() >= run.marked_at + MARK_EVERY:
+            await self._mark(run)
+        return self._goes_on(run)
+
+    async def _is_due(self, run: _Run) -> bool:
+        """Wait for the rate, and for room in the tier."""
+        while self._goes_on(run):
+            wait = run.next_at - self._log.now()
+            if wait <= 0:
+                if run.unchecked < BATCH:
+                    return True
+                if await self._undone() < BACKLOG:
+                    run.unchecked = 0
+                    return True
+                wait = LOOK_EVERY
+            await self._sleep(min(wait, GLANCE_EVERY))
+        return False
+
+    async def _append(self, run: _Run) -> bool:
+        def is_wanted() -> bool:
+            return self._owner() is run.owner
+
+        order, now = run.order, self._log.now()
+        # Numbered from a place of this replay's own: what is still on its way of the original, or of another replay,
+        # isn't taken for a copy of these. A piece that is injected twice is.
+        first = int(order.at * 1000)
+        deliveries = [
+            Delivery(
+                id=delivery_id(event.id, run.selection.route, destination),
+                event=event,
+                route=run.selection.route,
+                destination=destination,
+                successor=first,
+                due=now,
+                since=now,
+            )
+            for event, error in run.piece
+            if error is None
+            for destination in run.matcher.destinations
+        ]
+        if not await self._injector.inject(deliveries, {"replay": order.name}, is_wanted):
+            return False
+        for event, error in run.piece:
+            if error is not None and not await self._fail(run, event, error, is_wanted):
+                return False
+        run.count += len(deliveries)
+        run.unchecked += len(deliveries)
+        if run.selection.rate is not None:
+            # What a sleep took too long may be made up for, or the rate would never be reached.
+            run.next_at = max(run.next_at, now - RATE_STEP) + len(deliveries) / run.selection.rate
+        run.piece.clear()
+        run.piece_bytes = 0
+        return True
+
+    async def _fail(self, run: _Run, event: Event, error: ExpressionError, is_wanted: Callable[[], bool]) -> bool:
+        """Dead-letter what no condition can decide on, as the router does."""
+        end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+        route = run.selection.route
+        for name in run.matcher.destinations:
+            delivery = Delivery(id=delivery_id(event.id, route, name), event=event, route=route, destination=name)
+            if not await self._successors.dead_letter(delivery, end, is_wanted):
+                return False
+        return True
+
+    async def _mark(self, run: _Run) -> None:
+        """Publish how far the replay has come: true whoever owns the jobs now, and the next owner's place to go on."""
+        order = run.order
+        while run.count > run.marked or run.positions != self._control.marker(order.key):
+            marker = Order(
+                kind="marker",
+                name=order.key,
+                state="done",
+                at=self._log.now(),
+                marker=dict(run.positions),
+                count=run.count,
+            )
+            try:
+                await self._publish(marker)
+                break
+            except LogUnavailableError as error:
+                if self._owner() is not run.owner:
+                    return
+                self._logger.warning("append_repeated", order=order.key, error=str(error))
+                await self._sleep(1.0)
+        run.marked, run.marked_at = run.count, self._log.now()
+
+    async def _undone(self) -> int:
+        """Count what is appended and not done of the fullest partition of the shortest tier."""
+        commits = await self._log.committed(self._group, self._tier)
+        undone = 0
+        for number, (start, end) in (await self._log.bounds(self._tier)).items():
+            base, done = commits.get(number, Commit(start))
+            undone = max(undone, end - max(base, start) - int.from_bytes(done, "little").bit_count())
+        return undone
+
+
+async def _records(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[Record, None]:
+    """Yield the records of a range one by one; closing it closes the scan, whose reader would else be left behind."""
+    batches = log.scan(partition, start, end)
+    try:
+        async for batch in batches:
+            for record in batch:
+                yield record
+    finally:
+        if isinstance(batches, AsyncGenerator):
+            await batches.aclose()

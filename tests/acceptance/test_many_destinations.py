@@ -1,0 +1,160 @@
+"""A fifth of all destinations dies at once: the others go on, memory stays bounded, and the backlog comes back."""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from typing_extensions import override
+
+from tests.acceptance.conftest import SOURCES, LogPlace
+from tests.acceptance.test_isolation import MARGIN, SHARE, percentile
+from tests.gateway_process import GatewayProcess
+from tests.load import Load, deliveries, report
+from tests.sink import Fault, Sink
+
+BUSY = 3
+"""Of the dead ones, so many have a fifth of all traffic between them, and a rate: their backlog is worth a name."""
+BUSY_RATE = 50
+DRAIN = 400.0
+MOST_MEMORY = 512 << 20
+MOST_WAIT = 10.0
+"""Seconds that the lowest undone offset may wait: the time in a queue, an attempt's timeout, and a spill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    destinations: int
+    rate: float
+    seconds: float
+
+
+class Spread(Load):
+    """Sends to all destinations alike, but for the busy ones."""
+
+    destinations = 0
+
+    @override
+    def body(self, number: int) -> bytes:
+        name = number // 5 % BUSY if number % 5 == 0 else BUSY + number * 7919 % (self.destinations - BUSY)
+        return b'{"n":%d,"d":%d,"filler":"%b"}' % (number, name, self._filler)
+
+
+def the_rules(size: Size, url_of: Callable[[int], str]) -> str:
+    lines = [SOURCES.format(), "destinations:"]
+    for number in range(size.destinations):
+        limit = f", rate: {BUSY_RATE}/s, concurrency: 5" if number < BUSY else ""
+        lines.append(f'  d{number}: {{url: "{url_of(number)}", timeout: 5s{limit}}}')
+    lines.append("routes:")
+    retry = "retry: {schedule: [5s, 10s, 20s], max_attempts: 1000, max_age: 1d}"
+    lines += [
+        f"  - {{name: r{number}, from: github, match: {{body.d: {number}}}, to: [d{number}], {retry}}}"
+        for number in range(size.destinations)
+    ]
+    return "\n".join(lines)
+
+
+@pytest.mark.timeout(1200)
+async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
+    place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    size = Size(destinations=5000, rate=400.0, seconds=60.0) if is_full else Size(300, 200.0, 6.0)
+    dead = size.destinations // 5
+    async with AsyncExitStack() as stack:
+        alive, hanging, refusing, failing = [await stack.enter_async_context(Sink(200)) for _ in range(4)]
+
+        def sink_of(number: int) -> Sink:
+            return alive if number >= dead else (hanging, refusing, failing)[number % 3]
+
+        rules = the_rules(size, lambda number: f"{sink_of(number).url}/{number}")
+        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        await stack.enter_async_context(gateway)
+        load = Spread(gateway.port, rate=size.rate)
+        load.destinations = size.destinations
+        watch = asyncio.create_task(watched(gateway))
+        await load.send_for(size.seconds)  # the first seconds are slow, and aren't looked at
+        began = time.time()
+        await load.send_for(size.seconds)
+        died = time.time()
+        hanging.answer(Fault.HANG)
+        failing.answer(503)
+        await refusing.refuse()
+        await load.send_for(size.seconds)
+        recovered = time.time()
+        hanging.disconnect()
+        hanging.answer(200)
+        failing.answer(200)
+        await refusing.listen()
+        missing = set(load.acknowledged)
+        while missing and time.time() < recovered + DRAIN:
+            await asyncio.sleep(1)
+            for sink in (alive, hanging, refusing, failing):
+                # What came to the dead ones while they were dead had no 2xx.
+                missing -= {
+                    request.header("gateway-event-id") or ""
+                    for request in sink.requests
+                    if sink is alive or not died <= request.at < recovered
+                }
+        drained = time.time() - recovered
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+        before = percentile(delays(load, alive, began, died), 0.99)
+        beside = percentile(delays(load, alive, died, recovered), 0.99)
+        report(
+            f"{dead} of {size.destinations} destinations dead, {size.rate:g}/s, {place.kind}: "
+            f"p99 of the others {1000 * before:.1f} ms before, {1000 * beside:.1f} ms beside them; "
+            f"memory {WATCHED.memory >> 20} MiB at most, oldest undone {WATCHED.oldest:.1f} s at most, "
+            f"backlog back after {drained:.0f} s"
+        )
+        assert missing == set(), gateway.story()
+        assert max(deliveries(alive).values()) == 1, gateway.story()
+        for each in (hanging, refusing, failing):
+            assert_within_rates(each, recovered)
+        assert WATCHED.memory < MOST_MEMORY
+        assert WATCHED.oldest < MOST_WAIT
+        if is_full:
+            assert beside <= max(SHARE * before, before + MARGIN), gateway.story()
+
+
+class WATCHED:
+    """The worst that was seen of the process."""
+
+    memory = 0
+    oldest = 0.0
+
+
+async def watched(gateway: GatewayProcess) -> None:
+    WATCHED.memory, WATCHED.oldest = 0, 0.0
+    process = psutil.Process(gateway.pid)
+    while True:
+        await asyncio.sleep(2)
+        WATCHED.memory = max(WATCHED.memory, process.memory_info().rss)
+        metrics = await gateway.metrics()
+        WATCHED.oldest = max(
+            WATCHED.oldest, metrics.sum("gateway_oldest_undone_seconds", topic="gateway.events.github")
+        )
+
+
+def delays(load: Load, sink: Sink, since: float, until: float) -> list[float]:
+    """Return the seconds from each 202 within a time to its delivery at a sink, of those that went there."""
+    delivered = {request.header("gateway-event-id") or "": request.at for request in sink.requests}
+    return [
+        delivered[event] - at for event, at in load.acknowledged.items() if since <= at < until and event in delivered
+    ]
+
+
+def assert_within_rates(sink: Sink, since: float) -> None:
+    """Hold what a busy destination got in each second against its rate, with what a burst allows."""
+    seconds: dict[str, Counter[int]] = defaultdict(Counter)
+    for request in sink.requests:
+        if request.at > since:
+            seconds[request.target][int(request.at)] += 1
+    for number in range(BUSY):
+        counts = seconds.get(f"/hook/{number}", Counter())
+        assert max(counts.values(), default=0) <= 1.2 * BUSY_RATE + 5, (number, counts)

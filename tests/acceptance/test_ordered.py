@@ -1,0 +1,135 @@
+"""Ordered routes: the order of each key holds at the destination, through crashes, a rebalance and retries."""
+
+import asyncio
+import hashlib
+import time
+from collections import defaultdict
+from contextlib import AsyncExitStack
+from itertools import groupby
+from pathlib import Path
+
+import orjson
+import pytest
+from typing_extensions import override
+
+from gateway.log.base import Partition
+from gateway.log.topics import Topics
+from gateway.run import open_log
+from gateway.settings import from_sources
+from tests.acceptance.conftest import LogPlace
+from tests.gateway_process import GatewayProcess
+from tests.load import SECRET, Load, report
+from tests.sink import Request, Sink
+
+RULES = f"""
+version: 1
+sources:
+  github: {{{{verify: {{{{scheme: github, secrets: ["{SECRET}"]}}}}, key: string(body.k)}}}}
+destinations:
+  ordered: {{{{url: "{{ordered}}"}}}}
+routes:
+  - name: in-order
+    from: github
+    to: ordered
+    order: key
+    retry: {{{{schedule: [200ms, 1s], max_attempts: 1000}}}}
+"""
+BLOCKED = 0
+"""The key whose first event is refused until all others are through."""
+RETRIED = 31
+"""One request in so many is answered with 503, whichever attempt of its delivery it is."""
+
+
+class Keyed(Load):
+    keys = 1
+
+    @override
+    def body(self, number: int) -> bytes:
+        return b'{"n":%d,"k":%d}' % (number, number % self.keys)
+
+
+class Destination:
+    """Remembers what it was sent for each key, whatever it answered."""
+
+    def __init__(self) -> None:
+        self.is_blocked = True
+        self.tried: dict[int, list[str]] = defaultdict(list)
+        self.answered: dict[int, list[str]] = defaultdict(list)
+
+    def answer(self, request: Request) -> int:
+        key, event = orjson.loads(request.body)["k"], request.header("gateway-event-id") or ""
+        self.tried[key].append(event)
+        attempt = request.header("gateway-attempt") or ""
+        chance = hashlib.blake2b(f"{event}{attempt}".encode(), digest_size=4).digest()
+        if (key == BLOCKED and self.is_blocked) or int.from_bytes(chance, "big") % RETRIED == 0:
+            return 503
+        self.answered[key].append(event)
+        return 200
+
+
+@pytest.mark.timeout(600)
+async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retries(
+    place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    keys, each, rate = (200, 500, 1200.0) if is_full else (20, 40, 250.0)
+    destination = Destination()
+    async with AsyncExitStack() as stack:
+        sink = await stack.enter_async_context(Sink(destination.answer))
+        processes: list[GatewayProcess] = []
+        for _ in range(3 if place.is_kafka else 1):
+            beside = processes[0] if processes else None
+            rules = RULES.format(ordered=sink.url)
+            gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix, beside=beside)
+            processes.append(await stack.enter_async_context(gateway))
+        load = Keyed(processes[0].port, rate=rate)
+        load.keys = keys
+        sending = asyncio.create_task(load.send(keys * each))
+        seconds = keys * each / rate
+        for process in (processes[0], processes[-1]):
+            await asyncio.sleep(seconds / 5)
+            process.kill()
+            await asyncio.sleep(0.5)
+            await process.start()
+        await asyncio.sleep(seconds / 5)
+        assert await processes[-1].stop() == 0
+        await processes[-1].start()
+        await sending
+        expected = await events_by_key(place)
+        others = {key: events for key, events in expected.items() if key != BLOCKED}
+        await until_answered(destination, others, timeout=200)
+        assert set(destination.tried[BLOCKED]) == {expected[BLOCKED][0]}, "the blocked key waits at its first event"
+        destination.is_blocked = False
+        await until_answered(destination, expected, timeout=200)
+        repeated = 0
+        for key, events in expected.items():
+            assert [event for event, _ in groupby(destination.answered[key])] == events
+            assert [event for event, _ in groupby(destination.tried[key])] == events
+            repeated += len(destination.answered[key]) - len(events)
+        report(
+            f"ordered, {place.kind}: {keys} keys, {sum(map(len, expected.values()))} events, {len(sink.requests)} "
+            f"requests; each key in order, {repeated} answered twice, right after themselves"
+        )
+        lost = set(load.acknowledged) - {event for events in destination.answered.values() for event in events}
+        assert lost == set()
+
+
+async def events_by_key(place: LogPlace) -> dict[int, list[str]]:
+    """Return the ids of the events of each key, as the log has them."""
+    topic = Topics(place.prefix).events("github")
+    log = await open_log(from_sources({"log": place.url}, {}), owner=False)
+    found: dict[int, list[str]] = defaultdict(list)
+    try:
+        for number, (start, end) in (await log.bounds(topic)).items():
+            async for records in log.scan(Partition(topic, number), start, end):
+                for record in records:
+                    found[orjson.loads(record.value)["k"]].append(dict(record.headers)["ce_id"].decode())
+    finally:
+        await log.close()
+    return found
+
+
+async def until_answered(destination: Destination, expected: dict[int, list[str]], *, timeout: float) -> None:
+    until = time.monotonic() + timeout
+    while missing := sum(len(set(events).difference(destination.answered[key])) for key, events in expected.items()):
+        assert time.monotonic() < until, f"expected every event, got none of {missing} in time"
+        await asyncio.sleep(0.5)

@@ -1,0 +1,131 @@
+"""Lanes and what they share: how many attempts each destination may have, and what is left for the others."""
+
+import pytest
+
+from gateway.engine.lanes import MAX_ATTEMPTS, Budget, Lane
+from gateway.engine.tracker import Item, Pending, Tracker
+from gateway.log.base import Assignment, Commit, Partition
+from gateway.model import Attempt, Result
+from tests.builders import NOW, a_delivery, an_attempt
+
+TRACKER = Tracker(Assignment(Partition("t", 0), Commit(0), 0), owner=None)  # type: ignore[arg-type] # not asked
+ANSWER = an_attempt(result=Result.SUCCESS, status=200, seconds=0.01)
+SILENCE = an_attempt(result=Result.TIMEOUT, seconds=10.0)
+
+
+def an_item(size: int = 1000, *, is_retry: bool = False) -> Item:
+    pending = Pending(tracker=TRACKER, offset=0, appended_at=NOW, size=size)
+    return Item(delivery=a_delivery(), pending=pending, size=size, is_retry=is_retry)
+
+
+def a_lane(name: str = "ci", budget: Budget | None = None, *, concurrency: int = 50, rate: float | None = None) -> Lane:
+    return Lane(name, budget or Budget(), concurrency=concurrency, rate=rate)
+
+
+def start(lane: Lane, count: int, now: float = NOW, *, is_retry: bool = False) -> list[Item]:
+    """Offer deliveries and start as many as may start."""
+    for _ in range(count):
+        lane.offer(an_item(is_retry=is_retry), now)
+    started: list[Item] = []
+    while (item := lane.take(now)) is not None:
+        started.append(item)
+    return started
+
+
+def answered(lane: Lane, items: list[Item], now: float, attempt: Attempt = ANSWER) -> None:
+    for item in items:
+        lane.finished(item, attempt, now)
+
+
+def test_a_destination_begins_with_few_attempts_and_each_answer_allows_another() -> None:
+    lane = a_lane()
+    under_way = start(lane, 60)
+    rounds = [len(under_way)]
+    now = NOW
+    while rounds[-1] < 50:
+        now += 0.01
+        answered(lane, under_way, now)
+        under_way = start(lane, 60 - lane.waiting, now)
+        rounds.append(len(under_way))
+    assert rounds[0] == MAX_ATTEMPTS // 512
+    assert len(rounds) <= 5, "it doubles with each round trip"
+
+
+def test_what_a_destination_has_shown_is_forgotten_when_it_has_been_idle() -> None:
+    lane = a_lane()
+    now = NOW
+    under_way = start(lane, 60)
+    for _ in range(6):
+        now += 0.01
+        answered(lane, under_way, now)
+        under_way = start(lane, 60 - lane.waiting, now)
+    assert len(under_way) == 50
+    answered(lane, under_way, now)
+    while rest := start(lane, 0, now):
+        answered(lane, rest, now)
+    assert len(start(lane, 60, now + 11)) == MAX_ATTEMPTS // 512
+
+
+def test_concurrency_that_is_not_used_is_not_shown() -> None:
+    lane = a_lane()
+    for turn in range(100):
+        answered(lane, start(lane, 1, NOW + turn), NOW + turn)
+    assert len(start(lane, 60, NOW + 100)) == MAX_ATTEMPTS // 512
+
+
+def test_a_thousand_destinations_that_die_at_once_leave_attempts_for_those_that_live() -> None:
+    budget = Budget()
+    dead = [a_lane(f"dead{number}", budget) for number in range(1000)]
+    taken = sum(len(start(lane, 20)) for lane in dead)
+    assert taken >= 2000
+    alive = [a_lane(f"alive{number}", budget) for number in range(200)]
+    assert [len(start(lane, 1)) for lane in alive] == [1] * 200
+
+
+def test_destinations_that_do_not_answer_have_a_quarter_between_them() -> None:
+    budget = Budget()
+    dead = [a_lane(f"dead{number}", budget) for number in range(1500)]
+    for lane in dead:
+        answered(lane, start(lane, 1), NOW + 10, SILENCE)
+    assert sum(len(start(lane, 5, NOW + 11)) for lane in dead) == MAX_ATTEMPTS // 4
+    assert len(start(a_lane("alive", budget), 1, NOW + 11)) == 1
+
+
+def test_a_lane_whose_attempts_hang_is_in_doubt_before_they_time_out() -> None:
+    budget = Budget(attempts=512)
+    lanes = [a_lane(f"stuck{number}", budget) for number in range(200)]
+    for lane in lanes:
+        assert len(start(lane, 1)) == 1
+    assert sum(len(start(lane, 1, NOW + 2)) for lane in lanes) == 128, "a quarter of 512"
+
+
+def test_a_lane_that_answers_is_not_in_doubt_however_long_it_takes_between_two() -> None:
+    lane = a_lane("slow")
+    answered(lane, start(lane, 1), NOW + 9)
+    assert [item.is_doubtful for item in start(lane, 2, NOW + 9)] == [False, False]
+
+
+@pytest.mark.parametrize("is_retry", [False, True])
+def test_retries_leave_half_of_the_attempts_to_first_ones(is_retry: bool) -> None:  # noqa: FBT001 - a case
+    budget = Budget(attempts=128)
+    lanes = [a_lane(f"d{number}", budget) for number in range(200)]
+    assert sum(len(start(lane, 1, is_retry=is_retry)) for lane in lanes) == (64 if is_retry else 128)
+
+
+def test_one_attempt_of_a_destination_may_always_start_while_there_is_one() -> None:
+    budget = Budget(attempts=8)
+    started = [len(start(a_lane(f"d{n}", budget), 1)) for n in range(10)]
+    assert started == [1] * 8 + [0] * 2
+
+
+def test_a_place_is_given_back_by_an_end_and_by_a_cancellation() -> None:
+    budget = Budget(attempts=2)
+    one, other = a_lane("one", budget), a_lane("other", budget)
+    (item,) = start(one, 1)
+    (second,) = start(other, 1)
+    third = a_lane("third", budget)
+    assert start(third, 1) == []
+    one.cancelled(item, NOW)
+    assert len(start(third, 0)) == 1
+    answered(other, [second], NOW)
+    assert other.in_flight == 0
