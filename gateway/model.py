@@ -48,6 +48,8 @@ class Result(StrEnum):
     DNS = "dns"
     TLS = "tls"
     TRANSPORT = "transport"
+    AUTH = "auth"
+    """Not sent: the destination's token endpoint gave no token."""
     EGRESS_REFUSED = "egress_refused"
 
 
@@ -158,14 +160,31 @@ class RetryPolicy:
 
 
 def event_id(source: str, identity: str | None) -> EventId:
-    """Make an event's id: the same for the same identity in every process, time-ordered (RFC 9562, v7) without one."""
+    """Make an event's id: the same for the same identity in every process, time-ordered without one.
+
+    It is `evt_` and a UUID of RFC 9562 without hyphens: version 8, a digest, or version 7. So an id tells which it is.
+    """
     if identity:
         digest = hashlib.blake2b(f"{source}\0{identity}".encode("utf-8", "surrogateescape"), digest_size=16)
-        return EventId("evt_" + digest.hexdigest())
+        uuid8 = bytearray(digest.digest())
+        uuid8[6] = 0x80 | uuid8[6] & 0x0F
+        uuid8[8] = 0x80 | uuid8[8] & 0x3F
+        return EventId("evt_" + uuid8.hex())
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
     uuid7 = (milliseconds << 80) | (0x7 << 76) | ((random >> 68) << 64) | (0b10 << 62) | (random & (1 << 62) - 1)
     return EventId(f"evt_{uuid7:032x}")
+
+
+def identity_of(event: EventId) -> bytes | None:
+    """Return the digest (16 bytes) that an event's id was made from; None where its sender gave it no identity."""
+    if event[16:17] != "8" or not event.startswith("evt_"):
+        return None
+    try:
+        digest = bytes.fromhex(event[4:])
+    except ValueError:
+        return None
+    return digest if len(digest) == 16 else None  # noqa: PLR2004 - as many as `event_id` asks for
 
 
 def delivery_id(event: EventId, route: str, destination: str) -> DeliveryId:

@@ -8,7 +8,8 @@
         │               3 probes in a row answered
         └─▶ OPEN, twice the open time, by the same rule as CLOSED
 
-A failure is no answer, or a 5xx. Every other status is an answer: a 429 throttles and a 404 is the event's affair.
+A failure is no answer, a 5xx, or no token to ask with. Every other status is an answer: a 429 throttles and a 404 is
+the event's affair.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import assert_never
 from gateway.model import Result
 
 _FAILURES = frozenset(
-    {Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT}
+    {Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT, Result.AUTH}
 )  # Without EGRESS_REFUSED: it costs the destination nothing, so that holding back would protect nobody.
 
 _BUCKETS = 6  # The window slides in steps of a sixth, in constant memory.

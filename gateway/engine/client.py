@@ -4,6 +4,7 @@
                     │ no                     │ dies without a byte of an answer: not charged, once
                     ▼                        ▼
                 resolve ─▶ guard each address ─▶ connect ─▶ TLS ─▶ exchange ─▶ answer
+                    (of the proxy, where there is one)  └▶ CONNECT ─▶ TLS with the destination
 
 It keeps its own connections instead of using aiohttp's session, which cannot send header bytes as they came, is blind
 to the difference between a stale connection and a failed one, and costs several times as much (`wire.py`).
@@ -14,6 +15,7 @@ import os
 import socket
 import ssl
 import time
+from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from string import punctuation
@@ -24,11 +26,13 @@ from typing_extensions import override
 from yarl import URL
 
 from gateway.engine.egress import EgressGuard, EgressRefusedError
+from gateway.engine.oauth import NoTokenError, Token, Tokens
 from gateway.engine.request import Outbound
 from gateway.engine.resolver import Resolver, UnresolvedError
 from gateway.engine.retry import parse_retry_after
 from gateway.engine.wire import AnswerReader, MalformedAnswerError, encode_head
-from gateway.model import Attempt, Result
+from gateway.model import Attempt, Headers, Result
+from gateway.rules.rules import Access, Proxy, Tls
 
 IDLE_TIMEOUT = 15.0  # Longer than bursts are apart, shorter than most load balancers wait.
 IDLE_LIMIT = 2000  # Idle connections over all destinations: file descriptors are finite.
@@ -40,7 +44,8 @@ class Client:
     """Makes attempts. A context manager; afterwards nothing is open. Bounds nothing: the lanes do.
 
     Whoever leaves it has ended the attempts; those still under way fail as `transport`.
-    `tls` is the context of destinations with https, the system's trust by default. The client closes the resolver.
+    `tls` is the context of destinations with https and without one of their own, the system's trust by default. The
+    client closes the resolver.
     """
 
     def __init__(
@@ -50,11 +55,13 @@ class Client:
         self._resolver = resolver or Resolver()
         self._tls = tls or ssl.create_default_context()
         self._pool: _Pool
+        self._tokens: Tokens
         self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._pool = _Pool(self._loop)
+        self._tokens = Tokens(self._ask_for_token, self._loop.time)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -78,16 +85,22 @@ class Client:
 
         The head of the answer decides: what then happens to its body (a drip, a break, no end) changes nothing.
         Redirects aren't followed. `detail` names the host at most, never the rest of the URL. Raises nothing for what
-        a destination does; cancelling it closes the connection.
+        a destination does; cancelling it closes the connection. With OAuth2, a 401 has a new token fetched and the
+        request sent again, once for each token and as the same attempt.
         """
         at = time.time()
         started = self._loop.time()
         status: int | None = None
         retry_after: float | None = None
         try:
-            answer = await self._post(outbound, started + timeout)
+            if outbound.access is None or outbound.access.oauth2 is None:
+                answer = await self._post(outbound, started + timeout)
+            else:
+                answer = await self._post_with_token(outbound, outbound.access, started + timeout)
         except _FailedError as failure:
             result, detail = failure.result, failure.detail
+        except NoTokenError as error:
+            result, detail = Result.AUTH, str(error)
         else:
             status = answer.status
             result, detail = _judge(status)
@@ -103,48 +116,75 @@ class Client:
             retry_after=retry_after,
         )
 
-    async def _post(self, outbound: Outbound, deadline: float) -> AnswerReader:
-        place, start = _locate(outbound.url)
+    async def _post_with_token(self, outbound: Outbound, access: Access, deadline: float) -> AnswerReader:
+        token = await self._tokens.get(outbound.url, access, deadline)
+        answer = await self._post(_authorized(outbound, token), deadline)
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            newer = await self._tokens.renew(outbound.url, access, deadline, token)
+            if newer is None:
+                return answer
+            token = newer
+            answer = await self._post(_authorized(outbound, token), deadline)
+        if answer.status != HTTPStatus.UNAUTHORIZED:
+            self._tokens.accepted(token)
+        return answer
+
+    async def _ask_for_token(self, outbound: Outbound, deadline: float) -> AnswerReader:
+        try:
+            return await self._post(outbound, deadline, keeps_body=True)
+        except _FailedError as failure:
+            raise NoTokenError(failure.detail, is_late=self._loop.time() >= deadline) from failure
+
+    async def _post(self, outbound: Outbound, deadline: float, *, keeps_body: bool = False) -> AnswerReader:
+        access = outbound.access
+        place, start, added = (
+            _locate(outbound.url) if access is None else _locate_via(outbound.url, access.tls, access.proxy)
+        )
         body = outbound.body
-        head = encode_head(start, outbound.headers, len(body))
+        head = encode_head(start, (*outbound.headers, *added) if added else outbound.headers, len(body))
         connection = self._pool.take(place)
         if connection is not None:
             try:
-                return await connection.exchange(head, body, deadline)
+                return await connection.exchange(head, body, deadline, AnswerReader(keeps_body=keeps_body))
             except _StaleError:
                 pass  # RFC 9112 §9.3.1: it was closed while we weren't looking
         connection = await self._dial(place, deadline)
         try:
-            return await connection.exchange(head, body, deadline)
+            return await connection.exchange(head, body, deadline, AnswerReader(keeps_body=keeps_body))
         except _StaleError as error:
             raise _FailedError(Result.TRANSPORT, f"{place.host}: {error}") from error
 
     async def _dial(self, place: "_Place", deadline: float) -> "_Connection":
         if self._pool.is_closed:
             raise _FailedError(Result.TRANSPORT, f"{place.host}: not sent, the gateway is stopping")
+        proxy = place.proxy
+        host, port = (place.host, place.port) if proxy is None else (proxy.host, proxy.port)
+        shown = host if proxy is None else f"proxy {host}"
         stage = Result.DNS
         try:
             async with asyncio.timeout_at(deadline):
-                found = await self._addresses(place)
+                if proxy is not None and (literal := _literal(place.host)):
+                    self._guard.check(literal)  # a name is the proxy's to look up, and to refuse
+                found = await self._addresses(host)
                 stage = Result.TIMEOUT
                 connection = _Connection(self._pool, place)  # before the guard is asked, so that a new one renews it
-                return await self._establish(connection, await self._connect(place, self._permitted(found)))
+                try:
+                    connected = await self._connect(self._permitted(found), port)
+                except OSError as error:
+                    raise _FailedError(Result.CONNECT, f"{shown}:{port}: {_reason(error)}") from error
+                if proxy is not None and place.is_tls:
+                    await self._open_tunnel(connected, place, proxy)
+                return await self._establish(connection, connected)
         except TimeoutError as error:
             missing = "an address" if stage is Result.DNS else "a connection"
-            raise _FailedError(stage, f"{place.host}: expected {missing}, got none in time") from error
+            raise _FailedError(stage, f"{shown}: expected {missing}, got none in time") from error
         except UnresolvedError as error:
-            raise _FailedError(Result.DNS, str(error)) from error
+            raise _FailedError(Result.DNS, str(error) if proxy is None else f"proxy {error}") from error
         except EgressRefusedError as error:
             raise _FailedError(Result.EGRESS_REFUSED, str(error)) from error
 
-    async def _addresses(self, place: "_Place") -> tuple[str, ...]:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                socket.inet_pton(family, place.host)
-            except OSError:
-                continue
-            return (place.host,)
-        return await self._resolver.resolve(place.host)
+    async def _addresses(self, host: str) -> tuple[str, ...]:
+        return (host,) if _is_canonical(host) else await self._resolver.resolve(host)
 
     def _permitted(self, addresses: tuple[str, ...]) -> list[str]:
         """Return the addresses that may be dialled. Raises EgressRefusedError if there is none."""
@@ -161,19 +201,16 @@ class Client:
             raise refusal
         return permitted
 
-    async def _connect(self, place: "_Place", addresses: list[str]) -> socket.socket:
-        """Return a connected socket, to the first address that takes it."""
+    async def _connect(self, addresses: list[str], port: int) -> socket.socket:
+        """Return a connected socket, to the first address that takes it. Raises OSError."""
         *others, last = addresses
         for address in others:
             try:
                 async with asyncio.timeout(CONNECT_PATIENCE):
-                    return await self._connect_to(address, place.port)
+                    return await self._connect_to(address, port)
             except OSError:  # a TimeoutError is one
                 continue
-        try:
-            return await self._connect_to(last, place.port)
-        except OSError as error:
-            raise _FailedError(Result.CONNECT, f"{place.host}:{place.port}: {_reason(error)}") from error
+        return await self._connect_to(last, port)
 
     async def _connect_to(self, address: str, port: int) -> socket.socket:
         connecting = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -185,13 +222,38 @@ class Client:
             raise
         return connecting
 
+    async def _open_tunnel(self, connected: socket.socket, place: "_Place", proxy: Proxy) -> None:
+        """Have the proxy connect us with a place (RFC 9110 §9.3.6); the socket is closed if it doesn't."""
+        try:
+            status = await self._ask_proxy(connected, _connect_request(place, proxy))
+        except (OSError, MalformedAnswerError) as error:
+            connected.close()
+            reason = _reason(error) if isinstance(error, OSError) else str(error)
+            raise _FailedError(Result.CONNECT, f"proxy {proxy.host}: {reason}") from error
+        except BaseException:
+            connected.close()
+            raise
+        if status // 100 != 2:  # noqa: PLR2004 - the class of success
+            connected.close()
+            raise _FailedError(Result.CONNECT, f"proxy {proxy.host}: expected a tunnel, got {_phrase(status)}")
+
+    async def _ask_proxy(self, connected: socket.socket, request: bytes) -> int:
+        """Return the status of its answer; what comes after the head is dropped, since in TLS we speak first."""
+        reader = AnswerReader()
+        await self._loop.sock_sendall(connected, request)
+        while not reader.status:
+            if not (data := await self._loop.sock_recv(connected, 4096)):
+                raise ConnectionResetError
+            reader.feed(data)
+        return reader.status
+
     async def _establish(self, connection: "_Connection", connected: socket.socket) -> "_Connection":
         place = connection.place
         try:
             await self._loop.create_connection(
                 lambda: connection,
                 sock=connected,
-                ssl=self._tls if place.is_tls else None,
+                ssl=(self._tls if place.tls is None else place.tls.context) if place.is_tls else None,
                 server_hostname=place.host.rstrip(".") if place.is_tls else None,
             )
         except OSError as error:  # an ssl.SSLError is one
@@ -204,25 +266,80 @@ class Client:
 
 
 class _Place(NamedTuple):
-    """Where a connection leads to; the destinations at one place share those to it, as a browser's pages do."""
+    """Where a connection leads to, as whom, and which way: those who agree in all of it share the connections to it."""
 
     host: str
     port: int
     is_tls: bool
+    tls: Tls | None = None
+    proxy: Proxy | None = None
 
 
 @lru_cache(maxsize=16384)
-def _locate(url: str) -> tuple[_Place, bytes]:
-    """Return where a URL leads, and the start of each request that goes there."""
+def _locate(url: str) -> tuple[_Place, bytes, Headers]:
+    """Return where a URL leads, the start of each request that goes there, and the headers that the way needs."""
     parsed = URL(url)
     if parsed.raw_host is None or parsed.port is None:
         raise ValueError("destination url: expected http or https with a host")
     place = _Place(parsed.raw_host, parsed.port, parsed.scheme == "https")
+    return place, _start(url, ""), ()
+
+
+@lru_cache(maxsize=16384)
+def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[_Place, bytes, Headers]:
+    """Do the same for a way of its own. Without TLS, the proxy takes the request itself (RFC 9112 §3.2.2)."""
+    place, start, _ = _locate(url)
+    place = place._replace(tls=tls if place.is_tls else None, proxy=proxy)
+    if proxy is None or place.is_tls:
+        return place, start, ()
+    return place, _start(url, "http://" + str(URL(url).host_port_subcomponent)), _proxy_headers(proxy)
+
+
+def _start(url: str, origin: str) -> bytes:
     # As the operators wrote it: yarl would unquote what need not be quoted, and a token may be compared as text.
     parts = urlsplit(url)
     target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=punctuation)
-    start = f"POST {target} HTTP/1.1\r\nHost: {parsed.host_port_subcomponent}\r\n"
-    return place, start.encode("ascii")
+    return f"POST {origin}{target} HTTP/1.1\r\nHost: {URL(url).host_port_subcomponent}\r\n".encode("ascii")
+
+
+def _connect_request(place: _Place, proxy: Proxy) -> bytes:
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    fields = [f"CONNECT {host}:{place.port} HTTP/1.1", f"Host: {host}:{place.port}"]
+    lines = [field.encode("ascii") for field in fields]
+    lines += [name + b": " + value for name, value in _proxy_headers(proxy)]
+    return b"\r\n".join([*lines, b"\r\n"])
+
+
+def _proxy_headers(proxy: Proxy) -> Headers:
+    return () if proxy.authorization is None else ((b"Proxy-Authorization", proxy.authorization.encode("ascii")),)
+
+
+def _authorized(outbound: Outbound, token: Token) -> Outbound:
+    return replace(outbound, headers=(*outbound.headers, (b"authorization", token.value)))
+
+
+def _is_canonical(host: str) -> bool:
+    """Tell whether a host is an address as it is usually written."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _literal(host: str) -> str | None:
+    """Return the address that a host is in whatever notation (`0x7f.1`), without asking anybody; None for a name."""
+    host = host.rstrip(".")
+    if _is_canonical(host):
+        return host
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 §6.3
+        return "127.0.0.1"
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
 
 
 class _FailedError(Exception):
@@ -342,15 +459,15 @@ class _Connection(asyncio.Protocol):
         self._deadline = 0.0
         self._expiry: asyncio.TimerHandle | None = None
 
-    async def exchange(self, head: bytes, body: bytes, deadline: float) -> AnswerReader:
-        """Send a request and return its answer, read as far as we want it.
+    async def exchange(self, head: bytes, body: bytes, deadline: float, reader: AnswerReader) -> AnswerReader:
+        """Send a request and return its answer, by `reader` and read as far as we want it.
 
         Raises _StaleError when the connection dies before a byte of it, _FailedError when it isn't there in time or
         isn't one. The connection is released or closed when this returns.
         """
         if not self.is_open:
             raise _StaleError("connection closed without an answer")
-        self._reader = reader = AnswerReader()
+        self._reader = reader
         self._answered = answered = self._loop.create_future()
         self._deadline = deadline
         self._expiry = self._loop.call_at(deadline, self._expire)
@@ -395,7 +512,7 @@ class _Connection(asyncio.Protocol):
             return
         if is_over:
             self._answered.set_result(None)
-        elif reader.status and not is_head_there and self._expiry is not None:
+        elif reader.status and not is_head_there and self._expiry is not None and reader.kept is None:
             self._expiry.cancel()
             self._expiry = self._loop.call_at(min(self._deadline, self._loop.time() + BODY_PATIENCE), self._expire)
 
@@ -403,7 +520,10 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
         self._pool.discard(self)
-        if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a refusal comes after our side of the handshake
+        if exc is None:
+            self._reader.feed_eof()
+        if isinstance(exc, ssl.SSLError) and not self.idle_since:
+            # In TLS 1.3 a refusal comes after our side of the handshake; one that was good before is stale.
             self._fail(_FailedError(Result.TLS, f"{self.place.host}: {_reason(exc)}"))
         elif not self._reader.has_started:
             self._fail(_StaleError(_reason(exc) if exc else "connection closed without an answer"))
@@ -432,12 +552,14 @@ def _judge(status: int) -> tuple[Result, str]:
         result = Result.THROTTLED
     else:
         result = _CLASSES.get(status // 100, Result.TRANSPORT)
-    if result is Result.SUCCESS:
-        return result, ""
+    return result, "" if result is Result.SUCCESS else _phrase(status)
+
+
+def _phrase(status: int) -> str:
     try:
-        return result, f"{status} {HTTPStatus(status).phrase}"
+        return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
-        return result, str(status)
+        return str(status)
 
 
 def _reason(error: Exception) -> str:

@@ -42,7 +42,7 @@ from gateway.model import (
     SpillReason,
     UndecodableRecordError,
 )
-from gateway.rules.rules import OnGone, Rules
+from gateway.rules.rules import Destination, OnGone, Rules
 from gateway.telemetry.metrics import Metrics
 
 PAUSED_LOOK = 1.0
@@ -93,6 +93,7 @@ class Dispatcher:
         self._sleep = sleep = around.sleep
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._lanes: dict[str, Lane] = {}
+        self._used: dict[str, Destination] = {}  # as each lane was last told of it
         self._share = 1.0
         self._pausing: set[str] = set()
         self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
@@ -222,15 +223,21 @@ class Dispatcher:
         for name, lane in self._lanes.items():
             destination = self._rules().destinations.get(name)
             if destination is not None:
-                lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
+                self._limit(lane, destination)
+
+    def _limit(self, lane: Lane, destination: Destination) -> None:
+        lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
+        if self._used.get(lane.name, destination) != destination:
+            lane.forgive()  # it was mended, perhaps: what failed before says nothing of it
+        self._used[lane.name] = destination
 
     def _lane(self, name: str) -> Lane:
         lane = self._lanes.get(name)
         if lane is None:
             destination = self._rules().destinations[name]
             lane = Lane(name, self._budget, concurrency=destination.concurrency, rate=destination.rate)
-            lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
             self._lanes[name] = lane
+            self._limit(lane, destination)
         return lane
 
     def _pump(self, lane: Lane, now: float) -> None:
@@ -484,7 +491,7 @@ class Dispatcher:
             metrics.destination_paused.labels(name).set(self._control.paused_by("", name) is not None)
         for name, lane in list(self._lanes.items()):
             if name not in destinations and not lane.waiting and not lane.in_flight:
-                del self._lanes[name]
+                del self._lanes[name], self._used[name]
 
     def _until_next_look(self) -> float:
         if any(lane.waiting for lane in self._lanes.values()):

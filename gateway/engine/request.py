@@ -14,16 +14,20 @@ from dataclasses import dataclass, field
 
 from gateway.model import Delivery, ExpressionError, Headers
 from gateway.rules.expressions import Template, View
-from gateway.rules.rules import RESERVED_HEADERS, SIGNED_HEADERS, Destination, RequestTemplate
+from gateway.rules.rules import RESERVED_HEADERS, SIGNED_HEADERS, Access, Destination, RequestTemplate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbound:
-    """A POST. The client adds Host and Content-Length. Its URL and headers hold secrets and aren't in its `repr`."""
+    """A POST. The client adds Host and Content-Length. Its URL and headers hold secrets and aren't in its `repr`.
+
+    `access` is the way to it, where it is more than the URL; with OAuth2 the client adds an Authorization, too.
+    """
 
     url: str = field(repr=False)
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
+    access: Access | None = field(default=None, repr=False)
 
 
 def compose(delivery: Delivery, destination: Destination, template: RequestTemplate | None, *, now: float) -> Outbound:
@@ -64,7 +68,7 @@ def compose(delivery: Delivery, destination: Destination, template: RequestTempl
     )
     if destination.sign:
         headers += sign(delivery.id.encode(), body, destination.sign, now=now)
-    return Outbound(url=destination.url, headers=tuple(headers), body=body)
+    return Outbound(url=destination.url, headers=tuple(headers), body=body, access=destination.access)
 
 
 def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) -> list[tuple[bytes, bytes]]:
@@ -128,9 +132,7 @@ def _describes_body(name: bytes) -> bool:
     return name.startswith(b"content-") or name in (b"digest", b"repr-digest")
 
 
-_CREDENTIALS = frozenset(
-    b"authorization cookie proxy-authenticate proxy-authentication-info proxy-authorization".split()
-)
+_CREDENTIALS = frozenset(b"authorization cookie proxy-authenticate proxy-authentication-info".split())
 _RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
 _SIGNED = SIGNED_HEADERS.encode()
 _NOT_PASSED = _RESERVED | _CREDENTIALS

@@ -1,8 +1,8 @@
 """Names to addresses, without letting one dead zone hold up the others.
 
 The system's resolver blocks a thread, for half a minute where a zone's servers don't answer. So there is one lookup
-at a time for a name; a name whose last lookup failed waits for a thread of its own kind; and an address once known is
-used on (RFC 8767) when it can't be refreshed in time.
+at a time for a name; the names of one zone share a third of the threads; a name whose last lookup failed waits for a
+thread of its own kind; and an address once known is used on (RFC 8767) when it can't be refreshed in time.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import queue
 import socket
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -20,8 +21,8 @@ NEGATIVE_TTL = 2.0
 STALE_TTL = 3600.0  # How long a known address serves while its zone can't be asked.
 REFRESH_PATIENCE = 0.5  # How long an attempt waits for a refresh where it has a known address to go on with.
 LOOKUP_PATIENCE = 5.0  # How long it waits where it hasn't: resolv.conf's default for one server.
-THREADS = 12
-SUSPECT_THREADS = 4
+THREADS = 24
+SUSPECT_THREADS = 6
 NAMES_LIMIT = 10_000
 
 Addresses = tuple[str, ...]
@@ -81,7 +82,7 @@ class Resolver:
             with suppress(RuntimeError):  # the loop may be closed by now, and nobody is waiting
                 loop.call_soon_threadsafe(self._learn, name, found)
 
-        (self._suspect_threads if name.failure else self._threads).run(work)
+        (self._suspect_threads if name.failure else self._threads).run(_zone(host), work)
         return pending
 
     def _learn(self, name: "_Name", found: Addresses | Exception) -> None:
@@ -123,22 +124,32 @@ class _Name:
         self.pending: asyncio.Future[None] | None = None
 
 
+Work = Callable[[], None]
+
+
 class _Threads:
-    """At most so many daemon threads, started as they are needed."""
+    """At most so many daemon threads, started as they are needed; at most a third of them works for one zone."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._zone_limit = limit // 3
+        self._queue: queue.SimpleQueue[tuple[str, Work] | None] = queue.SimpleQueue()  # what its zone has room for
+        self._admitted = 0  # at work, or in the queue
+        self._running: Counter[str] = Counter()  # the same by zone
+        self._waiting: dict[str, deque[Work]] = {}
         self._started = 0
-        self._busy = 0
         self._lock = threading.Lock()
 
-    def run(self, work: Callable[[], None]) -> None:
+    def run(self, zone: str, work: Work) -> None:
         with self._lock:
-            self._busy += 1
-            is_new_needed = self._started < min(self._busy, self._limit)
+            if self._running[zone] >= self._zone_limit:
+                self._waiting.setdefault(zone, deque()).append(work)
+                return
+            self._running[zone] += 1
+            self._admitted += 1
+            is_new_needed = self._started < min(self._admitted, self._limit)
             self._started += is_new_needed
-        self._queue.put(work)
+        self._queue.put((zone, work))
         if is_new_needed:
             threading.Thread(target=self._serve, name=f"dns-{self._started}", daemon=True).start()
 
@@ -147,12 +158,31 @@ class _Threads:
             self._queue.put(None)
 
     def _serve(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while (taken := self._queue.get()) is not None:
+            zone, work = taken
             try:
                 work()
             finally:
-                with self._lock:
-                    self._busy -= 1
+                if following := self._finish(zone):
+                    self._queue.put((zone, following))
+
+    def _finish(self, zone: str) -> Work | None:
+        """Give a zone's place back, or to the next that waits for it."""
+        with self._lock:
+            if waiting := self._waiting.get(zone):
+                return waiting.popleft()
+            self._waiting.pop(zone, None)
+            self._admitted -= 1
+            self._running[zone] -= 1
+            if not self._running[zone]:
+                del self._running[zone]
+            return None
+
+
+def _zone(host: str) -> str:
+    """Return what names have in common that are likely to fail together: the last two labels, none for a short name."""
+    labels = host.rstrip(".").rsplit(".", 2)[-2:]
+    return ".".join(labels) if len(labels) > 1 else ""
 
 
 def _is_definite(found: Sequence[str] | Exception) -> bool:

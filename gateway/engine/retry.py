@@ -51,6 +51,7 @@ _TABLE = {
     "dns": Disposition.RETRY,
     "tls": Disposition.RETRY,
     "transport": Disposition.RETRY,
+    "auth": Disposition.RETRY,  # Whoever it takes to mend it, the destination has said nothing against the delivery.
     "egress_refused": Disposition.RETRY_SHORT,  # A DNS record can heal.
 }
 
@@ -171,7 +172,15 @@ def _names(attempt: Attempt) -> tuple[str, ...]:
             return ("429", "4xx")
         case Result.SUCCESS | Result.REDIRECT | Result.CLIENT_ERROR | Result.SERVER_ERROR:
             return (str(attempt.status), attempt.result.value)
-        case Result.TIMEOUT | Result.CONNECT | Result.DNS | Result.TLS | Result.TRANSPORT | Result.EGRESS_REFUSED:
+        case (
+            Result.TIMEOUT
+            | Result.CONNECT
+            | Result.DNS
+            | Result.TLS
+            | Result.TRANSPORT
+            | Result.AUTH
+            | Result.EGRESS_REFUSED
+        ):
             return (attempt.result.value,)
         case _:
             assert_never(attempt.result)

@@ -1,7 +1,8 @@
 """HTTP/1.1 on the wire, as far as a POST and its answer need it: bytes out, bytes in, no I/O.
 
 We write requests ourselves because header bytes are sacred: aiohttp's client takes text, encodes it as UTF-8 and
-leaves out what was no UTF-8 to begin with. And because it is cheap: the answer's body is only counted, never kept.
+leaves out what was no UTF-8 to begin with. And because it is cheap: the answer's body is only counted, and kept for
+those who ask for it.
 """
 
 import re
@@ -36,19 +37,25 @@ def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: in
 class AnswerReader:
     """Reads one answer (RFC 9112). `status` is 0 until its head is complete; interim answers (1xx) are skipped.
 
-    `is_reusable` says after the end whether the connection may carry another request.
+    `is_reusable` says after the end whether the connection may carry another request. With `keeps_body`, `kept`
+    is what there is of the body, and `body` all of it: None before its end, and for more than ANSWER_LIMIT bytes.
     """
 
-    __slots__ = ("_body", "_head", "_left", "_seen", "has_started", "is_reusable", "retry_after", "status")
+    __slots__ = (
+        *("_body", "_head", "_left", "_seen"),
+        *("body", "has_started", "is_reusable", "kept", "retry_after", "status"),
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_body: bool = False) -> None:
         self.has_started = False
+        self.body: bytes | None = None
         self.status = 0
         self.retry_after: bytes | None = None
         self.is_reusable = False
         self._head = bytearray()
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
         self._seen = 0
+        self.kept: bytearray | None = bytearray() if keeps_body else None
         self._body: Generator[None, bytes, bytes] | None = None
 
     def feed(self, data: bytes) -> bool:
@@ -108,7 +115,7 @@ class AnswerReader:
         elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim answer has no body
             is_reusable = is_reusable and length is None
             length = None
-            self._body = _chunks()
+            self._body = _chunks(self.kept)
             next(self._body)
         self._left = length
         self.is_reusable = is_reusable and (length is not None or is_chunked)
@@ -124,13 +131,26 @@ class AnswerReader:
                 self._body.send(data)
             except StopIteration as end:
                 self.is_reusable = self.is_reusable and not end.value
-                return True
-        elif self._left is not None:
-            self._left -= len(data)
-            if self._left <= 0:
-                self.is_reusable = self.is_reusable and self._left == 0
-                return True
+                return self._end()
+        else:
+            if self.kept is not None:
+                self.kept += data
+            if self._left is not None:
+                self._left -= len(data)
+                if self._left <= 0:
+                    self.is_reusable = self.is_reusable and self._left == 0
+                    return self._end()
         return False
+
+    def feed_eof(self) -> None:
+        """Take the end of the connection, which is that of a body which has no other."""
+        if self.status and self._left is None and self._body is None and self._seen <= ANSWER_LIMIT:
+            self._end()
+
+    def _end(self) -> bool:
+        if self.kept is not None:
+            self.body = bytes(self.kept[: len(self.kept) + min(0, self._left or 0)])
+        return True
 
 
 def _status(line: bytes) -> tuple[int, bool]:
@@ -141,8 +161,8 @@ def _status(line: bytes) -> tuple[int, bool]:
     return int(code), version == b"HTTP/1.1 "
 
 
-def _chunks() -> Generator[None, bytes, bytes]:
-    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece; return what came after it."""
+def _chunks(kept: bytearray | None) -> Generator[None, bytes, bytes]:
+    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece, and keep it; return what came after it."""
     data = b""
     while True:
         size, data = yield from _line(data)
@@ -153,8 +173,12 @@ def _chunks() -> Generator[None, bytes, bytes]:
         if not left:
             break
         while len(data) < left:
+            if kept is not None:
+                kept += data
             left -= len(data)
             data = yield
+        if kept is not None:
+            kept += data[:left]
         end, data = yield from _line(data[left:])
         if end:
             raise MalformedAnswerError("malformed answer: expected the end of a chunk, got more of it")

@@ -1,12 +1,15 @@
 """What may stand on the command line: argparse, and the kinds of its values."""
 
 import argparse
-from typing import NoReturn
+from contextlib import suppress
+from datetime import datetime
+from typing import NamedTuple, NoReturn
 
 from typing_extensions import override
 
 from gateway.model import DeadReason
 from gateway.ops.output import Output
+from gateway.rules.schema import parse_rate
 from gateway.verify.keys import parse_duration, signing_key
 
 
@@ -123,6 +126,31 @@ def dead_show_arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="of its delivery or event, or PARTITION@OFFSET")
 
 
+def replay_arguments(parser: Parser) -> None:
+    about = "appended at or after it: 2h ago, or a time such as 2026-11-25T08:00:00Z"
+    parser.add_argument("--route", metavar="NAME", help="whose events; needed, but with --follow or --cancel")
+    parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=f"{about}; needed likewise")
+    parser.add_argument("--to", dest="until", type=moment, metavar="WHEN", help="appended before it, likewise (now)")
+    parser.add_argument("--destination", metavar="NAME", help="to this one of the route only")
+    parser.add_argument("--source", metavar="NAME", help="from this one of the route only")
+    parser.add_argument(
+        "--rate",
+        type=rate,
+        metavar="RATE",
+        help="deliveries over the whole fleet: 100/s, 10/m (what the gateway bears)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only tell how many it would be, by the rules here")
+    parser.add_argument(
+        "--wait", action=argparse.BooleanOptionalAction, default=True, help="until the running gateway has done it"
+    )
+    parser.add_argument(
+        "--timeout", type=duration, default=30.0, metavar="DURATION", help="of the wait for a next sign of life (30s)"
+    )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--follow", metavar="ID", help="wait for this replay, which is under way")
+    other.add_argument("--cancel", metavar="ID", help="end this replay")
+
+
 def pause_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="by the rules")
     parser.add_argument("--force", action="store_true", help="though the rules don't know the name")
@@ -141,6 +169,36 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a duration such as 30s, 5m or 2h, got {text!r}") from None
+
+
+class Moment(NamedTuple):
+    """A time, as an operator may put it: so many seconds ago, or a Unix time."""
+
+    seconds: float
+    is_ago: bool
+
+    def on(self, now: float) -> float:
+        """Return it as a Unix time."""
+        return now - self.seconds if self.is_ago else self.seconds
+
+
+def moment(text: str) -> Moment:
+    with suppress(ValueError):
+        return Moment(parse_duration(text), is_ago=True)
+    with suppress(ValueError):
+        at = datetime.fromisoformat(text)
+        if "T" in text.upper() and at.tzinfo is not None:  # RFC 3339 knows no time without its zone
+            return Moment(at.timestamp(), is_ago=False)
+    raise argparse.ArgumentTypeError(
+        f"expected a duration such as 2h, or a time with its zone such as 2026-11-25T08:00:00Z, got {text!r}"
+    )
+
+
+def rate(text: str) -> float:
+    try:
+        return parse_rate(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a rate such as 100/s, 10/m or 5/h, got {text!r}") from None
 
 
 def header(text: str) -> tuple[str, str]:

@@ -1,15 +1,15 @@
 """What operators order, written to `gateway.control`, and how it is known that an order was carried out.
 
-pause     is in force as soon as it is stored
+pause, cancel     are in force as soon as they are stored
 resume, kick, replay, drop     are done by the running gateway that owns the jobs, which then publishes the end
 """
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal, NamedTuple
 
-from gateway.engine.control import Control, DeadFilter, Order, decode
+from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import UndecodableRecordError
@@ -68,7 +68,7 @@ class Orders:
         return await self._place(
             Order(
                 kind="dead",
-                name=f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}",
+                name=self._new_name(),
                 state="asked",
                 at=self._log.now(),
                 marker={f"{self._topics.dead}/{number}": end for number, (_, end) in ends.items()},
@@ -76,6 +76,22 @@ class Orders:
                 filter=which,
             )
         )
+
+    async def replay(self, selection: Selection, ends: Mapping[str, int]) -> Placed:
+        """Have the events of a selection delivered again, those below these ends ("topic/partition" → offset)."""
+        name = self._new_name()
+        return await self._place(
+            Order(kind="replay", name=name, state="asked", at=self._log.now(), marker=ends, selection=selection)
+        )
+
+    async def cancel(self, name: str) -> Order | None:
+        """End a replay; what is just being injected still is. None if there is no such replay, or it has ended."""
+        control = await self.control()
+        order = control.orders.get(f"replay/{name}")
+        if order is None or order.state != "asked":
+            return None
+        cancelled = order.with_state("cancelled", count=control.injected(order.key))
+        return (await self._place(cancelled)).order
 
     async def finished(self, placed: Placed, *, timeout: float) -> Order | None:
         """Return the order as it was carried out, or None when nobody has within `timeout` seconds."""
@@ -92,6 +108,9 @@ class Orders:
                 return None
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
+
+    def _new_name(self) -> str:
+        return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, order: Order) -> Placed:
         key, value = order.encode()

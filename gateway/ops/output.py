@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import orjson
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -98,6 +98,23 @@ class Output:
         with Progress(console=self._err, transient=True, disable=not self._err.is_terminal or total < 2) as bar:  # noqa: PLR2004 - one is no progress
             task = bar.add_task(text, total=total)
             yield lambda: bar.advance(task)
+
+    @contextmanager
+    def gauge(self, text: str, total: int, *, begun: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """Show how far something long has come, on a terminal, with the time that it will still take, about.
+
+        It begins at `begun`; what is handed out is called with how much of `total` is done, and what to show beside it.
+        """
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}", markup=False),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._err, transient=True, disable=not self._err.is_terminal) as bar:
+            task = bar.add_task(text, total=total, completed=begun, told="")
+            yield lambda done, told: bar.update(task, completed=done, told=told)
 
 
 def json_line(fields: Mapping[str, object]) -> str:

@@ -9,6 +9,7 @@ from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.history import Found
 from gateway.ops.letters import DeadLetter
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
+from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
 
 
@@ -99,6 +100,18 @@ def topic_fields(spec: TopicSpec) -> dict[str, object]:
         "partitions": spec.partitions,
         "retention_seconds": spec.retention,
         "compacted": spec.compacted,
+    }
+
+
+def replay_fields(progress: Progress) -> dict[str, object]:
+    order = progress.order
+    return {
+        "replay": order.name,
+        "state": order.state,
+        "scanned": progress.scanned,
+        "total": progress.total,
+        "injected": progress.injected,
+        **({"detail": order.detail} if order.detail else {}),
     }
 
 

@@ -5,17 +5,35 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gateway.model import RetryPolicy, RulesError
+from gateway.rules.access import TlsError, basic_authorization, tls_of
 from gateway.rules.document import Node, Problem, Severity, read_document
 from gateway.rules.reader import ABSENT, Read, Reader, Use
-from gateway.rules.rules import SIGNED_HEADERS, Destination, Egress, RequestTemplate, Route, Rules, Source
+from gateway.rules.rules import (
+    SIGNED_HEADERS,
+    Access,
+    Destination,
+    Egress,
+    OAuth2,
+    Proxy,
+    RequestTemplate,
+    Route,
+    Rules,
+    Source,
+    Tls,
+)
 from gateway.rules.schema import INCLUDED, ROOT, Record
 from gateway.rules.table import RouteTable
 from gateway.verify.keys import did_you_mean
 from gateway.verify.schemes import SchemeError, Verifier, build_verifier
 
+_REPLACED = (("sign", SIGNED_HEADERS, f"{SIGNED_HEADERS}…"), ("auth", "authorization", "Authorization"))
+"""Keys of a destination, and the headers that they replace: how those begin, and how they are shown."""
+ORDERED_MAX_AGE = 3600.0  # What waits for its order holds the window, and the next of its key.
 MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spelling that is wrong.
 
 
@@ -124,6 +142,7 @@ class _Assembly:
         self.routes: dict[str, Read] = {}
         self.places: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
+        self.tls: dict[str, Tls] = {}
 
     def rules(self) -> Rules | None:
         """Return the rules, unless something is wrong or missing; every problem is then the reader's."""
@@ -134,7 +153,11 @@ class _Assembly:
         for file in self.files:
             for route in file.values.get("routes", ()):
                 self._check_uses(route)
-        self._check_signed()
+        self._check_replaced()
+        for route in self.routes.values():
+            self._check_order(route)
+        for name, read in self.destinations.items():
+            self._check_way(name, read)
         if self.reader.has_errors or not self.is_complete:
             return None
         self._warn_of_unused()
@@ -145,7 +168,9 @@ class _Assembly:
                 for name, read in self.sources.items()
                 if (verifier := verifiers[name])
             },
-            destinations={name: _destination(name, read) for name, read in self.destinations.items()},
+            destinations={
+                name: _destination(name, read, self.tls.get(name)) for name, read in self.destinations.items()
+            },
             routes=routes,
             egress=self.egress,
             table=RouteTable(routes.values()),
@@ -236,19 +261,51 @@ class _Assembly:
                     self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
 
-    def _check_signed(self) -> None:
-        """Refuse headers that a signature replaces: a destination's own, and those of the routes that lead to it."""
-        signing = {name: read for name, read in self.destinations.items() if "sign" in read.values}
-        leading = [
-            request
-            for route in self.routes.values()
-            if (request := route.values.get("request")) and not signing.keys().isdisjoint(_names(route, "to"))
-        ]
-        for read in (*signing.values(), *leading):
-            for name in read.values.get("headers", ()):
-                if name.lower().startswith(SIGNED_HEADERS):
-                    message = f"expected no {SIGNED_HEADERS}… where a destination has `sign`, got {name!r}"
-                    self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
+    def _check_order(self, route: Read) -> None:
+        if "on_exhausted" in route.values and "order" not in route.values:
+            message = "expected `order: key` beside it, got none"
+            self.reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
+        if "order" in route.values:
+            for name in _names(route, "from"):
+                source = self.sources.get(name)
+                if source is not None and source.node.child("key") is None:
+                    message = f"expected each source to have a `key`, got none at {name!r}"
+                    self.reader.report(route.node.value["order"], "value", message, at_key=True)
+
+    def _check_replaced(self) -> None:
+        """Refuse headers that `sign` or `auth` replaces: a destination's own, and those of the routes to it."""
+        for key, beginning, shown in _REPLACED:
+            having = {name: read for name, read in self.destinations.items() if key in read.values}
+            leading = [
+                request
+                for route in self.routes.values()
+                if (request := route.values.get("request")) and not having.keys().isdisjoint(_names(route, "to"))
+            ]
+            for read in (*having.values(), *leading):
+                for name in read.values.get("headers", ()):
+                    if name.lower().startswith(beginning):
+                        message = f"expected no {shown} where a destination has `{key}`, got {name!r}"
+                        self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
+
+    def _check_way(self, name: str, read: Read) -> None:
+        """Make what a destination's connections need, or tell what is wrong with it."""
+        node = read.node
+        if node.child("proxy_auth") and not node.child("proxy"):
+            self.reader.report(node.value["proxy_auth"], "value", "expected a `proxy` beside it, got none", at_key=True)
+        tls = read.values.get("tls")
+        if tls is None:
+            return
+        if read.values.get("url", "https:").startswith("http:"):
+            self.reader.report(tls.node, "value", "expected an https URL beside it, got http", at_key=True)
+        if not tls.node.value:
+            self.reader.report(tls.node, "value", "expected `ca`, or `certificate` and `key`, got neither")
+        for key, other in (("certificate", "key"), ("key", "certificate")):
+            if tls.node.child(key) and not tls.node.child(other):
+                self.reader.report(tls.node, "missing_key", f"expected the key {other!r} beside {key!r}, got none")
+        try:
+            self.tls[name] = tls_of(**{key: tls.values.get(key) for key in ("ca", "certificate", "key")})
+        except TlsError as error:
+            self.reader.report(tls.node.value[error.key], "value", str(error))
 
     def _warn_of_unused(self) -> None:
         used = {(key, name) for route in self.routes.values() for key in ("from", "to") for name in _names(route, key)}
@@ -261,18 +318,53 @@ class _Assembly:
 
 def _source(name: str, read: Read, verifier: Verifier) -> Source:
     expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
-    return Source(name=name, path=_path(name, read), verifier=verifier, topic=read.values.get("topic"), **expressions)
+    return Source(
+        name=name,
+        path=_path(name, read),
+        verifier=verifier,
+        topic=read.values.get("topic"),
+        dedupe=read.values.get("dedupe", verifier.dedupe),
+        **expressions,
+    )
 
 
-def _destination(name: str, read: Read) -> Destination:
-    values = {key: value for key, value in read.values.items() if key in {"url", "timeout", "concurrency", "rate"}}
+def _destination(name: str, read: Read, tls: Tls | None) -> Destination:
+    own = {"url", "timeout", "concurrency", "rate", "on_gone"}
+    values = {key: value for key, value in read.values.items() if key in own}
     sign = read.values.get("sign")
+    headers, oauth2 = _authorization(read)
+    proxy = _proxy(read)
     return Destination(
         name=name,
-        headers=tuple(read.values.get("headers", {}).items()),
+        headers=(*read.values.get("headers", {}).items(), *headers),
         sign=sign.values["secrets"] if sign else (),
+        access=Access(oauth2=oauth2, tls=tls, proxy=proxy) if oauth2 or tls or proxy else None,
         **values,
     )
+
+
+def _authorization(read: Read) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
+    """Return what `auth` comes to: a header, or what a token is fetched by."""
+    auth = read.values.get("auth")
+    for kind, found in auth.values.items() if auth else ():
+        match kind:
+            case "basic":
+                return [("authorization", _basic(found))], None
+            case "bearer":
+                return [("authorization", f"Bearer {found.values.get('token', '')}")], None
+            case _:
+                return [], OAuth2(**{"client_id": "", "client_secret": ""} | found.values)
+    return [], None
+
+
+def _basic(read: Read) -> str:
+    return basic_authorization(read.values.get("username", ""), read.values.get("password", ""))
+
+
+def _proxy(read: Read) -> Proxy | None:
+    proxy: Proxy | None = read.values.get("proxy")
+    auth = read.values.get("proxy_auth")
+    return replace(proxy, authorization=_basic(auth)) if proxy and auth else proxy
 
 
 def _route(name: str, read: Read) -> Route:
@@ -284,7 +376,8 @@ def _route(name: str, read: Read) -> Route:
         when=read.values.get("when"),
         destinations=_names(read, "to"),
         request=_request(request) if request else None,
-        retry=_retry(retry) if retry else RetryPolicy(),
+        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if "order" in read.values else {})),
+        **{key: read.values[key] for key in ("order", "on_exhausted") if key in read.values},
     )
 
 
@@ -292,8 +385,8 @@ def _request(read: Read) -> RequestTemplate:
     return RequestTemplate(headers=tuple(read.values.get("headers", {}).items()), body=read.values.get("body"))
 
 
-def _retry(read: Read) -> RetryPolicy:
-    values = dict(read.values)
+def _retry(read: Read | None, **defaults: float) -> RetryPolicy:
+    values: dict[str, Any] = defaults | dict(read.values if read else {})
     # `max_age`, `max_attempts`, `schedule` and `jitter` are the policy's own words.
     results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
     return RetryPolicy(results=tuple(results), **values)

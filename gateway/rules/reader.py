@@ -229,6 +229,9 @@ class Reader:
             else:
                 guess = did_you_mean(name, record.by_name)
                 self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{guess}", at_key=True)
+        if record.is_choice and (len(node.value) > 1 or not node.value):
+            names = ", ".join(record.by_name)
+            self.report(node, "value", f"expected exactly one of {names}, got {len(node.value) or 'none'}")
         for key in record.keys:
             if key.is_required and key.name not in node.value:
                 self.report(node, "missing_key", f"expected the key {key.name!r}, got none")

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from ssl import SSLContext
+from typing import Literal
 
 from gateway.model import RetryPolicy
 from gateway.rules.expressions import Expression, Template
@@ -13,7 +16,7 @@ from gateway.verify.schemes import Verifier
 RESERVED_HEADERS = frozenset(
     (
         # RFC 9110, section 7.6.1: what belongs to one connection; with Host and Content-Length, the client's to write.
-        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection"),
+        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection"),
         *("te", "trailer", "transfer-encoding", "upgrade"),
         *("gateway-event-id", "gateway-delivery-id", "gateway-route", "gateway-attempt"),
     )
@@ -27,7 +30,8 @@ SIGNED_HEADERS = "webhook-"
 class Source:
     """A sender: where it posts, how it is verified, what identifies an event.
 
-    `topic` is None for the default topic of the source's name. The expressions fall back to the scheme's own.
+    `topic` is None for the default topic of the source's name. The expressions fall back to the scheme's own. `dedupe`
+    is for how many seconds an identity that has come is remembered, None where what comes again is delivered again.
     """
 
     name: str
@@ -37,13 +41,75 @@ class Source:
     type: Expression | None = None
     key: Expression | None = None
     topic: str | None = None
+    dedupe: float | None = None
+
+
+class TokenStyle(StrEnum):
+    """Where a client's id and secret stand in the request for a token (RFC 6749, section 2.3.1)."""
+
+    BASIC = "basic"
+    BODY = "body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OAuth2:
+    """Client credentials (RFC 6749, section 4.4), for which a token is fetched."""
+
+    token_url: str = field(repr=False)
+    client_id: str = field(repr=False)
+    client_secret: str = field(repr=False)
+    scope: tuple[str, ...] = ()
+    audience: str | None = None
+    style: TokenStyle = TokenStyle.BASIC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Whom we trust and who we are, as PEM. Two are equal if the texts are; `context` is what was made of them.
+
+    `ca` None is the system's trust; `certificate` and `key` are both there or neither.
+    """
+
+    ca: str | None = field(repr=False)
+    certificate: str | None = field(repr=False)
+    key: str | None = field(repr=False)
+    context: SSLContext = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """An HTTP proxy. `authorization` is the value of `Proxy-Authorization`, if it wants one."""
+
+    host: str
+    port: int
+    authorization: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a destination is reached, and proves who calls, where headers aren't enough.
+
+    `tls` and `proxy` hold for the token endpoint as well.
+    """
+
+    oauth2: OAuth2 | None = None
+    tls: Tls | None = None
+    proxy: Proxy | None = None
+
+
+class OnGone(StrEnum):
+    """What a 410 leads to beside the dead letter."""
+
+    DEAD_LETTER = "dead_letter"
+    PAUSE = "pause"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """A downstream URL with its limits. `rate` is events a second, over the whole fleet; None is unlimited.
 
-    `headers` are added to each request. `sign` are Standard Webhooks secrets, decoded, the current one first.
+    `headers` are added to each request; basic and bearer authentication are among them. `sign` are Standard Webhooks
+    secrets, decoded, the current one first. `access` is None where there is nothing to it but the URL.
     """
 
     name: str
@@ -53,6 +119,8 @@ class Destination:
     timeout: float = 10.0
     concurrency: int = 50
     rate: float | None = None
+    access: Access | None = field(default=None, repr=False)
+    on_gone: OnGone = OnGone.DEAD_LETTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +142,10 @@ class Route:
     destinations: tuple[str, ...]
     request: RequestTemplate | None
     retry: RetryPolicy
+    order: Literal["key"] | None = None
+    """With "key", the deliveries of one source and key follow each other at each destination."""
+    on_exhausted: Literal["dead_letter", "halt"] = "dead_letter"
+    """What becomes of an ordered key whose delivery has ended without success: the next begins, or all wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import yarl
 
 from gateway.model import Disposition
 from gateway.rules.expressions import Expression, Template
-from gateway.rules.rules import RESERVED_HEADERS
+from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle
 from gateway.rules.table import parse_condition
 from gateway.verify import schemes
 from gateway.verify.keys import DURATION, TOKEN, parse_duration, signing_key
@@ -108,6 +108,8 @@ class Record:
     about: str
     keys: tuple[Key, ...]
     later: tuple[str, ...] = ()
+    is_choice: bool = False
+    """Exactly one of the keys is written."""
     by_name: Mapping[str, Key] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,10 +127,14 @@ _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
+_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: wider than RFC 6750 has it, as there are tokens with a `|`
+_USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
+_PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
+_SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749, section 3.3
 _STATUS = re.compile(r"[345]\d\d", re.ASCII)
 
 _RESERVED_PATHS = frozenset({"/healthz"})
-_RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "egress_refused")
+_RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "auth", "egress_refused")
 _PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -183,7 +189,7 @@ def _url(value: object) -> str:
     if not url.hostname:
         raise ValueError("expected a URL with a host, got none")
     if "@" in url.netloc:
-        raise ValueError("expected a URL without user and password (write them as a header), got one with them")
+        raise ValueError("expected a URL without user and password (write them under `auth`), got one with them")
     if url.port == 0:
         raise ValueError("expected a URL with a port from 1 to 65535, got 0")
     if not _HOST.fullmatch(host) and not _is_address(host):
@@ -205,6 +211,15 @@ def _public_url(value: object) -> str:
     if "?" in url:
         raise ValueError("expected a URL without a query, got one with it")
     return url
+
+
+def _proxy(value: object) -> Proxy:
+    url = urlsplit(_url(value))
+    if url.scheme != "http" or url.port is None or url.path not in {"", "/"} or url.query:
+        raise ValueError("expected a proxy such as http://proxy.internal:3128, got another URL")
+    host = yarl.URL(url.geturl()).raw_host
+    assert host is not None  # `_url` has seen to it
+    return Proxy(host=host, port=url.port)
 
 
 def _header(value: object) -> str:
@@ -315,6 +330,15 @@ def _pattern(pattern: re.Pattern[str]) -> dict[str, object]:
     return {"type": "string", "pattern": f"^{pattern.pattern}$"}
 
 
+def or_off(kind: Scalar) -> Scalar:
+    """Make the kind that also takes `off`, read as None."""
+    return Scalar(
+        f"{kind.expected}, or off",
+        lambda value: None if value == "off" else kind.parse(value),
+        {"type": "string", "pattern": f"^off$|{kind.json['pattern']}"},
+    )
+
+
 TEXT = Scalar("a text", _text, {"type": "string"})
 CEL = Scalar("a CEL expression", _expression, {"type": "string"})
 NAME = Scalar(
@@ -327,6 +351,7 @@ FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
 URL = Scalar("an http or https URL", _url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str)
 HEADER = Scalar("a header's name, such as X-Team", _header, _pattern(TOKEN))
 DURATION_STEP = duration(0.1, 30 * 86400)
+_WINDOW = or_off(duration(1, 7 * 86400))
 
 SIGN = Record(
     name="sign",
@@ -350,6 +375,101 @@ SIGN = Record(
     ),
 )
 
+
+def _secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
+    return Scalar(expected, _matching(pattern), {"type": "string"}, is_secret=True)
+
+
+_PEM = _secret("a text in PEM", re.compile(r".*", re.DOTALL))  # what is in it, `access` finds out
+_BASIC_KEYS = (
+    Key(
+        name="username",
+        kind=_secret("a text without colons and control characters", _USER),
+        about="The user's name, without a colon.",
+        is_required=True,
+    ),
+    Key(
+        name="password",
+        kind=_secret("a text without control characters", _PASSWORD),
+        about="The password.",
+        is_required=True,
+    ),
+)
+OAUTH2 = Record(
+    name="oauth2",
+    about="Fetch a token by client credentials (RFC 6749, section 4.4), and send it as a bearer token.",
+    keys=(
+        Key(name="token_url", kind=URL, about="The token endpoint.", is_required=True),
+        Key(
+            name="client_id",
+            kind=_secret("a text without control characters", _PASSWORD),
+            about="Who we are to the token endpoint.",
+            is_required=True,
+        ),
+        Key(
+            name="client_secret",
+            kind=_secret("a text without control characters", _PASSWORD),
+            about="And its secret.",
+            is_required=True,
+        ),
+        Key(
+            name="scope",
+            kind=Several(
+                "a scope or a list of them",
+                Scalar("a scope without spaces", _matching(_SCOPE), _pattern(_SCOPE)),
+                may_be_one=True,
+            ),
+            about="What the token is to be good for, a scope or a list of them.",
+        ),
+        Key(name="audience", kind=TEXT, about="Whom the token is for, where the endpoint wants to be told."),
+        Key(
+            name="style",
+            kind=choice(*TokenStyle, parse=TokenStyle),
+            about="Where id and secret stand in the request for a token: a header (basic), or its body.",
+            default="basic",
+        ),
+    ),
+)
+AUTH = Record(
+    name="auth",
+    about="How we prove who we are to the destination: one of basic, bearer and oauth2.",
+    keys=(
+        Key(
+            name="basic",
+            kind=Record(name="basic", about="A user's name and password (RFC 7617).", keys=_BASIC_KEYS),
+            about="A user's name and password (RFC 7617).",
+        ),
+        Key(
+            name="bearer",
+            kind=Record(
+                name="bearer",
+                about="A token that doesn't change (RFC 6750).",
+                keys=(
+                    Key(
+                        name="token",
+                        kind=_secret("a token of visible ASCII characters", _CREDENTIAL),
+                        about="The token.",
+                        is_required=True,
+                    ),
+                ),
+            ),
+            about="A token that doesn't change (RFC 6750).",
+        ),
+        Key(name="oauth2", kind=OAUTH2, about=OAUTH2.about),
+    ),
+    is_choice=True,
+)
+TLS = Record(
+    name="tls",
+    about="Whom we trust and who we are, in PEM, such as ${file:ca.pem}. Verification can't be turned off.",
+    keys=(
+        Key(name="ca", kind=_PEM, about="Certificates that we trust instead of the system's."),
+        Key(name="certificate", kind=_PEM, about="Our certificate, and what else is in its chain."),
+        Key(name="key", kind=_PEM, about="The certificate's private key, without a passphrase."),
+    ),
+)
+PROXY_AUTH = Record(name="proxy_auth", about="A user's name and password at the proxy (RFC 7617).", keys=_BASIC_KEYS)
+
 DESTINATION_KEYS = (
     Key(name="url", kind=URL, about="Where to POST. The host is never templated.", is_required=True),
     Key(
@@ -362,6 +482,21 @@ DESTINATION_KEYS = (
         about="Headers that each request gets, such as Authorization.",
     ),
     Key(name="sign", kind=SIGN, about=SIGN.about),
+    Key(name="auth", kind=AUTH, about=AUTH.about),
+    Key(name="tls", kind=TLS, about=TLS.about),
+    Key(
+        name="proxy",
+        kind=Scalar("a proxy such as http://proxy.internal:3128", _proxy, {"type": "string", "pattern": "^http://"}),
+        about="Reach the destination, and its token endpoint, through this HTTP proxy; none is ever read from the "
+        "environment.",
+    ),
+    Key(name="proxy_auth", kind=PROXY_AUTH, about=PROXY_AUTH.about),
+    Key(
+        name="on_gone",
+        kind=choice(*OnGone, parse=OnGone),
+        about="What a 410 leads to: a dead letter, or a dead letter and a pause of the destination.",
+        default="dead_letter",
+    ),
     Key(
         name="timeout",
         kind=duration(0.1, 300),
@@ -424,12 +559,17 @@ SOURCE = Record(
             about="The topic that the events go to. Default: <prefix>events.<source>.",
         ),
         Key(
+            name="dedupe",
+            kind=_WINDOW,
+            about="For how long an event isn't delivered again when it comes again with the same identity and content; "
+            "or off. Default: 1h for providers that repeat by themselves, else off.",
+        ),
+        Key(
             name="public_url",
             kind=Scalar(URL.expected, _public_url, URL.json, is_secret=True, unresolved=str),
             about="The address the sender knows, for schemes that sign it; without a path, the request's is added.",
         ),
     ),
-    later=("dedupe",),
 )
 
 RETRY = Record(
@@ -526,8 +666,21 @@ ROUTE = Record(
         ),
         Key(name="request", kind=REQUEST, about="Without it the raw bytes go through untouched."),
         Key(name="retry", kind=RETRY, about=RETRY.about),
+        Key(
+            name="order",
+            kind=choice("key"),
+            about="`key`: the events of a source's key reach each destination one after another, in their order. "
+            "Every source needs a `key`; `max_age` is 1h by default.",
+        ),
+        Key(
+            name="on_exhausted",
+            kind=choice("dead_letter", "halt"),
+            about="With `order`, what a delivery without success leads to: a dead letter and the next of its key, "
+            "or a halt of the key until the route or the destination is kicked.",
+            default="dead_letter",
+        ),
     ),
-    later=("order", "tests"),
+    later=("tests",),
 )
 
 EGRESS = Record(
@@ -605,7 +758,9 @@ def _object_schema(record: Record, definitions: dict[str, object]) -> dict[str, 
         "description": record.about,
         "properties": properties,
         "additionalProperties": False,
-    } | ({"required": required} if required else {})
+        **({"required": required} if required else {}),
+        **({"minProperties": 1, "maxProperties": 1} if record.is_choice else {}),
+    }
 
 
 def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object]:

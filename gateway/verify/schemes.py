@@ -50,6 +50,7 @@ from gateway.verify.keys import (
     Place,
     base64_key,
     did_you_mean,
+    parse_duration,
     read_keys,
     shown,
     signing_key,
@@ -126,6 +127,8 @@ class Verifier:
     `id` and `type` are CEL: where this scheme's events have their identity and type, if they have them anywhere; `ids`
     are where they have it by each of the checks, as another way to sign vouches for another header.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
+    `dedupe` is for how many seconds a repeated event should be taken for a copy, None where the provider never repeats
+    by itself, or on purpose only.
     """
 
     scheme: str
@@ -137,6 +140,7 @@ class Verifier:
     ids: tuple[str | None, ...] = ()
     sends: tuple[tuple[str, str], ...] = ()
     answers: Handshake | None = None
+    dedupe: float | None = None
 
     def verify(self, request: Request, *, now: float) -> str | None:
         """Return if any way to sign that the scheme knows holds; `now` is in Unix seconds.
@@ -556,6 +560,7 @@ class Preset:
     type: str | None = None
     sends: tuple[tuple[str, str], ...] = ()
     handshake: str | None = None
+    dedupe: float | None = None
 
     @property
     def has_timestamp(self) -> bool:
@@ -584,7 +589,9 @@ def _load_presets() -> Mapping[str, Preset]:
 
 
 def _preset(entry: dict[str, Any]) -> Preset:
-    about = {key: entry.pop(key) for key in ("id", "type", "handshake") if key in entry}
+    about: dict[str, Any] = {key: entry.pop(key) for key in ("id", "type", "handshake") if key in entry}
+    if "dedupe" in entry:
+        about["dedupe"] = parse_duration(entry.pop("dedupe"))
     sends = tuple(entry.pop("sends", {}).items())
     ways = []
     for config in entry.get("any_of", [entry]):
@@ -664,6 +671,7 @@ def _build(config: Mapping[str, object], place: Place, public_url: str | None) -
         checks=tuple([check for check in checks if check is not None]),
         sends=preset.sends,
         answers=HANDSHAKES[preset.handshake] if preset.handshake else None,
+        dedupe=preset.dedupe,
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.engine.breaker import Breaker, BreakerPolicy, State
 from gateway.model import Result
 
-FAILURES = (Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT)
+FAILURES = (Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT, Result.AUTH)
 ANSWERS = (Result.SUCCESS, Result.REDIRECT, Result.CLIENT_ERROR, Result.THROTTLED, Result.EGRESS_REFUSED)
 
 

@@ -288,3 +288,19 @@ async def test_a_new_source_is_read_after_a_reload_that_meets_a_rebalance() -> N
         await world.log.append(TOPICS.events("billing"), key=b"k", value=event.body, headers=encode_event(event))
         await asyncio.sleep(2)
     assert len(world.client.made) == 1
+
+
+@virtual
+async def test_a_destination_that_the_rules_change_is_tried_at_once() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
+    await world.put(*events(10))
+    async with running(world) as worker:
+        await asyncio.sleep(600)
+        assert world.metrics.breaker_open.labels("ci").value
+        world.client.scripts["ci"] = [200]
+        world.rules = rules_of(a_route(retry=PATIENT), destinations=[a_destination("ci", url="http://127.0.0.2:1/ci")])
+        worker.reload()
+        event = an_event(id="evt_new", received_at=now())
+        await world.put(event)
+        await asyncio.sleep(0.5)
+        assert world.client.made[-1] == ("ci", "evt_new", 1)

@@ -10,7 +10,7 @@ from standardwebhooks import Webhook
 from gateway.engine.request import compose, sign
 from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
 from gateway.rules.expressions import Template
-from gateway.rules.rules import Destination, RequestTemplate
+from gateway.rules.rules import Access, Destination, Proxy, RequestTemplate
 
 NOW = 1_700_000_000.9
 EVENT = Event(
@@ -123,6 +123,12 @@ def test_a_destination_can_have_an_authorization_of_its_own() -> None:
     destination = replace(CI, headers=(("Authorization", "Bearer ours"),))
     headers = passed((b"Authorization", b"Bearer theirs"), destination=destination)
     assert headers == ((b"Authorization", b"Bearer ours"),)
+
+
+def test_the_way_to_the_destination_goes_with_the_request() -> None:
+    access = Access(proxy=Proxy(host="proxy.internal", port=3128))
+    assert compose(a_delivery(), replace(CI, access=access), None, now=NOW).access is access
+    assert compose(a_delivery(), CI, None, now=NOW).access is None
 
 
 def test_framing_is_not_for_anyone_to_set() -> None:

@@ -139,6 +139,41 @@ async def test_names_that_failed_before_leave_the_threads_of_the_others_alone(re
     await asyncio.gather(*dead, return_exceptions=True)
 
 
+async def test_a_zone_that_dies_at_the_start_leaves_threads_for_the_others(resolver: Resolver, zone: Zone) -> None:
+    """None of its names has failed yet; and however many there are, it is one zone."""
+    names = [f"{number}.eu.dead.test" for number in range(1000)]
+    zone.hanging.update(names)
+    dead = [asyncio.ensure_future(resolver.resolve(name)) for name in names]
+    await asyncio.sleep(0)
+    for host in ("a.test", "b.live.test", "short"):
+        zone.answers[host] = ("10.0.0.1",)
+        assert await resolver.resolve(host) == ("10.0.0.1",)
+    assert len([host for host in zone.asked if host in zone.hanging]) <= THREADS // 3
+    await asyncio.gather(*dead, return_exceptions=True)
+
+
+async def test_a_zone_that_dies_later_delays_no_other(resolver: Resolver, zone: Zone) -> None:
+    names = [f"{number}.dead.test" for number in range(THREADS)]
+    zone.answers |= dict.fromkeys((*names, "a.test"), ("10.0.0.1",))
+    await asyncio.gather(*[resolver.resolve(name) for name in (*names, "a.test")])
+    zone.hanging.update(names)
+    zone.now += TTL
+    zone.answers["a.test"] = ("10.0.0.2",)
+    dead = [asyncio.ensure_future(resolver.resolve(name)) for name in names]
+    await asyncio.sleep(0)
+    assert await resolver.resolve("a.test") == ("10.0.0.2",)
+    assert await asyncio.gather(*dead) == [("10.0.0.1",)] * THREADS
+
+
+async def test_every_name_of_a_large_zone_gets_its_turn(resolver: Resolver, zone: Zone) -> None:
+    names = [f"{number}.a.test" for number in range(500)]
+    zone.answers |= dict.fromkeys(names, ("10.0.0.1",))
+    for _ in range(2):  # what was taken for the zone was given back
+        assert await asyncio.gather(*[resolver.resolve(name) for name in names]) == [("10.0.0.1",)] * 500
+        zone.now += TTL
+    assert len(zone.asked) == 1000
+
+
 async def test_a_caller_that_gives_up_takes_nothing_from_the_others(resolver: Resolver, zone: Zone) -> None:
     zone.hanging.add("a.test")
     zone.answers["a.test"] = ("10.0.0.1",)

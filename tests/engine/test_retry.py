@@ -70,7 +70,10 @@ def run(policy: RetryPolicy, *statuses: int | Result, asked: float | None = None
         (None, [200, 201, 204, 299]),
         (
             Disposition.RETRY,
-            [408, 425, 429, 500, 503, 599, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT],
+            [
+                *(408, 425, 429, 500, 503, 599),
+                *(Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT, Result.AUTH),
+            ],
         ),
         (Disposition.RETRY_SHORT, [301, 304, 400, 401, 403, 404, 413, 422, 499, Result.EGRESS_REFUSED]),
         (Disposition.DEAD_LETTER, [410]),

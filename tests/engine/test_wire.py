@@ -12,9 +12,9 @@ from gateway.engine.wire import ANSWER_LIMIT, HEAD_LIMIT, AnswerReader, Malforme
 START = b"POST /hook HTTP/1.1\r\nHost: a\r\n"
 
 
-def read(data: bytes, *, cuts: tuple[int, ...] = ()) -> tuple[AnswerReader, bool]:
+def read(data: bytes, *, cuts: tuple[int, ...] = (), keeps_body: bool = False) -> tuple[AnswerReader, bool]:
     """Feed an answer in pieces; return the reader, and whether it said that the answer is over."""
-    reader = AnswerReader()
+    reader = AnswerReader(keeps_body=keeps_body)
     edges = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})
     is_over = False
     for start, end in pairwise(edges):
@@ -105,6 +105,34 @@ def test_a_body_is_read_up_to_the_limit() -> None:
 def test_the_end_of_the_connection_ends_a_body_without_a_length() -> None:
     reader, is_over = read(b"HTTP/1.1 200 OK\r\n\r\nsome")
     assert (reader.status, is_over, reader.is_reusable) == (200, False, False)
+
+
+KEPT = {
+    "with a length": (b"Content-Length: 9\r\n\r\nsome body", b"some body"),
+    "with a length and more": (b"Content-Length: 4\r\n\r\nsome body", b"some"),
+    "without a body": (b"Content-Length: 0\r\n\r\n", b""),
+    "in chunks": (b"Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nsome \r\n4\r\nbody\r\n0\r\nX: y\r\n\r\n", b"some body"),
+    "up to the limit": (b"Content-Length: 16384\r\n\r\n" + b"x" * ANSWER_LIMIT, b"x" * ANSWER_LIMIT),
+    "past the limit": (b"Content-Length: 16385\r\n\r\n" + b"x" * (ANSWER_LIMIT + 1), None),
+    "unfinished": (b"Content-Length: 9\r\n\r\nsome", None),
+    "unfinished in chunks": (b"Transfer-Encoding: chunked\r\n\r\n5\r\nsome ", None),
+    "without an end, past the limit": (b"\r\n" + b"x" * (ANSWER_LIMIT + 1), None),
+    "without an end": (b"\r\nsome body", b"some body"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+@given(cuts=st.lists(st.integers(1, 120), max_size=6).map(tuple))
+def test_a_body_that_is_wanted_is_kept_in_any_pieces_and_only_whole(name: str, cuts: tuple[int, ...]) -> None:
+    data, body = KEPT[name]
+    reader, _ = read(b"HTTP/1.1 200 OK\r\n" + data, cuts=cuts, keeps_body=True)
+    reader.feed_eof()
+    assert reader.body == body
+
+
+def test_a_body_that_nobody_wants_is_not_kept() -> None:
+    reader, _ = read(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert (reader.kept, reader.body) == (None, None)
 
 
 def test_retry_after_is_kept_as_it_came() -> None:

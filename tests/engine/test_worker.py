@@ -426,13 +426,13 @@ async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_
 @virtual
 async def test_what_is_under_way_is_adopted_when_its_partition_comes_straight_back() -> None:
     world = await a_world(a_route(), ci=[5.0])
-    await world.put(*events(30))
+    await world.put(*events(8))
     async with running(world):
         await asyncio.sleep(1)
-        assert world.client.under_way == 30
+        assert world.client.under_way == 8
         await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
         await asyncio.sleep(30)
-    assert len(world.client.made) == 30
+    assert len(world.client.made) == 8
     assert await world.undone() == 0
 
 

@@ -35,6 +35,7 @@ sources:
     type: headers['x-github-event']
     key: body.repository.full_name
     topic: company.github
+    dedupe: 36h
     public_url: https://hooks.example.com/hooks/github
   open:
     verify: {scheme: none}
@@ -89,6 +90,7 @@ def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
 
     github, public = rules.sources["github"], rules.sources["open"]
     assert (github.name, github.path, github.topic) == ("github", "/hooks/github", "company.github")
+    assert github.dedupe == 36 * 3600
     assert github.verifier.scheme == "github"
     assert github.id == Expression("headers['x-github-delivery']")
     assert github.type == Expression("headers['x-github-event']")
@@ -130,7 +132,7 @@ def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
     assert rules.files == (tmp_path / "routes.yaml", tmp_path / "old")
     assert [warning.replace(f"{tmp_path}/", "") for warning in rules.warnings] == [
         (
-            "routes.yaml:14:13: sources.open.verify: expected a scheme that verifies, got none: "
+            "routes.yaml:15:13: sources.open.verify: expected a scheme that verifies, got none: "
             "whoever reaches /in/open can send"
         )
     ]
@@ -203,8 +205,11 @@ BROKEN = {
             "at most 63, that starts with a letter or a digit, got 'GitHub'"
         ),
     ],
-    "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    dedupe: 24h\n": [
-        "routes.yaml:5:5: sources.a.dedupe: not supported yet",
+    "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    dedupe: 8d\n": [
+        (
+            "routes.yaml:5:13: sources.a.dedupe: expected a duration from 1s to 7d, such as 5s, 2m or 1h30m, or off, "
+            "got '8d'"
+        ),
     ],
     "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    id: bdy.x\n    key: 5\n": [
         (
@@ -229,7 +234,7 @@ BROKEN = {
     "  h: {url: hooks.slack.com/x}\n  i: {url: http://h/#x}\n": [
         "routes.yaml:3:12: destinations.a.url: expected an http or https URL, got the scheme 'ftp'",
         (
-            "routes.yaml:4:12: destinations.b.url: expected a URL without user and password (write them as a header), "
+            "routes.yaml:4:12: destinations.b.url: expected a URL without user and password (write them under `auth`), "
             "got one with them"
         ),
         "routes.yaml:5:12: destinations.c.url: expected a URL with a host, got none",
@@ -313,8 +318,13 @@ BROKEN = {
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    order: key\n    tests: []\n"
     + SOURCES
     + DESTINATIONS: [
-        "routes.yaml:6:5: routes[0].order: not supported yet",
+        "routes.yaml:6:5: routes[0].order: expected each source to have a `key`, got none at 'github'",
         "routes.yaml:7:5: routes[0].tests: not supported yet",
+    ],
+    "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    on_exhausted: halt\n"
+    "  - {name: b, from: github, to: ci, order: random}\n" + SOURCES + DESTINATIONS: [
+        "routes.yaml:6:5: routes[0].on_exhausted: expected `order: key` beside it, got none",
+        "routes.yaml:7:44: routes[1].order: expected one of key, got 'random'",
     ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    match: {typo: push, body.n: {gte: x}}\n"
     "    when: 'body.a =='\n" + SOURCES + DESTINATIONS: [
@@ -350,11 +360,11 @@ BROKEN = {
         ),
         (
             "routes.yaml:11:28: routes[0].retry.results.200: expected a status such as 404, or one of 3xx, 4xx, 5xx, "
-            "timeout, connect, dns, tls, transport, egress_refused, got '200'"
+            "timeout, connect, dns, tls, transport, auth, egress_refused, got '200'"
         ),
         (
             "routes.yaml:11:39: routes[0].retry.results.timout: expected a status such as 404, or one of 3xx, 4xx, "
-            "5xx, timeout, connect, dns, tls, transport, egress_refused, got 'timout', did you mean 'timeout'?"
+            "5xx, timeout, connect, dns, tls, transport, auth, egress_refused, got 'timout', did you mean 'timeout'?"
         ),
     ],
     "version: 1\negress: {private: refused, allow: [10.0.0.1/8, 5], alow: []}\n": [
@@ -405,6 +415,23 @@ def test_no_text_does_more_than_have_problems(data: st.DataObject) -> None:
         rules, found = check_rules(path, environ={}, resolve=True)
     assert (rules is None) == any(problem.severity == "error" for problem in found)
     assert all(problem.line <= text.count("\n") + 2 for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "written", "dedupe"),
+    [
+        ("github", "", None),
+        ("github", ", dedupe: 1s", 1.0),
+        ("stripe", "", 3600.0),
+        ("stripe", ", dedupe: off", None),
+        ("stripe", ", dedupe: 7d", 7 * 86400.0),
+    ],
+)
+def test_dedupe_is_as_the_provider_needs_it_unless_the_source_says_otherwise(
+    tmp_path: Path, scheme: str, written: str, dedupe: float | None
+) -> None:
+    source = f"sources: {{github: {{verify: {{scheme: {scheme}, secrets: [s3cret]}}{written}}}}}\n"
+    assert load(tmp_path, "version: 1\n" + source + DESTINATIONS + ROUTES).sources["github"].dedupe == dedupe
 
 
 def test_a_flood_of_unknown_names_is_told_without_a_guess_each(tmp_path: Path) -> None:
@@ -738,3 +765,19 @@ def test_ten_thousand_routes_load(tmp_path: Path) -> None:
     )
     rules = load(tmp_path, "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n" + routes)
     assert len(rules.routes) == 10_000
+
+
+def test_an_ordered_route_is_tried_for_an_hour_by_default(tmp_path: Path) -> None:
+    file = tmp_path / "routes.yaml"
+    file.write_text(
+        "version: 1\nsources: {github: {verify: {scheme: none}, key: body.k}}\ndestinations: {ci: {url: 'http://ci/'}}\n"
+        "routes:\n  - {name: a, from: github, to: ci, order: key, on_exhausted: halt}\n"
+        "  - {name: b, from: github, to: ci, order: key, retry: {max_age: 1d, jitter: 0}}\n"
+        "  - {name: c, from: github, to: ci}\n"
+    )
+    routes = load_rules(file, environ={}).routes
+    assert [(route.order, route.on_exhausted, route.retry.max_age) for route in routes.values()] == [
+        ("key", "halt", 3600.0),
+        ("key", "dead_letter", 86400.0),
+        (None, "dead_letter", 3 * 86400.0),
+    ]

@@ -25,6 +25,7 @@ sources:
   github:
     verify: {scheme: github, secrets: ["${GITHUB_WEBHOOK_SECRET}"]}
     key: body.repository.full_name
+    dedupe: 1d
   billing:
     path: /in/stripe
     verify: {scheme: stripe, secrets: ["${STRIPE_SECRET}", "${file:/run/secrets/stripe_old}"], tolerance: 5m}
@@ -32,14 +33,20 @@ sources:
     verify: {scheme: hmac, header: X-Signature, algorithm: sha256, encoding: hex, prefix: "sha256=", secrets: [a]}
     id: body.event_id
     type: body.kind
+    dedupe: off
   open: {verify: {scheme: none}}
 destinations:
   slack:
     url: ${SLACK_WEBHOOK_URL}
   ci:
     url: https://ci.internal/hooks/github
-    headers: {Authorization: "Bearer ${TOKEN}"}
+    headers: {X-Team: "${TEAM}"}
     sign: {secrets: ["${CI_SIGNING_SECRET}", whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw]}
+    auth: {oauth2: {token_url: "${IDP}", client_id: us, client_secret: "${SECRET}", scope: read, style: body}}
+    tls: {ca: "${file:ca.pem}", certificate: "${CERTIFICATE}", key: "${KEY}"}
+    proxy: http://proxy.internal:3128
+    proxy_auth: {username: us, password: "${PROXY_PASSWORD}"}
+    on_gone: pause
     timeout: ${TIMEOUT:-10s}
     concurrency: ${CONCURRENCY}
     rate: 100/s
@@ -72,8 +79,17 @@ WRONG = {
     "verify: {scheme: none}": ["verify: none", "path: /x"],
     "path: /in/stripe": ["path: in/stripe"],
     "  crm:": ["  CRM:"],
+    "dedupe: 1d": ["dedupe: on", "dedupe: 1w"],
     "url: https://ci": ["url: ftp://ci", "ur: https://ci", "url: 5"],
-    "Authorization": ["'a b'"],
+    "X-Team": ["'a b'"],
+    "auth: {oauth2: {": ["auth: {oauth2: {realm: x, ", "auth: {bearer: {token: x}, oauth2: {"],
+    "client_id: us, ": [""],
+    "scope: read": ["scope: []", "scope: ['a b']"],
+    "style: body": ["style: header"],
+    "tls: {": ["tls: {verify: false, "],
+    "proxy: http": ["proxy: https", "proxy: socks5"],
+    "proxy_auth: {username: us": ["proxy_auth: {user: us"],
+    "on_gone: pause": ["on_gone: drop"],
     "concurrency: ${CONCURRENCY}": ["concurrency: 0", "concurrency: lots"],
     "rate: 100/s": ["rate: 100", "rate: 100/d"],
     "${TIMEOUT:-10s}": ["10", "10 s"],
@@ -126,6 +142,10 @@ def _errors(schema: Any, value: object, definitions: Mapping[str, Any]) -> Itera
                 yield f"{value} is too small"
             case "maximum" if isinstance(value, int | float) and value > rule:
                 yield f"{value} is too large"
+            case "minProperties" if isinstance(value, dict) and len(value) < rule:
+                yield "too few keys"
+            case "maxProperties" if isinstance(value, dict) and len(value) > rule:
+                yield "too many keys"
             case "minItems" if isinstance(value, list) and len(value) < rule:
                 yield "too few items"
             case "items" if isinstance(value, list):
@@ -150,7 +170,10 @@ def _errors(schema: Any, value: object, definitions: Mapping[str, Any]) -> Itera
                 for name in value.keys() - schema.get("properties", {}).keys():
                     yield from [f"{name} is unknown"] if rule is False else _errors(rule, value[name], definitions)
             case _:
-                known = "pattern minLength minimum maximum minItems items propertyNames properties additionalProperties"
+                known = (
+                    "pattern minLength minimum maximum minItems items "
+                    "propertyNames properties additionalProperties minProperties maxProperties"
+                )
                 assert keyword in known.split(), f"teach this test the keyword {keyword}"
     if isinstance(value, dict):
         yield from [f"{name} is missing" for name in schema.get("required", []) if name not in value]
@@ -189,7 +212,7 @@ def test_the_json_schema_is_json_and_describes_every_key() -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     records = [schema, *[found for found in schema["$defs"].values() if found.get("additionalProperties") is False]]
-    assert len(records) == 9
+    assert len(records) == 15
     for record in records:
         for name, found in record["properties"].items():
             assert found["description"].endswith((".", "…")), name

@@ -18,6 +18,8 @@ INTERFACE = {
     "rejected_total": ("counter", "source reason"),
     "events_total": ("counter", "source"),
     "duplicates_total": ("counter", "source"),
+    "dedupe_conflicts_total": ("counter", "source"),
+    "dedupe_undecided_total": ("counter", "source"),
     "unrouted_total": ("counter", "source"),
     "deliveries_total": ("counter", "route destination outcome"),
     "attempts_total": ("counter", "destination result"),
@@ -37,6 +39,12 @@ INTERFACE = {
     "dead_letter_backlog": ("gauge", ""),
     "breaker_open": ("gauge", "destination"),
     "destination_paused": ("gauge", "destination"),
+    "dedupe_identities": ("gauge", "topic"),
+    "dedupe_rebuilding": ("gauge", "topic"),
+    "ordered_blocked_keys": ("gauge", "route destination topic"),
+    "ordered_halted_keys": ("gauge", "route destination topic"),
+    "ordered_lag_records": ("gauge", "route destination topic"),
+    "ordered_oldest_undone_seconds": ("gauge", "route destination topic"),
     "rules_loaded_timestamp_seconds": ("gauge", ""),
     "log_up": ("gauge", ""),
     "build_info": ("gauge", "version"),
@@ -77,6 +85,12 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     metrics.prepare(some_rules(routes={"build": ("ci",)}))
     for family in (metrics.oldest_undone, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
         family.labels("x").set(1)
+    for family in (metrics.dedupe_identities, metrics.dedupe_rebuilding):
+        family.labels("x").set(1)
+    for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):
+        family.labels("build", "ci", "x").set(1)
+    for family in (metrics.ordered_lag, metrics.ordered_oldest_undone):
+        family.labels("build", "ci", "x").set(1)
     text, content_type = exposition(registry)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     found = {}

@@ -1,0 +1,232 @@
+"""Access tokens by client credentials (RFC 6749, section 4.4): fetched when needed, and kept while they are good.
+
+    attempt ─▶ token? ──good──▶ send ─▶ 401? ──no──▶ accepted
+                 │ none, or old           │ yes, and it may be the token's fault
+                 ▼                        ▼
+         under way already? ──yes──▶ wait for it, within one's own deadline
+                 │ no
+                 ▼
+               fetch ─▶ token, for all that wait
+                  └──▶ none: a failure of all that wait, unless only our own time was up
+
+A token is in memory only, as long as the process or its time lasts; it is never logged nor written to a record.
+"""
+
+import asyncio
+import math
+import re
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from http import HTTPStatus
+from urllib.parse import quote_plus, urlencode
+
+import orjson
+from yarl import URL
+
+from gateway.engine.request import Outbound
+from gateway.engine.wire import ANSWER_LIMIT, AnswerReader
+from gateway.rules.rules import Access, OAuth2, TokenStyle
+
+MARGIN = 60.0  # Seconds before its end at which a token isn't used any more: an attempt and two clocks fit in.
+MARGIN_SHARE = 0.1  # But no more than this share of a short life.
+UNKNOWN_LIFE = 300.0  # Of a token whose answer doesn't say (`expires_in` is only recommended).
+LONGEST_LIFE = 86400.0
+REFUSED_PATIENCE = 60.0
+"""Seconds for which a new token that is refused as well is kept: then it wasn't the token, and asking doesn't help."""
+HOLDERS_LIMIT = 10_000
+
+Fetch = Callable[[Outbound, float], Awaitable[AnswerReader]]
+"""Sends a request until a deadline, and returns its answer with the body kept; raises NoTokenError."""
+
+
+class NoTokenError(Exception):
+    """The token endpoint, or what the rules say of it, is at fault. `str()` holds nothing of what it answered.
+
+    `is_late` if only the time of the attempt that asked was up.
+    """
+
+    def __init__(self, detail: str, *, is_late: bool = False) -> None:
+        super().__init__(f"token endpoint: {detail}")
+        self.detail = detail
+        self.is_late = is_late
+
+
+class Token:
+    """A token, as the value of an Authorization header."""
+
+    __slots__ = ("expires_at", "kept_until", "value")
+
+    def __init__(self, value: bytes, expires_at: float, kept_until: float) -> None:
+        self.value = value
+        self.expires_at = expires_at
+        self.kept_until = kept_until
+
+
+class Tokens:
+    """The tokens of all destinations. `clock` is the one of the deadlines."""
+
+    def __init__(self, fetch: Fetch, clock: Callable[[], float]) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._holders: dict[tuple[str, Access], _Holder] = {}
+
+    async def get(self, url: str, access: Access, deadline: float) -> Token:
+        """Return a token for a destination. Raises NoTokenError, by `deadline` at the latest."""
+        return await self._get(self._holder(url, access), access, deadline)
+
+    async def renew(self, url: str, access: Access, deadline: float, refused: Token) -> Token | None:
+        """Return another token than one that was answered with a 401; None where another would hardly do better.
+
+        Raises NoTokenError.
+        """
+        if self._clock() < refused.kept_until:
+            return None
+        holder = self._holder(url, access)
+        if holder.token is refused:
+            holder.token = None
+        return await self._get(holder, access, deadline, is_renewal=True)
+
+    def accepted(self, token: Token) -> None:
+        """Note that a token was good for something: a later 401 says that it isn't any more."""
+        token.kept_until = 0.0
+
+    async def _get(self, holder: "_Holder", access: Access, deadline: float, *, is_renewal: bool = False) -> Token:
+        while True:
+            now = self._clock()
+            if holder.token is not None and now < holder.token.expires_at:
+                return holder.token
+            if holder.pending is None:
+                return await self._lead(holder, access, deadline, is_renewal=is_renewal)
+            pending = holder.pending
+            await asyncio.wait([pending], timeout=deadline - now)
+            if not pending.done():
+                raise NoTokenError("expected a token, got none in time", is_late=True)
+            match pending.result():
+                case Token() as token:
+                    return token
+                case NoTokenError() as error:
+                    raise NoTokenError(error.detail) from error
+                case None:
+                    continue
+
+    async def _lead(self, holder: "_Holder", access: Access, deadline: float, *, is_renewal: bool) -> Token:
+        """Fetch a token, for those as well who come meanwhile."""
+        assert access.oauth2 is not None
+        holder.pending = pending = asyncio.get_running_loop().create_future()
+        outcome: Token | NoTokenError | None = None
+        try:
+            answer = await self._fetch(_request(access), deadline)
+            value, life = _read(answer, str(URL(access.oauth2.token_url).raw_host))
+            now = self._clock()
+            expires_at = now + life - min(MARGIN, life * MARGIN_SHARE)
+            holder.token = outcome = Token(value, expires_at, now + REFUSED_PATIENCE if is_renewal else 0.0)
+        except NoTokenError as error:
+            outcome = None if error.is_late else error
+            raise
+        finally:  # cancelled: whoever waits asks for itself
+            holder.pending = None
+            pending.set_result(outcome)
+        return outcome
+
+    def _holder(self, url: str, access: Access) -> "_Holder":
+        """Return what is known for one destination: a refusal there says nothing about another's token."""
+        holder = self._holders.get((url, access))
+        if holder is None:
+            if len(self._holders) >= HOLDERS_LIMIT:  # reloads left some behind
+                self._holders = {key: kept for key, kept in self._holders.items() if kept.is_needed(self._clock())}
+            holder = self._holders[url, access] = _Holder()
+        return holder
+
+
+class _Holder:
+    __slots__ = ("pending", "token")
+
+    def __init__(self) -> None:
+        self.token: Token | None = None
+        self.pending: asyncio.Future[Token | NoTokenError | None] | None = None
+
+    def is_needed(self, now: float) -> bool:
+        return self.pending is not None or (self.token is not None and now < self.token.expires_at)
+
+
+def _request(access: Access) -> Outbound:
+    oauth2 = access.oauth2
+    assert oauth2 is not None
+    fields = {"grant_type": "client_credentials"}
+    if oauth2.scope:
+        fields["scope"] = " ".join(oauth2.scope)
+    if oauth2.audience is not None:
+        fields["audience"] = oauth2.audience
+    headers = [(b"accept", b"application/json"), (b"content-type", b"application/x-www-form-urlencoded")]
+    if oauth2.style is TokenStyle.BODY:
+        fields |= {"client_id": oauth2.client_id, "client_secret": oauth2.client_secret}
+    else:
+        headers.append((b"authorization", _basic(oauth2)))
+    return Outbound(
+        url=oauth2.token_url,
+        headers=tuple(headers),
+        body=urlencode(fields).encode(),
+        access=replace(access, oauth2=None) if access.tls or access.proxy else None,
+    )
+
+
+def _basic(oauth2: OAuth2) -> bytes:
+    """Return the client's id and secret for a header; each is form-encoded first (RFC 6749, section 2.3.1)."""
+    return b"Basic " + b64encode(f"{quote_plus(oauth2.client_id)}:{quote_plus(oauth2.client_secret)}".encode())
+
+
+def _read(answer: AnswerReader, host: str) -> tuple[bytes, float]:
+    """Return the header's value and its seconds to live. Raises NoTokenError, with nothing of the answer's own words.
+
+    RFC 6749, section 5; a type other than bearer would need more than a header.
+    """
+    if answer.status // 100 != 2:  # noqa: PLR2004 - the class of success
+        raise NoTokenError(f"{host}: expected a token, got {answer.status}{_phrase(answer)}")
+    if answer.body is None:
+        raise NoTokenError(f"{host}: expected a whole answer of at most {ANSWER_LIMIT} bytes, got another")
+    try:
+        said = orjson.loads(answer.body)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise NoTokenError(f"{host}: expected a JSON object, got something else")
+    token = said.get("access_token")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise NoTokenError(f"{host}: expected an access_token of visible ASCII characters, got none")
+    if str(said.get("token_type", "bearer")).lower() != "bearer":
+        raise NoTokenError(f"{host}: expected a token of the type bearer, got one of another type")
+    return b"Bearer " + token.encode("ascii"), _life(said.get("expires_in"), host)
+
+
+def _life(said: object, host: str) -> float:
+    if said is None:
+        return UNKNOWN_LIFE
+    try:
+        life = math.nan if isinstance(said, bool) else float(said)  # type: ignore[arg-type] # TypeError is caught
+    except (TypeError, ValueError, OverflowError):
+        life = math.nan
+    if not life >= 0:
+        raise NoTokenError(f"{host}: expected expires_in to be a number of seconds, got something else")
+    return min(life, LONGEST_LIFE)
+
+
+def _phrase(answer: AnswerReader) -> str:
+    """Say what a refusal is, in words that are known: those of HTTP, and the codes of RFC 6749, section 5.2."""
+    try:
+        phrase = f" {HTTPStatus(answer.status).phrase}"
+    except ValueError:
+        phrase = ""
+    try:
+        said = orjson.loads(answer.body or b"")
+    except ValueError:
+        said = None
+    code = said.get("error") if isinstance(said, dict) else None
+    return f"{phrase} ({code})" if isinstance(code, str) and code in _CODES else phrase
+
+
+_TOKEN = re.compile(r"[!-~]+")
+_CODES = {
+    *("invalid_request", "invalid_client", "invalid_grant"),
+    *("unauthorized_client", "unsupported_grant_type", "invalid_scope"),
+}

@@ -1,0 +1,135 @@
+"""Replays of events, as operators see them: which records one is about, what it would deliver, and how far it is."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from gateway.engine.control import Control, Order, Selection, decode
+from gateway.engine.replay import Matched, Matcher
+from gateway.log.base import Log, Partition
+from gateway.log.topics import Topics
+from gateway.model import UndecodableRecordError, UsageError
+from gateway.rules.rules import Rules
+
+LOOK_EVERY = 0.25
+"""Seconds between looks at how far a replay is; it tells once a second."""
+
+
+class Window(NamedTuple):
+    """The records that were appended in a time: "topic/partition" → the first offset, and the one after the last."""
+
+    starts: Mapping[str, int]
+    ends: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """How many records that is, at most: some offsets may be gaps."""
+        return sum([end - self.starts[place] for place, end in self.ends.items()])
+
+
+async def window_of(log: Log, topics: Collection[str], since: float, until: float | None) -> Window:
+    """Find the records appended at `since` or later, and before `until` or by now; times are of the log's clock."""
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    for topic in sorted(topics):
+        first = await log.offsets_at(topic, since)
+        last = (
+            {number: end for number, (_, end) in (await log.bounds(topic)).items()}
+            if until is None
+            else await log.offsets_at(topic, until)
+        )
+        for number, start in first.items():
+            starts[f"{topic}/{number}"] = start
+            ends[f"{topic}/{number}"] = max(start, last.get(number, start))
+    return Window(starts, ends)
+
+
+async def would_replay(
+    log: Log, rules: Rules, selection: Selection, window: Window
+) -> AsyncGenerator[tuple[int, Matched | None], None]:
+    """Yield for each record of a window how many were looked at, and the event if it would be replayed by these rules.
+
+    Raises UsageError where the rules have no such route or destination.
+    """
+    matcher = Matcher(selection)
+    if (problem := matcher.use(rules)) is not None:
+        raise UsageError(problem)
+    before = 0
+    for place, end in window.ends.items():
+        topic, _, number = place.rpartition("/")
+        start = window.starts[place]
+        async for records in log.scan(Partition(topic, int(number)), start, end):
+            for record in records:
+                yield before + record.offset + 1 - start, matcher.match(record)
+        before += end - start
+    yield before, None
+
+
+class Progress(NamedTuple):
+    """How far a replay is: records looked at of how many, and deliveries injected."""
+
+    order: Order
+    scanned: int
+    total: int
+    injected: int
+
+    @property
+    def has_ended(self) -> bool:
+        return self.order.state != "asked"
+
+
+async def follow(
+    log: Log,
+    topics: Topics,
+    name: str,
+    *,
+    timeout: float,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> AsyncGenerator[Progress, None]:
+    """Yield how far a replay is, now and whenever that changes, until it has ended; nothing if there is none.
+
+    Ends early when nothing happens in the control topic for `timeout` seconds: nobody is at it.
+    """
+    control = Control()
+    partition = Partition(topics.control, 0)
+    position = 0
+    waited = 0.0
+    told: Progress | None = None
+    while True:
+        start, end = (await log.bounds(topics.control)).get(0, (0, 0))
+        position = max(position, start)
+        if end > position:
+            async for records in log.scan(partition, position, end):
+                for record in records:
+                    for order in _decoded(record.key, record.value):
+                        control.apply(order)
+            position, waited = end, 0.0
+        progress = _progress(control, name)
+        if progress is None:
+            return
+        if progress != told:
+            told = progress
+            yield progress
+        if progress.has_ended or waited >= timeout:
+            return
+        await sleep(LOOK_EVERY)
+        waited += LOOK_EVERY
+
+
+def _decoded(key: bytes, value: bytes) -> Iterator[Order]:
+    try:
+        yield decode(key, value)
+    except UndecodableRecordError:
+        return  # the running gateway reports it
+
+
+def _progress(control: Control, name: str) -> Progress | None:
+    order = control.orders.get(f"replay/{name}")
+    if order is None or order.selection is None:
+        return None
+    window = Window(order.selection.starts, order.marker)
+    if order.state == "done":
+        return Progress(order, window.total, window.total, order.count)
+    positions = control.marker(order.key)
+    scanned = sum([max(0, positions.get(place, start) - start) for place, start in window.starts.items()])
+    return Progress(order, scanned, window.total, max(order.count, control.injected(order.key)))

@@ -1,0 +1,101 @@
+"""What a destination asks of whoever calls it, made from what is written: credentials, certificates, a proxy."""
+
+import os
+import re
+import ssl
+import tempfile
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from gateway.rules.rules import Tls
+
+CONTEXTS = 1024
+"""Contexts that reloads find again: one with the system's trust costs 25 ms and half a megabyte."""
+
+_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[\s!-~]*?-----END \1-----", re.ASCII)  # RFC 7468
+
+
+class TlsError(Exception):
+    """What stands under a key of `tls` can't be used. `str()` says what was expected instead, and shows none of it."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def basic_authorization(username: str, password: str) -> str:
+    """Return the value of an `Authorization` or `Proxy-Authorization` header (RFC 7617, in UTF-8)."""
+    return "Basic " + b64encode(f"{username}:{password}".encode()).decode("ascii")
+
+
+def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
+    """Make the TLS of a destination from PEM texts, in which anything but the blocks that are wanted is passed over.
+
+    A `ca` takes the place of the system's trust. Raises TlsError. Blocks for a while: not for the event loop.
+    """
+    return _tls(
+        None if ca is None else _blocks("ca", ca, "CERTIFICATE"),
+        None if certificate is None else _blocks("certificate", certificate, "CERTIFICATE"),
+        None if key is None else _blocks("key", key, "PRIVATE KEY"),
+    )
+
+
+@lru_cache(maxsize=CONTEXTS)
+def _tls(ca: str | None, certificate: str | None, key: str | None) -> Tls:
+    try:
+        context = ssl.create_default_context(cadata=ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsError("ca", f"expected certificates that can be read, got others{_reason(error)}") from None
+    if certificate is not None and key is not None:
+        _present(context, certificate, key)
+    return Tls(ca=ca, certificate=certificate, key=key, context=context)
+
+
+def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Have a context show a certificate to whoever asks for one."""
+    is_encrypted = False
+
+    def passphrase() -> str:  # without this OpenSSL would ask on the terminal
+        nonlocal is_encrypted
+        is_encrypted = True
+        return ""
+
+    try:
+        with _file(certificate) as certificate_path, _file(key) as key_path:
+            context.load_cert_chain(certificate_path, key_path, passphrase)
+    except (ssl.SSLError, ValueError) as error:
+        if is_encrypted:
+            raise TlsError("key", "expected a private key without a passphrase, got an encrypted one") from None
+        if isinstance(error, ssl.SSLError) and error.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
+            raise TlsError("key", "expected the private key of the certificate, got another") from None
+        message = f"expected a certificate and a private key that can be used, got others{_reason(error)}"
+        raise TlsError("certificate", message) from None
+
+
+@contextmanager
+def _file(text: str) -> Iterator[str]:
+    """Hold a text in a file for as long as `ssl` reads it, since it reads keys from files only."""
+    if hasattr(os, "memfd_create"):  # a key has no business on a disk
+        with open(os.memfd_create("tls"), "wb", buffering=0) as file:  # noqa: PTH123 # a descriptor, not a path
+            file.write(text.encode("ascii"))
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:  # not Linux
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(text.encode("ascii"))
+            file.flush()
+            yield file.name
+
+
+def _blocks(key: str, text: str, label: str) -> str:
+    """Return the blocks of a kind: what stands around them may be in any language, which `ssl` doesn't take."""
+    found = [block[0] for block in _BLOCK.finditer(text) if block[1].endswith(label)]
+    if not found:
+        raise TlsError(key, f"expected a {label.lower()} in PEM, such as ${{file:{key}.pem}}, got a text without one")
+    return "\n".join(found) + "\n"
+
+
+def _reason(error: Exception) -> str:
+    reason = error.reason if isinstance(error, ssl.SSLError) else None
+    return f" ({reason.lower().replace('_', ' ')})" if reason else ""

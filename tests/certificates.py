@@ -1,0 +1,98 @@
+"""Certificates for tests: an authority that issues them, as PEM."""
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+PEM = serialization.Encoding.PEM
+
+
+class Authority:
+    """Signs certificates. `pem` is its own, self-signed."""
+
+    def __init__(self, name: str = "Test CA") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.pem = self._sign(self._name, self._key.public_key(), is_authority=True)
+
+    def issue(self, *names: str, passphrase: bytes | None = None) -> tuple[str, str]:
+        """Return a certificate for names and addresses, and its private key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        locked = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+        private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked).decode()
+        return self._sign(subject, key.public_key(), names), private
+
+    def server(
+        self, folder: Path, *names: str, clients: "Authority | None" = None, least: ssl.TLSVersion | None = None
+    ) -> ssl.SSLContext:
+        """Make the context of a server; with `clients` it takes only those with a certificate of that authority."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.file(folder, *names))
+        if least is not None:
+            context.minimum_version = context.maximum_version = least
+        if clients is not None:
+            context.load_verify_locations(cadata=clients.pem)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def file(self, folder: Path, *names: str) -> Path:
+        """Write a certificate and its key into one file, for `load_cert_chain`."""
+        path = folder / f"{names[0]}.pem"
+        path.write_text("".join(self.issue(*names)))
+        return path
+
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        names: tuple[str, ...] = (),
+        *,
+        is_authority: bool = False,
+    ) -> str:
+        now = datetime.now(UTC)
+        ours = self._key.public_key()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            # What VERIFY_X509_STRICT asks for, the default since Python 3.13.
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ours), critical=False)
+        )
+        if is_authority:
+            builder = builder.add_extension(_SIGNING, critical=True)
+        else:
+            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_alternative, names))), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(PEM).decode()
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+_SIGNING = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    crl_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)

@@ -1,0 +1,234 @@
+"""The sightings of identities, and the verdict by them: also against a model that keeps every sighting in a list."""
+
+import random
+import tracemalloc
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.engine.dedupe import LEAST_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, Sightings, Verdict
+from gateway.log.records import SIGHTING
+
+HOUR = 3600 * 1_000_000
+WINDOW = HOUR
+START = 1_700_000_000 * 1_000_000
+NEW, CONFLICT, DUPLICATE = Verdict.NEW, Verdict.CONFLICT, Verdict.DUPLICATE
+
+
+def a_row(identity: int = 1, content: int = 1, *, offset: int = 0, at: int = START) -> bytes:
+    return SIGHTING.pack(identity.to_bytes(16, "big"), content.to_bytes(8, "big"), offset, at)
+
+
+def judged(*rows: bytes, window: int = WINDOW) -> list[Verdict]:
+    sightings = Sightings()
+    return [sightings.judge(row, window) for row in rows]
+
+
+def test_only_the_first_of_several_copies_is_new() -> None:
+    assert judged(*[a_row(offset=offset, at=START + offset) for offset in range(4)]) == [NEW, *[DUPLICATE] * 3]
+
+
+def test_other_identities_are_new() -> None:
+    assert judged(a_row(1), a_row(2, offset=1), a_row(1 << 64, offset=2)) == [NEW] * 3
+
+
+def test_a_record_that_is_read_again_is_no_duplicate_of_itself() -> None:
+    assert judged(a_row(offset=7), a_row(offset=7), a_row(offset=8), a_row(offset=7)) == [NEW, NEW, DUPLICATE, NEW]
+
+
+def test_a_copy_that_is_known_with_a_larger_offset_only_makes_no_duplicate() -> None:
+    """It was read while it wasn't known what had come before, and let through; the first one still has to be."""
+    assert judged(a_row(offset=8), a_row(offset=7)) == [NEW, NEW]
+
+
+def test_an_identity_with_other_content_is_delivered_each_time_that_the_content_is_new() -> None:
+    contents = [1, 2, 1, 2, 3]
+    rows = [a_row(content=content, offset=offset) for offset, content in enumerate(contents)]
+    assert judged(*rows) == [NEW, CONFLICT, DUPLICATE, DUPLICATE, CONFLICT]
+
+
+def test_an_identity_that_stands_for_everything_costs_neither_events_nor_memory() -> None:
+    sightings = Sightings()
+    for offset in range(10_000):
+        assert sightings.judge(a_row(content=offset, offset=offset), WINDOW) is (CONFLICT if offset else NEW)
+    assert sightings.count == SIGHTINGS_KEPT
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(WINDOW, DUPLICATE), (WINDOW + 1, NEW)])
+def test_a_window_ends_to_the_microsecond(after: int, verdict: Verdict) -> None:
+    assert judged(a_row(), a_row(offset=1, at=START + after))[1] is verdict
+
+
+def test_a_window_begins_with_what_was_let_through_last() -> None:
+    ats = [0, WINDOW + 1, 2 * WINDOW, 2 * WINDOW + 1, 2 * WINDOW + 2]
+    rows = [a_row(offset=offset, at=START + at) for offset, at in enumerate(ats)]
+    assert judged(*rows) == [NEW, NEW, DUPLICATE, DUPLICATE, NEW]
+
+
+def test_a_clock_that_was_set_back_lets_no_copy_through() -> None:
+    assert judged(a_row(at=START + HOUR), a_row(offset=1, at=START)) == [NEW, DUPLICATE]
+
+
+def test_an_identity_that_comes_again_after_each_window_is_a_copy_within_each() -> None:
+    sightings = Sightings()
+    for turn in range(5 * SIGHTINGS_KEPT):
+        at = START + turn * 2 * WINDOW
+        assert sightings.judge(a_row(offset=2 * turn, at=at), WINDOW) is NEW
+        assert sightings.judge(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
+
+
+def test_each_event_has_its_own_window() -> None:
+    sightings = Sightings()
+    sightings.judge(a_row(), HOUR)
+    late = a_row(offset=1, at=START + 2 * HOUR)
+    assert sightings.judge(late, 3 * HOUR) is DUPLICATE
+    assert sightings.judge(late, HOUR) is NEW
+
+
+def test_sightings_are_restored_in_any_order_and_as_often_as_one_likes() -> None:
+    rows = [a_row(identity, offset=identity, at=START + identity) for identity in range(1000)]
+    mixed = rows * 2
+    random.Random(1).shuffle(mixed)
+    sightings = Sightings()
+    sightings.restore(b"".join(mixed))
+    assert sightings.count == 1000
+    assert {sightings.judge(row, WINDOW) for row in rows} == {NEW}  # themselves
+    copies = [a_row(identity, offset=5000 + identity, at=START + 5000) for identity in range(1000)]
+    assert {sightings.judge(copy, WINDOW) for copy in copies} == {DUPLICATE}
+
+
+def test_what_is_forgotten_is_new_again_and_is_not_restored() -> None:
+    sightings = Sightings()
+    sightings.judge(a_row(), WINDOW)
+    sightings.forget_before(START + 1)
+    sightings.restore(a_row(2))
+    assert sightings.judge(a_row(offset=1, at=START + 1), WINDOW) is NEW
+    assert sightings.judge(a_row(2, offset=1, at=START + 1), WINDOW) is NEW
+
+
+def test_sweeps_give_back_what_is_forgotten_and_keep_the_rest() -> None:
+    sightings = Sightings()
+    many = 200 * ROWS_A_BUCKET * LEAST_BUCKETS
+    for identity in range(many):
+        sightings.judge(a_row(identity, offset=identity, at=START + identity), WINDOW)
+    kept = [a_row(identity, offset=many, at=START + many) for identity in range(many - 100, many)]
+    sightings.forget_before(START + many - 100)
+    for _ in range(1000):
+        sightings.sweep()
+    assert sightings.count == 100
+    assert len(sightings._buckets) < 4 * 100 // ROWS_A_BUCKET
+    assert {sightings.judge(row, WINDOW) for row in kept} == {DUPLICATE}
+
+
+def test_a_step_never_takes_in_more_than_a_few_buckets() -> None:
+    """So none of them holds the event loop up, however many sightings there are."""
+    sightings = Sightings()
+    sizes = set()
+    for identity in range(20_000):
+        before = len(sightings._buckets)
+        sightings.judge(a_row(identity, offset=identity), WINDOW)
+        sizes.add(len(sightings._buckets) - before)
+    assert sizes == {0, 1}
+    assert max(Counter(len(bucket) for bucket in sightings._buckets)) < 5 * ROWS_A_BUCKET * SIGHTING.size
+
+
+@dataclass
+class Model:
+    """Every sighting, in a list."""
+
+    rows: list[tuple[int, int, int, int]]
+    horizon: int = 0
+
+    def judge(self, identity: int, content: int, offset: int, at: int, window: int) -> Verdict:
+        alive = [row for row in self.rows if row[0] == identity and row[3] >= self.horizon]
+        if any(row[1] == content and row[2] < offset and at - row[3] <= window for row in alive):
+            return DUPLICATE
+        verdict = CONFLICT if any(row[1] != content and abs(at - row[3]) <= window for row in alive) else NEW
+        self.rows.append((identity, content, offset, at))
+        return verdict
+
+
+SEEN = st.tuples(st.integers(0, 20), st.integers(0, 2))  # identity, content
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("read"), SEEN, st.integers(0, 40)),
+        st.tuples(st.just("read again"), st.integers(0, 300), st.just(0)),
+        st.tuples(st.just("crash"), st.just(0), st.just(0)),
+        st.tuples(st.just("forget"), st.just(0), st.integers(20, 200)),
+        st.tuples(st.just("sweep"), st.just(0), st.just(0)),
+    ),
+    max_size=300,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=STEPS, window=st.integers(1, 100))
+def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], window: int) -> None:
+    """Through crashes, after which what was let through is restored in another order."""
+    sightings, model = Sightings(), Model([])
+    log: list[tuple[int, int, int, int]] = []
+    at = 1000
+    for step, what, number in steps:
+        match step, what:
+            case "read", (int(identity), int(content)):
+                at += number % 7
+                log.append((identity, content, len(log), at))
+                assert sightings.judge(a_row(*log[-1][:2], offset=log[-1][2], at=at), window) is model.judge(
+                    *log[-1], window
+                )
+            case "read again", int(index) if index < len(log):
+                identity, content, offset, before = log[index]
+                verdict = sightings.judge(a_row(identity, content, offset=offset, at=before), window)
+                assert verdict is model.judge(*log[index], window)
+            case "crash", _:
+                sightings = Sightings()
+                sightings.forget_before(model.horizon)
+                rows = [a_row(*row[:2], offset=row[2], at=row[3]) for row in model.rows]
+                sightings.restore(b"".join(reversed(rows)))
+            case "forget", _:
+                model.horizon = at - number
+                sightings.forget_before(at - number)
+            case "sweep", _:
+                sightings.sweep()
+            case _:
+                pass
+
+
+@settings(max_examples=100, deadline=None)
+@given(copies=st.lists(SEEN, min_size=1, max_size=80), crashes=st.lists(st.integers(0, 80), max_size=3))
+def test_each_content_of_each_identity_is_let_through_whatever_crashes(
+    copies: list[tuple[int, int]], crashes: list[int]
+) -> None:
+    """A crash reads from the commit on, and the owner that follows knows what was stored before that commit."""
+    rows = [a_row(*seen, offset=offset, at=START + offset) for offset, seen in enumerate(copies)]
+    through: Counter[int] = Counter()
+    stored = b""
+    committed = 0
+    for end in [*sorted(min(crash, len(rows)) for crash in crashes), len(rows)]:
+        sightings = Sightings()
+        sightings.restore(stored)
+        for offset in range(committed, end):
+            if sightings.judge(rows[offset], WINDOW) is not DUPLICATE:
+                through[offset] += 1
+                stored += rows[offset]
+        committed = max(committed, end - 5)
+    first = {seen: offset for offset, seen in reversed(list(enumerate(copies)))}
+    assert set(through) == set(first.values())
+
+
+def test_a_million_identities_take_at_most_64_mib() -> None:
+    """While the table grows, too. A larger one has the same steps: `benchmarks/dedupe.py` measures millions."""
+    most, count, chance = 0.0, 40_000, random.Random(1)
+    tracemalloc.start()
+    try:
+        sightings = Sightings()
+        for offset in range(count):
+            sightings.judge(a_row(chance.getrandbits(128), offset=offset), WINDOW)
+            if offset % 1000 == 999 and offset >= count // 4:
+                most = max(most, tracemalloc.get_traced_memory()[0] / sightings.count)
+    finally:
+        tracemalloc.stop()
+    assert 40 < most < 64 * 1.048576

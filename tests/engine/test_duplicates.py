@@ -1,0 +1,660 @@
+"""What is known of duplicates through crashes, rebalances, reloads and a log that fails; in virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+from structlog.testing import CapturingLogger
+from typing_extensions import override
+
+from gateway.engine.duplicates import FLUSHED_AT_ONCE, MAX_LAG, PATIENCE, Duplicates, Reader
+from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec
+from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
+from gateway.log.topics import Topics
+from gateway.model import Event, LogUnavailableError, event_id
+from gateway.rules.rules import Egress, Rules, Source
+from gateway.rules.table import RouteTable
+from gateway.telemetry.metrics import Metrics
+from gateway.verify.schemes import build_verifier
+from tests.builders import an_event
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now, run
+
+TOPICS = Topics()
+EVENTS = Partition("events", 0)
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+def rules_of(windows: Mapping[str, float | None]) -> Rules:
+    verifier = build_verifier({"scheme": "none"})
+    return Rules(
+        sources={
+            name: Source(name=name, path=f"/in/{name}", verifier=verifier, topic=EVENTS.topic, dedupe=window)
+            for name, window in windows.items()
+        },
+        destinations={},
+        routes={},
+        egress=Egress(),
+        table=RouteTable(()),
+        files=(),
+    )
+
+
+class TestLog(MemoryLog):
+    """A log whose appends to `gateway.dedupe` can be held up, or fail though they are stored."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        super().__init__(now=now)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.forgets_to_answer = 0
+        self.fails_to_scan = False
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers)
+        if topic == TOPICS.dedupe:
+            await self.gate.wait()
+            if self.forgets_to_answer:
+                self.forgets_to_answer -= 1
+                raise LogUnavailableError("stored, and no answer")
+        return position
+
+    @override
+    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        if self.fails_to_scan:
+            raise LogUnavailableError("no answer")
+        return await super().bounds(topic)
+
+
+@dataclass
+class Process:
+    """One process of the gateway, as far as duplicates go."""
+
+    duplicates: Duplicates
+    metrics: Metrics
+
+    def count(self, source: str = "stripe") -> tuple[float, float, float]:
+        """Return how many duplicates, conflicts and undecided events were counted."""
+        metrics = self.metrics
+        counters = (metrics.duplicates, metrics.dedupe_conflicts, metrics.dedupe_undecided)
+        duplicates, conflicts, undecided = [counter.labels(source).value for counter in counters]
+        return duplicates, conflicts, undecided
+
+    def gauges(self) -> tuple[float, float]:
+        """Return how many identities are known, and of how many partitions that is not known yet."""
+        metrics = self.metrics
+        return metrics.dedupe_identities.labels("events").value, metrics.dedupe_rebuilding.labels("events").value
+
+
+@dataclass
+class World:
+    """A log, and what each process reads of it."""
+
+    log: TestLog = field(default_factory=TestLog)
+    rules: Rules = field(default_factory=lambda: rules_of({"stripe": HOUR}))
+
+    async def create(self) -> None:
+        await self.log.create([TopicSpec(name="events", partitions=1, retention=None), *TOPICS.specs([])])
+
+    async def put(self, *identities: str | None, source: str = "stripe", body: bytes = b"{}") -> None:
+        for identity in identities:
+            event = an_event(source=source, id=event_id(source, identity), body=body)
+            await self.log.append("events", key=event_key(event), value=event.body, headers=encode_event(event))
+
+    @asynccontextmanager
+    async def process(self) -> AsyncIterator[Process]:
+        metrics = Metrics(CollectorRegistry())
+        duplicates = Duplicates(
+            log=self.log,
+            topics=TOPICS,
+            rules=lambda: self.rules,
+            metrics=metrics,
+            logger=CapturingLogger(),
+        )
+        running = asyncio.create_task(duplicates.run())
+        try:
+            yield Process(duplicates, metrics)
+        finally:
+            assert not running.done()
+            running.cancel()
+
+    def acquire(self, process: Process, base: int = 0, *, is_router: bool = True) -> Reader:
+        return process.duplicates.acquire(Assignment(EVENTS, Commit(base), 0), is_router=is_router)
+
+    def events(self, start: int = 0, end: int | None = None) -> list[tuple[Record, Event]]:
+        return [(record, decode_event(record)) for record in self.log.records("events")[start:end]]
+
+    async def read(self, reader: Reader, start: int = 0, end: int | None = None) -> list[bool]:
+        """Return of each event whether it is a duplicate."""
+        events = self.events(start, end)
+        await reader.ready(events[0][0])
+        return [reader.is_duplicate(record, event) for record, event in events]
+
+    def stored(self) -> int:
+        """Return how many sightings `gateway.dedupe` has."""
+        return sum([len(record.value) // 40 for record in self.log.records(TOPICS.dedupe)])
+
+
+@asynccontextmanager
+async def a_world() -> AsyncIterator[World]:
+    world = World()
+    await world.create()
+    yield world
+
+
+def test_copies_are_told_from_their_first_and_counted() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "b", "a", "a", "b", "c")
+            assert await world.read(world.acquire(process)) == [False, False, True, True, True, False]
+            assert process.count() == (3, 0, 0)
+
+    run(scenario())
+
+
+def test_an_event_of_the_same_identity_and_other_content_is_let_through_and_counted() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a")
+            await world.put("a", body=b"other")
+            first, _ = world.events()
+            retyped = replace(first[1], type="another")
+            asked = replace(first[1], query="another=1")
+            reader = world.acquire(process)
+            assert await world.read(reader) == [False, False]
+            assert not reader.is_duplicate(first[0]._replace(offset=2), retyped)
+            assert not reader.is_duplicate(first[0]._replace(offset=3), asked)
+            assert process.count() == (0, 3, 0)
+
+    run(scenario())
+
+
+def test_nothing_is_a_duplicate_without_an_identity_a_window_or_a_source() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            world.rules = rules_of({"stripe": HOUR, "github": None})
+            await world.put(None, None)
+            await world.put("a", "a", source="github")
+            await world.put("a", "a", source="gone")
+            record, event = world.events()[0]
+            reader = world.acquire(process)
+            assert await world.read(reader) == [False] * 6
+            assert not reader.is_duplicate(record._replace(offset=9), event)  # that very id, once more
+            await reader.flush()
+            assert (world.stored(), process.count()) == (0, (0, 0, 0))
+
+    run(scenario())
+
+
+def test_a_new_owner_knows_what_was_stored_before_the_commit() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b", "a")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await world.put("b", "a", "c")
+            async with world.process() as second:
+                assert await world.read(world.acquire(second, base=3), start=3) == [True, True, False]
+                assert second.count() == (2, 0, 0)
+
+    run(scenario())
+
+
+def test_after_a_crash_before_the_flush_the_event_itself_is_read_again_and_let_through() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader, end=1)
+                await reader.flush()  # for a commit of the first record
+                await world.read(reader, start=1)
+            await world.put("a", "b")
+            async with world.process() as second:
+                assert await world.read(world.acquire(second, base=1), start=1) == [False, True, True]
+
+    run(scenario())
+
+
+def test_what_was_flushed_and_not_committed_is_read_again_and_let_through() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "a")
+            for _ in range(3):
+                async with world.process() as process:
+                    reader = world.acquire(process)
+                    assert await world.read(reader) == [False, True]
+                    await reader.flush()
+
+    run(scenario())
+
+
+def test_a_flush_that_failed_is_made_up_for_by_the_next() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "b")
+            reader = world.acquire(process)
+            await world.read(reader)
+            world.log.fail_appends(2)
+            for _ in range(2):
+                with pytest.raises(LogUnavailableError):
+                    await reader.flush()
+            assert world.stored() == 0
+            await reader.flush()
+            await reader.flush()
+            assert world.stored() == 2
+
+    run(scenario())
+
+
+def test_a_flush_that_was_stored_though_it_failed_does_no_harm() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                world.log.forgets_to_answer = 1
+                with pytest.raises(LogUnavailableError):
+                    await reader.flush()
+                await reader.flush()
+                assert world.stored() == 4
+            await world.put("a", "c")
+            async with world.process() as second:
+                # The first two are undone, as nothing was committed.
+                assert await world.read(world.acquire(second)) == [False, False, True, False]
+
+    run(scenario())
+
+
+def test_a_flush_returns_when_what_another_one_is_storing_is_stored() -> None:
+    """Or a commit could cover what the other flush then fails to store."""
+
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "b")
+            reader = world.acquire(process)
+            await world.read(reader, end=1)
+            world.log.gate.clear()
+            world.log.forgets_to_answer = 1
+            one = asyncio.create_task(reader.flush())
+            await asyncio.sleep(0.1)
+            await world.read(reader, start=1)
+            two = asyncio.create_task(reader.flush())
+            await asyncio.sleep(0.1)
+            assert not two.done()
+            world.log.gate.set()
+            with pytest.raises(LogUnavailableError):
+                await one
+            await two
+            assert world.stored() == 3  # the first twice
+
+    run(scenario())
+
+
+def test_many_sightings_are_stored_in_records_of_bounded_size() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a")
+            ((record, event),) = world.events()
+            reader = world.acquire(process)
+            many = FLUSHED_AT_ONCE + 1000
+            for offset in range(many):
+                reader.is_duplicate(record._replace(offset=offset), replace(event, id=event_id("stripe", str(offset))))
+            await reader.flush()
+            sizes = [len(record.value) // 40 for record in world.log.records(TOPICS.dedupe)]
+            assert sizes == [FLUSHED_AT_ONCE, 1000]
+        async with world.process() as second:
+            reader = world.acquire(second, base=many)
+            assert await reader.ready(record)
+            copy = record._replace(offset=many)
+            assert reader.is_duplicate(copy, replace(event, id=event_id("stripe", str(many - 1))))
+
+    run(scenario())
+
+
+def test_a_partition_that_comes_back_is_known_with_what_its_owner_in_between_saw() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as one, world.process() as two:
+            await world.put("a")
+            reader = world.acquire(one)
+            await world.read(reader)
+            await reader.flush()
+            await asyncio.sleep(600)
+            await world.put("b", "a")
+            other = world.acquire(two, base=1)
+            assert await world.read(other, start=1) == [False, True]
+            await other.flush()
+            other.release()
+            await world.put("a", "b", "c")
+            again = world.acquire(one, base=3)
+            reader.release()
+            assert await world.read(again, start=3) == [True, True, False]
+            assert one.count() == (2, 0, 0)
+
+    run(scenario())
+
+
+def test_a_partition_that_comes_straight_back_keeps_what_was_seen_and_not_stored() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a")
+            reader = world.acquire(process)
+            await world.read(reader)
+            again = world.acquire(process)
+            reader.release()
+            await world.put("a")
+            assert await world.read(again, start=1) == [True]
+            await again.flush()
+            assert world.stored() == 1
+
+    run(scenario())
+
+
+def test_what_is_lost_takes_no_memory_and_is_stored_by_nobody() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "b")
+            reader, ordered = world.acquire(process), world.acquire(process, is_router=False)
+            await world.read(reader)
+            reader.release()
+            await ordered.flush()
+            await asyncio.sleep(1.5)
+            assert (world.stored(), process.gauges()) == (0, (2, 0))
+            ordered.release()
+            await asyncio.sleep(1.0)
+            assert process.gauges() == (0, 0)
+
+    run(scenario())
+
+
+def test_another_group_decides_alike_whether_it_is_ahead_or_behind() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "a", "b")
+            await asyncio.sleep(HOUR + 1)
+            await world.put("b", "a", "a")
+            expected = [False, True, False, False, False, True]  # an hour is over
+            ordered, router = world.acquire(process, is_router=False), world.acquire(process)
+            assert await world.read(ordered) == expected
+            assert await world.read(router) == expected
+            behind = world.acquire(process, is_router=False)
+            await asyncio.sleep(5)
+            assert await world.read(behind) == expected
+            assert process.count() == (2, 0, 0)
+            await router.flush()
+            assert world.stored() == 4  # what the router saw, though another saw it first
+
+    run(scenario())
+
+
+def test_a_group_that_is_hours_behind_another_lets_copies_through_and_has_nothing_read_for_them() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "a")
+            await asyncio.sleep(HOUR + MAX_LAG + 1)
+            await world.put("b", "b")
+            router, ordered = world.acquire(process), world.acquire(process, is_router=False)
+            assert await world.read(router) == [False, True, False, True]
+            await asyncio.sleep(1.5)
+            assert not await ordered.ready(world.events()[0][0])
+            world.log.fails_to_scan = True
+            assert await world.read(ordered) == [False, False, False, True]
+            await asyncio.sleep(1.5)
+            assert process.gauges() == (1, 0)
+
+    run(scenario())
+
+
+def test_sources_that_share_a_topic_have_their_own_windows() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            world.rules = rules_of({"short": 1.0, "long": DAY})
+            reader = world.acquire(process)
+            for _ in range(3):
+                await world.put("a", source="short")
+                await world.put("a", source="long")
+                await asyncio.sleep(2.0)
+            assert await world.read(reader) == [False, False, False, True, False, True]
+
+    run(scenario())
+
+
+def test_a_window_that_a_reload_makes_longer_is_read_from_the_log() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await asyncio.sleep(3 * HOUR)
+            await world.put("c", "a", "b")
+            async with world.process() as second:
+                reader = world.acquire(second, base=2)
+                assert await world.read(reader, start=2, end=3) == [False]
+                await asyncio.sleep(1.5)
+                world.rules = rules_of({"stripe": DAY})
+                (undecided,) = world.events(3, 4)
+                assert not reader.is_duplicate(*undecided)
+                await asyncio.sleep(1.0)
+                assert await world.read(reader, start=4) == [True]
+                assert second.count() == (1, 0, 1)
+
+    run(scenario())
+
+
+def test_a_window_that_a_reload_makes_shorter_counts_at_once() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a")
+            await asyncio.sleep(10)
+            await world.put("a")
+            reader = world.acquire(process)
+            await world.read(reader, end=1)
+            world.rules = rules_of({"stripe": 5.0})
+            assert await world.read(reader, start=1) == [False]
+
+    run(scenario())
+
+
+def test_a_window_that_a_reload_switches_on_knows_nothing_of_before() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            world.rules = rules_of({"stripe": None})
+            await world.put("a")
+            reader = world.acquire(process)
+            await world.read(reader)
+            world.rules = rules_of({"stripe": HOUR})
+            await world.put("a", "a")
+            assert await world.read(reader, start=1) == [False, True]
+            world.rules = rules_of({"stripe": None})
+            await asyncio.sleep(1.5)
+            assert process.gauges() == (0, 0)
+
+    run(scenario())
+
+
+def test_while_it_is_not_known_what_came_before_all_is_let_through_and_counted() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await world.put("a", "b", "b", "a", "c")
+            async with world.process() as second:
+                world.log.fails_to_scan = True
+                reader = world.acquire(second, base=1)
+                began = now()
+                assert not await reader.ready(world.events(1)[0][0])
+                assert now() - began == pytest.approx(PATIENCE)
+                assert not await reader.ready(world.events(1)[0][0])
+                assert now() - began == pytest.approx(PATIENCE)
+                assert await world.read(reader, start=1, end=4) == [False, False, True]
+                assert (second.count(), second.gauges()) == ((1, 0, 2), (0, 1))
+                world.log.fails_to_scan = False
+                await asyncio.sleep(5.0)
+                assert await world.read(reader, start=4) == [True, False]
+                assert (second.count(), second.gauges()) == ((2, 0, 2), (3, 0))  # the copy that was let through, too
+
+    run(scenario())
+
+
+def test_an_owner_that_begins_hours_behind_knows_what_came_before_its_first_record() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await world.put("a")
+            await asyncio.sleep(30 * HOUR)
+            async with world.process() as second:
+                assert await world.read(world.acquire(second, base=1), start=1) == [True]
+                assert second.count() == (1, 0, 0)
+
+    run(scenario())
+
+
+def test_an_owner_that_asks_while_the_log_is_read_also_gets_what_is_stored_meanwhile() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as one, world.process() as two:
+            await world.put("a", "b")
+            other = world.acquire(two)
+            await world.read(other)
+            await other.flush()
+            reader = world.acquire(one, base=2)
+            store = one.duplicates._stores[EVENTS]
+            asked, since = store.asked, store.wanted
+            again = world.acquire(one, base=2)  # it came back while the log was read
+            store.has_read(since, asked)
+            assert not store.known.is_set()
+            reader.release()
+            await world.put("a")
+            assert await world.read(again, start=2) == [True]
+
+    run(scenario())
+
+
+def test_a_topic_that_was_made_again_has_nothing_of_the_one_before() -> None:
+    """Under an owner that goes on, with a new one, and with the one after that."""
+
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b", "c")
+            old = world.events()
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+                await asyncio.sleep(60)
+                at = world.log.now()
+                events = [(old[number][0]._replace(offset=number, appended_at=at), old[number][1]) for number in (2, 1)]
+                assert [reader.is_duplicate(*event) for event in events] == [False, False]
+            async with world.process() as second:
+                reader = world.acquire(second)
+                assert [reader.is_duplicate(*event) for event in events] == [False, False]
+                await reader.flush()
+            async with world.process() as third:
+                reader = world.acquire(third, base=2)
+                assert await reader.ready(old[0][0]._replace(offset=2, appended_at=at + 1))
+                copies = [(record._replace(offset=5, appended_at=at + 1), event) for record, event in old]
+                assert [reader.is_duplicate(*copy) for copy in copies] == [False, True, True]
+
+    run(scenario())
+
+
+def test_what_retention_has_deleted_is_known_all_the_same() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await world.put("a")
+            world.log.delete_below(EVENTS, 1)
+            async with world.process() as second:
+                reader = second.duplicates.acquire(Assignment(EVENTS, Commit(2), 1), is_router=True)
+                assert await world.read(reader, start=1) == [True]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("value", "headers"),
+    [
+        (b"x" * 41, encode_sightings("stripe", 0)),
+        (b"x" * 40, [("gw_v", b"2"), ("gw_source", b"stripe"), ("gw_origin", b"0")]),
+        (b"x" * 40, [("gw_v", b"1"), ("gw_source", b"stripe")]),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_passed_over(value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a")
+            key = sightings_key(EVENTS)
+            await world.log.append(TOPICS.dedupe, key=key, value=value, headers=headers)
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await world.log.append(TOPICS.dedupe, key=key, value=value, headers=headers)
+            await world.put("a")
+            async with world.process() as second:
+                assert await world.read(world.acquire(second, base=1), start=1) == [True]
+
+    run(scenario())
+
+
+def test_memory_is_given_back_after_the_window_also_where_nothing_comes_any_more() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put(*[str(number) for number in range(500)])
+            reader = world.acquire(process)
+            await world.read(reader)
+            await asyncio.sleep(HOUR)
+            assert process.gauges()[0] == 500
+            await asyncio.sleep(MAX_LAG + 10)
+            assert process.gauges()[0] == 0
+
+    run(scenario())
+
+
+def test_partitions_that_are_assigned_together_are_rebuilt_in_one_scan() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            logger = CapturingLogger()
+            duplicates = Duplicates(
+                log=world.log,
+                topics=TOPICS,
+                rules=lambda: world.rules,
+                metrics=Metrics(CollectorRegistry()),
+                logger=logger,
+            )
+            running = asyncio.create_task(duplicates.run())
+            for number in range(6):
+                duplicates.acquire(Assignment(Partition("events", number), Commit(1), 0), is_router=True)
+            await asyncio.sleep(1.0)
+            running.cancel()
+            ((_, args, told),) = [(call.method_name, call.args, call.kwargs) for call in logger.calls]
+            assert (args, told["partitions"], told["identities"]) == (("dedupe_rebuilt",), 6, 1)
+
+    run(scenario())

@@ -1,0 +1,536 @@
+"""Replays of events, on the log in memory and in virtual time: what is injected, how fast, and what a kill costs."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
+from gateway.engine.jobs import KEPT, Follower, Jobs
+from gateway.engine.replay import BACKLOG, BATCH
+from gateway.log.base import Partition, Position, Record, RecordHeaders
+from gateway.model import Event, LogUnavailableError
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_worker import EVENTS, QUIET, TOPICS, World, a_world, publish, rules_of, running, virtual
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now, run
+
+TIER = TOPICS.retry("5s")
+
+
+class MortalLog(MemoryLog):
+    """A connection whose process dies in one of its appends: before it is stored, or after, unheard of."""
+
+    def __init__(self, log: MemoryLog, *, appends: int, is_stored: bool) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self.died = asyncio.Event()
+        self._left = appends
+        self._is_stored = is_stored
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        self._left -= 1
+        if self._left < 0 or (self._left == 0 and not self._is_stored):
+            await self._die()
+        position = await super().append(topic, key=key, value=value, headers=headers)
+        if self._left == 0:
+            await self._die()
+        return position
+
+    async def _die(self) -> None:
+        self.died.set()
+        await asyncio.Event().wait()
+
+
+class FlakyLog(MemoryLog):
+    """A connection on which a scan of events breaks off once, after a batch."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self.has_failed = False
+
+    @override
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for records in super().scan(partition, start, end):
+            yield records
+            if partition.topic == EVENTS and not self.has_failed:
+                self.has_failed = True
+                raise LogUnavailableError("the scan was told to fail")
+
+
+class Owner:
+    """A process that may own the jobs: its follower and its jobs."""
+
+    def __init__(self, world: World, log: MemoryLog | None = None) -> None:
+        log = world.log.another() if log is None else log
+        self.follower = Follower(log, TOPICS, QUIET)
+        self.jobs = Jobs(
+            log=log,
+            topics=TOPICS,
+            rules=lambda: world.rules,
+            follower=self.follower,
+            metrics=world.metrics,
+            logger=world.logger,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def control(self) -> Control:
+        return self.follower.control
+
+    async def start(self) -> None:
+        caught_up = asyncio.Event()
+        self._tasks = [
+            asyncio.create_task(self.follower.follow(caught_up)),
+            asyncio.create_task(self.jobs.run()),
+        ]
+        await caught_up.wait()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+
+
+@asynccontextmanager
+async def owning(world: World, log: MemoryLog | None = None) -> AsyncIterator[Control]:
+    """Be the process that owns the jobs."""
+    owner = Owner(world, log)
+    await owner.start()
+    yield owner.control
+    await owner.stop()
+
+
+async def events_of(world: World, count: int, **fields: Any) -> list[Event]:
+    made = [an_event(id=f"evt_{number}", received_at=now(), **fields) for number in range(count)]
+    await world.put(*made)
+    return made
+
+
+async def an_order(world: World, name: str = "x", *, ends: int | None = None, **fields: Any) -> Order:
+    """Order a replay of all that there is, or below an offset of each partition."""
+    values: dict[str, Any] = {"route": "build", "since": 0.0} | fields
+    bounds = await world.log.bounds(EVENTS)
+    starts = await world.log.offsets_at(EVENTS, values["since"])
+    order = Order(
+        kind="replay",
+        name=name,
+        state="asked",
+        at=now(),
+        marker={f"{EVENTS}/{number}": end if ends is None else ends for number, (_, end) in bounds.items()},
+        selection=Selection(**values, starts={f"{EVENTS}/{number}": start for number, start in starts.items()}),
+    )
+    await publish(world, order)
+    return order
+
+
+async def ended(control: Control, name: str = "x", *, within: float = 600.0) -> Order:
+    until = now() + within
+    while (order := control.orders.get(f"replay/{name}")) is None or order.state == "asked":
+        assert now() < until, "expected the replay to end"
+        await asyncio.sleep(0.1)
+    return order
+
+
+def injected(world: World) -> Counter[str]:
+    return Counter(filed.delivery.event.id for filed in world.filed(TIER))
+
+
+@virtual
+async def test_what_matches_the_rules_in_force_is_injected_for_every_destination() -> None:
+    world = await a_world(a_route(match={"type": "push"}, when="body.n != 3", to=("ci", "audit")), a_route("other"))
+    for number in range(5):
+        await world.put(an_event(id=f"evt_{number}", body={"n": number}))
+    await world.put(an_event(id="evt_issue", type="issues", body={"n": 1}))
+    await asyncio.sleep(100)
+    async with owning(world) as control:
+        order = await an_order(world)
+        done = await ended(control)
+    assert (done.state, done.count) == ("done", 8)
+    filed = world.filed(TIER)
+    assert sorted((one.delivery.destination, one.delivery.event.id) for one in filed) == sorted(
+        (name, f"evt_{number}") for number in (0, 1, 2, 4) for name in ("ci", "audit")
+    )
+    for one in filed:
+        assert one.delivery.route == "build"
+        assert one.delivery.attempts == ()
+        assert one.note == {"replay": "x"}
+        assert order.at <= one.delivery.since == one.delivery.due <= now()
+
+
+@virtual
+async def test_a_replayed_delivery_keeps_its_id_and_begins_its_attempts_and_its_age_anew() -> None:
+    policy = a_policy(schedule=(1.0,), max_attempts=2, max_age=60.0)
+    world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 200])
+    async with owning(world) as control, running(world, world.worker(control)):
+        await events_of(world, 1)
+        await asyncio.sleep(600)
+        (dead,) = world.dead()
+        await an_order(world)
+        await asyncio.sleep(60)
+    assert [number for _, _, number in world.client.made] == [1, 2, 1, 2]
+    assert {one.delivery.id for one in world.filed(TIER)} == {dead.delivery.id}
+    assert len(world.dead()) == 1
+
+
+@virtual
+async def test_only_the_events_of_the_time_the_source_and_the_destination_are_replayed() -> None:
+    world = await a_world(a_route(to=("ci", "audit"), sources=("github", "gitlab")))
+    moments = []
+    for number in range(6):
+        moments.append(now())
+        for source in ("github", "gitlab"):
+            await world.put(an_event(id=f"evt_{source}_{number}", source=source))
+        await asyncio.sleep(10)
+    async with owning(world) as control:
+        await an_order(world, since=moments[1], until=moments[4], source="gitlab", destination="audit")
+        await ended(control)
+    assert sorted((one.delivery.destination, one.delivery.event.id) for one in world.filed(TIER)) == [
+        ("audit", f"evt_gitlab_{number}") for number in (1, 2, 3)
+    ]
+
+
+@virtual
+async def test_what_comes_after_the_order_is_not_replayed() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 20)
+    await an_order(world)
+    await world.put(*[an_event(id=f"evt_late_{number}") for number in range(20)])
+    async with owning(world) as control:
+        await ended(control)
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(20)})
+
+
+@virtual
+async def test_two_replays_of_the_same_events_are_not_copies_of_each_other() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 5)
+    async with owning(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(1)
+        for name in ("first", "second"):
+            await an_order(world, name)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(30)
+    assert len(world.client.made) == 15
+
+
+@virtual
+async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_one_is() -> None:
+    world = await a_world(a_route(when="body.ref + 1 > 2"))
+    await events_of(world, 2)
+    async with owning(world) as control:
+        await an_order(world)
+        done = await ended(control)
+    assert done.count == 0
+    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"] * 2
+    assert world.filed(TIER) == []
+
+
+# Kills
+
+
+async def _killed_at(append: int, *, is_stored: bool, count: int, **fields: Any) -> tuple[int, int, int]:
+    """Kill the owner at an append, let another go on, and return what was skipped, repeated, and the count told."""
+    world = await a_world(a_route())
+    await events_of(world, count)
+    order = await an_order(world, **fields)
+    mortal = MortalLog(world.log, appends=append, is_stored=is_stored)
+    async with owning(world, mortal):
+        async with asyncio.timeout(60):
+            await mortal.died.wait()
+        # Dead, it appends nothing and commits nothing.
+        world.log.fail_commits(1)
+    world.log.fail_commits(0)
+    async with owning(world) as control:
+        await ended(control)
+        done = control.orders[order.key]
+    ledger = injected(world)
+    return count - len(ledger), ledger.total() - len(ledger), done.count
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["unstored", "stored"])
+def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch(*, is_stored: bool) -> None:
+    """With a rate, a batch is what is injected in a second."""
+    for append in range(1, 95):
+        skipped, repeated, told = run(_killed_at(append, is_stored=is_stored, count=90, rate=30.0))
+        assert skipped == 0, f"killed at append {append}"
+        assert repeated <= 30 * 1.04 + 2, f"killed at append {append}"
+        assert told == 90, f"killed at append {append}"
+
+
+@pytest.mark.parametrize("append", [1, 99, 100, 101, 499, 500, 501, 502, 503, 700, 1001, 1002, 1003, 1004, 1005])
+def test_an_owner_killed_without_a_rate_repeats_at_most_500(append: int) -> None:
+    for is_stored in (False, True):
+        skipped, repeated, told = run(_killed_at(append, is_stored=is_stored, count=1001))
+        assert (skipped, told) == (0, 1001)
+        assert repeated <= BATCH
+
+
+@virtual
+async def test_a_replay_that_is_stopped_gracefully_repeats_nothing() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 600)
+    await an_order(world, rate=100.0)
+    for _ in range(4):
+        async with owning(world):
+            await asyncio.sleep(1.3)
+    async with owning(world) as control:
+        assert (await ended(control)).count == 600
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(600)})
+
+
+@virtual
+async def test_a_replay_that_moves_to_another_process_repeats_nothing() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 600)
+    await an_order(world, rate=100.0)
+    owner = Owner(world)
+    await owner.start()
+    for seconds in (1.23, 0.5, 1.57, 0.01):
+        await asyncio.sleep(seconds)
+        following = Owner(world)
+        await following.start()  # takes everything from the owner and gives it back
+        await asyncio.sleep(0.37)
+        await owner.stop()
+        owner = following
+    await ended(owner.control)
+    await owner.stop()
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(600)})
+
+
+@virtual
+async def test_a_process_that_has_lost_the_jobs_injects_nothing_more() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 600)
+    await an_order(world, rate=100.0)
+    owner = Owner(world)
+    await owner.start()
+    await asyncio.sleep(1.5)
+    await owner.jobs.revoked([Partition(TOPICS.control, 0)])
+    before = len(world.log.records(TIER))
+    assert owner.control.injected("replay/x") == before > 100
+    await asyncio.sleep(10)
+    assert len(world.log.records(TIER)) == before
+    await owner.stop()
+
+
+@virtual
+async def test_a_scan_that_breaks_off_is_gone_on_with_where_it_was() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 700, key="same")
+    await an_order(world, rate=150.0)
+    async with owning(world, FlakyLog(world.log)) as control:
+        await ended(control)
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(700)})
+
+
+@virtual
+async def test_a_log_that_is_away_for_a_while_is_waited_for() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 700)
+    async with owning(world) as control:
+        await an_order(world, rate=200.0)
+        await asyncio.sleep(1.5)
+        world.log.fail_appends()
+        await asyncio.sleep(30)
+        world.log.fail_appends(0)
+        assert (await ended(control)).count == 700
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(700)})
+
+
+# Pace
+
+
+@virtual
+async def test_the_rate_is_kept_and_reached() -> None:
+    world = await a_world(a_route(to=("ci", "audit")))
+    await events_of(world, 500)
+    async with owning(world) as control:
+        began = now()
+        await an_order(world, rate=50.0)
+        await ended(control)
+    at = sorted(record.appended_at for record in world.log.records(TIER))
+    assert len(at) == 1000
+    for width in (1.0, 5.0):
+        busiest = max(sum(start <= other < start + width for other in at) for start in at)
+        assert busiest <= 50 * (width + 0.04) + 2
+    assert 1000 / 50 - 1 <= at[-1] - began <= 1.05 * 1000 / 50
+
+
+@virtual
+async def test_a_rate_of_a_few_an_hour_is_kept() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 4)
+    async with owning(world) as control:
+        await an_order(world, rate=6 / 3600)
+        await ended(control, within=3 * 3600)
+    at = sorted(record.appended_at for record in world.log.records(TIER))
+    assert [round(later - earlier) for earlier, later in pairwise(at)] == [600, 600, 600]
+
+
+@virtual
+async def test_without_a_rate_a_replay_never_fills_more_than_half_of_a_window() -> None:
+    world = await a_world(a_route())
+    await events_of(world, BACKLOG + 3000)
+    async with owning(world) as control:
+        await an_order(world)
+        await asyncio.sleep(60)
+        assert len(world.log.records(TIER)) <= BACKLOG + BATCH
+        assert len(world.log.records(TIER)) >= BACKLOG
+        async with running(world, world.worker(control)):
+            # The events themselves are routed, too; what counts is that the replay goes on as its records end.
+            assert (await ended(control)).count == BACKLOG + 3000
+            await asyncio.sleep(30)
+            assert await world.undone(TIER) == 0
+
+
+@virtual
+async def test_a_replay_holds_up_no_other_order() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 1000)
+    async with owning(world) as control:
+        await an_order(world, rate=10.0)
+        await asyncio.sleep(2)
+        await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await asyncio.sleep(3)
+        assert control.orders["kick/route/build"].state == "done"
+        assert control.orders["pause/destination/ci"].state == "active"
+        assert control.orders["replay/x"].state == "asked"
+
+
+@virtual
+async def test_replays_take_turns_in_the_order_in_which_they_were_asked_for() -> None:
+    world = await a_world(a_route(), a_route("other", to=("audit",)))
+    await events_of(world, 100)
+    for name, route in (("b", "other"), ("a", "build")):
+        await an_order(world, name, route=route, rate=50.0)
+    async with owning(world) as control:
+        await ended(control, "a")
+    at = {name: [r.at for r in world.filed(TIER) if r.delivery.destination == name] for name in ("audit", "ci")}
+    assert max(at["audit"]) <= min(at["ci"])
+    assert [order.count for order in control.orders.values()] == [100, 100]
+
+
+# Ends
+
+
+@virtual
+async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 500)
+    async with owning(world) as control:
+        order = await an_order(world, rate=20.0)
+        await an_order(world, "next", ends=1)
+        await asyncio.sleep(5)
+        await publish(world, order.with_state("cancelled"))
+        await ended(control, "next", within=5)
+        await asyncio.sleep(10)
+    assert control.orders["replay/x"].state == "cancelled"
+    assert 80 <= control.injected("replay/x") <= 110
+    of_both = Counter(filed.note["replay"] for filed in world.filed(TIER))
+    assert of_both["x"] == control.injected("replay/x")
+
+
+@virtual
+async def test_a_replay_of_a_route_that_the_rules_lose_ends_and_says_so() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 500)
+    async with owning(world) as control:
+        await an_order(world, rate=50.0)
+        await asyncio.sleep(2)
+        world.rules = rules_of(a_route("other"))
+        done = await ended(control, within=5)
+    assert (done.state, done.detail) == ("cancelled", "expected a route build, got rules without it")
+    assert 90 <= done.count <= 120
+    assert len(world.log.records(TIER)) == done.count
+
+
+@virtual
+async def test_how_far_it_is_is_told_every_second() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 300)
+    async with owning(world) as control:
+        order = await an_order(world, rate=20.0)
+        told: list[tuple[int, int]] = []
+        await asyncio.sleep(0.5)
+        while control.orders[order.key].state == "asked":
+            await asyncio.sleep(1.1)
+            told.append((sum(control.marker(order.key).values()), control.injected(order.key)))
+    assert told == sorted(told)
+    assert len(set(told)) == len(told)
+    assert told[-1] == (300, 300)
+    assert len(told) <= 300 / 20 + 2
+
+
+# Orders that have ended
+
+
+@virtual
+async def test_an_order_is_forgotten_when_nothing_is_left_that_it_could_be_about() -> None:
+    world = await a_world(a_route())
+    passed = 0.0
+    world.log = MemoryLog(now=lambda: now() + passed)
+    await world.log.create(TOPICS.specs([EVENTS]))
+    await world.log.append(TOPICS.dead, key=b"ci", value=b"", headers=[])
+    ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
+    async with owning(world) as control:
+        await publish(world, Order(kind="dead", name="d", state="asked", at=now(), action="drop", marker=ends))
+        await an_order(world)
+        await asyncio.sleep(30)
+        passed = KEPT - 60
+        await asyncio.sleep(20)
+        assert {order.state for order in control.orders.values()} == {"done"}
+        assert control.marker("replay/x")
+        await asyncio.sleep(120)
+        assert list(control.orders) == ["dead/d"], "the dead letter is still there, and would be open again"
+        assert not control.marker("replay/x")
+        for key, end in ends.items():
+            topic, _, number = key.rpartition("/")
+            world.log.delete_below(Partition(topic, int(number)), end)
+        await asyncio.sleep(60)
+        assert not control.orders
+    assert {record.value for record in world.log.records(TOPICS.control)} == {b""}
+    async with owning(world) as control:
+        assert not control.orders
+
+
+def test_the_first_order_that_covers_a_letter_has_settled_it() -> None:
+    def an_end(name: str, at: float, end: int, which: DeadFilter, **fields: Any) -> Order:
+        return Order(kind="dead", name=name, state="done", at=at, marker={"d/0": end}, filter=which, **fields)
+
+    control = Control(
+        [
+            an_end("early", 1.0, 5, DeadFilter(route="a")),
+            an_end("late", 2.0, 10, DeadFilter(route="a")),
+            an_end("recent", 3.0, 20, DeadFilter(route="a", since=100.0)),
+            an_end("ids", 4.0, 30, DeadFilter(ids=("one", "two"))),
+            an_end("rest", 5.0, 40, DeadFilter(), action="drop"),
+        ]
+    )
+
+    def settled(offset: int, **fields: Any) -> str | None:
+        values: dict[str, Any] = {"id": "x", "route": "a", "destination": "b", "reason": "gone", "at": 50.0} | fields
+        order = control.settled(Letter(**values), Partition("d", 0), offset)
+        return None if order is None else order.name
+
+    assert [settled(offset) for offset in (4, 5, 10, 39, 40)] == ["early", "late", "rest", "rest", None]
+    assert settled(10, at=100.0) == "recent"
+    assert [settled(offset, id="two", route="c") for offset in (29, 30)] == ["ids", "rest"]
+    assert settled(3, id="", route="", destination="", reason="undecodable") == "rest"
+    control.apply(replace(control.orders["dead/early"], state="gone"))
+    control.apply(replace(control.orders["dead/ids"], state="gone"))
+    assert settled(4) == "late"
+    assert settled(29, id="two", route="c") == "rest"
+    control.apply(replace(control.orders["dead/rest"], filter=DeadFilter(route="z")))
+    assert settled(39) is None
+    assert settled(39, route="z") == "rest"
