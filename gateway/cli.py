@@ -24,7 +24,7 @@ from typing import Any, Literal
 import uvloop
 from rich.text import Text
 
-from gateway.engine.control import DeadFilter
+from gateway.engine.control import DeadFilter, Selection
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
@@ -42,8 +42,9 @@ from gateway.ops.explain import explain
 from gateway.ops.history import Found, newest_first
 from gateway.ops.letters import deliveries_of, find_letters, read_letters
 from gateway.ops.orders import Orders, Placed
-from gateway.ops.output import Output, printable
+from gateway.ops.output import Output, printable, rfc3339
 from gateway.ops.receive import Received, Receiver
+from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
 from gateway.ops.send import Answer, Sender, sample, sign, source_of
 from gateway.ops.show import (
     count,
@@ -60,6 +61,7 @@ from gateway.ops.show import (
     print_event,
     print_explained,
     print_letter,
+    replay_fields,
     topic_cells,
     topic_fields,
 )
@@ -685,6 +687,159 @@ def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
         since=None if arguments.since is None else now - arguments.since,
         until=None if arguments.until is None else now - arguments.until,
     )
+
+
+# ---- Replays ----
+
+
+@_command(
+    "replay",
+    about="deliver events of a time again, by the rules in force now",
+    example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
+    takes=takes.replay_arguments,
+    settings=("rules", *LOG),
+)
+async def _replay(call: Call) -> int:
+    arguments = call.arguments
+    if arguments.follow is None and arguments.cancel is None:
+        return await _start_replay(call)
+    async with _log(call) as log:
+        if arguments.cancel is not None:
+            return await _cancel_replay(call, Orders(log, call.topics), arguments.cancel)
+        return await _follow_replay(call, log, arguments.follow)
+
+
+async def _start_replay(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    if arguments.route is None or arguments.since is None:
+        raise UsageError("replay: expected --route and --from, or the ID of a replay with --follow or --cancel")
+    rules = _rules(call.settings.rules)
+    sources = _replayed_sources(arguments, rules)
+    async with _log(call) as log:
+        selection = Selection(
+            route=arguments.route,
+            destination=arguments.destination,
+            source=arguments.source,
+            since=arguments.since.on(log.now()),
+            until=None if arguments.until is None else arguments.until.on(log.now()),
+            rate=arguments.rate,
+        )
+        if selection.since >= (log.now() if selection.until is None else selection.until):
+            end = "--to" if selection.until is not None else "now"
+            raise UsageError(f"--from: expected a time before {end}, got {rfc3339(selection.since)}")
+        topics = event_topics(replace(rules, sources={name: rules.sources[name] for name in sources}), call.topics)
+        window = await window_of(log, topics, selection.since, selection.until)
+        selection = replace(selection, starts=window.starts)
+        if arguments.dry_run:
+            return await _count_replay(output, log, rules, selection, window)
+        if not window.total:
+            output.say("no events were appended then: there is nothing to do")
+            if output.json:
+                output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
+            return 0
+        if rules.routes[selection.route].order is not None:
+            output.note(f"route {selection.route} keeps the order of its events, but a replay doesn't")
+        placed = await Orders(log, call.topics).replay(selection, window.ends)
+        if arguments.wait:
+            return await _follow_replay(call, log, placed.order.name)
+        output.say(f"replay {placed.order.name} is stored; a running gateway carries it out")
+        if output.json:
+            output.line(replay_fields(Progress(placed.order, 0, window.total, 0)))
+        return 0
+
+
+def _replayed_sources(arguments: argparse.Namespace, rules: Rules) -> Sequence[str]:
+    """Return the sources whose events are meant. Raises UsageError for a name that isn't there."""
+    route = rules.routes.get(arguments.route)
+    if route is None:
+        raise UsageError(f"--route: unknown route {arguments.route!r}{did_you_mean(arguments.route, rules.routes)}")
+    for flag, name, known in (
+        ("--destination", arguments.destination, route.destinations),
+        ("--source", arguments.source, route.sources),
+    ):
+        if name is not None and name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"{flag}: expected one of route {route.name} ({', '.join(known)}), got {name!r}{near}")
+    return route.sources if arguments.source is None else (arguments.source,)
+
+
+async def _count_replay(output: Output, log: Log, rules: Rules, selection: Selection, window: Window) -> int:
+    counts: Counter[tuple[str, str]] = Counter()
+    failing = 0
+    with output.gauge("reading", window.total) as show:
+        async with aclosing(would_replay(log, rules, selection, window)) as looked:
+            async for number, matched in looked:
+                show(number, f"{counts.total()} events")
+                if matched is not None and matched.error is None:
+                    counts[matched.event.source, matched.event.type] += 1
+                failing += matched is not None and matched.error is not None
+    if output.json:
+        for (source, type_), number in sorted(counts.items()):
+            output.line({"source": source, "type": type_, "count": number})
+        return 0
+    rows = [(*which, str(number)) for which, number in sorted(counts.items())]
+    if rows:
+        output.table(["source", "type", "events"], rows, right=("events",))
+    if failing:
+        output.note(f"for {count(failing, 'event')} the route's condition fails: each would be another dead letter")
+    to = selection.destination or ", ".join(rules.routes[selection.route].destinations)
+    output.say(f"would replay {count(counts.total(), 'event')} to {to}; nothing was done")
+    return 0
+
+
+async def _follow_replay(call: Call, log: Log, name: str) -> int:
+    output = call.output
+    try:
+        async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
+            first = await anext(steps, None)
+            if first is None:
+                orders = (await Orders(log, call.topics).control()).orders.values()
+                known = [order.name for order in orders if order.kind == "replay" and order.state == "asked"]
+                under_way = f"; under way: {', '.join(known)}" if known else ""
+                raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")
+            began, last = time.monotonic(), first
+            with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
+
+                def tell(progress: Progress) -> None:
+                    if output.json:
+                        output.line(replay_fields(progress))
+                    rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
+                    show(progress.scanned, f"{count(progress.injected, 'delivery')} injected, {rate:,.0f}/s")
+
+                tell(first)
+                async for last in steps:
+                    tell(last)
+    except asyncio.CancelledError:
+        output.note(f"replay {name} goes on; `gateway replay --follow {name}` shows it, --cancel {name} ends it")
+        raise
+    return _replay_ended(output, last)
+
+
+def _replay_ended(output: Output, last: Progress) -> int:
+    told = f"{count(last.injected, 'delivery')} of {count(last.scanned, 'record')}"
+    match last.order.state:
+        case "done":
+            output.say(f"replayed {told}")
+            return 0
+        case "cancelled":
+            because = f": {last.order.detail}" if last.order.detail else ""
+            output.fail(f"replay {last.order.name} was cancelled after {told}{because}")
+        case _:
+            name = last.order.name
+            output.fail(
+                f"no gateway is at replay {name}: expected progress, got none; it is stored and goes on with one"
+            )
+    return 1
+
+
+async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
+    order = await orders.cancel(name)
+    if order is None:
+        raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")
+    call.output.say(f"replay {name} is cancelled after about {count(order.count, 'delivery')}")
+    if call.output.json:
+        call.output.line({"replay": name, "state": order.state, "injected": order.count})
+    return 0
 
 
 # ---- Routes and destinations ----

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,10 @@ ROOT = Path(__file__).parent.parent
 
 
 class GatewayProcess:
-    """One process, on ports that it keeps over `kill` and `start`. `beside` is another one, whose port it shares."""
+    """One process, on ports that it keeps over `kill` and `start`. `beside` is another one, whose port it shares.
+
+    `through` is a command that ends by executing the one it is followed by: it prepares what the gateway runs in.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class GatewayProcess:
         prefix: str = "gateway.",
         environ: Mapping[str, str] | None = None,
         beside: "GatewayProcess | None" = None,
+        through: Sequence[str] = (),
     ) -> None:
         self.port, self.admin_port = free_ports(2)
         if beside is not None:
@@ -48,7 +52,9 @@ class GatewayProcess:
         self.rules = folder / "routes.yaml"
         self.rules.write_text(rules)
         self.output = folder / f"gateway-{self.admin_port}.log"
-        self._options = (
+        self._command = (
+            *through,
+            *COMMAND,
             f"--rules={self.rules}",
             f"--log={log}",
             f"--listen=127.0.0.1:{self.port}",
@@ -80,7 +86,7 @@ class GatewayProcess:
         with self.output.open("ab") as output:
             self._began_at = output.tell()
             self._process = subprocess.Popen(
-                [*COMMAND, *self._options],
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -146,14 +152,18 @@ class GatewayProcess:
         return b"\n".join(lines[-40:]).decode(errors="replace") + f"\n[{state}]"
 
     async def metrics(self) -> "Metrics":
-        """Scrape it."""
+        """Scrape it, and read what it says."""
+        return Metrics(await self.scrape())
+
+    async def scrape(self) -> str:
+        """Return the text of its metrics: of thousands of names, which take seconds to read."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.admin_port)
         try:
             writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
             text = await reader.read()
         finally:
             writer.close()
-        return Metrics(text.partition(b"\r\n\r\n")[2].decode())
+        return text.partition(b"\r\n\r\n")[2].decode()
 
     async def until(self, name: str, value: float, *, timeout: float = 15.0, **labels: str) -> None:
         """Wait until the series of a metric that have these labels add up to a value."""

@@ -21,7 +21,7 @@ import structlog
 from typing_extensions import override
 
 from gateway.cli import COMMANDS, main
-from gateway.engine.control import DeadFilter, Order, decode
+from gateway.engine.control import DeadFilter, Order, Selection, decode
 from gateway.log.base import Log, Partition
 from gateway.log.embedded import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
@@ -191,6 +191,25 @@ def test_the_version_is_told(run: Run) -> None:
         ),
         ("run --listen 8080", "--listen: expected host:port, got '8080'"),
         ("send", "the following arguments are required: SOURCE"),
+        (
+            "replay --route build --from soon",
+            "--from: expected a duration such as 2h, or a time with its zone such as ",
+        ),
+        ("replay --route build --from 2026-11-25", "--from: expected a duration such as 2h, or a time with its zone"),
+        ("replay --route build --from 2026-11-25T08:00:00", "--from: expected a duration such as 2h, or a time with"),
+        ("replay --route build --from 1h --rate 5", "--rate: expected a rate such as 100/s, 10/m or 5/h, got '5'"),
+        ("replay --follow x --cancel y", "--cancel: not allowed with argument --follow"),
+        (
+            "replay --route build",
+            "replay: expected --route and --from, or the ID of a replay with --follow or --cancel",
+        ),
+        ("replay --from 1h", "replay: expected --route and --from, or the ID of a replay with --follow or --cancel"),
+        ("replay --route biuld --from 1h", "--route: unknown route 'biuld', did you mean 'build'?"),
+        (
+            "replay --route build --from 1h --destination cii",
+            "--destination: expected one of route build (ci), got 'cii', did you mean 'ci'?",
+        ),
+        ("replay --route build --from 1h --source crm", "--source: expected one of route build (github), got 'crm'"),
         ("events show x y", "unrecognized arguments: y"),
     ],
 )
@@ -607,6 +626,108 @@ def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert [order.action for order in orders()] == ["drop", "drop"]
 
 
+# ---- Replays ----
+
+
+@pytest.mark.usefixtures("log")
+def test_a_replay_of_events_is_stored_for_the_running_gateway(run: Run) -> None:
+    for number in range(3):
+        write_event(f"evt_{number}")
+    code, out, err = run("replay", "--route", "build", "--from", "1h", "--rate", "10/m", "--no-wait")
+    (order,) = orders()
+    assert (code, out, err) == (0, f"replay {order.name} is stored; a running gateway carries it out\n", "")
+    place = f"{TOPICS.events('github')}/0"
+    assert (order.kind, order.state, order.marker) == ("replay", "asked", {place: 3})
+    assert order.selection is not None
+    since = order.selection.since
+    assert since == pytest.approx(order.at - 3600, abs=5)
+    assert order.selection == Selection(route="build", since=since, rate=1 / 6, starts={place: 0})
+
+
+@pytest.mark.usefixtures("log")
+def test_the_time_of_a_replay_may_be_a_moment(run: Run) -> None:
+    write_event("evt_1")
+    words = ["--route", "build", "--from", "2020-01-01T01:00:00+01:00", "--destination", "ci", "--source", "github"]
+    code, out, _ = run("replay", *words, "--to", "2030-01-01T00:00:00Z", "--no-wait", "--json")
+    (order,) = orders()
+    assert code == 0
+    assert lines(out) == [{"replay": order.name, "state": "asked", "scanned": 0, "total": 1, "injected": 0}]
+    assert order.selection is not None
+    assert (order.selection.since, order.selection.until) == (1577836800.0, 1893456000.0)
+    assert (order.selection.destination, order.selection.source) == ("ci", "github")
+    code, _, err = run("replay", *words, "--to", "2019-12-31T00:00:00Z")
+    assert (code, err) == (2, "error: --from: expected a time before --to, got 2020-01-01T00:00:00.000Z\n")
+    code, _, err = run("replay", "--route", "build", "--from", "2200-01-01T00:00:00Z")
+    assert (code, err) == (2, "error: --from: expected a time before now, got 2200-01-01T00:00:00.000Z\n")
+    code, out, _ = run("replay", *words, "--to", "2020-01-02T00:00:00Z")
+    assert (code, out) == (0, "no events were appended then: there is nothing to do\n")
+    assert len(orders()) == 1
+
+
+@pytest.mark.usefixtures("log")
+def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
+    for number in range(3):
+        write_event(f"evt_{number}", type="push" if number else "issues")
+    write_event("evt_crm", source="crm", topic="company.crm", type="signup")
+    code, out, _ = run("replay", "--route", "build", "--from", "1h", "--dry-run")
+    assert code == 0
+    assert out.splitlines()[2].split() == ["github", "push", "2"]
+    assert out.endswith("would replay 2 events to ci; nothing was done\n")
+    code, out, _ = run("replay", "--route", "customers", "--from", "1h", "--dry-run", "--json")
+    assert (code, lines(out)) == (0, [{"source": "crm", "type": "signup", "count": 1}])
+    assert orders() == []
+
+
+@pytest.mark.usefixtures("log")
+def test_a_replay_is_followed_to_its_end(run: Run) -> None:
+    write_event("evt_1")
+    write_event("evt_2")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    (order,) = orders()
+    code, _, err = run("replay", "--follow", order.name, "--timeout", "0s")
+    assert code == 1
+    assert f"no gateway is at replay {order.name}: expected progress, got none" in err
+    marker = Order(kind="marker", name=order.key, state="done", at=NOW, marker=dict.fromkeys(order.marker, 1), count=1)
+    key, value = marker.encode()
+    on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
+    told = {"replay": order.name, "total": 2}
+    code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
+    assert (code, lines(out)) == (1, [told | {"state": "asked", "scanned": 1, "injected": 1}])
+    carry_out(order, count=2)
+    code, out, _ = run("replay", "--follow", order.name, "--json")
+    assert (code, lines(out)) == (0, [told | {"state": "done", "scanned": 2, "injected": 2}])
+    assert run("replay", "--follow", order.name)[:2] == (0, "replayed 2 deliveries of 2 records\n")
+    code, _, err = run("replay", "--follow", "other")
+    assert (code, err) == (2, "error: --follow: expected the ID of a replay, got 'other'\n")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    code, _, err = run("replay", "--follow", "other")
+    assert err.endswith(f"got 'other'; under way: {orders()[-1].name}\n")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_replay_of_an_ordered_route_says_that_it_keeps_no_order(run: Run) -> None:
+    Path("routes.yaml").write_text(RULES.replace("match: {type: push}", "match: {type: push}, order: key"))
+    write_event("evt_1", key="shop")
+    code, _, err = run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    assert (code, err) == (0, "route build keeps the order of its events, but a replay doesn't\n")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_replay_is_cancelled(run: Run) -> None:
+    write_event("evt_1")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    (order,) = orders()
+    code, out, _ = run("replay", "--cancel", order.name)
+    assert (code, out) == (0, f"replay {order.name} is cancelled after about 0 deliveries\n")
+    assert [order.state for order in orders()] == ["cancelled"]
+    code, _, err = run("replay", "--follow", order.name)
+    assert code == 1
+    assert f"replay {order.name} was cancelled after 0 deliveries of 0 records" in err
+    code, _, err = run("replay", "--cancel", order.name)
+    told = f"error: --cancel: expected the ID of a replay that hasn't ended, got '{order.name}'\n"
+    assert (code, err) == (2, told)
+
+
 # ---- Routes and destinations ----
 
 
@@ -679,6 +800,21 @@ def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
     assert (process.returncode, out, err) == (130, "", "")
 
 
+@pytest.mark.usefixtures("log")
+def test_an_interrupt_of_the_wait_leaves_a_replay_under_way(folder: Path) -> None:
+    write_event("evt_1")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = gateway("replay", "--route", "build", "--from", "1h", "--json", cwd=folder)
+    signal.signal(signal.SIGINT, before)
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert f"`gateway replay --follow {told['replay']}` shows it" in err
+    assert [(order.name, order.state) for order in orders()] == [(told["replay"], "asked")]
+
+
 async def test_a_gateway_takes_an_event_and_ends_with_its_signal(folder: Path) -> None:
     """Run, send, deliver, replay, SIGTERM."""
     (port,) = free_ports(1)
@@ -716,4 +852,6 @@ async def test_a_gateway_takes_an_event_and_ends_with_its_signal(folder: Path) -
         assert json.loads(out)["state"] == "active"
         code, out = await call("dead", "replay", "--all", "--json")
         assert (code, json.loads(out)["count"]) == (0, 0)
+        code, out = await call("replay", "--route", "build", "--from", "1h", "--json")
+        assert (code, lines(out)[-1]["injected"]) == (0, 1)
         assert await running.stop() == 0

@@ -9,7 +9,7 @@ for, beside all other jobs.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -109,7 +109,10 @@ class Matcher:
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers."""
+    """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers.
+
+    `told` and `marked` are the positions and the count of the last marker.
+    """
 
     order: Order
     selection: Selection
@@ -117,6 +120,7 @@ class _Run:
     matcher: Matcher
     positions: dict[str, int]
     count: int
+    told: Mapping[str, int]
     marked: int
     marked_at: float
     next_at: float = 0.0
@@ -198,14 +202,15 @@ class Replays:
         """Go on with a replay from its marker, to its end or until something else stops it."""
         selection = order.selection
         assert selection is not None, order
-        count = self._control.injected(order.key)
+        count, marker = self._control.injected(order.key), self._control.marker(order.key)
         run = _Run(
             order=order,
             selection=selection,
             owner=owner,
             matcher=Matcher(selection),
-            positions={**selection.starts, **self._control.marker(order.key)},
+            positions={**selection.starts, **marker},
             count=count,
+            told=marker,
             marked=count,
             marked_at=self._log.now(),
         )
@@ -242,10 +247,9 @@ class Replays:
                         run.piece_bytes += len(matched.event.body)
                     run.reached[place] = record.offset + 1
                     looked += 1
-                    is_due = run.is_full or self._log.now() >= run.marked_at + MARK_EVERY
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
-                        is_due |= not self._goes_on(run)
+                    is_due = run.is_full or self._log.now() >= run.marked_at + MARK_EVERY
                     if is_due and not await self._inject(run):
                         return None
             run.reached[place] = end
@@ -331,7 +335,7 @@ class Replays:
     async def _mark(self, run: _Run) -> None:
         """Publish how far the replay has come: true whoever owns the jobs now, and the next owner's place to go on."""
         order = run.order
-        while run.count > run.marked or run.positions != self._control.marker(order.key):
+        while run.positions != run.told:
             marker = Order(
                 kind="marker",
                 name=order.key,
@@ -342,13 +346,14 @@ class Replays:
             )
             try:
                 await self._publish(marker)
-                break
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
                     return
                 self._logger.warning("append_repeated", order=order.key, error=str(error))
                 await self._sleep(1.0)
-        run.marked, run.marked_at = run.count, self._log.now()
+            else:
+                run.told, run.marked = marker.marker, marker.count
+        run.marked_at = self._log.now()
 
     async def _undone(self) -> int:
         """Count what is appended and not done of the fullest partition of the shortest tier."""

@@ -7,6 +7,7 @@ A record is done when each of its deliveries is; only done records are committed
 record stays undone, the partition backs up and `gateway_oldest_undone_seconds` rises.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from typing_extensions import override
@@ -232,4 +233,5 @@ class Router(Member):
                 metrics.oldest_undone.labels(topic).set(oldest[topic])
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._around.topics.retry(tier), 0))
+            metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             await self._around.sleep(GAUGES_EVERY)

@@ -208,8 +208,14 @@ class Metrics(Collector):
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.duplicates = counter(
             "duplicates",
-            "Events that had been delivered before, and were not again; 0 as long as no source has dedupe.",
+            "Events that had come before with the same content, and were not delivered again.",
             "source",
+        )
+        self.dedupe_conflicts = counter(
+            "dedupe_conflicts", "Events whose identity had come before with other content; delivered.", "source"
+        )
+        self.dedupe_undecided = counter(
+            "dedupe_undecided", "Events delivered while it wasn't known yet what had come before.", "source"
         )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
@@ -241,9 +247,14 @@ class Metrics(Collector):
         self.ordered_oldest_undone = gauge(
             "ordered_oldest_undone_seconds", "Age of the oldest event that an ordered route hasn't done.", *where
         )
+        self.dedupe_identities = gauge("dedupe_identities", "Identities remembered by this process.", "topic")
+        self.dedupe_rebuilding = gauge(
+            "dedupe_rebuilding", "Partitions of which this process doesn't know yet what had come before.", "topic"
+        )
         self.rules_loaded_timestamp = gauge(
             "rules_loaded_timestamp_seconds", "When the rules in force were loaded."
         ).labels()
+        self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log answers.").labels()
         self.build_info = gauge("build_info", "1, with the version that runs.", "version")
 
@@ -279,7 +290,8 @@ class Metrics(Collector):
                 family.keep(names)
 
     def _prepare_source(self, source: str) -> None:
-        for counters in (self.events, self.duplicates, self.unrouted):
+        deduped = (self.duplicates, self.dedupe_conflicts, self.dedupe_undecided)
+        for counters in (self.events, self.unrouted, *deduped):
             counters.labels(source)
         self.request_duration.labels(source)
         _each(self.requests, (source,), STATUSES)

@@ -1,4 +1,4 @@
-"""Gateways as processes, on real logs: `--full` runs the sizes that the promises are stated for."""
+"""Gateways as processes, on real logs."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -30,16 +30,6 @@ routes:
   - {{name: all, from: github, to: [first, second]}}
 """
 )
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="acceptance tests at full size: minutes instead of seconds")
-
-
-@pytest.fixture
-def is_full(request: pytest.FixtureRequest) -> bool:
-    # Where this file is found only while collecting, pytest has not heard of its option.
-    return bool(request.config.getoption("--full", default=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

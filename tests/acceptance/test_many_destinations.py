@@ -1,6 +1,7 @@
 """A fifth of all destinations dies at once: the others go on, memory stays bounded, and the backlog comes back."""
 
 import asyncio
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -22,6 +23,8 @@ BUSY = 3
 """Of the dead ones, so many have a fifth of all traffic between them, and a rate: their backlog is worth a name."""
 BUSY_RATE = 50
 DRAIN = 400.0
+SCRAPE_EVERY = 5.0
+OLDEST = re.compile(r'^gateway_oldest_undone_seconds\{topic=".*events.github"\} (.*)$', re.MULTILINE)
 MOST_MEMORY = 512 << 20
 MOST_WAIT = 10.0
 """Seconds that the lowest undone offset may wait: the time in a queue, an attempt's timeout, and a spill."""
@@ -133,12 +136,10 @@ async def watched(gateway: GatewayProcess) -> None:
     WATCHED.memory, WATCHED.oldest = 0, 0.0
     process = psutil.Process(gateway.pid)
     while True:
-        await asyncio.sleep(2)
+        await asyncio.sleep(SCRAPE_EVERY)
         WATCHED.memory = max(WATCHED.memory, process.memory_info().rss)
-        metrics = await gateway.metrics()
-        WATCHED.oldest = max(
-            WATCHED.oldest, metrics.sum("gateway_oldest_undone_seconds", topic="gateway.events.github")
-        )
+        for found in OLDEST.findall(await gateway.scrape()):
+            WATCHED.oldest = max(WATCHED.oldest, float(found))
 
 
 def delays(load: Load, sink: Sink, since: float, until: float) -> list[float]:

@@ -79,6 +79,11 @@ class Process:
 
     duplicates: Duplicates
     metrics: Metrics
+    logger: CapturingLogger
+
+    def rebuilt(self) -> list[int]:
+        """Return how many identities each rebuild has found."""
+        return [call.kwargs["identities"] for call in self.logger.calls if call.args == ("dedupe_rebuilt",)]
 
     def count(self, source: str = "stripe") -> tuple[float, float, float]:
         """Return how many duplicates, conflicts and undecided events were counted."""
@@ -110,17 +115,11 @@ class World:
 
     @asynccontextmanager
     async def process(self) -> AsyncIterator[Process]:
-        metrics = Metrics(CollectorRegistry())
-        duplicates = Duplicates(
-            log=self.log,
-            topics=TOPICS,
-            rules=lambda: self.rules,
-            metrics=metrics,
-            logger=CapturingLogger(),
-        )
+        metrics, logger = Metrics(CollectorRegistry()), CapturingLogger()
+        duplicates = Duplicates(log=self.log, topics=TOPICS, rules=lambda: self.rules, metrics=metrics, logger=logger)
         running = asyncio.create_task(duplicates.run())
         try:
-            yield Process(duplicates, metrics)
+            yield Process(duplicates, metrics, logger)
         finally:
             assert not running.done()
             running.cancel()
@@ -276,27 +275,23 @@ def test_a_flush_that_was_stored_though_it_failed_does_no_harm() -> None:
     run(scenario())
 
 
-def test_a_flush_returns_when_what_another_one_is_storing_is_stored() -> None:
-    """Or a commit could cover what the other flush then fails to store."""
+def test_flushes_at_the_same_time_store_everything() -> None:
+    """And none returns before what another one has begun to store is stored, or a commit could cover too much."""
 
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
-            await world.put("a", "b")
+            await world.put("a", "b", "c")
             reader = world.acquire(process)
-            await world.read(reader, end=1)
             world.log.gate.clear()
-            world.log.forgets_to_answer = 1
-            one = asyncio.create_task(reader.flush())
-            await asyncio.sleep(0.1)
-            await world.read(reader, start=1)
-            two = asyncio.create_task(reader.flush())
-            await asyncio.sleep(0.1)
-            assert not two.done()
+            flushes = []
+            for number in range(3):
+                await world.read(reader, number, number + 1)
+                flushes.append(asyncio.create_task(reader.flush()))
+                await asyncio.sleep(0.1)
+            assert not any(flush.done() for flush in flushes)
             world.log.gate.set()
-            with pytest.raises(LogUnavailableError):
-                await one
-            await two
-            assert world.stored() == 3  # the first twice
+            await asyncio.gather(*flushes)
+            assert world.stored() == 3
 
     run(scenario())
 
@@ -325,21 +320,23 @@ def test_many_sightings_are_stored_in_records_of_bounded_size() -> None:
 def test_a_partition_that_comes_back_is_known_with_what_its_owner_in_between_saw() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as one, world.process() as two:
-            await world.put("a")
             reader = world.acquire(one)
-            await world.read(reader)
-            await reader.flush()
-            await asyncio.sleep(600)
-            await world.put("b", "a")
-            other = world.acquire(two, base=1)
-            assert await world.read(other, start=1) == [False, True]
+            for number, identity in enumerate("ab"):
+                await world.put(identity)
+                await world.read(reader, start=number)
+                await reader.flush()
+                await asyncio.sleep(HOUR / 4)
+            await world.put("c", "c")
+            other = world.acquire(two, base=2)
+            assert await world.read(other, start=2) == [False, True]
             await other.flush()
             other.release()
-            await world.put("a", "b", "c")
-            again = world.acquire(one, base=3)
+            await world.put("b", "c", "d")
+            again = world.acquire(one, base=4)
             reader.release()
-            assert await world.read(again, start=3) == [True, True, False]
+            assert await world.read(again, start=4) == [True, True, False]
             assert one.count() == (2, 0, 0)
+            assert one.rebuilt() == [2]  # without the first, which was known
 
     run(scenario())
 
@@ -425,6 +422,43 @@ def test_sources_that_share_a_topic_have_their_own_windows() -> None:
                 await world.put("a", source="long")
                 await asyncio.sleep(2.0)
             assert await world.read(reader) == [False, False, False, True, False, True]
+
+    run(scenario())
+
+
+def test_a_group_that_begins_behind_another_has_that_read_which_was_forgotten() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            router = world.acquire(process)
+            await world.put("a")
+            await world.put("b", "a")
+            await world.read(router)
+            await router.flush()
+            await asyncio.sleep(HOUR + 60)
+            await world.put("c")
+            await world.read(router, start=3)
+            await asyncio.sleep(600)
+            assert process.gauges()[0] == 1
+            ordered = world.acquire(process, base=1, is_router=False)
+            assert await world.read(ordered, start=1) == [False, True, False]
+
+    run(scenario())
+
+
+def test_done_records_after_the_first_are_known_though_none_below_is_committed() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a", "b")
+            async with world.process() as first:
+                reader = world.acquire(first)
+                await world.read(reader)
+                await reader.flush()
+            await world.put("b")
+            async with world.process() as second:
+                reader = second.duplicates.acquire(Assignment(EVENTS, Commit(0, b"\2"), 0), is_router=True)
+                (undone, _, copy) = world.events()
+                assert await reader.ready(undone[0])
+                assert [reader.is_duplicate(*event) for event in (undone, copy)] == [False, True]
 
     run(scenario())
 
@@ -561,7 +595,11 @@ def test_a_topic_that_was_made_again_has_nothing_of_the_one_before() -> None:
                 await reader.flush()
                 await asyncio.sleep(60)
                 at = world.log.now()
-                events = [(old[number][0]._replace(offset=number, appended_at=at), old[number][1]) for number in (2, 1)]
+                order = (old[2], old[0])
+                events = [
+                    (record._replace(offset=offset, appended_at=at), event)
+                    for offset, (record, event) in enumerate(order)
+                ]
                 assert [reader.is_duplicate(*event) for event in events] == [False, False]
             async with world.process() as second:
                 reader = world.acquire(second)
@@ -571,7 +609,7 @@ def test_a_topic_that_was_made_again_has_nothing_of_the_one_before() -> None:
                 reader = world.acquire(third, base=2)
                 assert await reader.ready(old[0][0]._replace(offset=2, appended_at=at + 1))
                 copies = [(record._replace(offset=5, appended_at=at + 1), event) for record, event in old]
-                assert [reader.is_duplicate(*copy) for copy in copies] == [False, True, True]
+                assert [reader.is_duplicate(*copy) for copy in copies] == [True, False, True]
 
     run(scenario())
 
@@ -625,9 +663,13 @@ def test_memory_is_given_back_after_the_window_also_where_nothing_comes_any_more
             await world.put(*[str(number) for number in range(500)])
             reader = world.acquire(process)
             await world.read(reader)
-            await asyncio.sleep(HOUR)
+            await asyncio.sleep(HOUR + 1)
             assert process.gauges()[0] == 500
-            await asyncio.sleep(MAX_LAG + 10)
+            await world.put("late")
+            await world.read(reader, start=500)
+            await asyncio.sleep(300)
+            assert process.gauges()[0] == 1
+            await asyncio.sleep(HOUR + MAX_LAG + 10)
             assert process.gauges()[0] == 0
 
     run(scenario())
@@ -641,20 +683,10 @@ def test_partitions_that_are_assigned_together_are_rebuilt_in_one_scan() -> None
                 reader = world.acquire(first)
                 await world.read(reader)
                 await reader.flush()
-            logger = CapturingLogger()
-            duplicates = Duplicates(
-                log=world.log,
-                topics=TOPICS,
-                rules=lambda: world.rules,
-                metrics=Metrics(CollectorRegistry()),
-                logger=logger,
-            )
-            running = asyncio.create_task(duplicates.run())
-            for number in range(6):
-                duplicates.acquire(Assignment(Partition("events", number), Commit(1), 0), is_router=True)
-            await asyncio.sleep(1.0)
-            running.cancel()
-            ((_, args, told),) = [(call.method_name, call.args, call.kwargs) for call in logger.calls]
-            assert (args, told["partitions"], told["identities"]) == (("dedupe_rebuilt",), 6, 1)
+            async with world.process() as second:
+                for number in range(6):
+                    second.duplicates.acquire(Assignment(Partition("events", number), Commit(1), 0), is_router=True)
+                await asyncio.sleep(1.0)
+                assert second.rebuilt() == [1]
 
     run(scenario())

@@ -84,6 +84,30 @@ def test_secrets_are_masked_unless_asked_for(tmp_path: Path) -> None:
     assert request.url == "https://ci.test/hook?***"
 
 
+def test_credentials_of_every_kind_are_masked(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text("""
+version: 1
+sources: {in: {verify: {scheme: none}}}
+destinations:
+  basic: {url: "http://a.test", auth: {basic: {username: us, password: s3cret}}}
+  bearer: {url: "http://a.test", auth: {bearer: {token: s3cret}}}
+  oauth2: {url: "http://a.test", auth: {oauth2: {token_url: "http://s3cret", client_id: us, client_secret: s3cret}}}
+  proxied: {url: "http://a.test", proxy: "http://proxy.test:1", proxy_auth: {username: us, password: s3cret}}
+routes: [{name: r, from: in, to: [basic, bearer, oauth2, proxied]}]
+""")
+    rules = load_rules(path)
+
+    def told(*, is_secret_shown: bool) -> list[bytes | None]:
+        result = explain(rules, source="in", headers=(), query="", body=b"", now=1e9, is_secret_shown=is_secret_shown)
+        requests = [planned.request for planned in result.routes[0].requests]
+        assert "s3cret" not in repr(result)
+        return [dict(request.headers).get(b"authorization") for request in requests if request]
+
+    assert told(is_secret_shown=False) == [b"***", b"***", b"Bearer ***", None]
+    assert told(is_secret_shown=True) == [b"Basic dXM6czNjcmV0", b"Bearer s3cret", b"Bearer ***", None]
+
+
 def test_a_template_that_fails_is_told_as_the_dead_letter_that_it_would_be(tmp_path: Path) -> None:
     _, rendered, *_ = explained(tmp_path, b"{}").routes
     (planned,) = rendered.requests

@@ -1,6 +1,8 @@
 """How commands print."""
 
 import json
+import re
+import sys
 
 import pytest
 
@@ -78,3 +80,19 @@ def test_times_for_scripts_are_in_utc() -> None:
 def test_what_is_not_utf8_in_a_name_is_escaped_in_json() -> None:
     assert json_line({"key": "a\udcff"}) == '{"key": "a\\udcff"}'
     assert json.loads(json_line({"key": "ü"})) == {"key": "ü"}
+
+
+def test_a_gauge_tells_on_a_terminal_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Output(json=False).gauge("reading", 40, begun=10) as show:
+        show(20, "7 events, [red]")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "20/40 7 events, [red]" in shown
+
+
+def test_a_gauge_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output(json=False).gauge("reading", 40) as show:
+        show(40, "7 events")
+    assert capsys.readouterr() == ("", "")

@@ -47,6 +47,7 @@ INTERFACE = {
     "ordered_oldest_undone_seconds": ("gauge", "route destination topic"),
     "rules_loaded_timestamp_seconds": ("gauge", ""),
     "log_up": ("gauge", ""),
+    "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version"),
 }
 

@@ -1,0 +1,165 @@
+"""Copies of an event, through several processes, a rebalance and a crash: delivered, and but for the crash once."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.acceptance.conftest import LogPlace
+from tests.gateway_process import GatewayProcess
+from tests.load import SECRET, report, signed_post
+from tests.sink import Sink
+
+RULES = """
+version: 1
+sources:
+  github: {{verify: {{scheme: github, secrets: ["{secret}"]}}, dedupe: 1h}}
+destinations:
+  sink: {{url: "{sink}", concurrency: 200}}
+routes:
+  - {{name: all, from: github, to: [sink]}}
+"""
+COPIES = 4
+ONE_OF_MANY = 50
+"""One identity of so many stands for another content in each of its copies."""
+Seen = tuple[int, int]
+"""An identity, and which of its contents."""
+
+
+def body_of(seen: Seen) -> bytes:
+    return b'{"id":%d,"content":%d}' % seen
+
+
+@dataclass
+class Senders:
+    """Send copies to whichever gateway answers, until each has its 202, as providers do."""
+
+    gateways: list[GatewayProcess]
+    acknowledged: Counter[Seen] = field(default_factory=Counter)
+
+    async def send(self, copies: Sequence[Seen], chance: random.Random) -> None:
+        gateway = chance.choice(self.gateways)
+        reader, writer = None, None
+        for seen in copies:
+            request = signed_post(body_of(seen), delivery=str(seen[0]))
+            while True:
+                try:
+                    if reader is None or writer is None:
+                        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+                    writer.write(request)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+                    await reader.readexactly(length)
+                except (OSError, asyncio.IncompleteReadError):
+                    head = b""
+                if head.startswith(b"HTTP/1.1 202"):
+                    break
+                if writer is not None:
+                    writer.close()
+                reader, writer = None, None
+                gateway = chance.choice(self.gateways)
+                await asyncio.sleep(0.05)
+            self.acknowledged[seen] += 1
+        if writer is not None:
+            writer.close()
+
+    async def until(self, count: int) -> None:
+        while self.acknowledged.total() < count:
+            for gateway in self.gateways:
+                assert gateway.is_running, gateway.story()
+            await asyncio.sleep(0.02)
+
+
+def a_plan(sender: int, identities: int, chance: random.Random) -> list[Seen]:
+    """Return what one sender sends: each of its identities several times, in any order."""
+    plan: list[Seen] = []
+    for identity in range(sender * identities, (sender + 1) * identities):
+        plan += [(identity, copy if identity % ONE_OF_MANY == 0 else 0) for copy in range(COPIES)]
+    chance.shuffle(plan)
+    return plan
+
+
+def delivered(sink: Sink) -> Counter[bytes]:
+    return Counter([request.body for request in sink.requests])
+
+
+async def all_delivered(sink: Sink, wanted: set[bytes], timeout: float) -> None:
+    """Wait until the sink has had each of them, or for so long, and then until nothing comes any more."""
+    until = time.monotonic() + timeout
+    count = -1
+    while count != len(sink.requests) or (time.monotonic() < until and not wanted <= delivered(sink).keys()):
+        count = len(sink.requests)
+        await asyncio.sleep(2.0)
+
+
+async def told(gateways: Sequence[GatewayProcess]) -> list[str]:
+    """Return what each process says of its memory and its rebuilds."""
+    lines = []
+    for gateway in gateways:
+        identities = (await gateway.metrics()).sum("gateway_dedupe_identities")
+        memory = psutil.Process(gateway.pid).memory_info().rss / 2**20
+        rebuilt = [(line["identities"], line["seconds"]) for line in gateway.lines("dedupe_rebuilt")]
+        lines.append(f"{identities:.0f} identities, {memory:.0f} MiB in all; (identities, seconds) rebuilt: {rebuilt}")
+    return lines
+
+
+@pytest.mark.timeout(1200)
+async def test_copies_are_delivered_once_through_a_rebalance_and_a_crash(
+    place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    senders, identities = (20, 5000) if is_full else (10, 60)
+    if not place.is_kafka:
+        identities = min(identities, 500)
+    chance = random.Random(1)
+    plans = [a_plan(sender, identities, chance) for sender in range(senders)]
+    total = sum(map(len, plans))
+    wanted = {body_of(seen) for plan in plans for seen in plan}
+    async with AsyncExitStack() as stack:
+        sink = await stack.enter_async_context(Sink())
+        rules = RULES.format(sink=sink.url, secret=SECRET)
+
+        async def another() -> GatewayProcess:
+            gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+            return await stack.enter_async_context(gateway)
+
+        gateways = [await another() for _ in range(2 if place.is_kafka else 1)]
+        run = Senders(gateways)
+        sending = [asyncio.create_task(run.send(plan, chance)) for plan in plans]
+        await run.until(total // 3)
+        if place.is_kafka:
+            gateways.append(await another())  # and the partitions are shared anew
+        await run.until(2 * total // 3)
+        killed_at = time.time()
+        gateways[0].kill()
+        await gateways[0].start()
+        await asyncio.gather(*sending)
+        await all_delivered(sink, wanted, timeout=600 if is_full else 60)
+
+        counts = delivered(sink)
+        repeated = counts.total() - len(counts)
+        metrics = [await gateway.metrics() for gateway in gateways]
+        undecided, duplicates, conflicts = [
+            sum(each.sum(f"gateway_{name}_total") for each in metrics)
+            for name in ("dedupe_undecided", "duplicates", "dedupe_conflicts")
+        ]
+        # What the process had delivered since its last commit, a second before at most, or was about to commit.
+        exposed = sum(killed_at - 2.0 < request.at < killed_at + 0.5 for request in sink.requests)
+        report(
+            f"{run.acknowledged.total()} copies of {len(wanted)} events, {place.kind}: {repeated} delivered again "
+            f"({exposed} were exposed to the crash, {undecided:.0f} undecided); "
+            f"since the last starts {duplicates:.0f} duplicates and {conflicts:.0f} conflicts were counted",
+            *await told(gateways),
+        )
+        assert run.acknowledged.total() == total
+        assert counts.keys() == wanted, gateways[0].story()
+        assert repeated <= exposed + undecided, gateways[0].story()
+        assert repeated < (COPIES - 1) * len(wanted) / 4  # by far not as without
+        assert duplicates > 0
+        assert conflicts > 0

@@ -1,0 +1,108 @@
+"""A replay of a day's events, whose gateway is killed time and again."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gateway.engine.control import Order, Selection
+from gateway.engine.replay import BATCH, MARK_EVERY, RATE_STEP
+from gateway.log.base import Log, Partition
+from gateway.log.records import decode_delivery
+from gateway.log.topics import Topics
+from gateway.ops.orders import Orders
+from gateway.ops.replays import Progress, follow, window_of
+from gateway.run import open_log
+from gateway.settings import from_sources
+from tests.acceptance.conftest import SOURCES, LogPlace
+from tests.gateway_process import GatewayProcess
+from tests.load import Ledger, Load, all_delivered, report
+from tests.sink import Sink
+
+LIVE = (
+    SOURCES
+    + """
+destinations:
+  first: {{url: "{first}"}}
+  second: {{url: "{second}"}}
+routes:
+  - {{name: live, from: github, to: first}}
+"""
+)
+WITH_ANOTHER = LIVE + "  - {{name: another, from: github, to: second}}\n"
+KILLS = 3
+
+
+@pytest.mark.timeout(600)
+async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch_a_kill(
+    place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    """The events came before there was the route: whatever its destination gets is the replay's."""
+    count, rate = (50_000, 1000.0) if is_full else (2000, 500.0)
+    topics = Topics(place.prefix)
+    async with Sink(path="/first") as first, Sink(path="/second") as second:
+        rules = LIVE.format(first=first.url, second=second.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            load = Load(gateway.port, rate=1500)
+            await load.send(count)
+            await all_delivered(load.acknowledged, first, timeout=60)
+            assert await gateway.stop() == 0
+            gateway.rules.write_text(WITH_ANOTHER.format(first=first.url, second=second.url))
+            await gateway.start()
+            log = await open_log(from_sources({"log": place.url}, {}), owner=False)
+            try:
+                window = await window_of(log, [topics.events("github")], 0.0, None)
+                selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
+                order = (await Orders(log, topics).replay(selection, window.ends)).order
+                steps: list[Progress] = []
+                kills = 0
+                async for step in follow(log, topics, order.name, timeout=60.0):
+                    steps.append(step)
+                    if kills < KILLS and step.injected >= count * (kills + 1) / (KILLS + 1):
+                        gateway.kill()
+                        kills += 1
+                        await gateway.start()
+                assert kills == KILLS, steps
+                injected, busiest = await _injections(log, topics, order)
+            finally:
+                await log.close()
+            await all_delivered(load.acknowledged, second, timeout=120)
+            ledger = Ledger.of(second, load.acknowledged)
+            repeated = injected.total() - len(injected)
+            most = rate + 2 * max(1, rate * RATE_STEP)
+            batch = min(BATCH, most * MARK_EVERY)
+            title = f"replay of {count} at {rate:g}/s, killed {kills} times, {place.kind}"
+            report(
+                f"{title}: {repeated} injected twice, at most {busiest} in a second, {len(steps)} steps told", ledger
+            )
+            assert ledger.lost == 0, gateway.story()
+            assert injected.keys() == load.acknowledged.keys()
+            assert repeated <= KILLS * batch
+            assert busiest <= most
+            assert (steps[-1].order.state, steps[-1].injected) == ("done", count)
+            assert steps[-1].scanned == steps[-1].total == window.total
+            told = [(step.scanned, step.injected) for step in steps]
+            assert told == sorted(told)
+
+
+async def _injections(log: Log, topics: Topics, order: Order) -> tuple[Counter[str], int]:
+    """Count the injections of each event, and the most within a second; later hops of a delivery aren't injections."""
+    topic = topics.retry("5s")
+    found: Counter[str] = Counter()
+    at: list[float] = []
+    for number, (start, end) in (await log.bounds(topic)).items():
+        async for records in log.scan(Partition(topic, number), start, end):
+            for record in records:
+                filed = decode_delivery(record)
+                if filed.note.get("replay") == order.name and filed.delivery.since == filed.delivery.due:
+                    found[filed.delivery.event.id] += 1
+                    at.append(record.appended_at)
+            await asyncio.sleep(0)
+    at.sort()
+    busiest = begin = 0
+    for index, moment in enumerate(at):
+        while at[begin] <= moment - 1.0:
+            begin += 1
+        busiest = max(busiest, index - begin + 1)
+    return found, busiest

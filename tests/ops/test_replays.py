@@ -1,0 +1,127 @@
+"""What operators see of replays of events: which records, which events, and how far it is."""
+
+import pytest
+
+from gateway.engine.control import Order, Selection
+from gateway.log.records import encode_event, event_key
+from gateway.log.topics import Topics
+from gateway.model import UsageError
+from gateway.ops.orders import Orders
+from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
+from tests.builders import NOW, a_route, an_event
+from tests.engine.test_worker import rules_of
+from tests.memory_log import MemoryLog
+
+TOPICS = Topics()
+EVENTS = TOPICS.events("github")
+
+
+class Clock:
+    """The time of a log, which the test moves on."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def a_log(clock: Clock, *, events: int = 0, every: float = 10.0) -> MemoryLog:
+    """Make a log with an event every so many seconds, each third one an issue."""
+    log = MemoryLog(now=clock)
+    await log.create(TOPICS.specs([EVENTS]))
+    for number in range(events):
+        event = an_event(id=f"evt_{number}", type="push" if number % 3 else "issues")
+        await log.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
+        clock.now += every
+    return log
+
+
+async def publish(log: MemoryLog, order: Order) -> None:
+    key, value = order.encode()
+    await log.append(TOPICS.control, key=key, value=value, headers=[])
+
+
+async def test_a_window_holds_what_was_appended_in_its_time() -> None:
+    log = await a_log(Clock(), events=100)
+    window = await window_of(log, [EVENTS], NOW + 100, NOW + 300)
+    assert window.total == 20
+    assert (await window_of(log, [EVENTS], NOW + 900, None)).total == 10
+    assert (await window_of(log, [EVENTS], NOW + 10_000, None)).total == 0
+    assert (await window_of(log, ["none"], NOW, None)) == Window({}, {})
+
+
+async def test_a_trial_finds_what_a_replay_would_deliver() -> None:
+    log = await a_log(Clock(), events=30)
+    rules = rules_of(a_route(match={"type": "push"}))
+    selection = Selection(route="build", since=NOW + 100)
+    window = await window_of(log, [EVENTS], selection.since, None)
+    steps = [step async for step in would_replay(log, rules, selection, window)]
+    assert [number for number, _ in steps] == [*range(1, 21), 20]
+    ids = {matched.event.id for _, matched in steps if matched is not None}
+    assert ids == {f"evt_{number}" for number in range(10, 30) if number % 3}
+
+
+async def test_a_trial_of_what_the_rules_do_not_have_is_refused() -> None:
+    log = await a_log(Clock())
+    for selection in (Selection(route="none", since=0.0), Selection(route="build", destination="none", since=0.0)):
+        with pytest.raises(UsageError, match="got rules without it"):
+            await anext(would_replay(log, rules_of(a_route()), selection, Window({}, {})))
+
+
+async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
+    clock = Clock()
+    log = await a_log(clock, events=30)
+    window = await window_of(log, [EVENTS], 0.0, None)
+    order = (
+        await Orders(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    ).order
+    place, end = max(window.ends.items(), key=lambda item: item[1])
+    halfway = {**window.starts, place: end}
+    marker = Order(kind="marker", name=order.key, state="done", at=NOW, marker=halfway, count=4)
+    happens = [[], [marker], [], [order.with_state("done", count=20)]]
+
+    async def sleep(_: float) -> None:
+        for one in happens.pop(0):
+            await publish(log, one)
+
+    steps = [step async for step in follow(log, TOPICS, order.name, timeout=60.0, sleep=sleep)]
+    assert steps == [
+        Progress(order, 0, 30, 0),
+        Progress(order, end, 30, 4),
+        Progress(order.with_state("done", count=20), 30, 30, 20),
+    ]
+    assert happens == []
+
+
+async def test_a_replay_that_nobody_is_at_is_given_up_after_a_while() -> None:
+    log = await a_log(Clock(), events=3)
+    window = await window_of(log, [EVENTS], 0.0, None)
+    order = (
+        await Orders(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    ).order
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    steps = [step async for step in follow(log, TOPICS, order.name, timeout=10.0, sleep=sleep)]
+    assert steps == [Progress(order, 0, 3, 0)]
+    assert 10 <= sum(slept) < 11
+
+
+async def test_a_replay_that_is_not_there_has_no_progress() -> None:
+    log = await a_log(Clock())
+    assert [step async for step in follow(log, TOPICS, "x", timeout=10.0)] == []
+
+
+async def test_only_a_replay_under_way_is_cancelled() -> None:
+    log = await a_log(Clock())
+    orders = Orders(log, TOPICS)
+    assert await orders.cancel("x") is None
+    order = (await orders.replay(Selection(route="build", since=0.0), {})).order
+    await publish(log, Order(kind="marker", name=order.key, state="done", at=NOW, count=7))
+    cancelled = await orders.cancel(order.name)
+    assert cancelled == order.with_state("cancelled", count=7)
+    assert (await orders.control()).orders[order.key] == cancelled
+    assert await orders.cancel(order.name) is None
