@@ -35,6 +35,7 @@ ONLY_USER = {
 
 PURE = {
     "gateway/engine/breaker.py",
+    "gateway/engine/dedupe.py",
     "gateway/engine/lanes.py",
     "gateway/engine/planner.py",
     "gateway/engine/progress.py",

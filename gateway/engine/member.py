@@ -13,9 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
+from gateway.engine.duplicates import Duplicates, Reader
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
-from gateway.model import DeadLettered, LogUnavailableError
+from gateway.model import DeadLettered, Event, LogUnavailableError
 
 COMMIT_EVERY = 1.0
 RECORD_OVERHEAD = 1024
@@ -30,10 +31,14 @@ class Member(ABC):
     keeps_order = False
     """Whether the deliveries of a key follow each other; what has to wait then waits in memory."""
 
-    def __init__(self, around: Surroundings, dispatch: Dispatcher, group: str, *, memory: int) -> None:
+    def __init__(
+        self, around: Surroundings, dispatch: Dispatcher, duplicates: Duplicates, group: str, *, memory: int
+    ) -> None:
         self._around = around
         self._log = around.log
         self._dispatch = dispatch
+        self._duplicates = duplicates
+        self._readers: dict[Tracker, Reader] = {}  # of partitions of events
         self._group = group
         self._memory = memory
         self._held = 0
@@ -105,6 +110,12 @@ class Member(ABC):
             consumer, self._consumer = self._consumer, None
             await consumer.close()
 
+    def let_go(self) -> None:
+        """Forget what was ours, after `close`: it isn't coming back."""
+        for tracker in self._suspended.values():
+            self._lose(tracker)
+        self._suspended.clear()
+
     # The listener of the consumer.
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
@@ -113,6 +124,8 @@ class Member(ABC):
         for assignment in assignments:
             partition = assignment.partition
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
+            if tracker.delay is None:
+                self._readers[tracker] = self._duplicates.acquire(assignment, is_router=not self.keeps_order)
             if tracker.progress.lost:
                 self._around.logger.error(
                     "records_lost", topic=partition.topic, partition=partition.number, count=tracker.progress.lost
@@ -123,9 +136,7 @@ class Member(ABC):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
-        for old in self._suspended.values():
-            self._lose(old)
-        self._suspended.clear()
+        self.let_go()
         self.take_over()
         now = self._log.now()
         for item in returning:
@@ -140,14 +151,11 @@ class Member(ABC):
         waiting = _waiting_in(leaving)
         self._dispatch.withdraw(waiting)
         await self._let_end(leaving, waiting)
-        commits: dict[Partition, Commit] = {}
+        commits = await self._committable(leaving)
         for tracker in leaving:
             tracker.ownership = Ownership.SUSPENDED
             self._suspended[tracker.partition] = tracker
-            commit = tracker.progress.committable()
-            if commit is not None:
-                commits[tracker.partition] = commit
-        return commits
+        return {tracker.partition: commit for tracker, commit in commits.items()}
 
     async def _let_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
         """Wait for what is under way; what was begun and waits again is carried on by a tier, as reading it repeats."""
@@ -168,6 +176,8 @@ class Member(ABC):
     def _lose(self, tracker: Tracker) -> None:
         """Let go of what another owner reads again; what is under way ends without effect."""
         tracker.ownership = Ownership.LOST
+        if tracker in self._readers:
+            self._readers.pop(tracker).release()
         for pending in tracker.pendings.values():
             if pending.tracker is not tracker:
                 continue  # adopted
@@ -207,9 +217,28 @@ class Member(ABC):
             batches = await self._consumer.fetch(timeout=IDLE_TICK)
             # Held against the trackers of this very moment: a batch that waits for the one before it may outlive its
             # assignment, and a tracker takes what it isn't given in order for gaps in the log.
-            for tracker, batch in [(self.trackers.get(batch.partition), batch) for batch in batches]:
-                if tracker is not None and tracker.is_live:
+            held = [
+                (tracker, batch) for batch in batches if (tracker := self.trackers.get(batch.partition)) is not None
+            ]
+            await self._get_ready(held)
+            for tracker, batch in held:
+                if tracker.is_live:
                     await self.take(tracker, batch)
+
+    async def _get_ready(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
+        """Wait, for a moment, until it is known what came before the first records of partitions that are new here."""
+        new = [
+            reader.ready(batch.records[0])
+            for tracker, batch in held
+            if tracker.progress.last_received is None and (reader := self._readers.get(tracker)) is not None
+        ]
+        if new:
+            await asyncio.gather(*new)
+
+    def is_duplicate(self, tracker: Tracker, record: Record, event: Event) -> bool:
+        """Tell whether an event that was read is a copy of one that came before, which is not delivered again."""
+        reader = self._readers.get(tracker)
+        return reader is not None and reader.is_duplicate(record, event)
 
     @property
     def has_room(self) -> bool:
@@ -282,26 +311,38 @@ class Member(ABC):
 
         An accepted commit proves that the group still counts us in.
         """
-        commits: dict[Partition, Commit] = {}
-        trackers: dict[Partition, Tracker] = {}
-        for partition in partitions:
-            tracker = self.trackers.get(partition)
-            if tracker is None:
-                continue
-            commit = tracker.progress.committable(is_known=is_proof)
-            if commit is not None:
-                commits[partition], trackers[partition] = commit, tracker
+        trackers = [self.trackers[partition] for partition in partitions if partition in self.trackers]
+        commits = await self._committable(trackers, is_proof=is_proof)
         if not commits or self._consumer is None:
             return False
         try:
-            await self._consumer.commit(commits)
+            await self._consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
         except LogUnavailableError as error:
             self._around.logger.warning("commit_repeated", group=self._group, error=str(error))
             return False
-        for partition, tracker in trackers.items():
-            tracker.progress.committed(commits[partition])
+        for tracker, commit in commits.items():
+            tracker.progress.committed(commit)
             tracker.forget_copies()
         return True
+
+    async def _committable(self, trackers: Iterable[Tracker], *, is_proof: bool = False) -> dict[Tracker, Commit]:
+        """Return what can be committed of these partitions, once what was seen of it is stored for the next owner."""
+        commits = {
+            tracker: commit
+            for tracker in trackers
+            if (commit := tracker.progress.committable(is_known=is_proof)) is not None
+        }
+        if self.keeps_order:
+            return commits  # the router stores what is seen
+        readers = {tracker: self._readers[tracker] for tracker in commits if tracker in self._readers}
+        flushes = [reader.flush() for reader in readers.values()]
+        for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
+            if isinstance(failed, LogUnavailableError):
+                self._around.logger.warning("commit_repeated", group=self._group, error=str(failed))
+                del commits[tracker]
+            elif failed is not None:
+                raise failed
+        return commits
 
 
 async def _of(loop: Callable[[], Awaitable[None]]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing_extensions import override
 
 from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
+from gateway.engine.duplicates import Duplicates
 from gateway.engine.member import Member
 from gateway.engine.tracker import Item, Tracker
 from gateway.log.base import Batch, Commit, Partition, Record
@@ -60,9 +61,16 @@ class Ordered(Member):
     keeps_order = True
 
     def __init__(
-        self, around: Surroundings, dispatch: Dispatcher, route: str, destination: str, topic: str, *, memory: int
+        self,
+        around: Surroundings,
+        dispatch: Dispatcher,
+        duplicates: Duplicates,
+        place: tuple[str, str, str],
+        *,
+        memory: int,
     ) -> None:
-        super().__init__(around, dispatch, around.topics.ordered_group(route, destination, topic), memory=memory)
+        super().__init__(around, dispatch, duplicates, around.topics.ordered_group(*place), memory=memory)
+        route, destination, topic = place
         self.route = route
         self.destination = destination
         self.topic = topic
@@ -101,6 +109,9 @@ class Ordered(Member):
             event = decode_event(record)
         except UndecodableRecordError as error:
             self._dispatch.bury(pending, record, error)
+            return
+        if self.is_duplicate(tracker, record, event):
+            self.done(pending)
             return
         rules = self._around.rules()
         found = [error for route, error in rules.table.match(View.of(event)) if route.name == self.route]

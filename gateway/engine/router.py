@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing_extensions import override
 
 from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings
+from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import Member
 from gateway.engine.tracker import Item, Pending, Tracker
@@ -42,8 +43,8 @@ CUT_SHORT = 0.75
 class Router(Member):
     """A member of the group that reads every event and every tier."""
 
-    def __init__(self, around: Surroundings, dispatch: Dispatcher) -> None:
-        super().__init__(around, dispatch, around.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
+    def __init__(self, around: Surroundings, dispatch: Dispatcher, duplicates: Duplicates) -> None:
+        super().__init__(around, dispatch, duplicates, around.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {around.topics.retry(name): delay for name, delay in TIERS.items()}
         self._partitions = 0
 
@@ -116,6 +117,9 @@ class Router(Member):
             event = decode_event(record)
         except UndecodableRecordError as error:
             self._dispatch.bury(pending, record, error)
+            return None
+        if self.is_duplicate(tracker, record, event):
+            self.done(pending)
             return None
         return self._fan_out(pending, event, {})
 

@@ -75,7 +75,7 @@ class Item:
     """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
 
     `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
-    `is_tried` tells of attempts that no record knows of yet, `is_doubtful` that its attempt began in doubt of an answer.
+    `is_tried` tells of attempts that no record knows of yet, `is_doubtful` of one that began in doubt of an answer.
     """
 
     delivery: Delivery

@@ -1,4 +1,4 @@
-"""The delivering side of one process: the router, the ordered routes, and the dispatcher that they share."""
+"""The delivering side of one process: the router and the ordered routes, with the dispatcher and all they share."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,6 +7,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control
 from gateway.engine.dispatch import Client, Dispatcher, Surroundings
+from gateway.engine.duplicates import Duplicates
 from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered, ordered_in, seed
 from gateway.engine.router import Router
 from gateway.log.base import Log
@@ -37,7 +38,8 @@ class Worker:
             log=log, topics=topics, rules=rules, control=control, metrics=metrics, logger=logger, sleep=sleep
         )
         self._dispatch = Dispatcher(self._around, client)
-        self._router = Router(self._around, self._dispatch)
+        self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)
+        self._router = Router(self._around, self._dispatch, self._duplicates)
         self._ordered: dict[tuple[str, str, str], tuple[Ordered, asyncio.Task[None]]] = {}
         self._drain_timeout = DRAIN_TIMEOUT
         self._changed = asyncio.Event()
@@ -53,6 +55,7 @@ class Worker:
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
                 tasks.create_task(self._dispatch.run(), name="dispatch"),
+                tasks.create_task(self._duplicates.run(), name="duplicates"),
                 tasks.create_task(self._keep_ordered(tasks), name="ordered"),
             ]
             await self._stopped.wait()
@@ -88,10 +91,11 @@ class Worker:
                 member, task = self._ordered.pop(place)
                 member.stop_reading()
                 await member.close(patiently=True)
+                member.let_go()
                 task.cancel()
             memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
             for place in sorted(wanted.difference(self._ordered)):
-                member = Ordered(self._around, self._dispatch, *place, memory=memory)
+                member = Ordered(self._around, self._dispatch, self._duplicates, place, memory=memory)
                 self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:

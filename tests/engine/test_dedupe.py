@@ -87,6 +87,14 @@ def test_an_identity_that_comes_again_after_each_window_is_a_copy_within_each() 
         assert sightings.judge(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
 
 
+def test_an_identity_that_keeps_coming_takes_no_memory_for_what_is_forgotten() -> None:
+    sightings = Sightings()
+    for turn in range(20):
+        sightings.forget_before(START + turn * 2 * WINDOW)
+        sightings.judge(a_row(offset=turn, at=START + turn * 2 * WINDOW), WINDOW)
+        assert sightings.count == 1
+
+
 def test_each_event_has_its_own_window() -> None:
     sightings = Sightings()
     sightings.judge(a_row(), HOUR)

@@ -6,8 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.log.base import Record, RecordHeaders
-from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key, split_headers
+from gateway.log.base import Partition, Record, RecordHeaders
+from gateway.log.records import (
+    SIGHTING,
+    Sighted,
+    decode_delivery,
+    decode_event,
+    decode_sightings,
+    encode_delivery,
+    encode_event,
+    encode_sightings,
+    event_key,
+    fingerprint,
+    sightings_key,
+    split_headers,
+)
 from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Headers, Result, UndecodableRecordError
 from tests.builders import NOW, a_delivery, an_event
 
@@ -202,3 +215,45 @@ def test_any_headers_are_a_delivery_or_undecodable(headers: list[tuple[str, byte
     written = dict(encode_delivery(a_delivery(), {}, at=NOW))
     with suppress(UndecodableRecordError):
         decode_delivery(a_record([*written.items(), *headers]))
+
+
+# Taken over the parts by `b2sum -l 64` of coreutils: what is in the log must mean the same to the next version.
+FINGERPRINTS = {
+    b"": "3737b305e0558f70",
+    b"\xff\x00": "bf9ac5491e0f3219",
+}
+
+
+@pytest.mark.parametrize("body", FINGERPRINTS)
+def test_a_fingerprint_is_the_same_in_every_process(body: bytes) -> None:
+    assert fingerprint(an_event(type="pušh", query="a=b", body=body)).hex() == FINGERPRINTS[body]
+
+
+def test_a_fingerprint_tells_apart_what_was_sent() -> None:
+    parts = [
+        ("a", "b", b"c"),
+        ("a", "bc", b""),
+        ("ab", "", b"c"),
+        ("", "ab", b"c"),
+        ("a", "", b"b c"),
+        ("a 0 ", "", b""),
+    ]
+    prints = [fingerprint(an_event(type=kind, query=query, body=body)) for kind, query, body in parts]
+    assert len(set(prints)) == len(parts)
+
+
+def test_sightings_come_back_as_they_were_written() -> None:
+    rows = SIGHTING.pack(bytes(range(16)), b"12345678", 5, 1_700_000_000_000_000) * 3
+    key = sightings_key(Partition("company.github", 3))
+    record = Record(9, NOW, key, rows, tuple(encode_sightings("github", 17)))
+    assert key == b"company.github/3"
+    assert decode_sightings(record) == Sighted("github", 17, rows)
+
+
+@pytest.mark.parametrize("name", ["gw_v", "gw_source", "gw_origin"])
+@pytest.mark.parametrize("value", [b"\xff", None])
+def test_sightings_without_a_header_that_can_be_read_are_refused(name: str, value: bytes | None) -> None:
+    headers = dict(encode_sightings("github", 17)) | {name: value}
+    for left in (headers, {key: value for key, value in headers.items() if key != name}):
+        with pytest.raises(UndecodableRecordError):
+            decode_sightings(Record(9, NOW, b"x/0", b"", tuple(left.items())))  # type: ignore[arg-type] # as others may

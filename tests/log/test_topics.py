@@ -17,7 +17,9 @@ def test_sources_that_share_a_topic_have_one() -> None:
     assert names[:2] == ["gateway.events.a", "shared"]
 
 
-@pytest.mark.parametrize("name", ["gateway.dead", "gateway.control", "gateway.retry.5s", "gateway.parked", "gateway.dedupe"])
+@pytest.mark.parametrize(
+    "name", ["gateway.dead", "gateway.control", "gateway.retry.5s", "gateway.parked", "gateway.dedupe"]
+)
 def test_events_never_share_a_topic_of_the_gateways_own(name: str) -> None:
     with pytest.raises(UsageError, match="expected a name for events"):
         Topics().specs(["gateway.events.github", name])

@@ -283,3 +283,12 @@ def test_the_expressions_of_a_preset_are_header_names_and_paths_that_compile(nam
         if text is not None:
             Expression(text)
             assert re.search(r"body\.|headers\['[a-z0-9-]+'\]", text)
+
+
+def test_a_repeated_event_is_a_copy_where_the_provider_repeats_by_itself() -> None:
+    asked_for = {"github", "gitlab", "sentry"}  # an identity that comes again was sent again by somebody, on purpose
+    with_identity = {name for name, preset in PRESETS.items() if preset.id is not None}
+    assert {name for name, preset in PRESETS.items() if preset.dedupe == 3600} == with_identity - asked_for
+    assert {preset.dedupe for preset in PRESETS.values()} == {None, 3600.0}
+    assert a_preset("stripe").dedupe == 3600
+    assert a_preset("github").dedupe is None

@@ -1,0 +1,408 @@
+"""Tell which events are copies of others, and keep what that takes in the log: `gateway.dedupe`.
+
+    assigned ──▶ acquire ──▶ rebuilt from gateway.dedupe ──▶ ready ──▶ is_duplicate, for each event that is read
+                                       ▲                                    │ sightings
+                                       └──────────── flush ◀────────────────┘ ... then the commit that covers them
+
+What is decided of an event is `dedupe.py`'s affair. Here is the order of things that makes it hold: a sighting is
+stored before the commit after which nobody reads its event again. So whoever owns the partition next finds it, or reads
+the event itself. Sightings are facts: those that are stored twice, late or by an owner of before do no harm.
+
+While it isn't known what had come before, everything is let through, and counted: rather twice than never.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.dedupe import Sightings, Verdict
+from gateway.log.base import Assignment, Log, Partition, Record
+from gateway.log.records import SIGHTING, decode_sightings, encode_sightings, fingerprint, sightings_key
+from gateway.log.topics import Topics
+from gateway.model import Event, LogUnavailableError, UndecodableRecordError, identity_of
+from gateway.rules.rules import Rules
+from gateway.telemetry.metrics import Metrics
+
+PATIENCE = 2.0
+"""Seconds after an assignment for which a partition waits to know what had come before."""
+SKEW = 60.0
+"""Seconds by which the clocks of two partitions' leaders may differ."""
+FLUSHED_AT_ONCE = 16_384
+"""Sightings in one record, at most."""
+RESTORED_AT_ONCE = 1_000
+"""Sightings between which other tasks get their turn: a millisecond or two."""
+MAX_LAG = 2 * 3600.0
+"""Seconds by which one reader of a partition may be behind another (or behind the time) and still find all it needs."""
+SWEEP_EVERY = 1.0
+REPEAT_AFTER = 1.0
+
+_MICRO = 1_000_000
+_NEVER = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Surroundings:
+    log: Log
+    topics: Topics
+    rules: Callable[[], Rules]
+    metrics: Metrics
+
+    def windows(self, topic: str) -> dict[str, int]:
+        """Return the windows, in microseconds, of the sources that append to a topic and have one."""
+        return {
+            name: round(source.dedupe * _MICRO)
+            for name, source in self.rules().sources.items()
+            if source.dedupe is not None and (source.topic or self.topics.events(name)) == topic
+        }
+
+    def window(self, topic: str) -> int:
+        """Return the longest of a topic's windows, in microseconds; 0 if there is none."""
+        return max(self.windows(topic).values(), default=0)
+
+
+class Duplicates:
+    """The sightings of all partitions of events that this process reads. `run` until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        rules: Callable[[], Rules],
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._around = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics)
+        self._log = log
+        self._topic = topics.dedupe
+        self._rules = rules
+        self._metrics = metrics
+        self._logger = logger
+        self._sleep = sleep
+        self._stores: dict[Partition, _Store] = {}
+        self._is_wanted = asyncio.Event()
+
+    def acquire(self, assignment: Assignment, *, is_router: bool) -> "Reader":
+        """Begin to read a partition of events; the reader is to be released when the partition is lost.
+
+        Several groups may read one partition in this process, and share what is known of it. Where it comes straight
+        back, acquire it again before the reader of before is released: it then knows what that one knew.
+        """
+        partition, commit, log_start = assignment
+        window = self._around.window(partition.topic)
+        # The first record will be older than this moment, but seldom by much.
+        since = round((self._log.now() - SKEW) * _MICRO) - window
+        store = self._stores.get(partition)
+        if store is None:
+            store = self._stores[partition] = _Store(partition, self._is_wanted)
+            if commit.base == log_start and not any(commit.done):
+                # All that there is will be read, and what is said to be older isn't of this log.
+                store.begin_at_next()
+            elif window:
+                store.need(since)
+        elif window:
+            # Others may have read on, and stored what they saw.
+            store.need(store.high_at or since)
+        reader = Reader(self._around, self._stores, store, is_router=is_router)
+        store.readers.add(reader)
+        return reader
+
+    async def run(self) -> None:
+        """Rebuild what is acquired, and forget what is out of every window. Raises what a bug makes it raise."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_rebuilding(), name="dedupe-rebuild")
+            tasks.create_task(self._keep_sweeping(), name="dedupe-sweep")
+
+    # Rebuilding.
+
+    async def _keep_rebuilding(self) -> None:
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            stores = [store for store in self._stores.values() if store.wanted < _NEVER]
+            if not stores:
+                continue
+            try:
+                await self._rebuild(stores)
+            except LogUnavailableError as error:
+                self._logger.warning("dedupe_rebuild_repeated", error=str(error))
+                self._is_wanted.set()
+                await self._sleep(REPEAT_AFTER)
+
+    async def _rebuild(self, stores: Collection["_Store"]) -> None:
+        """Read what `gateway.dedupe` has of these partitions, all of them in one scan."""
+        began = self._log.now()
+        for store in stores:
+            # By the windows in force: what was forgotten before one was made longer is wanted now.
+            store.forget(round(began * _MICRO), self._around.windows(store.partition.topic))
+        asked = {store: (store.asked, store.wanted) for store in stores}
+        by_key = {store.key: store for store in asked}
+        starts = await self._log.offsets_at(
+            self._topic, max(0.0, min([since for _, since in asked.values()]) / _MICRO - SKEW)
+        )
+        count = 0
+        for number, (first, end) in (await self._log.bounds(self._topic)).items():
+            async for records in self._log.scan(Partition(self._topic, number), starts.get(number, first), end):
+                for record in records:
+                    found = by_key.get(record.key)
+                    if found is not None and found.readers:
+                        count += await self._restore(found, record)
+                await self._sleep(0)
+        for store, (number, since) in asked.items():
+            store.has_read(since, number)
+        seconds = round(self._log.now() - began, 3)
+        self._logger.info("dedupe_rebuilt", partitions=len(asked), identities=count, seconds=seconds)
+
+    async def _restore(self, store: "_Store", record: Record) -> int:
+        try:
+            sighted = decode_sightings(record)
+        except UndecodableRecordError as error:
+            self._logger.error("record_undecodable", topic=self._topic, offset=record.offset, error=str(error))
+            return 0
+        source = self._rules().sources.get(sighted.source)
+        if source is None or source.dedupe is None:
+            return 0
+        store.begins_at(sighted.origin)
+        step = SIGHTING.size * RESTORED_AT_ONCE
+        for start in range(0, len(sighted.rows), step):
+            store.of(sighted.source).restore(sighted.rows[start : start + step])
+            await self._sleep(0)
+        return len(sighted.rows) // SIGHTING.size
+
+    # Forgetting.
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await self._sleep(SWEEP_EVERY)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        now = round(self._log.now() * _MICRO)
+        for store in self._stores.values():
+            store.forget(now, self._around.windows(store.partition.topic))
+            for sightings in store.sources.values():
+                sightings.sweep()
+        self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        metrics = self._metrics
+        for gauge in (*metrics.dedupe_identities.values(), *metrics.dedupe_rebuilding.values()):
+            gauge.set(0)
+        for store in self._stores.values():
+            topic = store.partition.topic
+            identities, rebuilding = metrics.dedupe_identities.labels(topic), metrics.dedupe_rebuilding.labels(topic)
+            identities.set(identities.value + sum([sightings.count for sightings in store.sources.values()]))
+            rebuilding.set(rebuilding.value + (store.wanted < _NEVER))
+
+
+class Reader:
+    """One group's reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
+
+    def __init__(
+        self, around: _Surroundings, stores: "dict[Partition, _Store]", store: "_Store", *, is_router: bool
+    ) -> None:
+        self._around = around
+        self._stores = stores
+        self._store = store
+        self._patient_until = asyncio.get_running_loop().time() + PATIENCE
+        self.is_router = is_router
+        self.at: int | None = None
+        """When the record was appended that was looked at last."""
+
+    async def ready(self, first: Record) -> bool:
+        """Wait until it is known what had come before the first record of the partition that was read.
+
+        False if that is still unknown `PATIENCE` seconds after the partition was acquired. Nothing is wrong then, but
+        that copies are let through.
+        """
+        store, windows = self._store, self._around.windows(self._store.partition.topic)
+        if not windows:
+            return True
+        self.at = round(first.appended_at * _MICRO)
+        store.forget(round(self._around.log.now() * _MICRO), windows)  # and nothing that this reader needs
+        try:
+            async with asyncio.timeout_at(self._patient_until):
+                while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
+                    await store.known.wait()
+        except TimeoutError:
+            return False
+        return not store.is_past(self.at)
+
+    def is_duplicate(self, record: Record, event: Event) -> bool:
+        """Tell whether an event is a copy of another one in this partition, and so is to be delivered no more.
+
+        To be asked of every event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
+        """
+        source = self._around.rules().sources.get(event.source)
+        if source is None or source.dedupe is None:
+            return False
+        identity = identity_of(event.id)
+        if identity is None:
+            return False
+        store = self._store
+        window, self.at = round(source.dedupe * _MICRO), round(record.appended_at * _MICRO)
+        store.saw(record.offset, self.at)
+        is_known = store.knows(self.at, window)
+        row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
+        verdict = store.of(event.source).judge(row, window)
+        if self.is_router:
+            self._note(event.source, verdict, row, is_known=is_known)
+        return verdict is Verdict.DUPLICATE
+
+    def _note(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
+        metrics = self._around.metrics
+        match verdict:
+            case Verdict.DUPLICATE:
+                metrics.duplicates.labels(source).inc()
+                return
+            case Verdict.CONFLICT:
+                metrics.dedupe_conflicts.labels(source).inc()
+            case Verdict.NEW if not is_known:
+                metrics.dedupe_undecided.labels(source).inc()
+            case Verdict.NEW:
+                pass
+            case _:
+                assert_never(verdict)
+        # Also where the sighting was there: another group may have read the event first, and stores nothing.
+        self._store.fresh.setdefault(source, bytearray()).extend(row)
+
+    async def flush(self) -> None:
+        """Store what was seen up to now. Only the router's readers have something to store.
+
+        A commit must cover nothing that was seen after the last flush that returned: work out what to commit, flush,
+        commit. Raises LogUnavailableError; the commit is then to be left, and flushing again is always safe.
+        """
+        store, log = self._store, self._around.log
+        if not any(store.fresh.values()):
+            return
+        most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
+        async with store.flushing:
+            for source, rows in list(store.fresh.items()):
+                left = len(rows)
+                while left > 0:
+                    chunk = bytes(rows[: min(left, most)])
+                    headers = encode_sightings(source, store.origin)
+                    await log.append(self._around.topics.dedupe, key=store.key, value=chunk, headers=headers)
+                    del rows[: len(chunk)]
+                    left -= len(chunk)
+
+    def release(self) -> None:
+        """Let go of the partition."""
+        store = self._store
+        store.readers.discard(self)
+        if not any(other.is_router for other in store.readers):
+            store.fresh.clear()  # whom the partition is now reads those events again
+        if not store.readers and self._stores.get(store.partition) is store:
+            del self._stores[store.partition]
+
+
+class _Store:
+    """What is known of one partition. Times are microseconds of the log's clock.
+
+    All that came between `covers_from` and now is known, unless something is `wanted`: then sightings that were stored
+    since that time have to be read.
+    """
+
+    def __init__(self, partition: Partition, is_wanted: asyncio.Event) -> None:
+        self.partition = partition
+        self.key = sightings_key(partition)
+        self.readers: set[Reader] = set()
+        self.sources: dict[str, Sightings] = {}
+        self.fresh: dict[str, bytearray] = {}
+        self.flushing = asyncio.Lock()
+        self.covers_from: float = _NEVER
+        self.wanted: float = _NEVER
+        self.known = asyncio.Event()
+        self.asked = 0
+        self.origin = 0
+        self.high_at = 0
+        self.lowest = 0
+        self._high_offset = -1
+        self._begins_at_next = False
+        self._is_wanted = is_wanted
+        self._foremost = (0, 0)
+
+    def need(self, since: float) -> None:
+        """Have what was stored since a time read from the log, all of it that is there by now."""
+        self.asked += 1
+        self.wanted = min(self.wanted, since)
+        self.known.clear()
+        self._is_wanted.set()
+
+    def has_read(self, since: float, asked: int) -> None:
+        """Note that what was stored since a time has been read; `asked` is the number of needs when that began."""
+        self.covers_from = min(self.covers_from, since)
+        if self.asked == asked:
+            self.wanted = _NEVER
+            self.known.set()
+        else:
+            self._is_wanted.set()
+
+    def is_past(self, at: int) -> bool:
+        """Tell whether a time is so long before where others read that nothing is kept for it."""
+        return at < self.lowest
+
+    def knows(self, at: int, window: int) -> bool:
+        """Tell whether all is known that came in a window before a time. If not, it will be, where that is possible."""
+        if self.is_past(at):
+            return False
+        if at - window < min(self.covers_from, self.wanted):
+            self.need(at - window)
+        return self.wanted == _NEVER
+
+    def begin_at_next(self) -> None:
+        """Take the next event for the first one that this partition ever had."""
+        self.covers_from = -_NEVER
+        self._begins_at_next = True
+
+    def of(self, source: str) -> Sightings:
+        sightings = self.sources.get(source)
+        if sightings is None:
+            sightings = self.sources[source] = Sightings()
+            sightings.forget_before(self.origin)
+        return sightings
+
+    def saw(self, offset: int, at: int) -> None:
+        """Note how far this partition was read.
+
+        A lower offset with a later time than any is another log's: the topic was deleted and made again, and what was
+        seen of the one before says nothing of this one.
+        """
+        if offset <= self._high_offset and at > self.high_at:
+            self._high_offset = -1
+            self.sources.clear()
+            self.fresh.clear()
+            self.begin_at_next()
+        if self._begins_at_next:
+            self._begins_at_next = False
+            self.begins_at(at)
+        self._high_offset = max(self._high_offset, offset)
+        self.high_at = max(self.high_at, at)
+
+    def begins_at(self, origin: int) -> None:
+        """Take no account of what is said to have come before a time: it was another log of this name."""
+        if origin > self.origin:
+            self.origin = origin
+            for sightings in self.sources.values():
+                sightings.forget_before(max(origin, sightings.horizon))
+
+    def forget(self, now: int, windows: Mapping[str, int]) -> None:
+        """Forget what no reader asks for any more, by each source's window. An idle partition's time goes on."""
+        positions = [reader.at for reader in self.readers if reader.at is not None]
+        if not positions:
+            return
+        foremost = max(positions)
+        if foremost != self._foremost[0]:
+            self._foremost = (foremost, now)
+        self.lowest = max(min(positions), foremost + now - self._foremost[1] - round(MAX_LAG * _MICRO))
+        self.covers_from = max(self.covers_from, self.lowest - max(windows.values(), default=0))
+        for name, sightings in list(self.sources.items()):
+            if name in windows:
+                sightings.forget_before(max(self.origin, self.lowest - windows[name]))
+            else:
+                del self.sources[name]
