@@ -45,6 +45,8 @@ from gateway.model import (
 from gateway.rules.rules import Destination, OnGone, Rules
 from gateway.telemetry.metrics import Metrics
 
+LONGEST_STAY = 5.0
+"""Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
 PAUSED_LOOK = 1.0
 """Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
 TICK = 0.05
@@ -171,7 +173,9 @@ class Dispatcher:
             self.wait(item, due)
             return
         tier = planner.plan(due, now)
-        if tier is None and tracker.is_live and tracker.owner.has_room and not self._is_draining:
+        # Not again and again: the record would stay undone for as long as its delivery fails.
+        is_fresh = now < item.pending.taken_at + LONGEST_STAY
+        if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)
         else:
             self._succeed(item, self._topics.retry(tier or planner.SHORTEST))

@@ -252,6 +252,7 @@ class Member(ABC):
             size += len(value)
         pending = tracker.begin(record, size)
         if pending is not None:
+            pending.taken_at = self._log.now()
             self._held += size
         return pending
 

@@ -79,7 +79,14 @@ class Router(Member):
 
     @override
     def resume(self, item: Item, now: float) -> None:
-        self._dispatch.admit(item, now)
+        if item.delivery.route:
+            self._dispatch.admit(item, now)
+            return
+        # Its source was unknown when it was read; it goes on from there, or it would pass for a copy of what it was.
+        pending = item.pending
+        pending.items.clear()
+        pending.left = 0
+        self._fan_out(pending, item.delivery.event, item.note, item.delivery.successor)
 
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
@@ -121,12 +128,14 @@ class Router(Member):
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
-        return self._fan_out(pending, event, {})
+        return self._fan_out(pending, event, {}, 0)
 
-    def _fan_out(self, pending: Pending, event: Event, note: Mapping[str, str]) -> Lane | None:
+    def _fan_out(self, pending: Pending, event: Event, note: Mapping[str, str], successor: int) -> Lane | None:
         rules = self._around.rules()
         if event.source not in rules.sources:
-            nowhere = Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
+            nowhere = Delivery(
+                id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
+            )
             self._dispatch.keep_unknown(pending.add(nowhere, note=note))
             return None
         matches = rules.table.match(View.of(event))
@@ -138,7 +147,11 @@ class Router(Member):
                 continue  # a group of its own reads it
             for name in route.destinations:
                 delivery = Delivery(
-                    id=delivery_id(event.id, route.name, name), event=event, route=route.name, destination=name
+                    id=delivery_id(event.id, route.name, name),
+                    event=event,
+                    route=route.name,
+                    destination=name,
+                    successor=successor,
                 )
                 items.append((pending.add(delivery), error))
         if not items:
@@ -206,15 +219,13 @@ class Router(Member):
             delivery.route, delivery.destination, tracker.partition, record.offset
         ):
             self.done(pending)
-        elif not delivery.route:
-            self._fan_out(pending, delivery.event, filed.note)
+            return
+        item = pending.add(delivery, is_retry=True, note=filed.note)
+        if now < min(delivery.due, filed.at + delay):
+            # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
+            self._dispatch.wait(item, filed.at + delay)
         else:
-            item = pending.add(delivery, is_retry=True, note=filed.note)
-            if now < min(delivery.due, filed.at + delay):
-                # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
-                self._dispatch.wait(item, filed.at + delay)
-            else:
-                self._dispatch.admit(item, now)
+            self.resume(item, now)
 
     @override
     def look_at(self, tracker: Tracker) -> None:

@@ -43,11 +43,12 @@ class Scope(Protocol):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pending:
-    """A record that was read and isn't done: `left` counts its unfinished deliveries."""
+    """A record that was read, at `taken_at`, and isn't done: `left` counts its unfinished deliveries."""
 
     tracker: "Tracker"
     offset: int
     appended_at: float
+    taken_at: float = 0.0
     size: int
     left: int = 0
     items: "list[Item]" = field(default_factory=list)

@@ -515,6 +515,7 @@ class KafkaConsumer:
         self._failure: Exception | None = None
         self._assignments = 0
         self._giving_up = asyncio.Lock()
+        self._committing = asyncio.Lock()
         self._closing = self._loop.create_future()
 
     async def start(self) -> None:
@@ -682,8 +683,9 @@ class KafkaConsumer:
             TopicPartition(*partition): (commit.base, _encode_done(commit.done))
             for partition, commit in commits.items()
         }
+        # One after the other: aiokafka repeats one that failed with the same offsets, after another that was newer.
         with _translated(f"commit of {self._group}"):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout), self._committing:
                 await self._kafka.commit(offsets)
 
     def _ask_for_ends(self) -> None:

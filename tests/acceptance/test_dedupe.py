@@ -160,6 +160,7 @@ async def test_copies_are_delivered_once_through_a_rebalance_and_a_crash(
         assert run.acknowledged.total() == total
         assert counts.keys() == wanted, gateways[0].story()
         assert repeated <= exposed + undecided, gateways[0].story()
-        assert repeated < (COPIES - 1) * len(wanted) / 4  # by far not as without
+        if is_full:  # else nearly everything comes within the second before the crash
+            assert repeated < (COPIES - 1) * len(wanted) / 4  # by far not as without
         assert duplicates > 0
         assert conflicts > 0
