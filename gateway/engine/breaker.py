@@ -105,6 +105,10 @@ class Breaker:
             case _:
                 assert_never(self.state)
 
+    def holds_back(self, now: float) -> bool:
+        """Tell whether not even a probe may start for a while; else waiting for its result is worth it."""
+        return self.state is State.OPEN and not self._is_open_time_over(now)
+
     def started(self, now: float) -> None:
         """Note that an attempt started, as `allows` permitted."""
         if self.state is State.OPEN and self._is_open_time_over(now):

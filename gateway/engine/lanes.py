@@ -147,7 +147,7 @@ class Lane:
 
     def offer(self, item: Item, now: float) -> Spill | None:
         """Let a delivery wait, or say when it can come again."""
-        if self.breaker.is_open and not (self.breaker.allows(now, self.in_flight) and not self._waiting):
+        if self.breaker.holds_back(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._place(self.breaker.retry_at(now), now))
         if self.throttled_until > now:
             return Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
@@ -238,7 +238,7 @@ class Lane:
                 spills.append(
                     Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
                 )
-            elif self.breaker.is_open and not self.breaker.allows(now, self.in_flight):
+            elif self.breaker.holds_back(now):
                 due = self._place(self.breaker.retry_at(now), now)
                 spills.append(Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=due))
             elif now - item.since > MAX_WAIT:

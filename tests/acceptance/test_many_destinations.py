@@ -26,8 +26,8 @@ DRAIN = 400.0
 SCRAPE_EVERY = 5.0
 OLDEST = re.compile(r'^gateway_oldest_undone_seconds\{topic=".*events.github"\} (.*)$', re.MULTILINE)
 MOST_MEMORY = 512 << 20
-MOST_WAIT = 10.0
-"""Seconds that the lowest undone offset may wait: the time in a queue, an attempt's timeout, and a spill."""
+MOST_WAIT = 16.0
+"""Seconds that the lowest undone offset may wait: some in a queue and in memory, two timeouts of 5 s, and a spill."""
 
 
 @dataclass(frozen=True, slots=True)

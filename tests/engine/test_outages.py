@@ -304,3 +304,13 @@ async def test_a_destination_that_the_rules_change_is_tried_at_once() -> None:
         await world.put(event)
         await asyncio.sleep(0.5)
         assert world.client.made[-1] == ("ci", "evt_new", 1)
+
+
+@virtual
+async def test_a_record_does_not_stay_undone_for_as_long_as_its_delivery_fails() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(2.0,), max_attempts=60, max_age=3600.0)), ci=[404])
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(15)
+        assert len(world.client.made) > 3
+        assert await world.undone() == 0, "a tier carries it"
