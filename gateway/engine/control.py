@@ -7,6 +7,7 @@ Each record is an order under its key, and the last one counts (the topic is com
     dead/ID                                     asked ──job──▶ done
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
     marker/KEY                                  up to where the jobs of a pause, kick or replay of that key have scanned
+    marker/hold/KEY                             up to where the job of a kick is about to scan
 
 Operators write orders, and the one owner of the jobs (`engine/jobs.py`) their ends and the markers, each under a key of
 its own, so that neither can undo what the other says. A marker follows the records that its job has injected: a job
@@ -230,6 +231,14 @@ class Control:
             return False
         return self.has_scanned(f"kick/destination/{destination}", partition, offset) or self.has_scanned(
             f"kick/route/{route}", partition, offset
+        )
+
+    def is_held(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+        """Tell whether a kick is about to inject this record again, so that it's to wait for that."""
+        if not self._markers:
+            return False
+        return self.has_scanned(f"hold/kick/destination/{destination}", partition, offset) or self.has_scanned(
+            f"hold/kick/route/{route}", partition, offset
         )
 
     def next_replay(self) -> Order | None:

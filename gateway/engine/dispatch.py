@@ -191,6 +191,11 @@ class Dispatcher:
             self._soon_count += 1
             heapq.heappush(self._soon, (until, self._soon_count, item))
 
+    def drop(self, item: Item) -> None:
+        """Forget a delivery that another record carries on."""
+        item.is_waiting = False
+        self._finish(item)
+
     def carry_on(self, item: Item) -> None:
         """Let a tier carry a delivery to its next owner, which else would repeat what was done of its record."""
         item.is_waiting = False

@@ -29,6 +29,8 @@ from gateway.model import DeadReason, Delivery, LogUnavailableError, Undecodable
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
+HOLD = 2.5
+"""Seconds from a kick's announcement to its scan: an attempt, a commit every second, and the news on its way."""
 ORPHANS_EVERY = 30.0
 """Seconds between looks for ordered routes that are there no more."""
 SWEEP_EVERY = 5.0
@@ -240,11 +242,15 @@ class Jobs:
     async def _kick(self, order: Order) -> Order:
         kind, _, name = order.name.partition("/")
         control = self._follower.control
+        topics = [self._topics.retry(tier) for tier in TIERS]
         ends: dict[str, int] = {}
+        for topic in topics:
+            ends |= await self._ends(topic)
+        # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
+        await self._mark(order, ends, f"hold/{order.key}")
+        await self._sleep(HOLD)
         count = 0
-        for tier in TIERS:
-            topic = self._topics.retry(tier)
-            tier_ends = await self._ends(topic)
+        for topic in topics:
             commits = await self._log.committed(self._topics.group(ROUTER_GROUP), topic)
             starts = dict(control.marker(order.key))
             for number, commit in commits.items():
@@ -252,13 +258,12 @@ class Jobs:
                 starts[key] = max(starts.get(key, 0), commit.base)
             count += await self._inject(
                 filed.delivery
-                async for partition, record, filed in self._filed(topic, starts, tier_ends)
+                async for partition, record, filed in self._filed(topic, starts, ends)
                 if filed
                 and name == (filed.delivery.route if kind == "route" else filed.delivery.destination)
                 and not (partition.number in commits and commits[partition.number].covers(record.offset))
                 and not control.is_kicked(filed.delivery.route, filed.delivery.destination, partition, record.offset)
             )
-            ends |= tier_ends
         await self._mark(order, ends)
         return order.with_state("done", count=count)
 
@@ -400,9 +405,10 @@ class Jobs:
             {},
         )
 
-    async def _mark(self, order: Order, ends: Mapping[str, int]) -> None:
-        """Publish up to where the jobs of an order have scanned."""
-        await self._publish(Order(kind="marker", name=order.key, state="done", at=self._log.now(), marker=ends))
+    async def _mark(self, order: Order, ends: Mapping[str, int], name: str | None = None) -> None:
+        """Publish up to where the jobs of an order have scanned, or something else of it under another name."""
+        marker = Order(kind="marker", name=name or order.key, state="done", at=self._log.now(), marker=ends)
+        await self._publish(marker)
 
     async def _publish(self, order: Order) -> None:
         await self._seen(await self._append_order(order))  # by ourselves: the next order is judged by this one

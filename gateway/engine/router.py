@@ -36,6 +36,8 @@ RECORDS_AT_ONCE = 32
 """Records routed before other tasks get their turn: about a millisecond."""
 PRESSED_WAIT = 0.1
 """Seconds for which a full but fast lane may hold the reader back."""
+HELD_LOOK = 0.25
+"""Seconds after which a delivery looks again whether a kick has injected it."""
 CUT_SHORT = 0.75
 """Share of a window at which its lowest undone record is made to end."""
 
@@ -79,14 +81,23 @@ class Router(Member):
 
     @override
     def resume(self, item: Item, now: float) -> None:
-        if item.delivery.route:
+        delivery, pending = item.delivery, item.pending
+        control, tracker = self._around.control, pending.tracker
+        if tracker.delay is not None:
+            place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
+            if control.is_kicked(*place):
+                self._dispatch.drop(item)
+                return
+            if control.is_held(*place):
+                self._dispatch.wait(item, now + HELD_LOOK)
+                return
+        if delivery.route:
             self._dispatch.admit(item, now)
             return
         # Its source was unknown when it was read; it goes on from there, or it would pass for a copy of what it was.
-        pending = item.pending
         pending.items.clear()
         pending.left = 0
-        self._fan_out(pending, item.delivery.event, item.note, item.delivery.successor)
+        self._fan_out(pending, delivery.event, item.note, delivery.successor)
 
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
@@ -215,9 +226,7 @@ class Router(Member):
             self._dispatch.bury(pending, record, error)
             return
         delivery = filed.delivery
-        if tracker.is_copy(delivery, record.offset) or self._around.control.is_kicked(
-            delivery.route, delivery.destination, tracker.partition, record.offset
-        ):
+        if tracker.is_copy(delivery, record.offset):
             self.done(pending)
             return
         item = pending.add(delivery, is_retry=True, note=filed.note)

@@ -1,6 +1,7 @@
 """The worker beside destinations that are down for long, and orders given at a bad moment; in virtual time."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 
 from gateway.engine.control import DeadFilter, Order
@@ -314,3 +315,19 @@ async def test_a_record_does_not_stay_undone_for_as_long_as_its_delivery_fails()
         await asyncio.sleep(15)
         assert len(world.client.made) > 3
         assert await world.undone() == 0, "a tier carries it"
+
+
+@virtual
+async def test_a_kick_repeats_nothing_of_what_is_coming_back_anyway() -> None:
+    slow = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=2)
+    world = await a_world(a_route(), destinations=[slow], ci=[0.05])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(1500))
+        await asyncio.sleep(9)
+        assert world.log.records(TOPICS.retry("5s")), "more than it takes"
+        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await asyncio.sleep(600)
+    made = Counter(event for _, event, _ in world.client.made)
+    assert len(made) == 1500
+    assert set(made.values()) == {1}
+    assert control.orders["kick/destination/ci"].count > 0
