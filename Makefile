@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench lock clean
+.PHONY: help setup demo test simulate faults lint format types bench lock clean
 PYTHON ?= python3
 LOG ?= embedded
 BIN := .venv/bin
@@ -27,6 +27,9 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+faults: $(READY) ## real faults under load, each with its ledger (some 20 minutes)
+	$(BIN)/python -m pytest tests/faults -q --full
+
 lint: $(READY) ## format check, lint and types, without the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,6 +38,11 @@ lint: $(READY) ## format check, lint and types, without the tests
 format: $(READY) ## write the format and the safe fixes
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
+
+SEEDS ?= 10000
+FIRST ?= 0
+simulate: $(READY) ## the engine in SEEDS=10000 simulated worlds from FIRST=0 on; makes the first failure small
+	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
 bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks

@@ -1,9 +1,10 @@
-"""A single Apache Kafka node on loopback, for tests, the demo and benchmarks: `python dev/kafka.py`.
+"""Apache Kafka on loopback, for tests, the demo and benchmarks: `python dev/kafka.py`, or a cluster of three nodes.
 
 The jars that dev/kafka-pom.xml names are fetched once, into .kafka/; after that nothing is downloaded any more.
 """
 
 import argparse
+import asyncio
 import atexit
 import contextlib
 import fcntl
@@ -14,8 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 ROOT = Path(__file__).resolve().parent.parent
 POM = ROOT / "dev" / "kafka-pom.xml"
@@ -26,6 +31,8 @@ CLASSES = HOME / "classes.jsa"  # Loaded classes, mapped by the JVM: a start tak
 FETCH_TIMEOUT = 600.0
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 15.0
+WHOLE_TIMEOUT = 60.0
+NODES = (1, 2, 3)
 
 JAVA = (
     "java",
@@ -37,12 +44,12 @@ JAVA = (
 
 PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
+node.id={node}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
-controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+{quorum}
 log.dirs={logs}
 # A client must never create a topic by accident, with the broker's defaults.
 auto.create.topics.enable=false
@@ -63,16 +70,33 @@ log.retention.check.interval.ms=500
 log.initial.task.delay.ms=500
 """
 
+# Of a node of three: what the promises need (https://kafka.apache.org/documentation/#producerconfigs_acks), and little
+# memory. Several partitions of the groups' topic, so that the groups have several coordinators.
+REPLICATED = {
+    "default.replication.factor": "3",
+    "min.insync.replicas": "2",
+    "offsets.topic.num.partitions": "6",
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+    "share.coordinator.state.topic.replication.factor": "3",
+    "share.coordinator.state.topic.min.isr": "2",
+    # Who lags for that long is out of the in-sync replicas; the default is 30 s.
+    "replica.lag.time.max.ms": "5000",
+}
+SMALL = ("-Xmx384m",)
+
 
 class KafkaMissingError(RuntimeError):
     """A broker can't run on this machine; the text says what it needs."""
 
 
 class Broker:
-    """A broker that this process started. It keeps its ports and data over `kill`, `stop` and `restart`.
+    """A broker that this process started. It keeps its ports and data over `kill`, `end` and `restart`.
 
     With no `data` directory it has a temporary one, which `stop` removes. `settings` are further lines of
-    server.properties.
+    server.properties, `jvm` further options of the Java machine. `voters` are the controllers of a cluster, one of
+    which it is; without them it is alone.
     """
 
     def __init__(
@@ -83,13 +107,19 @@ class Broker:
         controller: int,
         is_temporary: bool,
         settings: Mapping[str, str] | None = None,
+        jvm: tuple[str, ...] = (),
+        node: int = 1,
+        voters: Mapping[int, int] | None = None,
     ) -> None:
+        self.node = node
         self.address = f"127.0.0.1:{port}"
         self._directory = directory
         self._port = port
         self._controller = controller
         self._is_temporary = is_temporary
         self._settings = dict(settings or {})
+        self._jvm = jvm
+        self._voters = voters
         self._running: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -100,7 +130,7 @@ class Broker:
         _fetch()
         directory = Path(tempfile.mkdtemp(prefix="kafka-")) if data is None else data.resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        with _free_ports() as (first, second):
+        with _free_ports(2) as (first, second):
             broker = cls(directory, port=port or first, controller=second, is_temporary=data is None, settings=settings)
         atexit.register(broker.stop)
         try:
@@ -116,19 +146,31 @@ class Broker:
         return None if self._running is None else self._running.pid
 
     def restart(self, *jvm: str) -> None:
-        """Start again (after a stop or a kill, or in place of what runs), and return when it answers.
+        """Start again (after an end or a kill, or in place of what runs), and return when it answers.
 
         `jvm` are further options of the Java machine. After a kill the controller first has to miss the old
         broker: 3 s from its last heartbeat.
         """
+        self.launch(*jvm)
+        self.wait_until_it_answers()
+
+    def launch(self, *jvm: str) -> None:
+        """Start again, and wait for nothing."""
         self._end(signal.SIGTERM)
         properties = self._directory / "server.properties"
         logs = self._directory / "logs"
-        lines = [PROPERTIES.format(port=self._port, controller=self._controller, logs=logs)]
+        if self._voters is None:
+            quorum, membership = f"controller.quorum.bootstrap.servers=127.0.0.1:{self._controller}", ["--standalone"]
+        else:
+            voters = ",".join([f"{node}@127.0.0.1:{port}" for node, port in self._voters.items()])
+            quorum, membership = f"controller.quorum.voters={voters}", []
+        lines = [
+            PROPERTIES.format(node=self.node, port=self._port, controller=self._controller, quorum=quorum, logs=logs)
+        ]
         lines += [f"{name}={value}\n" for name, value in self._settings.items()]
         properties.write_text("".join(lines))  # The last of two lines for one name holds.
         if not (logs / "meta.properties").exists():
-            options = ("format", "--standalone", "-t", "gatewaygatewaygatewayg", "-c", str(properties))
+            options = ("format", *membership, "-t", "gatewaygatewaygatewayg", "-c", str(properties))
             result = subprocess.run(
                 [*_java(), "kafka.tools.StorageTool", *options], capture_output=True, text=True, check=False
             )
@@ -136,16 +178,19 @@ class Broker:
                 raise RuntimeError(f"kafka format: expected it to succeed, got {result.stderr or result.stdout}")
         with (self._directory / "broker.log").open("ab") as output:
             self._running = subprocess.Popen(
-                [*_java(), *jvm, "kafka.Kafka", str(properties)],
+                [*_java(), *self._jvm, *jvm, "kafka.Kafka", str(properties)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
-        self._wait_until_it_answers()
 
     def kill(self) -> None:
         """End it as a crash does: SIGKILL, at once."""
         self._end(signal.SIGKILL)
+
+    def end(self) -> None:
+        """End it in order: a node of several gives its leaderships away first."""
+        self._end(signal.SIGTERM)
 
     def pause(self) -> None:
         """Let it hang: it keeps its connections and answers nothing."""
@@ -157,7 +202,7 @@ class Broker:
             self._running.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it in order, by SIGKILL if that takes too long, and remove a temporary directory."""
+        """End it for good, in order or by SIGKILL if that takes too long, and remove a temporary directory."""
         atexit.unregister(self.stop)
         # What is thrown away needs no flushing.
         self._end(signal.SIGKILL if self._is_temporary else signal.SIGTERM)
@@ -167,6 +212,17 @@ class Broker:
     def wait(self) -> int:
         """Return the exit code when it ends by itself."""
         return 0 if self._running is None else self._running.wait()
+
+    def wait_until_it_answers(self) -> None:
+        """Return when it answers. Raises RuntimeError, with its last words, when it ends instead or takes too long."""
+        give_up = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < give_up:
+            if self._running is None or self._running.poll() is not None:
+                raise RuntimeError(f"kafka on {self.address}: expected it to start, got {self._last_words()}")
+            if _answers(self._port):
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"kafka on {self.address}: expected an answer in {START_TIMEOUT:.0f} s, got none")
 
     def _end(self, by: signal.Signals) -> None:
         process, self._running = self._running, None
@@ -181,18 +237,128 @@ class Broker:
             process.kill()
             process.wait()
 
-    def _wait_until_it_answers(self) -> None:
-        give_up = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < give_up:
-            if self._running is None or self._running.poll() is not None:
-                raise RuntimeError(f"kafka on {self.address}: expected it to start, got {self._last_words()}")
-            if _answers(self._port):
-                return
-            time.sleep(0.02)
-        raise RuntimeError(f"kafka on {self.address}: expected an answer in {START_TIMEOUT:.0f} s, got none")
-
     def _last_words(self) -> str:
         return (self._directory / "broker.log").read_text(errors="replace")[-2000:]
+
+
+class Cluster:
+    """Three nodes, each a broker and a controller, as production has them: replication 3, min.insync.replicas 2.
+
+    `nodes` are killed, ended, paused and restarted one by one; `heal` undoes all of that. Of two that are killed the
+    third can't tell the controllers, which have lost their majority: it stays as it is until one is back. Two that are
+    *ended* leave the in-sync replicas first.
+    """
+
+    def __init__(self, nodes: Mapping[int, Broker], directory: Path) -> None:
+        self.nodes = nodes
+        self.address = ",".join([node.address for node in nodes.values()])
+        self._directory = directory
+
+    @classmethod
+    def start(cls) -> "Cluster":
+        """Return a cluster that answers, in a temporary directory. Raises as `Broker.start` does."""
+        _fetch()
+        directory = Path(tempfile.mkdtemp(prefix="kafka-"))
+        with _free_ports(2 * len(NODES)) as ports:
+            clients, controllers = ports[: len(NODES)], ports[len(NODES) :]
+        voters = dict(zip(NODES, controllers, strict=True))
+        nodes: dict[int, Broker] = {}
+        for node, port in zip(NODES, clients, strict=True):
+            (directory / str(node)).mkdir()
+            nodes[node] = Broker(
+                directory / str(node),
+                port=port,
+                controller=voters[node],
+                is_temporary=True,
+                settings=REPLICATED,
+                jvm=SMALL,
+                node=node,
+                voters=voters,
+            )
+        cluster = cls(nodes, directory)
+        atexit.register(cluster.stop)
+        try:
+            cluster.heal()
+        except BaseException:
+            cluster.stop()
+            raise
+        return cluster
+
+    def heal(self) -> None:
+        """Start what is down and let go on what is paused; return when each node answers."""
+        for node in self.nodes.values():
+            node.resume()
+            if node.pid is None:
+                node.launch()
+        for node in self.nodes.values():
+            node.wait_until_it_answers()
+
+    def stop(self) -> None:
+        """End it for good, and remove its data."""
+        atexit.unregister(self.stop)
+        for node in self.nodes.values():
+            node.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def leader(self, topic: str, partition: int) -> Broker:
+        """Return the node that leads a partition, once there is one."""
+
+        async def ask(admin: AIOKafkaAdminClient) -> int:
+            [described] = await admin.describe_topics([topic])
+            [leader] = [each["leader"] for each in described["partitions"] if each["partition"] == partition]
+            return int(leader)
+
+        return await self._node(ask)
+
+    async def coordinator(self, group: str) -> Broker:
+        """Return the node that coordinates a group, once there is one."""
+        return await self._node(lambda admin: admin.find_coordinator(group))
+
+    async def members(self, group: str) -> set[str]:
+        """Return the ids of a group's members."""
+        async with self._admin() as admin:
+            [answer] = await admin.describe_consumer_groups([group])
+            [described] = answer.to_object()["groups"]
+            return {member["member_id"] for member in described["members"]}
+
+    async def until_whole(self) -> None:
+        """Wait until each partition has a leader and all its replicas are in sync."""
+        give_up = time.monotonic() + WHOLE_TIMEOUT
+        lagging = ["everything"]
+        while time.monotonic() < give_up:
+            with contextlib.suppress(KafkaError, OSError):
+                async with self._admin() as admin:
+                    lagging = [
+                        f"{topic['topic']}/{each['partition']}"
+                        for topic in await admin.describe_topics(None)
+                        for each in topic["partitions"]
+                        if each["leader"] < 0 or len(each["isr"]) < len(each["replicas"])
+                    ]
+                if not lagging:
+                    return
+            await asyncio.sleep(0.3)
+        raise RuntimeError(
+            f"kafka: expected every replica in sync in {WHOLE_TIMEOUT:.0f} s, got {lagging[:3]} out of it"
+        )
+
+    async def _node(self, ask: Callable[[AIOKafkaAdminClient], Awaitable[int]]) -> Broker:
+        give_up = time.monotonic() + WHOLE_TIMEOUT
+        while time.monotonic() < give_up:
+            with contextlib.suppress(KafkaError, OSError):
+                async with self._admin() as admin:
+                    if (number := await ask(admin)) in self.nodes:
+                        return self.nodes[number]
+            await asyncio.sleep(0.2)
+        raise RuntimeError(f"kafka: expected a node to be found in {WHOLE_TIMEOUT:.0f} s, got none")
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.address, request_timeout_ms=5000)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
 
 
 def _answers(port: int) -> bool:
@@ -207,11 +373,12 @@ def _answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def _free_ports() -> Iterator[tuple[int, int]]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        yield first.getsockname()[1], second.getsockname()[1]
+def _free_ports(count: int) -> Iterator[list[int]]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        yield [each.getsockname()[1] for each in sockets]
 
 
 def _java() -> list[str]:
@@ -254,7 +421,7 @@ def _fetch() -> None:
 def _archive_classes() -> None:
     """Run a broker once, which writes the classes that it loaded as it ends. Without them starts are only slower."""
     with tempfile.TemporaryDirectory(prefix="kafka-") as scratch:
-        with _free_ports() as (port, controller):
+        with _free_ports(2) as (port, controller):
             broker = Broker(Path(scratch), port=port, controller=controller, is_temporary=False)
         broker.restart(f"-XX:ArchiveClassesAtExit={CLASSES}", "-Xlog:disable")
         broker.stop()

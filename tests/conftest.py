@@ -3,12 +3,24 @@
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TypeVar
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 from dev.kafka import Broker, KafkaMissingError
+
+T = TypeVar("T")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the sizes that the promises are stated for: minutes")
+
+
+@pytest.fixture
+def is_full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +34,15 @@ def kafka() -> Iterator[str]:
     broker.stop()
 
 
-def start_broker(settings: Mapping[str, str] | None = None) -> Broker:
-    """Start a broker, or skip the test where this machine has none; with CI=true that is a failure."""
+def start_broker(settings: Mapping[str, str] | None = None, port: int | None = None) -> Broker:
+    """Start a broker, as `start_kafka` does."""
+    return start_kafka(lambda: Broker.start(port=port, settings=settings))
+
+
+def start_kafka(start: Callable[[], T]) -> T:
+    """Start what needs Kafka, or skip the test where this machine can't; with CI=true that is a failure."""
     try:
-        return Broker.start(settings=settings)
+        return start()
     except KafkaMissingError as error:
         if os.environ.get("CI") == "true":
             pytest.fail(str(error))

@@ -14,7 +14,7 @@ import hmac
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,6 +27,7 @@ SECRET = "It's a Secret to Everybody"
 NO_ANSWER = 0
 """The status of a request whose connection was refused or lost."""
 PACE = 0.002
+NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,34 +69,42 @@ class Load:
     def acknowledged_count(self) -> int:
         return self._acknowledged
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The ids of the events that were acknowledged, and the number of the request that each came in."""
+        return {sent.event_id: sent.number for sent in self.answers if sent.status == 202}
+
+    def body(self, number: int) -> bytes:
+        """Return what the request of this number had in it."""
+        return b'{"n":%d,"filler":"%b"}' % (number, self._filler)
+
     def statuses(self) -> Counter[int]:
         return Counter(sent.status for sent in self.answers)
 
     async def send(self, count: int) -> None:
         """Send at the rate until so many more events are acknowledged, and every request has its answer."""
-        await self._run(until_acknowledged=self._acknowledged + count, until=None)
+        count += self._acknowledged
+        await self._run(lambda: count - self._acknowledged)
 
     async def send_for(self, seconds: float) -> None:
         """Send at the rate for so long; returns when every request has its answer."""
-        await self._run(until_acknowledged=None, until=time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        await self._run(lambda: NO_LIMIT if time.monotonic() < until else 0)
 
-    async def _run(self, *, until_acknowledged: int | None, until: float | None) -> None:
+    async def send_until(self, stopped: asyncio.Event) -> None:
+        """Send at the rate until the event is set; returns when every request has its answer."""
+        await self._run(lambda: 0 if stopped.is_set() else NO_LIMIT)
+
+    async def _run(self, wanted: Callable[[], int]) -> None:
+        """Send while more acknowledgements are wanted than those that may come of what is under way."""
         for connection in self._connections:
             await connection.connect()
         began = time.monotonic()
         first = self._next
         try:
-            while True:
-                now = time.monotonic()
-                if until is not None and now >= until:
-                    break
-                if until_acknowledged is not None:
-                    if self._acknowledged >= until_acknowledged:
-                        break
-                    room = until_acknowledged - self._acknowledged - self._in_flight
-                else:
-                    room = 1 << 30
-                due = int((now - began) * self._rate) - (self._next - first)
+            while (room := wanted()) > 0:
+                room -= self._in_flight
+                due = int((time.monotonic() - began) * self._rate) - (self._next - first)
                 for _ in range(min(due, room, len(self._idle))):
                     self._idle.popleft().post(self._request())
                 await asyncio.sleep(PACE)
@@ -110,9 +119,7 @@ class Load:
         self._next += 1
         self._in_flight += 1
         self._all_answered.clear()
-        return number, signed_post(
-            b'{"n":%d,"filler":"%b"}' % (number, self._filler), delivery=str(number), path=self._path
-        )
+        return number, signed_post(self.body(number), delivery=str(number), path=self._path)
 
     def _answered(self, sent: Sent) -> None:
         self._in_flight -= 1

@@ -1,0 +1,333 @@
+"""Gateways under load, between a log and two destinations, with the books kept on all of it.
+
+    async with Scene("killed", place, folder, table) as scene:
+        async with scene.load():
+            scene.kill(scene.gateways[0])
+            await scene.gateways[0].start()
+        await scene.settle()                # or the test fails: something was lost, or duplicated without a reason
+
+Both destinations get every event. The first takes what comes. The second also refuses some for good (a dead letter),
+and others once or twice (one retry is waited for in memory, the next one in a tier): every path of the engine is under
+way when a fault comes. Each gateway marks its requests with a header, by which a duplicate is held against its own
+crash.
+"""
+
+import asyncio
+import itertools
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Self
+
+import orjson
+from aiokafka import AIOKafkaConsumer
+
+from tests.acceptance.conftest import SOURCES, LogPlace
+from tests.faults.books import Account, Arrival, Incident, number_of, settle
+from tests.gateway_process import COMMAND, ROOT, GatewayProcess
+from tests.load import NO_ANSWER, Load
+from tests.sink import Request, Sink
+
+RULES = (
+    SOURCES
+    + """
+destinations:
+  first: {{url: "{first}", timeout: 2s, headers: {{X-Gateway: {name}}}}}
+  second: {{url: "{second}", timeout: 2s, headers: {{X-Gateway: {name}}}}}
+routes:
+  - name: all
+    from: github
+    to: [first, second]
+    retry: {{schedule: [100ms, 5s], max_attempts: 100, jitter: 0}}
+"""
+)
+Table = Callable[[str, Account], None]
+"""What a titled account goes into."""
+GONE, TOO_EARLY = 410, 425
+"""Answers that say nothing of a destination's health: the breaker stays closed."""
+JOINED = 4.0
+"""Seconds until a group has let its newest member in, with the heartbeat of every other one."""
+QUIET = 1.5
+"""Seconds without a request after which nothing more is expected: what a gateway still has in hand goes out at once."""
+QUIET_TIMEOUT = 30.0
+COMMAND_TIMEOUT = 30.0
+
+
+class Scene:
+    """One fault's stage. A context manager: inside of it, `count` gateways listen on one port."""
+
+    def __init__(
+        self,
+        title: str,
+        place: LogPlace,
+        folder: Path,
+        table: Table,
+        *,
+        count: int = 1,
+        rate: float = 150.0,
+        connections: int = 64,
+        through: Sequence[str] = (),
+        urls: Callable[[Sink, Sink], tuple[str, str]] = lambda first, second: (first.url, second.url),
+    ) -> None:
+        """`urls` are the ways to the two sinks."""
+        self.title = f"{title}, {place.kind}"
+        self.place = place
+        self.gateways: list[GatewayProcess] = []
+        self.first = Sink(path="/first")
+        self.second = Sink(answer_of_second, path="/second")
+        self.sender: Load
+        self._count = count
+        self._rate = rate
+        self._connections = connections
+        self._folder = folder
+        self._table = table
+        self._through = through
+        self._urls = urls
+        self._incidents: list[Incident] = []
+        self._names: dict[GatewayProcess, str] = {}
+        self._stack = AsyncExitStack()
+        self._number = itertools.count(1)
+
+    async def __aenter__(self) -> Self:
+        try:
+            for sink in (self.first, self.second):
+                await self._stack.enter_async_context(sink)
+            for _ in range(self._count):
+                await self.add().start()  # the first of them makes the topics
+            if self._count > 1:
+                await asyncio.sleep(JOINED)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self.sender = Load(self.gateways[0].port, rate=self._rate, connections=self._connections)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def add(self) -> GatewayProcess:
+        """Make one more gateway, which is still to be started."""
+        name = f"g{next(self._number)}"
+        folder = self._folder / name
+        folder.mkdir()
+        gateway = GatewayProcess(
+            folder,
+            rules=self.rules(name),
+            log=self.place.url,
+            prefix=self.place.prefix,
+            beside=self.gateways[0] if self.gateways else None,
+            through=self._through,
+        )
+        self.gateways.append(gateway)
+        self._names[gateway] = name
+        self._stack.callback(_end, gateway)
+        return gateway
+
+    def rules(self, name: str) -> str:
+        """Return the rules of the gateway of this name."""
+        first, second = self._urls(self.first, self.second)
+        return RULES.format(first=first, second=second, name=name)
+
+    @asynccontextmanager
+    async def load(self) -> AsyncIterator[None]:
+        """Send while the block runs, which begins when each gateway has work; end when each request has its answer."""
+        stopped = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sender.send_until(stopped), name="load")
+            try:
+                await self.until_all_work()
+                yield
+            finally:
+                stopped.set()
+
+    async def until_all_work(self, *, timeout: float = 30.0) -> None:
+        """Wait until each gateway that runs has made attempts."""
+        until = time.monotonic() + timeout
+        idle = [gateway for gateway in self.gateways if gateway.is_running]
+        while idle:
+            assert time.monotonic() < until, f"expected every gateway to have work in time\n{idle[0].story()}"
+            idle = [each for each in idle if not (await each.metrics()).sum("gateway_attempts_total")]
+            await asyncio.sleep(0.1)
+
+    async def acknowledged(self, count: int, *, timeout: float = 30.0) -> None:
+        """Wait until so many more events are acknowledged."""
+        wanted, until = self.sender.acknowledged_count + count, time.monotonic() + timeout
+        while self.sender.acknowledged_count < wanted:
+            assert time.monotonic() < until, f"expected {count} more 202s in {timeout:g} s\n{self.story()}"
+            await asyncio.sleep(0.005)
+
+    # What happens to a gateway, and which duplicates that explains.
+
+    def kill(self, gateway: GatewayProcess) -> None:
+        """End it as a crash does."""
+        at = time.time()
+        gateway.kill()
+        self._incidents.append(Incident.crash(at, self._names[gateway]))
+
+    async def freeze(self, gateway: GatewayProcess, seconds: float, *, explains: float) -> None:
+        """Stop all its threads for so long.
+
+        Others may do again what it hadn't committed, and what it does in its first `explains` seconds afterwards, if it
+        was thrown out of its group and has not heard of it.
+        """
+        at = time.time()
+        gateway.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            gateway.signal(signal.SIGCONT)
+        if explains:
+            crash = Incident.crash(at, self._names[gateway])
+            until = time.time() + explains
+            self._incidents.append(Incident(since=crash.since, until=until, gateway=crash.gateway))
+
+    async def restart(self, gateway: GatewayProcess) -> None:
+        """Stop it in order and start it again: no reason for a duplicate."""
+        assert await gateway.stop() == 0, gateway.story()
+        assert not gateway.lines("drain_cut_short"), gateway.story()
+        await gateway.start()
+
+    def explain(self, since: float, until: float) -> None:
+        """Let duplicates be of what came from any gateway in this time: what was finished could not be committed."""
+        self._incidents.append(Incident(since=since, until=until))
+
+    # The end.
+
+    async def settle(self, *, timeout: float = 60.0) -> Account:
+        """Wait until every acknowledged event has come through, and nothing more comes; then make up the books.
+
+        Fails if anything was lost or altered, or duplicated without a reason.
+        """
+        await self._until_all_came(timeout)
+        await self._until_quiet()
+        statuses = self.sender.statuses()
+        numbers = self.sender.numbers
+        account = settle(
+            acknowledged=self.sender.acknowledged,
+            refused=statuses.total() - statuses[202],
+            bodies={event: self.sender.body(number) for event, number in numbers.items()},
+            arrivals=self.arrivals(),
+            destinations=("first", "second"),
+            dead=await dead_letters(self.place),
+            stored=await stored(self.place),
+            incidents=self._incidents,
+        )
+        self._table(self.title, account)
+        assert statuses.keys() <= {202, 503, NO_ANSWER}, f"{statuses}\n{self.story()}"
+        assert (account.lost, account.altered, account.unexplained) == (0, 0, 0), f"{account}\n{self.story()}"
+        assert account.dead == sum(map(_is_gone, numbers.values())), (
+            "expected only what was refused for good to be dead"
+        )
+        assert account.duplicated <= account.allowed + account.stored_again, account
+        assert account.acknowledged
+        return account
+
+    def arrivals(self) -> list[Arrival]:
+        return [Arrival.of(request, "first", 200) for request in self.first.requests] + [
+            Arrival.of(request, "second", answer_of_second(request)) for request in self.second.requests
+        ]
+
+    def story(self) -> str:
+        """Return what a failure is told with."""
+        return "\n".join([f"-- {self._names[each]}\n{each.story()}" for each in self.gateways])
+
+    async def _until_all_came(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        numbers = self.sender.numbers.values()
+        missing = [set(numbers), {number for number in numbers if not _is_gone(number)}]
+        seen = [0, 0]
+        while any(missing) and time.monotonic() < until:
+            for index, sink in enumerate((self.first, self.second)):
+                fresh = sink.requests[seen[index] :]
+                seen[index] += len(fresh)
+                missing[index] -= {
+                    number_of(request.body)
+                    for request in fresh
+                    if sink is self.first or answer_of_second(request) == 200
+                }
+            await asyncio.sleep(0.05)
+
+    async def _until_quiet(self) -> None:
+        until = time.monotonic() + QUIET_TIMEOUT
+        count, since = -1, 0.0
+        while time.monotonic() < until:
+            now = len(self.first.requests) + len(self.second.requests)
+            if now != count:
+                count, since = now, time.monotonic()
+            elif time.monotonic() > since + QUIET:
+                return
+            await asyncio.sleep(0.05)
+
+
+def answer_of_second(request: Request) -> int:
+    """Refuse every fiftieth event for good, every tenth once, and half of those once more."""
+    number = number_of(request.body)
+    if _is_gone(number):
+        return GONE
+    refused = 0 if number % 10 != 3 else 1 if number % 20 == 3 else 2
+    return TOO_EARLY if int(request.header("gateway-attempt") or 0) <= refused else 200
+
+
+def _is_gone(number: int) -> bool:
+    return number % 50 == 7
+
+
+async def command(place: LogPlace, *arguments: str) -> bytes:
+    """Run one of the operators' commands beside the gateways, and return what it prints."""
+    where = (f"--log={place.url}", f"--topic-prefix={place.prefix}")
+    program, *rest = COMMAND
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *rest[:-1],
+        *arguments,
+        *where,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(COMMAND_TIMEOUT):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode == 0, errors.decode()
+    return output
+
+
+async def dead_letters(place: LogPlace) -> set[tuple[str, str]]:
+    """Return the (event, destination) of each dead letter."""
+    lines = (await command(place, "dead", "list", "--all", "--limit=1000000", "--json")).splitlines()
+    return {(letter["event_id"], letter["destination"]) for letter in map(orjson.loads, lines)}
+
+
+async def stored(place: LogPlace) -> Counter[str]:
+    """Count the records of each event in the log, by another client than the gateway's."""
+    topic = f"{place.prefix}events.github"
+    if not place.is_kafka:
+        with closing(sqlite3.connect(place.path)) as connection:
+            rows = connection.execute(
+                "SELECT headers FROM records JOIN topics ON topics.id = records.id >> 48 WHERE name = ?", (topic,)
+            ).fetchall()
+        return Counter(dict(orjson.loads(headers))["ce_id"] for (headers,) in rows)
+    found: Counter[str] = Counter()
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=place.servers, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets(consumer.assignment())
+        async with asyncio.timeout(COMMAND_TIMEOUT):
+            while found.total() < sum(ends.values()):
+                for records in (await consumer.getmany(timeout_ms=1000)).values():
+                    found.update(dict(record.headers)["ce_id"].decode() for record in records)
+    finally:
+        await consumer.stop()
+    return found
+
+
+def _end(gateway: GatewayProcess) -> None:
+    if gateway.is_running:
+        gateway.kill()

@@ -1,0 +1,117 @@
+"""The books themselves: what is lost, altered or duplicated without a reason is found."""
+
+from collections.abc import Mapping, Sequence
+
+from tests.faults.books import Account, Arrival, Copy, Incident, rows_of, settle
+
+BODIES = {"one": b'{"n":1,"filler":"x"}', "two": b'{"n":2,"filler":"x"}'}
+SENT = {"one": 100.0, "two": 101.0}
+
+
+def an_arrival(
+    event: str,
+    destination: str = "ci",
+    *,
+    at: float = 102.0,
+    attempt: int = 1,
+    status: int = 200,
+    gateway: str = "g1",
+    body: bytes = b"",
+) -> Arrival:
+    return Arrival(
+        destination=destination,
+        event=event,
+        attempt=attempt,
+        status=status,
+        body=body or BODIES[event],
+        copy=Copy(at, gateway),
+    )
+
+
+def an_account(
+    arrivals: Sequence[Arrival],
+    *,
+    dead: Sequence[tuple[str, str]] = (),
+    incidents: Sequence[Incident] = (),
+    stored: Mapping[str, int] | None = None,
+) -> Account:
+    return settle(
+        acknowledged=SENT,
+        refused=0,
+        bodies=BODIES,
+        arrivals=arrivals,
+        destinations=["ci"],
+        dead=dead,
+        stored=stored or {},
+        incidents=incidents,
+    )
+
+
+BOTH = [an_arrival("one"), an_arrival("two")]
+
+
+def test_what_came_once_leaves_nothing_to_say() -> None:
+    account = an_account(BOTH)
+    assert (account.acknowledged, account.delivered, account.slowest) == (2, 2, 2.0)
+    assert (account.lost, account.altered, account.duplicated, account.unexplained) == (0, 0, 0, 0)
+
+
+def test_an_event_that_never_came_is_lost_and_so_is_one_that_was_refused() -> None:
+    assert an_account([an_arrival("one")]).lost == 1
+    assert an_account([an_arrival("one"), an_arrival("two", status=410)]).lost == 1
+
+
+def test_an_event_that_is_dead_is_not_lost() -> None:
+    account = an_account([an_arrival("one"), an_arrival("two", status=410)], dead=[("two", "ci")])
+    assert (account.delivered, account.dead, account.lost) == (1, 1, 0)
+
+
+def test_a_body_that_is_not_what_was_sent_is_altered() -> None:
+    assert an_account([an_arrival("one"), an_arrival("two", body=BODIES["one"])]).altered == 1
+
+
+def test_a_second_copy_needs_a_reason() -> None:
+    account = an_account([*BOTH, an_arrival("one", at=103.0)])
+    assert (account.duplicated, account.unexplained) == (1, 1)
+
+
+def test_a_crash_explains_what_its_gateway_sent_in_its_last_moments() -> None:
+    again = [*BOTH, an_arrival("one", at=110.0, gateway="g2")]
+    for crash, unexplained in (
+        (Incident.crash(102.5, "g1"), 0),
+        (Incident.crash(102.5, "g2"), 1),
+        (Incident.crash(101.0, "g1"), 1),
+        (Incident.crash(104.0, "g1"), 1),
+    ):
+        assert an_account(again, incidents=[crash]).unexplained == unexplained, crash
+
+
+def test_each_crash_explains_one_more_copy() -> None:
+    copies = [an_arrival("two"), *[an_arrival("one", at=at) for at in (102.0, 103.0, 104.0)]]
+    first, second = Incident.crash(102.1, "g1"), Incident.crash(103.1, "g1")
+    assert an_account(copies, incidents=[first]).unexplained == 1
+    assert an_account(copies, incidents=[first, second]).unexplained == 0
+
+
+def test_another_attempt_is_no_duplicate() -> None:
+    account = an_account([*BOTH, an_arrival("one", at=103.0, attempt=2)])
+    assert (account.retried, account.duplicated) == (1, 0)
+
+
+def test_a_repeated_attempt_may_have_left_two_successors() -> None:
+    repeated = [*BOTH, an_arrival("one", at=103.0)]
+    twice = [an_arrival("one", at=108.0, attempt=2), an_arrival("one", at=109.0, attempt=2)]
+    account = an_account(repeated + twice, incidents=[Incident.crash(102.1, "g1")])
+    assert (account.duplicated, account.allowed, account.unexplained) == (2, 3, 0)
+    assert an_account(BOTH + twice).unexplained == 1
+
+
+def test_a_record_that_the_producer_wrote_twice_is_delivered_twice() -> None:
+    account = an_account([*BOTH, an_arrival("one", at=103.0)], stored={"one": 2, "two": 1})
+    assert (account.stored_again, account.duplicated, account.unexplained) == (1, 0, 0)
+
+
+def test_a_table_has_a_line_for_each_account() -> None:
+    heading, row = rows_of([("killed", an_account(BOTH))])
+    assert heading.split()[:3] == ["fault", "acknowledged", "refused"]
+    assert row.split() == ["killed", "2", "0", "2", *["0"] * 8, "2.0", "s"]

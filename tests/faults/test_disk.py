@@ -1,0 +1,169 @@
+"""The embedded log on a disk that is full, and on one that a crash has left in disorder."""
+
+import asyncio
+import os
+import random
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import pytest
+from typing_extensions import override
+
+from tests.acceptance.conftest import LogPlace
+from tests.faults.scene import Scene, Table
+from tests.faults.wal import end_of_commits
+from tests.gateway_process import GatewayProcess
+
+Fill = Callable[[Path, GatewayProcess], None]
+
+ROOM = 256 * 1024
+"""Bytes that are left when a disk is about to be full."""
+TMPFS_MIB = 32
+
+
+@pytest.mark.timeout(120)
+async def test_on_a_full_disk_nothing_is_acknowledged_until_there_is_room_again(
+    disk: "Disk", folder: Path, table: Table, *, is_full: bool
+) -> None:
+    place = LogPlace(url=f"sqlite:///{disk.folder / 'gateway.db'}", prefix="gateway.")
+    seconds = 10 if is_full else 2
+    async with Scene(f"no space for {seconds} s ({disk.kind})", place, folder, table) as scene:
+        [gateway] = scene.gateways
+        pid = gateway.pid
+        async with scene.load():
+            await scene.acknowledged(100)
+            began = time.time()
+            with disk.full(gateway):
+                await _refused(scene)
+                full = time.time()
+                await asyncio.sleep(seconds)
+                room = time.time()
+            await scene.acknowledged(150)
+            scene.explain(began - 1.5, time.time())  # nothing can be committed on a full disk either
+        await scene.settle()
+        answers = [sent for sent in scene.sender.answers if sent.at > full and sent.answered_at < room]
+        refused = [sent for sent in answers if sent.status == 503]
+        assert len(refused) > len(answers) * 0.9, scene.story()
+        assert all(b"\r\nretry-after: " in sent.head.lower() for sent in refused)
+        assert (gateway.is_running, gateway.pid) == (True, pid)
+
+
+@pytest.mark.timeout(240)
+async def test_what_was_acknowledged_survives_kills_that_leave_the_tail_of_the_wal_torn(
+    embedded_place: LogPlace, folder: Path, table: Table, *, is_full: bool
+) -> None:
+    """Killed at random moments; then what stands behind the last commit frame is cut, overwritten or added to."""
+    rounds = 2 if is_full else 1
+    chance = random.Random(2)
+    wal = Path(f"{embedded_place.path}-wal")
+    async with Scene(f"torn {rounds * len(TEARS)} times", embedded_place, folder, table, rate=400) as scene:
+        [gateway] = scene.gateways
+        async with scene.load():
+            for tear in TEARS * rounds:
+                await scene.acknowledged(chance.randrange(50, 700))
+                scene.kill(gateway)
+                tear(wal, await asyncio.to_thread(end_of_commits, wal), chance)
+                await gateway.start()
+        await scene.settle()
+
+
+def cut_behind(wal: Path, end: int, _: random.Random) -> None:
+    """Leave out what was never committed."""
+    os.truncate(wal, end)
+
+
+def half_a_frame(wal: Path, end: int, chance: random.Random) -> None:
+    """Begin one more frame, as like the last one as may be, and lose power."""
+    content = wal.read_bytes()[:end]
+    _write(wal, end, content[-8216:][: chance.randrange(1, 8216)])
+
+
+def frame_of_another_sum(wal: Path, end: int, _: random.Random) -> None:
+    """Repeat the last commit frame, whose checksum doesn't go on from itself."""
+    _write(wal, end, wal.read_bytes()[:end][-8216:])
+
+
+def zeros(wal: Path, end: int, chance: random.Random) -> None:
+    """Let the file be longer than what was written, as a file system may leave it."""
+    _write(wal, end, bytes(chance.randrange(1, 100_000)))
+
+
+def garbage(wal: Path, end: int, chance: random.Random) -> None:
+    _write(wal, end, chance.randbytes(chance.randrange(1, 100_000)))
+
+
+TEARS = [cut_behind, half_a_frame, frame_of_another_sum, zeros, garbage]
+
+
+def _write(wal: Path, at: int, content: bytes) -> None:
+    with wal.open("r+b") as file:
+        file.seek(at)
+        file.write(content)
+
+
+async def _refused(scene: Scene, *, timeout: float = 20.0) -> None:
+    """Wait until the gateway refuses."""
+    until = time.monotonic() + timeout
+    while not scene.sender.statuses()[503]:
+        assert time.monotonic() < until, f"expected a 503 in {timeout:g} s\n{scene.story()}"
+        await asyncio.sleep(0.05)
+
+
+class Disk:
+    """A place whose space is taken away. By a limit on the size of the process's files, which every Linux allows."""
+
+    kind = "RLIMIT_FSIZE"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def full(self, gateway: GatewayProcess) -> Iterator[None]:
+        largest = max(file.stat().st_size for file in self.folder.iterdir())
+        before = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (largest + ROOM, resource.RLIM_INFINITY))
+        yield
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, before)
+
+
+class SmallDisk(Disk):
+    """By a file that fills a small file system (ENOSPC, as operators meet it); to mount one takes root."""
+
+    kind = "tmpfs"
+
+    def __enter__(self) -> Self:
+        options = f"size={TMPFS_MIB}m"
+        mount = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)], capture_output=True, check=False
+        )
+        if mount.returncode:
+            pytest.skip(f"needs to mount a tmpfs (root): {mount.stderr.decode().splitlines()[:1]}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", str(self.folder)], check=True)
+
+    @override
+    @contextmanager
+    def full(self, gateway: GatewayProcess) -> Iterator[None]:
+        assert gateway.is_running
+        ballast = self.folder / "ballast"
+        left = os.statvfs(self.folder)
+        ballast.write_bytes(bytes(left.f_bavail * left.f_bsize - ROOM))
+        yield
+        ballast.unlink()
+
+
+@pytest.fixture(params=["limit", pytest.param("tmpfs", marks=pytest.mark.full)])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    if request.param == "limit":
+        yield Disk(place)
+        return
+    with SmallDisk(place) as small:
+        yield small

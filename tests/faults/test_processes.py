@@ -1,0 +1,143 @@
+"""Gateways that are killed, frozen, restarted, added and taken away under load."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from dev.kafka import Cluster
+from tests.acceptance.conftest import LogPlace
+from tests.faults.scene import Scene, Table
+from tests.sink import Answer
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+async def test_without_a_fault_nothing_is_duplicated(place: LogPlace, folder: Path, table: Table) -> None:
+    async with Scene("no fault", place, folder, table, rate=400) as scene:
+        async with scene.load():
+            await asyncio.sleep(15)
+        account = await scene.settle()
+        assert (account.duplicated, account.stored_again, account.refused) == (0, 0, 0), scene.story()
+
+
+@pytest.mark.timeout(180)
+async def test_a_gateway_that_is_killed_again_and_again_repeats_only_what_it_had_not_committed(
+    place: LogPlace, folder: Path, table: Table, *, is_full: bool
+) -> None:
+    kills, rate = (6, 800.0) if is_full else (2, 150.0)
+    chance = random.Random(1)
+    async with Scene(f"killed {kills} times", place, folder, table, rate=rate) as scene:
+        [gateway] = scene.gateways
+        async with scene.load():
+            for _ in range(kills):
+                await scene.acknowledged(int(rate * chance.uniform(0.5, 2.5)))
+                scene.kill(gateway)
+                await gateway.start()
+                await scene.until_all_work()
+        await scene.settle()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+async def test_three_gateways_that_are_killed_in_turn_take_over_from_each_other(
+    cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    async with Scene("each of three killed", cluster_place, folder, table, count=3) as scene:
+        async with scene.load():
+            for gateway in scene.gateways:
+                await scene.acknowledged(300)
+                scene.kill(gateway)
+                await asyncio.sleep(2)
+                await gateway.start()
+                await scene.until_all_work()
+        await scene.settle()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+async def test_one_of_three_gateways_that_is_frozen_beyond_its_session_does_little_harm_when_it_comes_back(
+    cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    async with Scene("one of three frozen for 46 s", cluster_place, folder, table, count=3, rate=100) as scene:
+        async with scene.load():
+            await scene.acknowledged(200)
+            await scene.freeze(scene.gateways[1], FROZEN, explains=HEARTBEAT)
+            await asyncio.sleep(5)
+        account = await scene.settle(timeout=90)
+        assert account.slowest < FROZEN + 30, scene.story()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(120)
+async def test_a_gateway_that_is_frozen_for_a_while_goes_on_as_if_nothing_had_been(
+    embedded_place: LogPlace, folder: Path, table: Table
+) -> None:
+    async with Scene("frozen for 10 s", embedded_place, folder, table) as scene:
+        async with scene.load():
+            await scene.acknowledged(200)
+            await scene.freeze(scene.gateways[0], 10, explains=0)
+            await scene.acknowledged(200)
+        account = await scene.settle()
+        assert (account.duplicated, account.refused) == (0, 0), account
+
+
+@pytest.mark.full
+@pytest.mark.timeout(120)
+async def test_an_event_loop_that_is_blocked_for_5_s_costs_no_membership(
+    cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    group = f"{cluster_place.prefix}router"
+    async with Scene("one of three blocked for 5 s, twice", cluster_place, folder, table, count=3) as scene:
+        async with scene.load():
+            before = await cluster.members(group)
+            for _ in range(2):
+                await scene.acknowledged(200)
+                await scene.freeze(scene.gateways[1], 5, explains=0)
+            await asyncio.sleep(4)  # a member thrown out would be told with its next heartbeat
+            assert await cluster.members(group) == before, scene.story()
+        account = await scene.settle()
+        assert (len(before), account.duplicated) == (3, 0), account
+
+
+@pytest.mark.full
+@pytest.mark.timeout(240)
+async def test_rolling_restarts_of_three_gateways_lose_and_duplicate_nothing(
+    cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    async with Scene("three restarted in turn, twice", cluster_place, folder, table, count=3) as scene:
+        scene.first.answer(SLOW)
+        async with scene.load():
+            for gateway in scene.gateways * 2:
+                await scene.acknowledged(150)
+                await scene.restart(gateway)
+                await scene.until_all_work()
+        account = await scene.settle()
+        assert account.duplicated == 0, f"{account}\n{scene.story()}"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+async def test_a_member_that_comes_and_goes_every_5_s_stops_nobody(
+    cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    async with Scene("a fourth that comes and goes, 5 times", cluster_place, folder, table, count=3) as scene:
+        fourth = scene.add()
+        scene.first.answer(SLOW)
+        async with scene.load():
+            for _ in range(5):
+                await fourth.start()
+                await asyncio.sleep(5)
+                await fourth.stop()
+                await asyncio.sleep(5)
+        account = await scene.settle()
+        assert account.duplicated == 0, f"{account}\n{scene.story()}"
+
+
+SLOW = Answer(delay=0.3)
+"""So that there is always much under way."""
+FROZEN = 46.0
+"""Seconds: a session lasts for 45."""
+HEARTBEAT = 6.0
+"""Seconds until a member that was thrown out hears of it, with its next heartbeat; and then lets go."""
