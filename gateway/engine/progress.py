@@ -62,7 +62,15 @@ class Progress:
         return True
 
     def finished(self, offset: int) -> None:
-        """Note that a record is done. What isn't undone (finished twice, never received) is ignored."""
+        """Note that a record is done. What isn't undone (finished twice, or a gap) is ignored.
+
+        One that an earlier epoch received may end before it is received in this one, and is done all the same.
+        """
+        if offset >= self._next:
+            if offset < self._next + WINDOW:  # or it would be nobody's
+                self._ahead |= 1 << (offset - self._next)
+                self._move_to(self._next)
+            return
         chunk, bit = divmod(offset, _CHUNK)
         bits = self._undone.get(chunk, 0)
         mask = 1 << bit

@@ -116,7 +116,6 @@ class Tracker:
         self.is_paused = False
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
-        self._finished_early: set[int] = set()
         self._copies: dict[tuple[str, int, float, int], int] = {}
 
     @override
@@ -144,10 +143,6 @@ class Tracker:
             return None
         if offset in self.pendings:
             return None
-        if offset in self._finished_early:
-            self._finished_early.discard(offset)
-            self.progress.finished(offset)
-            return None
         pending = Pending(tracker=self, offset=offset, appended_at=record.appended_at, size=size)
         self.pendings[offset] = pending
         return pending
@@ -163,19 +158,12 @@ class Tracker:
 
     def finish(self, pending: Pending) -> None:
         """Note that every delivery of a record has an end or an acknowledged successor."""
-        offset = pending.offset
-        if self.pendings.pop(offset, None) is None:
-            return
-        last = self.progress.last_received
-        if last is None or offset > last:
-            self._finished_early.add(offset)  # adopted, and not read again yet
-        else:
-            self.progress.finished(offset)
+        if self.pendings.pop(pending.offset, None) is not None:
+            self.progress.finished(pending.offset)
 
     def adopt(self, old: "Tracker") -> list[Item]:
         """Take over what `old` has under way and what it finished; return its deliveries that wait to be started."""
         self.progress.merge(old.progress)
-        self._finished_early = {offset for offset in old._finished_early if offset >= self.progress.base}  # noqa: SLF001 - the same class
         waiting = []
         for offset, pending in old.pendings.items():
             if offset < self.progress.base:
