@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import contextlib
 import fcntl
+import os
 import shutil
 import signal
 import socket
@@ -196,6 +197,7 @@ class Broker:
         """Let it hang: it keeps its connections and answers nothing."""
         if self._running is not None:
             self._running.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self._running.pid, os.WSTOPPED | os.WNOWAIT)  # every thread of it stands
 
     def resume(self) -> None:
         if self._running is not None:

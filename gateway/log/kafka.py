@@ -31,7 +31,7 @@ from zlib import crc32
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -86,6 +86,7 @@ MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in fligh
 
 APPEND_TIMEOUT = 5.0
 QUESTION_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 1.5  # Of a question, for one broker: if it hangs there is time to ask another.
 COMMIT_TIMEOUT = 5.0
 PING_TIMEOUT = 3.0
 # Together they bound a close by 5 s, whatever has happened to the brokers.
@@ -107,7 +108,8 @@ SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it cost
 HEARTBEAT = 3.0
 REBALANCE = 60.0
 POLL = 86400.0  # A job of an operator's may scan for long between two fetches; heartbeats tell that we live.
-GROUP_REQUEST_TIMEOUT = 30.0
+FETCH_TIMEOUT = 10.0  # A broker that hangs holds what it led for so long, although there is a new leader in seconds.
+GROUP_REQUEST_TIMEOUT = 30.0  # But a coordinator answers a member that joins when all have joined.
 
 CLIENT_ID = "gateway"  # Of whoever has no place of its own: the command line, say.
 COMMIT_MARK = "gw1:"  # Offsets that another tool has set carry other metadata, or none: no bits.
@@ -170,6 +172,7 @@ class KafkaLog:
         """
         for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]:
             logging.getLogger(name).addFilter(_passes)
+        logging.getLogger("asyncio").addFilter(_is_ours)
         opened = cls(servers, client_id=client_id, append_timeout=append_timeout)
         try:
             async with asyncio.timeout(QUESTION_TIMEOUT):
@@ -383,7 +386,7 @@ class KafkaLog:
         )
 
     def _new_consumer(self, group: str | None) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             bootstrap_servers=self._servers,
             client_id=self._client_id,
             group_id=group,
@@ -396,10 +399,12 @@ class KafkaLog:
             heartbeat_interval_ms=int(1000 * HEARTBEAT),
             rebalance_timeout_ms=int(1000 * REBALANCE),
             max_poll_interval_ms=int(1000 * POLL),
-            request_timeout_ms=int(1000 * GROUP_REQUEST_TIMEOUT),
+            request_timeout_ms=int(1000 * FETCH_TIMEOUT),
             retry_backoff_ms=int(1000 * RETRY_BACKOFF),
             metadata_max_age_ms=int(1000 * METADATA_AGE),
         )
+        _be_patient_with_coordinators(consumer._client)
+        return consumer
 
     def _refuse_if_too_large(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> None:
         size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
@@ -777,7 +782,7 @@ class _Cluster:
         self._client = AIOKafkaClient(
             bootstrap_servers=servers,
             client_id=client_id,
-            request_timeout_ms=int(1000 * QUESTION_TIMEOUT),
+            request_timeout_ms=int(1000 * REQUEST_TIMEOUT),
             retry_backoff_ms=int(1000 * RETRY_BACKOFF),
             metadata_max_age_ms=int(1000 * METADATA_AGE),
         )
@@ -1190,8 +1195,30 @@ def _passes(line: logging.LogRecord) -> bool:
     return True
 
 
+def _is_ours(line: logging.LogRecord) -> bool:
+    """Tell whether what asyncio complains of isn't what aiokafka leaves behind where we gave up waiting for it."""
+    error = line.exc_info[1] if line.exc_info else None
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    is_within = trace is not None and "aiokafka" in trace.tb_frame.f_code.co_filename
+    return not (isinstance(error, KafkaError) or is_within)
+
+
 def _say(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+def _be_patient_with_coordinators(client: AIOKafkaClient) -> None:
+    connect: Any = client._get_conn
+
+    async def patient(node: int, *, group: int = ConnectionGroup.DEFAULT, no_hint: bool = False) -> Any:  # noqa: ANN401 - untyped there
+        connection = await connect(node, group=group, no_hint=no_hint)
+        if connection is not None and group == ConnectionGroup.COORDINATION:
+            connection._request_timeout = GROUP_REQUEST_TIMEOUT
+        return connection
+
+    client._get_conn = patient  # type: ignore[method-assign] # there is no setting for it
 
 
 def _has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
