@@ -36,6 +36,8 @@ from gateway.telemetry.metrics import Metrics, process_registry
 
 WATCH_EVERY = 1.0
 """Seconds between looks at the rule files; a SIGHUP looks at once."""
+RELOAD_AGAIN = 5.0
+"""Seconds until rules that came while the log was away are looked at again."""
 PING_EVERY = 5.0
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
@@ -257,12 +259,15 @@ class Gateway:
             self._reload.clear()
             # Stamped before reading: a change while we read is seen at the next look.
             before = await asyncio.to_thread(_stamps, self._watched)
-            await self._try_to_reload(log)
+            is_over = await self._try_to_reload(log)
             seen = await asyncio.to_thread(_stamps, self._watched) | before
             seen = {file: seen[file] for file in self._watched}
+            if not is_over:
+                await asyncio.sleep(RELOAD_AGAIN)
+                self._reload.set()
 
-    async def _try_to_reload(self, log: Log) -> None:
-        """Put the rules on disk in force, whole, or keep those that are."""
+    async def _try_to_reload(self, log: Log) -> bool:
+        """Put the rules on disk in force, whole, or keep those that are. False if only the log was in the way."""
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
             added = event_topics(rules, self._topics) - event_topics(self._rules, self._topics)
@@ -278,7 +283,7 @@ class Gateway:
             self._logger.error("rules_refused", problems=str(error).splitlines())
             if isinstance(error, InvalidRulesError):
                 self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
-            return
+            return not isinstance(error, LogUnavailableError)
         self._in_force(rules)
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))
@@ -286,6 +291,7 @@ class Gateway:
             self._worker.reload()
         self._metrics.rules_reloads.labels("ok").inc()
         self._logger.info("rules_reloaded", sources=len(rules.sources), routes=len(rules.routes))
+        return True
 
     async def _watch_log(self, log: Log) -> None:
         while True:

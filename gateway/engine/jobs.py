@@ -22,7 +22,7 @@ from gateway.engine.orphans import Orphans
 from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
 from gateway.engine.successors import Successors
-from gateway.log.base import Assignment, Commit, Log, Partition, Record
+from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
@@ -157,8 +157,7 @@ class Jobs:
             await self._carry_orders_out()
 
     async def _carry_orders_out(self) -> None:
-        group = self._topics.group(JOBS_GROUP)
-        consumer = await self._log.consume(group=group, topics=[self._topics.control], listener=self)
+        consumer = await self._join()
         try:
             while True:
                 for batch in await consumer.fetch(timeout=1.0):
@@ -180,6 +179,16 @@ class Jobs:
                     await self._sleep(1.0)
         finally:
             await consumer.close()  # and so of a replay, which comes to its marker first
+
+    async def _join(self) -> Consumer:
+        """Join the group of jobs, however long the log is away."""
+        group = self._topics.group(JOBS_GROUP)
+        while True:
+            try:
+                return await self._log.consume(group=group, topics=[self._topics.control], listener=self)
+            except LogUnavailableError as error:
+                self._logger.warning("subscription_repeated", group=group, error=str(error))
+                await self._sleep(1.0)
 
     async def _look_around(self) -> None:
         """See to what nobody orders, every few seconds."""

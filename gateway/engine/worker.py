@@ -12,9 +12,11 @@ from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered, ordered_in
 from gateway.engine.router import Router
 from gateway.log.base import Log
 from gateway.log.topics import Topics
+from gateway.model import LogUnavailableError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
+REPEAT = 1.0
 DRAIN_TIMEOUT = 20.0
 """Seconds after which what is under way is left to the next owner."""
 
@@ -49,9 +51,7 @@ class Worker:
         """Route and deliver until `stop`, then drain and commit. Raises what a broken log or a bug makes it raise."""
         async with asyncio.TaskGroup() as tasks:
             self._dispatch.start(tasks)
-            await self.prepare(self._around.rules())
-            await self._router.subscribe()
-            self._changed.set()
+            await self._begin()
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
                 tasks.create_task(self._dispatch.run(), name="dispatch"),
@@ -60,6 +60,19 @@ class Worker:
             ]
             await self._stopped.wait()
             await self._drain(loops)
+
+    async def _begin(self) -> None:
+        """Seed and subscribe, however long the log is away: the ingress may serve already."""
+        while not self._stopped.is_set():
+            try:
+                await self.prepare(self._around.rules())
+                await self._router.subscribe()
+            except LogUnavailableError as error:
+                self._around.logger.warning("subscription_repeated", error=str(error))
+                await self._around.sleep(REPEAT)
+            else:
+                self._changed.set()
+                return
 
     def stop(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
         """Take nothing in any more and let `run` end; attempts under way have so many seconds to end, too."""

@@ -10,7 +10,7 @@ from dev.kafka import Broker
 from tests.acceptance.conftest import RULES
 from tests.conftest import start_broker
 from tests.gateway_process import GatewayProcess
-from tests.load import Ledger, Load, all_delivered, report
+from tests.load import SECRET, Ledger, Load, all_delivered, post, report, signed_post
 from tests.sink import Sink
 
 LATEST_ANSWER = 12.0
@@ -54,3 +54,18 @@ async def test_while_kafka_is_dead_senders_get_503_in_time_and_afterwards_everyt
             assert slowest < LATEST_ANSWER
             assert load.acknowledged_count > before
             assert [ledger.lost for ledger in ledgers] == [0, 0], gateway.story()
+
+
+async def test_rules_that_come_while_kafka_is_dead_are_in_force_once_it_is_back(broker: Broker, folder: Path) -> None:
+    async with Sink() as first:
+        rules = RULES.format(first=first.url, second=first.url)
+        async with GatewayProcess(folder, rules=rules, log=f"kafka://{broker.address}") as gateway:
+            await asyncio.to_thread(broker.kill)
+            more = rules.replace("sources:", f'sources:\n  new: {{verify: {{scheme: github, secrets: ["{SECRET}"]}}}}')
+            gateway.rules.write_text(more + "  - {name: new, from: new, to: [first]}\n")
+            await gateway.until("gateway_rules_reloads_total", 1, result="error", timeout=30)
+            await asyncio.to_thread(broker.restart)
+            await gateway.line("rules_reloaded", timeout=40)
+            status, _ = await post(gateway.port, signed_post(b"{}", delivery="1", path="/in/new"))
+            assert status == 202, gateway.story()
+            await first.received(1)
