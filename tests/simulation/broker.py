@@ -1,0 +1,670 @@
+"""The log of a simulation: Kafka as its clients see it, with every failure that the log's contract allows for.
+
+    SimulatedLog     one process's connection. Dies with its process: whatever is called after that never returns
+    Broker           what all of them share: records, commits, groups, the nodes' clocks, and the failures in force
+    Group            Kafka's eager protocol: JOIN ──all here──▶ generation + 1 ──▶ assignments; a member that was thrown
+                     out finds out later, and its commits are refused meanwhile
+
+What is stored, acknowledged and committed is told to the `Ledger`, at the moment at which it happens.
+"""
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from operator import attrgetter
+from random import Random
+from typing import Protocol
+from zlib import crc32
+
+from gateway.log.base import (
+    Assignment,
+    Batch,
+    Commit,
+    Listener,
+    Partition,
+    Position,
+    Record,
+    RecordHeaders,
+    TopicProblem,
+    TopicSpec,
+)
+from gateway.log.kafka import _BrokerClock
+from gateway.model import LogUnavailableError, RecordTooLargeError
+from tests.simulation.loop import EPOCH
+
+APPEND_TIMEOUT = 5.0
+REBALANCE_TIMEOUT = 60.0
+TICK = 1e-6  # Between what follows each other: timers of the same time have no order.
+FETCH_RECORDS = 500
+FETCH_BYTES = 1 << 20
+
+_offset = attrgetter("offset")
+
+
+class Client(Protocol):
+    """A process, as far as its log goes."""
+
+    name: str
+    place: str
+    """What comes again with the process that follows it: its host and port."""
+    is_dead: bool
+    local_skew: float
+
+
+class Witness(Protocol):
+    """Who is told what happens to the log."""
+
+    def stored(self, client: Client, partition: Partition, record: Record) -> None: ...
+    def acknowledged(self, partition: Partition, offset: int) -> None: ...
+    def unacknowledged(self, partition: Partition, offset: int) -> None: ...
+    def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None: ...
+    def seeded(self, group: str, partition: Partition, commit: Commit) -> None: ...
+    def forgotten(self, group: str) -> None: ...
+    def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
+    def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
+
+
+@dataclass(slots=True)
+class Failure:
+    """A way to fail that is in force until a time, for a share of the calls."""
+
+    what: str
+    kind: str
+    until: float
+    share: float
+
+
+@dataclass(slots=True)
+class Segment:
+    """The records of a partition, and which node leads it."""
+
+    leader: int
+    records: list[Record] = field(default_factory=list)
+    end: int = 0
+    busy_until: float = 0.0
+
+
+class Broker:
+    """The cluster."""
+
+    def __init__(
+        self,
+        *,
+        random: Random,
+        witness: Witness,
+        skews: Sequence[float],
+        session: float,
+        partitions: Callable[[TopicSpec], int],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.random = random
+        self.witness = witness
+        self.skews = skews
+        self.session = session
+        self.specs: dict[str, TopicSpec] = {}
+        self.segments: dict[Partition, Segment] = {}
+        self.groups: dict[str, Group] = {}
+        self.readers: list[SimulatedConsumer] = []
+        self.failures: list[Failure] = []
+        self._partitions = partitions
+
+    def of(self, topic: str) -> list[Partition]:
+        spec = self.specs.get(topic)
+        return [Partition(topic, number) for number in range(spec.partitions)] if spec else []
+
+    def create(self, specs: Iterable[TopicSpec]) -> list[str]:
+        missing = [spec for spec in specs if spec.name not in self.specs]
+        for spec in missing:
+            self.specs[spec.name] = replace(spec, partitions=self._partitions(spec))
+            for partition in self.of(spec.name):
+                self.segments[partition] = Segment(leader=crc32(repr(partition).encode()) % len(self.skews))
+        return [spec.name for spec in missing]
+
+    def group(self, name: str) -> "Group":
+        if name not in self.groups:
+            self.groups[name] = Group(self, name)
+        return self.groups[name]
+
+    def failing(self, what: str) -> str | None:
+        """Return the way in which a call fails now, if it does."""
+        now = self.loop.time()
+        for failure in self.failures:
+            if failure.what == what and now < failure.until and self.random.random() < failure.share:
+                return failure.kind
+        return None
+
+    def is_failing(self) -> bool:
+        return any(self.loop.time() < failure.until for failure in self.failures)
+
+    def move_leaders(self, by: int) -> None:
+        for segment in self.segments.values():
+            segment.leader = (segment.leader + by) % len(self.skews)
+
+    def clock(self, segment: Segment) -> float:
+        return EPOCH + self.loop.time() + self.skews[segment.leader]
+
+    def store(self, client: Client, partition: Partition, key: bytes, value: bytes, headers: RecordHeaders) -> Record:
+        segment = self.segments[partition]
+        at = int(self.clock(segment) * 1000) / 1000  # Kafka's timestamps are of milliseconds
+        record = Record(segment.end, at, key, value, tuple(headers))
+        segment.end += 1
+        if self.specs[partition.topic].compacted:
+            segment.records = [older for older in segment.records if older.key != key]
+        segment.records.append(record)
+        self.witness.stored(client, partition, record)
+        for group in self.groups.values():
+            if (owner := group.owners.get(partition)) is not None:
+                owner.wake()
+        for reader in self.readers:
+            if partition in reader.positions:
+                reader.wake()
+        return record
+
+    def skip(self, partition: Partition, length: int) -> None:
+        """Leave offsets out after the last record, as the markers of a transaction do."""
+        self.segments[partition].end += length
+
+    def died(self, client: Client) -> None:
+        """Hear nothing of a process any more: its members are missed once their sessions are over."""
+        self.readers = [reader for reader in self.readers if reader.client is not client]
+        for group in self.groups.values():
+            group.owners = {p: owner for p, owner in group.owners.items() if owner.client is not client}
+            for member in [member for member in group.members if member.client is client]:
+                self.loop.call_later(self.session, group.remove, member)
+
+
+class Group:
+    """A consumer group: its members, whose the partitions are, and what has been committed."""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self.name = name
+        self.commits: dict[Partition, Commit] = {}
+        self.members: list[SimulatedConsumer] = []
+        self.owners: dict[Partition, SimulatedConsumer] = {}
+        self.generation = 0
+        self._broker = broker
+        self._is_stable = True
+        self._here: list[SimulatedConsumer] = []
+        self._patience: asyncio.TimerHandle | None = None
+
+    def change(self) -> None:
+        """Ask every member to give up what it has and to join anew."""
+        if not self._is_stable:
+            return
+        self._is_stable = False
+        self._here = []
+        self._patience = self._broker.loop.call_later(REBALANCE_TIMEOUT, self._go_on_without)
+        for member in self.members:
+            self._broker.loop.call_later(self._broker.random.uniform(0.01, 1.0), self._tell, member)
+
+    def _tell(self, member: "SimulatedConsumer") -> None:
+        """Let a member hear with a heartbeat that it has to join anew, unless it has."""
+        if member in self.members and member not in self._here and not self._is_stable:
+            member.heard.set()
+
+    def join(self, member: "SimulatedConsumer") -> None:
+        if member not in self.members:
+            self.members.append(member)
+        self.change()
+        if member not in self._here:
+            self._here.append(member)  # before it is told
+        self._see_who_is_here()
+
+    def remove(self, member: "SimulatedConsumer") -> None:
+        if member not in self.members:
+            return
+        self.members.remove(member)
+        if member in self._here:
+            self._here.remove(member)
+        self.owners = {partition: owner for partition, owner in self.owners.items() if owner is not member}
+        self.change()
+        self._see_who_is_here()
+
+    def throw_out(self, member: "SimulatedConsumer", learns: float) -> None:
+        """Let a member's session end, of which it hears so many seconds later."""
+        if member in self.members:
+            self._broker.witness.thrown_out(member.client, self.name, member.owned)
+            self.remove(member)
+            self._broker.loop.call_later(learns, member.learn)
+
+    def accepts(self, member: "SimulatedConsumer", generation: int) -> bool:
+        """Tell whether a commit may be stored that a member sent when it was of a generation."""
+        return member in self.members and generation == self.generation and member not in self._here
+
+    def evict(self, place: str) -> None:
+        """Remove the dead predecessor of a process, as one that starts does."""
+        for member in [each for each in self.members if each.client.place == place and each.client.is_dead]:
+            self.remove(member)
+
+    def _go_on_without(self) -> None:
+        for member in [member for member in self.members if member not in self._here]:
+            self.throw_out(member, 0.5)
+
+    def _see_who_is_here(self) -> None:
+        if self._is_stable or len(self._here) < len(self.members):
+            return
+        self._is_stable = True
+        if self._patience is not None:
+            self._patience.cancel()
+        self.generation += 1
+        self.owners = {}
+        self._here = []
+        shares: list[list[Partition]] = [[] for _ in self.members]
+        topics = sorted({topic for member in self.members for topic in member.topics})
+        for turn, partition in enumerate([each for topic in topics for each in self._broker.of(topic)]):
+            takers = [index for index, member in enumerate(self.members) if partition.topic in member.topics]
+            taker = takers[turn % len(takers)]
+            shares[taker].append(partition)
+            self.owners[partition] = self.members[taker]
+        for member, share in zip(self.members, shares, strict=True):
+            member.assign(self.generation, share)
+
+
+class SimulatedLog:
+    """A process's connection to the cluster: the `Log` contract."""
+
+    max_record_bytes = 1_047_564
+
+    def __init__(self, broker: Broker, client: Client, random: Random, drowsy: Callable[[], float]) -> None:
+        self.consumers: list[SimulatedConsumer] = []
+        self.drowsy = drowsy
+        self._broker = broker
+        self._client = client
+        self._random = random
+        self._known: set[str] = set()
+        loop = broker.loop
+        self.clock = _BrokerClock(local=lambda: EPOCH + loop.time() + client.local_skew, monotonic=loop.time)
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        self._check()
+        size = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
+        if size > self.max_record_bytes:
+            raise RecordTooLargeError(f"{topic}: expected at most {self.max_record_bytes} bytes, got {size}")
+        broker, loop, random = self._broker, self._broker.loop, self._random
+        partitions = broker.of(topic)
+        if not partitions:
+            raise LogUnavailableError(f"{topic}: expected a topic, got a name that is not there")
+        partition = partitions[crc32(key) % len(partitions)]
+        segment = broker.segments[partition]
+        failure = broker.failing("append")
+        if failure == "refused":
+            await asyncio.sleep(random.uniform(0.001, APPEND_TIMEOUT))
+            raise LogUnavailableError(f"{topic}: expected an answer, got none")
+        stored: asyncio.Future[Record] = loop.create_future()
+        is_late = failure in ("late", "ghost")
+        delay = random.uniform(0.3, 0.9 * APPEND_TIMEOUT) if is_late else random.uniform(0.0005, 0.003)
+        # One after the other in a partition, whoever waits for the answer: cancelling doesn't undo it.
+        segment.busy_until = max(segment.busy_until + TICK, loop.time() + delay)
+
+        def store() -> None:
+            record = broker.store(self._client, partition, key, value, headers)
+            if not stored.done():
+                stored.set_result(record)
+            elif not stored.cancelled():
+                broker.witness.unacknowledged(partition, record.offset)
+
+        loop.call_at(segment.busy_until, store)
+        if failure == "ghost":  # given up before it is stored
+            wait = random.uniform(0, segment.busy_until - loop.time())
+            done, _ = await asyncio.wait((stored,), timeout=wait)
+            if not done:
+                stored.set_exception(LogUnavailableError("given up"))
+                stored.exception()
+                raise LogUnavailableError(f"{topic}: expected an answer in time, got none")
+        record = await stored
+        await asyncio.sleep(random.uniform(0.0005, 0.003))
+        if failure == "lost":
+            broker.witness.unacknowledged(partition, record.offset)
+            raise LogUnavailableError(f"{topic}: expected an answer, got a connection that broke")
+        self._check()
+        broker.witness.acknowledged(partition, record.offset)
+        self.clock.heard(record.appended_at)
+        return Position(partition.number, record.offset, record.appended_at)
+
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
+        await self._ask()
+        consumer = SimulatedConsumer(self._broker, self, self._client, topics=topics, listener=listener)
+        self.consumers.append(consumer)
+        if group is None:
+            self._broker.readers.append(consumer)
+            partitions = [partition for topic in topics for partition in self._broker.of(topic)]
+            consumer.take_over([Assignment(partition, Commit(0), 0) for partition in partitions])
+        else:
+            if group not in self._known:
+                self._known.add(group)
+                self._broker.group(group).evict(self._client.place)
+            consumer.start(self._broker.group(group))
+        return consumer
+
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        while start < end and partition in self._broker.segments:
+            await self._ask()
+            batch = _head(self._broker.segments[partition], start, end)
+            if not batch:
+                return
+            yield batch
+            start = batch[-1].offset + 1
+
+    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        await self._ask()
+        return {partition.number: (0, self._broker.segments[partition].end) for partition in self._broker.of(topic)}
+
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        await self._ask()
+        found = {}
+        for partition in self._broker.of(topic):
+            segment = self._broker.segments[partition]
+            later = (record.offset for record in segment.records if record.appended_at >= at)
+            found[partition.number] = next(later, segment.end)
+        return found
+
+    async def topics(self) -> Collection[str]:
+        await self._ask()
+        return list(self._broker.specs)
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        await self._ask()
+        return {partition.topic for partition in self._broker.group(group).commits}
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        await self._ask()
+        commits = self._broker.group(group).commits
+        return {partition.number: commit for partition, commit in commits.items() if partition.topic == topic}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        """Store where a group begins that has no members yet."""
+        await self._ask()
+        known = self._broker.group(group)
+        for partition, commit in commits.items() if not known.members else ():
+            if partition not in known.commits:
+                known.commits[partition] = commit
+                self._broker.witness.seeded(group, partition, commit)
+
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        await self._ask()
+        groups = [group for group in self._broker.groups.values() if group.commits and group.name.startswith(prefix)]
+        return {group.name: len(group.members) for group in groups}
+
+    async def forget(self, group: str) -> None:
+        await self._ask()
+        if self._broker.group(group).members:
+            raise LogUnavailableError(f"{group}: expected no members, got some")
+        self._broker.group(group).commits.clear()
+        self._broker.witness.forgotten(group)
+
+    async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        await self._ask()
+        return self._broker.create(specs)
+
+    async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
+        await self._ask()
+        return [
+            TopicProblem(topic=spec.name, message="expected a topic, got none", is_fatal=True)
+            for spec in specs
+            if spec.name not in self._broker.specs
+        ]
+
+    def now(self) -> float:
+        return self.clock.now()
+
+    async def ping(self) -> None:
+        await self._ask()
+
+    async def close(self) -> None:
+        pass
+
+    def _check(self) -> None:
+        """Let nothing of a dead process go on."""
+        if self._client.is_dead:
+            raise asyncio.CancelledError
+
+    async def _ask(self) -> None:
+        """Wait for an answer of the brokers, which may not come."""
+        self._check()
+        if self._broker.failing("slow") == "question":
+            await asyncio.sleep(self._random.uniform(0.1, APPEND_TIMEOUT))
+            self._check()
+            raise LogUnavailableError("expected an answer, got none")
+        await asyncio.sleep(self._random.uniform(0.0005, 0.002))
+        self._check()
+
+
+class SimulatedConsumer:
+    """A consumer of the cluster: what `gateway/log/kafka.py` makes of aiokafka's."""
+
+    _serials = count()
+
+    def __init__(
+        self,
+        broker: Broker,
+        log: SimulatedLog,
+        client: Client,
+        *,
+        topics: Sequence[str],
+        listener: Listener,
+    ) -> None:
+        self.client = client
+        self.topics = topics
+        self.positions: dict[Partition, int] = {}
+        self.owned: list[Partition] = []
+        """What is ours until the revocation is over, as `positions` are until it begins."""
+        self.group: Group | None = None
+        self.generation = -1
+        self.heard = asyncio.Event()
+        """That the group is changing, or has thrown us out."""
+        self._broker = broker
+        self._log = log
+        self._listener = listener
+        self._paused: set[Partition] = set()
+        self._waiter: asyncio.Future[None] | None = None
+        self._share: asyncio.Future[tuple[int, list[Partition]]] | None = None
+        self._giving_up = asyncio.Lock()
+        self._committing = asyncio.Lock()
+        self._assignments = 0
+        self._is_closed = False
+        self._sending_until = 0.0
+        self._coordination: asyncio.Task[None] | None = None
+
+    def start(self, group: Group) -> None:
+        """Join in the background, as aiokafka does."""
+        self.group = group
+        self._coordination = asyncio.create_task(self._coordinate(group), name=f"sim-coordinate-{group.name}")
+
+    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+        self._check()
+        loop = self._broker.loop
+        deadline = loop.time() + max(timeout, self._log.drowsy())
+        assignments = self._assignments
+        await asyncio.sleep(0)
+        while True:
+            if self._is_closed or assignments != self._assignments:
+                return ()
+            if self._has_records():
+                delay = 0.002
+                if self._broker.failing("slow") == "fetch":
+                    delay = self._broker.random.uniform(0.01, 2.0)
+                await asyncio.sleep(delay)
+                self._check()
+                if assignments != self._assignments:
+                    return ()
+                if batches := self._take():
+                    return batches
+            if loop.time() >= deadline:
+                return ()
+            self._waiter = loop.create_future()
+            timer = loop.call_at(deadline, self.wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+
+    def pause(self, partition: Partition) -> None:
+        if partition in self.positions:
+            self._paused.add(partition)
+
+    def resume(self, partition: Partition) -> None:
+        self._paused.discard(partition)
+        self.wake()
+
+    async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+        await self._commit({partition: each for partition, each in commits.items() if partition in self.positions})
+
+    def lag(self) -> Mapping[Partition, int]:
+        return {partition: self._broker.segments[partition].end - at for partition, at in self.positions.items()}
+
+    async def close(self) -> None:
+        self._check()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.wake()
+        if self.group is None:
+            self._broker.readers.remove(self)
+            return
+        await self._give_up()
+        assert self._coordination is not None
+        self._coordination.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._coordination
+        self._check()  # or it was we who were cancelled
+        self.group.remove(self)
+
+    # What the group has to say.
+
+    def learn(self) -> None:
+        """Hear that we are thrown out, whatever we are waiting for."""
+        self.heard.set()
+        if self._share is not None and not self._share.done():
+            self._share.set_result((-1, []))
+
+    def assign(self, generation: int, share: list[Partition]) -> None:
+        if self._share is not None and not self._share.done():
+            self._share.set_result((generation, share))
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def take_over(self, assignments: Sequence[Assignment]) -> None:
+        for partition, commit, log_start in assignments:
+            self.positions[partition] = max(commit.base, log_start)
+        self.owned = list(self.positions)
+        self._assignments += 1
+        self._listener.assigned(assignments)
+        self.wake()
+
+    async def _coordinate(self, group: Group) -> None:
+        while not self._is_closed:
+            self.heard.clear()
+            self._share = self._broker.loop.create_future()
+            group.join(self)
+            self.generation, share = await self._share
+            if self.generation < 0:
+                continue
+            is_slow = self._broker.failing("slow") == "join"
+            await asyncio.sleep(self._broker.random.uniform(0.1, 4.0) if is_slow else 0.003)
+            self._begin(group, share)
+            await self.heard.wait()
+            await self._give_up()
+
+    def _begin(self, group: Group, share: Sequence[Partition]) -> None:
+        """Take over what is ours now, from where the group has got to; too late if we are closed meanwhile."""
+        if not self._is_closed:
+            self.take_over([Assignment(each, group.commits.get(each, Commit(0)), 0) for each in share])
+
+    async def _give_up(self) -> None:
+        async with self._giving_up:
+            owned = list(self.positions)
+            self.positions.clear()
+            self._paused.clear()
+            if not owned or self.group is None:
+                return
+            commits = await self._listener.revoked(owned)
+            self._check()
+            with suppress(LogUnavailableError):  # the next owner repeats what was finished since the last commit
+                await self._commit({partition: each for partition, each in commits.items() if partition in owned})
+            self.owned = []
+            self._broker.witness.gave_up(self.client, self.group.name, owned)
+
+    async def _commit(self, commits: Mapping[Partition, Commit]) -> None:
+        self._check()
+        group = self.group
+        if group is None or not commits:
+            return
+        async with self._committing:
+            await self._send(group, commits)
+
+    async def _send(self, group: Group, commits: Mapping[Partition, Commit]) -> None:
+        self._check()
+        broker, loop = self._broker, self._broker.loop
+        failure = broker.failing("commit")
+        if failure == "refused":
+            await asyncio.sleep(0.5)
+            self._check()
+            raise LogUnavailableError(f"{group.name}: expected an answer, got none")
+        if (
+            failure == "again"
+        ):  # aiokafka sends it once more, in the generation there is then, without holding others back
+            await asyncio.sleep(broker.random.uniform(0.1, 1.0))
+            self._check()
+        # One after the other over one connection, whoever waits for the answer: what is sent arrives.
+        delay = broker.random.uniform(0.1, 4.0) if failure == "late" else 0.002
+        self._sending_until = max(self._sending_until + TICK, loop.time() + delay)
+        answer: asyncio.Future[bool] = loop.create_future()
+        generation = self.generation
+
+        def arrive() -> None:
+            is_accepted = group.accepts(self, generation)
+            for partition, commit in commits.items() if is_accepted else ():
+                group.commits[partition] = commit
+                broker.witness.committed(self.client, group.name, partition, commit)
+            if not answer.done():
+                answer.set_result(is_accepted)
+
+        loop.call_at(self._sending_until, arrive)
+        is_accepted = await answer
+        self._check()
+        if not is_accepted:
+            raise LogUnavailableError(f"{group.name}: expected a member of this generation, got an older one")
+        if failure == "lost":
+            raise LogUnavailableError(f"{group.name}: expected an answer, got a connection that broke")
+
+    def _check(self) -> None:
+        if self.client.is_dead:
+            raise asyncio.CancelledError
+
+    def _has_records(self) -> bool:
+        segments, paused = self._broker.segments, self._paused
+        return any(at < segments[partition].end and partition not in paused for partition, at in self.positions.items())
+
+    def _take(self) -> list[Batch]:
+        batches = []
+        for partition, position in self.positions.items():
+            if partition in self._paused:
+                continue
+            segment = self._broker.segments[partition]
+            if position >= segment.end:
+                continue
+            records = _head(segment, position, segment.end)
+            self.positions[partition] = records[-1].offset + 1 if records else segment.end
+            if records:
+                self._log.clock.seen(records[-1].appended_at)
+                batches.append(Batch(partition, records))
+        return batches
+
+
+def _head(segment: Segment, start: int, end: int) -> list[Record]:
+    """Return the records from `start` on, up to 500 or (but for a single larger one) 1 MiB."""
+    head: list[Record] = []
+    size = 0
+    for record in islice(segment.records, bisect_left(segment.records, start, key=_offset), None):
+        if record.offset >= end:
+            break
+        size += len(record.value) + sum([len(text) for _, text in record.headers])
+        if head and (size > FETCH_BYTES or len(head) == FETCH_RECORDS):
+            break
+        head.append(record)
+    return head

@@ -1,0 +1,711 @@
+"""What happened in a run, row by row, and what must hold of it (the numbers are those of the design's invariants).
+
+Rows are records, attempts and commits. A record is *finished* when each of its deliveries has had a 2xx or has an
+acknowledged successor record; that is judged from what went over the wires alone, never from what the engine believes.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from typing_extensions import override
+
+from gateway.engine.request import Outbound
+from gateway.log.base import Commit, Partition, Record
+from gateway.log.records import Filed, decode_delivery, decode_event
+from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
+from gateway.model import Attempt, Delivery, Event, Result, UndecodableRecordError, delivery_id
+from tests.simulation.broker import Client
+from tests.simulation.plan import Plan, RouteSpec
+
+TOPICS = Topics()
+ROUTER = TOPICS.group(ROUTER_GROUP)
+MARK = b"x-sim-number"
+"""A header of every event, by which the sink knows which one it is, whatever its identity says."""
+LATE = 1.0
+"""Seconds that a healthy destination may wait longer than it takes, while others fail."""
+OLDEST = 24.0
+"""Seconds of age of the lowest undone record beside its last attempt: `LONGEST_STAY` and one wait more in memory, a
+second in a lane, an append and a commit."""
+OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked)
+"""What topics of events and deliveries begin with."""
+SETTLED = 8.0
+"""Seconds in which processes that start one after the other take everything from each other."""
+
+Pair = tuple[str, str]
+Key = tuple[int, str]
+"""The number of an event, and the id of a delivery."""
+
+
+class Violation(NamedTuple):
+    """An invariant that doesn't hold, and the rows concerned."""
+
+    invariant: str
+    text: str
+    rows: Sequence[str]
+
+    @override
+    def __str__(self) -> str:
+        return "\n".join([f"{self.invariant}: {self.text}", *[f"    {row}" for row in self.rows]])
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of the rules."""
+
+    number: int
+    sources: frozenset[str]
+    destinations: frozenset[str]
+    routes: tuple[RouteSpec, ...]
+
+    def pairs(self, event: Event) -> frozenset[Pair]:
+        """Return the routes and destinations that an event is for."""
+        if event.source not in self.sources:
+            return frozenset()
+        return frozenset(
+            (route.name, to) for route in self.routes if route.matches(event.source, event.type) for to in route.to
+        )
+
+
+@dataclass(slots=True)
+class InForce:
+    """When a process went by a version of the rules."""
+
+    version: Version
+    since: float
+    until: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A record. `event` is None where it can't be read, `filed` where it isn't a delivery."""
+
+    partition: Partition
+    offset: int
+    at: float
+    writer: str
+    value: bytes
+    number: int = -1
+    event: Event | None = None
+    filed: Filed | None = None
+    is_acknowledged: bool = False
+
+    @override
+    def __str__(self) -> str:
+        where = f"{self.at:9.3f} record {self.partition.topic}/{self.partition.number}@{self.offset} by {self.writer}"
+        return f"{where}: {self.what()}{'' if self.is_acknowledged else ', not acknowledged'}"
+
+    def what(self) -> str:
+        if self.filed is None:
+            return "what can't be read" if self.event is None else f"event {self.number}"
+        delivery = self.filed.delivery
+        return (
+            f"{delivery.route}→{delivery.destination} of event {self.number}, successor {delivery.successor}, "
+            f"{len(delivery.attempts)} attempts, {dict(self.filed.note)}"
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Try:
+    """An attempt."""
+
+    process: str
+    number: int
+    delivery: str
+    route: str
+    destination: str
+    attempt: int
+    began: float
+    ended: float | None = None
+    result: Attempt | None = None
+
+    @override
+    def __str__(self) -> str:
+        end = (
+            "never ended" if self.ended is None or self.result is None else f"{self.result.result} at {self.ended:.3f}"
+        )
+        return (
+            f"{self.began:9.3f} attempt {self.attempt} by {self.process} of event {self.number} "
+            f"{self.route}→{self.destination}: {end}"
+        )
+
+
+@dataclass(slots=True)
+class Trail:
+    """What is known of one delivery of one event."""
+
+    tries: list[Try] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    is_delivered: bool = False
+    is_dead: bool = False
+    successor: int = 0  # acknowledged
+    written: int = 0  # stored
+    hits: int = 0
+    lives: set[float] = field(default_factory=set)
+
+
+class Ledger:
+    """The witness of everything."""
+
+    def __init__(self, plan: Plan, now: Callable[[], float], say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.violation: Violation | None = None
+        self.events: dict[int, Event] = {}
+        self.rows: dict[Partition, dict[int, Row]] = defaultdict(dict)
+        self.trails: dict[Key, Trail] = defaultdict(Trail)
+        self.in_force: list[InForce] = []
+        self.tries: list[Try] = []
+        self.dead_values: set[bytes] = set()
+        self.commits: dict[tuple[str, Partition], Commit] = {}
+        self.appended = Counter[str]()
+        self.touched: set[str] = set()
+        """Names of which an order may repeat deliveries, or (`hurried`) bring them on before they are due."""
+        self.hurried: set[str] = set()
+        self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
+        self._zombies: set[str] = set()
+        self._loose: dict[str, set[Key]] = defaultdict(set)
+        """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
+        self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
+        self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
+        self._now = now
+        self._say = say
+
+    def violate(self, invariant: str, text: str, rows: Iterable[object] = ()) -> None:
+        """Note what doesn't hold; the first counts."""
+        if self.violation is None:
+            self.violation = Violation(invariant, f"at {self._now():.3f} s: {text}", [str(row) for row in rows])
+            self._say(f"VIOLATION {invariant}: {text}")
+
+    # The log's witness.
+
+    def stored(self, client: Client, partition: Partition, record: Record) -> None:
+        if not partition.topic.startswith(OF_EVENTS):
+            return
+        row = Row(partition, record.offset, self._now(), client.name, record.value)
+        self.rows[partition][record.offset] = row
+        self.appended[partition.topic] += 1
+        try:
+            if partition.topic.startswith(TOPICS.events("")):
+                row.event = decode_event(record)
+            else:
+                row.filed = decode_delivery(record)
+                row.event = row.filed.delivery.event
+        except UndecodableRecordError:
+            if partition.topic == TOPICS.dead:
+                self.dead_values.add(record.value)
+            return
+        row.number = int(dict(row.event.headers)[MARK])
+        if row.filed is not None:
+            self._carried(row, row.filed)
+            self._see_whose(client.name, (row.number, row.filed.delivery.id), is_dead=client.is_dead)
+        else:
+            self._identities[partition, row.event.id, row.event.body].append(row)
+        self._say(f"{row.what()} is stored by {row.writer} at {partition.topic}/{partition.number}@{record.offset}")
+
+    def _carried(self, row: Row, filed: Filed) -> None:
+        delivery = filed.delivery
+        trail = self.trails[row.number, delivery.id]
+        trail.rows.append(row)
+        trail.written = max(trail.written, delivery.successor)
+        if len(trail.rows) % 64 == 0:
+            self._see_how_many(trail)
+        expected = self.events[row.number]
+        if replace(delivery.event, received_at=expected.received_at) != expected:
+            self.violate("6 bytes", "the event of a successor isn't what was received", [row])
+        if delivery.since:
+            trail.lives.add(delivery.since)
+        if row.partition.topic == TOPICS.dead:
+            reason = filed.note["reason"]
+            trail.is_dead = True
+            tried = len(delivery.attempts)
+            if reason in ("expired", "exhausted", "permanent", "gone") and not tried:
+                self.violate("7 nothing ends untried", f"dead as {reason} without an attempt", [row])
+            if reason in ("expired", "exhausted", "permanent", "gone") and self._halts(delivery):
+                self.violate("22 order", "a route that halts dead-lettered", [row])
+            if reason == "bug":
+                self.violate("no bug", f"a delivery was dead-lettered as a bug: {filed.note}", [row])
+
+    def _halts(self, delivery: Delivery) -> bool:
+        """Tell whether it waits for an operator instead of ending; a replay of it has no order to keep."""
+        return not delivery.since and any(route.name == delivery.route and route.halts for route in self.plan.routes)
+
+    def acknowledged(self, partition: Partition, offset: int) -> None:
+        row = self.rows[partition].get(offset)
+        if row is None:
+            return
+        row.is_acknowledged = True
+        if row.filed is not None:
+            trail = self.trails[row.number, row.filed.delivery.id]
+            trail.successor = max(trail.successor, row.filed.delivery.successor)
+
+    def unacknowledged(self, partition: Partition, offset: int) -> None:
+        row = self.rows[partition].get(offset)
+        if row is not None and row.filed is not None:
+            self.trails[row.number, row.filed.delivery.id].hits += 1
+
+    def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None:
+        if not group.startswith((ROUTER, TOPICS.group("ordered/"))):
+            return
+        self._say(f"commit by {client.name} to {group} of {partition.topic}/{partition.number}: {_shown(commit)}")
+        self.commits[group, partition] = commit
+        covered = self._covered[group, partition]
+        if len(covers(commit, covered)) < len(covered):
+            self.violate("2 no commit goes back", f"{client.name} committed {group} of {partition}: {_shown(commit)}")
+        for offset in covers(commit, self.rows[partition].keys() - covered):
+            covered.add(offset)
+            row = self.rows[partition][offset]
+            undone = self.undone(row, group)
+            if undone:
+                self.violate(
+                    "2 no commit covers an unfinished delivery",
+                    f"{client.name} committed {group} {partition.topic}/{partition.number}@{offset}",
+                    [row, *self.story(row.number, undone)],
+                )
+
+    def seeded(self, group: str, partition: Partition, commit: Commit) -> None:
+        """Note where a new group begins: what is before that is another's affair."""
+        self._covered[group, partition].update(covers(commit, self.rows[partition].keys()))
+
+    def forgotten(self, group: str) -> None:
+        for place in [place for place in self._covered if place[0] == group]:
+            del self._covered[place]
+
+    def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
+        """What was begun and isn't committed may be done once more by the next owner."""
+        self._say(f"{client.name} gave up {len(partitions)} partitions of {group}")
+        self._loose[client.name] |= self.hit(group, partitions)
+        if group == ROUTER:
+            self._zombies.discard(client.name)
+
+    def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
+        self._say(f"{client.name} was thrown out of {group}")
+        self.hit(group, partitions)
+        self._zombies.add(client.name)
+
+    def is_zombie(self, name: str) -> bool:
+        return name in self._zombies
+
+    def died(self, name: str, owned: Mapping[str, Collection[Partition]]) -> None:
+        for group, partitions in owned.items():
+            self.hit(group, partitions)
+        self._zombies.discard(name)
+
+    def hit(self, group: str, partitions: Collection[Partition]) -> set[Key]:
+        """Allow each delivery that was begun from an uncommitted record to be made once more; return the others."""
+        others: set[Key] = set()
+        for partition in partitions:
+            covered = self._covered[group, partition]
+            for offset, row in self.rows[partition].items():
+                if offset in covered or row.event is None:
+                    continue
+                nowhere = self.trails.get((row.number, delivery_id(row.event.id, "", "")))
+                is_kept = nowhere is not None and bool(nowhere.rows)  # as one of an unknown source
+                for key in self._keys(row):
+                    trail = self.trails[key]
+                    if trail.tries or trail.rows or is_kept:
+                        trail.hits += 1
+                    else:
+                        others.add(key)
+        return others
+
+    # Attempts.
+
+    def begin(self, process: str, destination: str, outbound: Outbound, attempt: int) -> Try:
+        headers = dict(outbound.headers)
+        number = int(headers[MARK])
+        event = self.events[number]
+        made = Try(
+            process=process,
+            number=number,
+            delivery=headers[b"gateway-delivery-id"].decode(),
+            route=headers[b"gateway-route"].decode(),
+            destination=destination,
+            attempt=attempt,
+            began=self._now(),
+        )
+        if outbound.body != event.body or outbound.headers[: len(event.headers)] != event.headers:
+            self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])
+        if made.delivery != delivery_id(event.id, made.route, destination):
+            self.violate("6 ids", "the delivery's id isn't that of its event, route and destination", [made])
+        self.tries.append(made)
+        trail = self.trails[number, made.delivery]
+        trail.tries.append(made)
+        self._see_whose(process, (number, made.delivery))
+        self._see_when(made, trail)
+        return made
+
+    def _see_whose(self, process: str, key: Key, *, is_dead: bool = False) -> None:
+        """Allow a repetition of what is done for a partition that is another's by now."""
+        loose = self._loose[process]
+        if process in self._zombies or is_dead or key in loose:
+            self.trails[key].hits += 1
+            loose.discard(key)
+
+    def end(self, made: Try, attempt: Attempt) -> None:
+        made.ended, made.result = self._now(), attempt
+        if attempt.result is Result.SUCCESS:
+            self.trails[made.number, made.delivery].is_delivered = True
+        self._say(str(made)[10:])
+
+    def _see_when(self, made: Try, trail: Trail) -> None:
+        """Check that an attempt isn't early, and isn't one too many."""
+        policies = [route for force in self.in_force for route in force.version.routes if route.name == made.route]
+        if policies and made.attempt > max(policy.max_attempts for policy in policies):
+            self.violate("7 attempts", "more attempts than the policy allows", trail.tries)
+        if (
+            made.attempt == 1
+            or _names(made) & self.hurried
+            or self.plan.skew
+            or "step" in self.plan.faults
+            or not policies
+        ):
+            return
+        ends = [
+            each.ended + _least_delay(each, policies)
+            for each in trail.tries
+            if each.attempt == made.attempt - 1 and each.ended is not None
+        ]
+        if not ends or made.began < min(ends) - 0.01:
+            self.violate("7 not before it is due", "an attempt is early", trail.tries)
+
+    # What is finished.
+
+    def versions(self, since: float, until: float) -> Iterator[Version]:
+        """Yield the versions of the rules by which some process went in that time."""
+        for force in self.in_force:
+            if force.since <= until and (force.until is None or force.until >= since):
+                yield force.version
+
+    def required(self, event: Event, since: float, until: float) -> frozenset[Pair]:
+        """Return the pairs to which an event has to go, whoever read it in that time."""
+        pairs = {version.number: version for version in self.versions(since, until)}
+        sets = [version.pairs(event) for version in pairs.values()]
+        return frozenset.intersection(*sets) if sets else frozenset()
+
+    def undone(self, row: Row, group: str) -> list[str]:
+        """Return the ids of the deliveries of a record that aren't finished."""
+        if row.event is None:
+            return [] if row.value in self.dead_values else ["unreadable"]
+        if row.filed is not None:
+            delivery = row.filed.delivery
+            trail = self.trails[row.number, delivery.id]
+            if trail.is_delivered or trail.successor > delivery.successor or self._has_copy(row, trail, group):
+                return []
+            if delivery.route or self._is_nowhere(row, trail):
+                return [delivery.id]
+        if self.may_be_dropped(row):
+            return []
+        undone: list[str] = []
+        for pair in self.required(row.event, row.at, self._now()):
+            if not self._reads(group, pair, row):
+                continue
+            key = row.number, delivery_id(row.event.id, *pair)
+            trail = self.trails[key]
+            if not (trail.is_delivered or trail.successor):
+                undone.append(key[1])
+        return undone
+
+    def may_be_dropped(self, row: Row) -> bool:
+        """Tell whether an event is a copy of an earlier one of its partition, within the source's window, about."""
+        return any(self._earlier(row, 2 * self.plan.skew + 0.1))
+
+    def must_be_dropped(self, row: Row) -> bool:
+        """Tell whether it is a copy of one that surely was let through, and surely within the window."""
+        return any(not self.may_be_dropped(other) for other in self._earlier(row, -0.1))
+
+    def _earlier(self, row: Row, slack: float) -> Iterator[Row]:
+        assert row.event is not None
+        window = self.plan.windows.get(row.event.source)
+        if window is None:
+            return
+        for other in self._identities[row.partition, row.event.id, row.event.body]:
+            if other.offset < row.offset and row.at - other.at < window + slack:
+                yield other
+
+    def replayed(self, name: str, route: str, ends: Mapping[str, int]) -> None:
+        """Note that an operator wants the events of a route, up to these ends, once more."""
+        self._replays.append((name, route, ends, self._now()))
+
+    def _is_nowhere(self, row: Row, trail: Trail) -> bool:
+        """Tell whether an event of an unknown source was forgotten: nobody knows the source, and nothing carries it."""
+        assert row.event is not None
+        if any(row.event.source in version.sources for version in self.versions(row.at, self._now())):
+            return False  # its own pairs tell
+        return not any(other.is_acknowledged and other.at > row.at for other in trail.rows)
+
+    def _has_copy(self, row: Row, trail: Trail, group: str) -> bool:
+        """Tell whether another record of the partition carries the same step of the delivery, and is still there."""
+        assert row.filed is not None
+        return any(
+            other is not row
+            and other.partition == row.partition
+            and other.filed is not None
+            and other.filed.delivery.successor == row.filed.delivery.successor
+            and other.offset not in self._covered[group, row.partition]
+            for other in trail.rows
+        )
+
+    def _reads(self, group: str, pair: Pair, row: Row) -> bool:
+        """Tell whether it is this group that sees to a route and destination."""
+        is_ordered = any(route.name == pair[0] and route.is_ordered for route in self.plan.routes)
+        return group == (TOPICS.ordered_group(*pair, row.partition.topic) if is_ordered else ROUTER)
+
+    def _keys(self, row: Row) -> Iterator[Key]:
+        if row.filed is not None and row.filed.delivery.route:
+            yield row.number, row.filed.delivery.id
+        elif row.event is not None:
+            for route in self.plan.routes:
+                for to in route.to:
+                    yield row.number, delivery_id(row.event.id, route.name, to)
+
+    def story(self, number: int, deliveries: Iterable[str]) -> list[str]:
+        """Return the rows of deliveries, in the order of time."""
+        rows: list[tuple[float, str]] = []
+        for delivery in deliveries:
+            trail = self.trails.get((number, delivery), Trail())
+            rows += [(made.began, str(made)) for made in trail.tries]
+            rows += [(row.at, str(row)) for row in trail.rows]
+        return [text for _, text in sorted(rows)]
+
+    # In the course of a run.
+
+    def watch(self, ends: Mapping[Partition, int]) -> None:
+        """Look at the age of what isn't committed; only where nothing but destinations fails."""
+        now = self._now()
+        oldest = OLDEST + max(limits["timeout"] for limits in self.plan.destinations.values())
+        for partition in ends:
+            if partition.topic.startswith(TOPICS.group("events.")):
+                delay = 0.0
+            elif partition.topic.startswith(TOPICS.group("retry.")):
+                delay = TIERS[partition.topic.rpartition(".")[2]]
+            else:
+                continue
+            covered = self._covered[ROUTER, partition]
+            for offset, row in self.rows[partition].items():
+                if offset not in covered and now - row.at - delay > oldest:
+                    self.violate("15 age of the lowest undone record", f"{now - row.at:.1f} s", [row])
+                    break
+
+    # At the end.
+
+    def is_finished(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> bool:
+        """Tell whether every group has committed all there is of its topics."""
+        return not self.left(ends, groups)
+
+    def left(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
+        """Return the records that a group hasn't committed."""
+        return [
+            row
+            for group, topics in groups.items()
+            for partition in ends
+            if partition.topic in topics
+            and (rows := self.rows.get(partition)) is not None
+            and len(covered := self._covered[group, partition]) < len(rows)
+            for offset, row in rows.items()
+            if offset not in covered
+        ]
+
+    def close(self) -> None:
+        """Check what must hold once everything has ended."""
+        self._check_parked()
+        self._check_ends()
+        self._check_repeats()
+        self._check_storms()
+        self._check_replays()
+        self._check_copies()
+        self._check_order()
+        if set(self.plan.faults) <= {"trouble", "gap"}:
+            self._check_breakers()
+            if not self.plan.is_long:
+                self._check_isolation()
+
+    def _check_ends(self) -> None:
+        for partition, rows in self.rows.items():
+            for row in rows.values():
+                if row.event is None:
+                    if partition.topic != TOPICS.dead and row.value not in self.dead_values:
+                        self.violate("21 a defined end", "a record that can't be read isn't among the dead", [row])
+                elif row.filed is None:
+                    if self.may_be_dropped(row):
+                        continue
+                    for pair in sorted(self.required(row.event, row.at, self._now())):
+                        key = row.number, delivery_id(row.event.id, *pair)
+                        trail = self.trails[key]
+                        if not (trail.is_delivered or trail.is_dead):
+                            self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
+                elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.undone(row, ROUTER):
+                    story = self.story(row.number, [row.filed.delivery.id])
+                    self.violate("1 nothing is lost", "a tier's record has no end", [row, *story])
+
+    def _check_parked(self) -> None:
+        for partition, rows in self.rows.items():
+            for row in rows.values() if partition.topic == TOPICS.parked else ():
+                if self.undone(row, ROUTER):
+                    self.violate("12 nothing is skipped", "what was parked was never resumed", [row])
+
+    def _check_replays(self) -> None:
+        for name, wanted, ends, since in self._replays:
+            for partition, rows in self.rows.items():
+                end = ends.get(f"{partition.topic}/{partition.number}", 0)
+                for row in rows.values() if end else ():
+                    if row.offset >= end or row.event is None or self.may_be_dropped(row):
+                        continue
+                    for route, to in self.required(row.event, since, self._now()):
+                        trail = self.trails[row.number, delivery_id(row.event.id, route, to)]
+                        notes = [each.filed.note for each in trail.rows if each.filed is not None]
+                        if route == wanted and not any(note.get("replay") == name for note in notes):
+                            self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
+
+    def _check_copies(self) -> None:
+        """Where nothing fails, what is known of copies is complete, and none is delivered."""
+        if not set(self.plan.faults) <= {"trouble", "poison", "stop", "join", "rebalance"}:
+            return
+        for rows in self.rows.values():
+            for row in rows.values():
+                if row.filed is None and row.event is not None and self.must_be_dropped(row):
+                    tries = [each for key in self._keys(row) for each in self.trails[key].tries]
+                    if tries:
+                        self.violate("10 copies", "a copy was delivered", [row, *tries])
+
+    def _check_repeats(self) -> None:
+        for trail in self.trails.values():
+            made = Counter(each.attempt for each in trail.tries)
+            allowed = 0 if self.plan.is_graceful else trail.hits
+            lives = 1 + len(trail.lives)
+            most = max(made.values(), default=0)
+            if trail.tries and _names(trail.tries[0]) & self.touched:
+                continue
+            if most > lives * (1 + allowed):
+                self.violate(
+                    "8 repeats", f"{most} times the same attempt, where {allowed} may repeat it", self._told(trail)
+                )
+
+    def _told(self, trail: Trail) -> list[str]:
+        rows = [(each.began, str(each)) for each in trail.tries] + [(row.at, str(row)) for row in trail.rows]
+        return [text for _, text in sorted(rows)]
+
+    def _check_storms(self) -> None:
+        """A delivery's records are bounded: hops of each delay, and one spill for each time that it came back."""
+        for trail in self.trails.values():
+            if trail.rows:
+                self._see_how_many(trail)
+
+    def _see_how_many(self, trail: Trail) -> None:
+        seconds = self._now() - trail.rows[0].at
+        bound = (1 + trail.hits) * (1 + len(trail.lives)) * (30 + 12 * len(trail.tries) + seconds / 10)
+        if len(trail.rows) > bound:
+            self.violate("7 appends are bounded", f"{len(trail.rows)} records of a delivery", self._told(trail)[:40])
+
+    def _check_order(self) -> None:
+        ordered = {route.name for route in self.plan.routes if route.is_ordered}
+        last: dict[tuple[str, str, Partition, str], tuple[int, Try]] = {}
+        places = {
+            row.number: row
+            for rows in self.rows.values()
+            for row in rows.values()
+            if row.filed is None and row.event is not None
+        }
+        for made in self.tries:
+            row = places[made.number]
+            if made.route not in ordered or row.event is None or row.event.key is None:
+                continue
+            trail = self.trails[made.number, made.delivery]
+            if trail.lives or _names(made) & self.hurried:
+                continue  # a replay goes through the tiers
+            where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
+            offset, before = last.get(where, (-1, made))
+            if row.offset < offset:
+                self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
+            last[where] = row.offset, made
+            if before.number != made.number and not (
+                self.trails[before.number, before.delivery].is_delivered
+                or self.trails[before.number, before.delivery].is_dead
+            ):
+                self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
+
+    def _check_isolation(self) -> None:
+        """What is healthy all the time isn't delayed by what isn't."""
+        troubled = {step.what["destination"] for step in self.plan.steps if step.do == "behave"}
+        ordered = {route.name for route in self.plan.routes if route.is_ordered}
+        at = {
+            row.number: row.at
+            for rows in self.rows.values()
+            for row in rows.values()
+            if row.filed is None and row.event is not None
+        }
+        for made in self.tries:
+            limits = self.plan.destinations[made.destination]
+            if made.destination in troubled or made.route in ordered:
+                continue
+            if limits["concurrency"] < 50 or limits["rate"] is not None or at[made.number] < SETTLED:
+                continue
+            if made.began - at[made.number] > LATE:
+                self.violate(
+                    "15 isolation", f"a healthy destination waited {made.began - at[made.number]:.2f} s", [made]
+                )
+
+    def _check_breakers(self) -> None:
+        """After five failures in a row, one at a time, and never closer than the first open time, until a success."""
+        by_lane: dict[tuple[str, str], list[Try]] = defaultdict(list)
+        for made in self.tries:
+            by_lane[made.process, made.destination].append(made)
+        failures = {Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS}
+        for tries in by_lane.values():
+            ended = sorted([each for each in tries if each.ended is not None], key=lambda each: each.ended or 0.0)
+            in_a_row = 0
+            for each in ended:
+                assert each.result is not None
+                in_a_row = in_a_row + 1 if each.result.result in failures else 0
+                if in_a_row < 5:
+                    continue
+                after = [other for other in tries if other.began > (each.ended or 0.0)]
+                success = min(
+                    [o.ended or 0.0 for o in ended if _is_answer(o) and (o.ended or 0) > (each.ended or 0)],
+                    default=1e18,
+                )
+                probes = [other for other in after if other.began < success]
+                for first, second in pairwise(probes):
+                    if second.began - first.began < 4.9:
+                        self.violate("17 breaker", "two probes within the open time", [each, first, second])
+                break
+
+
+def _shown(commit: Commit) -> str:
+    bits = int.from_bytes(commit.done, "little")
+    return f"{commit.base}" + "".join([f" {commit.base + bit}" for bit in range(bits.bit_length()) if bits >> bit & 1])
+
+
+def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
+    """Return the offsets that a commit calls done."""
+    bits = int.from_bytes(commit.done, "little")
+    return [offset for offset in offsets if offset < commit.base or bits >> (offset - commit.base) & 1]
+
+
+def _names(made: Try) -> set[str]:
+    return {f"route/{made.route}", f"destination/{made.destination}"}
+
+
+def _is_answer(made: Try) -> bool:
+    return made.result is not None and made.result.result in (
+        Result.SUCCESS,
+        Result.THROTTLED,
+        Result.CLIENT_ERROR,
+        Result.REDIRECT,
+    )
+
+
+def _least_delay(made: Try, policies: Sequence[RouteSpec]) -> float:
+    """Return the shortest delay after an attempt that any policy allows."""
+    least = min(
+        policy.schedule[min(made.attempt, len(policy.schedule)) - 1] * (1 - policy.jitter) for policy in policies
+    )
+    result: Any = made.result
+    if result.retry_after and result.status in (429, 503):
+        least = max(least, result.retry_after)
+    return least
+
+
+def _one(key: Key) -> tuple[int, list[str]]:
+    return key[0], [key[1]]

@@ -1,0 +1,125 @@
+"""An event loop that is nothing but a clock and a queue: one callback at a time, in an order that a seed repeats.
+
+Three things make a run repeatable that asyncio leaves open. Time jumps to the next timer. Tasks hash by their serial
+number, so that a set of tasks (`asyncio.wait`, `TaskGroup`) is walked in the same order in every run. And a process can
+be killed between any two of its callbacks, which is at any `await`: `kill_after` counts them.
+"""
+
+import asyncio
+import contextvars
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from itertools import count
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+T = TypeVar("T")
+
+EPOCH = 1_750_000_000.0
+"""Unix time when a loop begins."""
+TIRELESS = 50_000
+"""Callbacks without the clock moving after which the code is believed to run in a circle."""
+
+OWNER: contextvars.ContextVar[object] = contextvars.ContextVar("OWNER", default=None)
+"""The process that a task belongs to: every task inherits it from the one that made it."""
+
+
+class LivelockError(AssertionError):
+    """Callbacks follow callbacks and the clock stands still."""
+
+
+class SimulatedTask(asyncio.Task[Any]):
+    """A task with a serial number for a hash, and an owner."""
+
+    _serials = count()
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
+        self._serial = next(SimulatedTask._serials)
+        super().__init__(coro, **options)
+        context: contextvars.Context | None = options.get("context")
+        self.owner = OWNER.get() if context is None else context.get(OWNER)
+
+    @override
+    def __hash__(self) -> int:
+        return self._serial
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """No selector, no sockets, no threads."""
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[Any]  # TimerHandles, whose ends asyncio keeps in private attributes
+    _timer_cancelled_count: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        SimulatedTask._serials = count()
+        self._now = 0.0
+        self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
+        self._tired = 0
+        self.set_task_factory(lambda loop, coro, **options: SimulatedTask(coro, loop=loop, **options))
+
+    @override
+    def time(self) -> float:
+        return self._now
+
+    def kill_after(self, steps: int, victim: object, kill: Callable[[], None]) -> None:
+        """Call `kill` once so many callbacks of a process have run."""
+        self._doomed[victim] = (steps, kill)
+
+    def _run_once(self) -> None:
+        self._advance()
+        for _ in range(len(self._ready)):
+            handle: Any = self._ready.popleft()
+            if handle._cancelled:
+                continue
+            handle._run()
+            if self._doomed and (owner := handle._context.get(OWNER)) in self._doomed:
+                steps, kill = self._doomed.pop(owner)
+                if steps > 1:
+                    self._doomed[owner] = (steps - 1, kill)
+                else:
+                    kill()
+
+    def _advance(self) -> None:
+        """Make what is due ready; where nothing is, move the clock to the next timer."""
+        scheduled = self._scheduled
+        if self._timer_cancelled_count > 200 and 2 * self._timer_cancelled_count > len(scheduled):
+            kept = [handle for handle in scheduled if not handle._cancelled]
+            heapq.heapify(kept)
+            scheduled[:] = kept
+            self._timer_cancelled_count = 0
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
+        self._tired += len(self._ready)
+        if self._tired > TIRELESS:
+            raise LivelockError(f"the clock stands still at {self._now:.3f} s: {self._ready[0]!r}")
+        if not self._ready:
+            if not scheduled:
+                raise AssertionError("deadlock: every task waits, and no timer is set")
+            if scheduled[0]._when > self._now:
+                self._now = scheduled[0]._when
+                self._tired = 0
+        while scheduled and scheduled[0]._when <= self._now:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            self._ready.append(handle)
+
+    def _process_events(self, event_list: object) -> None:
+        """Nothing comes from outside."""
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps in a selector."""
+
+
+def run(scenario: Coroutine[None, None, T]) -> T:
+    """Run a scenario in a world of its own."""
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        return runner.run(scenario)

@@ -1,0 +1,365 @@
+"""What a run is made of, decided before it begins: a seed becomes a world and a plain list of steps.
+
+A plan is data: it is shrunk by leaving steps out, written to a file, and run again. Each concern draws from a stream of
+its own, so that what is left out changes nothing of the rest.
+
+"Swarm testing" (Groce et al., ISSTA 2012): each seed enables a random subset of the faults, since some bugs only show
+where other faults leave them room.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from random import Random
+from typing import Any
+
+import orjson
+
+from gateway.engine.progress import WINDOW
+
+FAULTS = (
+    "crash",  # a process is gone at any await
+    "expire",  # the group throws a member out, which finds out later
+    "rebalance",  # everything is taken from everybody and given again
+    "join",  # a process more, for a while
+    "stop",  # a graceful restart
+    "append",  # appends that fail, are late, or are stored though they failed
+    "commit",  # commits that fail, or are stored though they failed
+    "slow",  # questions and fetches take their time
+    "skew",  # clocks of processes and brokers 30 s apart, and leaders that change
+    "step",  # a process starts with a clock an hour off
+    "reload",  # rules change in mid-retry
+    "order",  # pauses, kicks, replays
+    "poison",  # records that can't be read
+    "gap",  # offsets that are never used
+    "trouble",  # destinations that fail in every way
+)
+GRACEFUL = ("stop", "join", "rebalance")
+"""What must not repeat a single attempt, where destinations answer soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that happens `at` seconds after the start."""
+
+    at: float
+    do: str
+    what: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSpec:
+    """A route, as far as a plan goes. `types` is None for every event of its sources."""
+
+    name: str
+    sources: tuple[str, ...]
+    types: tuple[str, ...] | None
+    to: tuple[str, ...]
+    schedule: tuple[float, ...]
+    max_attempts: int
+    max_age: float
+    jitter: float
+    is_ordered: bool = False
+    halts: bool = False
+
+    def matches(self, source: str, kind: str) -> bool:
+        return source in self.sources and (self.types is None or kind in self.types)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run: its world, and what happens to it. `faults` only says what the seed had enabled."""
+
+    seed: int
+    faults: tuple[str, ...]
+    processes: int
+    partitions: int
+    tier_partitions: int
+    nodes: int
+    skew: float
+    session: float
+    window: int
+    """Offsets between the lowest undone one and the last that is read: a small one is soon full."""
+    horizon: float
+    sources: tuple[str, ...]
+    windows: Mapping[str, float]
+    """Seconds for which a source's copies are dropped, where they are."""
+    destinations: Mapping[str, Mapping[str, Any]]
+    routes: tuple[RouteSpec, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def is_graceful(self) -> bool:
+        """Whether nothing may be repeated: neither log nor process nor destination ever fails."""
+        return set(self.faults) <= {*GRACEFUL, "gap", "skew"}
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it lasts so long that who looks around regularly does so seldom: time costs, events don't."""
+        return self.horizon > 300
+
+    def encode(self) -> bytes:
+        return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2)
+
+
+def decode(text: bytes) -> Plan:
+    """Read a plan that `encode` wrote."""
+    body: dict[str, Any] = orjson.loads(text)
+    body["routes"] = [RouteSpec(**_with_tuples(route)) for route in body["routes"]]
+    body["steps"] = [Step(**step) for step in body["steps"]]
+    return Plan(**_with_tuples(body))
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def plan_of(seed: int) -> Plan:
+    """Make the plan of a seed."""
+    faults = _faults(_stream(seed, "faults"))
+    world = _world(_stream(seed, "world"), seed, faults)
+    steps = [
+        *_events(_stream(seed, "events"), world),
+        *_trouble(_stream(seed, "trouble"), world),
+        *_log_faults(_stream(seed, "log"), world),
+        *_process_faults(_stream(seed, "processes"), world),
+        *_reloads(_stream(seed, "reloads"), world),
+        *_orders(_stream(seed, "orders"), world),
+    ]
+    return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
+
+
+def _stream(seed: int, concern: str) -> Random:
+    return Random(f"{seed}/{concern}")
+
+
+def _faults(random: Random) -> tuple[str, ...]:
+    kind = random.choices(("calm", "graceful", "trouble", "light", "heavy"), (10, 14, 16, 30, 30))[0]
+    match kind:
+        case "calm":
+            chosen: Iterable[str] = ()
+        case "graceful":
+            chosen = random.sample((*GRACEFUL, "gap", "skew"), random.randint(1, 4))
+        case "trouble":
+            chosen = ("trouble",)
+        case "light":
+            chosen = random.sample(FAULTS, random.randint(1, 3))
+        case _:
+            chosen = [fault for fault in FAULTS if random.random() < 0.5]
+    return tuple(fault for fault in FAULTS if fault in set(chosen))
+
+
+_POLICIES: Sequence[tuple[tuple[float, ...], int, float]] = (
+    # schedule, attempts, age
+    ((1.0, 2.0, 4.0), 3, 60.0),
+    ((2.0,), 2, 60.0),
+    ((5.0, 10.0, 20.0), 5, 300.0),
+    ((0.5, 3.0, 30.0), 6, 600.0),
+    ((10.0, 30.0, 120.0), 6, 3600.0),
+)
+_LONG_POLICY = ((30.0, 300.0, 3600.0), 6, 6 * 3600.0)
+
+
+def _world(random: Random, seed: int, faults: tuple[str, ...]) -> Plan:
+    horizon = random.choices((15.0, 40.0, 90.0, 600.0), (40, 40, 17, 3))[0]
+    sources = tuple(f"s{number}" for number in range(random.choices((1, 2), (70, 30))[0]))
+    destinations = {
+        f"d{number}": {
+            "timeout": random.choice((2.0, 5.0, 10.0, 10.0, 30.0)),
+            "concurrency": random.choice((1, 5, 50, 50)),
+            "rate": random.choice((None, None, None, 20.0)),
+            "latency": random.choice((0.005, 0.02, 0.1)),
+        }
+        for number in range(random.randint(2, 5))
+    }
+    ordered = random.choices((0.2, 1.0), (85, 15))[0]  # the share of routes that keep the order
+    routes = []
+    for number in range(random.randint(1, 4)):
+        schedule, attempts, age = random.choice((*_POLICIES, *((_LONG_POLICY,) if horizon > 500 else ())))
+        is_ordered = random.random() < ordered
+        routes.append(
+            RouteSpec(
+                name=f"r{number}",
+                sources=tuple(random.sample(sources, random.randint(1, len(sources)))),
+                types=random.choice((None, None, ("push",), ("push", "open"))),
+                to=tuple(random.sample(sorted(destinations), random.choice((1, 1, 2)))),
+                schedule=schedule,
+                max_attempts=attempts,
+                max_age=age,
+                jitter=random.choice((0.0, 0.2)),
+                is_ordered=is_ordered,
+                halts=is_ordered and random.random() < 0.3,
+            )
+        )
+    return Plan(
+        seed=seed,
+        faults=faults,
+        processes=random.choices((1, 2, 3), (45, 40, 15))[0],
+        partitions=random.choice((1, 2, 3)),
+        tier_partitions=random.choice((1, 1, 2)),
+        nodes=random.choice((1, 3)),
+        skew=30.0 if "skew" in faults else 0.0,
+        session=random.choice((6.0, 15.0, 45.0)),
+        window=random.choices((WINDOW, 40), (85, 15))[0],
+        horizon=horizon,
+        sources=sources,
+        windows={name: random.choice((5.0, 60.0, 3600.0)) for name in sources if random.random() < 0.5},
+        destinations=destinations,
+        routes=tuple(routes),
+        steps=(),
+    )
+
+
+def _events(random: Random, world: Plan) -> Iterable[Step]:
+    """Events that come in bursts and by ones, some of them again, as they were or with another body."""
+    at = 0.0
+    before: list[dict[str, Any]] = []
+    keys = ("k1", "k2") if all(route.is_ordered for route in world.routes) else (None, None, "k1", "k2", "k3")
+    count = random.randint(12, 50)
+    for number in range(count):
+        is_burst = random.random() < 0.6
+        at += random.uniform(0, 0.02) if is_burst else random.uniform(0, 2 * 2.5 * world.horizon / count)
+        if at > world.horizon:
+            return
+        what = {
+            "source": random.choice(world.sources),
+            "id": f"evt_{world.seed:x}_{number}",
+            "type": random.choice(("push", "push", "open", "close")),
+            "key": random.choice(keys),
+            "size": random.choices((0, 1, 200, 5_000, 300_000), (8, 4, 75, 12, 1))[0],
+            "body": number,
+        }
+        if before and random.random() < 0.15:
+            what = random.choice(before) | ({"body": number} if random.random() < 0.3 else {})
+        before.append(what)
+        yield Step(round(at, 6), "event", {"n": number, **what})
+        if "poison" in world.faults and random.random() < 0.05:
+            where = random.choice(("events", "tier"))
+            yield Step(round(at, 6), "poison", {"where": where, "source": world.sources[0], "number": number})
+        if "gap" in world.faults and random.random() < 0.2:
+            yield Step(round(at, 6), "gap", {"number": random.randrange(1 << 30), "count": random.randint(1, 600)})
+
+
+def _trouble(random: Random, world: Plan) -> Iterable[Step]:
+    """Phases in which a destination fails; the first is always spared, so that somebody can be delayed."""
+    if "trouble" not in world.faults:
+        return
+    for name in list(world.destinations)[1:]:
+        at = 0.0
+        for _ in range(random.choice((0, 1, 1, 2, 3))):
+            at += random.uniform(0, world.horizon / 2)
+            kinds = ("slow", "hang", "hang", "refuse", "error", "error", "throttle", "gone", "missing", "flap", "dns")
+            kind = random.choice(kinds)
+            how: dict[str, Any] = {"destination": name, "kind": kind}
+            match kind:
+                case "slow":
+                    how["latency"] = random.uniform(0.3, 4.0)
+                case "error":
+                    how["status"] = random.choice((500, 503))
+                    how["retry_after"] = random.choice((None, None, 8.0)) if how["status"] == 503 else None
+                case "throttle":
+                    how["retry_after"] = random.choice((None, 1.0, 15.0))
+                case "flap":
+                    how["period"] = random.uniform(0.05, 4.0)
+                case _:
+                    pass  # it says everything
+            yield Step(round(at, 6), "behave", how)
+            at += random.uniform(0.5, world.horizon)
+            yield Step(round(at, 6), "behave", {"destination": name, "kind": "healthy"})
+
+
+def _log_faults(random: Random, world: Plan) -> Iterable[Step]:
+    for fault, kinds in (
+        ("append", ("refused", "lost", "ghost", "late")),
+        ("commit", ("refused", "lost", "late", "again")),
+        ("slow", ("fetch", "question", "join")),
+    ):
+        if fault not in world.faults:
+            continue
+        for _ in range(random.randint(1, 4)):
+            yield Step(
+                round(random.uniform(0, world.horizon), 6),
+                "log",
+                {
+                    "what": fault,
+                    "kind": random.choice(kinds),
+                    "seconds": round(random.choice((0.3, 2.0, 10.0)) * random.random(), 3),
+                    "share": random.choice((0.3, 1.0)),
+                },
+            )
+    if "skew" in world.faults and world.nodes > 1:
+        for _ in range(random.randint(0, 3)):
+            yield Step(round(random.uniform(0, world.horizon), 6), "leaders", {"by": random.randint(1, 2)})
+
+
+def _process_faults(random: Random, world: Plan) -> Iterable[Step]:
+    def when() -> float:
+        return round(random.uniform(0.2, world.horizon), 6)
+
+    def who() -> str:
+        return f"p{random.randrange(world.processes)}"
+
+    def visit() -> Iterable[Step]:
+        name, at = f"x{random.randrange(2)}", when()
+        yield Step(at, "start", {"process": name})
+        yield Step(at + random.uniform(0.5, 20), "stop", {"process": name, "again": None})
+
+    kinds: Mapping[str, tuple[int, Callable[[], Iterable[Step]]]] = {
+        "crash": (4, lambda: [Step(when(), "crash", _crash(random, who()))]),
+        "stop": (4, lambda: [Step(when(), "stop", {"process": who(), "again": random.choice((0.1, 2.0))})]),
+        "join": (2, visit),
+        "rebalance": (5, lambda: [Step(when(), "rebalance")]),
+        "expire": (3, lambda: [Step(when(), "expire", {"process": who(), "learns": random.choice((0.2, 2.0, 8.0))})]),
+        "step": (2, lambda: [Step(when(), "clock", {"process": who(), "by": random.choice((-3600.0, 3600.0))})]),
+    }
+    for fault, (most, steps) in kinds.items():
+        if fault in world.faults:
+            for _ in range(random.randint(1, most)):
+                yield from steps()
+
+
+def _crash(random: Random, process: str) -> Mapping[str, Any]:
+    return {"process": process, "steps": random.randint(1, 400), "again": random.choice((0.1, 1.0, 5.0))}
+
+
+def _reloads(random: Random, world: Plan) -> Iterable[Step]:
+    """Rules in which something is missing or another policy holds, and in the end (perhaps) the first ones again."""
+    if "reload" not in world.faults:
+        return
+    at = 0.0
+    for _ in range(random.randint(1, 3)):
+        at += random.uniform(0, world.horizon / 2)
+        change: dict[str, Any] = {"without": [], "policies": {}}
+        if random.random() < 0.5:
+            names = [*(route.name for route in world.routes), *world.destinations, *world.sources]
+            change["without"] = random.sample(names, 1)
+        if random.random() < 0.5:
+            schedule, attempts, age = random.choice(_POLICIES)
+            change["policies"] = {random.choice(world.routes).name: [list(schedule), attempts, age]}
+        yield Step(round(at, 6), "reload", change)
+        if random.random() < 0.7:
+            at += random.uniform(0, world.horizon / 2)
+            yield Step(round(at, 6), "reload", {"without": [], "policies": {}})
+
+
+def _orders(random: Random, world: Plan) -> Iterable[Step]:
+    if "order" not in world.faults:
+        return
+    names = [
+        *(f"route/{route.name}" for route in world.routes),
+        *(f"destination/{name}" for name in world.destinations),
+    ]
+    for number in range(random.randint(1, 4)):
+        at = random.uniform(0, world.horizon)
+        name = random.choice(names)
+        match random.choice(("pause", "pause", "kick", "replay", "drop", "again")):
+            case "pause":
+                yield Step(round(at, 6), "order", {"kind": "pause", "name": name})
+                at += random.uniform(0, world.horizon / 2)
+                yield Step(round(at, 6), "order", {"kind": "resume", "name": name})
+            case "kick":
+                yield Step(round(at, 6), "order", {"kind": "kick", "name": name})
+            case "again":
+                route, rate = random.choice(world.routes).name, random.choice((None, None, 5.0))
+                yield Step(round(at, 6), "order", {"kind": "again", "name": f"o{number}", "route": route, "rate": rate})
+            case action:
+                yield Step(round(at, 6), "order", {"kind": action, "name": f"o{number}", "for": name})

@@ -1,0 +1,185 @@
+"""The simulation finds what it is there for: engines with a bug break the invariant that the bug is against."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.engine import planner, request, retry
+from gateway.engine.breaker import Breaker
+from gateway.engine.injector import Injector
+from gateway.engine.lanes import Lane
+from gateway.engine.member import Member
+from gateway.engine.progress import Progress
+from gateway.engine.request import Outbound
+from gateway.engine.router import Router
+from gateway.engine.successors import Successors
+from gateway.engine.tracker import Tracker
+from gateway.log.base import Commit, Partition
+from gateway.model import LogUnavailableError
+from tests.simulation.plan import plan_of
+from tests.simulation.world import simulate
+
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # of what is killed
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+MANY = 100
+"""Seeds within which each has to be found."""
+
+
+def successors_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """Done before the successor is acknowledged: lost with the process, or with the append."""
+    append = Successors._append
+    started: list[asyncio.Task[bool]] = []
+
+    async def hasty(self: Successors, topic: str, *rest: Any) -> bool:
+        started.append(asyncio.create_task(append(self, topic, *rest)))
+        return True
+
+    patch.setattr(Successors, "_append", hasty)
+
+
+def a_lost_append_is_believed(patch: pytest.MonkeyPatch) -> None:
+    """An append that failed counts as stored."""
+
+    async def credulous(self: Successors, topic: str, key: bytes, value: bytes, headers: Any, _wanted: Any) -> bool:
+        with suppress(LogUnavailableError):
+            await self._log.append(topic, key=key, value=value, headers=headers)
+        return True
+
+    patch.setattr(Successors, "_append", credulous)
+
+
+def what_was_seen_is_committed(patch: pytest.MonkeyPatch) -> None:
+    """A commit covers what was received, done or not."""
+
+    def eager(self: Progress, *, is_known: bool = False) -> Commit | None:  # noqa: ARG001 - the same signature
+        return Commit(self._next)
+
+    patch.setattr(Progress, "committable", eager)
+
+
+def nothing_is_committed_on_a_revocation(patch: pytest.MonkeyPatch) -> None:
+    """A graceful restart repeats what was done since the last second."""
+    revoked = Member.revoked
+
+    async def forgetful(self: Member, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        await revoked(self, partitions)
+        return {}
+
+    patch.setattr(Member, "revoked", forgetful)
+
+
+def retries_are_early(patch: pytest.MonkeyPatch) -> None:
+    """A tier that is too long for the rest of a delay is no reason to be early, but here it is."""
+    delay = retry._delay
+    patch.setattr(retry, "_delay", lambda *given: 0.7 * delay(*given))
+
+
+def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
+    """Copies are told by the delivery alone, without its step."""
+
+    def hasty(self: Tracker, delivery: Any, offset: int) -> bool:
+        step = (delivery.id, 0, 0.0, 0)
+        return self._copies.setdefault(step, offset) != offset
+
+    patch.setattr(Tracker, "is_copy", hasty)
+
+
+def the_longest_tier_carries_everything(patch: pytest.MonkeyPatch) -> None:
+    """A delay of seconds goes to where it waits for hours: late, and left over at the end."""
+    plan = planner.plan
+    patch.setattr(planner, "plan", lambda due, now: plan(due, now) and "20h")
+
+
+def an_adopted_record_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What comes straight back is taken for finished."""
+
+    def careless(self: Tracker, old: Tracker) -> list[Any]:
+        self.progress.merge(old.progress)
+        for offset in old.pendings:
+            self.progress.finished(offset)
+        return []
+
+    patch.setattr(Tracker, "adopt", careless)
+
+
+def a_byte_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """A body that ends a byte early."""
+    compose = request.compose
+
+    def lossy(*given: Any, **named: Any) -> Outbound:
+        outbound = compose(*given, **named)
+        return replace(outbound, body=outbound.body[:-1])
+
+    patch.setattr("gateway.engine.dispatch.compose", lossy)
+
+
+def copies_of_anything_are_dropped(patch: pytest.MonkeyPatch) -> None:
+    """An event of an identity that was there passes for a copy, whatever its body says."""
+    patch.setattr("gateway.engine.duplicates.fingerprint", lambda _event: bytes(8))
+
+
+def order_is_not_proven(patch: pytest.MonkeyPatch) -> None:
+    """An attempt of an ordered route begins without a commit that was accepted: a zombie goes on."""
+    commit = Member.commit
+
+    async def hasty(self: Member, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
+        return True if is_proof else await commit(self, partitions)
+
+    patch.setattr(Member, "commit", hasty)
+
+
+def open_breakers_let_everything_through(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Breaker, "allows", lambda _self, _now, _in_flight: True)
+
+
+def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
+    """What was parked, and what is replayed, is marked as done and nowhere."""
+
+    async def lazy(*_: object) -> bool:
+        return True
+
+    patch.setattr(Injector, "inject", lazy)
+
+
+def a_hanging_destination_holds_the_reader_up(patch: pytest.MonkeyPatch) -> None:
+    """Whoever reads waits for the lane until it has room."""
+
+    async def patient(self: Router, lane: Lane) -> None:
+        while lane.in_flight:
+            await self._around.sleep(0.05)
+
+    patch.setattr(Lane, "is_pressed", property(lambda self: self.in_flight > 0))
+    patch.setattr(Router, "_wait_for", patient)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "invariants"),
+    [
+        (successors_are_not_waited_for, ("2",)),
+        (a_lost_append_is_believed, ("2",)),
+        (what_was_seen_is_committed, ("2",)),
+        (nothing_is_committed_on_a_revocation, ("8",)),
+        (retries_are_early, ("7",)),
+        (every_record_looks_like_a_copy, ("1", "2")),
+        (the_longest_tier_carries_everything, ("19",)),
+        (an_adopted_record_is_forgotten, ("1", "2")),
+        (a_byte_is_lost, ("6",)),
+        (copies_of_anything_are_dropped, ("1", "2")),
+        (order_is_not_proven, ("22",)),
+        (open_breakers_let_everything_through, ("17",)),
+        (jobs_inject_nothing, ("12",)),
+        (a_hanging_destination_holds_the_reader_up, ("15",)),
+    ],
+)
+def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    for seed in range(MANY):
+        violation = simulate(plan_of(seed)).violation
+        if violation is not None and violation.invariant.split()[0] in invariants:
+            return
+    pytest.fail(f"{MANY} seeds passed with {mutant.__name__}")

@@ -1,0 +1,79 @@
+"""What the simulation has found, each as the smallest plan that shows it."""
+
+from dataclasses import replace
+
+from tests.simulation.plan import Plan, RouteSpec, Step, plan_of
+from tests.simulation.world import simulate
+
+
+def a_plan(*steps: Step, horizon: float, timeout: float = 10.0, schedule: tuple[float, ...] = (20.0,)) -> Plan:
+    """Make a plan of one process, two sources, and one route to one destination."""
+    return replace(
+        plan_of(0),
+        faults=("reload", "trouble"),
+        processes=1,
+        partitions=1,
+        tier_partitions=1,
+        nodes=1,
+        skew=0.0,
+        horizon=horizon,
+        sources=("s0", "s1"),
+        windows={},
+        destinations={"d0": {"timeout": timeout, "concurrency": 50, "rate": None, "latency": 0.02}},
+        routes=(
+            RouteSpec(
+                name="r0",
+                sources=("s0", "s1"),
+                types=None,
+                to=("d0",),
+                schedule=schedule,
+                max_attempts=3,
+                max_age=3600.0,
+                jitter=0.0,
+            ),
+        ),
+        steps=steps,
+    )
+
+
+def an_event(at: float, number: int, source: str = "s0") -> Step:
+    what = {
+        "n": number,
+        "source": source,
+        "id": f"evt_{number}",
+        "type": "push",
+        "key": None,
+        "size": 10,
+        "body": number,
+    }
+    return Step(at, "event", what)
+
+
+def behaves(at: float, kind: str, **how: object) -> Step:
+    return Step(at, "behave", {"destination": "d0", "kind": kind, **how})
+
+
+def test_an_event_of_an_unknown_source_is_no_copy_of_itself() -> None:
+    """Each of its records carries the next step, also while an older one of the same tier stays undone for long."""
+    plan = a_plan(
+        behaves(0.5, "error", status=500, retry_after=None),
+        an_event(1.0, 0),
+        Step(1.5, "reload", {"without": ["s1"], "policies": {}}),
+        an_event(4.5, 1, "s1"),
+        behaves(5.0, "hang"),
+        horizon=60.0,
+        timeout=30.0,
+    )
+    check(plan)
+
+
+def test_an_event_of_an_unknown_source_waits_though_its_leader_has_a_slow_clock() -> None:
+    """By the leader's clock it is due as soon as it is there."""
+    plan = a_plan(Step(0.5, "reload", {"without": ["s1"], "policies": {}}), an_event(5.0, 0, "s1"), horizon=30.0)
+    for seed in range(6):
+        check(replace(plan, seed=seed, skew=30.0, faults=("reload", "skew")))
+
+
+def check(plan: Plan) -> None:
+    outcome = simulate(plan)
+    assert outcome.violation is None, str(outcome.violation)

@@ -1,0 +1,630 @@
+"""One run: the real engine in processes of a simulated world, the steps of a plan, and the end of it all.
+
+steps of the plan ──▶ healing: no failure any more, every process up, every pause resumed ──▶ everything ends ──▶
+the ledger is closed
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from gateway.engine import progress
+from gateway.engine.control import Control, DeadFilter, Order, Selection
+from gateway.engine.dispatch import IDLE_TICK
+from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.worker import Worker
+from gateway.log.base import Partition, TopicSpec
+from gateway.log.records import encode_event, event_key
+from gateway.log.topics import TIERS
+from gateway.model import Event, LogUnavailableError, RetryPolicy, event_id
+from gateway.rules.rules import Destination, Egress, Route, Rules, Source
+from gateway.rules.table import RouteTable, parse_condition
+from gateway.telemetry.metrics import Metrics
+from gateway.verify.schemes import build_verifier
+from tests.simulation.broker import Broker, Failure, SimulatedLog
+from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Version, Violation
+from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
+from tests.simulation.plan import Plan, RouteSpec, Step
+from tests.simulation.sink import HEALTHY, SimulatedClient, Sink
+
+QUIET: FilteringBoundLogger = structlog.wrap_logger(
+    structlog.ReturnLogger(), processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
+)
+RELOAD_LAG = 2.0
+"""Seconds within which processes see new rules, each at its own time."""
+LEAST_SLEEP = 0.0005
+"""Seconds; a real loop sleeps no less. Without it, who waits for the rest of a float's rounding goes round for ever."""
+KICK_EVERY = 60.0
+OPEN_SOURCE = build_verifier({"scheme": "none"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a run. `digest` is the same for the same seed."""
+
+    violation: Violation | None
+    seconds: float
+    attempts: int
+    digest: str
+    trace: list[str]
+
+
+def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
+    """Run a plan to its end, or to the first invariant that doesn't hold."""
+    defaults = progress.Progress.__init__.__kwdefaults__
+    assert defaults is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "WINDOW", plan.window)
+        patch.setitem(defaults, "window", plan.window)
+        return run(_simulate(plan, traced=traced))
+
+
+async def _simulate(plan: Plan, *, traced: bool) -> Outcome:
+    world = World(plan, traced=traced)
+    await world.run()
+    made = [(each.process, each.delivery, each.attempt, each.began, each.ended) for each in world.ledger.tries]
+    return Outcome(
+        violation=world.ledger.violation,
+        seconds=world.now(),
+        attempts=len(made),
+        digest=str(Random(repr((made, sorted(world.ledger.appended.items())))).getrandbits(64)),
+        trace=world.trace,
+    )
+
+
+class World:
+    """Everything there is in a run."""
+
+    def __init__(self, plan: Plan, *, traced: bool) -> None:
+        self.plan = plan
+        self.trace: list[str] = []
+        self.loop = asyncio.get_running_loop()
+        self._is_traced = traced
+        self.ledger = Ledger(plan, self.now, self.say)
+        random = Random(f"{plan.seed}/nodes")
+        self.broker = Broker(
+            random=Random(f"{plan.seed}/broker"),
+            witness=self.ledger,
+            skews=[random.uniform(-plan.skew, plan.skew) for _ in range(plan.nodes)],
+            session=plan.session,
+            partitions=self._partitions,
+        )
+        self.sinks = {
+            name: Sink(name, limits["latency"], Random(f"{plan.seed}/{name}"))
+            for name, limits in plan.destinations.items()
+        }
+        self.versions: list[tuple[Version, Rules]] = []
+        self.processes: dict[str, Process] = {}
+        self._born: dict[str, int] = {}
+        self._local_steps: dict[str, float] = {}
+        self._paused: dict[str, None] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._healed_at: float | None = None
+
+    def now(self) -> float:
+        return self.loop.time()
+
+    def say(self, text: str) -> None:
+        if self._is_traced:
+            self.trace.append(f"{self.now():9.3f}  {text}")
+
+    @property
+    def drowsy(self) -> float:
+        """How long whoever looks around regularly sleeps at least: what is only waited for costs little."""
+        if self._healed_at is None:
+            return 1.0 if self.plan.is_long else 0.0
+        elapsed = self.now() - self._healed_at
+        return 0.0 if elapsed < 20 else min(20.0, elapsed / 20)
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds >= IDLE_TICK:
+            seconds = max(seconds, self.drowsy)
+        elif seconds > 0:
+            seconds = max(seconds, LEAST_SLEEP)
+        await asyncio.sleep(seconds)
+
+    # The run.
+
+    async def run(self) -> None:
+        self.broker.create(TOPICS.specs(TOPICS.events(name) for name in self.plan.sources))
+        self._new_version(without=(), policies={})
+        for number in range(self.plan.processes):
+            self.start(f"p{number}")
+        watch = asyncio.create_task(self._watch()) if set(self.plan.faults) <= {"trouble", "gap"} else None
+        try:
+            for step in self.plan.steps:
+                await asyncio.sleep(max(0.0, step.at - self.now()))
+                if self.ledger.violation is not None:
+                    return
+                self.say(f"STEP {step.do} {dict(step.what)}")
+                self._take(step)
+            await asyncio.sleep(max(0.0, self.plan.horizon - self.now()))
+            await self._heal()
+            await self._until_everything_ends()
+            if self.ledger.violation is None:
+                self.ledger.close()
+        except LivelockError as error:
+            self.ledger.violate("19 progress", str(error))
+        finally:
+            if watch is not None:
+                watch.cancel()
+            for chore in self._chores:
+                chore.cancel()
+            for process in list(self.processes.values()):
+                self.kill(process)
+            await asyncio.sleep(0.01)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(max(1.0, self.drowsy))
+            if self.drowsy:
+                return
+            self.ledger.watch(self._ends())
+
+    async def _heal(self) -> None:
+        self.say("HEALING")
+        self.broker.failures.clear()
+        for sink in self.sinks.values():
+            sink.how = HEALTHY
+        while self._chores:
+            await asyncio.wait(list(self._chores))
+        for number in range(self.plan.processes):
+            if f"p{number}" not in self.processes:
+                self.start(f"p{number}")
+        for name in list(self._paused):
+            self._order({"kind": "resume", "name": name})
+        self._healed_at = self.now()
+
+    async def _until_everything_ends(self) -> None:
+        patience = 3 * 3600.0 + max(
+            (1.2 * route.max_attempts * max(route.schedule) for route in self.plan.routes), default=0.0
+        )
+        groups = self._groups()
+        halting = [route.name for route in self.plan.routes if route.halts]
+        next_kick = self.now() + KICK_EVERY
+        while self.ledger.violation is None:
+            await asyncio.sleep(max(0.5, self.drowsy))
+            if halting and self.now() >= next_kick:  # what has halted waits for an operator
+                next_kick = self.now() + KICK_EVERY
+                for name in halting:
+                    self._order({"kind": "kick", "name": f"route/{name}"})
+            if self.ledger.is_finished(self._ends(), groups) and self._orders_are_done():
+                return
+            assert self._healed_at is not None
+            if self.now() - self._healed_at > patience:
+                rows = self.ledger.left(self._ends(), groups)
+                story = (
+                    self.ledger.story(rows[0].number, [key[1] for key in self.ledger.trails if rows]) if rows else []
+                )
+                self.ledger.violate("19 everything ends", f"{len(rows)} records are left", [*rows[:10], *story[:40]])
+
+    def _groups(self) -> Mapping[str, Collection[str]]:
+        tiers = {TOPICS.retry(tier) for tier in TIERS}
+        groups = {ROUTER: tiers | {TOPICS.events(name) for name in self.plan.sources}}
+        for route in self.versions[-1][0].routes:
+            for to in route.to if route.is_ordered else ():
+                for topic in [TOPICS.events(name) for name in route.sources]:
+                    groups[TOPICS.ordered_group(route.name, to, topic)] = {topic}
+        return groups
+
+    def _ends(self) -> Mapping[Partition, int]:
+        return {partition: segment.end for partition, segment in self.broker.segments.items()}
+
+    def _orders_are_done(self) -> bool:
+        return all(
+            order.state not in ("resuming", "asked")
+            for process in self.processes.values()
+            for order in process.control.orders.values()
+        )
+
+    def _partitions(self, spec: TopicSpec) -> int:
+        if spec.name == TOPICS.control:
+            return 1
+        return self.plan.partitions if spec.name.startswith(TOPICS.events("")) else self.plan.tier_partitions
+
+    # Steps.
+
+    def _take(self, step: Step) -> None:
+        takers: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+            "event": self._receive,
+            "poison": self._poison,
+            "gap": self._skip,
+            "behave": self._behave,
+            "log": self._fail,
+            "leaders": lambda what: self.broker.move_leaders(what["by"]),
+            "crash": self._crash,
+            "stop": self._stop,
+            "start": lambda what: None if what["process"] in self.processes else self.start(what["process"]),
+            "rebalance": self._rebalance,
+            "expire": self._expire,
+            "clock": self._set_clock,
+            "reload": self._reload,
+            "order": self._order,
+        }
+        takers[step.do](step.what)
+
+    def _poison(self, what: Mapping[str, Any]) -> None:
+        topic = TOPICS.events(what["source"]) if what["where"] == "events" else TOPICS.retry("5s")
+        self.broker.store(OUTSIDE, Partition(topic, 0), b"", b"poison %d" % what["number"], [("gw_v", b"9")])
+
+    def _skip(self, what: Mapping[str, Any]) -> None:
+        partitions = [partition for partition in self.broker.segments if partition.topic != TOPICS.control]
+        self.broker.skip(partitions[what["number"] % len(partitions)], what["count"])
+
+    def _behave(self, what: Mapping[str, Any]) -> None:
+        self.sinks[what["destination"]].how = what
+
+    def _fail(self, what: Mapping[str, Any]) -> None:
+        until = self.now() + what["seconds"]
+        self.broker.failures.append(Failure(what["what"], what["kind"], until, what["share"]))
+
+    def _crash(self, what: Mapping[str, Any]) -> None:
+        process = self.processes.get(what["process"])
+        if process is not None:
+            self._doom(process, what["steps"], what["again"])
+
+    def _stop(self, what: Mapping[str, Any]) -> None:
+        process = self.processes.get(what["process"])
+        if process is not None:
+            self._chore(self._restart(process, what["again"]))
+
+    def _rebalance(self, _: Mapping[str, Any]) -> None:
+        for group in list(self.broker.groups.values()):
+            group.change()
+
+    def _expire(self, what: Mapping[str, Any]) -> None:
+        process = self.processes.get(what["process"])
+        for consumer in process.log.consumers if process is not None else ():
+            if consumer.group is not None:
+                consumer.group.throw_out(consumer, what["learns"])
+
+    def _set_clock(self, what: Mapping[str, Any]) -> None:
+        """Let the process that comes next at this place begin with a wrong clock: it is read once."""
+        self._local_steps[what["process"]] = what["by"]
+
+    def _receive(self, what: Mapping[str, Any]) -> None:
+        number = what["n"]
+        body = Random(what["body"]).randbytes(what["size"])
+        event = Event(
+            id=event_id(what["source"], what["id"]),
+            source=what["source"],
+            type=what["type"],
+            key=what["key"],
+            received_at=round(EPOCH + self.now(), 6),
+            headers=(
+                (b"Content-Type", b"application/octet-stream"),
+                (b"X-Twice", b"1"),
+                (MARK, b"%d" % number),
+                (b"x-twice", b"\xff\x00\xfe".replace(b"\x00", b"\x80")),
+            ),
+            body=body,
+        )
+        self.ledger.events[number] = event
+        partitions = self.broker.of(TOPICS.events(event.source))
+        key = event_key(event)
+        partition = partitions[Random(key).randrange(len(partitions))]
+        record = self.broker.store(OUTSIDE, partition, key, body, encode_event(event))
+        self.ledger.acknowledged(partition, record.offset)
+
+    def _order(self, what: Mapping[str, Any]) -> None:
+        kind, name, at = what["kind"], what["name"], EPOCH + self.now()
+        match kind:
+            case "pause":
+                self._paused[name] = None
+                order = Order(kind="pause", name=name, state="paused", at=at)
+            case "resume":
+                self._paused.pop(name, None)
+                order = Order(kind="pause", name=name, state="resuming", at=at)
+                self.ledger.touched.add(name)
+            case "kick":
+                order = Order(kind="kick", name=name, state="asked", at=at)
+                self.ledger.touched.add(name)
+                self.ledger.hurried.add(name)
+            case "again":
+                topics = {TOPICS.events(source) for source in self.plan.sources}
+                places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
+                ends = {place: self.broker.segments[p].end for place, p in places.items()}
+                selection = Selection(
+                    route=what["route"], since=at - 1e6, rate=what["rate"], starts=dict.fromkeys(places, 0)
+                )
+                order = Order(kind="replay", name=name, state="asked", at=at, marker=ends, selection=selection)
+                self.ledger.replayed(name, what["route"], ends)
+            case _:
+                word, _, which = what["for"].partition("/")
+                ends = {f"{p.topic}/{p.number}": self.broker.segments[p].end for p in self.broker.of(TOPICS.dead)}
+                order = Order(
+                    kind="dead",
+                    name=name,
+                    state="asked",
+                    at=at,
+                    action=kind,
+                    marker=ends,
+                    filter=DeadFilter(**{word: which}),
+                )
+                if kind == "replay":
+                    self.ledger.touched.add(what["for"])
+                    self.ledger.hurried.add(what["for"])
+        key, value = order.encode()
+        self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
+
+    # Rules.
+
+    def _new_version(self, *, without: Collection[str], policies: Mapping[str, Any]) -> None:
+        destinations = [name for name in self.plan.destinations if name not in without]
+        routes = []
+        for route in self.plan.routes:
+            to = tuple(name for name in route.to if name in destinations)
+            sources = tuple(name for name in route.sources if name not in without)
+            if route.name in without or not to or not sources:
+                continue
+            changed = replace(route, to=to, sources=sources)
+            if route.name in policies:
+                schedule, attempts, age = policies[route.name]
+                changed = replace(changed, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
+            routes.append(changed)
+        version = Version(
+            number=len(self.versions),
+            sources=frozenset(name for name in self.plan.sources if name not in without),
+            destinations=frozenset(destinations),
+            routes=tuple(routes),
+        )
+        self.versions.append((version, _rules(self.plan, version)))
+
+    def _reload(self, what: Mapping[str, Any]) -> None:
+        self._new_version(without=what["without"], policies=what["policies"])
+        random = Random(f"{self.plan.seed}/reload/{len(self.versions)}")
+        for process in list(self.processes.values()):
+            self._chore(process.reload(random.uniform(0, RELOAD_LAG)), owner=process)
+
+    # Processes.
+
+    def start(self, name: str) -> None:
+        self._born[name] = self._born.get(name, -1) + 1
+        random = Random(f"{self.plan.seed}/{name}/{self._born[name]}")
+        skew = random.uniform(-self.plan.skew, self.plan.skew) + self._local_steps.get(name, 0.0)
+        process = Process(self, name, f"{name}.{self._born[name]}", random, skew)
+        self.processes[name] = process
+        self.say(f"{process.name} starts")
+        process.start()
+
+    def _doom(self, process: "Process", steps: int, again: float) -> None:
+        def crash() -> None:
+            if self.processes.get(process.place) is process:
+                self.kill(process)
+                self._chore(self._start_later(process.place, again))
+
+        assert isinstance(self.loop, SimulatedLoop)
+        self.loop.kill_after(steps, process, crash)
+
+    def kill(self, process: "Process") -> None:
+        """End a process between two of its steps: nothing of it does anything any more."""
+        if process.is_dead:
+            return
+        self.say(f"{process.name} is killed")
+        owned: dict[str, Collection[Partition]] = {
+            consumer.group.name: consumer.owned for consumer in process.log.consumers if consumer.group is not None
+        }
+        self.ledger.died(process.name, owned)
+        process.is_dead = True
+        if process.force is not None:
+            process.force.until = self.now()
+        self.processes.pop(process.place, None)
+        self.broker.died(process)
+        tasks = [task for task in asyncio.all_tasks() if isinstance(task, SimulatedTask) and task.owner is process]
+        for task in sorted(tasks, key=hash):
+            task.cancel()
+
+    def ended(self, process: "Process", error: BaseException | None) -> None:
+        """Hear of a process that ended by itself: a lost log may end it, and an orchestrator starts it again."""
+        if process.is_dead:
+            return
+        if error is not None and not _is_lost_log(error):
+            self.ledger.violate("no bug", f"{process.name} died of {_told(error)}")
+        self.say(f"{process.name} ended: {error!r}")
+        was_asked = process.is_stopping
+        self.kill(process)
+        if not was_asked:
+            self._chore(self._start_later(process.place, 1.0))
+
+    async def _restart(self, process: "Process", again: float | None) -> None:
+        await process.stop()
+        if again is not None:
+            await self._start_later(process.place, again)
+
+    async def _start_later(self, place: str, after: float) -> None:
+        await asyncio.sleep(after)
+        if place not in self.processes:
+            self.start(place)
+
+    def _chore(self, work: Coroutine[None, None, None], owner: object = None) -> None:
+        context = contextvars.copy_context()
+        context.run(OWNER.set, owner)
+        task = self.loop.create_task(work, context=context)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+class Process:
+    """A `gateway run --role router`, as `gateway/run.py` puts it together. `name` is unique, `place` comes again."""
+
+    def __init__(self, world: World, place: str, name: str, random: Random, skew: float) -> None:
+        self.place = place
+        self.name = name
+        self.is_dead = False
+        self.is_stopping = False
+        self.local_skew = skew
+        self.log = SimulatedLog(world.broker, self, random, lambda: world.drowsy)
+        self.force: InForce | None = None
+        self._world = world
+        self._version, self._rules = world.versions[-1]
+        self._logger = world_logger(world, name) if world._is_traced else QUIET
+        metrics = Metrics(CollectorRegistry())
+        self._follower = Follower(self.log, TOPICS, self._logger)
+        around: dict[str, Any] = {
+            "log": self.log,
+            "topics": TOPICS,
+            "rules": lambda: self._rules,
+            "metrics": metrics,
+            "logger": self._logger,
+            "sleep": world.sleep,
+        }
+        client = SimulatedClient(self, world.sinks.__getitem__, world.ledger)
+        self._worker = Worker(client=client, control=self._follower.control, **around)
+        self._jobs = Jobs(follower=self._follower, **around)
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+
+    @property
+    def log_now(self) -> float:
+        return self.log.now()
+
+    @property
+    def control(self) -> Control:
+        return self._follower.control
+
+    def start(self) -> None:
+        context = contextvars.copy_context()
+        context.run(OWNER.set, self)
+        self._go_by(self._version)
+        self._task = self._world.loop.create_task(self._main(), context=context)
+
+    async def _main(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                caught_up = asyncio.Event()
+                others = [tasks.create_task(self._follower.follow(caught_up))]
+                await caught_up.wait()
+                worker = tasks.create_task(self._worker.run())
+                others.append(tasks.create_task(self._jobs.run()))
+                await self._stopped.wait()
+                self._worker.stop()
+                await asyncio.wait([worker])
+                for task in others:
+                    task.cancel()
+        except BaseException as error:
+            self._world.ended(self, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self._world.ended(self, None)
+
+    async def stop(self) -> None:
+        """Stop as SIGTERM does, and return when it is over."""
+        self.is_stopping = True
+        self._stopped.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def reload(self, after: float) -> None:
+        """Put the newest rules in force, as `run` does when the file has changed."""
+        await asyncio.sleep(after)
+        while not self.is_dead:
+            version, rules = self._world.versions[-1]
+            try:
+                await self._worker.prepare(rules)
+            except LogUnavailableError:
+                await asyncio.sleep(1.0)
+                continue
+            self._rules = rules
+            self._go_by(version)
+            self._worker.reload()
+            return
+
+    def _go_by(self, version: Version) -> None:
+        now = self._world.now()
+        if self.force is not None:
+            self.force.until = now
+        self.force = InForce(version, now)
+        self._world.ledger.in_force.append(self.force)
+        self._world.say(f"{self.name} goes by rules {version.number}")
+
+
+class _Outside:
+    """Who writes events and orders."""
+
+    name = place = "outside"
+    is_dead = False
+    local_skew = 0.0
+
+
+OUTSIDE = _Outside()
+
+
+def world_logger(world: World, name: str) -> FilteringBoundLogger:
+    """Make a logger that tells the trace."""
+
+    def tell(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        world.say(f"{name} log: {dict(event)}")
+        raise structlog.DropEvent
+
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.ReturnLogger(), processors=[tell], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    return logger
+
+
+def _rules(plan: Plan, version: Version) -> Rules:
+    routes = {route.name: _route(route) for route in version.routes}
+    return Rules(
+        sources={
+            name: Source(name=name, path=f"/in/{name}", verifier=OPEN_SOURCE, dedupe=plan.windows.get(name))
+            for name in sorted(version.sources)
+        },
+        destinations={
+            name: Destination(
+                name=name,
+                url=f"http://127.0.0.1:1/{name}",
+                timeout=limits["timeout"],
+                concurrency=limits["concurrency"],
+                rate=limits["rate"],
+            )
+            for name, limits in plan.destinations.items()
+            if name in version.destinations
+        },
+        routes=routes,
+        egress=Egress(),
+        table=RouteTable(list(routes.values())),
+        files=(),
+    )
+
+
+def _route(spec: RouteSpec) -> Route:
+    return Route(
+        name=spec.name,
+        sources=spec.sources,
+        match=None if spec.types is None else parse_condition({"type": list(spec.types)}),
+        when=None,
+        destinations=spec.to,
+        request=None,
+        retry=RetryPolicy(
+            schedule=spec.schedule, max_attempts=spec.max_attempts, max_age=spec.max_age, jitter=spec.jitter
+        ),
+        order="key" if spec.is_ordered else None,
+        on_exhausted="halt" if spec.halts else "dead_letter",
+    )
+
+
+def _is_lost_log(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_lost_log(each) for each in error.exceptions)
+    return isinstance(error, LogUnavailableError)
+
+
+def _told(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = next(each for each in error.exceptions if not _is_lost_log(each))
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{error!r} ({' '.join(frames[-6:])})"
