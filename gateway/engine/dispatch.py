@@ -16,6 +16,7 @@ import heapq
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol, assert_never
 
@@ -164,7 +165,7 @@ class Dispatcher:
             pending.tracker.owner.done(pending)
 
         pending.left = 1
-        self._spawn(write(), "worker-successor")
+        self._spawn(write, "worker-successor")
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
@@ -254,7 +255,7 @@ class Dispatcher:
         if self._is_draining:
             return
         while (item := lane.take(now)) is not None:
-            self._spawn(self._attempts(lane, item), "worker-attempts")
+            self._spawn(partial(self._attempts, lane, item), "worker-attempts")
 
     async def _attempts(self, lane: Lane, item: Item | None) -> None:
         """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
@@ -343,7 +344,7 @@ class Dispatcher:
         name = f"destination/{destination}"
         if name not in self._pausing and self._control.paused_by("", destination) is None:
             self._pausing.add(name)
-            self._spawn(write(), "worker-pause")
+            self._spawn(write, "worker-pause")
 
     # Ends and successors.
 
@@ -391,7 +392,7 @@ class Dispatcher:
         else:
             item.is_waiting = False
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-            self._spawn(self._write(item, topic, end), "worker-successor")
+            self._spawn(partial(self._write, item, topic, end), "worker-successor")
 
     async def _write(self, item: Item, topic: str, end: DeadLettered | None) -> None:
         def is_wanted() -> bool:
@@ -509,14 +510,14 @@ class Dispatcher:
             return IDLE_TICK
         return max(0.001, min(IDLE_TICK, self._soon[0][0] - self._log.now()))
 
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         assert self._tasks is not None
         self._under_way.add(self._tasks.create_task(self._tracked(work), name=name))
 
-    async def _tracked(self, work: Coroutine[None, None, None]) -> None:
+    async def _tracked(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
-            await work
+            await work()
         finally:
             self._under_way.discard(task)

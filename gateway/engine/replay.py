@@ -283,7 +283,8 @@ class Replays:
                     run.unchecked = 0
                     return True
                 wait = LOOK_EVERY
-            await self._sleep(min(wait, GLANCE_EVERY))
+            # A moment at least: a log's clock that was ahead goes at half speed, and half of each wait would be left.
+            await self._sleep(max(0.001, min(wait, GLANCE_EVERY)))
         return False
 
     async def _append(self, run: _Run) -> bool:
