@@ -6,12 +6,16 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TypeVar
 
+import hypothesis
 import pytest
 from blockbuster import blockbuster_ctx
 
 from dev.kafka import Broker, KafkaMissingError
 
 T = TypeVar("T")
+
+hypothesis.settings.register_profile("steady", deadline=None)  # how busy the machine is isn't what a property is about
+hypothesis.settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -126,6 +126,7 @@ class Member(ABC):
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
             if tracker.delay is None:
                 self._readers[tracker] = self._duplicates.acquire(assignment, is_router=not self.keeps_order)
+            self._around.metrics.records_lost.labels(partition.topic).inc(tracker.progress.lost)
             if tracker.progress.lost:
                 self._around.logger.error(
                     "records_lost", topic=partition.topic, partition=partition.number, count=tracker.progress.lost

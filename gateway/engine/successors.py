@@ -71,7 +71,7 @@ class Successors:
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
             headers = encode_delivery(slim, {"reason": end.reason, "detail": end.detail[:200]}, at=self._log.now())
-            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted)
+            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted, is_last=True)
         if is_stored:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
         return is_stored
@@ -98,13 +98,23 @@ class Successors:
         return is_stored
 
     async def _append(
-        self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, is_wanted: Callable[[], bool]
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: RecordHeaders,
+        is_wanted: Callable[[], bool],
+        *,
+        is_last: bool = False,
     ) -> bool:
+        """Append until it is stored. Where nothing smaller `is_last`, too large waits as well: for a higher limit."""
         pause = FIRST_PAUSE
         while True:
             try:
                 await self._log.append(topic, key=key, value=value, headers=headers)
-            except LogUnavailableError as error:
+            except (LogUnavailableError, RecordTooLargeError) as error:
+                if isinstance(error, RecordTooLargeError) and not is_last:
+                    raise
                 if not is_wanted():
                     return False
                 self._logger.warning("append_repeated", topic=topic, error=str(error))

@@ -17,6 +17,9 @@ from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Partition, Record
 from gateway.model import DeadLettered, Delivery
 
+COPIES_KEPT = 4096
+"""Offsets below the window of which it is still known what they carried: a copy may come a little later."""
+
 
 class Owner(Protocol):
     """The member that reads a partition, and hears what becomes of its records."""
@@ -174,10 +177,10 @@ class Tracker:
         return waiting
 
     def forget_copies(self) -> None:
-        """Drop what is known of copies below the window; called at each commit."""
+        """Drop what is known of copies far below the window; called at each commit."""
         if self._copies:
-            base = self.progress.base
-            self._copies = {step: offset for step, offset in self._copies.items() if offset >= base}
+            lowest = self.progress.base - COPIES_KEPT
+            self._copies = {step: offset for step, offset in self._copies.items() if offset >= lowest}
 
     def oldest_undone(self) -> float | None:
         """Return since when (log's clock) the lowest undone record waits: its append, or for a tier its due time."""

@@ -223,6 +223,7 @@ class Metrics(Collector):
         self.retries = counter("retries", "Attempts that will be made again, by why.", "route", "reason")
         self.dead_letters = counter("dead_letters", "Dead letters, by why.", "route", "destination", "reason")
         self.spills = counter("spills", "Deliveries written to the retry store, by why.", "destination", "reason")
+        self.records_lost = counter("records_lost", "Records that the log deleted before they were done.", "topic")
         self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
 
         self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")

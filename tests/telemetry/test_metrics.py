@@ -27,6 +27,7 @@ INTERFACE = {
     "dead_letters_total": ("counter", "route destination reason"),
     "spills_total": ("counter", "destination reason"),
     "rules_reloads_total": ("counter", "result"),
+    "records_lost_total": ("counter", "topic"),
     "request_duration_seconds": ("histogram", "source"),
     "append_duration_seconds": ("histogram", ""),
     "attempt_duration_seconds": ("histogram", "destination"),
@@ -86,6 +87,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     metrics.prepare(some_rules(routes={"build": ("ci",)}))
     for family in (metrics.oldest_undone, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
         family.labels("x").set(1)
+    metrics.records_lost.labels("x").inc()
     for family in (metrics.dedupe_identities, metrics.dedupe_rebuilding):
         family.labels("x").set(1)
     for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):

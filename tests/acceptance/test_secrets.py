@@ -1,0 +1,99 @@
+"""Secrets stay where they are used: none is in a record, a file of the log, a log line or a metric."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from gateway.log.base import Partition
+from gateway.log.topics import Topics
+from gateway.run import open_log
+from gateway.settings import from_sources
+from tests.acceptance.conftest import LogPlace
+from tests.gateway_process import GatewayProcess, free_ports
+from tests.load import post
+from tests.sink import Request, Sink
+
+RULES = """
+version: 1
+sources:
+  signed: {{verify: {{scheme: github, secrets: ["secret-of-signed"]}}}}
+  header: {{verify: {{scheme: token, header: X-Token, secrets: ["secret-of-header"]}}}}
+  query: {{verify: {{scheme: token, query: key, secrets: ["secret-of-query"]}}}}
+  bearer: {{verify: {{scheme: bearer, secrets: ["secret-of-bearer"]}}}}
+destinations:
+  failing:
+    url: "{failing}/secret-of-url"
+    headers: {{X-Api-Key: secret-of-headers}}
+    auth: {{bearer: {{token: secret-of-auth}}}}
+    sign: {{secrets: ["whsec_c2VjcmV0LW9mLXNpZ24tYW5kLWl0cy1rZXk="]}}
+  refusing:
+    url: "{refusing}/secret-of-url"
+    auth: {{basic: {{username: gateway, password: secret-of-basic}}}}
+routes:
+  - name: all
+    from: [signed, header, query, bearer]
+    to: [failing, refusing]
+    retry: {{schedule: [5s], jitter: 0, results: {{connect: dead_letter}}}}
+"""
+SECRETS = (b"secret-of-", b"secret-guessed", b"c2VjcmV0", b"Z2F0ZXdheTpzZWNyZXQ")
+"""What each is known by, as it stands in the rules, or base64 as it goes over the wire."""
+KNOWN = (
+    ("header", "X-Token: secret-of-header"),
+    ("bearer", "Authorization: Bearer secret-of-bearer"),
+    ("query?key=secret-of-query&page=2", "Cookie: session=secret-of-cookie"),
+)
+
+
+def a_post(where: str, header: str) -> bytes:
+    return f"POST /in/{where} HTTP/1.1\r\nHost: gateway.test\r\n{header}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+
+
+async def test_no_secret_is_in_a_record_a_log_line_or_a_metric(place: LogPlace, folder: Path) -> None:
+    def script(request: Request) -> int:
+        return 503 if request.header("gateway-attempt") == "1" else 200
+
+    async with AsyncExitStack() as stack:
+        failing = await stack.enter_async_context(Sink(script))
+        [refused] = free_ports(1)
+        rules = RULES.format(failing=failing.url, refusing=f"http://127.0.0.1:{refused}")
+        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        await stack.enter_async_context(gateway)
+        for where, header in KNOWN:
+            assert (await post(gateway.port, a_post(where, header)))[0] == 202
+            guessed = a_post(where, header).replace(b"secret-of", b"secret-guessed")
+            assert (await post(gateway.port, guessed))[0] == 401
+        await gateway.until("gateway_deliveries_total", 3, outcome="delivered", timeout=20)
+        await gateway.until("gateway_deliveries_total", 3, outcome="dead_lettered", timeout=20)
+        used = failing.requests[0]
+        metrics = await gateway.scrape()
+        assert await gateway.stop() == 0
+
+    assert used.target.endswith("/secret-of-url"), "they were in use"
+    assert (used.header("x-api-key"), used.header("authorization")) == ("secret-of-headers", "Bearer secret-of-auth")
+    assert used.header("webhook-signature")
+    records = await everything(place)
+    assert len(records) >= 3 + 3 + 3, "events, retries, dead letters"
+    told = {"records": b"\n".join(records), "log lines": gateway.output.read_bytes(), "metrics": metrics.encode()}
+    if not place.is_kafka:
+        told["files"] = content(folder, "gateway.db*")
+    found = {(where, secret) for where, text in told.items() for secret in SECRETS if secret in text}
+    assert found == set()
+
+
+def content(folder: Path, pattern: str) -> bytes:
+    return b"".join([file.read_bytes() for file in folder.glob(pattern)])
+
+
+async def everything(place: LogPlace) -> list[bytes]:
+    """Return every record of the gateway's topics, with its headers."""
+    log = await open_log(from_sources({"log": place.url}, {}), owner=False)
+    found = []
+    try:
+        for topic in sorted(await log.topics()):
+            if not topic.startswith(Topics(place.prefix).prefix):
+                continue
+            for number, (start, end) in (await log.bounds(topic)).items():
+                async for records in log.scan(Partition(topic, number), start, end):
+                    found += [repr(record).encode() for record in records]
+    finally:
+        await log.close()
+    return found

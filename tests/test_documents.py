@@ -1,0 +1,149 @@
+"""What the documents name is there: tests, checks of the simulation, targets of make, files, and places to go to."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THREAT_MODEL.md"] + [
+    str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("docs/**/*.md"))
+]
+
+CODE = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+TARGET = re.compile(r"\bmake +([a-z]+)")
+FILE = re.compile(r"(?<![\w./~@-])((?:gateway|tests|docs|dev|benchmarks)/[\w./-]*)(?:::(\w+))?")
+TEST = re.compile(r"(?<!::)\btest_\w+(?![\w.])")
+ANOTHER = re.compile(r"^::(test_\w+)")
+"""One more test of the file that was named last."""
+CHECK = re.compile(r"simulation: (.+)")
+
+
+class Mention(NamedTuple):
+    """Something that a document names."""
+
+    line: int
+    kind: str
+    name: str
+
+
+def mentions(text: str) -> Iterator[Mention]:
+    """Yield what stands in code (spans and blocks), and where links lead."""
+    is_block, last = False, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("```"):
+            is_block = not is_block
+            continue
+        yield from (Mention(number, "link", link) for link in LINK.findall(line) if "://" not in link)
+        for code in [line] if is_block else CODE.findall(line):
+            yield from (Mention(number, "target of make", target) for target in TARGET.findall(code))
+            yield from (Mention(number, "check of the simulation", check) for check in CHECK.findall(code))
+            yield from (Mention(number, "test", f"{last}::{test}") for test in ANOTHER.findall(code))
+            for path, test in FILE.findall(code):
+                last = path
+                yield Mention(number, "test" if test else "file", f"{path}::{test}" if test else path)
+            yield from (Mention(number, "test", test) for test in TEST.findall(code))
+
+
+def missing(text: str, name: str = "README.md") -> list[str]:
+    """Return a line for each mention of what isn't there. Links are relative to the document of that name."""
+    document = ROOT / name
+    return [
+        f"{name}:{line}: expected a {kind} that exists, got {what}"
+        for line, kind, what in mentions(text)
+        if not exists(kind, what, document, text)
+    ]
+
+
+def exists(kind: str, name: str, document: Path, text: str) -> bool:
+    match kind:
+        case "test":
+            path, _, test = name.rpartition("::")
+            return any(test in tests for file, tests in all_tests().items() if path in ("", file))
+        case "check of the simulation":
+            return f'"{name}"' in simulation()
+        case "target of make":
+            return re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE) is not None
+        case "file":
+            return (ROOT / name).exists()
+        case _:
+            path, _, anchor = name.partition("#")
+            if path and not (document.parent / path).exists():
+                return False
+            return not anchor or anchor in anchors((document.parent / path).read_text() if path else text)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the places in a document that links can lead to, named as GitHub names them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@cache
+def all_tests() -> dict[str, set[str]]:
+    return {
+        str(file.relative_to(ROOT)): set(re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE))
+        for file in (ROOT / "tests").rglob("test_*.py")
+    }
+
+
+@cache
+def simulation() -> str:
+    return "".join([file.read_text() for file in sorted((ROOT / "tests/simulation").glob("*.py"))])
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_a_document_names_is_there(name: str) -> None:
+    assert missing((ROOT / name).read_text(), name) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("See `tests/test_documents.py::test_nothing`.", "test that exists, got tests/test_documents.py::test_nothing"),
+        (
+            "`tests/test_model.py::test_an_id_is_a_uuid`, `::test_no`",
+            "test that exists, got tests/test_model.py::test_no",
+        ),
+        ("(`test_nothing_of_the_kind`)", "test that exists, got test_nothing_of_the_kind"),
+        ("Run `make nothing`.", "target of make that exists, got nothing"),
+        ("```\nmake nothing    # at all\n```", "target of make that exists, got nothing"),
+        ("It is in `gateway/nothing.py`.", "file that exists, got gateway/nothing.py"),
+        ("`simulation: 0 nothing`", "check of the simulation that exists, got 0 nothing"),
+        ("[there](docs/nothing.md)", "link that exists, got docs/nothing.md"),
+        ("# Title\n[there](#nothing)", "link that exists, got #nothing"),
+        ("[there](ARCHITECTURE.md#nothing)", "link that exists, got ARCHITECTURE.md#nothing"),
+    ],
+)
+def test_what_is_not_there_is_told_with_its_line(text: str, what: str) -> None:
+    line = 2 if text.startswith(("```", "# ")) else 1
+    assert missing(text) == [f"README.md:{line}: expected a {what}"]
+
+
+def test_promises_are_quoted_word_for_word() -> None:
+    guarantees = (ROOT / "docs/guarantees.md").read_text()
+    quotes = [block.replace("\n>", " ")[1:] for block in re.findall(r"(?:^>.*\n)+", guarantees, re.MULTILINE)]
+    promised = plain((ROOT / "README.md").read_text())
+    assert len(quotes) >= 6
+    assert [quote for quote in quotes if plain(quote).rstrip(".") not in promised] == []
+
+
+def plain(text: str) -> str:
+    """Return a text without its line ends, stresses and capitals, and with links as the README has them."""
+    return " ".join(text.replace("**", "").replace("../README.md", "").lower().split())
+
+
+def test_what_is_there_is_found() -> None:
+    text = (
+        "# The title, as it is\n"
+        "`tests/test_documents.py::test_what_is_there_is_found`, `::test_what_is_there_is_found`,\n"
+        "`test_what_is_there_is_found`, `make test`, `simulation: 22 order`,\n"
+        "`gateway/verify/`, [here](#the-title-as-it-is), [there](ARCHITECTURE.md#code-map)\n"
+        "They make nothing, `/etc/gateway/nothing.yaml` isn't ours, [elsewhere](https://example.com/nothing)"
+    )
+    assert missing(text) == []
+    assert len(list(mentions(text))) == 8
