@@ -107,6 +107,7 @@ class Gateway:
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
+        self._jobs: Jobs | None = None
         self._client: Client | None = None
 
     def stop(self) -> None:
@@ -193,7 +194,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
         )
-        jobs = Jobs(
+        self._jobs = Jobs(
             log=log,
             topics=self._topics,
             rules=lambda: self._rules,
@@ -202,7 +203,7 @@ class Gateway:
             logger=self._logger,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
-        return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
+        return worker, [follow, tasks.create_task(self._jobs.run(), name="jobs")]
 
     async def _start_ingress(self, log: Log) -> Address:
         self._ingress = Ingress(
@@ -289,6 +290,8 @@ class Gateway:
             self._client.use_guard(EgressGuard(rules.egress))
         if self._worker is not None:
             self._worker.reload()
+        if self._jobs is not None:
+            self._jobs.reload()
         self._metrics.rules_reloads.labels("ok").inc()
         self._logger.info("rules_reloaded", sources=len(rules.sources), routes=len(rules.routes))
         return True

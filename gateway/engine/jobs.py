@@ -180,6 +180,10 @@ class Jobs:
         finally:
             await consumer.close()  # and so of a replay, which comes to its marker first
 
+    def reload(self) -> None:
+        """Look at once for ordered routes that new rules don't have."""
+        self._next_look = 0.0
+
     async def _join(self) -> Consumer:
         """Join the group of jobs, however long the log is away."""
         group = self._topics.group(JOBS_GROUP)
@@ -200,9 +204,8 @@ class Jobs:
             self._next_sweep = now + SWEEP_EVERY
         if now >= self._next_look:
             self._orphans.remember()
-            if self._progress is not None:
-                await self._orphans.look()
-            self._next_look = now + ORPHANS_EVERY
+            is_busy = self._progress is not None and await self._orphans.look()
+            self._next_look = now + (SWEEP_EVERY if is_busy else ORPHANS_EVERY)
 
     async def _obey(self, record: Record) -> None:
         await self._seen(record.offset)

@@ -77,7 +77,7 @@ class Member(ABC):
         """Return how long a topic's records wait after their append, if it is a tier."""
         return None
 
-    def take_over(self) -> None:  # noqa: B027 - the router's affair
+    def take_over(self) -> None:  # noqa: B027 - the affair of some
         """Hear that other partitions are ours now."""
 
     def loops(self) -> Iterable[tuple[str, Callable[[], Awaitable[None]]]]:
@@ -91,6 +91,15 @@ class Member(ABC):
         async with asyncio.TaskGroup() as tasks:
             for name, loop in self.loops():
                 tasks.create_task(_of(loop), name=f"{self._group}-{name}")
+
+    def allow(self, memory: int) -> None:
+        """Let it hold so many bytes of records."""
+        self._memory = memory
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was told to take nothing in any more."""
+        return self._is_draining
 
     def reload(self) -> None:
         """Look at the rules again before the next fetch."""

@@ -50,6 +50,7 @@ REPEAT = 0.1
 class Memory:
     """What is known of the first delivery of a key beside the log: kept over a rebalance that brings it back."""
 
+    partition: Partition
     attempts: tuple[Attempt, ...]
     due: float
     end: DeadLettered | None
@@ -107,15 +108,14 @@ class Ordered(Member):
             return
         try:
             event = decode_event(record)
-        except UndecodableRecordError as error:
-            self._dispatch.bury(pending, record, error)
+        except UndecodableRecordError:
+            self.done(pending)  # the router keeps it among the dead
             return
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return
-        rules = self._around.rules()
-        found = [error for route, error in rules.table.match(View.of(event)) if route.name == self.route]
-        if not found:
+        is_matched, end = self._match(event)
+        if not is_matched:
             self.done(pending)
             return
         delivery = Delivery(
@@ -126,12 +126,19 @@ class Ordered(Member):
         )
         item = pending.add(delivery)
         item.is_waiting = True
-        if found[0] is not None:
-            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(found[0]))
+        item.end = end
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
             self._begin_first(item)
+
+    def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
+        """Tell whether the route takes an event, and if that couldn't be decided, how its delivery ends."""
+        for route, error in self._around.rules().table.match(View.of(event)):
+            if route.name == self.route:
+                end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+                return True, end
+        return False, None
 
     def _begin_first(self, item: Item) -> None:
         known = self._remembered.pop(item.delivery.id, None)
@@ -156,16 +163,16 @@ class Ordered(Member):
                 if self._around.control.paused_by(self.route, self.destination):
                     await self._around.sleep(IDLE_TICK)
                     continue
-                ready, self._ready = self._ready, []
-                if await self.commit({item.pending.tracker.partition for item in ready}, is_proof=True):
-                    now = self._log.now()
-                    for item in ready:
-                        if item.pending.tracker.is_live:
-                            self._dispatch.admit(item, now)
-                else:
-                    self._ready = [*ready, *self._ready]
+                ready = list(self._ready)  # where they stay until then: what is ready is nobody else's to send on
+                if not await self.commit({item.pending.tracker.partition for item in ready}, is_proof=True):
                     await self._around.sleep(REPEAT)
-                self._ready = [item for item in self._ready if item.pending.tracker.is_live]
+                    continue
+                now = self._log.now()
+                admitted = {id(item) for item in ready}
+                self._ready = [item for item in self._ready if id(item) not in admitted]
+                for item in ready:
+                    if item.pending.tracker.is_live:
+                        self._dispatch.admit(item, now)
 
     @override
     def resume(self, item: Item, now: float) -> None:
@@ -191,16 +198,14 @@ class Ordered(Member):
             return False
         if item.pending.tracker.is_lost:
             return False  # its memory is to be given back
-        if item.end is None:
-            event = item.delivery.event
-            self._around.logger.error(
-                "key_halted",
-                route=self.route,
-                destination=self.destination,
-                event_id=event.id,
-                delivery_id=item.delivery.id,
-                reason=end.reason,
-            )
+        self._around.logger.error(
+            "key_halted",
+            route=self.route,
+            destination=self.destination,
+            event_id=item.delivery.event.id,
+            delivery_id=item.delivery.id,
+            reason=end.reason,
+        )
         item.end = end
         item.is_waiting = True
         return True
@@ -228,20 +233,33 @@ class Ordered(Member):
         is_kicked, self._kicked_at = kicked_at != self._kicked_at, kicked_at
         route = self._route()
         ready = {id(item) for item in self._ready}
-        firsts = [first for first, *_ in self._queues.values() if first.is_waiting and id(first) not in ready]
+        firsts = [first for first, *_ in self._queues.values() if first.is_waiting]
         if is_kicked:
+            self._remembered.clear()  # also those whose records are read after a rebalance
             self._dispatch.withdraw(firsts)
-            now = self._log.now()
             for item in firsts:
-                if item.end is not None:
-                    item.end = None
-                    item.delivery = replace(item.delivery, attempts=(), since=now)
-                item.delivery = replace(item.delivery, due=0.0)
-                self._make_ready(item)
+                if self._try_anew(item) and id(item) not in ready:
+                    self._make_ready(item)
         elif route is not None and route.on_exhausted != "halt":
             for item in firsts:
-                if item.end is not None:
+                if item.end is not None and id(item) not in ready:
                     self._make_ready(item)
+
+    def _try_anew(self, item: Item) -> bool:
+        """Give a delivery all its attempts again, if it had ended. False if the route no longer takes its event."""
+        item.delivery = replace(item.delivery, due=0.0)
+        if item.end is None:
+            return True
+        is_matched = True
+        if item.end.reason is DeadReason.EXPRESSION_ERROR:
+            is_matched, item.end = self._match(item.delivery.event)
+        else:
+            item.end = None
+        item.delivery = replace(item.delivery, attempts=(), since=self._log.now())
+        if not is_matched:
+            self._ready = [other for other in self._ready if other is not item]
+            self._dispatch.drop(item)
+        return is_matched
 
     def _set_gauges(self) -> None:
         metrics = self._around.metrics
@@ -256,11 +274,23 @@ class Ordered(Member):
         metrics.ordered_lag.labels(*where).set(sum(self.lag().values()))
         metrics.ordered_oldest_undone.labels(*where).set(max(self.oldest_undone(self._log.now()).values(), default=0.0))
 
+    @override
+    def let_go(self) -> None:
+        super().let_go()
+        metrics, where = self._around.metrics, (self.route, self.destination, self.topic)
+        for gauge in (
+            metrics.ordered_blocked_keys,
+            metrics.ordered_halted_keys,
+            metrics.ordered_lag,
+            metrics.ordered_oldest_undone,
+        ):
+            if where in gauge:  # else its names are gone from the rules
+                gauge.labels(*where).set(0)
+
     # Giving partitions up.
 
     @override
     async def _let_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
-        self._remembered.clear()
         busy = await self._wait_for_busy(leaving, LET_GO)
         now = self._log.now()
         for pending in busy:
@@ -272,9 +302,15 @@ class Ordered(Member):
             if key[0] in partitions:
                 first = queue[0]
                 if first.delivery.attempts or first.end is not None:
-                    self._remembered[first.delivery.id] = Memory(first.delivery.attempts, first.delivery.due, first.end)
+                    known = Memory(key[0], first.delivery.attempts, first.delivery.due, first.end)
+                    self._remembered[first.delivery.id] = known
                 del self._queues[key]
         self._ready = [item for item in self._ready if item.pending.tracker.is_live]
+
+    @override
+    def take_over(self) -> None:
+        """Forget what is known of partitions that are another's now."""
+        self._remembered = {name: known for name, known in self._remembered.items() if known.partition in self.trackers}
 
 
 def order_key(event: Event) -> str:

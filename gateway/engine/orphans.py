@@ -1,6 +1,6 @@
 """What is left of ordered routes that the rules no longer have: their groups, whose backlog nobody else would read.
 
-    still a route, but not in order ─▶ its backlog goes to the shortest tier
+    still a route, but not in order ─▶ after a minute its backlog goes to the shortest tier
     not there for an hour ───────────▶ its backlog is dead-lettered as `route_removed`
 
 Then the group is forgotten: the route, should it come again, begins where the router stands. The owner of the jobs does
@@ -25,9 +25,14 @@ from gateway.rules.expressions import View
 from gateway.rules.rules import Route, Rules
 from gateway.rules.table import RouteTable
 
+SETTLED = 60.0
+"""Seconds without members after which a group is nobody's: a process of newer rules may have made it, and be on its
+way to join it."""
+PARTS = 3
+
 
 class Orphan(NamedTuple):
-    """A group without a route: since when that is known, and how far its topic went by then."""
+    """A group without a route or a member: since when that is known, and how far its topic went by then."""
 
     since: float
     ends: Mapping[int, int]
@@ -45,32 +50,44 @@ class Orphans:
     logger: FilteringBoundLogger
     _found: dict[str, Orphan] = field(default_factory=dict)
     _known: dict[str, Route] = field(default_factory=dict)
-    """Ordered routes that were in the rules: what they matched is known as long as this process lives."""
+    """Group → the route that it was last wanted for: what it matched is known as long as this process lives."""
 
     def remember(self) -> None:
         """Keep what is needed of the ordered routes, in every process: any may come to own the jobs."""
-        self._known |= {route.name: route for route in self.rules().routes.values() if route.order is not None}
+        rules = self.rules()
+        for place in ordered_in(rules, self.topics):
+            self._known[self.topics.ordered_group(*place)] = rules.routes[place[0]]
 
-    async def look(self) -> None:
-        """End the groups whose time has come. Raises LogUnavailableError; the next call goes on."""
+    async def look(self) -> bool:
+        """End the groups whose time has come; tell whether others are on their way to that.
+
+        Raises LogUnavailableError; the next call goes on.
+        """
         rules = self.rules()
         wanted = {self.topics.ordered_group(*place) for place in ordered_in(rules, self.topics)}
         prefix = self.topics.group("ordered/")
-        members = {group: n for group, n in (await self.log.groups(prefix)).items() if group not in wanted}
-        self._found = {group: orphan for group, orphan in self._found.items() if group in members}
+        groups = (await self.log.groups(prefix)).items()
+        # One with members is served by a process of other rules: its backlog ends where that one leaves it.
+        unwanted = {group: count for group, count in groups if group not in wanted}
+        left = [group for group, count in unwanted.items() if not count]
+        self._found = {group: orphan for group, orphan in self._found.items() if group in left}
         now = self.log.now()
-        for group, count in members.items():
-            route, destination, topic = group.removeprefix(prefix).split("/", 2)
+        for group in left:
+            parts = group.removeprefix(prefix).split("/")
+            if len(parts) != PARTS:
+                continue  # none of ours
+            route, destination, topic = parts
             if group not in self._found:
                 ends = {number: end for number, (_, end) in (await self.log.bounds(topic)).items()}
                 self._found[group] = Orphan(now, ends)
-            if count:
-                continue  # a process with other rules still serves it
+            age = now - self._found[group].since
             served = rules.routes.get(route)
             if served is not None and served.order is None and destination in served.destinations:
-                await self._end(group, topic, served, destination)
-            elif now >= self._found[group].since + UNKNOWN_LIMIT:
-                await self._end(group, topic, self._known.get(route), destination, name=route)
+                if age >= SETTLED:
+                    await self._end(group, topic, self._known.get(group, served), destination)
+            elif age >= UNKNOWN_LIMIT:
+                await self._end(group, topic, self._known.get(group), destination, name=route)
+        return bool(unwanted)
 
     async def _end(
         self, group: str, topic: str, route: Route | None, destination: str, name: str | None = None

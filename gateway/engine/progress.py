@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from gateway.log.base import Commit
 
 WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit the 4,096 characters that Kafka keeps.
+ROOM = (
+    WINDOW - 500
+)  # A fetch brings so many more at most, once there was room; what is done of them is to be committed.
 
 _CHUNK = 512  # Offsets per integer: small enough to copy per record, large enough that a window has few.
 
@@ -23,7 +26,7 @@ class Progress:
 
     __slots__ = ("_ahead", "_next", "_stored", "_undone", "_undone_count", "last_received", "lost", "window")
 
-    def __init__(self, commit: Commit, log_start: int, *, window: int = WINDOW) -> None:
+    def __init__(self, commit: Commit, log_start: int, *, window: int = ROOM) -> None:
         """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
         bits = int.from_bytes(commit.done, "little")
         deleted = max(0, log_start - commit.base)
@@ -124,7 +127,7 @@ class Progress:
         It stays as it was; what it received and didn't finish has to be received again here.
         """
         for offset in list(self._undone_offsets()):
-            if other._is_done(offset):  # noqa: SLF001 - of the same class
+            if other.is_done(offset):
                 self.finished(offset)
         self._move_to(max(self._next, other.base))
         self._ahead |= other._done_from(self._next)  # noqa: SLF001 - of the same class
@@ -156,7 +159,8 @@ class Progress:
         chunk, bit = divmod(offset, _CHUNK)
         return bool(self._undone.get(chunk, 0) >> bit & 1)
 
-    def _is_done(self, offset: int) -> bool:
+    def is_done(self, offset: int) -> bool:
+        """Tell whether a record is done, received in this epoch or not."""
         if offset < self._next:
             return not self._is_undone(offset)
         return bool(self._ahead >> (offset - self._next) & 1)

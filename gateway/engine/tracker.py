@@ -169,7 +169,7 @@ class Tracker:
         self.progress.merge(old.progress)
         waiting = []
         for offset, pending in old.pendings.items():
-            if offset < self.progress.base:
+            if self.progress.is_done(offset):
                 continue  # another owner has finished it meanwhile
             pending.tracker = self
             self.pendings[offset] = pending

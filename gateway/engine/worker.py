@@ -90,8 +90,12 @@ class Worker:
         """Act on new rules: limits at once, topics with the next fetch."""
         self._dispatch.limit()
         self._router.reload()
-        for member, _ in self._ordered.values():
-            member.reload()
+        wanted = ordered_in(self._around.rules(), self._around.topics)
+        for place, (member, _) in self._ordered.items():
+            if place in wanted:
+                member.reload()
+            else:
+                member.stop_reading()  # in this very step: by the new rules its events would match nothing
         self._changed.set()
 
     async def _keep_ordered(self, tasks: asyncio.TaskGroup) -> None:
@@ -100,13 +104,14 @@ class Worker:
             await self._changed.wait()
             self._changed.clear()
             wanted = ordered_in(self._around.rules(), self._around.topics)
-            for place in [place for place in self._ordered if place not in wanted]:
-                member, task = self._ordered.pop(place)
-                member.stop_reading()
+            for place, (member, task) in [each for each in self._ordered.items() if each[1][0].is_stopped]:
                 await member.close(patiently=True)
                 member.let_go()
                 task.cancel()
+                del self._ordered[place]
             memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
+            for member, _ in self._ordered.values():
+                member.allow(memory)
             for place in sorted(wanted.difference(self._ordered)):
                 member = Ordered(self._around, self._dispatch, self._duplicates, place, memory=memory)
                 self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
