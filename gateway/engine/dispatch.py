@@ -278,6 +278,10 @@ class Dispatcher:
             if self._control.paused_by(route.name, destination.name):
                 self._park(item)
                 return
+            owner = item.pending.tracker.owner
+            if owner.keeps_order and not owner.may_begin(item):
+                owner.resume(item, now)
+                return
             number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
             outbound = compose(delivery, destination, route.request, now=now)
             try:

@@ -64,6 +64,10 @@ class Member(ABC):
     def resume(self, item: Item, now: float) -> None:
         """Send a delivery on that has waited in memory, or whose partition has come straight back."""
 
+    def may_begin(self, item: Item) -> bool:  # noqa: ARG002 - an ordered route's affair
+        """Tell whether an attempt may begin this moment."""
+        return True
+
     def finished(self, item: Item) -> None:
         """Note that a delivery has its end, or an acknowledged successor."""
         if not item.pending.left:

@@ -42,6 +42,9 @@ LEAST_MEMORY = 4 << 20
 LET_GO = 10.0
 """Seconds for which attempts may end when partitions are given up; then their connections are cut. The next owner must
 not begin the next of a key while we still send this one."""
+PROOF = 5.0
+"""Seconds after a commit was sent for which its acceptance proves that the partition is ours: the group throws a member
+out after a longer silence. A process that was frozen meanwhile asks again before it begins anything."""
 REPEAT = 0.1
 """Seconds until a commit that wasn't accepted is sent again."""
 
@@ -163,6 +166,7 @@ class Ordered(Member):
                 if self._around.control.paused_by(self.route, self.destination):
                     await self._around.sleep(IDLE_TICK)
                     continue
+                asked_at = asyncio.get_running_loop().time()
                 ready = list(self._ready)  # where they stay until then: what is ready is nobody else's to send on
                 if not await self.commit({item.pending.tracker.partition for item in ready}, is_proof=True):
                     await self._around.sleep(REPEAT)
@@ -171,12 +175,17 @@ class Ordered(Member):
                 admitted = {id(item) for item in ready}
                 self._ready = [item for item in self._ready if id(item) not in admitted]
                 for item in ready:
+                    item.proven_at = asked_at
                     if item.pending.tracker.is_live:
                         self._dispatch.admit(item, now)
 
     @override
     def resume(self, item: Item, now: float) -> None:
         self._make_ready(item)
+
+    @override
+    def may_begin(self, item: Item) -> bool:
+        return asyncio.get_running_loop().time() < item.proven_at + PROOF
 
     @override
     def finished(self, item: Item) -> None:

@@ -5,6 +5,7 @@ been given up changes nothing. When the partition comes straight back (an eager 
 moves what is still under way into the new tracker, so that it is neither repeated nor forgotten.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Owner(Protocol):
     def has_room(self) -> bool: ...
 
     def resume(self, item: "Item", now: float) -> None: ...
+
+    def may_begin(self, item: "Item") -> bool: ...
 
     def finished(self, item: "Item") -> None: ...
 
@@ -79,6 +82,7 @@ class Item:
     """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
 
     `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
+    `proven_at` is when (by the loop's clock) a commit was sent that proves that its partition is ours still.
     `is_tried` tells of attempts that no record knows of yet, `is_doubtful` of one that began in doubt of an answer.
     """
 
@@ -91,6 +95,7 @@ class Item:
     is_waiting: bool = False
     is_tried: bool = False
     is_doubtful: bool = False
+    proven_at: float = -math.inf
     scope: Scope | None = None
     end: DeadLettered | None = None
 

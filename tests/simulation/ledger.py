@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from typing_extensions import override
 
+from gateway.engine.ordered import PROOF
 from gateway.engine.request import Outbound
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, decode_delivery, decode_event
@@ -165,6 +166,7 @@ class Ledger:
         self.hurried: set[str] = set()
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
         self._zombies: set[str] = set()
+        self._thrown_out_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
         self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
@@ -256,6 +258,8 @@ class Ledger:
         for offset in covers(commit, self.rows[partition].keys() - covered):
             covered.add(offset)
             row = self.rows[partition][offset]
+            if row.event is None and group != ROUTER:
+                continue  # what can't be read is the router's to keep
             undone = self.undone(row, group)
             if undone:
                 self.violate(
@@ -280,6 +284,7 @@ class Ledger:
             self._zombies.discard(client.name)
 
     def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
+        self._thrown_out_at[client.name, group].append(self._now())
         self._say(f"{client.name} was thrown out of {group}")
         self.hit(group, partitions)
         self._zombies.add(client.name)
@@ -614,6 +619,9 @@ class Ledger:
             trail = self.trails[made.number, made.delivery]
             if trail.lives or _names(made) & self.hurried:
                 continue  # a replay goes through the tiers
+            group = TOPICS.ordered_group(made.route, made.destination, row.partition.topic)
+            if any(gone <= made.began < gone + PROOF for gone in self._thrown_out_at[made.process, group]):
+                continue  # no group throws a member out that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))
             if row.offset < offset:
