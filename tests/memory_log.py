@@ -58,6 +58,9 @@ class _State:
     rebalancing: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     failing_appends: float = 0
     failing_commits: float = 0
+    commit_delay: float = 0.0
+    join_delay: float = 0.0
+    stalled: set[str] = field(default_factory=set)
 
     def of(self, topic: str) -> list[Partition]:
         spec = self.specs.get(topic)
@@ -88,6 +91,24 @@ class MemoryLog:
         """Let the next commits fail with LogUnavailableError, those of a revocation included."""
         self._state.failing_commits = times
 
+    def delay_commits(self, seconds: float) -> None:
+        """Let commits take so long from now on, but for those of a revocation: the coordinator is slow."""
+        self._state.commit_delay = seconds
+
+    def delay_joins(self, seconds: float) -> None:
+        """Let who joins a group become a member, and be counted as one, only after so long from now on."""
+        self._state.join_delay = seconds
+
+    def stall(self, group: str) -> None:
+        """Give a group's members nothing to read until `go_on`."""
+        self._state.stalled.add(group)
+
+    def go_on(self, group: str) -> None:
+        """End a `stall`."""
+        self._state.stalled.discard(group)
+        for member in self._state.members.get(group, ()):
+            member.wake()
+
     def records(self, topic: str) -> list[Record]:
         """Return what a topic holds, partition by partition."""
         return [record for partition in self._state.of(topic) for record in self._state.segments[partition].records]
@@ -102,9 +123,9 @@ class MemoryLog:
         """Leave a gap after the last record, as transaction markers do."""
         self._state.segments[partition].end += count
 
-    async def rebalance(self, group: str) -> None:
-        """Revoke everything from a group's members and assign it anew, as when a member is late."""
-        await _rebalance(self._state, group)
+    async def rebalance(self, group: str, *, takes: float = 0.0) -> None:
+        """Revoke everything from a group's members, and assign it anew after so many seconds: a member is late."""
+        await _rebalance(self._state, group, takes=takes)
 
     # The contract.
 
@@ -130,6 +151,8 @@ class MemoryLog:
         return Position(partition.number, record.offset, record.appended_at)
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "MemoryConsumer":
+        if group is not None and self._state.join_delay:
+            await asyncio.sleep(self._state.join_delay)
         consumer = MemoryConsumer(self._state, group, topics, listener)
         if group is None:
             self._state.readers.append(consumer)
@@ -256,6 +279,8 @@ class MemoryConsumer:
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
         if self._group is None:
             return
+        if self._state.commit_delay:
+            await asyncio.sleep(self._state.commit_delay)
         owned = {partition: commit for partition, commit in commits.items() if partition in self._positions}
         if owned and self._state.failing_commits > 0:
             self._state.failing_commits -= 1
@@ -308,7 +333,9 @@ class MemoryConsumer:
         self._state.commits.setdefault(self._group, {}).update(owned)
 
     def _take(self) -> list[Batch]:
-        batches = []
+        batches: list[Batch] = []
+        if self._group in self._state.stalled:
+            return batches
         for partition, position in self._positions.items():
             if partition in self._paused:
                 continue
@@ -320,10 +347,12 @@ class MemoryConsumer:
         return batches
 
 
-async def _rebalance(state: _State, group: str) -> None:
+async def _rebalance(state: _State, group: str, *, takes: float = 0.0) -> None:
     async with state.rebalancing[group]:
         members = list(state.members.get(group, []))
         await asyncio.gather(*[member.revoke() for member in members])
+        if takes:
+            await asyncio.sleep(takes)
         shares: list[list[Partition]] = [[] for _ in members]
         topics = sorted({topic for member in members for topic in member.topics})
         for turn, partition in enumerate([partition for topic in topics for partition in state.of(topic)]):

@@ -42,9 +42,10 @@ LEAST_MEMORY = 4 << 20
 LET_GO = 10.0
 """Seconds for which attempts may end when partitions are given up; then their connections are cut. The next owner must
 not begin the next of a key while we still send this one."""
-PROOF = 5.0
-"""Seconds after a commit was sent for which its acceptance proves that the partition is ours: the group throws a member
-out after a longer silence. A process that was frozen meanwhile asks again before it begins anything."""
+PROOF = 10.0
+"""Seconds after a commit was sent for which its acceptance proves that the partition is ours: more than a commit may
+take, and less than the silence after which a group throws a member out. A process that was frozen meanwhile asks again
+before it begins anything."""
 REPEAT = 0.1
 """Seconds until a commit that wasn't accepted is sent again."""
 

@@ -342,3 +342,13 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
         await asyncio.sleep(5)
     assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"] * 2
     assert await undone(world) == 0
+
+
+@virtual
+async def test_a_record_that_cannot_be_read_is_one_dead_letter_however_many_groups_read_it() -> None:
+    world = await a_world(a_route("audit", to=("audit",)), *[an_ordered_route(f"ordered-{n}") for n in range(3)])
+    await world.log.append(EVENTS, key=b"k", value=b"{}", headers=[])
+    async with running(world):
+        await asyncio.sleep(5)
+    assert len(world.log.records(TOPICS.dead)) == 1
+    assert [await undone(world, TOPICS.ordered_group(f"ordered-{n}", "ci", EVENTS)) for n in range(3)] == [0, 0, 0]

@@ -8,8 +8,10 @@ from dataclasses import replace
 from gateway.engine.member import HANDOVER
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.topics import ROUTER_GROUP
-from gateway.model import EventId
-from tests.builders import a_destination, a_route
+from gateway.model import Event, EventId
+from gateway.rules.rules import Source
+from gateway.verify.schemes import build_verifier
+from tests.builders import a_destination, a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, running, virtual
 from tests.virtual_time import now
 
@@ -98,3 +100,41 @@ async def test_what_ends_between_two_rebalances_is_known_to_the_next_owner() -> 
     made = Counter(event for _, event, _ in world.client.made)
     assert len(made) == 40
     assert set(made.values()) == {1}
+
+
+@virtual
+async def test_what_another_owner_has_done_meanwhile_is_not_adopted() -> None:
+    """A worker that subscribes anew leaves and joins; another serves its partitions for those seconds.
+
+    What hangs holds the base back, so the other's commit tells of what is done by its bits.
+    """
+    stuck = a_destination("stuck", url="http://127.0.0.1:1/stuck", timeout=300.0)
+    slow = a_destination("slow", url="http://127.0.0.1:1/slow", concurrency=1)
+    world = await a_world(
+        a_route("stuck", match={"body.is_stuck": True}, to=("stuck",)),
+        a_route("slow", match={"body.is_stuck": False}, to=("slow",)),
+        destinations=[stuck, slow],
+        stuck=[1e9],
+        slow=[0.9],
+    )
+
+    def made(name: str, *, is_stuck: bool) -> list[Event]:
+        body = {"is_stuck": is_stuck}
+        return [an_event(id=f"{name}{n}", key=f"k{n}", body=body, received_at=now()) for n in range(20)]
+
+    async with running(world), running(world) as worker:
+        await asyncio.sleep(3)
+        await world.put(*made("stuck", is_stuck=True))
+        await asyncio.sleep(3)
+        await world.put(*made("slow", is_stuck=False))
+        await asyncio.sleep(0.05)
+        world.client.scripts["slow"] = [0.01]
+        world.log.delay_joins(3.0)
+        await world.log.create(TOPICS.specs([TOPICS.events("gitlab")]))
+        source = Source(name="gitlab", path="/in/gitlab", verifier=build_verifier({"scheme": "none"}))
+        world.rules = replace(world.rules, sources={**world.rules.sources, "gitlab": source})
+        worker.reload()
+        await asyncio.sleep(40)
+    counts = Counter(event for name, event, _ in world.client.made if name == "slow")
+    assert len(counts) == 20
+    assert set(counts.values()) == {1}
