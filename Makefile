@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test simulate faults lint format types bench lock clean
+.PHONY: help setup demo test simulate mutants faults lint format types bench lock clean
 PYTHON ?= python3
 LOG ?= embedded
 BIN := .venv/bin
@@ -43,6 +43,9 @@ SEEDS ?= 10000
 FIRST ?= 0
 simulate: $(READY) ## the engine in SEEDS=10000 simulated worlds from FIRST=0 on; makes the first failure small
 	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
+
+mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 4 minutes)
+	@$(BIN)/python -m tests.mutants
 
 bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks

@@ -59,12 +59,13 @@ class Router(Member):
         """Return the topics of the rules, of sources that are there no more, and the tiers."""
         topics = self._around.topics
         sources = self._around.rules().sources.values()
-        wanted = self.subscribed.union([source.topic or topics.events(source.name) for source in sources], self._tiers)
-        if wanted == self.subscribed:
-            return wanted
+        needed = {source.topic or topics.events(source.name) for source in sources}.union(self._tiers)
+        if needed <= self.subscribed:
+            return self.subscribed
         present = set(await self._log.topics())
         events = {name for name in present if name.startswith(topics.events(""))}
-        wanted = wanted.union(events, present.intersection(await self._log.topics_of(self._group)))
+        begun = present.intersection(self.subscribed.union(await self._log.topics_of(self._group)))
+        wanted = frozenset(needed.union(events, begun))
         self._partitions = 0
         for topic in wanted:
             self._partitions += len(await self._log.bounds(topic))

@@ -467,6 +467,8 @@ class EmbeddedConsumer:
         commits = await self._listener.revoked(tuple(self._streams))
         try:
             await self.commit(commits)
+        except LogUnavailableError as error:
+            log.warning("log_commit_lost", group=self.group, error=str(error))  # what was finished since is repeated
         finally:
             self._streams.clear()
             self._log.leave(self)

@@ -1,0 +1,56 @@
+"""The mutants fit the code as it is; `make mutants` tries them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.mutant import ROOT, Mutant, all_mutants, read
+from tests.mutants.trial import FAILED, copied, passes
+
+MUTANTS = all_mutants()
+NAMES = [mutant.name for mutant in MUTANTS]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
+def test_a_mutant_applies_to_the_engine_as_it_is(mutant: Mutant) -> None:
+    assert mutant.touched
+    assert all(file.startswith("gateway/") for file in mutant.touched)
+    assert not mutant.apply(ROOT, only_check=True)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
+def test_what_is_said_to_catch_a_mutant_exists(mutant: Mutant) -> None:
+    for test in mutant.tests:
+        file, *names = test.split("::")
+        text = (ROOT / file).read_text()
+        assert names, test
+        for name in names:
+            assert re.search(rf"^\s*(?:(?:async )?def|class) {name.partition('[')[0]}\b", text, re.MULTILINE), test
+
+
+def test_mutants_are_numbered() -> None:
+    assert [mutant.number for mutant in MUTANTS] == list(range(1, len(MUTANTS) + 1))
+    assert len({mutant.name[3:] for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("thought: so\nbreaks: 1: all\n", "expected a thought, what it breaks, and what catches it"),
+        ("thought: so\nbreaks: all\ncaught-by: simulation 0-9\n", "expected a thought"),
+        ("thought: so\nand: more\n", "expected a field, got 'and: more'"),
+    ],
+)
+def test_a_header_says_everything(tmp_path: Path, header: str, message: str) -> None:
+    path = tmp_path / "01-incomplete.patch"
+    path.write_text(f"{header}diff --git a/gateway/model.py b/gateway/model.py\n")
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_a_copy_is_what_is_tried() -> None:
+    with copied() as tree:
+        module = tree / "gateway/model.py"
+        module.write_text(module.read_text() + "\n\ndef event_id(*_):\n    return EventId('evt_1')\n")
+        assert passes(tree, ["tests/test_model.py"]) == FAILED

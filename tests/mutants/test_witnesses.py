@@ -1,0 +1,225 @@
+"""Behaviours that mutants showed to be held by no other test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+from gateway.engine.control import Order
+from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.ordered import PROOF
+from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders
+from gateway.log.records import encode_delivery
+from gateway.model import LogUnavailableError, Result, SpillReason, event_id
+from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
+from gateway.run import Gateway
+from gateway.settings import EmbeddedTarget, Settings
+from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
+from tests.engine.test_lanes import a_lane, an_item, start
+from tests.engine.test_worker import (
+    QUIET,
+    TOPICS,
+    World,
+    a_world,
+    events,
+    operated,
+    publish,
+    running,
+    virtual,
+)
+from tests.memory_log import MemoryConsumer, MemoryLog
+from tests.virtual_time import now
+
+
+class ClosedTopics(MemoryLog):
+    """A connection to a log that takes nothing for some topics."""
+
+    def __init__(self, log: MemoryLog, *closed: str) -> None:
+        super().__init__(now=now)
+        self._state = log._state
+        self.closed = closed
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        if topic in self.closed:
+            raise LogUnavailableError(f"{topic}: closed")
+        return await super().append(topic, key=key, value=value, headers=headers)
+
+
+class SlowCommits(MemoryLog):
+    """A connection to a log whose commits are accepted in the end."""
+
+    def __init__(self, log: MemoryLog, seconds: float) -> None:
+        super().__init__(now=now)
+        self._state = log._state
+        self.seconds = seconds
+
+    @override
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> MemoryConsumer:
+        consumer = await super().consume(group=group, topics=topics, listener=listener)
+        commit = consumer.commit
+
+        async def slowly(commits: Mapping[Partition, Commit]) -> None:
+            await asyncio.sleep(self.seconds)
+            await commit(commits)
+
+        consumer.commit = slowly  # type: ignore[method-assign] # of this consumer alone
+        return consumer
+
+
+@virtual
+async def test_what_ends_late_does_not_end_what_its_next_owner_has_read_again() -> None:
+    """The partitions go to another worker and come back while attempts hang: those are nobody's any more."""
+    slow = a_destination("slow", url="http://127.0.0.1:1/slow", timeout=40.0)
+    world = await a_world(a_route(to=("slow",)), destinations=[slow], slow=[1e9])
+    await world.put(*events(4))  # too few to open its breaker
+    async with running(world):
+        await asyncio.sleep(1)
+        other = world.worker()
+        visit = asyncio.create_task(other.run())
+        await asyncio.sleep(5)
+        other.stop(0.1)
+        await visit
+        await asyncio.sleep(37)
+        assert len(world.client.made) > 4, "something had moved, and came back"
+        assert await world.undone() == 4
+
+
+def test_a_lane_has_its_place_again_after_a_cancellation() -> None:
+    lane = a_lane(concurrency=1)
+    (item,) = start(lane, 1)
+    lane.cancelled(item, NOW)
+    assert lane.in_flight == 0
+    assert len(start(lane, 1)) == 1
+
+
+@pytest.mark.parametrize(("status", "result"), [(429, Result.THROTTLED), (503, Result.SERVER_ERROR)])
+def test_a_destination_that_asks_for_silence_gets_it_from_every_delivery(status: int, result: Result) -> None:
+    lane = a_lane()
+    (item,) = start(lane, 1)
+    waiting = an_item()
+    lane.offer(waiting, NOW)
+    lane.finished(item, an_attempt(result=result, status=status, retry_after=30.0), NOW)
+    assert lane.take(NOW) is None
+    (spill,) = lane.overdue(NOW)
+    later = lane.offer(an_item(), NOW + 29)
+    assert later is not None
+    assert spill.item is waiting
+    for each in (spill, later):
+        assert each.reason is SpillReason.THROTTLED
+        assert each.due >= NOW + 30
+    assert len(start(lane, 1, NOW + 30)) == 1
+
+
+@virtual
+async def test_a_pause_holds_what_waits_for_its_retry_too() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(10.0,))), ci=[503, 200])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(1))
+        await asyncio.sleep(2)
+        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await asyncio.sleep(30)
+        assert len(world.client.made) == 1
+        assert len(world.filed(TOPICS.parked)) == 1
+
+
+@virtual
+async def test_a_resumption_that_is_killed_before_its_injection_is_made_by_the_next_owner() -> None:
+    world = await a_world(a_route())
+    parked = a_delivery(event=an_event(received_at=now()), successor=1)
+    headers = encode_delivery(parked, {"by": "destination/ci"}, at=now())
+    await world.log.append(TOPICS.parked, key=b"ci", value=parked.event.body, headers=headers)
+    await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+    async with jobs_on(world, ClosedTopics(world.log, TOPICS.retry("5s"))):
+        await asyncio.sleep(10)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(20)
+        assert len(world.client.made) == 1
+        assert control.orders["pause/destination/ci"].state == "active"
+
+
+@asynccontextmanager
+async def jobs_on(world: World, log: MemoryLog) -> AsyncIterator[None]:
+    """Carry orders out on a log, and be killed."""
+    follower = Follower(log, TOPICS, QUIET)
+    jobs = Jobs(
+        log=log, topics=TOPICS, rules=lambda: world.rules, follower=follower, metrics=world.metrics, logger=QUIET
+    )
+    tasks = [asyncio.create_task(follower.follow(asyncio.Event())), asyncio.create_task(jobs.run())]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@virtual
+async def test_nothing_is_committed_before_what_was_seen_of_it_is_stored() -> None:
+    world = await a_world(a_route())
+    github = replace(world.rules.sources["github"], dedupe=60.0)
+    world.rules = replace(world.rules, sources={"github": github})
+    log = world.log
+    world.log = ClosedTopics(log, TOPICS.dedupe)
+    async with running(world):
+        await world.put(*[an_event(id=event_id("github", str(n)), received_at=now()) for n in range(10)])
+        await asyncio.sleep(10)
+        assert len(world.client.made) == 10
+        assert await world.undone() == 10
+    world.log = log
+
+
+@virtual
+async def test_an_event_with_two_deliveries_is_drained_whole() -> None:
+    """What waits of an event of which something was delivered is carried on, or a restart would deliver that again."""
+    narrow = a_destination("slow", url="http://127.0.0.1:1/slow", concurrency=1)
+    world = await a_world(a_route(to=("ci", "slow")), destinations=[narrow], slow=[0.9])
+    await world.put(*events(4))
+    async with running(world):
+        await asyncio.sleep(0.2)
+    async with running(world):
+        await asyncio.sleep(60)
+    assert len(world.client.made) == 8
+
+
+@virtual
+async def test_nothing_of_an_ordered_route_begins_on_a_proof_that_has_grown_old() -> None:
+    """A commit that was accepted says whose the partition was when it was sent, and that is longer ago than `PROOF`."""
+    world = await a_world(a_route(is_ordered=True))
+    world.log = SlowCommits(world.log, PROOF + 1)
+    await world.put(*events(3))
+    async with running(world):
+        await asyncio.sleep(60)
+        assert world.client.made == []
+
+
+def test_new_rules_are_prepared_for_before_they_are_in_force(tmp_path: Path) -> None:
+    """From then on the router passes over what ordered routes are for: their groups must have begun."""
+    file = tmp_path / "routes.yaml"
+    source = "version: 1\nsources:\n  crm: {verify: {scheme: none}}\n"
+    file.write_text(source)
+    gateway = Gateway(Settings(rules=file, log=EmbeddedTarget(tmp_path / "log.db")), QUIET)
+    gateway._in_force(load_rules(file))
+    worker = Preparing(lambda: gateway._rules)
+    gateway._worker = worker  # type: ignore[assignment] # a reload asks no more of it than this
+    route = "routes:\n  - {name: new, from: crm, to: [ci]}\n"
+    file.write_text(f"{source}destinations:\n  ci: {{url: 'http://127.0.0.1:1/'}}\n{route}")
+    asyncio.run(gateway._try_to_reload(MemoryLog()))
+    assert worker.told == [("prepare", ["new"], []), ("reload", ["new"], ["new"])]
+
+
+class Preparing:
+    """Notes which routes it is told of, and which are in force then."""
+
+    def __init__(self, rules: Callable[[], Rules]) -> None:
+        self.told: list[tuple[str, list[str], list[str]]] = []
+        self._rules = rules
+
+    async def prepare(self, rules: Rules) -> None:
+        self.told.append(("prepare", list(rules.routes), list(self._rules().routes)))
+
+    def reload(self) -> None:
+        self.told.append(("reload", list(self._rules().routes), list(self._rules().routes)))
