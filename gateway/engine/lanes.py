@@ -147,7 +147,7 @@ class Lane:
 
     def offer(self, item: Item, now: float) -> Spill | None:
         """Let a delivery wait, or say when it can come again."""
-        if self.breaker.holds_back(now):
+        if self._is_shut(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._place(self.breaker.retry_at(now), now))
         if self.throttled_until > now:
             return Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
@@ -238,7 +238,7 @@ class Lane:
                 spills.append(
                     Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
                 )
-            elif self.breaker.holds_back(now):
+            elif self._is_shut(now):
                 due = self._place(self.breaker.retry_at(now), now)
                 spills.append(Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=due))
             elif now - item.since > MAX_WAIT:
@@ -258,6 +258,11 @@ class Lane:
     def place(self, now: float) -> float:
         """Return when the lane can take a delivery that has to leave its queue now."""
         return self._place(max(now, self.throttled_until, self.breaker.retry_at(now)), now)
+
+    def _is_shut(self, now: float) -> bool:
+        """Tell whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""
+        is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._moved_at > STALL
+        return is_probe_slow or self.breaker.holds_back(now)
 
     def _place(self, earliest: float, now: float) -> float:
         # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of

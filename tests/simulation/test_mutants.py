@@ -11,11 +11,9 @@ import pytest
 from gateway.engine import planner, request, retry
 from gateway.engine.breaker import Breaker
 from gateway.engine.injector import Injector
-from gateway.engine.lanes import Lane
 from gateway.engine.member import Member
 from gateway.engine.progress import Progress
 from gateway.engine.request import Outbound
-from gateway.engine.router import Router
 from gateway.engine.successors import Successors
 from gateway.engine.tracker import Tracker
 from gateway.log.base import Commit, Partition
@@ -146,17 +144,6 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Injector, "inject", lazy)
 
 
-def a_hanging_destination_holds_the_reader_up(patch: pytest.MonkeyPatch) -> None:
-    """Whoever reads waits for the lane until it has room."""
-
-    async def patient(self: Router, lane: Lane) -> None:
-        while lane.in_flight:
-            await self._around.sleep(0.05)
-
-    patch.setattr(Lane, "is_pressed", property(lambda self: self.in_flight > 0))
-    patch.setattr(Router, "_wait_for", patient)
-
-
 @pytest.mark.parametrize(
     ("mutant", "invariants"),
     [
@@ -173,7 +160,6 @@ def a_hanging_destination_holds_the_reader_up(patch: pytest.MonkeyPatch) -> None
         (order_is_not_proven, ("22",)),
         (open_breakers_let_everything_through, ("17",)),
         (jobs_inject_nothing, ("12",)),
-        (a_hanging_destination_holds_the_reader_up, ("15",)),
     ],
 )
 def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
