@@ -50,6 +50,7 @@ LONGEST_STAY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
 PAUSED_LOOK = 1.0
 """Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
+GAUGES_AT_ONCE = 100
 TICK = 0.05
 """Seconds between looks at lanes in which something waits."""
 IDLE_TICK = 0.25
@@ -492,12 +493,14 @@ class Dispatcher:
         """Name the group that owns every attempt and append."""
         self._tasks = tasks
 
-    def set_gauges(self) -> None:
+    async def set_gauges(self) -> None:
         """Tell of each destination how it stands, and forget the lanes of those that are gone."""
         metrics = self._metrics
         destinations = self._rules().destinations
         soon = Counter(item.delivery.destination for _, _, item in self._soon)
-        for name in destinations:
+        for count, name in enumerate(destinations, 1):
+            if count % GAUGES_AT_ONCE == 0:
+                await self._sleep(0)  # thousands of destinations would take the loop for tens of milliseconds
             lane = self._lanes.get(name)
             metrics.deliveries_in_flight.labels(name).set(lane.in_flight if lane else 0)
             metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])

@@ -249,7 +249,7 @@ class Router(Member):
 
     async def _keep_gauges(self) -> None:
         while not self._is_draining:
-            self._dispatch.set_gauges()
+            await self._dispatch.set_gauges()
             metrics = self._around.metrics
             lag = self.lag()
             oldest = self.oldest_undone(self._log.now())
