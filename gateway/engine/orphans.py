@@ -109,6 +109,7 @@ class Orphans:
         await self.injector.inject(batch, {})
         await self.log.forget(group)
         del self._found[group]
+        self._known.pop(group, None)
         self.logger.warning("ordered_group_ended", group=group, count=count, is_removed=name is not None)
 
     async def _backlog(
