@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -45,6 +46,8 @@ ANSWER_TIMEOUT = 5.0
 """Seconds of it for requests under way: as long as an append may take."""
 OPEN_FILES = 65_536
 """More than attempts, idle connections and senders together come to."""
+SWITCH_INTERVAL = 0.001
+"""Seconds for which a thread may keep the interpreter: one that renders metrics delays each step of the loop by it."""
 CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for letting go of a log that doesn't answer."""
 
@@ -118,6 +121,7 @@ class Gateway:
         """Serve until stopped. Raises RulesError, UsageError or LogUnavailableError when it can't begin."""
         settings = self._settings
         _raise_open_files()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._rules = await asyncio.to_thread(load_rules, settings.rules)
         for warning in self._rules.warnings:
             self._logger.warning("rules_warning", problem=warning)

@@ -267,8 +267,10 @@ class _Connection(asyncio.Protocol):
             self._timer = loop.call_later(self._sink.drip_interval, self._drip, left[1:])
 
     def _flood(self) -> None:
-        while self._is_flooding and not self._transport.is_closing():
-            self._transport.write(b"x" * 65536)
+        """Write a piece, and the next one in the loop's next turn: other connections are measured meanwhile."""
+        if self._is_flooding and not self._transport.is_closing():
+            self._transport.write(b"x" * 16384)
+            asyncio.get_running_loop().call_soon(self._flood)
 
     @override
     def pause_writing(self) -> None:
@@ -276,5 +278,6 @@ class _Connection(asyncio.Protocol):
 
     @override
     def resume_writing(self) -> None:
-        self._is_flooding = True
-        self._flood()
+        if not self._is_flooding:
+            self._is_flooding = True
+            self._flood()

@@ -15,11 +15,12 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from string import punctuation
-from typing import NamedTuple, Self, cast
+from typing import NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from typing_extensions import override
@@ -38,6 +39,8 @@ IDLE_TIMEOUT = 15.0  # Longer than bursts are apart, shorter than most load bala
 IDLE_LIMIT = 2000  # Idle connections over all destinations: file descriptors are finite.
 BODY_PATIENCE = 1.0  # How long we wait for the rest of an answer whose head is there, only to save a connection.
 CONNECT_PATIENCE = 1.0  # For each address but the last, so that a black hole leaves time for the next.
+
+T = TypeVar("T")
 
 
 class Client:
@@ -167,14 +170,17 @@ class Client:
                     self._guard.check(literal)  # a name is the proxy's to look up, and to refuse
                 found = await self._addresses(host)
                 stage = Result.TIMEOUT
-                connection = _Connection(self._pool, place)  # before the guard is asked, so that a new one renews it
+                # Of the generation from before the guard is asked, so that a new guard renews it.
+                make = partial(_Connection, self._pool, place, self._pool.generation)
                 try:
-                    connected = await self._connect(self._permitted(found), port)
+                    if not place.is_tls:
+                        return await _first(partial(self._open, make, port), self._permitted(found))
+                    connected = await _first(partial(self._connect, port), self._permitted(found))
                 except OSError as error:
                     raise _FailedError(Result.CONNECT, f"{shown}:{port}: {_reason(error)}") from error
-                if proxy is not None and place.is_tls:
+                if proxy is not None:
                     await self._open_tunnel(connected, place, proxy)
-                return await self._establish(connection, connected)
+                return await self._secure(make, connected)
         except TimeoutError as error:
             missing = "an address" if stage is Result.DNS else "a connection"
             raise _FailedError(stage, f"{shown}: expected {missing}, got none in time") from error
@@ -201,18 +207,13 @@ class Client:
             raise refusal
         return permitted
 
-    async def _connect(self, addresses: list[str], port: int) -> socket.socket:
-        """Return a connected socket, to the first address that takes it. Raises OSError."""
-        *others, last = addresses
-        for address in others:
-            try:
-                async with asyncio.timeout(CONNECT_PATIENCE):
-                    return await self._connect_to(address, port)
-            except OSError:  # a TimeoutError is one
-                continue
-        return await self._connect_to(last, port)
+    async def _open(self, make: Callable[[], "_Connection"], port: int, address: str) -> "_Connection":
+        """Return a connection without TLS. Raises OSError."""
+        _, connection = await self._loop.create_connection(make, address, port)
+        return connection
 
-    async def _connect_to(self, address: str, port: int) -> socket.socket:
+    async def _connect(self, port: int, address: str) -> socket.socket:
+        """Return a connected socket, for what comes before a connection of ours. Raises OSError."""
         connecting = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         try:
             connecting.settimeout(0.0)
@@ -247,18 +248,19 @@ class Client:
             reader.feed(data)
         return reader.status
 
-    async def _establish(self, connection: "_Connection", connected: socket.socket) -> "_Connection":
+    async def _secure(self, make: Callable[[], "_Connection"], connected: socket.socket) -> "_Connection":
+        """Return a connection over TLS; the socket is closed if there is none."""
+        connection = make()
         place = connection.place
         try:
             await self._loop.create_connection(
                 lambda: connection,
                 sock=connected,
-                ssl=(self._tls if place.tls is None else place.tls.context) if place.is_tls else None,
-                server_hostname=place.host.rstrip(".") if place.is_tls else None,
+                ssl=self._tls if place.tls is None else place.tls.context,
+                server_hostname=place.host.rstrip("."),
             )
         except OSError as error:  # an ssl.SSLError is one
-            result = Result.TLS if place.is_tls else Result.CONNECT
-            raise _FailedError(result, f"{place.host}: {_reason(error)}") from error
+            raise _FailedError(Result.TLS, f"{place.host}: {_reason(error)}") from error
         finally:
             if not connection.is_open:
                 connected.close()
@@ -273,6 +275,18 @@ class _Place(NamedTuple):
     is_tls: bool
     tls: Tls | None = None
     proxy: Proxy | None = None
+
+
+async def _first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -> T:
+    """Return what the first address that can be connected to gives. Raises OSError, that of the last."""
+    *others, last = addresses
+    for address in others:
+        try:
+            async with asyncio.timeout(CONNECT_PATIENCE):
+                return await connect(address)
+        except OSError:  # a TimeoutError is one
+            continue
+    return await connect(last)
 
 
 @lru_cache(maxsize=16384)
@@ -446,9 +460,9 @@ class _Connection(asyncio.Protocol):
         "place",
     )
 
-    def __init__(self, pool: _Pool, place: _Place) -> None:
+    def __init__(self, pool: _Pool, place: _Place, generation: int) -> None:
         self.place = place
-        self.generation = pool.generation
+        self.generation = generation
         self.idle_since = 0.0
         self.is_open = False
         self._pool = pool

@@ -7,6 +7,7 @@ The series are our own; `prometheus_client` tells of the process, and is how oth
 increment cost 0.3 µs and an observation 0.7, ours 0.03 and 0.12, where an event has some fifty microseconds in all.
 """
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -82,63 +83,75 @@ class Names(Protocol):
     def routes(self) -> Mapping[str, To]: ...
 
 
-class Counter:
-    """What only grows."""
+class Single:
+    """A series of one value. What was written of it is kept, as most series don't change between two scrapes."""
 
-    __slots__ = ("value",)
-    KIND = "counter"
+    __slots__ = ("_shown", "_text", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
+        self._shown: float | None = None
+        self._text = b""
+
+    def render(self, name: str, labels: Labels, values: Labels) -> bytes:
+        value = self.value
+        if value != self._shown:
+            self._text = f"{name}{_braced(_told(labels, values))} {value!r}\n".encode()
+            self._shown = value
+        return self._text
+
+
+class Counter(Single):
+    """What only grows."""
+
+    __slots__ = ()
+    KIND = "counter"
 
     def inc(self, amount: float = 1.0) -> None:
         self.value += amount
 
-    def lines(self, name: str, labels: str) -> list[str]:
-        return [f"{name}{_braced(labels)} {self.value!r}"]
 
-
-class Gauge:
+class Gauge(Single):
     """What goes up and down."""
 
-    __slots__ = ("value",)
+    __slots__ = ()
     KIND = "gauge"
-
-    def __init__(self) -> None:
-        self.value = 0.0
 
     def set(self, value: float) -> None:
         self.value = float(value)
-
-    def lines(self, name: str, labels: str) -> list[str]:
-        return [f"{name}{_braced(labels)} {self.value!r}"]
 
 
 class Histogram:
     """How values spread over buckets, of which each counts what is at most its bound."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_shown", "_sum", "_text")
     KIND = "histogram"
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._shown: int | None = None
+        self._text = b""
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def lines(self, name: str, labels: str) -> list[str]:
+    def render(self, name: str, labels: Labels, values: Labels) -> bytes:
         *counts, total = accumulate(self._counts)
-        start = f"{name}_bucket{{{labels},le=" if labels else f"{name}_bucket{{le="
-        lines = [f'{start}"{bound!r}"}} {count}' for bound, count in zip(self._bounds, counts, strict=True)]
-        lines += [
-            f'{start}"+Inf"}} {total}',
-            f"{name}_sum{_braced(labels)} {self._sum!r}",
-            f"{name}_count{_braced(labels)} {total}",
-        ]
-        return lines
+        if total != self._shown:
+            text = _told(labels, values)
+            start = f"{name}_bucket{{{text},le=" if text else f"{name}_bucket{{le="
+            lines = [f'{start}"{bound!r}"}} {count}\n' for bound, count in zip(self._bounds, counts, strict=True)]
+            lines += [
+                f'{start}"+Inf"}} {total}\n',
+                f"{name}_sum{_braced(text)} {self._sum!r}\n",
+                f"{name}_count{_braced(text)} {total}\n",
+            ]
+            self._text = "".join(lines).encode()
+            self._shown = total
+        return self._text
 
 
 Series = TypeVar("Series", Counter, Gauge, Histogram)
@@ -153,7 +166,7 @@ class Family(dict[Labels, Series], Generic[Series]):
     def __init__(self, make: Callable[[], Series], name: str, text: str, labels: Labels) -> None:
         self._make: Callable[[], Series] = make
         self._name = name
-        self._head = f"# HELP {name} {text}\n# TYPE {name} {make().KIND}"
+        self._head = f"# HELP {name} {text}\n# TYPE {name} {make().KIND}\n".encode()
         self._labels = labels
 
     def labels(self, *values: str) -> Series:
@@ -173,17 +186,17 @@ class Family(dict[Labels, Series], Generic[Series]):
             del self[values]
 
     def render(self) -> bytes:
-        text: list[str] = [self._head]
+        parts = [self._head]
         for values, series in list(self.items()):  # copied at once, as far as other threads can tell
-            labels = ",".join([f'{n}="{_escaped(v)}"' for n, v in zip(self._labels, values, strict=True)])
-            text.extend(series.lines(self._name, labels))
-        return "\n".join([*text, ""]).encode()
+            parts.append(series.render(self._name, self._labels, values))
+        return b"".join(parts)
 
 
 class Metrics(Collector):
     """Every metric of one process, exposed through a registry. Only one thread may count, another may collect."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._rendering = threading.Lock()
         self._families: list[Family[Counter] | Family[Gauge] | Family[Histogram]] = []
         self._names: tuple[frozenset[str], frozenset[str], frozenset[tuple[str, str]]] = (
             frozenset(),
@@ -316,7 +329,8 @@ class Metrics(Collector):
 
         https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
         """
-        return b"".join([family.render() for family in self._families])
+        with self._rendering:  # one at a time: a series keeps what was written of it
+            return b"".join([family.render() for family in self._families])
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -342,6 +356,10 @@ def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
     collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library tells its collectors in no other way
     parts = [each.render() if isinstance(each, Metrics) else generate_latest(each) for each in collectors]
     return b"".join(parts), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _told(labels: Labels, values: Labels) -> str:
+    return ",".join([f'{label}="{_escaped(value)}"' for label, value in zip(labels, values, strict=True)])
 
 
 def _braced(labels: str) -> str:

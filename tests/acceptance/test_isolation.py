@@ -41,26 +41,38 @@ destinations:
   endless: {{url: "{endless}"}}
   nowhere: {{url: "http://hook.isolation.test/"}}
 routes:
-  - {{name: bad, from: github, to: [hanging, stalling, refusing, failing, dripping, endless, nowhere]}}
+  - {{name: bad, from: github, to: [BAD]}}
   - {{name: healthy, from: github, to: [healthy]}}
 """
 )
-
+DEAD = ("hanging", "refusing", "dripping", "endless", "nowhere")
+ALIVE = ("stalling", "failing")
+"""What answers something, or did at first."""
 
 TRIES = 3
 """Pairs of runs of which one has to hold: what else goes on on a shared machine is only ever a reason to fail."""
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 async def test_destinations_in_every_bad_state_do_not_delay_a_healthy_one(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
-    rate, seconds = (600.0, 30.0) if is_full else (300.0, 4.0)
+    if is_full:  # a process's core has work for 2,400 deliveries a second, of which 2,000 go the long way
+        await _not_delayed_by(DEAD, place, folder, rate=400.0, seconds=30.0, is_full=True)
+        await _not_delayed_by(ALIVE, place, folder, rate=400.0, seconds=30.0, is_full=True)
+    else:
+        await _not_delayed_by((*DEAD, *ALIVE), place, folder, rate=300.0, seconds=4.0, is_full=False)
+
+
+async def _not_delayed_by(
+    bad: Sequence[str], place: LogPlace, folder: Path, *, rate: float, seconds: float, is_full: bool
+) -> None:
+    beside_bad = BESIDE.replace("BAD", ", ".join(bad))
     pairs = []
     for number in range(TRIES):
-        alone, _ = await _p99(ALONE, place.another(f"alone{number}"), folder, rate, seconds)
-        beside, answers = await _p99(BESIDE, place.another(f"beside{number}"), folder, rate, seconds)
-        pairs.append(f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside bad ones")
+        alone, _ = await _p99(ALONE, place.another(f"alone{len(bad)}{number}"), folder, rate, seconds)
+        beside, answers = await _p99(beside_bad, place.another(f"beside{len(bad)}{number}"), folder, rate, seconds)
+        pairs.append(f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside {len(bad)} bad ones")
         report(f"isolation under {rate:g}/s, {place.kind}: {pairs[-1]}")
         # In a few seconds a busy machine decides the tail; but it delays the answers to the sender as much.
         noise = 0.0 if is_full else answers
