@@ -101,6 +101,8 @@ LOG_REPEAT = 60.0
 FETCH_RECORDS = 500
 PULL_RECORDS = 100  # Taken at a time by a member of a group: they cost the loop some 0.7 ms.
 FETCH_BYTES = 1 << 20
+PULL_BYTES = 128 << 10
+"""Of each partition in one answer: what a tier doesn't take of it at once, it drops and fetches again."""
 END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
 PULL = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
@@ -394,7 +396,7 @@ class KafkaLog:
             enable_auto_commit=False,
             fetch_max_wait_ms=int(1000 * FETCH_WAIT),
             fetch_max_bytes=16 * FETCH_BYTES,
-            max_partition_fetch_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=FETCH_BYTES if group is None else PULL_BYTES,
             session_timeout_ms=int(1000 * SESSION),
             heartbeat_interval_ms=int(1000 * HEARTBEAT),
             rebalance_timeout_ms=int(1000 * REBALANCE),

@@ -8,6 +8,7 @@ increment cost 0.3 µs and an observation 0.7, ours 0.03 and 0.12, where an even
 """
 
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -61,6 +62,9 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 # From a first try that succeeds to the end of a three-day schedule.
 DAYS = (*SECONDS[2:], 300.0, 1800.0, 7200.0, 43200.0, 86400.0, 259200.0)
 
+
+SERIES_AT_ONCE, PAUSE = 1000, 0.001
+"""A long page is written with pauses of so many seconds, in which the event loop has the interpreter to itself."""
 
 Labels = tuple[str, ...]
 
@@ -189,6 +193,8 @@ class Family(dict[Labels, Series], Generic[Series]):
         parts = [self._head]
         for values, series in list(self.items()):  # copied at once, as far as other threads can tell
             parts.append(series.render(self._name, self._labels, values))
+            if len(parts) % SERIES_AT_ONCE == 0:
+                time.sleep(PAUSE)
         return b"".join(parts)
 
 
@@ -325,7 +331,7 @@ class Metrics(Collector):
         _each(self.dead_letters, (route, destination), tuple(DeadReason))
 
     def render(self) -> bytes:
-        """Write every series as it is now; another thread may call this.
+        """Write every series as it is now. For another thread than the one that counts: it sleeps now and then.
 
         https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
         """
