@@ -10,7 +10,7 @@ What is done with a record is the affair of the two kinds of members: the `Route
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
 from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates, Reader
@@ -23,6 +23,8 @@ RECORD_OVERHEAD = 1024
 """Bytes that a record takes in memory beside its value and headers, about."""
 HANDOVER = 2.0
 """Seconds for which a member that gives partitions up lets attempts end. The whole group stands still meanwhile."""
+
+Loop = Callable[[], Coroutine[None, None, None]]
 
 
 class Member(ABC):
@@ -84,7 +86,7 @@ class Member(ABC):
     def take_over(self) -> None:  # noqa: B027 - the affair of some
         """Hear that other partitions are ours now."""
 
-    def loops(self) -> Iterable[tuple[str, Callable[[], Awaitable[None]]]]:
+    def loops(self) -> Iterable[tuple[str, Loop]]:
         """Return what `run` runs, with the names of the tasks."""
         return (("read", self._read), ("watch", self._keep_watch), ("commit", self._keep_committing))
 
@@ -94,7 +96,7 @@ class Member(ABC):
         """Read, take and commit, until cancelled. Raises what a bug or a broken log makes it raise."""
         async with asyncio.TaskGroup() as tasks:
             for name, loop in self.loops():
-                tasks.create_task(_of(loop), name=f"{self._group}-{name}")
+                tasks.create_task(loop(), name=f"{self._group}-{name}")
 
     def allow(self, memory: int) -> None:
         """Let it hold so many bytes of records."""
@@ -282,12 +284,16 @@ class Member(ABC):
 
     async def _keep_watch(self) -> None:
         while not self._is_draining:
-            for tracker in list(self.trackers.values()):
-                self.look_at(tracker)
+            self.look()
             await self._around.sleep(IDLE_TICK)
 
+    def look(self) -> None:
+        """See to what nothing else wakes, a few times a second."""
+        for tracker in list(self.trackers.values()):
+            self.look_at(tracker)
+
     def look_at(self, tracker: Tracker) -> None:
-        """See to a partition, a few times a second."""
+        """See to a partition."""
         if not tracker.buffered:
             self.unpause(tracker)
 
@@ -358,10 +364,6 @@ class Member(ABC):
             elif failed is not None:
                 raise failed
         return commits
-
-
-async def _of(loop: Callable[[], Awaitable[None]]) -> None:
-    await loop()
 
 
 def _waiting_in(trackers: Iterable[Tracker]) -> list[Item]:

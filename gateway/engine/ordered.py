@@ -11,14 +11,14 @@ owner begins earlier. So a delivery may be repeated, right after itself, and nev
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
 from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates
-from gateway.engine.member import Member
+from gateway.engine.member import Loop, Member
 from gateway.engine.tracker import Item, Tracker
 from gateway.log.base import Batch, Commit, Partition, Record
 from gateway.log.records import decode_event
@@ -88,7 +88,7 @@ class Ordered(Member):
         self._changed.set()  # subscribe at once
 
     @override
-    def loops(self) -> Iterable[tuple[str, Callable[[], Awaitable[None]]]]:
+    def loops(self) -> Iterable[tuple[str, Loop]]:
         return (*super().loops(), ("admit", self._keep_admitting))
 
     @override
@@ -229,13 +229,10 @@ class Ordered(Member):
     # Kicks, and gauges.
 
     @override
-    async def _keep_watch(self) -> None:
-        while not self._is_draining:
-            for tracker in list(self.trackers.values()):
-                self.look_at(tracker)
-            self._obey()
-            self._set_gauges()
-            await self._around.sleep(IDLE_TICK)
+    def look(self) -> None:
+        super().look()
+        self._obey()
+        self._set_gauges()
 
     def _obey(self) -> None:
         """Try again at once what has been kicked, and end what halted once the rules let it."""

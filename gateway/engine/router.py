@@ -8,14 +8,14 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from typing_extensions import override
 
 from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
-from gateway.engine.member import Member
+from gateway.engine.member import Loop, Member
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Batch, Record
 from gateway.log.records import decode_delivery, decode_event
@@ -52,7 +52,7 @@ class Router(Member):
         self._partitions = 0
 
     @override
-    def loops(self) -> Iterable[tuple[str, Callable[[], Awaitable[None]]]]:
+    def loops(self) -> Iterable[tuple[str, Loop]]:
         return (*super().loops(), ("release", self._keep_releasing), ("gauges", self._keep_gauges))
 
     @override
