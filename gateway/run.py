@@ -20,8 +20,8 @@ from pathlib import Path
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.client import Client
-from gateway.engine.egress import EgressGuard
+from gateway.client.client import Client
+from gateway.client.egress import EgressGuard
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress

@@ -1,1 +1,1 @@
-"""Delivery: pure decisions, the loop that acts on them, and the client that makes one attempt."""
+"""Delivery: pure decisions, and the loops that act on them."""

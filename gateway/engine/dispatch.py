@@ -22,10 +22,10 @@ from typing import Protocol, assert_never
 
 from structlog.typing import FilteringBoundLogger
 
+from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
 from gateway.engine.control import Control, Order
 from gateway.engine.lanes import Budget, Lane, Spill
-from gateway.engine.request import Outbound, compose
 from gateway.engine.successors import Successors
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Log, Record

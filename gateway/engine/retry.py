@@ -14,10 +14,10 @@ attempt ─▶ classify ─┬─ None ─────────▶ Delivered
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import takewhile
 from typing import assert_never
 
+from gateway.client.wire import RETRY_AFTER_CAP
 from gateway.model import (
     Attempt,
     DeadLettered,
@@ -36,7 +36,6 @@ from gateway.model import (
 SHORT_ATTEMPTS = 5
 SHORT_AGE = 15 * 60.0
 
-RETRY_AFTER_CAP = 86400.0  # A destination may ask for a day of silence, not for ever.
 
 _TABLE = {
     "3xx": Disposition.RETRY_SHORT,
@@ -54,9 +53,6 @@ _TABLE = {
     "auth": Disposition.RETRY,  # Whoever it takes to mend it, the destination has said nothing against the delivery.
     "egress_refused": Disposition.RETRY_SHORT,  # A DNS record can heal.
 }
-
-# RFC 9110 §5.6.7: IMF-fixdate, then the obsolete forms of RFC 850 and asctime.
-_HTTP_DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,24 +102,6 @@ def jitter_of(delivery_id: DeliveryId, attempt_number: int) -> float:
     """Return a number in [-1, 1) that is the same in every process, so that copies of a delivery stay together."""
     digest = hashlib.blake2b(f"{delivery_id}\0{attempt_number}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**52 - 1  # 53 bits, all that a float holds: 1.0 is never reached.
-
-
-def parse_retry_after(value: str, *, now: float) -> float | None:
-    """Read a `Retry-After` header (RFC 9110 §10.2.3) as seconds from `now`, 0 to a day; None if it is neither form.
-
-    A date that is over, or a negative number, is 0.
-    """
-    text = value.strip()
-    digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit():
-        return 0.0 if digits != text else min(float(digits), RETRY_AFTER_CAP)  # `int` refuses thousands of digits.
-    for form in _HTTP_DATES:
-        try:
-            at = datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
-        except ValueError:
-            continue
-        return min(max(at - now, 0.0), RETRY_AFTER_CAP)
-    return None
 
 
 def _retry(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
-from gateway.engine.request import Outbound, compose
+from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, UsageError, delivery_id
 from gateway.rules.expressions import View
 from gateway.rules.identify import Identifier

@@ -10,7 +10,7 @@ import structlog
 from structlog.testing import CapturingLogger
 from typing_extensions import override
 
-from gateway.engine.request import Outbound
+from gateway.client.request import Outbound
 from gateway.log.base import Partition
 from gateway.log.records import encode_event
 from gateway.model import Attempt, Event

@@ -14,9 +14,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
+from gateway.client.request import Outbound
 from gateway.engine.control import Control, DeadFilter, Order, decode
 from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.request import Outbound
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
 from gateway.log.records import Filed, decode_delivery, encode_delivery, encode_event, event_key

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from typing_extensions import override
 
+from gateway.client.request import Outbound
 from gateway.engine.ordered import PROOF
-from gateway.engine.request import Outbound
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, decode_delivery, decode_event
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics

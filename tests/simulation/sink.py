@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Protocol
 
-from gateway.engine.request import Outbound
+from gateway.client.request import Outbound
 from gateway.model import Attempt, Result
 from tests.simulation.ledger import Ledger
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway.engine import planner, request, retry
+from gateway.client import request
+from gateway.client.request import Outbound
+from gateway.engine import planner, retry
 from gateway.engine.breaker import Breaker
 from gateway.engine.injector import Injector
 from gateway.engine.member import Member
 from gateway.engine.progress import Progress
-from gateway.engine.request import Outbound
 from gateway.engine.successors import Successors
 from gateway.engine.tracker import Tracker
 from gateway.log.base import Commit, Partition

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook
 
-from gateway.engine.request import compose, sign
+from gateway.client.request import compose, sign
 from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
 from gateway.rules.expressions import Template
 from gateway.rules.rules import Access, Destination, Proxy, RequestTemplate

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from gateway.engine import resolver as module
-from gateway.engine.resolver import NEGATIVE_TTL, STALE_TTL, SUSPECT_THREADS, THREADS, TTL, Resolver, UnresolvedError
+from gateway.client import resolver as module
+from gateway.client.resolver import NEGATIVE_TTL, STALE_TTL, SUSPECT_THREADS, THREADS, TTL, Resolver, UnresolvedError
 
 
 class Zone:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from gateway.engine.client import Client
-from gateway.engine.egress import EgressGuard
-from gateway.engine.request import Outbound
-from gateway.engine.resolver import Resolver
+from gateway.client.client import Client
+from gateway.client.egress import EgressGuard
+from gateway.client.request import Outbound
+from gateway.client.resolver import Resolver
 from gateway.model import Attempt, Result
 from gateway.rules.access import basic_authorization, tls_of
 from gateway.rules.rules import Access, Egress, Proxy, Tls

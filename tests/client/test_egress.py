@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from gateway.engine.egress import EgressGuard, EgressRefusedError
+from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.rules.rules import Egress
 
 ALWAYS_REFUSED = [

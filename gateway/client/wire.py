@@ -7,9 +7,13 @@ those who ask for it.
 
 import re
 from collections.abc import Generator, Iterable
+from datetime import UTC, datetime
 
 ANSWER_LIMIT = 16 * 1024  # What we read of a body, so that its connection can be used again.
+RETRY_AFTER_CAP = 86400.0  # A destination may ask for a day of silence, not for ever.
 HEAD_LIMIT = 64 * 1024  # Twice what the usual servers allow their applications to send.
+# RFC 9110 §5.6.7: IMF-fixdate, then the obsolete forms of RFC 850 and asctime.
+_HTTP_DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 _HEAD_END = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a lone LF may be recognised as the end of a line
 _CHUNK_LINE_LIMIT = 1024
 _DIGITS = 16  # of a length: an exabyte
@@ -151,6 +155,24 @@ class AnswerReader:
         if self.kept is not None:
             self.body = bytes(self.kept[: len(self.kept) + min(0, self._left or 0)])
         return True
+
+
+def parse_retry_after(value: str, *, now: float) -> float | None:
+    """Read a `Retry-After` header (RFC 9110 §10.2.3) as seconds from `now`, 0 to a day; None if it is neither form.
+
+    A date that is over, or a negative number, is 0.
+    """
+    text = value.strip()
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit():
+        return 0.0 if digits != text else min(float(digits), RETRY_AFTER_CAP)  # `int` refuses thousands of digits.
+    for form in _HTTP_DATES:
+        try:
+            at = datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
+        except ValueError:
+            continue
+        return min(max(at - now, 0.0), RETRY_AFTER_CAP)
+    return None
 
 
 def _status(line: bytes) -> tuple[int, bool]:

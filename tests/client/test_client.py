@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.engine import client as module
-from gateway.engine.client import Client
-from gateway.engine.egress import EgressGuard
-from gateway.engine.request import Outbound
-from gateway.engine.resolver import Resolver
+from gateway.client import client as module
+from gateway.client.client import Client
+from gateway.client.egress import EgressGuard
+from gateway.client.request import Outbound
+from gateway.client.resolver import Resolver
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Egress
 from tests.sink import Answer, Fault, Sink

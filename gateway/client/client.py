@@ -26,12 +26,11 @@ from urllib.parse import quote, urlsplit
 from typing_extensions import override
 from yarl import URL
 
-from gateway.engine.egress import EgressGuard, EgressRefusedError
-from gateway.engine.oauth import NoTokenError, Token, Tokens
-from gateway.engine.request import Outbound
-from gateway.engine.resolver import Resolver, UnresolvedError
-from gateway.engine.retry import parse_retry_after
-from gateway.engine.wire import AnswerReader, MalformedAnswerError, encode_head
+from gateway.client.egress import EgressGuard, EgressRefusedError
+from gateway.client.oauth import NoTokenError, Token, Tokens
+from gateway.client.request import Outbound
+from gateway.client.resolver import Resolver, UnresolvedError
+from gateway.client.wire import AnswerReader, MalformedAnswerError, encode_head, parse_retry_after
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 

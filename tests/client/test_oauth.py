@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from gateway.engine import oauth as module
-from gateway.engine.client import Client
-from gateway.engine.egress import EgressGuard
-from gateway.engine.oauth import Token, Tokens
-from gateway.engine.request import Outbound
-from gateway.engine.wire import AnswerReader
+from gateway.client import oauth as module
+from gateway.client.client import Client
+from gateway.client.egress import EgressGuard
+from gateway.client.oauth import Token, Tokens
+from gateway.client.request import Outbound
+from gateway.client.wire import AnswerReader
 from gateway.model import Attempt, Result
 from gateway.rules.access import tls_of
 from gateway.rules.rules import Access, Egress, OAuth2, Proxy, TokenStyle
