@@ -32,6 +32,8 @@ OLDEST = 24.0
 second in a lane, an append and a commit."""
 OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked)
 """What topics of events and deliveries begin with."""
+PAUSE_LAG = 2.0
+"""Seconds within which every process has read an order."""
 SETTLED = 8.0
 """Seconds in which processes that start one after the other take everything from each other."""
 
@@ -165,6 +167,9 @@ class Ledger:
         """Names of which an order may repeat deliveries, or (`hurried`) bring them on before they are due."""
         self.hurried: set[str] = set()
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
+        self._under_way: Counter[tuple[str, str]] = Counter()
+        self._quiet_until: dict[tuple[str, str], float] = {}
+        self._paused_at: dict[str, float] = {}
         self._zombies: set[str] = set()
         self._thrown_out_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
@@ -337,6 +342,7 @@ class Ledger:
         self.tries.append(made)
         trail = self.trails[number, made.delivery]
         trail.tries.append(made)
+        self._see_limits(made)
         self._see_whose(process, (number, made.delivery))
         self._see_when(made, trail)
         return made
@@ -348,8 +354,34 @@ class Ledger:
             self.trails[key].hits += 1
             loose.discard(key)
 
+    def _see_limits(self, made: Try) -> None:
+        """Check that a destination gets no more at once than it takes, and nothing where it shall have silence."""
+        lane = made.process, made.destination
+        self._under_way[lane] += 1
+        if self._under_way[lane] > self.plan.destinations[made.destination]["concurrency"]:
+            self.violate("24 no more than its cap", f"{self._under_way[lane]} attempts at once", [made])
+        # With a clock that jumps it may end early, and a destination that was away is begun with anew.
+        is_sure = not self.plan.skew and not {"step", "reload"} & set(self.plan.faults)
+        if is_sure and made.began < self._quiet_until.get(lane, 0.0) - 0.01:
+            self.violate(
+                "17 throttled is silent", f"it had asked for silence until {self._quiet_until[lane]:.3f}", [made]
+            )
+        for name in _names(made) & self._paused_at.keys():
+            if "slow" not in self.plan.faults and made.began > self._paused_at[name] + PAUSE_LAG:
+                self.violate("12 paused is silent", f"{name} was paused at {self._paused_at[name]:.3f}", [made])
+
+    def paused(self, name: str) -> None:
+        self._paused_at.setdefault(name, self._now())
+
+    def resumed(self, name: str) -> None:
+        self._paused_at.pop(name, None)
+
     def end(self, made: Try, attempt: Attempt) -> None:
         made.ended, made.result = self._now(), attempt
+        lane = made.process, made.destination
+        self._under_way[lane] -= 1
+        if attempt.retry_after and attempt.status in (429, 503):
+            self._quiet_until[lane] = max(self._quiet_until.get(lane, 0.0), made.ended + attempt.retry_after)
         if attempt.result is Result.SUCCESS:
             self.trails[made.number, made.delivery].is_delivered = True
         self._say(str(made)[10:])

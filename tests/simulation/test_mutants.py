@@ -12,13 +12,15 @@ from gateway.client import request
 from gateway.client.request import Outbound
 from gateway.engine import planner, retry
 from gateway.engine.breaker import Breaker
+from gateway.engine.control import Control
 from gateway.engine.injector import Injector
+from gateway.engine.lanes import Lane
 from gateway.engine.member import Member
 from gateway.engine.progress import Progress
 from gateway.engine.successors import Successors
-from gateway.engine.tracker import Tracker
+from gateway.engine.tracker import Item, Tracker
 from gateway.log.base import Commit, Partition
-from gateway.model import LogUnavailableError
+from gateway.model import Attempt, LogUnavailableError
 from tests.simulation.plan import plan_of
 from tests.simulation.world import simulate
 
@@ -136,6 +138,31 @@ def open_breakers_let_everything_through(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Breaker, "allows", lambda _self, _now, _in_flight: True)
 
 
+def a_lane_has_no_bottom(patch: pytest.MonkeyPatch) -> None:
+    """A destination gets whatever there is."""
+    limit = Lane.limit
+
+    def generous(self: Lane, *, concurrency: int, rate: float | None, share: float = 1.0) -> None:
+        limit(self, concurrency=2 * concurrency, rate=rate, share=share)
+
+    patch.setattr(Lane, "limit", generous)
+
+
+def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:
+    """A destination that asks for silence gets the next delivery at once."""
+    finished = Lane.finished
+
+    def deaf(self: Lane, item: Item, attempt: Attempt, now: float) -> None:
+        finished(self, item, replace(attempt, retry_after=None), now)
+
+    patch.setattr(Lane, "finished", deaf)
+
+
+def nobody_is_paused(patch: pytest.MonkeyPatch) -> None:
+    """A pause is ordered, and nothing heeds it."""
+    patch.setattr(Control, "paused_by", lambda _self, _route, _destination: None)
+
+
 def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
     """What was parked, and what is replayed, is marked as done and nowhere."""
 
@@ -160,6 +187,9 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
         (copies_of_anything_are_dropped, ("1", "2")),
         (order_is_not_proven, ("22",)),
         (open_breakers_let_everything_through, ("17",)),
+        (a_lane_has_no_bottom, ("24",)),
+        (nobody_is_left_in_peace, ("17",)),
+        (nobody_is_paused, ("12",)),
         (jobs_inject_nothing, ("12",)),
     ],
 )

@@ -320,9 +320,11 @@ class World:
         match kind:
             case "pause":
                 self._paused[name] = None
+                self.ledger.paused(name)
                 order = Order(kind="pause", name=name, state="paused", at=at)
             case "resume":
                 self._paused.pop(name, None)
+                self.ledger.resumed(name)
                 order = Order(kind="pause", name=name, state="resuming", at=at)
                 self.ledger.touched.add(name)
             case "kick":
