@@ -61,6 +61,7 @@ class _State:
     commit_delay: float = 0.0
     join_delay: float = 0.0
     stalled: set[str] = field(default_factory=set)
+    patience: float = 0.0
 
     def of(self, topic: str) -> list[Partition]:
         spec = self.specs.get(topic)
@@ -94,6 +95,10 @@ class MemoryLog:
     def delay_commits(self, seconds: float) -> None:
         """Let commits take so long from now on, but for those of a revocation: the coordinator is slow."""
         self._state.commit_delay = seconds
+
+    def be_patient(self, seconds: float) -> None:
+        """Let a fetch that finds nothing wait for so long at least, whatever timeout it is given."""
+        self._state.patience = seconds
 
     def delay_joins(self, seconds: float) -> None:
         """Let who joins a group become a member, and be counted as one, only after so long from now on."""
@@ -255,7 +260,7 @@ class MemoryConsumer:
         self._woken = asyncio.Event()
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
-        deadline = asyncio.get_running_loop().time() + timeout
+        deadline = asyncio.get_running_loop().time() + max(timeout, self._state.patience if timeout else 0.0)
         await asyncio.sleep(0)  # As a fetch from a real log, it lets other tasks run.
         while True:
             batches = self._take()

@@ -36,9 +36,9 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
         await asyncio.sleep(20)
         world.rules = rules_of(OTHER)
         worker.reload()
-        await asyncio.sleep(1800)
+        await world.doze(1800)
         assert world.dead() == []
-        await asyncio.sleep(2000)
+        await world.doze(2000)
         assert [filed.delivery.event.id for filed in world.dead()] == [f"k.{number}" for number in range(7)]
         assert {(filed.delivery.route, filed.note["reason"]) for filed in world.dead()} == {("build", "route_removed")}
         assert await world.log.groups(TOPICS.group("ordered/")) == {}
@@ -91,7 +91,7 @@ async def test_after_a_restart_nobody_knows_what_a_removed_route_matched_and_not
     await world.put(*keyed(2, 3))
     world.rules = rules_of(OTHER)
     async with operated(world) as control, running(world, world.worker(control)):
-        await asyncio.sleep(4000)
+        await world.doze(4000)
         assert sorted(filed.delivery.event.id for filed in world.dead()) == sorted(e.id for e in keyed(2, 3))
         assert "nor is known what it matched" in world.dead()[0].note["detail"]
 
@@ -104,7 +104,7 @@ async def test_a_group_that_another_process_still_serves_is_left_alone() -> None
         await world.put(*keyed(1, 2))
         await asyncio.sleep(5)
         world.rules = new  # seen by the jobs; the worker isn't told, as a process of the old version
-        await asyncio.sleep(4000)
+        await world.doze(4000)
         assert GROUP in await world.log.groups(TOPICS.group("ordered/"))
         assert (await world.log.groups(TOPICS.group("")))[TOPICS.group(ROUTER_GROUP)] == 1
         world.rules = old
@@ -145,7 +145,7 @@ async def test_the_backlog_of_a_source_that_left_an_ordered_route_is_dead_letter
             world.rules = with_gitlab(an_ordered_route(sources=("github",), retry=FOR_EVER))
             worker.reload()
             await asyncio.sleep(20)
-        await asyncio.sleep(4000)
+        await world.doze(4000)
         assert [filed.delivery.event.id for filed in world.dead()] == [f"k.{number}" for number in range(4)]
         assert list(await world.log.groups(TOPICS.group("ordered/"))) == [GROUP]
 

@@ -20,7 +20,7 @@ async def test_the_backlog_of_a_dead_destination_expires_and_is_seldom_written_a
     world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
     await world.put(*events(300))
     async with running(world):
-        await asyncio.sleep(4 * 3600)
+        await world.doze(4 * 3600)
     tiers = sum(len(world.log.records(TOPICS.retry(tier))) for tier in ("5s", "20s", "80s", "5m", "20m", "80m", "5h"))
     assert tiers < 300 * 60
     tried = {event for _, event, _ in world.client.made}
@@ -99,9 +99,9 @@ async def test_the_events_of_a_removed_source_are_kept_for_an_hour_and_then_dead
     # The second topic has no name of ours, but the group has read it before.
     world.log._state.commits[TOPICS.group("router")] = {Partition("shared", 5): Commit(0)}
     async with running(world):
-        await asyncio.sleep(3000)
+        await world.doze(3000)
         assert world.dead() == []
-        await asyncio.sleep(2000)
+        await world.doze(2000)
     assert sorted(filed.delivery.event.source for filed in world.dead()) == ["gone", "other"]
     assert {filed.note["reason"] for filed in world.dead()} == {"route_removed"}
 
@@ -169,7 +169,7 @@ async def test_the_backlog_of_dead_letters_counts_the_open_ones() -> None:
     world = await a_world(a_route(retry=a_policy(max_attempts=1)), ci=[503])
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(*events(10))
-        await asyncio.sleep(3600)
+        await world.doze(3600)
         assert world.metrics.dead_letter_backlog.value == 10
         ends = {f"{TOPICS.dead}/{n}": end for n, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
         await publish(
@@ -181,7 +181,7 @@ async def test_the_backlog_of_dead_letters_counts_the_open_ones() -> None:
         for number, (start, end) in (await world.log.bounds(TOPICS.dead)).items():
             world.log.delete_below(Partition(TOPICS.dead, number), max(start, end))
         await world.put(*[an_event(id=f"evt_more_{n}", received_at=now()) for n in range(4)])
-        await asyncio.sleep(3600)
+        await world.doze(3600)
         assert world.metrics.dead_letter_backlog.value == 4
 
 
@@ -268,7 +268,7 @@ async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_
     async with running(world):
         await asyncio.sleep(1)
         world.rules = replace(rules_of(), sources=world.rules.sources)
-        await asyncio.sleep(2 * 3600)
+        await world.doze(2 * 3600)
     assert [filed.note["reason"] for filed in world.dead()] == ["route_removed"]
 
 

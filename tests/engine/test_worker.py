@@ -16,6 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.client.request import Outbound
 from gateway.engine.control import Control, DeadFilter, Order, decode
+from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
@@ -31,6 +32,8 @@ from tests.builders import a_delivery, a_destination, a_policy, a_route, an_even
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
+DROWSY = 5.0
+"""Seconds; less than any tier delays, so that a fetch that finds nothing is late for none by much."""
 QUIET: FilteringBoundLogger = structlog.wrap_logger(
     structlog.ReturnLogger(), processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
 )
@@ -95,6 +98,18 @@ class World:
     control: Control = field(default_factory=Control)
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
     logger: FilteringBoundLogger = QUIET
+    drowsy: float = 0.0
+
+    async def doze(self, seconds: float) -> None:
+        """Let hours pass, in which whoever only looks around does so every few seconds."""
+        self.drowsy = DROWSY
+        self.log.be_patient(DROWSY)
+        await asyncio.sleep(seconds)
+        self.drowsy = 0.0
+        self.log.be_patient(0.0)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(max(seconds, self.drowsy) if seconds >= IDLE_TICK else seconds)
 
     def worker(self, control: Control | None = None) -> Worker:
         return Worker(
@@ -105,6 +120,7 @@ class World:
             control=control or self.control,
             metrics=self.metrics,
             logger=self.logger,
+            sleep=self.sleep,
         )
 
     async def put(self, *events: Event) -> None:
@@ -159,6 +175,7 @@ async def operated(world: World) -> AsyncIterator[Control]:
         follower=follower,
         metrics=world.metrics,
         logger=QUIET,
+        sleep=world.sleep,
     )
     caught_up = asyncio.Event()
     tasks = [asyncio.create_task(follower.follow(caught_up)), asyncio.create_task(jobs.run())]
@@ -395,7 +412,7 @@ async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() 
             await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
             await asyncio.sleep(30)
             assert sorted(world.client.made[3:]) == [("ci", f"evt_{index}", 2) for index in range(3)]
-            await asyncio.sleep(3 * 3600)
+            await world.doze(3 * 3600)
         assert len(world.client.made) == 6
         assert control.orders["kick/destination/ci"].count == 3
 
@@ -486,9 +503,9 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
         TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
     )
     async with running(world):
-        await asyncio.sleep(3000)
+        await world.doze(3000)
         assert world.dead() == []
-        await asyncio.sleep(1000)
+        await world.doze(1000)
     assert [filed.note["reason"] for filed in world.dead()] == ["route_removed"]
     assert world.client.made == []
 
