@@ -63,6 +63,7 @@ class Breaker:
 
     __slots__ = (
         "_bucket",
+        "_down_since",
         "_failed",
         "_failures_in_a_row",
         "_open_time",
@@ -79,6 +80,7 @@ class Breaker:
         self.state = State.CLOSED
         self._open_time = policy.open_time
         self._opened_at = 0.0
+        self._down_since = 0.0
         self._probes_answered = 0
         self._ramp = 1
         self._failures_in_a_row = 0
@@ -153,11 +155,17 @@ class Breaker:
             case _:
                 assert_never(self.state)
 
+    def down_for(self, now: float) -> float:
+        """Return for how long it has been open, from the first failures on, whatever probes were made since."""
+        return max(0.0, now - self._down_since) if self.is_open else 0.0
+
     def _is_open_time_over(self, now: float) -> bool:
         # A clock that stepped back ends the wait, rather than prolong it by the step.
         return not self._opened_at <= now < self._opened_at + self._open_time
 
     def _open(self, now: float) -> None:
+        if not self.is_open:
+            self._down_since = now
         if self.state is State.CLOSED:
             self._open_time = self.policy.open_time
         else:

@@ -60,7 +60,7 @@ UNKNOWN_RETRY = 60.0
 UNKNOWN_LIMIT = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
 FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
-"""Seconds that a delivery stays away from an open breaker; doubled each time, so in step with the outage's length."""
+"""Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,7 +370,10 @@ class Dispatcher:
             if not keeps_order:  # in memory a look at the breaker costs nothing
                 times = int(item.note.get("breaks", 0))
                 item.note = {"breaks": str(times + 1)}
-                due = max(due, now + min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16)))
+                lane = self._lanes.get(delivery.destination)
+                down_for = 0.0 if lane is None else lane.breaker.down_for(now)
+                longest = min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16), down_for)
+                due = max(due, now + max(FIRST_BREAK, longest))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
         item.delivery = replace(delivery, due=due)

@@ -39,6 +39,8 @@ BURST = 0.1
 """Seconds of a rate that may be used at once; at least one request."""
 FAST = 64 / 0.05
 """Deliveries a second from which a full queue is worth waiting for: empty in 50 ms, long before a spill is back."""
+FASTER, SLOWER = 0.3, 0.1
+"""How much one answer counts for what a lane believes of the time that the next takes."""
 STALL = 0.1
 """Seconds without the end of an attempt after which a lane's past pace isn't believed any more."""
 MIN_THROUGHPUT = 1.0
@@ -217,8 +219,9 @@ class Lane:
         else:
             if is_used:
                 self._shown = min(self._concurrency, max(self._shown, self._budget.start) + 1)
-            # How long an outage makes us wait says nothing of the pace after it.
-            self._seconds += 0.1 * (attempt.seconds - self._seconds)
+            # How long an outage makes us wait says nothing of the pace after it. That it is over is learned at once.
+            change = attempt.seconds - self._seconds
+            self._seconds += (FASTER if change < 0 else SLOWER) * change
         self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
         if attempt.retry_after and (attempt.result is Result.THROTTLED or attempt.status == 503):  # noqa: PLR2004 - RFC 9110, 10.2.3

@@ -39,6 +39,10 @@ PRESSED_WAIT = 0.1
 """Seconds for which a full but fast lane may hold the reader back."""
 HELD_LOOK = 0.25
 """Seconds after which a delivery looks again whether a kick has injected it."""
+RELEASE_EVERY = 0.001
+"""Seconds between releases of a few records, so that lanes have answers meanwhile and learn what they can take."""
+AHEAD, AHEAD_BYTES = 500, 1 << 20
+"""Records of a tier that are held, at which it isn't read on although all of them are due."""
 CUT_SHORT = 0.75
 """Share of a window at which its lowest undone record is made to end."""
 
@@ -104,9 +108,10 @@ class Router(Member):
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
         if tracker.delay is not None:
-            # A tier's head is always the one due first: hold this batch, and read on when it is through.
-            self.pause(tracker)
+            # A tier's head is always the one due first: hold what was read, and read on when it is through.
             tracker.buffered.extend(batch.records)
+            if not self._reads_on(tracker):
+                self.pause(tracker)
             self._release(tracker)
             return
         for count, record in enumerate(batch.records, 1):
@@ -191,7 +196,7 @@ class Router(Member):
                 if tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
                     await self._around.sleep(0)
-            await self._around.sleep(0 if has_more else self._until_next_release())
+            await self._around.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
         due = [
@@ -204,19 +209,30 @@ class Router(Member):
     def _release(self, tracker: Tracker) -> bool:
         """Take some records of a tier whose delay is over, and tell whether there are more of them.
 
-        Once all that was held is taken, the tier is read on.
+        Once what was held is nearly all taken, the tier is read on.
         """
         assert tracker.delay is not None
         now = self._log.now()
         buffered = tracker.buffered
         for _ in range(RETRIES_AT_ONCE):
-            if not buffered:
-                self.unpause(tracker)
-                return False
-            if buffered[0].appended_at + tracker.delay > now or not self.has_room:
-                return False
+            if not buffered or buffered[0].appended_at + tracker.delay > now or not self.has_room:
+                break
             self._take_up(tracker, buffered.popleft(), tracker.delay, now)
-        return True
+        if tracker.is_paused and len(buffered) < AHEAD // 2 and self._reads_on(tracker):
+            self.unpause(tracker)
+        return bool(buffered) and buffered[0].appended_at + tracker.delay <= now and self.has_room
+
+    def _reads_on(self, tracker: Tracker) -> bool:
+        """Tell whether a tier is read on: when nothing of it is held, or little, all of which is due.
+
+        A partition that was paused waits for the fetch under way: a backlog would come back at 100 records a fetch.
+        """
+        buffered = tracker.buffered
+        if not buffered:
+            return True
+        assert tracker.delay is not None
+        is_due = buffered[-1].appended_at + tracker.delay <= self._log.now()
+        return is_due and len(buffered) < AHEAD and sum([len(record.value) for record in buffered]) < AHEAD_BYTES
 
     def _take_up(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:
         pending = self.begin(tracker, record)
