@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -37,6 +38,7 @@ from gateway.rules.rules import Access, Proxy, Tls
 IDLE_TIMEOUT = 15.0  # Longer than bursts are apart, shorter than most load balancers wait.
 IDLE_LIMIT = 2000  # Idle connections over all destinations: file descriptors are finite.
 BODY_PATIENCE = 1.0  # How long we wait for the rest of an answer whose head is there, only to save a connection.
+CLOSE_PATIENCE = 1.0  # For connections of which nobody tells that they are lost.
 CONNECT_PATIENCE = 1.0  # For each address but the last, so that a black hole leaves time for the next.
 
 T = TypeVar("T")
@@ -208,7 +210,12 @@ class Client:
 
     async def _open(self, make: Callable[[], "_Connection"], port: int, address: str) -> "_Connection":
         """Return a connection without TLS. Raises OSError."""
-        _, connection = await self._loop.create_connection(make, address, port)
+        connection = make()
+        try:
+            await self._loop.create_connection(lambda: connection, address, port)
+        except BaseException:
+            connection.give_up()
+            raise
         return connection
 
     async def _connect(self, port: int, address: str) -> socket.socket:
@@ -259,7 +266,11 @@ class Client:
                 server_hostname=place.host.rstrip("."),
             )
         except OSError as error:  # an ssl.SSLError is one
+            connection.give_up()
             raise _FailedError(Result.TLS, f"{place.host}: {_reason(error)}") from error
+        except BaseException:
+            connection.give_up()
+            raise
         finally:
             if not connection.is_open:
                 connected.close()
@@ -415,7 +426,9 @@ class _Pool:
         for connection in list(self.connections):
             connection.abort()
         if self.connections:  # each leaves when the event loop tells it that it is lost
-            await self._emptied.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_PATIENCE):
+                    await self._emptied.wait()
 
     def add(self, connection: "_Connection") -> None:
         self.connections.add(connection)
@@ -504,6 +517,11 @@ class _Connection(asyncio.Protocol):
         if self.is_open:
             self.is_open = False
             self._transport.abort()
+
+    def give_up(self) -> None:
+        """Forget it before it is used: uvloop doesn't tell it that it is lost, if its dial was cancelled."""
+        self.abort()
+        self._pool.discard(self)
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -208,9 +208,9 @@ class Dispatcher:
 
     def withdraw(self, items: Iterable[Item]) -> None:
         """Take deliveries out of their queues; what isn't in one is ignored."""
-        gone = {id(item) for item in items}
-        for lane in self._lanes.values():
-            lane.remove(gone)
+        gone = {id(item): item.delivery.destination for item in items}
+        for name in set(gone.values()) & self._lanes.keys():
+            self._lanes[name].remove(gone)
         self._soon = [entry for entry in self._soon if id(entry[2]) not in gone]
         heapq.heapify(self._soon)
 

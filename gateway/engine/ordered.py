@@ -173,8 +173,10 @@ class Ordered(Member):
                     await self._around.sleep(REPEAT)
                     continue
                 now = self._log.now()
-                admitted = {id(item) for item in ready}
-                self._ready = [item for item in self._ready if id(item) not in admitted]
+                proven = {id(item) for item in ready}
+                # Of those that are there still: a kick may have ended one meanwhile.
+                ready = [item for item in self._ready if id(item) in proven]
+                self._ready = [item for item in self._ready if id(item) not in proven]
                 for item in ready:
                     item.proven_at = asked_at
                     if item.pending.tracker.is_live:

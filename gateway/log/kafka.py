@@ -109,7 +109,7 @@ PULL = 1.0  # How long one wait for records lasts before the consumer's health i
 SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
 HEARTBEAT = 3.0
 REBALANCE = 60.0
-POLL = 86400.0  # A job of an operator's may scan for long between two fetches; heartbeats tell that we live.
+POLL = 10 * 365 * 86400.0  # Whoever waits for an operator fetches nothing meanwhile; heartbeats tell that we live.
 FETCH_TIMEOUT = 10.0  # A broker that hangs holds what it led for so long, although there is a new leader in seconds.
 GROUP_REQUEST_TIMEOUT = 30.0  # But a coordinator answers a member that joins when all have joined.
 

@@ -139,8 +139,8 @@ class Histogram:
         self._text = b""
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
+        self._counts[bisect_left(self._bounds, value)] += 1  # last, as another thread tells by it that it has changed
 
     def render(self, name: str, labels: Labels, values: Labels) -> bytes:
         *counts, total = accumulate(self._counts)

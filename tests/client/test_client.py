@@ -313,6 +313,28 @@ async def test_an_attempt_cancelled_in_its_handshake_leaves_no_connection(client
             await ended.wait()
 
 
+def test_a_dial_that_is_cancelled_at_any_moment_leaves_no_connection_on_uvloop() -> None:
+    """Uvloop closes a transport without a word to its protocol, if the task is cancelled in between."""
+
+    async def main() -> int:
+        async with Sink(200) as sink, Client(OPEN) as client:
+
+            async def one(turns: int) -> None:
+                task = asyncio.ensure_future(attempt(client, sink.url))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+
+            for _ in range(20):
+                await asyncio.gather(*[one(turns) for turns in range(12)])
+            async with asyncio.timeout(5):
+                await client.__aexit__(None, None, None)
+            return client.open_connections
+
+    assert uvloop.run(main()) == 0
+
+
 async def test_closing_the_client_closes_every_connection() -> None:
     async with Sink(200, Fault.HANG) as sink:
         async with Client(OPEN) as client:

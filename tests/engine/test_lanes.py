@@ -129,3 +129,32 @@ def test_a_place_is_given_back_by_an_end_and_by_a_cancellation() -> None:
     assert len(start(third, 0)) == 1
     answered(other, [second], NOW)
     assert other.in_flight == 0
+
+
+@pytest.mark.parametrize("end", [ANSWER, SILENCE])
+def test_every_end_gives_the_place_of_all_back(end: Attempt) -> None:
+    """More ends than there are places in all."""
+    budget = Budget(attempts=64)
+    lane = a_lane(budget=budget)
+    now = NOW
+    for _ in range(100):
+        now += 1000.0  # whatever the breaker and the doubt say, it is over by then
+        answered(lane, start(lane, 1, now), now, end)
+    assert [lane.in_flight, budget.start] == [0, a_lane(budget=Budget(attempts=64))._budget.start]
+    assert len(start(a_lane("other", budget), 1, now)) == 1
+
+
+def test_a_worker_has_its_share_of_the_fleets_limits() -> None:
+    lane = a_lane(concurrency=4, rate=100.0)
+    lane.limit(concurrency=4, rate=100.0, share=0.5)
+    assert len(start(lane, 10)) == 2
+    answered(lane, start(lane, 0), NOW)
+    fast = a_lane(concurrency=100, rate=100.0)
+    fast.limit(concurrency=100, rate=100.0, share=0.25)
+    seconds, made = 20, 0
+    for turn in range(1000 * seconds):
+        under_way = start(fast, 1, NOW + turn / 1000)
+        made += len(under_way)
+        answered(fast, under_way, NOW + turn / 1000)
+        fast.remove({id(item) for item in fast._waiting})
+    assert made == pytest.approx(25 * seconds, rel=0.02)
