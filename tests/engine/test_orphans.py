@@ -45,6 +45,23 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
 
 
 @virtual
+async def test_what_was_done_of_a_removed_ordered_route_is_not_among_its_backlog() -> None:
+    """A key's first event waits for its retry. What came after it, of other keys, is done, and only bits say so."""
+    route = an_ordered_route(retry=a_policy(schedule=(600.0,), max_attempts=10, max_age=1e9))
+    world = await a_world(OTHER, route, ci=[503, 200])
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await world.put(an_event(id="k0.0", key="k0", received_at=now()))
+        await asyncio.sleep(1)
+        await world.put(*[an_event(id=f"k{n}.0", key=f"k{n}", received_at=now()) for n in range(1, 20)])
+        await asyncio.sleep(20)
+        assert len(world.client.made) == 20
+        world.rules = rules_of(OTHER)
+        worker.reload()
+        await world.doze(4000)
+        assert [filed.delivery.event.id for filed in world.dead()] == ["k0.0"]
+
+
+@virtual
 async def test_a_route_that_comes_back_within_the_hour_goes_on_in_order() -> None:
     world = await a_world(OTHER, an_ordered_route(), ci=[Result.CONNECT])
     rules = world.rules

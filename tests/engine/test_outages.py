@@ -331,3 +331,18 @@ async def test_a_kick_repeats_nothing_of_what_is_coming_back_anyway() -> None:
     assert len(made) == 1500
     assert set(made.values()) == {1}
     assert control.orders["kick/destination/ci"].count > 0
+
+
+@virtual
+async def test_a_pause_holds_what_waits_in_its_lane_already() -> None:
+    single = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=1)
+    world = await a_world(a_route(), destinations=[single], ci=[0.8])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(3))
+        await asyncio.sleep(0.3)
+        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await asyncio.sleep(10)
+        assert len(world.client.made) == 1
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await asyncio.sleep(30)
+        assert len(world.client.made) == 3

@@ -4,7 +4,7 @@ Rows are records, attempts and commits. A record is *finished* when each of its 
 acknowledged successor record; that is judged from what went over the wires alone, never from what the engine believes.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from typing_extensions import override
 
 from gateway.client.request import Outbound
+from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, decode_delivery, decode_event
@@ -168,6 +169,7 @@ class Ledger:
         self.hurried: set[str] = set()
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._begun: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._quiet_until: dict[tuple[str, str], float] = {}
         self._paused_at: dict[str, float] = {}
         self._zombies: set[str] = set()
@@ -366,6 +368,14 @@ class Ledger:
             self.violate(
                 "17 throttled is silent", f"it had asked for silence until {self._quiet_until[lane]:.3f}", [made]
             )
+        rate = self.plan.destinations[made.destination]["rate"]
+        if rate is not None:
+            begun = self._begun[lane]
+            begun.append(made.began)
+            while begun[0] <= made.began - 1.0:
+                begun.popleft()
+            if len(begun) > rate + max(1.0, BURST * rate) + 1:
+                self.violate("24 no more than its rate", f"{len(begun)} attempts within a second", [made])
         for name in _names(made) & self._paused_at.keys():
             if "slow" not in self.plan.faults and made.began > self._paused_at[name] + PAUSE_LAG:
                 self.violate("12 paused is silent", f"{name} was paused at {self._paused_at[name]:.3f}", [made])
@@ -543,6 +553,11 @@ class Ledger:
             for offset, row in rows.items()
             if offset not in covered
         ]
+
+    def at_rest(self, process: str, held: Mapping[str, int]) -> None:
+        """Check that a process in which nothing is under way counts nothing as taken: it would take less and less."""
+        if any(held.values()):
+            self.violate("25 nothing is held at rest", f"{process} holds {dict(held)}")
 
     def close(self) -> None:
         """Check what must hold once everything has ended."""

@@ -14,7 +14,7 @@ from gateway.engine import planner, retry
 from gateway.engine.breaker import Breaker
 from gateway.engine.control import Control
 from gateway.engine.injector import Injector
-from gateway.engine.lanes import Lane
+from gateway.engine.lanes import Budget, Lane
 from gateway.engine.member import Member
 from gateway.engine.progress import Progress
 from gateway.engine.successors import Successors
@@ -148,6 +148,28 @@ def a_lane_has_no_bottom(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lane, "limit", generous)
 
 
+def there_is_no_rate(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lane, "_take_token", lambda _self, _now: True)
+
+
+def places_are_kept(patch: pytest.MonkeyPatch) -> None:
+    """What has failed keeps its place: in the end there is none."""
+    give_back = Budget.give_back
+    patch.setattr(Budget, "give_back", lambda self, item: None if item.is_retry else give_back(self, item))
+
+
+def what_moved_away_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """The memory of records that another owner reads again stays taken."""
+    lose = Member._lose
+
+    def careless(self: Member, tracker: Tracker) -> None:
+        held = self._held
+        lose(self, tracker)
+        self._held = held
+
+    patch.setattr(Member, "_lose", careless)
+
+
 def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:
     """A destination that asks for silence gets the next delivery at once."""
     finished = Lane.finished
@@ -188,6 +210,9 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
         (order_is_not_proven, ("22",)),
         (open_breakers_let_everything_through, ("17",)),
         (a_lane_has_no_bottom, ("24",)),
+        (there_is_no_rate, ("24",)),
+        (places_are_kept, ("25",)),
+        (what_moved_away_is_kept, ("25",)),
         (nobody_is_left_in_peace, ("17",)),
         (nobody_is_paused, ("12",)),
         (jobs_inject_nothing, ("12",)),

@@ -151,6 +151,9 @@ class World:
             await self._heal()
             await self._until_everything_ends()
             if self.ledger.violation is None:
+                await self._until_nothing_is_held()
+                for process in self.processes.values():
+                    self.ledger.at_rest(process.name, process.held())
                 self.ledger.close()
         except LivelockError as error:
             self.ledger.violate("19 progress", str(error))
@@ -206,6 +209,13 @@ class World:
                     self.ledger.story(rows[0].number, [key[1] for key in self.ledger.trails if rows]) if rows else []
                 )
                 self.ledger.violate("19 everything ends", f"{len(rows)} records are left", [*rows[:10], *story[:40]])
+
+    async def _until_nothing_is_held(self) -> None:
+        """Let who gave partitions up, or was thrown out, find out that others have done the rest."""
+        for _ in range(60):
+            if not any(any(process.held().values()) for process in self.processes.values()):
+                return
+            await asyncio.sleep(1.0)
 
     def _groups(self) -> Mapping[str, Collection[str]]:
         tiers = {TOPICS.retry(tier) for tier in TIERS}
@@ -492,6 +502,19 @@ class Process:
     @property
     def control(self) -> Control:
         return self._follower.control
+
+    def held(self) -> Mapping[str, int]:
+        """Return what it counts as taken, of what all its destinations and its readers share."""
+        worker = self._worker
+        budget = worker._dispatch._budget
+        members = [worker._router, *(member for member, _ in worker._ordered.values())]
+        return {
+            "attempts": budget._under_way,
+            "retries": budget._retries,
+            "in doubt": budget._doubtful,
+            "bytes under way": budget._bytes_under_way,
+            "bytes of records": sum(member._held for member in members),
+        }
 
     def start(self) -> None:
         context = contextvars.copy_context()
