@@ -49,8 +49,11 @@ DEAD = ("hanging", "refusing", "dripping", "endless", "nowhere")
 ALIVE = ("stalling", "failing")
 """What answers something, or did at first."""
 
-TRIES = 3
-"""Pairs of runs of which one has to hold: what else goes on on a shared machine is only ever a reason to fail."""
+PAIRS = 3
+"""Pairs of runs: where the first doesn't hold, two have to. What else goes on on a machine is only a reason to fail."""
+NOISE = 0.2
+"""Seconds that a run of a few seconds may be off, where the answers to the sender were as late: who waits for a dead
+destination waits for a second or more."""
 
 
 @pytest.mark.timeout(800)
@@ -68,15 +71,17 @@ async def _not_delayed_by(
     bad: Sequence[str], place: LogPlace, folder: Path, *, rate: float, seconds: float, is_full: bool
 ) -> None:
     beside_bad = BESIDE.replace("BAD", ", ".join(bad))
-    pairs = []
-    for number in range(TRIES):
+    pairs: list[str] = []
+    held = 0
+    for number in range(PAIRS):
         alone, _ = await _p99(ALONE, place.another(f"alone{len(bad)}{number}"), folder, rate, seconds)
         beside, answers = await _p99(beside_bad, place.another(f"beside{len(bad)}{number}"), folder, rate, seconds)
         pairs.append(f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside {len(bad)} bad ones")
         report(f"isolation under {rate:g}/s, {place.kind}: {pairs[-1]}")
         # In a few seconds a busy machine decides the tail; but it delays the answers to the sender as much.
-        noise = 0.0 if is_full else answers
-        if beside <= max(SHARE * alone, alone + MARGIN, noise):
+        noise = 0.0 if is_full else min(answers, alone + NOISE)
+        held += beside <= max(SHARE * alone, alone + MARGIN, noise)
+        if held == min(number + 1, 2):
             return
     pytest.fail("; ".join(pairs))
 
@@ -110,6 +115,7 @@ async def _p99(rules: str, place: LogPlace, folder: Path, rate: float, seconds: 
         report(ledger)
         assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
         assert load.statuses().keys() == {202}, gateway.story()
+        assert len(load.acknowledged) > 0.8 * rate * seconds
         answers = [sent.answered_at - sent.at for sent in load.answers]
         return percentile(delays(load, healthy), 0.99), percentile(answers, 0.99)
 

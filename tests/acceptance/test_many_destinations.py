@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from typing_extensions import override
 
@@ -127,6 +126,12 @@ async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
         assert max(deliveries(alive).values()) == 1, gateway.story()
         for each in (hanging, refusing, failing):
             assert_within_rates(each, recovered)
+            answered = Counter(
+                request.header("gateway-event-id")
+                for request in each.requests
+                if not died - 0.2 < request.at < recovered + 0.2
+            )
+            assert max(answered.values()) == 1, gateway.story()
         assert WATCHED.memory < MOST_MEMORY
         assert WATCHED.oldest < MOST_WAIT
         if is_full:
@@ -142,16 +147,23 @@ class WATCHED:
 
 async def watched(gateway: GatewayProcess) -> None:
     WATCHED.memory, WATCHED.oldest = 0, 0.0
-    process = psutil.Process(gateway.pid)
     while True:
         await asyncio.sleep(SCRAPE_EVERY)
-        WATCHED.memory = max(WATCHED.memory, process.memory_info().rss)
+        WATCHED.memory = most_memory(gateway.pid)
         # Read by a process of its own, as a Prometheus would: here it would delay the senders and what they measure.
         page = f"http://127.0.0.1:{gateway.admin_port}/metrics"
         reader = await asyncio.create_subprocess_exec(sys.executable, "-c", SCRAPER, page, stdout=PIPE)
         said, _ = await reader.communicate()
-        for found in OLDEST.findall(said.decode()):
-            WATCHED.oldest = max(WATCHED.oldest, float(found))
+        found = OLDEST.findall(said.decode())
+        assert found, "the page doesn't tell the age of the oldest"
+        WATCHED.oldest = max(WATCHED.oldest, *map(float, found))
+
+
+def most_memory(pid: int) -> int:
+    """Return the most bytes that a process has ever had resident."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 async def where_they_are(gateway: GatewayProcess) -> str:
@@ -186,4 +198,4 @@ def assert_within_rates(sink: Sink, since: float) -> None:
             seconds[request.target][int(request.at)] += 1
     for number in range(BUSY):
         counts = seconds.get(f"/hook/{number}", Counter())
-        assert max(counts.values(), default=0) <= 1.2 * BUSY_RATE + 5, (number, counts)
+        assert max(counts.values(), default=0) <= 1.1 * BUSY_RATE + 5, (number, counts)  # a burst, and a late one

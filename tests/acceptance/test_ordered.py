@@ -18,6 +18,7 @@ from gateway.log.topics import Topics
 from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import LogPlace
+from tests.acceptance.test_isolation import percentile
 from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Load, report
 from tests.sink import Request, Sink
@@ -56,6 +57,7 @@ class Destination:
         self.is_blocked = True
         self.tried: dict[int, list[str]] = defaultdict(list)
         self.answered: dict[int, list[str]] = defaultdict(list)
+        self.at: dict[str, float] = {}
 
     def answer(self, request: Request) -> int:
         key, event = orjson.loads(request.body)["k"], request.header("gateway-event-id") or ""
@@ -65,6 +67,7 @@ class Destination:
         if (key == BLOCKED and self.is_blocked) or int.from_bytes(chance, "big") % RETRIED == 0:
             return 503
         self.answered[key].append(event)
+        self.at.setdefault(event, request.at)
         return 200
 
 
@@ -72,7 +75,7 @@ class Destination:
 async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retries(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
-    keys, each, rate = (200, 500, 1200.0) if is_full else (20, 40, 250.0)
+    keys, each, rate = (200, 500, 1200.0) if is_full else (20, 50, 250.0)
     destination = Destination()
     async with AsyncExitStack() as stack:
         sink = await stack.enter_async_context(Sink(destination.answer))
@@ -86,8 +89,10 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
         load.keys = keys
         sending = asyncio.create_task(load.send(keys * each))
         seconds = keys * each / rate
-        for process in (processes[0], processes[-1]):
-            await asyncio.sleep(seconds / 5)
+        began = time.time()
+        before_the_first = max(2.0, seconds / 5)
+        for process, wait in ((processes[0], before_the_first), (processes[-1], seconds / 5)):
+            await asyncio.sleep(wait)
             process.kill()
             await asyncio.sleep(0.5)
             await process.start()
@@ -102,6 +107,12 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
         assert set(destination.tried[BLOCKED]) == {expected[BLOCKED][0]}, "the blocked key waits at its first event"
         destination.is_blocked = False
         await until_answered(destination, expected, timeout=200)
+        blocked = set(expected[BLOCKED])
+        delays = [
+            destination.at[event] - at
+            for event, at in load.acknowledged.items()
+            if event not in blocked and began < at < began + before_the_first - 0.8
+        ]
         repeated = 0
         for key, events in expected.items():
             assert [event for event, _ in groupby(destination.answered[key])] == events
@@ -109,8 +120,10 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
             repeated += len(destination.answered[key]) - len(events)
         report(
             f"ordered, {place.kind}: {keys} keys, {sum(map(len, expected.values()))} events, {len(sink.requests)} "
-            f"requests; each key in order, {repeated} answered twice, right after themselves"
+            f"requests; each key in order, {repeated} answered twice, right after themselves; "
+            f"before the first crash, p99 from the 202 to the answer {1000 * percentile(delays, 0.99):.0f} ms"
         )
+        assert percentile(delays, 0.99) < 2.5  # two retries of an event before it
         lost = set(load.acknowledged) - {event for events in destination.answered.values() for event in events}
         assert lost == set()
 
