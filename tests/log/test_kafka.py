@@ -1,6 +1,7 @@
 """What the log on Kafka promises beyond the contract: a real broker that dies, hangs, rebalances and compacts."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -14,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
-from gateway.log.kafka import FETCH_BYTES, KafkaLog, _BrokerClock, _passed, _slices
+from gateway.log.kafka import FETCH_BYTES, PULL_BYTES, KafkaLog, _BrokerClock, _passed, _slices
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.model import Event, EventId, LogUnavailableError, UsageError
 from tests.conftest import start_broker
@@ -466,6 +467,20 @@ async def test_what_a_pause_holds_back_comes_before_what_is_appended_meanwhile(l
     await asyncio.sleep(0.3)  # The wait for records that the last fetch has begun ends with the new one.
     rest = await fetch(consumer, 5 - len(first))
     assert [record.value for record in [*first, *rest]] == bodies
+    await consumer.close()
+
+
+async def test_batches_larger_than_a_fetch_come_from_every_partition(log: KafkaLog) -> None:
+    """The broker sends one that is larger than was asked for whole, but only of the first partition that has any."""
+    topic = await make_topic(log, partitions=6)
+    bodies = {b"%d" % number: os.urandom(3 * PULL_BYTES) for number in range(60)}
+    await asyncio.gather(*[log.append(topic, key=key, value=body, headers=[]) for key, body in bodies.items()])
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
+    began = monotonic()
+    records = await fetch(consumer, len(bodies))
+    assert {record.key: record.value for record in records} == bodies
+    assert {partition.number for partition in consumer.lag()} == set(range(6))
+    assert monotonic() - began < 10
     await consumer.close()
 
 
