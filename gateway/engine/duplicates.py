@@ -20,9 +20,9 @@ from typing import assert_never
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe import Sightings, Verdict
-from gateway.log.base import Assignment, Log, Partition, Record
-from gateway.log.records import SIGHTING, decode_sightings, encode_sightings, fingerprint, sightings_key
-from gateway.log.topics import Topics
+from gateway.log.base import Assignment, Commit, Log, Partition, Record
+from gateway.log.records import SIGHTING, decode_event, decode_sightings, encode_sightings, fingerprint, sightings_key
+from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Event, LogUnavailableError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
@@ -80,6 +80,7 @@ class Duplicates:
         self._around = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics)
         self._log = log
         self._topic = topics.dedupe
+        self._router = topics.group(ROUTER_GROUP)
         self._rules = rules
         self._metrics = metrics
         self._logger = logger
@@ -108,6 +109,8 @@ class Duplicates:
         elif window:
             # Others may have read on, and stored what they saw.
             store.need(store.high_at or since)
+        if not is_router:  # whose sightings are stored
+            store.passed = max(store.passed, commit.base + int.from_bytes(commit.done, "little").bit_length())
         reader = Reader(self._around, self._stores, store, is_router=is_router)
         store.readers.add(reader)
         return reader
@@ -141,6 +144,8 @@ class Duplicates:
             # By the windows in force: what was forgotten before one was made longer is wanted now.
             store.forget(round(began * _MICRO), self._around.windows(store.partition.topic))
         asked = {store: (store.asked, store.wanted) for store in stores}
+        # Before gateway.dedupe, which then has the sightings of all that is covered.
+        routed = {topic: await self._log.committed(self._router, topic) for topic in {s.partition.topic for s in asked}}
         by_key = {store.key: store for store in asked}
         starts = await self._log.offsets_at(
             self._topic, max(0.0, min([since for _, since in asked.values()]) / _MICRO - SKEW)
@@ -154,9 +159,33 @@ class Duplicates:
                         count += await self._restore(found, record)
                 await self._sleep(0)
         for store, (number, since) in asked.items():
+            count += await self._look_at_passed(store, routed[store.partition.topic], since)
             store.has_read(since, number)
         seconds = round(self._log.now() - began, 3)
         self._logger.info("dedupe_rebuilt", partitions=len(asked), identities=count, seconds=seconds)
+
+    async def _look_at_passed(self, store: "_Store", routed: Mapping[int, Commit], since: float) -> int:
+        """Look at what an ordered route has passed already, and the router may not have stored the sightings of."""
+        topic, number = store.partition
+        first, end = (await self._log.bounds(topic)).get(number, (0, 0))
+        begin = max(first, routed.get(number, Commit(first)).base)
+        if begin >= min(store.passed, end):
+            return 0
+        begin = max(begin, (await self._log.offsets_at(topic, max(0.0, since / _MICRO))).get(number, first))
+        count = 0
+        async for records in self._log.scan(store.partition, begin, min(store.passed, end)):
+            for record in records:
+                try:
+                    event = decode_event(record)
+                except UndecodableRecordError:
+                    continue  # the router keeps it
+                source, identity = self._rules().sources.get(event.source), identity_of(event.id)
+                if source is not None and source.dedupe is not None and identity is not None:
+                    at = round(record.appended_at * _MICRO)
+                    store.of(event.source).restore(SIGHTING.pack(identity, fingerprint(event), record.offset, at))
+                    count += 1
+            await self._sleep(0)
+        return count
 
     async def _restore(self, store: "_Store", record: Record) -> int:
         try:
@@ -322,6 +351,8 @@ class _Store:
         self.origin = 0
         self.high_at = 0
         self.lowest = 0
+        self.passed = 0
+        """Where the first event is that no ordered route of this process's has passed before it came here."""
         self._high_offset = -1
         self._begins_at_next = False
         self._is_wanted = is_wanted

@@ -13,7 +13,7 @@ from typing_extensions import override
 from gateway.engine.duplicates import FLUSHED_AT_ONCE, MAX_LAG, PATIENCE, Duplicates, Reader
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
-from gateway.log.topics import Topics
+from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Event, LogUnavailableError, event_id
 from gateway.rules.rules import Egress, Rules, Source
 from gateway.rules.table import RouteTable
@@ -671,6 +671,20 @@ def test_memory_is_given_back_after_the_window_also_where_nothing_comes_any_more
             assert process.gauges()[0] == 1
             await asyncio.sleep(HOUR + MAX_LAG + 10)
             assert process.gauges()[0] == 0
+
+    run(scenario())
+
+
+def test_a_new_owner_of_an_ordered_route_knows_what_it_passed_before_the_router_did() -> None:
+    """Its commit is ahead of the router's: nobody has stored these sightings yet, and nobody here reads the events."""
+
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "b", "c", "a", "b", "c")
+            await world.log.seed(TOPICS.group(ROUTER_GROUP), {EVENTS: Commit(1)})
+            done = Commit(2, done=(0b1).to_bytes(1, "little"))
+            reader = process.duplicates.acquire(Assignment(EVENTS, done, 0), is_router=False)
+            assert await world.read(reader, start=3) == [False, True, True], "of the first the router has told nothing"
 
     run(scenario())
 
