@@ -197,7 +197,8 @@ class World:
         while self.ledger.violation is None:
             await asyncio.sleep(max(0.5, self.drowsy))
             if halting and self.now() >= next_kick:  # what has halted waits for an operator
-                next_kick = self.now() + KICK_EVERY
+                # Less often than a job looks around, or there would always be one under way.
+                next_kick = self.now() + max(KICK_EVERY, 5 * len(halting) * self.drowsy)
                 for name in halting:
                     self._order({"kind": "kick", "name": f"route/{name}"})
             if self.ledger.is_finished(self._ends(), groups) and self._orders_are_done():
