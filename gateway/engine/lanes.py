@@ -43,6 +43,8 @@ FASTER, SLOWER = 0.3, 0.1
 """How much one answer counts for what a lane believes of the time that the next takes."""
 STALL = 0.1
 """Seconds without the end of an attempt after which a lane's past pace isn't believed any more."""
+LONGEST_STALL = 30.0
+"""Seconds that a spill is put off at most since nothing ends; what hangs opens the breaker, or is learned as slow."""
 MIN_THROUGHPUT = 1.0
 """Deliveries a second a lane is believed to manage, however slow it looks: bounds how far off a spill is due."""
 
@@ -149,6 +151,8 @@ class Lane:
 
     def offer(self, item: Item, now: float) -> Spill | None:
         """Let a delivery wait, or say when it can come again."""
+        if item.is_retry:  # it has its place, or is promised another one
+            self._promised = max(0.0, self._promised - 1)
         if self._is_shut(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._place(self.breaker.retry_at(now), now))
         if self.throttled_until > now:
@@ -271,13 +275,14 @@ class Lane:
         # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of
         # the destination instead of all at once, again and again.
         # What is promised is kept as a number, not as a time: once the destination is faster, its backlog comes sooner.
-        pace = self._pace(now)
+        pace, learned = self._pace(now), self._learned_pace()
         if earliest <= now:  # else nothing comes back before that
             self._promised = max(0.0, self._promised - (now - self._promised_at) * pace)
         self._promised_at = now
-        due = max(earliest, now) + (len(self._waiting) + self._promised) / pace
+        ahead = len(self._waiting) + self._promised
         self._promised += 1
-        return due
+        # That nothing ends may be over in a moment, whatever it says of the pace.
+        return max(earliest, now) + max(ahead / learned, min(ahead / pace, LONGEST_STALL))
 
     def _pace(self, now: float) -> float:
         """Return the deliveries a second that it manages: fewer as long as nothing of what is under way ends.
@@ -285,8 +290,12 @@ class Lane:
         A probe that hangs says nothing of it.
         """
         still = now - self._moved_at if self.in_flight and not self.breaker.is_open else 0.0
-        seconds = max(self._seconds, still if still > STALL else 0.001)
-        pace = max(MIN_THROUGHPUT, self._concurrency / seconds)
+        learned = self._learned_pace()
+        return min(learned, max(MIN_THROUGHPUT, self._concurrency / still)) if still > STALL else learned
+
+    def _learned_pace(self) -> float:
+        """Return the deliveries a second that it manages, by its answers and its rate."""
+        pace = max(MIN_THROUGHPUT, self._concurrency / max(self._seconds, 0.001))
         return pace if self._rate is None else min(pace, self._rate)
 
     def _take_token(self, now: float) -> bool:
