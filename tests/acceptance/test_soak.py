@@ -141,8 +141,8 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
 
 
 async def until_taken(acknowledged: set[bytes], *destinations: Destination) -> None:
-    """Wait until each destination has taken everything, or for a quarter of an hour; the books tell."""
-    for _ in range(900):
+    """Wait until each destination has taken everything, or for five minutes; the books tell."""
+    for _ in range(300):
         if not any(acknowledged - each.taken for each in destinations):
             return
         await asyncio.sleep(1)
