@@ -46,6 +46,7 @@ class Member(ABC):
         self._held = 0
         self.trackers: dict[Partition, Tracker] = {}
         self._suspended: dict[Partition, Tracker] = {}
+        self._out_of_reach: set[Tracker] = set()
         self._consumer: Consumer | None = None
         self.subscribed: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
@@ -230,6 +231,8 @@ class Member(ABC):
             if not self.has_room:
                 await self._around.sleep(0.005)
                 continue
+            for beyond in list(self._out_of_reach):
+                await self._take_in_reach(beyond)
             batches = await self._consumer.fetch(timeout=IDLE_TICK)
             # Held against the trackers of this very moment: a batch that waits for the one before it may outlive its
             # assignment, and a tracker takes what it isn't given in order for gaps in the log.
@@ -238,8 +241,27 @@ class Member(ABC):
             ]
             await self._get_ready(held)
             for tracker, batch in held:
-                if tracker.is_live:
+                if not tracker.is_live:
+                    continue
+                is_in_reach = tracker.progress.reaches(batch.records[-1].offset) and not tracker.buffered
+                if is_in_reach or tracker.delay is not None:
                     await self.take(tracker, batch)
+                else:
+                    tracker.buffered.extend(batch.records)
+                    self._out_of_reach.add(tracker)
+                    self.pause(tracker)
+                    await self._take_in_reach(tracker)
+
+    async def _take_in_reach(self, tracker: Tracker) -> None:
+        """Take what was read beyond the reach of a commit, as far as that goes by now.
+
+        So far beyond the base it can be for a gap in the log. What isn't received is read again by another owner.
+        """
+        buffered = tracker.buffered
+        while buffered and tracker.is_live and tracker.progress.reaches(buffered[0].offset):
+            await self.take(tracker, Batch(tracker.partition, (buffered.popleft(),)))
+        if not buffered or not tracker.is_live:
+            self._out_of_reach.discard(tracker)
 
     async def _get_ready(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
         """Wait, for a moment, until it is known what came before the first records of partitions that are new here."""

@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from gateway.log.base import Commit
 
 WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit the 4,096 characters that Kafka keeps.
-ROOM = (
-    WINDOW - 500
-)  # A fetch brings so many more at most, once there was room; what is done of them is to be committed.
 
 _CHUNK = 512  # Offsets per integer: small enough to copy per record, large enough that a window has few.
 
@@ -26,7 +23,7 @@ class Progress:
 
     __slots__ = ("_ahead", "_next", "_stored", "_undone", "_undone_count", "last_received", "lost", "window")
 
-    def __init__(self, commit: Commit, log_start: int, *, window: int = ROOM) -> None:
+    def __init__(self, commit: Commit, log_start: int, *, window: int = WINDOW) -> None:
         """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
         bits = int.from_bytes(commit.done, "little")
         deleted = max(0, log_start - commit.base)
@@ -98,6 +95,11 @@ class Progress:
     def undone_count(self) -> int:
         """Return how many received records aren't finished."""
         return self._undone_count
+
+    def reaches(self, offset: int) -> bool:
+        """Tell whether a commit could call a record done that was taken in now: no other owner would repeat it."""
+        lowest = self.lowest_undone()
+        return lowest is None or offset < lowest + WINDOW
 
     def has_room(self) -> bool:
         """Tell whether the span from the base to the last received offset is below the window."""

@@ -8,6 +8,7 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping
 
 from typing_extensions import override
@@ -193,18 +194,21 @@ class Router(Member):
         while not self._is_draining:
             has_more = False
             for tracker in list(self.trackers.values()):
-                if tracker.buffered and tracker.is_live and self._release(tracker):
+                if tracker.delay is not None and tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
                     await self._around.sleep(0)
             await self._around.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
-        due = [
-            tracker.buffered[0].appended_at + tracker.delay
-            for tracker in self.trackers.values()
-            if tracker.delay is not None and tracker.buffered
-        ]
-        return max(0.001, min(IDLE_TICK, min(due) - self._log.now())) if due else IDLE_TICK
+        waits = [self._waits_until(tracker) for tracker in self.trackers.values() if tracker.buffered]
+        return max(RELEASE_EVERY, min([IDLE_TICK, *(until - self._log.now() for until in waits)]))
+
+    def _waits_until(self, tracker: Tracker) -> float:
+        """Return when the first of the records that are held of a tier is due: never while no commit reaches it."""
+        first = tracker.buffered[0]
+        if tracker.delay is None or not tracker.progress.reaches(first.offset):
+            return math.inf
+        return first.appended_at + tracker.delay
 
     def _release(self, tracker: Tracker) -> bool:
         """Take some records of a tier whose delay is over, and tell whether there are more of them.
@@ -215,12 +219,12 @@ class Router(Member):
         now = self._log.now()
         buffered = tracker.buffered
         for _ in range(RETRIES_AT_ONCE):
-            if not buffered or buffered[0].appended_at + tracker.delay > now or not self.has_room:
+            if not buffered or self._waits_until(tracker) > now or not self.has_room:
                 break
             self._take_up(tracker, buffered.popleft(), tracker.delay, now)
         if tracker.is_paused and len(buffered) < AHEAD // 2 and self._reads_on(tracker):
             self.unpause(tracker)
-        return bool(buffered) and buffered[0].appended_at + tracker.delay <= now and self.has_room
+        return bool(buffered) and self._waits_until(tracker) <= now and self.has_room
 
     def _reads_on(self, tracker: Tracker) -> bool:
         """Tell whether a tier is read on: when nothing of it is held, or little, all of which is due.
@@ -257,7 +261,8 @@ class Router(Member):
     @override
     def look_at(self, tracker: Tracker) -> None:
         super().look_at(tracker)
-        if tracker.progress.fullness() >= CUT_SHORT:
+        progress, buffered = tracker.progress, tracker.buffered
+        if progress.fullness() >= CUT_SHORT or (buffered and not progress.reaches(buffered[0].offset)):
             now = self._log.now()
             for item in list(tracker.holding_back()):
                 self._dispatch.cut_short(item, now)

@@ -37,12 +37,12 @@ def a_plan(*steps: Step, horizon: float, timeout: float = 10.0, schedule: tuple[
     )
 
 
-def an_event(at: float, number: int, source: str = "s0") -> Step:
+def an_event(at: float, number: int, source: str = "s0", *, kind: str = "push") -> Step:
     what = {
         "n": number,
         "source": source,
         "id": f"evt_{number}",
-        "type": "push",
+        "type": kind,
         "key": None,
         "size": 10,
         "body": number,
@@ -95,6 +95,31 @@ def test_a_new_owner_of_an_ordered_route_knows_a_copy_of_what_only_that_route_ha
             windows={"s0": 3600.0},
             destinations={"d0": {"timeout": 2.0, "concurrency": 50, "rate": None, "latency": 0.005}},
             routes=(replace(route, name="r1", sources=("s0",), is_ordered=True, halts=True),),
+        )
+    )
+
+
+def test_what_no_commit_reaches_is_not_begun() -> None:
+    """A gap puts the last event beyond the window of those that wait for the rate of their destination."""
+    plan = a_plan(
+        Step(0.9, "rebalance"),
+        *(an_event(1.0, number, kind="slow") for number in range(3)),
+        Step(1.05, "gap", {"number": 0, "count": 100}),
+        an_event(1.1, 3, kind="fast"),
+        horizon=30.0,
+    )
+    [route] = plan.routes
+    check(
+        replace(
+            plan,
+            faults=("gap", "rebalance"),
+            window=40,
+            sources=("s0",),
+            destinations={"d0": {**plan.destinations["d0"], "rate": 2.0}, "d1": plan.destinations["d0"]},
+            routes=(
+                replace(route, sources=("s0",), types=("slow",)),
+                replace(route, name="r1", sources=("s0",), types=("fast",), to=("d1",)),
+            ),
         )
     )
 
