@@ -485,11 +485,11 @@ async def test_a_graceful_restart_repeats_nothing() -> None:
 async def test_a_destination_that_hangs_delays_no_other_and_no_commit() -> None:
     world = await a_world(a_route(to=("stuck",)), a_route("other", to=("ci",)), stuck=[1e9])
     async with running(world):
-        for index in range(200):
+        for index in range(500):
             await world.put(an_event(id=f"evt_{index}", received_at=now()))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.01)
         at = [at for (name, _, _), at in zip(world.client.made, world.client.at, strict=True) if name == "ci"]
-        assert len(at) == 200
+        assert len(at) == 500
         assert all(later - earlier < 0.2 for earlier, later in pairwise(at))
         await asyncio.sleep(15)
         assert await world.undone() <= 1
