@@ -504,6 +504,8 @@ class Dispatcher:
         for count, name in enumerate(destinations, 1):
             if count % GAUGES_AT_ONCE == 0:
                 await self._sleep(0)  # thousands of destinations would take the loop for tens of milliseconds
+                if self._rules().destinations is not destinations:
+                    return  # or series of names that are gone would come back
             lane = self._lanes.get(name)
             metrics.deliveries_in_flight.labels(name).set(lane.in_flight if lane else 0)
             metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])

@@ -30,7 +30,9 @@ from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
 HOLD = 2.5
-"""Seconds from a kick's announcement to its scan: an attempt, a commit every second, and the news on its way."""
+"""Seconds from a kick's announcement to its scan: a quick attempt, a commit every second, and the news on its way.
+
+An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
 ORPHANS_EVERY = 30.0
 """Seconds between looks for ordered routes that are there no more."""
 SWEEP_EVERY = 5.0

@@ -6,6 +6,7 @@ offer ──▶ waiting (≤ 64 and ≤ 1 MiB, but one always) ──take──�
 Spill     Spill        both with a due time at which the lane can take it
 """
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Container
@@ -45,6 +46,8 @@ STALL = 0.1
 """Seconds without the end of an attempt after which a lane's past pace isn't believed any more."""
 LONGEST_STALL = 30.0
 """Seconds that a spill is put off at most since nothing ends; what hangs opens the breaker, or is learned as slow."""
+PLACES_AT_ONCE = 5.0
+"""Seconds of which the promised places are counted together: as many as the shortest tier keeps a delivery."""
 MIN_THROUGHPUT = 1.0
 """Deliveries a second a lane is believed to manage, however slow it looks: bounds how far off a spill is due."""
 
@@ -105,6 +108,33 @@ class Budget:
         self._bytes_under_way -= item.size
 
 
+class Places:
+    """The places in the future that spills were promised, until their time is over.
+
+    A spill may come back to another worker, end on its way, or be promised another place: it tells nobody, so only time
+    can count it off.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._ends: list[int] = []  # a heap of the keys of `_counts`, in units of PLACES_AT_ONCE
+        self._count = 0
+
+    def still_ahead(self, now: float) -> int:
+        """Return how many are still to come."""
+        while self._ends and self._ends[0] * PLACES_AT_ONCE <= now:
+            self._count -= self._counts.pop(heapq.heappop(self._ends))
+        return self._count
+
+    def promise(self, due: float) -> None:
+        end = math.ceil(due / PLACES_AT_ONCE)
+        if end not in self._counts:
+            self._counts[end] = 0
+            heapq.heappush(self._ends, end)
+        self._counts[end] += 1
+        self._count += 1
+
+
 class Lane:
     """One destination in one worker. `share` is this worker's part of the fleet's limits (0 < share ≤ 1)."""
 
@@ -122,8 +152,7 @@ class Lane:
         self._shown = 0  # attempts at once that it has answered
         self._peak = 0  # attempts at once since there was none
         self._has_failed = False  # the last attempt that ended had no answer
-        self._promised = 0.0  # spills that have been promised a place in the future and haven't come back yet, about
-        self._promised_at = 0.0
+        self._places = Places()
         self._slow_until = 0.0
         self._tokens = 0.0
         self._tokens_at = 0.0
@@ -144,6 +173,7 @@ class Lane:
         self.breaker = Breaker()
         self.throttled_until = 0.0
         self._has_failed = False
+        self._places = Places()
 
     @property
     def waiting(self) -> int:
@@ -151,8 +181,6 @@ class Lane:
 
     def offer(self, item: Item, now: float) -> Spill | None:
         """Let a delivery wait, or say when it can come again."""
-        if item.is_retry:  # it has its place, or is promised another one
-            self._promised = max(0.0, self._promised - 1)
         if self._is_shut(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._place(self.breaker.retry_at(now), now))
         if self.throttled_until > now:
@@ -274,15 +302,13 @@ class Lane:
     def _place(self, earliest: float, now: float) -> float:
         # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of
         # the destination instead of all at once, again and again.
-        # What is promised is kept as a number, not as a time: once the destination is faster, its backlog comes sooner.
-        pace, learned = self._pace(now), self._learned_pace()
-        if earliest <= now:  # else nothing comes back before that
-            self._promised = max(0.0, self._promised - (now - self._promised_at) * pace)
-        self._promised_at = now
-        ahead = len(self._waiting) + self._promised
-        self._promised += 1
+        # The number of those before it counts, not their times: once the destination is faster, its backlog is, too.
+        ahead = len(self._waiting) + self._places.still_ahead(now)
         # That nothing ends may be over in a moment, whatever it says of the pace.
-        return max(earliest, now) + max(ahead / learned, min(ahead / pace, LONGEST_STALL))
+        longest = max(ahead / self._learned_pace(), LONGEST_STALL)
+        due = max(earliest, now) + min(ahead / self._pace(now), longest)
+        self._places.promise(due)
+        return due
 
     def _pace(self, now: float) -> float:
         """Return the deliveries a second that it manages: fewer as long as nothing of what is under way ends.

@@ -19,6 +19,8 @@ from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Rec
 from gateway.model import DeadLettered, Event, LogUnavailableError
 
 COMMIT_EVERY = 1.0
+FULL_LOOK = 0.005
+"""Seconds after which a member that holds all it may looks whether something has ended."""
 RECORD_OVERHEAD = 1024
 """Bytes that a record takes in memory beside its value and headers, about."""
 HANDOVER = 2.0
@@ -229,7 +231,7 @@ class Member(ABC):
                 await self._around.sleep(IDLE_TICK)
                 continue
             if not self.has_room:
-                await self._around.sleep(0.005)
+                await self._around.sleep(FULL_LOOK)
                 continue
             for beyond in list(self._out_of_reach):
                 await self._take_in_reach(beyond)
@@ -243,7 +245,8 @@ class Member(ABC):
             for tracker, batch in held:
                 if not tracker.is_live:
                     continue
-                is_in_reach = tracker.progress.reaches(batch.records[-1].offset) and not tracker.buffered
+                first, last = batch.records[0].offset, batch.records[-1].offset
+                is_in_reach = tracker.progress.reaches(last, first) and not tracker.buffered
                 if is_in_reach or tracker.delay is not None:
                     await self.take(tracker, batch)
                 else:
@@ -356,6 +359,8 @@ class Member(ABC):
         """
         trackers = [self.trackers[partition] for partition in partitions if partition in self.trackers]
         commits = await self._committable(trackers, is_proof=is_proof)
+        # What was revoked meanwhile isn't sent, and must not pass for stored: `revoked` commits it.
+        commits = {tracker: commit for tracker, commit in commits.items() if tracker.is_live}
         if not commits or self._consumer is None:
             return False
         try:

@@ -96,10 +96,12 @@ class Progress:
         """Return how many received records aren't finished."""
         return self._undone_count
 
-    def reaches(self, offset: int) -> bool:
-        """Tell whether a commit could call a record done that was taken in now: no other owner would repeat it."""
+    def reaches(self, offset: int, first: int | None = None) -> bool:
+        """Tell whether a commit could call a record done that is taken in now, with those from `first` on before it."""
         lowest = self.lowest_undone()
-        return lowest is None or offset < lowest + WINDOW
+        if lowest is None:
+            lowest = offset if first is None else first
+        return offset < lowest + WINDOW
 
     def has_room(self) -> bool:
         """Tell whether the span from the base to the last received offset is below the window."""

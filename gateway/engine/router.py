@@ -16,7 +16,7 @@ from typing_extensions import override
 from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
-from gateway.engine.member import Loop, Member
+from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Batch, Record
 from gateway.log.records import decode_delivery, decode_event
@@ -197,7 +197,10 @@ class Router(Member):
                 if tracker.delay is not None and tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
                     await self._around.sleep(0)
-            await self._around.sleep(RELEASE_EVERY if has_more else self._until_next_release())
+            if not self.has_room:
+                await self._around.sleep(FULL_LOOK)
+            else:
+                await self._around.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
         waits = [self._waits_until(tracker) for tracker in self.trackers.values() if tracker.buffered]

@@ -1,8 +1,10 @@
 """Lanes and what they share: how many attempts each destination may have, and what is left for the others."""
 
+import heapq
+
 import pytest
 
-from gateway.engine.lanes import MAX_ATTEMPTS, Budget, Lane
+from gateway.engine.lanes import MAX_ATTEMPTS, PLACES_AT_ONCE, Budget, Lane
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
@@ -30,6 +32,14 @@ def start(lane: Lane, count: int, now: float = NOW, *, is_retry: bool = False) -
     while (item := lane.take(now)) is not None:
         started.append(item)
     return started
+
+
+def due(lane: Lane, now: float, *, is_retry: bool = False) -> float:
+    """Offer a delivery for which it isn't the time yet, and return after how long it may come."""
+    lane.throttled_until = now + 1
+    spill = lane.offer(an_item(is_retry=is_retry), now)
+    assert spill is not None
+    return spill.due - lane.throttled_until
 
 
 def answered(lane: Lane, items: list[Item], now: float, attempt: Attempt = ANSWER) -> None:
@@ -158,3 +168,30 @@ def test_a_worker_has_its_share_of_the_fleets_limits() -> None:
         answered(fast, under_way, NOW + turn / 1000)
         fast.remove({id(item) for item in fast._waiting})
     assert made == pytest.approx(25 * seconds, rel=0.02)
+
+
+def test_a_backlog_comes_back_at_the_pace_of_its_destination() -> None:
+    lane = a_lane(rate=10.0)
+    assert [due(lane, NOW) for _ in range(100)] == pytest.approx([index / 10 for index in range(100)])
+
+
+def test_what_comes_back_and_is_spilled_again_has_one_place() -> None:
+    """Else an outage of a day would put its backlog off for weeks."""
+    lane = a_lane(rate=10.0)
+    backlog = [NOW + due(lane, NOW) for _ in range(100)]
+    longest = 0.0
+    for _ in range(10_000):
+        now = heapq.heappop(backlog) + 1
+        after = due(lane, now, is_retry=True)
+        longest = max(longest, after)
+        heapq.heappush(backlog, now + after)
+    assert longest <= 2 * (100 / 10 + PLACES_AT_ONCE)
+
+
+@pytest.mark.parametrize("is_retry", [True, False], ids=["to this worker", "to another, or in memory"])
+def test_places_are_over_when_their_time_is(*, is_retry: bool) -> None:
+    """Who was promised one may come back to another worker, or end meanwhile."""
+    lane = a_lane(rate=10.0)
+    for second in range(5000):
+        due(lane, NOW + second, is_retry=is_retry)
+    assert due(lane, NOW + 5000 + PLACES_AT_ONCE) < 1

@@ -8,10 +8,11 @@ from dataclasses import replace
 from gateway.engine.member import HANDOVER
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.topics import ROUTER_GROUP
-from gateway.model import Event, EventId
+from gateway.model import Event, EventId, event_id
 from gateway.rules.rules import Source
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_destination, a_route, an_event
+from tests.engine.test_duplicates import TestLog
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, running, virtual
 from tests.virtual_time import now
 
@@ -65,6 +66,32 @@ async def test_a_member_that_joins_or_leaves_repeats_nothing_that_was_under_way(
     assert set(made.values()) == {1}
     assert await world.undone() == 0
     assert world.dead() == []
+
+
+@virtual
+async def test_a_commit_that_comes_too_late_for_a_rebalance_is_not_taken_for_stored() -> None:
+    """It waits until what was seen is stored, and its partitions are given up meanwhile."""
+    slow = a_destination("slow", url="http://127.0.0.1:1/slow")
+    at_once, slowly = a_route(match={"type": "push"}), a_route("slowly", to=("slow",), match={"type": "slow"})
+    world = await a_world(at_once, slowly, destinations=[slow], slow=[3.0])
+    world.log = log = TestLog()
+    await log.create(TOPICS.specs([EVENTS]))
+    world.rules = replace(
+        world.rules, sources={name: replace(each, dedupe=3600.0) for name, each in world.rules.sources.items()}
+    )
+    async with running(world):
+        await asyncio.sleep(0.5)
+        log.gate.clear()
+        given = [event_id("github", f"given {number}") for number in range(51)]
+        await world.put(*[an_event(id=each, received_at=now()) for each in given[1:]])
+        await world.put(an_event(id=given[0], type="slow", received_at=now()))
+        asyncio.get_running_loop().call_later(1.5, log.gate.set)
+        await asyncio.sleep(1)
+        async with running(world):
+            await asyncio.sleep(30)
+    made = Counter(event for _, event, _ in world.client.made)
+    assert len(made) == 51
+    assert set(made.values()) == {1}
 
 
 @virtual
