@@ -46,6 +46,8 @@ STALL = 0.1
 """Seconds without the end of an attempt after which a lane's past pace isn't believed any more."""
 LONGEST_STALL = 30.0
 """Seconds that a spill is put off at most since nothing ends; what hangs opens the breaker, or is learned as slow."""
+LONGEST_GUESS, RETURNS = 300.0, 500
+"""Seconds that a spill is put off at most by what is believed of a pace; of more than so many a second, longer."""
 PLACES_AT_ONCE = 5.0
 """Seconds of which the promised places are counted together: as many as the shortest tier keeps a delivery."""
 MIN_THROUGHPUT = 1.0
@@ -304,9 +306,14 @@ class Lane:
         # the destination instead of all at once, again and again.
         # The number of those before it counts, not their times: once the destination is faster, its backlog is, too.
         ahead = len(self._waiting) + self._places.still_ahead(now)
+        learned = ahead / self._learned_pace()
+        # A pace is believed for minutes only, or a bad hour's backlog would take days, though all is well again. A rate
+        # is meant. Who would come later comes back before that, not all at once.
+        longest = max(LONGEST_GUESS, ahead / RETURNS, ahead / self._rate if self._rate else 0.0)
+        if learned > longest:
+            learned = longest / 2 + learned % (longest / 2)
         # That nothing ends may be over in a moment, whatever it says of the pace.
-        longest = max(ahead / self._learned_pace(), LONGEST_STALL)
-        due = max(earliest, now) + min(ahead / self._pace(now), longest)
+        due = max(earliest, now) + max(learned, min(ahead / self._pace(now), LONGEST_STALL))
         self._places.promise(due)
         return due
 

@@ -1,10 +1,11 @@
 """Lanes and what they share: how many attempts each destination may have, and what is left for the others."""
 
 import heapq
+from collections import Counter
 
 import pytest
 
-from gateway.engine.lanes import MAX_ATTEMPTS, PLACES_AT_ONCE, Budget, Lane
+from gateway.engine.lanes import LONGEST_GUESS, MAX_ATTEMPTS, PLACES_AT_ONCE, Budget, Lane
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
@@ -195,3 +196,21 @@ def test_places_are_over_when_their_time_is(*, is_retry: bool) -> None:
     for second in range(5000):
         due(lane, NOW + second, is_retry=is_retry)
     assert due(lane, NOW + 5000 + PLACES_AT_ONCE) < 1
+
+
+def test_what_was_spilled_while_answers_took_long_comes_back_in_minutes() -> None:
+    """By then the destination may be itself again; if it isn't, the lane is full, and they are spilled again."""
+    lane = a_lane(concurrency=1)
+    for index in range(100):
+        answered(
+            lane, start(lane, 1, NOW + index), NOW + index, an_attempt(result=Result.SUCCESS, seconds=10.0, status=200)
+        )
+    after = [due(lane, NOW + 100) for _ in range(10_000)]
+    assert max(after) <= LONGEST_GUESS
+    most = max(Counter(map(int, after)).values())
+    assert most < 200, "not all at once"
+
+
+def test_a_rate_is_kept_however_long_it_takes() -> None:
+    lane = a_lane(rate=1.0)
+    assert max(due(lane, NOW) for _ in range(10_000)) == pytest.approx(9999)
