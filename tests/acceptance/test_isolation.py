@@ -1,5 +1,6 @@
 """One bad destination never delays another."""
 
+import asyncio
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -14,10 +15,14 @@ from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import Ledger, Load, all_delivered, report
 from tests.sink import Fault, Request, Sink
 
+QUIET = 6.0
+"""Seconds after the last event in which a second copy of one would come: the shortest tier, and a moment."""
 SHARE, MARGIN = 1.2, 0.010
 """How much slower the healthy one may be: by this factor, or by these seconds where that is more."""
 WARM_UP = 0.25
 """The share of the events that isn't measured: processes that have just started are slow."""
+SILENT_FROM = 0.4
+"""The share of the events after which one that has been quick says nothing more, so that what follows is measured."""
 
 ALONE = (
     SOURCES
@@ -60,9 +65,12 @@ destination waits for a second or more."""
 async def test_destinations_in_every_bad_state_do_not_delay_a_healthy_one(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
-    if is_full:  # a process's core has work for 2,400 deliveries a second, of which 2,000 go the long way
-        await _not_delayed_by(DEAD, place, folder, rate=400.0, seconds=30.0, is_full=True)
-        await _not_delayed_by(ALIVE, place, folder, rate=400.0, seconds=30.0, is_full=True)
+    if is_full:
+        # Every event is six deliveries, five of which are written to the log again; and where that is Kafka, the broker
+        # has to have its part of the two cores that gateway, sender and destinations share.
+        rate = 400.0 if place.is_kafka else 600.0
+        await _not_delayed_by(DEAD, place, folder, rate=rate, seconds=30.0, is_full=True)
+        await _not_delayed_by(ALIVE, place, folder, rate=rate, seconds=30.0, is_full=True)
     else:
         await _not_delayed_by((*DEAD, *ALIVE), place, folder, rate=300.0, seconds=4.0, is_full=False)
 
@@ -74,8 +82,9 @@ async def _not_delayed_by(
     pairs: list[str] = []
     held = 0
     for number in range(PAIRS):
-        alone, _ = await _p99(ALONE, place.another(f"alone{len(bad)}{number}"), folder, rate, seconds)
-        beside, answers = await _p99(beside_bad, place.another(f"beside{len(bad)}{number}"), folder, rate, seconds)
+        places = [place.another(f"{name}{len(bad)}{number}") for name in ("alone", "beside")]
+        alone, _ = await _p99(ALONE, places[0], folder, rate, seconds, is_full=is_full)
+        beside, answers = await _p99(beside_bad, places[1], folder, rate, seconds, is_full=is_full)
         pairs.append(f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside {len(bad)} bad ones")
         report(f"isolation under {rate:g}/s, {place.kind}: {pairs[-1]}")
         # In a few seconds a busy machine decides the tail; but it delays the answers to the sender as much.
@@ -86,14 +95,17 @@ async def _not_delayed_by(
     pytest.fail("; ".join(pairs))
 
 
-async def _p99(rules: str, place: LogPlace, folder: Path, rate: float, seconds: float) -> tuple[float, float]:
+async def _p99(
+    rules: str, place: LogPlace, folder: Path, rate: float, seconds: float, *, is_full: bool
+) -> tuple[float, float]:
     """Run once, and return the 99th percentiles of the seconds from the 202 to the healthy delivery, and to the 202."""
     [refusing] = free_ports(1)
     async with AsyncExitStack() as stack:
         through: Sequence[str] = ()
         if os.geteuid() == 0:  # else nobody says anything of that name, but at once
             through = (await stack.enter_async_context(Nameserver(folder))).through
-        scripts = (200, Fault.HANG, hangs_after(200), 503, Fault.DRIP_HEAD, Fault.ENDLESS)
+        silent_after = int(SILENT_FROM * rate * seconds)
+        scripts = (200, Fault.HANG, hangs_after(silent_after), 503, Fault.DRIP_HEAD, Fault.ENDLESS)
         sinks = [await stack.enter_async_context(Sink(script)) for script in scripts]
         healthy, hanging, stalling, failing, dripping, endless = sinks
         dripping.drip_interval = 1.0
@@ -111,6 +123,8 @@ async def _p99(rules: str, place: LogPlace, folder: Path, rate: float, seconds: 
         load = Load(gateway.port, rate=rate)
         await load.send_for(seconds)
         await all_delivered(load.acknowledged, healthy, timeout=20)
+        if is_full:
+            await asyncio.sleep(QUIET)
         ledger = Ledger.of(healthy, load.acknowledged)
         report(ledger)
         assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()

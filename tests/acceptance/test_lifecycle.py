@@ -35,6 +35,8 @@ routes:
 """
 )
 DRAIN = 25.0
+QUIET = 6.0
+"""Seconds after the last event in which a second copy of one would come: the shortest tier, and a moment."""
 SLOW = Answer(delay=0.2)
 """So that there is always much under way."""
 
@@ -60,6 +62,8 @@ async def test_sigterm_under_load_ends_in_time_without_loss_and_without_a_duplic
                 await gateway.start()
             await sending
             await all_delivered(load.acknowledged, first, second, timeout=30)
+            if is_full:
+                await asyncio.sleep(QUIET)
             ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
             report(dict(load.statuses()), *ledgers)
             assert [(ledger.lost, ledger.duplicated) for ledger in ledgers] == [(0, 0)] * 2, gateway.story()

@@ -1,7 +1,9 @@
 """A replay of a day's events, whose gateway is killed time and again."""
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,10 @@ routes:
 )
 WITH_ANOTHER = LIVE + "  - {{name: another, from: github, to: second}}\n"
 KILLS = 3
+BUNCHED = 2.0
+"""How many seconds of a replay may come within one: a tier that was read late, on a busy machine, makes up for it."""
+RECOVERY = 3.0
+"""Seconds after a start in which what has become due meanwhile comes at once."""
 
 
 @pytest.mark.timeout(600)
@@ -56,30 +62,38 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
                 order = (await Orders(log, topics).replay(selection, window.ends)).order
                 steps: list[Progress] = []
-                kills = 0
+                recoveries: list[tuple[float, float]] = []
                 async for step in follow(log, topics, order.name, timeout=60.0):
                     steps.append(step)
-                    if kills < KILLS and step.injected >= count * (kills + 1) / (KILLS + 1):
+                    if len(recoveries) < KILLS and step.injected >= count * (len(recoveries) + 1) / (KILLS + 1):
                         gateway.kill()
-                        kills += 1
+                        killed_at = time.time()
                         await gateway.start()
+                        recoveries.append((killed_at, time.time() + RECOVERY))
+                kills = len(recoveries)
                 assert kills == KILLS, steps
                 injected, busiest = await _injections(log, topics, order)
             finally:
                 await log.close()
             await all_delivered(load.acknowledged, second, timeout=120)
             ledger = Ledger.of(second, load.acknowledged)
+            came = [request.at for request in second.requests]
+            paced = [at for at in came if not any(begin < at < end for begin, end in recoveries)]
+            busiest_there = _busiest(paced)
             repeated = injected.total() - len(injected)
             most = rate + 2 * max(1, rate * RATE_STEP)
             batch = min(BATCH, most * MARK_EVERY)
             title = f"replay of {count} at {rate:g}/s, killed {kills} times, {place.kind}"
             report(
-                f"{title}: {repeated} injected twice, at most {busiest} in a second, {len(steps)} steps told", ledger
+                f"{title}: {repeated} injected twice, at most {busiest} in a second, {len(steps)} steps told",
+                f"outside of the kills at most {busiest_there} in a second at the destination, of {len(paced)}",
+                ledger,
             )
             assert ledger.lost == 0, gateway.story()
             assert injected.keys() == load.acknowledged.keys()
             assert repeated <= KILLS * batch
             assert busiest <= most
+            assert busiest_there <= BUNCHED * most, gateway.story()
             assert (steps[-1].order.state, steps[-1].injected) == ("done", count)
             assert steps[-1].scanned == steps[-1].total == window.total
             told = [(step.scanned, step.injected) for step in steps]
@@ -99,10 +113,15 @@ async def _injections(log: Log, topics: Topics, order: Order) -> tuple[Counter[s
                     found[filed.delivery.event.id] += 1
                     at.append(record.appended_at)
             await asyncio.sleep(0)
-    at.sort()
+    return found, _busiest(at)
+
+
+def _busiest(times: Iterable[float]) -> int:
+    """Return the most of these within a second."""
+    at = sorted(times)
     busiest = begin = 0
     for index, moment in enumerate(at):
         while at[begin] <= moment - 1.0:
             begin += 1
         busiest = max(busiest, index - begin + 1)
-    return found, busiest
+    return busiest

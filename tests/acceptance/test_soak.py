@@ -25,6 +25,8 @@ routes:
   - {{name: all, from: github, to: [steady, flapping], retry: {{schedule: [2s, 5s, 10s], max_attempts: 1000}}}}
 """
 )
+CONCURRENCY = 50
+"""Requests that a destination has in flight at most, where its rules don't say how many."""
 ROUND = 15.0
 FLAPS: tuple[Scripted, ...] = (200, 503, 200, Fault.HANG, 200, Fault.RESET)
 """What the flapping destination does, a round each."""
@@ -88,7 +90,7 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
     rounds, rate, seconds, rest = (120, 600.0, ROUND, REST) if is_full else (6, 300.0, 0.7, 2.0)
     steady, flapping = Destination(), Destination()
     acknowledged: set[bytes] = set()
-    refused = 0
+    refused = disconnects = 0
     async with AsyncExitStack() as stack:
         sinks = [await stack.enter_async_context(Sink(each.script)) for each in (steady, flapping)]
         rules = RULES.format(steady=sinks[0].url, flapping=sinks[1].url)
@@ -97,9 +99,10 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
         load = Load(gateway.port, rate=rate, size=500)
 
         async def one_round(answer: Scripted) -> None:
-            nonlocal refused
+            nonlocal refused, disconnects
             if answer == 200 and flapping.answer is Fault.HANG:
                 sinks[1].disconnect()
+                disconnects += 1
             flapping.answer = answer
             await load.send_for(seconds)
             acknowledged.update(map(packed, load.acknowledged))
@@ -117,6 +120,7 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
             await one_round(FLAPS[number % len(FLAPS)])
         flapping.answer = 200
         sinks[1].disconnect()
+        disconnects += 1
         recovered_at = time.monotonic()
         await until_taken(acknowledged, steady, flapping)
         drained = time.monotonic() - recovered_at
@@ -133,6 +137,8 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
         assert refused == 0
         assert lost == [0, 0], gateway.story()
         assert steady.repeated == 0
+        # What it had answered when it was disconnected may not have been heard; so each time, what was in flight.
+        assert flapping.repeated <= CONCURRENCY * disconnects, gateway.story()
         assert after.series == before.series
         assert after.tasks <= before.tasks + 2
         assert after.memory <= before.memory + MORE_MEMORY

@@ -2,14 +2,16 @@
 
 A delivery may come twice only if an incident explains it. When a gateway is killed, what it had in flight and what it
 had finished since its last commit is done again by another one, and nothing else: so the copy that came first came from
-that gateway, in the last moments before it was killed. What was repeated may have left a second successor, and so may
-an append that got no answer in time; each later attempt then comes twice, too. A request that the retry policy repeats
-has another `gateway-attempt` and is no duplicate.
+that gateway, in the last moments before it was killed. Where it is the log that fails, or a network, the copy that came
+first came meanwhile, and there are no more of them than could not be committed, or were in flight. What was repeated
+may have left a second successor, and so may an append that got no answer in time; each later attempt then comes twice,
+too. A request that the retry policy repeats has another `gateway-attempt` and is no duplicate.
 """
 
+import math
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,19 +25,28 @@ TITLE = 58
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """A reason for duplicates of what came between two times (`time.time()`), from this gateway, or from any ("")."""
+    """A reason for duplicates of what came between two times (`time.time()`), from this gateway, or from any ("").
+
+    At this destination alone, or at any (""); at each of them it is a reason for at most `at_most`. With `is_zombie`
+    also of what came from it last: it was thrown out of its group, and sends without knowing what another has sent.
+    """
 
     since: float
     until: float
     gateway: str = ""
+    destination: str = ""
+    at_most: float = math.inf
+    is_zombie: bool = False
 
     @classmethod
     def crash(cls, at: float, gateway: str) -> "Incident":
         """Explain what a gateway had not committed when it was killed, and what was still on its way to the sink."""
         return cls(since=at - COMMIT_WINDOW, until=at + 0.2, gateway=gateway)
 
-    def explains(self, copy: "Copy") -> bool:
-        return self.since <= copy.at <= self.until and self.gateway in {"", copy.gateway}
+    def explains(self, copy: "Copy", destination: str) -> bool:
+        """Tell whether it is a reason, if it is not used up."""
+        is_here = self.gateway in {"", copy.gateway} and self.destination in {"", destination}
+        return is_here and self.since <= copy.at <= self.until
 
 
 class Copy(NamedTuple):
@@ -75,7 +86,8 @@ class Account:
     `refused` are requests with another answer than 202, or none. `retried` are attempts after the first.
     `stored_again` are records of one event beside its first, which the producer wrote as it tried again. `allowed`
     bounds `duplicated`; `unexplained` are those for which there is no reason, and `oddities` tells some of them.
-    `slowest` is the longest time from an acknowledgement to the first request, in seconds.
+    `slowest` is the longest time from an acknowledgement to the first request at a destination, in seconds, and
+    `latest` has it for each destination.
     """
 
     acknowledged: int
@@ -90,6 +102,7 @@ class Account:
     allowed: int
     unexplained: int
     slowest: float
+    latest: Mapping[str, float]
     oddities: tuple[str, ...] = ()
 
 
@@ -112,26 +125,36 @@ def settle(
     wanted = {(event, destination) for event in acknowledged for destination in destinations}
     delivered = {(one.event, one.destination) for one in arrivals if one.status // 100 == 2}
     copies: defaultdict[tuple[str, str, int], list[Copy]] = defaultdict(list)
-    first: dict[str, float] = {}
+    first: dict[tuple[str, str], float] = {}
     for one in arrivals:
         copies[one.event, one.destination, one.attempt].append(one.copy)
-        first[one.event] = min(one.copy.at, first.get(one.event, one.copy.at))
-    duplicated = unexplained = 0
-    allowed = _explained([one.copy for one in arrivals], incidents)
-    unanswered = [incident for incident in incidents if not incident.gateway]
+        place = one.event, one.destination
+        first[place] = min(one.copy.at, first.get(place, one.copy.at))
+    duplicated = allowed = unexplained = 0
+    reasons = {destination: _Reasons(destination, incidents) for destination in destinations}
     oddities = []
     for (event, destination, attempt), found in sorted(copies.items()):
         lives = stored.get(event, 1)
         extra = max(0, len(found) - lives)
         before = copies.get((event, destination, attempt - 1), [])
-        inherited = max(0, len(before) - lives) + _explained(before, unanswered)
-        odd = max(0, extra - inherited - _explained(sorted(found)[:-1], incidents))
+        inherited = max(0, len(before) - lives)
+        odd = max(0, extra - inherited)
+        odd -= reasons[destination].use(odd, sorted(found), before)
+        reasons[destination].count(found, before)
         duplicated += extra
         allowed += inherited
         unexplained += odd
         if odd:
             times = ", ".join([f"{copy.at:.3f} by {copy.gateway}" for copy in sorted(found)])
             oddities.append(f"attempt {attempt} of {event} at {destination}: {times}")
+    allowed += sum(each.allowed for each in reasons.values())
+    latest = {
+        destination: max(
+            (first[event, destination] - at for event, at in acknowledged.items() if (event, destination) in first),
+            default=0.0,
+        )
+        for destination in destinations
+    }
     return Account(
         acknowledged=len(acknowledged),
         refused=refused,
@@ -144,7 +167,8 @@ def settle(
         duplicated=duplicated,
         allowed=allowed,
         unexplained=unexplained,
-        slowest=max((first[event] - at for event, at in acknowledged.items() if event in first), default=0.0),
+        slowest=max(latest.values()),
+        latest=latest,
         oddities=(*oddities[:5], *map(str, sorted(incidents, key=lambda one: one.since))) if oddities else (),
     )
 
@@ -157,7 +181,7 @@ def number_of(body: bytes) -> int:
 
 def rows_of(accounts: Iterable[tuple[str, Account]]) -> list[str]:
     """Return a table of titled accounts: a heading, and a line for each."""
-    columns = [name for name in Account.__slots__ if name != "oddities"]
+    columns = [name for name in Account.__slots__ if name not in {"latest", "oddities"}]
     heading = f"{'fault':{TITLE}} " + " ".join([f"{name.replace('_', ' '):>12}" for name in columns])
     lines = []
     for title, account in accounts:
@@ -167,5 +191,46 @@ def rows_of(accounts: Iterable[tuple[str, Account]]) -> list[str]:
     return [heading, *lines]
 
 
-def _explained(copies: Iterable[Copy], incidents: Collection[Incident]) -> int:
-    return sum(any(incident.explains(copy) for incident in incidents) for copy in copies)
+class _Reasons:
+    """What the incidents explain at one destination, and how much of that is used up."""
+
+    def __init__(self, destination: str, incidents: Collection[Incident]) -> None:
+        self._destination = destination
+        self._incidents = sorted(incidents, key=lambda one: -one.at_most)  # what has no bound is used first
+        self._used: Counter[Incident] = Counter()
+        self._most: Counter[Incident] = Counter()
+
+    def use(self, wanted: int, copies: Sequence[Copy], before: Sequence[Copy]) -> int:
+        """Explain so many duplicates by the copies, or those of the attempt before; return how many it did."""
+        *earlier, last = copies
+        zombies = [incident for incident in self._that_explain(last) if incident.is_zombie]
+        found = 0
+        for reason in (*self._of(earlier, before), zombies):
+            if found == wanted:
+                break
+            for incident in reason:
+                if self._used[incident] < incident.at_most:
+                    self._used[incident] += 1
+                    found += 1
+                    break
+        return found
+
+    def count(self, copies: Sequence[Copy], before: Sequence[Copy]) -> None:
+        """Take note of what might have been explained, had it come again."""
+        for reason in self._of(copies, before):
+            self._most.update(reason[:1] if reason and reason[0].at_most == math.inf else reason)
+
+    @property
+    def allowed(self) -> int:
+        """How many duplicates there might have been."""
+        return sum(int(min(count, incident.at_most)) for incident, count in self._most.items())
+
+    def _of(self, copies: Sequence[Copy], before: Sequence[Copy]) -> Iterator[list[Incident]]:
+        """Yield the incidents that explain each copy. Of an attempt before, an append that got no answer in time."""
+        for copy in copies:
+            yield self._that_explain(copy)
+        for copy in before:
+            yield [incident for incident in self._that_explain(copy) if not incident.gateway]
+
+    def _that_explain(self, copy: Copy) -> list[Incident]:
+        return [incident for incident in self._incidents if incident.explains(copy, self._destination)]

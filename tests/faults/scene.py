@@ -27,7 +27,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from tests.acceptance.conftest import SOURCES, LogPlace
-from tests.faults.books import Account, Arrival, Incident, number_of, settle
+from tests.faults.books import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
 from tests.load import NO_ANSWER, Load
 from tests.sink import Request, Sink
@@ -47,6 +47,10 @@ routes:
 )
 Table = Callable[[str, Account], None]
 """What a titled account goes into."""
+CONCURRENCY = 50
+"""Requests that a destination has in flight at most, where its rules don't say how many."""
+ANSWERED = 0.2
+"""Seconds within which the answer to a request is there, if nothing cuts it off."""
 GONE, TOO_EARLY = 410, 425
 """Answers that say nothing of a destination's health: the breaker stays closed."""
 JOINED = 4.0
@@ -181,9 +185,9 @@ class Scene:
         finally:
             gateway.signal(signal.SIGCONT)
         if explains:
-            crash = Incident.crash(at, self._names[gateway])
-            until = time.time() + explains
-            self._incidents.append(Incident(since=crash.since, until=until, gateway=crash.gateway))
+            name, woken = self._names[gateway], time.time()
+            zombie = Incident(since=woken, until=woken + explains, gateway=name, is_zombie=True)
+            self._incidents += [Incident.crash(at, name), zombie]
 
     async def restart(self, gateway: GatewayProcess) -> None:
         """Stop it in order and start it again: no reason for a duplicate."""
@@ -191,9 +195,19 @@ class Scene:
         assert not gateway.lines("drain_cut_short"), gateway.story()
         await gateway.start()
 
-    def explain(self, since: float, until: float) -> None:
-        """Let duplicates be of what came from any gateway in this time: what was finished could not be committed."""
-        self._incidents.append(Incident(since=since, until=until))
+    def explain(self, since: float, until: float, *, uncommitted: float) -> None:
+        """Let duplicates be of what came from any gateway in this time, and at each destination only so many.
+
+        That is what comes in a commit window and in `uncommitted` seconds, for which there was something to finish and
+        nothing could be committed.
+        """
+        at_most = self._rate * (COMMIT_WINDOW + uncommitted)
+        self._incidents.append(Incident(since=since - COMMIT_WINDOW, until=until, at_most=at_most))
+
+    def explain_in_flight(self, since: float, until: float, *, destination: str) -> None:
+        """Let duplicates be of what was in flight to a destination whose connections were cut in this time."""
+        cut = Incident(since=since - ANSWERED, until=until, destination=destination, at_most=CONCURRENCY)
+        self._incidents.append(cut)
 
     # The end.
 

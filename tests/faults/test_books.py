@@ -1,6 +1,7 @@
 """The books themselves: what is lost, altered or duplicated without a reason is found."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tests.faults.books import Account, Arrival, Copy, Incident, rows_of, settle
 
@@ -34,13 +35,14 @@ def an_account(
     dead: Sequence[tuple[str, str]] = (),
     incidents: Sequence[Incident] = (),
     stored: Mapping[str, int] | None = None,
+    destinations: Sequence[str] = ("ci",),
 ) -> Account:
     return settle(
         acknowledged=SENT,
         refused=0,
         bodies=BODIES,
         arrivals=arrivals,
-        destinations=["ci"],
+        destinations=destinations,
         dead=dead,
         stored=stored or {},
         incidents=incidents,
@@ -52,7 +54,8 @@ BOTH = [an_arrival("one"), an_arrival("two")]
 
 def test_what_came_once_leaves_nothing_to_say() -> None:
     account = an_account(BOTH)
-    assert (account.acknowledged, account.delivered, account.slowest) == (2, 2, 2.0)
+    assert (account.acknowledged, account.delivered) == (2, 2)
+    assert (account.slowest, account.latest) == (2.0, {"ci": 2.0})
     assert (account.lost, account.altered, account.duplicated, account.unexplained) == (0, 0, 0, 0)
 
 
@@ -93,6 +96,29 @@ def test_each_crash_explains_one_more_copy() -> None:
     assert an_account(copies, incidents=[first, second]).unexplained == 0
 
 
+def test_a_fault_of_the_log_explains_no_more_than_could_not_be_committed() -> None:
+    again = [*BOTH, an_arrival("one", at=103.0), an_arrival("two", at=103.0)]
+    for at_most in (0, 1, 2):
+        fault = Incident(since=101.0, until=102.5, at_most=at_most)
+        account = an_account(again, incidents=[fault])
+        assert (account.duplicated, account.allowed, account.unexplained) == (2, at_most, 2 - at_most)
+
+
+def test_a_fault_of_one_destination_explains_nothing_at_another() -> None:
+    arrivals = [an_arrival("one", name, at=at) for name in ("ci", "other") for at in (102.0, 103.0)]
+    for name in ("ci", "other"):
+        fault = Incident(since=101.0, until=102.5, destination=name, at_most=10)
+        account = an_account(arrivals, incidents=[fault], destinations=["ci", "other"])
+        assert (account.duplicated, account.unexplained) == (2, 1)
+        assert f"at {'other' if name == 'ci' else 'ci'}: " in account.oddities[0]
+
+
+def test_a_destination_that_gets_an_event_late_is_not_excused_by_one_that_got_it_at_once() -> None:
+    arrivals = [*BOTH, an_arrival("one", "other", at=130.0), an_arrival("two", "other", at=101.5)]
+    account = an_account(arrivals, destinations=["ci", "other"])
+    assert (account.slowest, account.latest) == (30.0, {"ci": 2.0, "other": 30.0})
+
+
 def test_another_attempt_is_no_duplicate() -> None:
     account = an_account([*BOTH, an_arrival("one", at=103.0, attempt=2)])
     assert (account.retried, account.duplicated) == (1, 0)
@@ -115,3 +141,11 @@ def test_a_table_has_a_line_for_each_account() -> None:
     heading, row = rows_of([("killed", an_account(BOTH))])
     assert heading.split()[:3] == ["fault", "acknowledged", "refused"]
     assert row.split() == ["killed", "2", "0", "2", *["0"] * 8, "2.0", "s"]
+
+
+def test_what_a_gateway_sends_that_was_thrown_out_without_knowing_may_come_second() -> None:
+    twice = [*BOTH, an_arrival("one", at=103.5, gateway="g2")]
+    woken = Incident(since=103.0, until=106.0, gateway="g2")
+    assert an_account(twice, incidents=[woken]).unexplained == 1
+    assert an_account(twice, incidents=[replace(woken, is_zombie=True)]).unexplained == 0
+    assert an_account(twice, incidents=[replace(woken, is_zombie=True, gateway="g3")]).unexplained == 1

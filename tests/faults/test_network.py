@@ -46,7 +46,8 @@ async def test_a_network_between_gateway_and_kafka_that_fails_in_every_way_loses
                     await asyncio.sleep(CUT)
                     proxy.do(Way.PASS)
                     await scene.acknowledged(100)
-                    scene.explain(began - 1.5, time.time() + 1)
+                    # While the log doesn't answer, nothing comes that could be finished and not be committed.
+                    scene.explain(began, time.time(), uncommitted=0)
             await scene.settle(timeout=90)
             slowest = max(sent.answered_at - sent.at for sent in scene.sender.answers)
             assert slowest < LATEST_ANSWER, scene.story()
@@ -76,9 +77,9 @@ async def test_a_network_between_gateway_and_one_destination_that_fails_in_every
                     await asyncio.sleep(CUT)
                     proxy.do(Way.PASS)
                     # A request on a connection that died without a byte of an answer is sent again at once.
-                    scene.explain(began, time.time() + 1)
+                    scene.explain_in_flight(began, time.time(), destination="second")
             account = await scene.settle(timeout=90)
-            assert account.slowest < PROMPT, scene.story()
+            assert account.latest["first"] < PROMPT, scene.story()
             assert account.refused == 0
 
 
@@ -105,7 +106,7 @@ async def test_a_name_that_no_server_answers_for_delays_no_other_destination(
             await asyncio.sleep(10)
         assert nameserver.asked
         account = await scene.settle(timeout=90)
-        assert account.slowest < PROMPT, scene.story()
+        assert account.latest["first"] < PROMPT, scene.story()
         assert account.refused == 0
 
 
