@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from tests.mutants.mutant import ROOT, Mutant
 
 PATIENCE = 300.0
-"""Seconds for one test, or for all the seeds of a mutant: a thousand take two minutes where nothing else runs."""
+"""Seconds for one test, or for all the seeds of a mutant: a thousand take 90 s where nothing else runs."""
 TEST_TIMEOUT = 20
 """Seconds after which a test counts as one that hangs."""
 

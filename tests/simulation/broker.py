@@ -102,7 +102,7 @@ class Broker:
         self.loop = asyncio.get_running_loop()
         self.random = random
         self.witness = witness
-        self.skews = skews
+        self.skews = list(skews)
         self.session = session
         self.specs: dict[str, TopicSpec] = {}
         self.segments: dict[Partition, Segment] = {}
@@ -142,6 +142,10 @@ class Broker:
     def move_leaders(self, by: int) -> None:
         for segment in self.segments.values():
             segment.leader = (segment.leader + by) % len(self.skews)
+
+    def set_clock(self, node: int, skew: float) -> None:
+        """Let a node's clock step, to so many seconds from the true time."""
+        self.skews[node] = skew
 
     def clock(self, segment: Segment) -> float:
         return EPOCH + self.loop.time() + self.skews[segment.leader]

@@ -4,22 +4,26 @@ Rows are records, attempts and commits. A record is *finished* when each of its 
 acknowledged successor record; that is judged from what went over the wires alone, never from what the engine believes.
 """
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 from typing_extensions import override
 
 from gateway.client.request import Outbound
+from gateway.engine.control import Order, decode
 from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
+from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, decode_delivery, decode_event
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, Delivery, Event, Result, UndecodableRecordError, delivery_id
 from tests.simulation.broker import Client
+from tests.simulation.loop import EPOCH
 from tests.simulation.plan import Plan, RouteSpec
 
 TOPICS = Topics()
@@ -31,10 +35,14 @@ LATE = 1.0
 OLDEST = 24.0
 """Seconds of age of the lowest undone record beside its last attempt: `LONGEST_STAY` and one wait more in memory, a
 second in a lane, an append and a commit."""
+FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS})
+"""What tells that a destination is down: a 429 asks for patience, and a 404 is the event's affair."""
 OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked)
 """What topics of events and deliveries begin with."""
 PAUSE_LAG = 2.0
 """Seconds within which every process has read an order."""
+UNKNOWN_SEEN = 300.0
+"""Seconds within which surely somebody has looked whether a name is known by now."""
 SETTLED = 8.0
 """Seconds in which processes that start one after the other take everything from each other."""
 
@@ -71,6 +79,12 @@ class Version:
         return frozenset(
             (route.name, to) for route in self.routes if route.matches(event.source, event.type) for to in route.to
         )
+
+    def names(self, delivery: Delivery) -> bool:
+        """Tell whether a delivery is for what the rules know."""
+        if not delivery.route:
+            return delivery.event.source in self.sources
+        return delivery.destination in self.destinations and any(each.name == delivery.route for each in self.routes)
 
 
 @dataclass(slots=True)
@@ -144,6 +158,8 @@ class Trail:
     rows: list[Row] = field(default_factory=list)
     is_delivered: bool = False
     is_dead: bool = False
+    ended_at: float = math.inf
+    """When it first had a success, or a record among the dead."""
     successor: int = 0  # acknowledged
     written: int = 0  # stored
     hits: int = 0
@@ -165,11 +181,15 @@ class Ledger:
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended = Counter[str]()
         self.touched: set[str] = set()
-        """Names of which an order may repeat deliveries, or (`hurried`) bring them on before they are due."""
-        self.hurried: set[str] = set()
+        """Names of which an order may repeat deliveries."""
+        self.hurried: dict[str, float] = {}
+        """Names of which an order may bring deliveries on before they are due, and since when."""
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._begun: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
+        self._begun_by_all: defaultdict[str, deque[Try]] = defaultdict(deque)
+        self._is_still = set(plan.faults) <= {"trouble", "gap", "poison", "order"}
+        """No process takes anything from another, once all are there."""
         self._quiet_until: dict[tuple[str, str], float] = {}
         self._paused_at: dict[str, float] = {}
         self._zombies: set[str] = set()
@@ -177,6 +197,8 @@ class Ledger:
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
         self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
+        self._kicks: dict[tuple[str, float], float] = {}
+        self._settlements: list[tuple[Order, float]] = []
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
         self._now = now
         self._say = say
@@ -190,6 +212,8 @@ class Ledger:
     # The log's witness.
 
     def stored(self, client: Client, partition: Partition, record: Record) -> None:
+        if partition.topic == TOPICS.control:
+            self._see_order(decode(record.key, record.value))
         if not partition.topic.startswith(OF_EVENTS):
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value)
@@ -228,6 +252,7 @@ class Ledger:
         if row.partition.topic == TOPICS.dead:
             reason = filed.note["reason"]
             trail.is_dead = True
+            trail.ended_at = min(trail.ended_at, row.at)
             tried = len(delivery.attempts)
             if reason in ("expired", "exhausted", "permanent", "gone") and not tried:
                 self.violate("7 nothing ends untried", f"dead as {reason} without an attempt", [row])
@@ -235,6 +260,53 @@ class Ledger:
                 self.violate("22 order", "a route that halts dead-lettered", [row])
             if reason == "bug":
                 self.violate("no bug", f"a delivery was dead-lettered as a bug: {filed.note}", [row])
+            why = self._why_not(reason, row, delivery, trail)
+            if why:
+                self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
+
+    def _policies(self, delivery: Delivery, trail: Trail, until: float) -> list[RouteSpec]:
+        """Return the policies by one of which it was decided what followed from a delivery's last attempt."""
+        last = delivery.attempts[-1].number
+        since = min([each.began for each in trail.tries if each.attempt == last], default=0.0)
+        return [
+            route for version in self.versions(since, until) for route in version.routes if route.name == delivery.route
+        ]
+
+    def _why_not(self, reason: str, row: Row, delivery: Delivery, trail: Trail) -> str:
+        """Return why a delivery can't have ended for this reason, or nothing."""
+        if reason == "route_removed":
+            return self._was_known(row, delivery)
+        if reason not in ("exhausted", "expired", "permanent", "gone"):
+            return "nothing leads to it here"
+        policies = self._policies(delivery, trail, row.at) if delivery.attempts else []
+        if not policies:
+            return ""  # whoever decided it is gone
+        last = delivery.attempts[-1]
+        least, least_age = min(each.max_attempts for each in policies), min(each.max_age for each in policies)
+        due = last.at + last.seconds + max(_most_delay(last, policy) for policy in policies) + 1.0
+        if self.plan.skew or "step" in self.plan.faults:
+            due = math.inf
+        age = max(due, EPOCH + row.at) - (delivery.since or delivery.event.received_at)
+        refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
+        is_refused = bool(refusals) and (len(refusals) >= SHORT_ATTEMPTS or due > refusals[-1].at + SHORT_AGE)
+        return {
+            "exhausted": "" if last.number >= least else f"it may have {least} attempts",
+            "expired": "" if age > least_age else f"it had {least_age:.0f} s",
+            "gone": "" if last.status == 410 else f"the last status is {last.status}",
+            "permanent": "" if is_refused else f"it was refused {len(refusals)} times",
+        }[reason]
+
+    def _was_known(self, row: Row, delivery: Delivery) -> str:
+        """Return when the rules named what a delivery is for within the hour before it ended as nobody's."""
+        if "step" in self.plan.faults:
+            return ""
+        at = row.at - 3600.0 + 2 * self.plan.skew + 1.0
+        while at < row.at:
+            versions = list(self.versions(at, at + UNKNOWN_SEEN))
+            if versions and all(version.names(delivery) for version in versions):
+                return f"it was known from {at:.0f} s on"
+            at += UNKNOWN_SEEN / 2
+        return ""
 
     def _halts(self, delivery: Delivery) -> bool:
         """Tell whether it waits for an operator instead of ending; a replay of it has no order to keep."""
@@ -362,6 +434,8 @@ class Ledger:
         self._under_way[lane] += 1
         if self._under_way[lane] > self.plan.destinations[made.destination]["concurrency"]:
             self.violate("24 no more than its cap", f"{self._under_way[lane]} attempts at once", [made])
+        if self._is_still and made.began > SETTLED:
+            self._see_limits_of_all(made)
         # With a clock that jumps it may end early, and a destination that was away is begun with anew.
         is_sure = not self.plan.skew and not {"step", "reload"} & set(self.plan.faults)
         if is_sure and made.began < self._quiet_until.get(lane, 0.0) - 0.01:
@@ -380,6 +454,21 @@ class Ledger:
             if "slow" not in self.plan.faults and made.began > self._paused_at[name] + PAUSE_LAG:
                 self.violate("12 paused is silent", f"{name} was paused at {self._paused_at[name]:.3f}", [made])
 
+    def _see_limits_of_all(self, made: Try) -> None:
+        """Check that all processes together keep the limits: each of them rounds its share up."""
+        limits = self.plan.destinations[made.destination]
+        begun = self._begun_by_all[made.destination]
+        begun.append(made)
+        under_way = sum(each.ended is None for each in begun)
+        if under_way > limits["concurrency"] + self.plan.processes:
+            self.violate("24 no more than its cap", f"{under_way} attempts of all processes at once", [made])
+        while begun[0].began <= made.began - 1.0 and begun[0].ended is not None:
+            begun.popleft()
+        rate = limits["rate"]
+        lately = sum(each.began > made.began - 1.0 for each in begun)
+        if rate is not None and lately > rate + self.plan.processes * (max(1.0, BURST * rate) + 1):
+            self.violate("24 no more than its rate", f"{lately} attempts of all processes within a second", [made])
+
     def paused(self, name: str) -> None:
         self._paused_at.setdefault(name, self._now())
 
@@ -393,7 +482,9 @@ class Ledger:
         if attempt.retry_after and attempt.status in (429, 503):
             self._quiet_until[lane] = max(self._quiet_until.get(lane, 0.0), made.ended + attempt.retry_after)
         if attempt.result is Result.SUCCESS:
-            self.trails[made.number, made.delivery].is_delivered = True
+            trail = self.trails[made.number, made.delivery]
+            trail.is_delivered = True
+            trail.ended_at = min(trail.ended_at, made.ended)
         self._say(str(made)[10:])
 
     def _see_when(self, made: Try, trail: Trail) -> None:
@@ -403,7 +494,7 @@ class Ledger:
             self.violate("7 attempts", "more attempts than the policy allows", trail.tries)
         if (
             made.attempt == 1
-            or _names(made) & self.hurried
+            or any(made.began >= self.hurried.get(name, math.inf) for name in _names(made))
             or self.plan.skew
             or "step" in self.plan.faults
             or not policies
@@ -416,6 +507,9 @@ class Ledger:
         ]
         if not ends or made.began < min(ends) - 0.01:
             self.violate("7 not before it is due", "an attempt is early", trail.tries)
+        latest = self.events[made.number].received_at - EPOCH + max(policy.max_age for policy in policies)
+        if ends and min(ends) > latest + 0.1 and not trail.lives:
+            self.violate("7 nothing is tried for ever", f"planned {min(ends) - latest:.3f} s too late", trail.tries)
 
     # What is finished.
 
@@ -521,7 +615,6 @@ class Ledger:
     def watch(self, ends: Mapping[Partition, int]) -> None:
         """Look at the age of what isn't committed; only where nothing but destinations fails."""
         now = self._now()
-        oldest = OLDEST + max(limits["timeout"] for limits in self.plan.destinations.values())
         for partition in ends:
             if partition.topic.startswith(TOPICS.group("events.")):
                 delay = 0.0
@@ -531,9 +624,19 @@ class Ledger:
                 continue
             covered = self._covered[ROUTER, partition]
             for offset, row in self.rows[partition].items():
-                if offset not in covered and now - row.at - delay > oldest:
+                if offset not in covered and now - row.at - delay > OLDEST + self._longest_attempt(row):
                     self.violate("15 age of the lowest undone record", f"{now - row.at:.1f} s", [row])
                     break
+
+    def _longest_attempt(self, row: Row) -> float:
+        """Return the longest timeout of a destination that a record is for."""
+        if row.event is None:
+            return 0.0
+        if row.filed is not None and row.filed.delivery.route:
+            to = {row.filed.delivery.destination}
+        else:
+            to = {to for _, to in self.required(row.event, row.at, self._now())}
+        return max([self.plan.destinations[name]["timeout"] for name in to], default=0.0)
 
     # At the end.
 
@@ -566,6 +669,7 @@ class Ledger:
         self._check_repeats()
         self._check_storms()
         self._check_replays()
+        self._check_settlements()
         self._check_copies()
         self._check_order()
         if set(self.plan.faults) <= {"trouble", "gap"}:
@@ -609,6 +713,63 @@ class Ledger:
                         notes = [each.filed.note for each in trail.rows if each.filed is not None]
                         if route == wanted and not any(note.get("replay") == name for note in notes):
                             self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
+
+    def _see_order(self, order: Order) -> None:
+        """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
+        if order.kind == "dead" and order.state == "asked":
+            self._settlements.append((order, self._now()))
+        if order.kind != "kick":
+            return
+        if order.state == "asked":
+            self._kicks[order.key, order.at] = self._now()
+            return
+        since = self._kicks[order.key, order.at]
+        for partition, rows in self.rows.items():
+            if not partition.topic.startswith(TOPICS.retry("")):
+                continue
+            covered = self._covered[ROUTER, partition]
+            for offset, row in rows.items():
+                if offset in covered or row.at > since or row.filed is None:
+                    continue
+                delivery = row.filed.delivery
+                if order.name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
+                    continue
+                if self.undone(row, ROUTER):
+                    told = self._told(self.trails[row.number, delivery.id])
+                    self.violate("12 nothing is skipped", f"{order.name} was kicked, and this is where it was", told)
+
+    def _check_settlements(self) -> None:
+        """What was replayed of the dead goes through a tier with a life of its own, what was dropped doesn't."""
+        for trail in self.trails.values():
+            if not trail.is_dead:
+                continue
+            replays = {row.filed.delivery.since for row in trail.rows if row.filed and "replay" in row.filed.note}
+            injected = [
+                row
+                for row in trail.rows
+                if row.filed is not None
+                and row.partition.topic.startswith(TOPICS.retry(""))
+                and row.filed.delivery.since not in {0.0, *replays}
+            ]
+            is_replayed = False
+            for row in trail.rows:
+                if row.partition.topic != TOPICS.dead:
+                    continue
+                order, at = next((each for each in self._settlements if _is_for(each[0], row)), (None, 0.0))
+                if order is None or order.action == "drop":
+                    continue
+                is_replayed = True
+                before = {each.filed.delivery.since for each in trail.rows if each.filed and each.at <= at}
+                if not any(
+                    each.is_acknowledged
+                    and each.filed is not None
+                    and each.filed.delivery.since not in before
+                    and not each.filed.delivery.attempts
+                    for each in injected
+                ):
+                    self.violate("12 nothing is skipped", f"{order.name} left this out", [row, *self._told(trail)])
+            if injected and not is_replayed:
+                self.violate("12 what is dropped stays so", "nobody wanted it replayed", self._told(trail))
 
     def _check_copies(self) -> None:
         """Where nothing fails, what is known of copies is complete, and none is delivered."""
@@ -664,7 +825,7 @@ class Ledger:
             if made.route not in ordered or row.event is None or row.event.key is None:
                 continue
             trail = self.trails[made.number, made.delivery]
-            if trail.lives or _names(made) & self.hurried:
+            if trail.lives:
                 continue  # a replay goes through the tiers
             group = TOPICS.ordered_group(made.route, made.destination, row.partition.topic)
             if any(gone <= made.began < gone + PROOF for gone in self._thrown_out_at[made.process, group]):
@@ -674,11 +835,14 @@ class Ledger:
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
             last[where] = row.offset, made
-            if before.number != made.number and not (
-                self.trails[before.number, before.delivery].is_delivered
-                or self.trails[before.number, before.delivery].is_dead
-            ):
+            if before.number != made.number and not self._has_gone_by(before, made.began):
                 self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
+
+    def _has_gone_by(self, made: Try, at: float) -> bool:
+        """Tell whether a delivery of an ordered route had ended, or goes through tiers as one of a route removed."""
+        trail = self.trails[made.number, made.delivery]
+        is_orphan = "reload" in self.plan.faults and any(row.at <= at for row in trail.rows)
+        return trail.ended_at <= at or is_orphan
 
     def _check_isolation(self) -> None:
         """What is healthy all the time isn't delayed by what isn't."""
@@ -706,25 +870,35 @@ class Ledger:
         by_lane: dict[tuple[str, str], list[Try]] = defaultdict(list)
         for made in self.tries:
             by_lane[made.process, made.destination].append(made)
-        failures = {Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS}
         for tries in by_lane.values():
             ended = sorted([each for each in tries if each.ended is not None], key=lambda each: each.ended or 0.0)
-            in_a_row = 0
+            in_a_row, closed = 0, 0.0
             for each in ended:
                 assert each.result is not None
-                in_a_row = in_a_row + 1 if each.result.result in failures else 0
-                if in_a_row < 5:
+                assert each.ended is not None
+                in_a_row = in_a_row + 1 if each.result.result in FAILURES else 0
+                if in_a_row < 5 or each.ended <= closed:
                     continue
-                after = [other for other in tries if other.began > (each.ended or 0.0)]
-                success = min(
-                    [o.ended or 0.0 for o in ended if _is_answer(o) and (o.ended or 0) > (each.ended or 0)],
-                    default=1e18,
-                )
-                probes = [other for other in after if other.began < success]
-                for first, second in pairwise(probes):
+                after = [other for other in tries if other.began > each.ended]
+                closed = min([o.ended for o in after if _is_answer(o) and o.ended is not None], default=math.inf)
+                for first, second in pairwise([other for other in after if other.began < closed]):
                     if second.began - first.began < 4.9:
                         self.violate("17 breaker", "two probes within the open time", [each, first, second])
-                break
+        self._check_openings()
+
+    def _check_openings(self) -> None:
+        """What a breaker has put off, as its note says, had failures enough: five, whichever process met them."""
+        failed: dict[str, list[float]] = defaultdict(list)
+        for made in self.tries:
+            if made.ended is not None and made.result is not None and made.result.result in FAILURES:
+                failed[made.destination].append(made.ended)
+        for trail in self.trails.values():
+            for row in trail.rows:
+                if row.filed is None or "breaks" not in row.filed.note:
+                    continue
+                count = sum(at <= row.at for at in failed[row.filed.delivery.destination])
+                if count < 5:
+                    self.violate("17 breaker", f"open after {count} failures", [row])
 
 
 def _shown(commit: Commit) -> str:
@@ -738,6 +912,17 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
     return [offset for offset in offsets if offset < commit.base or bits >> (offset - commit.base) & 1]
 
 
+def _is_for(order: Order, row: Row) -> bool:
+    """Tell whether an order about dead letters is about this one."""
+    assert row.filed is not None
+    delivery = row.filed.delivery
+    return (
+        row.offset < order.marker.get(f"{row.partition.topic}/{row.partition.number}", 0)
+        and order.filter.route in (None, delivery.route)
+        and order.filter.destination in (None, delivery.destination)
+    )
+
+
 def _names(made: Try) -> set[str]:
     return {f"route/{made.route}", f"destination/{made.destination}"}
 
@@ -749,6 +934,16 @@ def _is_answer(made: Try) -> bool:
         Result.CLIENT_ERROR,
         Result.REDIRECT,
     )
+
+
+def _is_refusal(attempt: Attempt) -> bool:
+    return attempt.status is not None and 300 <= attempt.status < 500 and attempt.status not in (408, 410, 425, 429)
+
+
+def _most_delay(last: Attempt, policy: RouteSpec) -> float:
+    """Return the longest delay after an attempt that a policy allows."""
+    most = policy.schedule[min(last.number, len(policy.schedule)) - 1] * (1 + policy.jitter)
+    return max(most, last.retry_after) if last.retry_after and last.status in (429, 503) else most
 
 
 def _least_delay(made: Try, policies: Sequence[RouteSpec]) -> float:

@@ -25,7 +25,7 @@ FAULTS = (
     "append",  # appends that fail, are late, or are stored though they failed
     "commit",  # commits that fail, or are stored though they failed
     "slow",  # questions and fetches take their time
-    "skew",  # clocks of processes and brokers 30 s apart, and leaders that change
+    "skew",  # clocks of processes and brokers 30 s apart, brokers' that step, and leaders that change
     "step",  # a process starts with a clock an hour off
     "reload",  # rules change in mid-retry
     "order",  # pauses, kicks, replays
@@ -117,6 +117,7 @@ def plan_of(seed: int) -> Plan:
     """Make the plan of a seed."""
     faults = _faults(_stream(seed, "faults"))
     world = _world(_stream(seed, "world"), seed, faults)
+    world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
         *_trouble(_stream(seed, "trouble"), world),
@@ -209,6 +210,29 @@ def _world(random: Random, seed: int, faults: tuple[str, ...]) -> Plan:
     )
 
 
+def _fit(random: Random, world: Plan) -> Plan:
+    """Let a run in which only destinations fail often have one that nothing may delay, and a route to it."""
+    if "trouble" not in world.faults or not set(world.faults) <= {"trouble", "gap"} or random.random() < 0.3:
+        return world
+    first = min(world.destinations)  # it is spared
+    limits = {**world.destinations[first], "concurrency": 50, "rate": None}
+    route = replace(world.routes[0], is_ordered=False, halts=False)
+    if first not in route.to:
+        route = replace(route, to=(first, *route.to))
+    return replace(world, destinations={**world.destinations, first: limits}, routes=(route, *world.routes[1:]))
+
+
+def _aged(random: Random, world: Plan) -> Plan:
+    """Let some routes give up before their attempts are over."""
+    routes = []
+    for route in world.routes:
+        if random.random() < 0.2:
+            needed = sum(route.schedule[min(n, len(route.schedule) - 1)] for n in range(route.max_attempts - 1))
+            route = replace(route, max_age=round(needed * random.uniform(0.3, 0.9), 3))  # noqa: PLW2901 - the same route
+        routes.append(route)
+    return replace(world, routes=tuple(routes))
+
+
 def _events(random: Random, world: Plan) -> Iterable[Step]:
     """Events that come in bursts and by ones, some of them again, as they were or with another body."""
     at = 0.0
@@ -289,6 +313,10 @@ def _log_faults(random: Random, world: Plan) -> Iterable[Step]:
     if "skew" in world.faults and world.nodes > 1:
         for _ in range(random.randint(0, 3)):
             yield Step(round(random.uniform(0, world.horizon), 6), "leaders", {"by": random.randint(1, 2)})
+    if "skew" in world.faults:
+        for _ in range(random.randint(0, 2)):
+            what = {"node": random.randrange(world.nodes), "to": random.uniform(-world.skew, world.skew)}
+            yield Step(round(random.uniform(0, world.horizon), 6), "skew", what)
 
 
 def _process_faults(random: Random, world: Plan) -> Iterable[Step]:
@@ -303,13 +331,18 @@ def _process_faults(random: Random, world: Plan) -> Iterable[Step]:
         yield Step(at, "start", {"process": name})
         yield Step(at + random.uniform(0.5, 20), "stop", {"process": name, "again": None})
 
+    def step() -> Iterable[Step]:
+        name, at = who(), when()
+        yield Step(at, "clock", {"process": name, "by": random.choice((-3600.0, 3600.0))})
+        yield Step(at + 0.001, "stop", {"process": name, "again": random.choice((0.1, 2.0))})  # and reads it
+
     kinds: Mapping[str, tuple[int, Callable[[], Iterable[Step]]]] = {
         "crash": (4, lambda: [Step(when(), "crash", _crash(random, who()))]),
         "stop": (4, lambda: [Step(when(), "stop", {"process": who(), "again": random.choice((0.1, 2.0))})]),
         "join": (2, visit),
         "rebalance": (5, lambda: [Step(when(), "rebalance")]),
         "expire": (3, lambda: [Step(when(), "expire", {"process": who(), "learns": random.choice((0.2, 2.0, 8.0))})]),
-        "step": (2, lambda: [Step(when(), "clock", {"process": who(), "by": random.choice((-3600.0, 3600.0))})]),
+        "step": (2, step),
     }
     for fault, (most, steps) in kinds.items():
         if fault in world.faults:
@@ -351,7 +384,7 @@ def _orders(random: Random, world: Plan) -> Iterable[Step]:
     for number in range(random.randint(1, 4)):
         at = random.uniform(0, world.horizon)
         name = random.choice(names)
-        match random.choice(("pause", "pause", "kick", "replay", "drop", "again")):
+        match action := random.choice(("pause", "pause", "kick", "replay", "drop", "again")):
             case "pause":
                 yield Step(round(at, 6), "order", {"kind": "pause", "name": name})
                 at += random.uniform(0, world.horizon / 2)
@@ -361,5 +394,8 @@ def _orders(random: Random, world: Plan) -> Iterable[Step]:
             case "again":
                 route, rate = random.choice(world.routes).name, random.choice((None, None, 5.0))
                 yield Step(round(at, 6), "order", {"kind": "again", "name": f"o{number}", "route": route, "rate": rate})
-            case action:
+            case _:
                 yield Step(round(at, 6), "order", {"kind": action, "name": f"o{number}", "for": name})
+                if action == "drop":  # and no replay brings it back
+                    at += random.uniform(0, world.horizon / 4)
+                    yield Step(round(at, 6), "order", {"kind": "replay", "name": f"o{number}b", "for": name})

@@ -16,6 +16,7 @@ from gateway.engine.control import Control
 from gateway.engine.injector import Injector
 from gateway.engine.lanes import Budget, Lane
 from gateway.engine.member import Member
+from gateway.engine.ordered import Ordered
 from gateway.engine.progress import Progress
 from gateway.engine.successors import Successors
 from gateway.engine.tracker import Item, Tracker
@@ -194,6 +195,11 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Injector, "inject", lazy)
 
 
+def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
+    """Each event has a key of its own."""
+    patch.setattr(Ordered, "_key", lambda _self, item: (item.pending.tracker.partition, item.delivery.event.id))
+
+
 @pytest.mark.parametrize(
     ("mutant", "invariants"),
     [
@@ -225,3 +231,10 @@ def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypa
         if violation is not None and violation.invariant.split()[0] in invariants:
             return
     pytest.fail(f"{MANY} seeds passed with {mutant.__name__}")
+
+
+def test_order_is_seen_where_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody_waits_for_the_next_of_its_key(monkeypatch)
+    calm = [plan for plan in map(plan_of, range(MANY)) if not plan.faults]
+    found = [violation.invariant for plan in calm if (violation := simulate(plan).violation) is not None]
+    assert "22 order" in found

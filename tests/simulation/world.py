@@ -169,7 +169,7 @@ class World:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(max(1.0, self.drowsy))
-            if self.drowsy:
+            if self._healed_at is not None and self.drowsy:
                 return
             self.ledger.watch(self._ends())
 
@@ -188,9 +188,7 @@ class World:
         self._healed_at = self.now()
 
     async def _until_everything_ends(self) -> None:
-        patience = 3 * 3600.0 + max(
-            (1.2 * route.max_attempts * max(route.schedule) for route in self.plan.routes), default=0.0
-        )
+        patience = self._patience()
         groups = self._groups()
         halting = [route.name for route in self.plan.routes if route.halts]
         next_kick = self.now() + KICK_EVERY
@@ -210,6 +208,17 @@ class World:
                     self.ledger.story(rows[0].number, [key[1] for key in self.ledger.trails if rows]) if rows else []
                 )
                 self.ledger.violate("19 everything ends", f"{len(rows)} records are left", [*rows[:10], *story[:40]])
+
+    def _patience(self) -> float:
+        """Return the seconds within which everything ends once nothing fails any more.
+
+        One more delay and one more attempt are enough, after a breaker that stays open for about as long as it has been
+        open before. A name that is gone is waited for for an hour, and so are clocks that were wrong, and replays.
+        """
+        longest = max([1.2 * max(route.schedule) for route in self.plan.routes], default=0.0)
+        if {"reload", "order", "step", "skew"} & set(self.plan.faults):
+            return 3 * 3600.0 + longest * max([route.max_attempts for route in self.plan.routes], default=0)
+        return 300.0 + 2 * self.plan.horizon + longest
 
     async def _until_nothing_is_held(self) -> None:
         """Let who gave partitions up, or was thrown out, find out that others have done the rest."""
@@ -251,6 +260,7 @@ class World:
             "gap": self._skip,
             "behave": self._behave,
             "log": self._fail,
+            "skew": lambda what: self.broker.set_clock(what["node"], what["to"]),
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
             "crash": self._crash,
             "stop": self._stop,
@@ -341,7 +351,7 @@ class World:
             case "kick":
                 order = Order(kind="kick", name=name, state="asked", at=at)
                 self.ledger.touched.add(name)
-                self.ledger.hurried.add(name)
+                self.ledger.hurried.setdefault(name, self.now())
             case "again":
                 topics = {TOPICS.events(source) for source in self.plan.sources}
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
@@ -365,7 +375,7 @@ class World:
                 )
                 if kind == "replay":
                     self.ledger.touched.add(what["for"])
-                    self.ledger.hurried.add(what["for"])
+                    self.ledger.hurried.setdefault(what["for"], self.now())
         key, value = order.encode()
         self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
 
