@@ -283,7 +283,9 @@ class Ledger:
             return ""  # whoever decided it is gone
         last = delivery.attempts[-1]
         least, least_age = min(each.max_attempts for each in policies), min(each.max_age for each in policies)
-        due = last.at + last.seconds + max(_most_delay(last, policy) for policy in policies) + 1.0
+        asked = [each.result.retry_after or 0.0 for each in trail.tries if each.attempt == last.number and each.result]
+        most = max(_most_delay(last, policy) for policy in policies)
+        due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or "step" in self.plan.faults:
             due = math.inf
         age = max(due, EPOCH + row.at) - (delivery.since or delivery.event.received_at)
@@ -942,8 +944,7 @@ def _is_refusal(attempt: Attempt) -> bool:
 
 def _most_delay(last: Attempt, policy: RouteSpec) -> float:
     """Return the longest delay after an attempt that a policy allows."""
-    most = policy.schedule[min(last.number, len(policy.schedule)) - 1] * (1 + policy.jitter)
-    return max(most, last.retry_after) if last.retry_after and last.status in (429, 503) else most
+    return policy.schedule[min(last.number, len(policy.schedule)) - 1] * (1 + policy.jitter)
 
 
 def _least_delay(made: Try, policies: Sequence[RouteSpec]) -> float:
