@@ -643,8 +643,8 @@ class Ledger:
     # At the end.
 
     def is_finished(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> bool:
-        """Tell whether every group has committed all there is of its topics."""
-        return not self.left(ends, groups)
+        """Tell whether every group has committed all there is of its topics, and nothing is parked."""
+        return not self.left(ends, groups) and not any(self._parked())
 
     def left(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
         """Return the records that a group hasn't committed."""
@@ -698,10 +698,14 @@ class Ledger:
                     self.violate("1 nothing is lost", "a tier's record has no end", [row, *story])
 
     def _check_parked(self) -> None:
+        for row in self._parked():
+            self.violate("12 nothing is skipped", "what was parked was never resumed", [row])
+
+    def _parked(self) -> Iterator[Row]:
+        """Yield what was parked and not resumed. What was parked late is found by a job, some seconds later."""
         for partition, rows in self.rows.items():
-            for row in rows.values() if partition.topic == TOPICS.parked else ():
-                if self.undone(row, ROUTER):
-                    self.violate("12 nothing is skipped", "what was parked was never resumed", [row])
+            if partition.topic == TOPICS.parked:
+                yield from [row for row in rows.values() if self.undone(row, ROUTER)]
 
     def _check_replays(self) -> None:
         for name, wanted, ends, since in self._replays:
