@@ -44,7 +44,7 @@ FIRST ?= 0
 simulate: $(READY) ## the engine in SEEDS=10000 simulated worlds from FIRST=0 on; makes the first failure small
 	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
-mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 4 minutes)
+mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 3 minutes)
 	@$(BIN)/python -m tests.mutants
 
 bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
