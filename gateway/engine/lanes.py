@@ -220,7 +220,7 @@ class Lane:
         if not self.in_flight and now - self._moved_at > SHOWN_FOR:
             self._shown = 0
         is_doubtful = self._has_failed or (self.in_flight > 0 and now - self._moved_at > DOUBT)
-        if self.in_flight >= max(self._shown, self._budget.start):
+        if self.in_flight >= self._shown and self.in_flight >= self._budget.start:
             return None
         size = self._in_flight_bytes
         if not self._budget.has_room(item, attempts=self.in_flight, size=size, is_doubtful=is_doubtful):
@@ -243,16 +243,18 @@ class Lane:
 
     def finished(self, item: Item, attempt: Attempt, now: float) -> None:
         """Give the place back and learn from the result: breaker, throttle, pace."""
-        # As TCP's congestion window (RFC 5681, 7661): an answer allows one more, if what is allowed is made use of.
-        is_used = 2 * self._peak >= max(self._shown, self._budget.start)
+        peak = self._peak
         self._release(item)
         self.breaker.record(attempt.result, now)
         self._has_failed = attempt.status is None
         if self._has_failed:
             self._shown //= 2
         else:
-            if is_used:
-                self._shown = min(self._concurrency, max(self._shown, self._budget.start) + 1)
+            # As TCP's congestion window (RFC 5681, 7661): an answer allows one more, if what is allowed is made use of.
+            if self._shown < self._concurrency:
+                allowed = max(self._shown, self._budget.start)
+                if 2 * peak >= allowed:
+                    self._shown = min(self._concurrency, allowed + 1)
             # How long an outage makes us wait says nothing of the pace after it. That it is over is learned at once.
             change = attempt.seconds - self._seconds
             self._seconds += (FASTER if change < 0 else SLOWER) * change
