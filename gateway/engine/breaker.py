@@ -23,6 +23,8 @@ _FAILURES = frozenset(
 )  # Without EGRESS_REFUSED: it costs the destination nothing, so that holding back would protect nobody.
 
 _BUCKETS = 6  # The window slides in steps of a sixth, in constant memory.
+LEEWAY = 1.0
+"""Seconds that a time may be behind the one before, without a step of the clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +162,9 @@ class Breaker:
         return max(0.0, now - self._down_since) if self.is_open else 0.0
 
     def _is_open_time_over(self, now: float) -> bool:
-        # A clock that stepped back ends the wait, rather than prolong it by the step.
-        return not self._opened_at <= now < self._opened_at + self._open_time
+        # A clock that stepped back ends the wait, rather than prolong it by the step. Not by a moment, though: who asks
+        # may have looked at it before the failure that opened this, and each extra probe would double the wait.
+        return not self._opened_at - LEEWAY <= now < self._opened_at + self._open_time
 
     def _open(self, now: float) -> None:
         if not self.is_open:

@@ -468,6 +468,7 @@ class Dispatcher:
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
+                    now = self._log.now()  # breakers may have opened meanwhile
             for lane in list(self._lanes.values()):
                 if lane.waiting:
                     self._pump(lane, now)

@@ -195,6 +195,16 @@ def test_a_recovery_forgets_the_open_time() -> None:
     assert breaker.retry_at(20.0) == 25.0
 
 
+def test_a_look_at_the_clock_from_before_the_failure_is_no_reason_for_a_probe() -> None:
+    """Whoever works through what has become due asks by the time at which that began."""
+    breaker = an_open_breaker(now=100.0)
+    assert not breaker.allows(99.99, 0)
+    assert breaker.holds_back(99.99)
+    breaker.started(99.99)
+    breaker.record(Result.CONNECT, 100.01)
+    assert breaker.retry_at(100.02) == 105.0, "the first open time still"
+
+
 def test_a_clock_that_steps_back_does_not_prolong_the_wait() -> None:
     breaker = an_open_breaker(now=10_000.0)
     assert breaker.allows(6_400.0, 0)
