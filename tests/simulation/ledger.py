@@ -81,10 +81,13 @@ class Version:
         )
 
     def names(self, delivery: Delivery) -> bool:
-        """Tell whether a delivery is for what the rules know."""
+        """Tell whether a delivery is for what the rules know; an ordered route reads its sources itself."""
+        is_source_known = delivery.event.source in self.sources
         if not delivery.route:
-            return delivery.event.source in self.sources
-        return delivery.destination in self.destinations and any(each.name == delivery.route for each in self.routes)
+            return is_source_known
+        return delivery.destination in self.destinations and any(
+            each.name == delivery.route and (is_source_known or not each.is_ordered) for each in self.routes
+        )
 
 
 @dataclass(slots=True)
