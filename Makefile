@@ -51,8 +51,8 @@ bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks
 
 lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs uv)
-	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
+	uv pip compile pyproject.toml --extra otel --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
+	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
 
 clean: ## remove what the other targets made
 	rm -rf .venv .kafka .mypy_cache .ruff_cache .pytest_cache dist
