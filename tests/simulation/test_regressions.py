@@ -124,6 +124,18 @@ def test_what_no_commit_reaches_is_not_begun() -> None:
     )
 
 
+def test_a_resumption_skips_nothing_wherever_it_is_killed() -> None:
+    for steps in range(1, 120, 3):
+        plan = a_plan(
+            Step(0.5, "order", {"kind": "pause", "name": "destination/d0"}),
+            *(an_event(2.0, number) for number in range(3)),
+            Step(10.0, "order", {"kind": "resume", "name": "destination/d0"}),
+            Step(10.0, "crash", {"process": "p0", "steps": steps, "again": 0.1}),
+            horizon=30.0,
+        )
+        check(replace(plan, faults=("orders", "crash")))
+
+
 def check(plan: Plan) -> None:
     outcome = simulate(plan)
     assert outcome.violation is None, str(outcome.violation)
