@@ -108,9 +108,8 @@ class Dispatcher:
 
     # Ways in.
 
-    def admit(self, item: Item, now: float | None = None) -> Lane | None:
+    def admit(self, item: Item, now: float) -> Lane | None:
         """Send a delivery the way that is open to it now; return its lane if it went there."""
-        now = self._log.now() if now is None else now
         item.is_waiting = False
         delivery = item.delivery
         if item.end is not None:
@@ -296,7 +295,8 @@ class Dispatcher:
                     result=Result.TIMEOUT,
                     detail="cut short: the partition's window is full",
                 )
-            verdict = retry.decide(delivery, attempt, route.retry, now=self._log.now())
+            now = self._log.now()
+            verdict = retry.decide(delivery, attempt, route.retry, now=now)
         except ExpressionError as error:
             self.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
             return
@@ -311,7 +311,7 @@ class Dispatcher:
             if attempt is None:
                 lane.cancelled(item, self._log.now())
             else:
-                lane.finished(item, attempt, self._log.now())
+                lane.finished(item, attempt, now)
         self._metrics.attempts.labels(lane.name, attempt.result).inc()
         self._metrics.attempt_duration.labels(lane.name).observe(attempt.seconds)
         if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:

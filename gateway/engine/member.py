@@ -286,14 +286,14 @@ class Member(ABC):
         """Whether another record may be taken into memory."""
         return self._held < self._memory
 
-    def begin(self, tracker: Tracker, record: Record) -> Pending | None:
+    def begin(self, tracker: Tracker, record: Record, now: float) -> Pending | None:
         """Take a record in. None if there's nothing to do for it: it is done already, or still under way here."""
         size = len(record.value) + RECORD_OVERHEAD
         for _, value in record.headers:
             size += len(value)
         pending = tracker.begin(record, size)
         if pending is not None:
-            pending.taken_at = self._log.now()
+            pending.taken_at = now
             self._held += size
         return pending
 

@@ -107,7 +107,7 @@ class Ordered(Member):
             self.pause(tracker)
 
     def _take_in(self, tracker: Tracker, record: Record) -> None:
-        pending = self.begin(tracker, record)
+        pending = self.begin(tracker, record, self._log.now())
         if pending is None:
             return
         try:

@@ -104,7 +104,7 @@ class Router(Member):
         # Its source was unknown when it was read; it goes on from there, or it would pass for a copy of what it was.
         pending.items.clear()
         pending.left = 0
-        self._fan_out(pending, delivery.event, item.note, delivery.successor)
+        self._fan_out(pending, delivery.event, item.note, delivery.successor, now)
 
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
@@ -136,7 +136,8 @@ class Router(Member):
 
     def _route(self, tracker: Tracker, record: Record) -> Lane | None:
         """Match an event and let its deliveries out; return a lane that is worth waiting for."""
-        pending = self.begin(tracker, record)
+        now = self._log.now()
+        pending = self.begin(tracker, record, now)
         if pending is None:
             return None
         try:
@@ -147,9 +148,11 @@ class Router(Member):
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
-        return self._fan_out(pending, event, {}, 0)
+        return self._fan_out(pending, event, {}, 0, now)
 
-    def _fan_out(self, pending: Pending, event: Event, note: Mapping[str, str], successor: int) -> Lane | None:
+    def _fan_out(
+        self, pending: Pending, event: Event, note: Mapping[str, str], successor: int, now: float
+    ) -> Lane | None:
         rules = self._around.rules()
         if event.source not in rules.sources:
             nowhere = Delivery(
@@ -182,7 +185,7 @@ class Router(Member):
             if error is not None:
                 self._dispatch.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
                 continue
-            lane = self._dispatch.admit(item)
+            lane = self._dispatch.admit(item, now)
             if lane is not None and lane.is_pressed:
                 pressed = lane
         return pressed
@@ -242,7 +245,7 @@ class Router(Member):
         return is_due and len(buffered) < AHEAD and sum([len(record.value) for record in buffered]) < AHEAD_BYTES
 
     def _take_up(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:
-        pending = self.begin(tracker, record)
+        pending = self.begin(tracker, record, now)
         if pending is None:
             return
         try:
