@@ -97,6 +97,7 @@ class Dispatcher:
         self._sleep = sleep = around.sleep
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._lanes: dict[str, Lane] = {}
+        self._busy: dict[str, Lane] = {}  # those in which something waits, or did a moment ago: there may be thousands
         self._used: dict[str, Destination] = {}  # as each lane was last told of it
         self._share = 1.0
         self._pausing: set[str] = set()
@@ -131,6 +132,8 @@ class Dispatcher:
             self._spill(spill, now)
             return None
         self._pump(lane, now)
+        if lane.waiting:
+            self._busy[lane.name] = lane
         return lane
 
     def keep_unknown(self, item: Item) -> None:
@@ -469,11 +472,12 @@ class Dispatcher:
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for lane in list(self._lanes.values()):
-                if lane.waiting:
-                    self._pump(lane, now)
-                    for spill in lane.overdue(now):
-                        self._spill(spill, now)
+            for name, lane in list(self._busy.items()):
+                self._pump(lane, now)
+                for spill in lane.overdue(now):
+                    self._spill(spill, now)
+                if not lane.waiting:
+                    del self._busy[name]
 
     async def drain(self, begun: Iterable[Item], until: float) -> None:
         """Start nothing any more, carry the given deliveries on by a tier, and wait for what is under way.
@@ -517,7 +521,7 @@ class Dispatcher:
                 del self._lanes[name], self._used[name]
 
     def _until_next_look(self) -> float:
-        if any(lane.waiting for lane in self._lanes.values()):
+        if self._busy:
             return TICK
         if not self._soon:
             return IDLE_TICK
