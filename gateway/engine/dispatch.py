@@ -99,6 +99,7 @@ class Dispatcher:
         self._lanes: dict[str, Lane] = {}
         self._used: dict[str, Destination] = {}  # as each lane was last told of it
         self._share = 1.0
+        self._kicks_heard = 0
         self._pausing: set[str] = set()
         self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
@@ -243,6 +244,7 @@ class Dispatcher:
         self._used[lane.name] = destination
 
     def _lane(self, name: str) -> Lane:
+        self._hear_kicks()  # before anything that a kick has brought on is offered
         lane = self._lanes.get(name)
         if lane is None:
             destination = self._rules().destinations[name]
@@ -250,6 +252,22 @@ class Dispatcher:
             self._lanes[name] = lane
             self._limit(lane, destination)
         return lane
+
+    def _hear_kicks(self) -> None:
+        """Have the breakers of what was kicked let a probe out."""
+        if self._kicks_heard == self._control.kicks:
+            return
+        routes = self._rules().routes
+        kicked: set[str] = set()
+        for place in self._control.kicked_after(self._kicks_heard):
+            kind, _, name = place.partition("/")
+            if kind == "destination":
+                kicked.add(name)
+            elif name in routes:
+                kicked.update(routes[name].destinations)
+        for name in kicked & self._lanes.keys():
+            self._lanes[name].breaker.kick()
+        self._kicks_heard = self._control.kicks
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that the lane may start."""
@@ -460,6 +478,7 @@ class Dispatcher:
         """Let in what has become due and start or spill what waits, for ever."""
         while True:
             await self._sleep(self._until_next_look())
+            self._hear_kicks()
             now = self._log.now()
             count = 0
             while self._soon and self._soon[0][0] <= now and not self._is_draining:
