@@ -27,7 +27,7 @@ from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
 from gateway.log.base import Log
 from gateway.log.embedded import EmbeddedLog
-from gateway.log.kafka import CLIENT_ID, KafkaLog
+from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application
