@@ -81,9 +81,19 @@ SETTINGS = {
     "admin": ("HOST:PORT", "where metrics and health are", "127.0.0.1:9090"),
     "role": ("ROLE", "all, ingress or router", "all"),
     "topic_prefix": ("PREFIX", "what the names of topics and groups begin with", "gateway."),
+    "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
+    "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
+    "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
+    "kafka_sasl_password_file": ("FILE", "its password; with OAUTHBEARER the client's secret", "none"),
+    "kafka_oauth_token_url": ("URL", "where OAUTHBEARER fetches its tokens", "none"),
+    "kafka_oauth_scope": ("SCOPE", "what is asked for there", "none"),
+    "kafka_ssl_ca": ("FILE", "the authorities that are trusted, in PEM", "the system's"),
+    "kafka_ssl_certificate": ("FILE", "the certificate that is shown to brokers, in PEM", "none"),
+    "kafka_ssl_key": ("FILE", "its private key", "in the certificate's file"),
 }
 """What it is called in the help, what it is, and its default; `settings.py` reads them."""
-LOG = ("log", "topic_prefix")
+KAFKA = tuple([name for name in SETTINGS if name.startswith("kafka_")])
+LOG = ("log", "topic_prefix", *KAFKA)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,10 +171,12 @@ class Command:
             allow_abbrev=False,
         )
         self.takes(parser)
+        kafka = parser.add_argument_group("the connection to Kafka") if "log" in self.settings else parser
         for name in self.settings:
             metavar, about, default = SETTINGS[name]
             flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
+            place = kafka if name in KAFKA else parser
+            place.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
         if self.name != "run":
             parser.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
         return parser

@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
+from gateway.credentials import security_of
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
@@ -59,7 +60,8 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
         return await EmbeddedLog.open(settings.log.path, owner=owner)
     # The admin address is this process's alone: with the host it names its place, also for the next process there.
     place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
-    return await KafkaLog.open(",".join(settings.log.servers), client_id=place)
+    security = await security_of(settings.kafka)
+    return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
 
 
 def cannot_listen(where: str, address: Address, error: OSError) -> UsageError:

@@ -13,7 +13,8 @@ _BELOW = {"log", "rules", "verify", "telemetry", "settings", "model"}
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"run", "ingress", "engine", "client", "ops", *_BELOW},
-    "run": {"ingress", "engine", "client", "ops", *_BELOW},  # the command that puts all of it together
+    "run": {"credentials", "ingress", "engine", "client", "ops", *_BELOW},  # the command that puts all of it together
+    "credentials": {"client", *_BELOW},
     "ingress": _BELOW,
     "engine": {"client", *_BELOW},
     "client": {"rules", "model"},

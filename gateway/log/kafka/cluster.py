@@ -64,6 +64,11 @@ class Cluster:
     async def close(self) -> None:
         await stop(self._client)
 
+    @property
+    def brokers(self) -> Collection[tuple[str, int]]:
+        """Where the brokers are, by what they said of themselves."""
+        return [(broker.host, broker.port) for broker in self._client.cluster.brokers()]
+
     async def ping(self) -> None:
         with translated("ping"):
             async with asyncio.timeout(PING_TIMEOUT):

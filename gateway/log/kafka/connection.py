@@ -1,4 +1,4 @@
-"""How a broker is reached, and how a client of aiokafka is let go.
+"""How a broker is reached, why it isn't, and how a client of aiokafka is let go.
 
 Of aiokafka's own log each line passes once a minute: it repeats a failed connection ten times a second, and whatever
 fails reaches our callers as an error.
@@ -8,13 +8,29 @@ fails reaches our callers as an error.
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.protocol.metadata import MetadataRequest
+from typing_extensions import override
+
+from gateway.log.kafka.errors import say
+from gateway.model import LogUnavailableError
 
 # Together they bound a close by 5 s, whatever has happened to the brokers.
 CLOSE_GRACE = 4.0
@@ -23,6 +39,40 @@ RETRY_BACKOFF = 0.1
 METADATA_AGE = 60.0
 LOG_REPEAT = 60.0
 LOG_APPEND_TIME = 1  # A record's type of timestamp.
+LOOK_TIMEOUT = 3.0  # For finding out why no broker is reached.
+
+Token = Callable[[], Awaitable[str]]
+"""Returns a token that is good for some time; raises LogUnavailableError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How brokers know us, and we them. Without `tls` all is in the clear, without `mechanism` we say no name.
+
+    The mechanisms are Kafka's: PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 with user and password, OAUTHBEARER with `token`.
+    """
+
+    tls: ssl.SSLContext | None = None
+    mechanism: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: Token | None = None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The same in aiokafka's words."""
+        protocol = ("SASL_" if self.mechanism else "") + ("SSL" if self.tls else "PLAINTEXT")
+        options: dict[str, Any] = {"security_protocol": protocol, "ssl_context": self.tls}
+        if self.mechanism is not None:
+            options["sasl_mechanism"] = self.mechanism
+        if self.token is not None:
+            options["sasl_oauth_token_provider"] = _TokenProvider(self.token)
+        elif self.mechanism is not None:
+            options |= {"sasl_plain_username": self.username, "sasl_plain_password": self.password}
+        return options
+
+
+PLAIN = Security()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +81,112 @@ class Connection:
 
     servers: str
     client_id: str
+    security: Security = PLAIN
 
     @property
     def options(self) -> Mapping[str, Any]:
         """What every client of aiokafka is made with."""
         return {
+            **self.security.options,
             "bootstrap_servers": self.servers,
             "client_id": self.client_id,
             "retry_backoff_ms": int(1000 * RETRY_BACKOFF),
             "metadata_max_age_ms": int(1000 * METADATA_AGE),
         }
+
+    async def trouble(self, brokers: Collection[tuple[str, int]] = ()) -> str | None:
+        """Return why a broker can't be talked to, of the first that can't: one of the servers, or one that they name.
+
+        None where all of them answer. aiokafka tells its log alone, and raises that nobody answered.
+        """
+        servers = [server.rpartition(":") for server in self.servers.split(",")]
+        named = [(host.strip("[]"), int(port)) for host, _, port in servers]
+        for host, port in dict.fromkeys([*named, *brokers]):
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT):
+                    connection = await create_conn(
+                        host,
+                        port,
+                        client_id=self.client_id,
+                        request_timeout_ms=int(1000 * LOOK_TIMEOUT),
+                        **self.security.options,
+                    )
+                    try:
+                        # Who isn't allowed in is let go at the first question.
+                        await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                    finally:
+                        connection.close()
+            except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
+                return f"{host}:{port}: {self._reason(error)}"
+        return None
+
+    def _reason(self, error: BaseException) -> str:  # noqa: C901 - one case for each way to fail
+        """Say what was expected of a broker, and what came of it."""
+        security = self.security
+        cause: BaseException = error
+        while isinstance(cause, KafkaConnectionError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        match cause:
+            case ssl.SSLCertVerificationError():
+                expected, got = "a certificate that can be trusted", f": {cause.verify_message.rstrip('.').lower()}"
+            case ssl.SSLError(reason=str(reason)) if "ALERT_" in reason:
+                alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
+                expected, got = "our certificate to be accepted, or none to be asked for", f" the TLS alert: {alert}"
+            case ssl.SSLError():
+                expected, got = "TLS", f": {(cause.reason or say(cause)).replace('_', ' ').lower()}"
+            case SaslAuthenticationFailed():
+                shown = "the token" if security.token else f"the user {security.username!r} and its password"
+                expected, got = f"{shown} to be accepted by {security.mechanism}", " a refusal"
+            case UnsupportedSaslMechanismError():
+                expected, got = f"a broker that takes {security.mechanism}", " one that doesn't"
+            case IllegalSaslStateError():
+                expected, got = f"a broker that takes {security.mechanism}", " one that takes no SASL there"
+            case TimeoutError() | KafkaTimeoutError():
+                expected, got = "an answer", f" none in {LOOK_TIMEOUT:g} s{self._hint}"
+            case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
+                expected, got = "an answer", f" the end of the connection{self._hint}"
+            case OSError(strerror=str(strerror)):
+                expected, got = "a broker", f": {strerror.lower()}"
+            case _:
+                expected, got = "an answer", f": {say(cause)}"
+        return f"expected {expected}, got{got}"
+
+    @property
+    def _hint(self) -> str:
+        return f" (is {self.security.options['security_protocol']} what it speaks?)"
+
+
+class _TokenProvider(AbstractTokenProvider):
+    """aiokafka asks for a token before each connection, and survives its own errors only."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+
+    @override
+    async def token(self) -> str:
+        try:
+            return await self._token()
+        except LogUnavailableError as error:
+            raise NoTokenError(str(error)) from error
+
+
+class NoTokenError(KafkaError):
+    """The token endpoint is at fault."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Let nothing pass of what aiokafka says of connections: whoever opens the log tells it, once and better."""
+
+    def never(_: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger("aiokafka")
+    logger.addFilter(never)
+    try:
+        yield
+    finally:
+        logger.removeFilter(never)
 
 
 def quieten() -> None:

@@ -11,7 +11,7 @@ from gateway.log.base import Commit, Listener, Partition, Position, Record, Reco
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
 from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster
-from gateway.log.kafka.connection import Connection, quieten, stop
+from gateway.log.kafka.connection import PLAIN, Connection, Security, quieten, silenced, stop
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import say, translated
 from gateway.model import LogUnavailableError, UsageError
@@ -37,22 +37,34 @@ class KafkaLog:
 
     @classmethod
     async def open(
-        cls, servers: str, *, client_id: str = CLIENT_ID, append_timeout: float = APPEND_TIMEOUT
+        cls,
+        servers: str,
+        *,
+        client_id: str = CLIENT_ID,
+        append_timeout: float = APPEND_TIMEOUT,
+        security: Security = PLAIN,
     ) -> "KafkaLog":
-        """Connect to `host:port,host:port`. Raises LogUnavailableError when none of them answers.
+        """Connect to `host:port,host:port`. Raises LogUnavailableError, with its reason, when none lets us in.
 
         A `client_id` of its own names the place of this process: whoever is a member of a group under it died there,
         and leaves the group when this one joins.
         """
         quieten()
-        opened = cls(Connection(servers=servers, client_id=client_id), append_timeout=append_timeout)
+        connection = Connection(servers=servers, client_id=client_id, security=security)
+        opened = cls(connection, append_timeout=append_timeout)
         try:
-            async with asyncio.timeout(QUESTION_TIMEOUT):
-                await opened._cluster.start()
-                await opened._appender.start()
-        except (KafkaError, OSError, TimeoutError) as error:
+            with silenced():
+                async with asyncio.timeout(QUESTION_TIMEOUT):
+                    await opened._cluster.start()
+                    await opened._cluster.ping()  # By the name and port that it gives itself.
+                    await opened._appender.start()
+        except (KafkaError, OSError, TimeoutError, ValueError, LogUnavailableError) as error:
+            brokers = opened._cluster.brokers
             await opened.close()
-            raise LogUnavailableError(f"kafka://{servers}: expected a broker that answers, got {say(error)}") from error
+            with silenced():
+                trouble = await connection.trouble(brokers)
+            reason = trouble or f"expected a broker that answers, got {say(error)}"
+            raise LogUnavailableError(f"kafka://{servers}: {reason}") from error
         except BaseException:
             await opened.close()
             raise
