@@ -43,10 +43,20 @@ class Sent:
 
 
 class Load:
-    """Sends events to a gateway's source `github`. `answers` has one entry for each request, in the order answered."""
+    """Sends events to a gateway's source `github`. `answers` has one entry for each request, in the order answered.
+
+    `first` is the number of its first event: several loads on one source need numbers of their own.
+    """
 
     def __init__(
-        self, port: int, *, rate: float, connections: int = 32, size: int = 1000, path: str = "/in/github"
+        self,
+        port: int,
+        *,
+        rate: float,
+        connections: int = 32,
+        size: int = 1000,
+        path: str = "/in/github",
+        first: int = 0,
     ) -> None:
         self.answers: list[Sent] = []
         self._port = port
@@ -55,7 +65,7 @@ class Load:
         self._filler = b"x" * size
         self._idle: deque[_Connection] = deque()
         self._connections = [_Connection(self) for _ in range(connections)]
-        self._next = 0
+        self._next = first
         self._acknowledged = 0
         self._in_flight = 0
         self._all_answered = asyncio.Event()
