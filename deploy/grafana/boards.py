@@ -213,7 +213,7 @@ OVERVIEW = Board(
             "Burn rates",
             "none",
             "GatewayDeliveryBudgetBurnsSlowly",
-            "How many times faster than allowed the budget of an objective was used up in the last hour. At 1 it lasts.",
+            "How many times faster than allowed a budget was used up in the last hour. At 1 it lasts a month.",
             ("gateway:acknowledgement_errors:ratio_rate1h / 0.001", "acknowledgement"),
             ("gateway:delivery_errors:ratio_rate1h / 0.01", "delivery"),
         ),
