@@ -57,8 +57,13 @@ def _read(settings: KafkaSecurity) -> Security:
     assert settings.token_url is not None
     assert settings.username is not None
     assert password is not None
-    scope = tuple((settings.scope or "").split())
-    client = OAuth2(token_url=settings.token_url, client_id=settings.username, client_secret=password, scope=scope)
+    client = OAuth2(
+        token_url=settings.token_url,
+        client_id=settings.username,
+        client_secret=password,
+        scope=tuple((settings.scope or "").split()),
+        audience=settings.audience,
+    )
     return Security(tls=tls, mechanism=mechanism, token=_Endpoint(settings.token_url, Access(oauth2=client)).token)
 
 

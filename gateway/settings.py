@@ -88,7 +88,7 @@ class KafkaSecurity:
 
     `certificate` is shown to brokers that ask for one; its key may stand in the same file. `ca` is trusted instead of
     the system's authorities. With OAUTHBEARER, user and password are the client's id and secret (RFC 6749, section
-    4.4), and `scope` is separated by spaces.
+    4.4); `scope` (separated by spaces) and `audience` are what the token is asked to be for.
     """
 
     protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
@@ -97,6 +97,7 @@ class KafkaSecurity:
     password_file: Path | None = None
     token_url: str | None = None
     scope: str | None = None
+    audience: str | None = None
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
@@ -152,6 +153,7 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
             password_file=setting("kafka_sasl_password_file", _path, None),
             token_url=setting("kafka_oauth_token_url", _http_url, None),
             scope=setting("kafka_oauth_scope", str, None),
+            audience=setting("kafka_oauth_audience", str, None),
             ca=setting("kafka_ssl_ca", _path, None),
             certificate=setting("kafka_ssl_certificate", _path, None),
             key=setting("kafka_ssl_key", _path, None),
@@ -234,7 +236,7 @@ def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:
             if value is None:
                 yield f"GATEWAY_KAFKA_{name.upper()}: expected it with {mechanism or protocol}, got none"
     sasl = {"sasl_mechanism": mechanism, "sasl_username": kafka.username, "sasl_password_file": kafka.password_file}
-    oauth = {"oauth_token_url": kafka.token_url, "oauth_scope": kafka.scope}
+    oauth = {"oauth_token_url": kafka.token_url, "oauth_scope": kafka.scope, "oauth_audience": kafka.audience}
     tls = {"ssl_ca": kafka.ca, "ssl_certificate": kafka.certificate, "ssl_key": kafka.key}
     for fields, is_used, expected, got in (
         (sasl, protocol.has_sasl, "the security protocol SASL_SSL or SASL_PLAINTEXT", protocol),

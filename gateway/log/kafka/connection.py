@@ -113,7 +113,10 @@ class Connection:
                     )
                     try:
                         # Who isn't allowed in is let go at the first question.
-                        await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                        answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                        if self.security.token is not None and not answer.brokers:
+                            # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
+                            raise SaslAuthenticationFailed
                     finally:
                         connection.close()
             except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
@@ -141,6 +144,8 @@ class Connection:
                 expected, got = f"a broker that takes {security.mechanism}", " one that doesn't"
             case IllegalSaslStateError():
                 expected, got = f"a broker that takes {security.mechanism}", " one that takes no SASL there"
+            case NoTokenError():
+                expected, got = "a token", f" none: {cause.__cause__}"
             case TimeoutError() | KafkaTimeoutError():
                 expected, got = "an answer", f" none in {LOOK_TIMEOUT:g} s{self._hint}"
             case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
