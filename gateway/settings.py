@@ -140,7 +140,7 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
     default = Settings()
     settings = Settings(
         rules=setting("rules", _path, default.rules),
-        log=setting("log", _log, default.log),
+        log=setting("log", log_target, default.log),
         listen=setting("listen", _address, default.listen),
         admin=setting("admin", _address, default.admin),
         role=setting("role", _member_of(Role), default.role),
@@ -172,7 +172,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _log(text: str) -> EmbeddedTarget | KafkaTarget:
+def log_target(text: str) -> EmbeddedTarget | KafkaTarget:
+    """Read the URL of a log. Raises ValueError, which says what was expected."""
     scheme, separator, rest = text.partition("://")
     if "@" in rest:
         # The text isn't repeated: it may hold a password.
