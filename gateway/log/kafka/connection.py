@@ -8,6 +8,7 @@ fails reaches our callers as an error.
 import asyncio
 import logging
 import math
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ class Connection:
                 return f"{host}:{port}: {self._reason(error)}"
         return None
 
-    def _reason(self, error: BaseException) -> str:  # noqa: C901 - one case for each way to fail
+    def _reason(self, error: BaseException) -> str:  # noqa: C901, PLR0912 - one case for each way to fail
         """Say what was expected of a broker, and what came of it."""
         security = self.security
         cause: BaseException = error
@@ -150,7 +151,9 @@ class Connection:
                 expected, got = "an answer", f" none in {LOOK_TIMEOUT:g} s{self._hint}"
             case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
                 expected, got = "an answer", f" the end of the connection{self._hint}"
-            case OSError(strerror=str(strerror)):
+            case OSError(errno=int(number)) if number > 0:  # asyncio's own words hold the address once more
+                expected, got = "a broker", f": {os.strerror(number).lower()}"
+            case OSError(strerror=str(strerror)):  # of a name, whose numbers aren't the system's
                 expected, got = "a broker", f": {strerror.lower()}"
             case _:
                 expected, got = "an answer", f": {say(cause)}"
