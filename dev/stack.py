@@ -168,8 +168,7 @@ class Stack:
         }
         if self._log == "kafka":
             data = str(self.folder / "kafka")
-            script = ("dev/kafka.py", "--port", str(ports["kafka"]), "--data", data)
-            self._spawn("kafka", sys.executable, "-u", *script)
+            self._spawn("kafka", sys.executable, "dev/kafka.py", "--port", str(ports["kafka"]), "--data", data)
             self._wait("kafka", lambda: self._says("kafka", f"127.0.0.1:{ports['kafka']}"), FETCH_TIMEOUT)
         roles = {"ingress": "ingress", "router": "router"} if self._log == "kafka" else {"ingress": "all"}
         for name, role in roles.items():  # one after the other: the first makes the topics
@@ -177,8 +176,7 @@ class Stack:
             self._spawn(name, sys.executable, "-m", "gateway", "run", environ={**environ, **admin})
             self._wait(name, lambda name=name: self._says(name, '"event":"listening"'))  # type: ignore[misc]
         self._pause("archive", environ)
-        script = ("dev/stack.py", "--traffic", str(self.folder))
-        self._spawn("traffic", sys.executable, *script, environ=environ)
+        self._spawn("traffic", sys.executable, "dev/stack.py", "--traffic", str(self.folder), environ=environ)
         self._wait("traffic", lambda: self._says("traffic", "sending"))
         self._write_prometheus(ports, [f"{name}-admin" for name in roles])
         self._spawn(
