@@ -23,7 +23,7 @@ from gateway.log.base import Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
 from gateway.run import open_log
-from gateway.settings import from_sources
+from gateway.settings import KafkaSecurity, SaslMechanism, SecurityProtocol, from_sources
 from tests.certificates import Authority
 from tests.conftest import start_broker
 from tests.sink import Answer, Request, Sink
@@ -371,6 +371,14 @@ def test_who_is_not_let_in_is_told_why_in_one_line(
     assert "battery" not in line
 
 
+async def test_a_broker_that_lets_nobody_in_says_more_than_one_that_is_down(secured: Secured) -> None:
+    environ = secured.by_password("PLAIN", sasl_password_file=secured.wrong)
+    environ["GATEWAY_LOG"] = environ["GATEWAY_LOG"].replace("kafka://", "kafka://127.0.0.1:1,")
+    with pytest.raises(LogUnavailableError, match="got a refusal"):
+        async with opened(environ):
+            pass
+
+
 async def test_a_token_endpoint_that_refuses_us_is_told(secured: Secured) -> None:
     async with Sink(Answer(status=401, body=b'{"error": "invalid_client", "hint": "s3cret"}')) as endpoint:
         with pytest.raises(LogUnavailableError) as caught:
@@ -446,6 +454,36 @@ def test_settings_that_do_not_go_together_are_told(settings: dict[str, str], tol
         from_sources({}, environ)
     assert told in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_each_setting_is_a_flag_and_a_variable() -> None:
+    flags = {
+        "log": "kafka://a:9092",
+        "kafka_security_protocol": "SASL_SSL",
+        "kafka_sasl_mechanism": "OAUTHBEARER",
+        "kafka_sasl_username": "gateway",
+        "kafka_sasl_password_file": "/run/secrets/kafka",
+        "kafka_oauth_token_url": "https://login.example/token?tenant=1",
+        "kafka_oauth_scope": "one two",
+        "kafka_oauth_audience": "kafka",
+        "kafka_ssl_ca": "/ca.pem",
+        "kafka_ssl_certificate": "/client.pem",
+        "kafka_ssl_key": "/client.key",
+    }
+    expected = KafkaSecurity(
+        protocol=SecurityProtocol.SASL_SSL,
+        mechanism=SaslMechanism.OAUTHBEARER,
+        username="gateway",
+        password_file=Path("/run/secrets/kafka"),
+        token_url="https://login.example/token?tenant=1",
+        scope="one two",
+        audience="kafka",
+        ca=Path("/ca.pem"),
+        certificate=Path("/client.pem"),
+        key=Path("/client.key"),
+    )
+    assert from_sources(flags, {}).kafka == expected
+    assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}).kafka == expected
 
 
 def test_what_is_set_for_kafka_is_no_matter_to_the_embedded_log() -> None:

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -96,32 +97,39 @@ class Connection:
         }
 
     async def trouble(self, brokers: Collection[tuple[str, int]] = ()) -> str | None:
-        """Return why a broker can't be talked to, of the first that can't: one of the servers, or one that they name.
+        """Return why a broker can't be talked to, one of the servers or one that they name; None where all answer.
 
-        None where all of them answer. aiokafka tells its log alone, and raises that nobody answered.
+        One that answers, and doesn't let us in, says more than one that is down. aiokafka itself tells its log alone,
+        and raises that nobody answered.
         """
         servers = [server.rpartition(":") for server in self.servers.split(",")]
         named = [(host.strip("[]"), int(port)) for host, _, port in servers]
-        for host, port in dict.fromkeys([*named, *brokers]):
-            try:
-                async with asyncio.timeout(LOOK_TIMEOUT):
-                    connection = await create_conn(
-                        host,
-                        port,
-                        client_id=self.client_id,
-                        request_timeout_ms=int(1000 * LOOK_TIMEOUT),
-                        **self.security.options,
-                    )
-                    try:
-                        # Who isn't allowed in is let go at the first question.
-                        answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
-                        if self.security.token is not None and not answer.brokers:
-                            # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
-                            raise SaslAuthenticationFailed
-                    finally:
-                        connection.close()
-            except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
-                return f"{host}:{port}: {self._reason(error)}"
+        looks = await asyncio.gather(*[self._look(host, port) for host, port in dict.fromkeys([*named, *brokers])])
+        found = [trouble for trouble in looks if trouble is not None]
+        return min(found, key=itemgetter(0))[1] if found else None
+
+    async def _look(self, host: str, port: int) -> tuple[bool, str] | None:
+        """Talk to a broker as a client would; return what is wrong, after whether it is that nobody answered."""
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                connection = await create_conn(
+                    host,
+                    port,
+                    client_id=self.client_id,
+                    request_timeout_ms=int(1000 * LOOK_TIMEOUT),
+                    **self.security.options,
+                )
+                try:
+                    # Who isn't allowed in is let go at the first question.
+                    answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                    if self.security.token is not None and not answer.brokers:
+                        # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
+                        raise SaslAuthenticationFailed
+                finally:
+                    connection.close()
+        except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
+            is_away = isinstance(error, OSError | TimeoutError) and not isinstance(error, ssl.SSLError)
+            return is_away, f"{host}:{port}: {self._reason(error)}"
         return None
 
     def _reason(self, error: BaseException) -> str:  # noqa: C901, PLR0912 - one case for each way to fail
