@@ -24,6 +24,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +170,15 @@ class Stack:
         if self._log == "kafka":
             data = str(self.folder / "kafka")
             self._spawn("kafka", sys.executable, "dev/kafka.py", "--port", str(ports["kafka"]), "--data", data)
-            self._wait("kafka", lambda: self._says("kafka", f"127.0.0.1:{ports['kafka']}"), FETCH_TIMEOUT)
+            self._wait("kafka", partial(self._says, "kafka", f"127.0.0.1:{ports['kafka']}"), FETCH_TIMEOUT)
         roles = {"ingress": "ingress", "router": "router"} if self._log == "kafka" else {"ingress": "all"}
         for name, role in roles.items():  # one after the other: the first makes the topics
             admin = {"GATEWAY_ADMIN": f"127.0.0.1:{ports[f'{name}-admin']}", "GATEWAY_ROLE": role}
             self._spawn(name, sys.executable, "-m", "gateway", "run", environ={**environ, **admin})
-            self._wait(name, lambda name=name: self._says(name, '"event":"listening"'))  # type: ignore[misc]
+            self._wait(name, partial(self._says, name, '"event":"listening"'))
         self._pause("archive", environ)
         self._spawn("traffic", sys.executable, "dev/stack.py", "--traffic", str(self.folder), environ=environ)
-        self._wait("traffic", lambda: self._says("traffic", "sending"))
+        self._wait("traffic", partial(self._says, "traffic", "sending"))
         self._write_prometheus(ports, [f"{name}-admin" for name in roles])
         self._spawn(
             "alertmanager",
@@ -194,9 +195,8 @@ class Stack:
             f"--storage.tsdb.path={self.folder / 'prometheus'}",
             f"--web.listen-address=127.0.0.1:{ports['prometheus']}",
         )
-        for name, path in (("alertmanager", "/-/ready"), ("prometheus", "/-/ready")):
-            url = f"http://127.0.0.1:{ports[name]}{path}"
-            self._wait(name, lambda url=url: _answers(url))  # type: ignore[misc]
+        for name in ("alertmanager", "prometheus"):
+            self._wait(name, partial(_answers, f"http://127.0.0.1:{ports[name]}/-/ready"))
 
     def _log_address(self, ports: Mapping[str, int]) -> str:
         if self._log == "kafka":
