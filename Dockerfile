@@ -20,8 +20,10 @@ RUN python3 -m venv /build \
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
 COPY deploy/image deploy/image
-RUN /build/bin/python -m pip --python /opt/gateway install --quiet --disable-pip-version-check \
-        --no-index --no-deps --no-build-isolation --no-compile . \
+RUN /build/bin/python -m pip wheel --quiet --disable-pip-version-check \
+        --no-index --no-deps --no-build-isolation --wheel-dir /dist . \
+    && /build/bin/python -m pip --python /opt/gateway install --quiet --disable-pip-version-check \
+        --no-index --no-deps --no-compile /dist/*.whl \
     && /build/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
         --spec-version 1.6 --output-format JSON --output-file /bom.json /opt/gateway/bin/python \
     && /build/bin/python deploy/image/assemble.py --environment /opt/gateway --bom /bom.json /image

@@ -38,10 +38,11 @@ class Debian:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoModule:
-    """A command's package in a Go module, at one version."""
+    """A command's package in a Go module, at one version. `linked` are variables of it that the linker sets."""
 
     command: str
     version: str
+    linked: Mapping[str, str]
 
 
 def _debian(package: str, file: str, **environ: str) -> Debian:
@@ -53,7 +54,15 @@ TOOLS: dict[str, Debian | GoModule] = {
     "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
     "buildah": _debian("buildah", "usr/bin/buildah"),
     "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
-    "helm": GoModule(command="helm.sh/helm/v3/cmd/helm", version="v3.22.0"),
+    "helm": GoModule(
+        command="helm.sh/helm/v3/cmd/helm",
+        version="v3.22.0",
+        # The version of Kubernetes that it takes for granted without a cluster. Unset it is 1.20.
+        linked={
+            "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": "1",
+            "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": "34",
+        },
+    ),
     "prometheus": _debian("prometheus", "usr/bin/prometheus"),
     "promtool": _debian("prometheus", "usr/bin/promtool"),
     "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),
@@ -159,8 +168,10 @@ def _go_install(name: str, source: GoModule) -> None:
         raise ToolMissingError(f"expected {name} on the path, or Go to build it with")
     folder = _fetched(name).parent
     folder.mkdir(parents=True, exist_ok=True)
-    # Without symbols for debuggers it links sooner, and is a third smaller.
-    _run("go", "install", "-ldflags=-s -w", f"{source.command}@{source.version}", environ={"GOBIN": str(folder)})
+    # Without symbols for debuggers (-s -w) it links sooner, and is a third smaller.
+    flags = " ".join(["-s", "-w", *[f"-X {name}={value}" for name, value in source.linked.items()]])
+    command = ("go", "install", f"-ldflags={flags}", f"{source.command}@{source.version}")
+    _run(*command, environ={"GOBIN": str(folder), "CGO_ENABLED": "0"})
 
 
 def _run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> str:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         status, answer = _get(admin, path)
     except (OSError, http.client.HTTPException) as error:
-        sys.stderr.write(f"http://{admin}{path}: expected an answer, got {error or type(error).__name__}\n")
+        sys.stderr.write(f"http://{admin}{path}: expected an answer, got {str(error) or type(error).__name__}\n")
         return 1
     sys.stdout.write(f"{status} {answer}\n")
     return 0 if status == http.client.OK else 1
