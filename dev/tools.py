@@ -29,11 +29,15 @@ class ToolMissingError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Debian:
-    """`file` of a Debian package. `environ` are variables that tell the program where it was unpacked to."""
+    """`file` of a Debian package. `environ` are variables that tell the program where it was unpacked to.
+
+    `data` is a folder whose name is written in the program: it is started there, and finds it as its own (`_relocate`).
+    """
 
     package: str
     file: str
     environ: Mapping[str, str]
+    data: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,12 @@ def _debian(package: str, file: str, **environ: str) -> Debian:
 
 
 TOOLS: dict[str, Debian | GoModule] = {
-    "alertmanager": _debian("prometheus-alertmanager", "usr/bin/prometheus-alertmanager"),
+    "alertmanager": Debian(
+        package="prometheus-alertmanager",
+        file="usr/bin/prometheus-alertmanager",
+        environ={},
+        data="usr/share/prometheus/alertmanager",  # its templates, without which it doesn't start
+    ),
     "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
     "buildah": _debian("buildah", "usr/bin/buildah"),
     "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
@@ -155,9 +164,26 @@ def _write_starter(name: str, source: Debian) -> None:
     starter = _fetched(name)
     starter.parent.mkdir(exist_ok=True)
     fresh = starter.with_suffix(".new")
-    fresh.write_text(f'#!/bin/sh\n{exports}exec {shlex.quote(str(tree / source.file))} "$@"\n')
+    there = ""
+    if source.data:
+        _relocate(tree / source.file, source.data)
+        there = f"cd {shlex.quote(str(tree / source.data))} || exit\n"
+    fresh.write_text(f'#!/bin/sh\n{exports}{there}exec {shlex.quote(str(tree / source.file))} "$@"\n')
     fresh.chmod(0o755)
     fresh.rename(starter)
+
+
+def _relocate(program: Path, folder: str) -> None:
+    """Let a program look in its working directory for what it would look for in a folder of the system.
+
+    Its text is changed in place, by one of the same length, as the strings of a Go program lie one behind another.
+    """
+    there = f"/{folder}".encode()
+    here = b"/proc/self/cwd".ljust(len(there), b"/")
+    fresh = program.with_suffix(".new")
+    fresh.write_bytes(program.read_bytes().replace(there, here))
+    fresh.chmod(0o755)
+    fresh.rename(program)
 
 
 # ---- Go ----
