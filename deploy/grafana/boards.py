@@ -295,7 +295,7 @@ ROUTES = Board(
             "Late",
             "reqps",
             "GatewayDeliveryBudgetBurnsFast",
-            "Deliveries that were seen to be older than 30 s, ended or not.",
+            "Deliveries known to end later than 30 s after the receipt: their next try is, or they ended so.",
             (per_second("gateway_deliveries_late_total", "route", ROUTE), "{{route}}"),
         ),
         graph(
