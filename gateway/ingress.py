@@ -176,6 +176,7 @@ class Ingress:
             await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
             self._metrics.append_duration.observe(perf_counter() - began)
             endpoint.events.inc()
+            endpoint.last.set(event.received_at)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -259,7 +260,7 @@ class Ingress:
 class _Endpoint:
     """A source with what is worked out once per version of the rules."""
 
-    __slots__ = ("accepted", "event", "events", "name", "seconds", "source", "topic")
+    __slots__ = ("accepted", "event", "events", "last", "name", "seconds", "source", "topic")
 
     def __init__(self, source: Source, topics: Topics, metrics: Metrics) -> None:
         self.name = source.name
@@ -267,6 +268,7 @@ class _Endpoint:
         self.topic = source.topic or topics.events(source.name)
         self.accepted = metrics.requests.labels(source.name, "202")
         self.events = metrics.events.labels(source.name)
+        self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
         self.event = Identifier(source).event
 

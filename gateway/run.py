@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,7 @@ from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application
+from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, Role, Settings
@@ -42,6 +43,7 @@ WATCH_EVERY = 1.0
 RELOAD_AGAIN = 5.0
 """Seconds until rules that came while the log was away are looked at again."""
 PING_EVERY = 5.0
+LAG_EVERY = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 ANSWER_TIMEOUT = 5.0
@@ -128,7 +130,7 @@ class Gateway:
         self._rules = await asyncio.to_thread(load_rules, settings.rules)
         for warning in self._rules.warnings:
             self._logger.warning("rules_warning", problem=warning)
-        self._in_force(self._rules)
+        self._in_force(self._rules, await asyncio.to_thread(certificate_ends, self._rules))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -161,6 +163,7 @@ class Gateway:
             listen = await self._start_ingress(log) if settings.role is not Role.ROUTER else None
             background.append(tasks.create_task(self._watch_rules(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
+            background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
             _spare_collector()
             self._is_ready = True
             self._logger.info(
@@ -249,11 +252,13 @@ class Gateway:
             return "draining"
         return None if self._is_ready else "starting"
 
-    def _in_force(self, rules: Rules) -> None:
+    def _in_force(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self._rules = rules
         self._watched = set(rules.files)
         self._metrics.prepare(rules)
+        self._metrics.tell_certificates("destination", certificates)
         self._metrics.rules_loaded_timestamp.set(time.time())
+        self._metrics.rules_refused.set(0)
 
     async def _watch_rules(self, log: Log) -> None:
         seen = await asyncio.to_thread(_stamps, self._watched)
@@ -279,6 +284,7 @@ class Gateway:
         """Put the rules on disk in force, whole, or keep those that are. False if only the log was in the way."""
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
+            certificates = await asyncio.to_thread(certificate_ends, rules)
             added = event_topics(rules, self._topics) - event_topics(self._rules, self._topics)
             if added:
                 # A new source's topic is made and checked before the source is served: a client's request for the
@@ -289,11 +295,12 @@ class Gateway:
                 await self._worker.prepare(rules)
         except GatewayError as error:
             self._metrics.rules_reloads.labels("error").inc()
+            self._metrics.rules_refused.set(1)
             self._logger.error("rules_refused", problems=str(error).splitlines())
             if isinstance(error, InvalidRulesError):
                 self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
             return not isinstance(error, LogUnavailableError)
-        self._in_force(rules)
+        self._in_force(rules, certificates)
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))
         if self._worker is not None:
@@ -316,6 +323,14 @@ class Gateway:
                 self._logger.warning("log_unavailable", error=str(error) or "no answer")
             else:
                 self._metrics.log_up.set(1)
+
+    async def _watch_loop(self) -> None:
+        """Measure by how much the event loop keeps what is due waiting."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + LAG_EVERY
+            await asyncio.sleep(LAG_EVERY)
+            self._metrics.event_loop_lag.observe(max(0.0, clock() - due))
 
 
 def _raise_open_files() -> None:

@@ -35,6 +35,7 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivered,
+    Delivery,
     Dropped,
     ExpressionError,
     Outcome,
@@ -61,6 +62,15 @@ UNKNOWN_LIMIT = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
 FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
+
+
+LATE = 30.0
+"""Seconds from an event's receipt, or from its replay, after which its delivery is late."""
+
+
+def is_late(delivery: Delivery, at: float) -> bool:
+    """Tell whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
+    return bool(delivery.route) and at - (delivery.since or delivery.event.received_at) > LATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +181,7 @@ class Dispatcher:
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
+        self._note_late(item, max(due, now))
         tracker = item.pending.tracker
         if tracker.owner.keeps_order:
             self.wait(item, due)
@@ -446,6 +457,8 @@ class Dispatcher:
         delivery = item.delivery
         event = delivery.event
         seconds = self._log.now() - event.received_at
+        if seconds > LATE:
+            self._note_late(item, self._log.now())
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
@@ -471,6 +484,12 @@ class Dispatcher:
             seconds=round(seconds, 4),
             **detail,
         )
+
+    def _note_late(self, item: Item, at: float) -> None:
+        """Count a delivery as late, once, if it hasn't ended at a time that is or will be too late."""
+        if not item.is_late and is_late(item.delivery, at):
+            item.is_late = True
+            self._metrics.deliveries_late.labels(item.delivery.route).inc()
 
     # The loop, and the end of it.
 

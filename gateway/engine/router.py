@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings
+from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
@@ -255,6 +255,7 @@ class Router(Member):
             self.done(pending)
             return
         item = pending.add(delivery, is_retry=True, note=filed.note)
+        item.is_late = is_late(delivery, max(delivery.due, filed.at))  # and was counted by who filed it
         if now < min(delivery.due, filed.at + delay):
             # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
             self._dispatch.wait(item, filed.at + delay)

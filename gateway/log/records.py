@@ -125,6 +125,15 @@ def decode_delivery(record: Record) -> Filed:
         raise UndecodableRecordError(f"gw_delivery: expected a delivery's state, got {error!r}") from error
 
 
+def note_of(record: Record) -> Mapping[str, str]:
+    """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
+    try:
+        note = orjson.loads(dict(record.headers)["gw_delivery"])["note"]
+        return {name: _text(text) for name, text in note.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
 def fingerprint(event: Event) -> bytes:
     """Return 8 bytes that differ where two events of one identity differ: in type, query or body."""
     what = f"{len(event.type)} {event.type} {len(event.query)} {event.query} "
