@@ -24,6 +24,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ STOP_TIMEOUT = 35.0
 """Seconds for a process to end by itself; a gateway drains for up to 25."""
 CHECK_TIMEOUT = 150.0
 """Seconds within which each panel has something to show: a destination is down once in two minutes."""
+CERTIFICATE_LIFE = timedelta(days=60)  # long enough for the alerts to keep quiet
 EVENTS_PER_SECOND = 20.0
 FORGED_EVERY = 50
 FAILS = {"/mirror": 0.02, "/legacy": 0.05}
@@ -205,9 +207,9 @@ class Stack:
 
     def _write_rules(self) -> None:
         (self.folder / "routes.yaml").write_text(RULES.read_text())
-        authority = Authority()
+        authority = Authority(life=CERTIFICATE_LIFE)
         (self.folder / "authority.pem").write_text(authority.pem)
-        certificate, key = authority.issue("127.0.0.1")
+        certificate, key = authority.issue("127.0.0.1", life=CERTIFICATE_LIFE)
         (self.folder / "receiver.pem").write_text(certificate + key)
 
     def _write_prometheus(self, ports: Mapping[str, int], gateways: Sequence[str]) -> None:

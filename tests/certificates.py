@@ -16,10 +16,10 @@ PEM = serialization.Encoding.PEM
 class Authority:
     """Signs certificates. `pem` is its own, self-signed."""
 
-    def __init__(self, name: str = "Test CA") -> None:
+    def __init__(self, name: str = "Test CA", *, life: timedelta = timedelta(days=1)) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.pem = self._sign(self._name, self._key.public_key(), is_authority=True)
+        self.pem = self._sign(self._name, self._key.public_key(), is_authority=True, life=life)
 
     def issue(
         self, *names: str, passphrase: bytes | None = None, life: timedelta = timedelta(days=1)
