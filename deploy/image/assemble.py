@@ -14,6 +14,7 @@ import compileall
 import json
 import os
 import platform
+import py_compile
 import re
 import shutil
 import subprocess
@@ -135,7 +136,7 @@ def _binaries(root: Path) -> Iterator[Path]:
 
 def _compile(root: Path) -> None:
     """Compile every module, since nothing can be written at run time; unchecked, since no source will change."""
-    mode = compileall.PycInvalidationMode.UNCHECKED_HASH
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(str(root), maxlevels=20, quiet=2, stripdir=str(root), invalidation_mode=mode, workers=0)
 
 
