@@ -17,21 +17,25 @@ import textwrap
 import time
 import urllib.parse
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from deploy.grafana.boards import BOARDS, Board, Panel
 
 POINTS = 150
-SERIES = 8
-"""Of a panel: more can't be told apart."""
+SERIES = 6
+"""Of a panel, the largest ones: more can't be told apart."""
+GAP = 10.0
+ROOM = 1.45
+"""Of the highest value, so that the legend is above the lines."""
 COLUMNS = 3
 INK, PAPER, LINES = "#33383d", "#ffffff", "#e3e6e8"
 FORMATS: dict[str, Any] = {
@@ -61,20 +65,32 @@ def draw(board: Board, prometheus: str, minutes: float, folder: Path) -> Path:
 
 def _draw_panel(axes: Axes, panel: Panel, prometheus: str, minutes: float) -> None:
     axes.set_title(panel.title, loc="left", fontsize=10, color=INK)
-    for query in panel.queries:
-        series = ask(prometheus, query.at(rate_interval="20s"), minutes)
-        for each in series[:SERIES]:
-            times = [(at - time.time()) / 60 for at, _ in each["values"]]
-            values = [float(value) for _, value in each["values"]]
-            axes.plot(times, values, linewidth=1.4, label=_label(query.legend, each["metric"]))
+    lines = [
+        (_label(query.legend, each["metric"]), [(float(at), float(value)) for at, value in each["values"]])
+        for query in panel.queries
+        for each in ask(prometheus, query.at(rate_interval="20s"), minutes)
+    ]
+    lines.sort(key=lambda line: -max(value for _, value in line[1]))
+    for label, points in lines[:SERIES]:
+        # Where a series wasn't there for a while, there is no line either.
+        times, values = [points[0][0]], [points[0][1]]
+        for (before, _), (at, value) in pairwise(points):
+            if at - before > GAP:
+                times.append(before)
+                values.append(math.nan)
+            times.append(at)
+            values.append(value)
+        axes.plot([(at - time.time()) / 60 for at in times], values, linewidth=1.4, label=label)
     axes.set_xlim(-minutes, 0)
-    axes.set_ylim(bottom=0, top=panel.maximum and panel.maximum * 1.05)
+    highest = max([value for _, points in lines for _, value in points if not math.isnan(value)], default=0)
+    axes.set_ylim(bottom=0, top=(highest or 1) * ROOM)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel.unit == "none"))
     axes.yaxis.set_major_formatter(FORMATS[panel.unit])
     axes.tick_params(labelsize=7, length=0, colors=INK)
     axes.grid(color=LINES, linewidth=0.8)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.legend(fontsize=6, frameon=False, loc="upper left")
+    axes.legend(fontsize=6, frameon=False, loc="upper left", ncols=2)
 
 
 def _label(legend: str, labels: dict[str, str]) -> str:

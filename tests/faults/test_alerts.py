@@ -67,15 +67,18 @@ sources:
 destinations:
   healthy: {url: "URL/healthy"}
   failing: {url: "URL/failing", timeout: 2s}
+  # Of their own, as the breaker of `failing` opens, and nothing is tried there any more.
+  refusing: {url: "URL/failing"}
+  rejecting: {url: "URL/failing"}
   idle:
     url: https://127.0.0.1:1/
     tls: {certificate: "${file:client.pem}", key: "${file:client.key}"}
 routes:
   - {name: all, from: github, to: [healthy, failing], retry: {schedule: [5s], max_attempts: 100}}
   - {name: strict, from: github, match: {body.n: {lt: 0}}, to: idle}
-  - {name: impatient, from: billing, to: failing, retry: {schedule: [1s], max_attempts: 1}}
+  - {name: impatient, from: billing, to: refusing, retry: {schedule: [1s], max_attempts: 1}}
   - {name: mirror, from: crm, to: failing, order: key, retry: {schedule: [1s], max_attempts: 1000}}
-  - {name: halting, from: crm, to: failing, order: key, on_exhausted: halt, retry: {schedule: [100ms], max_attempts: 2}}
+  - {name: halting, from: crm, to: rejecting, order: key, on_exhausted: halt, retry: {schedule: [1s], max_attempts: 1}}
 """.replace("SECRET", SECRET)
 NUMBERS = f"[{','.join(map(str, range(40)))}]"
 EXPENSIVE = f"{NUMBERS}.exists(a, {NUMBERS}.exists(b, {NUMBERS}.exists(c, a + b + c + body.n < 0)))"
@@ -281,12 +284,14 @@ async def _destinations(scenery: "Scenery") -> None:
     )
     async with scenery.watch.fault("a destination answers 503", *names):
         scenery.is_failing = True
-        await scenery.send("/in/crm", 3)
-        await scenery.send("/in/billing", 3)
+        await scenery.send("/in/crm", 2)
+        await scenery.send("/in/billing", 2)
     scenery.is_failing = False
     scenery.watch.mended()
     async with scenery.orders() as orders:
-        assert await orders.finished(await orders.kick("destination/failing"), timeout=SOON)
+        for destination in ("failing", "rejecting"):
+            placed = await orders.kick(f"destination/{destination}")
+            assert await orders.finished(placed, timeout=SOON)
     await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with (
         scenery.watch.fault("a destination is paused, and nobody resumes it", "GatewayParkedTooLong"),
@@ -294,8 +299,7 @@ async def _destinations(scenery: "Scenery") -> None:
     ):
         await orders.pause("destination/failing")
     async with scenery.orders() as orders:
-        placed = await orders.resume("destination/failing")
-        assert placed is not None
+        assert await orders.resume("destination/failing") is not None
     scenery.watch.mended()
 
 
