@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from ssl import SSLContext
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
@@ -11,9 +10,9 @@ from gateway.client.request import Outbound
 from gateway.client.wire import AnswerReader
 from gateway.log.kafka.connection import Security
 from gateway.model import LogUnavailableError, UsageError
-from gateway.rules.access import TlsError, tls_of
+from gateway.rules.access import TlsError, ends_of, tls_of
 from gateway.rules.document import reason_of
-from gateway.rules.rules import Access, Egress, OAuth2
+from gateway.rules.rules import Access, Egress, OAuth2, Tls
 from gateway.settings import KafkaSecurity, SaslMechanism
 
 TOKEN_TIMEOUT = 3.0  # Less than what opening a log may take.
@@ -22,6 +21,14 @@ TOKEN_TIMEOUT = 3.0  # Less than what opening a log may take.
 async def security_of(settings: KafkaSecurity) -> Security:
     """Read the files that the settings name. Raises UsageError, which never shows what is in them."""
     return await asyncio.to_thread(_read, settings)
+
+
+def kafka_certificate_ends(settings: KafkaSecurity) -> dict[str, float]:
+    """Return until when (Unix seconds) our own certificate and the authorities of brokers hold: `certificate`, `ca`.
+
+    Blocks for a while. Raises UsageError.
+    """
+    return ends_of(_tls(settings)) if settings.protocol.has_tls else {}
 
 
 class _Endpoint:
@@ -51,7 +58,7 @@ class _Endpoint:
 
 def _read(settings: KafkaSecurity) -> Security:
     mechanism, password = settings.mechanism, _secret("--kafka-sasl-password-file", settings.password_file)
-    tls = _tls(settings) if settings.protocol.has_tls else None
+    tls = _tls(settings).context if settings.protocol.has_tls else None
     if mechanism is not SaslMechanism.OAUTHBEARER:
         return Security(tls=tls, mechanism=mechanism, username=settings.username, password=password)
     assert settings.token_url is not None
@@ -67,11 +74,11 @@ def _read(settings: KafkaSecurity) -> Security:
     return Security(tls=tls, mechanism=mechanism, token=_Endpoint(settings.token_url, Access(oauth2=client)).token)
 
 
-def _tls(settings: KafkaSecurity) -> SSLContext:
+def _tls(settings: KafkaSecurity) -> Tls:
     files = {"ca": settings.ca, "certificate": settings.certificate, "key": settings.key or settings.certificate}
     texts = {name: _text(f"--kafka-ssl-{name}", path) for name, path in files.items()}
     try:
-        return tls_of(**texts).context
+        return tls_of(**texts)
     except TlsError as error:
         raise UsageError(f"--kafka-ssl-{error.key}: {error}") from None
 

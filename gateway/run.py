@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.credentials import security_of
+from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
@@ -35,7 +35,7 @@ from gateway.ops.admin import admin_application
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.settings import Address, EmbeddedTarget, Role, Settings
+from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
 
 WATCH_EVERY = 1.0
@@ -140,6 +140,9 @@ class Gateway:
             stack.push_async_callback(log.close)
             await ensure_topics(log, settings, self._rules, self._logger)
             self._metrics.log_up.set(1)
+            if isinstance(settings.log, KafkaTarget):
+                ends = await asyncio.to_thread(kafka_certificate_ends, settings.kafka)
+                self._metrics.tell_certificates("kafka", ends)
             try:
                 await self._serve(log, stack)
             except BaseExceptionGroup as group:

@@ -47,16 +47,21 @@ def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
 def certificate_ends(rules: Rules) -> dict[str, float]:
     """Return until when (Unix seconds) what the destinations name holds: `ci/certificate`, `ci/ca`.
 
-    Where a text has several certificates, the first to end counts. Blocks for a while: not for the event loop.
+    Blocks for a while: not for the event loop.
     """
     ends: dict[str, float] = {}
     for name, destination in rules.destinations.items():
         tls = None if destination.access is None else destination.access.tls
         if tls is not None:
-            texts = {"ca": tls.ca, "certificate": tls.certificate}
-            found = {f"{name}/{kind}": _end_of(text) for kind, text in texts.items() if text is not None}
-            ends |= {where: end for where, end in found.items() if end is not None}
+            ends |= {f"{name}/{kind}": end for kind, end in ends_of(tls).items()}
     return ends
+
+
+def ends_of(tls: Tls) -> dict[str, float]:
+    """Return until when (Unix seconds) `ca` and `certificate` hold; of several in one text the first to end counts."""
+    texts = {"ca": tls.ca, "certificate": tls.certificate}
+    found = {kind: _end_of(text) for kind, text in texts.items() if text is not None}
+    return {kind: end for kind, end in found.items() if end is not None}
 
 
 @lru_cache(maxsize=CONTEXTS)

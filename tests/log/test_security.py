@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from dev.kafka import Broker
 from gateway.cli import main
+from gateway.credentials import kafka_certificate_ends
 from gateway.log.base import Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
@@ -514,6 +515,19 @@ async def test_a_file_that_cannot_be_used_is_told_without_what_is_in_it(
             pass
     assert str(caught.value).startswith(told)
     assert "not PEM" not in str(caught.value)
+
+
+def test_it_is_told_when_certificates_end(tmp_path: Path) -> None:
+    authority, life = Authority(), timedelta(days=3)
+    (tmp_path / "ca.pem").write_text(authority.pem)
+    (tmp_path / "client.pem").write_text("".join(authority.issue("gateway", life=life)))
+    settings = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CA": "ca.pem", "KAFKA_SSL_CERTIFICATE": "client.pem"}
+    environ = {f"GATEWAY_{name}": str(tmp_path / text) if "pem" in text else text for name, text in settings.items()}
+    ends = kafka_certificate_ends(from_sources({}, environ).kafka)
+    assert ends == pytest.approx(
+        {"ca": time.time() + timedelta(days=1).total_seconds(), "certificate": time.time() + life.total_seconds()},
+        abs=60,
+    )
 
 
 def test_a_password_is_not_in_the_representation() -> None:

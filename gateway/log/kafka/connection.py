@@ -19,7 +19,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -42,6 +42,7 @@ METADATA_AGE = 60.0
 LOG_REPEAT = 60.0
 LOG_APPEND_TIME = 1  # A record's type of timestamp.
 LOOK_TIMEOUT = 3.0  # For finding out why no broker is reached.
+LET_GO = 0.2  # A connection that is closed is gone by then, or was none.
 
 Token = Callable[[], Awaitable[str]]
 """Returns a token that is good for some time; raises LogUnavailableError."""
@@ -110,26 +111,28 @@ class Connection:
 
     async def _look(self, host: str, port: int) -> tuple[bool, str] | None:
         """Talk to a broker as a client would; return what is wrong, after whether it is that nobody answered."""
+        connection = AIOKafkaConnection(
+            host,
+            port,
+            client_id=self.client_id,
+            request_timeout_ms=int(1000 * LOOK_TIMEOUT),
+            **self.security.options,
+        )
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
-                connection = await create_conn(
-                    host,
-                    port,
-                    client_id=self.client_id,
-                    request_timeout_ms=int(1000 * LOOK_TIMEOUT),
-                    **self.security.options,
-                )
-                try:
-                    # Who isn't allowed in is let go at the first question.
-                    answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
-                    if self.security.token is not None and not answer.brokers:
-                        # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
-                        raise SaslAuthenticationFailed
-                finally:
-                    connection.close()
+                await connection.connect()
+                # Who isn't allowed in is let go at the first question.
+                answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                if self.security.token is not None and not answer.brokers:
+                    # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
+                    raise SaslAuthenticationFailed
         except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
             is_away = isinstance(error, OSError | TimeoutError) and not isinstance(error, ssl.SSLError)
             return is_away, f"{host}:{port}: {self._reason(error)}"
+        finally:
+            closed = connection.close()
+            if closed is not None:  # Else the command may end before its connection.
+                await asyncio.wait({closed}, timeout=LET_GO)
         return None
 
     def _reason(self, error: BaseException) -> str:  # noqa: C901, PLR0912 - one case for each way to fail
