@@ -84,8 +84,6 @@ NUMBERS = f"[{','.join(map(str, range(40)))}]"
 EXPENSIVE = f"{NUMBERS}.exists(a, {NUMBERS}.exists(b, {NUMBERS}.exists(c, a + b + c + body.n < 0)))"
 """Takes some 50 ms for each event, so that a router matches 20 a second."""
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
-
 
 def shortened(text: str) -> str:
     """Return a file of rules with every length of time in it divided by FASTER."""
@@ -186,6 +184,8 @@ class Watch:
 SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudgetBurnsSlowly")
 
 
+@pytest.mark.full
+@pytest.mark.timeout(900)
 async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
     tmp_path: Path, tool: Callable[[str], Path], table_of_alerts: list[Row]
 ) -> None:
