@@ -3,6 +3,8 @@
 ingress   the new one is ready ─▶ the balancer takes it in, and the old one out ─▶ SIGTERM to the old one ─▶ drained
 router    the new one is ready ─▶ SIGTERM to the old one, while the group still shares its partitions out ─▶ drained
 
+Both at the same time, as two deployments are.
+
 The old version is the one before this tree (`tests/versions.py`): two versions are in one group and on one log.
 """
 
@@ -93,8 +95,11 @@ class Fleet:
         self._rules = rules
         self._count = 0
 
-    async def start(self, version: Version, role: str, beside: GatewayProcess | None = None) -> GatewayProcess:
-        """Start one more, and return it once it is ready."""
+    async def start(self, version: Version, *roles: str, beside: GatewayProcess | None = None) -> list[GatewayProcess]:
+        """Start one more of each role, and return them once they are ready."""
+        return await asyncio.gather(*[self._start(version, role, beside) for role in roles])
+
+    async def _start(self, version: Version, role: str, beside: GatewayProcess | None) -> GatewayProcess:
         folder = self._folder / f"{self._place.prefix}{self._count}"
         folder.mkdir()
         self._count += 1
@@ -142,20 +147,19 @@ async def _upgrade(
     fleet: Fleet, old: Version, new: Version, first: Sink, second: Sink, *, each: int, quiet: float
 ) -> None:
     """Replace so many ingresses and routers, one after the other, and hold the books against each other."""
-    routers = [await fleet.start(old, "router") for _ in range(each)]
-    ingresses = [await fleet.start(old, "ingress") for _ in range(each)]
+    before = [await fleet.start(old, "router", "ingress") for _ in range(each)]
+    after: list[GatewayProcess] = []
     async with asyncio.TaskGroup() as tasks:
         balancer = Balancer(tasks, rate=RATE / each)
-        for ingress in ingresses:
+        for _, ingress in before:
             balancer.take_in(ingress.port)
         await first.received(int(RATE), timeout=30)
-        for ingress in ingresses:
-            balancer.take_in((await fleet.start(new, "ingress")).port)
-            await balancer.take_out(ingress.port)  # the pause before the signal is for this
+        for router, ingress in before:
+            more = await fleet.start(new, "router", "ingress")
+            after += more
+            balancer.take_in(more[1].port)
+            await asyncio.gather(ended(router), balancer.take_out(ingress.port))  # the pause before the signal
             await ended(ingress)
-        for index, router in enumerate(routers):
-            routers[index] = await fleet.start(new, "router")
-            await ended(router)
         so_far = len(first.requests)
         await first.received(so_far + int(RATE), timeout=30)
         await balancer.close()
@@ -169,7 +173,7 @@ async def _upgrade(
         dict(balancer.statuses),
         *ledgers,
     )
-    stories = "\n".join([router.story() for router in routers])
+    stories = "\n".join([gateway.story() for gateway in after])
     assert balancer.statuses.keys() == {202}, "nothing is refused"
     assert [(ledger.lost, ledger.duplicated) for ledger in ledgers] == [(0, 0)] * 2, stories
 
@@ -181,8 +185,7 @@ async def test_a_restart_on_a_shared_port_refuses_only_what_is_under_way(
     rounds = 5 if is_full else 1
     async with Sink(SLOW, path="/first") as first, Sink(path="/second") as second, AsyncExitStack() as stack:
         fleet = Fleet(stack, folder, kafka_place, RULES.format(first=first.url, second=second.url))
-        router = await fleet.start(THIS, "router")
-        old = await fleet.start(THIS, "ingress")
+        router, old = await fleet.start(THIS, "router", "ingress")
         load = Load(old.port, rate=RATE)
         stopped = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -190,7 +193,7 @@ async def test_a_restart_on_a_shared_port_refuses_only_what_is_under_way(
             for _ in range(rounds):
                 so_far = load.acknowledged_count
                 await first.received(so_far + int(RATE), timeout=30)
-                new = await fleet.start(THIS, "ingress", beside=old)
+                [new] = await fleet.start(THIS, "ingress", beside=old)
                 await ended(old)
                 old = new
             so_far = load.acknowledged_count
@@ -214,10 +217,10 @@ async def test_records_of_a_newer_format_are_kept_and_brought_by_a_replay_of_the
     assert newer.code() == folder / "newer" / "gateway"
     async with Sink(path="/first") as first, Sink(path="/second") as second, AsyncExitStack() as stack:
         fleet = Fleet(stack, folder, place, RULES.format(first=first.url, second=second.url))
-        router, ingress = await fleet.start(THIS, "router"), await fleet.start(THIS, "ingress")
+        router, ingress = await fleet.start(THIS, "router", "ingress")
         load = Load(ingress.port, rate=RATE)
         await load.send(100)
-        ingress = await fleet.start(newer, "ingress")
+        [ingress] = await fleet.start(newer, "ingress")
         unread = Load(ingress.port, rate=RATE, first=NUMBERS)
         await unread.send(100)
         await router.until("gateway_dead_letters_total", 100, reason="undecodable")
