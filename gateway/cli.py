@@ -83,6 +83,8 @@ SETTINGS = {
     "admin": ("HOST:PORT", "where metrics and health are", "127.0.0.1:9090"),
     "role": ("ROLE", "all, ingress or router", "all"),
     "topic_prefix": ("PREFIX", "what the names of topics and groups begin with", "gateway."),
+    "traces": ("URL", "an OTLP collector that traces are sent to, such as http://localhost:4318", "none"),
+    "traces_ratio": ("SHARE", "how much is traced, from 0 to 1, where a sender leaves it to us", "1"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
     "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -37,6 +38,9 @@ from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Traces
 
 WATCH_EVERY = 1.0
 """Seconds between looks at the rule files; a SIGHUP looks at once."""
@@ -117,6 +121,7 @@ class Gateway:
         self._worker: Worker | None = None
         self._jobs: Jobs | None = None
         self._client: Client | None = None
+        self._traces: Traces | None = None
 
     def stop(self) -> None:
         """Let `run` end: gracefully, within 25 seconds."""
@@ -136,6 +141,9 @@ class Gateway:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         async with AsyncExitStack() as stack:
+            self._traces = self._open_traces()
+            if self._traces is not None:
+                stack.push_async_callback(asyncio.to_thread, self._traces.close)
             log = await open_log(settings, owner=True)
             stack.push_async_callback(log.close)
             await ensure_topics(log, settings, self._rules, self._logger)
@@ -207,6 +215,7 @@ class Gateway:
             control=follower.control,
             metrics=self._metrics,
             logger=self._logger,
+            traces=self._traces,
         )
         self._jobs = Jobs(
             log=log,
@@ -221,7 +230,12 @@ class Gateway:
 
     async def _start_ingress(self, log: Log) -> Address:
         self._ingress = Ingress(
-            rules=lambda: self._rules, log=log, topics=self._topics, metrics=self._metrics, logger=self._logger
+            rules=lambda: self._rules,
+            log=log,
+            topics=self._topics,
+            metrics=self._metrics,
+            logger=self._logger,
+            traces=self._traces,
         )
         address = self._settings.listen
         try:
@@ -249,6 +263,25 @@ class Gateway:
             raise cannot_listen("--admin", address, error) from error
         name = runner.addresses[0]
         return Address(name[0], name[1])
+
+    def _open_traces(self) -> "Traces | None":
+        settings = self._settings
+        if settings.traces is None:
+            return None
+        try:
+            from gateway.telemetry.traces import Traces  # noqa: PLC0415 - an extra, and half a second
+        except ImportError as error:
+            message = "expected the extra: pip install 'webhook-gateway[otel]'"
+            raise UsageError(f"--traces: {message}, got no module {error.name}") from error
+        return Traces(
+            settings.traces,
+            ratio=settings.traces_ratio,
+            version=version("webhook-gateway"),
+            instance=f"{socket.gethostname()}:{settings.admin.port}",
+            system="gateway" if isinstance(settings.log, EmbeddedTarget) else "kafka",
+            metrics=self._metrics,
+            logger=self._logger,
+        )
 
     def _unready(self) -> str | None:
         if self._stopping.is_set():

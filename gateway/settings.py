@@ -114,6 +114,10 @@ class Settings:
     role: Role = Role.ALL
     topic_prefix: str = "gateway."
     dev: bool = False
+    traces: str | None = None
+    """An OpenTelemetry collector's URL."""
+    traces_ratio: float = 1.0
+    """The share that is traced of what comes without a decision of its sender's."""
     kafka: KafkaSecurity = KafkaSecurity()
 
 
@@ -146,6 +150,8 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
         role=setting("role", _member_of(Role), default.role),
         topic_prefix=setting("topic_prefix", _topic_prefix, default.topic_prefix),
         dev=setting("dev", _boolean, default.dev),
+        traces=setting("traces", _http_url, default.traces),
+        traces_ratio=setting("traces_ratio", _ratio, default.traces_ratio),
         kafka=KafkaSecurity(
             protocol=setting("kafka_security_protocol", _member_of(SecurityProtocol), default.kafka.protocol),
             mechanism=setting("kafka_sasl_mechanism", _member_of(SaslMechanism), None),
@@ -249,6 +255,16 @@ def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:
                 yield f"GATEWAY_KAFKA_{name.upper()}: expected it with {expected}, got {got}"
     if kafka.key is not None and kafka.certificate is None:
         yield "GATEWAY_KAFKA_SSL_CERTIFICATE: expected it with GATEWAY_KAFKA_SSL_KEY, got none"
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"expected a number from 0 to 1, got {text!r}")
+    return ratio
 
 
 def _topic_prefix(text: str) -> str:

@@ -30,6 +30,7 @@ MAY_IMPORT = {
 
 ONLY_USER = {
     "aiokafka": "gateway/log/kafka/",
+    "opentelemetry": "gateway/telemetry/traces.py",
     "cel": "gateway/rules/expressions.py",
     "sqlite3": "gateway/log/embedded.py",
 }

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from structlog.typing import FilteringBoundLogger
 
@@ -37,6 +37,7 @@ from gateway.model import (
     Delivered,
     Delivery,
     Dropped,
+    Event,
     ExpressionError,
     Outcome,
     RecordTooLargeError,
@@ -45,7 +46,10 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.rules.rules import Destination, OnGone, Rules
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Histogram, Metrics
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Span, Traces
 
 LONGEST_STAY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
@@ -84,6 +88,7 @@ class Surroundings:
     metrics: Metrics
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
+    traces: "Traces | None" = None
 
 
 class Client(Protocol):
@@ -105,6 +110,7 @@ class Dispatcher:
         self._metrics = metrics = around.metrics
         self._logger = logger = around.logger
         self._sleep = sleep = around.sleep
+        self._traces = around.traces
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._lanes: dict[str, Lane] = {}
         self._used: dict[str, Destination] = {}  # as each lane was last told of it
@@ -298,6 +304,7 @@ class Dispatcher:
         now = self._log.now()
         delivery = item.delivery
         attempt: Attempt | None = None
+        span: Span | None = None
         try:
             rules = self._rules()
             route = rules.routes.get(delivery.route)
@@ -313,7 +320,9 @@ class Dispatcher:
                 owner.resume(item, now)
                 return
             number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
-            outbound = compose(delivery, destination, route.request, now=now)
+            span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
+            trace = None if span is None else span.context
+            outbound = compose(delivery, destination, route.request, now=now, trace=trace)
             try:
                 async with asyncio.timeout(None) as item.scope:
                     attempt = await self._client.attempt(outbound, timeout=destination.timeout, number=number)
@@ -337,12 +346,14 @@ class Dispatcher:
             return
         finally:
             item.scope = None
+            if span is not None:
+                span.attempted(attempt)
             if attempt is None:
                 lane.cancelled(item, self._log.now())
             else:
                 lane.finished(item, attempt, self._log.now())
         self._metrics.attempts.labels(lane.name, attempt.result).inc()
-        self._metrics.attempt_duration.labels(lane.name).observe(attempt.seconds)
+        _observe(self._metrics.attempt_duration.labels(lane.name), attempt.seconds, delivery.event)
         if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
             self._pause(destination.name)
         self._follow(item, attempt, verdict)
@@ -429,7 +440,8 @@ class Dispatcher:
         else:
             item.is_waiting = False
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-            self._spawn(partial(self._write, item, topic, end), "worker-successor")
+            write = self._write if self._traces is None else partial(self._write_traced, self._traces)
+            self._spawn(partial(write, item, topic, end), "worker-successor")
 
     async def _write(self, item: Item, topic: str, end: DeadLettered | None) -> None:
         def is_wanted() -> bool:
@@ -448,6 +460,12 @@ class Dispatcher:
                 self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0)
         self._finish(item)
 
+    async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
+        with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
+            if end is not None:
+                span.tell({"gateway.reason": end.reason})
+            await self._write(item, topic, end)
+
     def _finish(self, item: Item) -> None:
         item.pending.left -= 1
         item.pending.tracker.owner.finished(item)
@@ -462,7 +480,7 @@ class Dispatcher:
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
-            self._metrics.delivery_duration.labels(delivery.route).observe(seconds)
+            _observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
         elif isinstance(outcome, DeadLettered):
             name = "dead_lettered"
             detail = {"reason": outcome.reason}
@@ -471,6 +489,8 @@ class Dispatcher:
         else:
             name = "dropped"
             detail = {"detail": outcome.detail}
+        if event.trace is not None and (trace_id := event.trace.recorded_id) is not None:
+            detail["trace_id"] = trace_id
         self._metrics.deliveries.labels(delivery.route, delivery.destination, name).inc()
         self._logger.info(
             "delivery_finished",
@@ -572,3 +592,12 @@ class Dispatcher:
             await work()
         finally:
             self._under_way.discard(task)
+
+
+def _observe(histogram: Histogram, seconds: float, event: Event) -> None:
+    """Count a duration; the event's trace, if it is recorded, is its exemplar."""
+    trace_id = None if event.trace is None else event.trace.recorded_id
+    if trace_id is None:
+        histogram.observe(seconds)
+    else:
+        histogram.observe_traced(seconds, trace_id)

@@ -10,6 +10,7 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 import asyncio
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from typing_extensions import override
 
@@ -147,7 +148,14 @@ class Router(Member):
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
-        return self._fan_out(pending, event, {}, 0)
+        traces = self._around.traces
+        if traces is None:
+            return self._fan_out(pending, event, {}, 0)
+        topic, partition = tracker.partition
+        with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
+            pressed = self._fan_out(pending, replace(event, trace=span.context), {}, 0)
+            span.tell({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
+        return pressed
 
     def _fan_out(self, pending: Pending, event: Event, note: Mapping[str, str], successor: int) -> Lane | None:
         rules = self._around.rules()
