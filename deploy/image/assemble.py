@@ -36,8 +36,24 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 BOM = "usr/share/doc/webhook-gateway/bom.cdx.json"
 
 # Parts of the standard library that serve people at a terminal, its own tests, and builds.
-UNUSED = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkinter", "turtledemo", "venv", "config-*")
+UNUSED = (
+    "_pyrepl",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "test",
+    "tkinter",
+    "turtledemo",
+    "venv",
+    "config-*",
+)
 UNUSED_MODULES = ("_test*.so", "_tkinter*.so", "xxlimited*.so", "_xx*.so", "_ctypes_test*.so", "turtle.py")
+
+# What compilers, type checkers and generators read of distributions.
+SOURCES = ("*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.c", "*.h", "*.proto")
+# Rich has it for showing source code, which the gateway doesn't do: it stays, but its 4 MB aren't doubled.
+UNCOMPILED = re.compile(r"/site-packages/pygments/")
 
 FILES = {
     "etc/passwd": f"root:x:0:0:root:/:/none\ngateway:x:{UID}:{UID}:gateway:/{HOME}:/none\n",
@@ -94,7 +110,8 @@ def _copy_python(root: Path) -> None:
 
 
 def _copy_tree(folder: Path, root: Path) -> None:
-    shutil.copytree(folder, _place(root, str(folder)), symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__", *SOURCES)
+    shutil.copytree(folder, _place(root, str(folder)), symlinks=True, ignore=ignored)
 
 
 def _copy_file(file: Path, root: Path) -> None:
@@ -137,7 +154,9 @@ def _binaries(root: Path) -> Iterator[Path]:
 def _compile(root: Path) -> None:
     """Compile every module, since nothing can be written at run time; unchecked, since no source will change."""
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    compileall.compile_dir(str(root), maxlevels=20, quiet=2, stripdir=str(root), invalidation_mode=mode, workers=0)
+    compileall.compile_dir(
+        str(root), maxlevels=20, quiet=2, rx=UNCOMPILED, stripdir=str(root), invalidation_mode=mode, workers=0
+    )
 
 
 # ---- Bill of materials ----

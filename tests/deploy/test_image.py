@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ RULES = {
     "destinations": {"ci": {"url": "…"}},
     "routes": [{"name": "build", "from": "github", "match": {"type": "push"}, "to": "ci"}],
 }
+PYTHON = "/opt/gateway/bin/python"
 START_TIMEOUT = 30.0
 
 
@@ -77,7 +78,8 @@ class Buildah:
         finally:
             self("rm", name)
 
-    def running(self, container: str, *options: str) -> list[str | Path]:
+    def starter(self, container: str, *options: str) -> list[str | Path]:
+        """Return what a command in a container is started with."""
         return [*self._command, "run", "--isolation=chroot", *options, container, "--"]
 
 
@@ -90,27 +92,37 @@ class Container:
         self._buildah = buildah
         self._name = name
 
-    def start(
+    @contextmanager
+    def running(
         self, command: Sequence[str], *, rules: Path | None = None, environ: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a process, which has ended when this does."""
         options = [f"--env={name}={value}" for name, value in (environ or {}).items()]
         if rules is not None:
             options.append(f"--volume={rules}:/etc/gateway:ro")
-        return subprocess.Popen(
-            [*self._buildah.running(self._name, *options), *command],
+        process = subprocess.Popen(
+            [*self._buildah.starter(self._name, *options), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        with process:
+            try:
+                yield process
+            finally:
+                # A buildah that is killed would leave what it has started.
+                for pid in [] if process.poll() is not None else _below(process.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def run(
         self, command: Sequence[str], *, rules: Path | None = None, environ: Mapping[str, str] | None = None
     ) -> tuple[int, str, str]:
         """Return the exit code, and what it wrote to stdout and stderr."""
-        process = self.start(command, rules=rules, environ=environ)
-        output, errors = process.communicate(timeout=START_TIMEOUT)
-        return process.returncode, output, errors
+        with self.running(command, rules=rules, environ=environ) as process:
+            output, errors = process.communicate(timeout=START_TIMEOUT)
+            return process.returncode, output, errors
 
     @property
     def entrypoint(self) -> list[str]:
@@ -225,7 +237,7 @@ def test_everything_that_it_may_need_loads(container: Container) -> None:
     """Modules that are loaded only where they are asked for, and the authorities that it trusts."""
     modules = "gateway.cli, opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http, sqlite3, zlib, cramjam"
     script = f"import ssl, {modules}; print(len(ssl.create_default_context().get_ca_certs()) > 50)"
-    assert container.run(["/opt/gateway/bin/python", "-W", "error", "-c", script]) == (0, "True\n", "")
+    assert container.run([PYTHON, "-W", "error", "-c", script]) == (0, "True\n", "")
 
 
 # ---- What it does ----
@@ -237,11 +249,13 @@ def test_it_takes_an_event_in_drains_and_leaves(container: Container, tmp_path: 
     with ExitStack() as stack:
         sink = stack.enter_context(a_sink())
         rules = _write_rules(tmp_path, sink.url)
-        process = container.start(container.entrypoint, rules=rules, environ=environ)
-        stack.callback(process.kill)
+        process = stack.enter_context(container.running(container.entrypoint, rules=rules, environ=environ))
         lines = Lines(process)
         lines.wait_for("listening")
-        gateway = _descendant(process.pid, b"/opt/gateway/bin/gateway")
+        # Of buildah's own processes some have the gateway's words after theirs.
+        [gateway] = [
+            pid for pid in _below(process.pid) if _words_of(pid)[:2] == [PYTHON, *container.config["Entrypoint"]]
+        ]
         assert _user_of(gateway) == USER
         assert container.run(container.config["Healthcheck"]["Test"][1:], environ=environ)[0] == 0
 
@@ -366,23 +380,22 @@ class Unfailing(urllib.request.HTTPErrorProcessor):
         return response
 
 
-def _descendant(pid: int, program: bytes) -> int:
-    """Return the process below another one that runs a program."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text()
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # it has ended meanwhile
-            continue
-        parents[int(folder.name)] = (int(stat.rpartition(")")[2].split()[1]), words)
+def _below(pid: int) -> set[int]:
+    """Return the processes below another one."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {each for each, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
 
-    def is_below(number: int) -> bool:
-        return number == pid or (number in parents and is_below(parents[number][0]))
 
-    # Of buildah's own processes some have the words of the program among theirs.
-    [found] = [each for each, (_, words) in parents.items() if program in words[:2] and is_below(each)]
-    return found
+def _words_of(pid: int) -> list[str]:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return []
 
 
 def _user_of(pid: int) -> int:
