@@ -33,7 +33,7 @@ Undone = Counter[tuple[str, str]]
 async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_undone(
     kafka_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
-    count = 200_000 if is_full else 4_000
+    count = 200_000 if is_full else 2_000
     topics, file = Topics(kafka_place.prefix), folder / "gateway.db"
     async with Sink(path="/first") as first, Sink(path="/second") as second:
         rules = RULES.format(first=first.url, second=second.url)

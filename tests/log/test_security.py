@@ -25,8 +25,11 @@ from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
 from gateway.run import open_log
 from gateway.settings import KafkaSecurity, SaslMechanism, SecurityProtocol, from_sources
+from tests.acceptance.conftest import RULES
 from tests.certificates import Authority
 from tests.conftest import start_broker
+from tests.gateway_process import GatewayProcess
+from tests.load import post, signed_post
 from tests.sink import Answer, Request, Sink
 
 PATIENCE = 20.0
@@ -141,6 +144,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         "listener.name.sasl.oauthbearer.sasl.oauthbearer.expected.audience": "kafka",
         "listener.name.sasl.oauthbearer.sasl.oauthbearer.expected.issuer": ISSUER,
         "listener.name.clear.sasl.enabled.mechanisms": "SCRAM-SHA-256",
+        "connection.failed.authentication.delay.ms": "0",
     }
     for listener, digest in (("sasl", "256"), ("sasl", "512"), ("clear", "256")):
         login = f"{MODULES}.scram.ScramLoginModule required;"
@@ -253,14 +257,30 @@ async def test_connections_go_on_when_their_tokens_have_ended(secured: Secured) 
         consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
         read = 0
         async with asyncio.timeout(PATIENCE):
-            while len(endpoint.requests) < 4 or read < appended:
-                if len(endpoint.requests) < 4:
+            while len(endpoint.requests) < 3 or read < appended:
+                if len(endpoint.requests) < 3:
                     await log.append(topic, key=b"k", value=b"%d" % appended, headers=[])
                     appended += 1
                 read += sum([len(batch.records) for batch in await consumer.fetch(timeout=0.1)])
         assert read == appended > 4
         assert owner.assignments == 1
         await consumer.close()
+
+
+async def test_a_gateway_takes_an_event_in_and_delivers_it_by_way_of_a_secured_broker(
+    secured: Secured, tmp_path: Path
+) -> None:
+    async with Sink(secured.issuer.answer()) as endpoint, Sink(path="/first") as first, Sink(path="/second") as second:
+        environ = secured.by_token(endpoint.url)
+        rules, prefix = RULES.format(first=first.url, second=second.url), f"t{uuid4().hex[:12]}."
+        async with GatewayProcess(
+            tmp_path, rules=rules, log=environ["GATEWAY_LOG"], prefix=prefix, environ=environ
+        ) as gateway:
+            status, _ = await post(gateway.port, signed_post(b"{}", delivery="1"))
+            assert status == 202
+            await first.received(1, timeout=PATIENCE)
+            assert 'gateway_certificate_expiry_timestamp_seconds{name="kafka/ca"}' in await gateway.scrape()
+            assert await gateway.stop() == 0
 
 
 # What doesn't
