@@ -139,6 +139,8 @@ def test_the_gateway_reads_what_it_is_started_with(chart: Chart, example: str) -
         command.parser().parse_intermixed_args(words[len(command.name.split()) :])
         settings = from_sources({}, environment_of(container))
         assert isinstance(settings.log, EmbeddedTarget if example == "embedded" else KafkaTarget)
+        if settings.kafka.password_file is not None:
+            assert str(settings.kafka.password_file.parent) == SECRETS
         assert settings.rules.parent == Path(_mount(container, "rules")["mountPath"])
         if command.name == "run":
             roles.add(settings.role)
