@@ -90,6 +90,7 @@ class Stack:
         self.folder = folder
         self._log = log
         self._scrape_every = scrape_every
+        self._children: list[subprocess.Popen[bytes]] = []
 
     @property
     def prometheus(self) -> str:
@@ -123,6 +124,8 @@ class Stack:
         files = sorted(self.folder.glob("*.pid"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         for file in files:
             _end(*_identity(file))
+        while self._children:  # those that this process has started would stay as zombies
+            self._children.pop().wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def urls(self) -> Iterator[tuple[str, str]]:
@@ -256,6 +259,7 @@ class Stack:
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is for whoever reads the log lines
             )
+        self._children.append(process)
         (self.folder / f"{name}.pid").write_text(f"{process.pid} {_started(process.pid)}\n")
 
     def _wait(self, name: str, is_there: Callable[[], bool], timeout: float = START_TIMEOUT) -> None:
@@ -305,8 +309,6 @@ def _end(pid: int, started: str) -> None:
         until = time.monotonic() + timeout
         while _is_alive(pid, started) and time.monotonic() < until:
             time.sleep(0.02)
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # where it is our own, nobody else asks how it ended
 
 
 def _free_port(wanted: int) -> int:
