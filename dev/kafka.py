@@ -262,7 +262,7 @@ class Broker:
         while time.monotonic() < give_up:
             if self._running is None or self._running.poll() is not None:
                 raise RuntimeError(f"kafka on {self.address}: expected it to start, got {self._last_words()}")
-            if _answers(self._port):
+            if _answers(self._port) and all(_listens(port) for _, port in self._listeners.values()):
                 return
             time.sleep(0.02)
         raise RuntimeError(f"kafka on {self.address}: expected an answer in {START_TIMEOUT:.0f} s, got none")
@@ -413,6 +413,14 @@ def _answers(port: int) -> bool:
             return len(connection.recv(4)) > 0
     except OSError:
         return False
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
