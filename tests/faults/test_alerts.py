@@ -127,8 +127,8 @@ class Watch:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.fired: dict[str, float] = {}
-        self.cleared: dict[str, float] = {}
+        self._times: dict[str, list[list[float]]] = {}
+        """When each alert began to fire, and ceased to, as far as it has."""
         self.faults: list[Fault] = []
 
     async def look(self) -> None:
@@ -137,12 +137,23 @@ class Watch:
             answer = await asyncio.to_thread(_get, f"{self._url}/api/v1/alerts")
             firing = {each["labels"]["alertname"] for each in answer["data"]["alerts"] if each["state"] == "firing"}
             now = time.monotonic()
-            for name in firing:
-                self.fired.setdefault(name, now)
-                self.cleared.pop(name, None)
-            for name in self.fired.keys() - firing:
-                self.cleared.setdefault(name, now)
+            for name in firing - self.firing:
+                self._times.setdefault(name, []).append([now])
+            for name in self.firing - firing:
+                self._times[name][-1].append(now)
             await asyncio.sleep(EVERY / 2)
+
+    @property
+    def firing(self) -> set[str]:
+        return {name for name, times in self._times.items() if len(times[-1]) == 1}
+
+    def fired(self, alert: str, since: float) -> float | None:
+        """Return when an alert fired for the first time since then, if it has."""
+        return next((times[0] for times in self._times.get(alert, []) if times[0] >= since), None)
+
+    def _cleared(self, alert: str, mended: float) -> float:
+        """Return when an alert that fired as its fault was mended ceased to; one that had before counts as mended."""
+        return next((times[1] for times in self._times[alert] if times[0] <= mended < times[1]), mended)
 
     @asynccontextmanager
     async def fault(self, name: str, *alerts: str) -> AsyncIterator[None]:
@@ -151,22 +162,20 @@ class Watch:
         What comes after it, up to `mended`, mends it.
         """
         assert not self.firing & set(alerts), f"{name}: {self.firing & set(alerts)} fire without it"
-        for alert in alerts:  # one may have fired for a moment beside the others of a fault before
-            self.fired.pop(alert, None)
         self.faults.append(Fault(name=name, alerts=alerts, began=time.monotonic()))
         yield
-        until = time.monotonic() + SOON
-        while missing := set(alerts) - self.fired.keys():
-            assert time.monotonic() < until, f"{name}: expected {missing} to fire, got {self.firing}"
+        await self.until_fired()
+
+    async def until_fired(self) -> None:
+        """Wait until all the alerts of the last fault have fired."""
+        fault, until = self.faults[-1], time.monotonic() + SOON
+        while missing := [alert for alert in fault.alerts if self.fired(alert, fault.began) is None]:
+            assert time.monotonic() < until, f"{fault.name}: expected {missing} to fire, got {self.firing}"
             await asyncio.sleep(EVERY)
 
     def mended(self) -> None:
         """Note that the last fault is over."""
         self.faults[-1].mended = time.monotonic()
-
-    @property
-    def firing(self) -> set[str]:
-        return self.fired.keys() - self.cleared.keys()
 
     async def clear(self, *but: str, timeout: float = SOON) -> None:
         """Wait until no alert fires any more, but for those that have long windows."""
@@ -177,8 +186,10 @@ class Watch:
 
     def rows(self) -> Iterator[Row]:
         for fault in self.faults:
-            for name in fault.alerts:
-                yield Row(name, fault.name, self.fired[name] - fault.began, self.cleared[name] - fault.mended)
+            for alert in fault.alerts:
+                fired = self.fired(alert, fault.began)
+                assert fired is not None, alert
+                yield Row(alert, fault.name, fired - fault.began, self._cleared(alert, fault.mended) - fault.mended)
 
 
 SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudgetBurnsSlowly")
@@ -244,7 +255,7 @@ async def _sources(scenery: "Scenery") -> None:
         watch.fault("each request of a source is forged", "GatewaySignaturesRefused"),
         scenery.forging("/in/billing"),
     ):
-        await scenery.until_fired("GatewaySignaturesRefused")
+        await watch.until_fired()
     watch.mended()
     watch.faults[0].mended = time.monotonic()
     while time.monotonic() < scenery.began + HISTORY:
@@ -310,7 +321,7 @@ async def _overload(scenery: "Scenery") -> None:
     async with scenery.watch.fault("more events than a router can match", "GatewayLagGrows"), scenery.flood(4 * RATE):
         await second.stop()
         first.rules.write_text(rules + f'  - {{name: expensive, from: github, when: "{EXPENSIVE}", to: healthy}}\n')
-        await scenery.until_fired("GatewayLagGrows")
+        await scenery.watch.until_fired()
     scenery.watch.mended()
     first.rules.write_text(rules)
     await second.start()
@@ -336,15 +347,12 @@ async def _processes(scenery: "Scenery") -> None:
     async with scenery.watch.fault("the other one is killed, too", "GatewayAllDown"):
         second.kill()
     await scenery.stop_sending()
-    await scenery.delete_records()
-    scenery.watch.faults.append(
-        Fault(name="what no router has read is deleted", alerts=("GatewayRecordsLost",), began=time.monotonic())
-    )
-    for router in scenery.routers:
-        await router.start()
-    for fault in scenery.watch.faults[-3:]:
-        fault.mended = time.monotonic()
-    await scenery.until_fired("GatewayRecordsLost")
+    async with scenery.watch.fault("what no router has read is deleted", "GatewayRecordsLost"):
+        await scenery.delete_records()
+        for router in scenery.routers:
+            await router.start()
+        for fault in scenery.watch.faults[-3:]:
+            fault.mended = time.monotonic()
 
 
 class Scenery:
@@ -455,12 +463,6 @@ class Scenery:
             task = tasks.create_task(forge())
             yield
             task.cancel()
-
-    async def until_fired(self, *alerts: str) -> None:
-        until = time.monotonic() + SOON
-        while missing := set(alerts) - self.watch.fired.keys():
-            assert time.monotonic() < until, f"expected {missing} to fire, got {self.watch.firing}"
-            await asyncio.sleep(EVERY)
 
     async def stop_sending(self) -> None:
         self._stopped.set()
