@@ -34,7 +34,7 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-faults: $(READY) ## real faults under load, each with its ledger (some 16 minutes)
+faults: $(READY) ## real faults under load, each with its ledger (some 22 minutes)
 	$(BIN)/python -m pytest tests/faults -q --full
 
 lint: $(READY) ## format check, lint and types, without the tests
