@@ -28,7 +28,10 @@ async def test_a_delivery_in_time_is_not_late() -> None:
 
 @virtual
 async def test_a_delivery_is_late_as_soon_as_it_is_certain_and_only_once() -> None:
-    world = await a_world(a_route("build", retry=a_policy(schedule=(20, 20, 600), jitter=0.0)), ci=[503, 503, 503, 200])
+    world = await a_world(
+        a_route("build", retry=a_policy(schedule=(20, 20, 600), max_attempts=9, max_age=9000.0, jitter=0.0)),
+        ci=[503, 503, 503, 200],
+    )
     async with running(world):
         await world.put(*events(1))
         await asyncio.sleep(15)
@@ -43,7 +46,9 @@ async def test_a_delivery_is_late_as_soon_as_it_is_certain_and_only_once() -> No
 
 @virtual
 async def test_a_restart_does_not_count_what_a_tier_has_carried_on() -> None:
-    world = await a_world(a_route("build", retry=a_policy(schedule=(300,), jitter=0.0)), ci=[503, 200])
+    world = await a_world(
+        a_route("build", retry=a_policy(schedule=(300,), max_attempts=9, max_age=9000.0, jitter=0.0)), ci=[503, 200]
+    )
     async with running(world):
         await world.put(*events(1))
         await asyncio.sleep(5)

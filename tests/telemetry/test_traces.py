@@ -177,7 +177,7 @@ async def test_a_collector_that_is_gone_does_not_hold_up_the_end(tmp_path: Path)
             assert time.monotonic() - began < 6
 
 
-async def test_what_the_queue_drops_is_counted() -> None:
+def test_what_the_queue_drops_is_counted() -> None:
     registry = CollectorRegistry()
     traces = Traces(
         "http://127.0.0.1:1",
@@ -211,7 +211,7 @@ def test_a_parent_that_is_none_begins_a_trace_of_our_own(parents: Sequence[str])
 
 def test_an_event_of_an_ingress_that_does_not_trace_is_continued_from_its_sender() -> None:
     traces = some_traces()
-    event = an_event(headers=((b"traceparent", SENT[0][1].encode()),))
+    event = an_event(headers={"traceparent": SENT[0][1]})
     span = traces.process(event, group="g", topic="t", partition=0, offset=1)
     assert span.context.traceparent.startswith(f"00-{TRACE}-")
     traces.close()
