@@ -7,7 +7,7 @@ The series are our own; `prometheus_client` tells of the process, and is how oth
 increment cost 0.3 µs and an observation 0.7, ours 0.03 and 0.12, where an event has some fifty microseconds in all.
 """
 
-import threading
+import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -69,11 +69,10 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 DAYS = (*SECONDS[2:], 300.0, 1800.0, 7200.0, 43200.0, 86400.0, 259200.0)
 
 
-WORK, PAUSE = 0.002, 0.001
-"""After so many seconds of work a thread that writes a page sleeps for so many, and the event loop has the interpreter
-to itself."""
-AT_ONCE = 200
-"""Series written between two looks at how long it took."""
+SLICE = 0.0005
+"""Seconds for which a page is written before everything else on the event loop has its turn."""
+AT_ONCE = 50
+"""Series written between two looks at how long it took: half a millisecond where all of them are histograms."""
 
 Labels = tuple[str, ...]
 
@@ -232,41 +231,23 @@ class Family(dict[Labels, Series], Generic[Series]):
         for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
             del self[values]
 
-    def render(self, breath: "Breath | None", *, is_open: bool) -> bytes:
-        """Write all of it, in the text format or in OpenMetrics, with pauses or without."""
+    def pieces(self, *, is_open: bool) -> Iterator[bytes]:
+        """Write all of it, in the text format or in OpenMetrics, a few series at a time."""
         template = self._template
-        parts = [self._open_head if is_open else self._head]
-        series = list(self.items())  # copied at once, as far as other threads can tell
+        yield self._open_head if is_open else self._head
+        series = list(self.items())  # copied at once, as far as others can tell
         for start in range(0, len(series), AT_ONCE):
             some = series[start : start + AT_ONCE]
             if is_open:
-                parts += [each.write_with_exemplars(template, values) for values, each in some]
+                yield b"".join([each.write_with_exemplars(template, values) for values, each in some])
             else:
-                parts += [each.write(template, values) for values, each in some]
-            if breath is not None:
-                breath.take()
-        return b"".join(parts)
-
-
-class Breath:
-    """Sleeps now and then, in the thread that writes a page."""
-
-    __slots__ = ("_since",)
-
-    def __init__(self) -> None:
-        self._since = time.thread_time()
-
-    def take(self) -> None:
-        if time.thread_time() - self._since > WORK:
-            time.sleep(PAUSE)
-            self._since = time.thread_time()
+                yield b"".join([each.write(template, values) for values, each in some])
 
 
 class Metrics(Collector):
-    """Every metric of one process, exposed through a registry. Only one thread may count, another may collect."""
+    """Every metric of one process, exposed through a registry. Only one thread may count, others may collect."""
 
     def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915 - a statement for each metric
-        self._rendering = threading.Lock()
         self._families: list[Family[Counter] | Family[Gauge] | Family[Histogram]] = []
         self._names: tuple[frozenset[str], frozenset[str], frozenset[tuple[str, str]]] = (
             frozenset(),
@@ -424,24 +405,19 @@ class Metrics(Collector):
         _each(self.deliveries, (route, destination), OUTCOMES)
         _each(self.dead_letters, (route, destination), DEAD_REASONS)
 
-    def render(self, *, is_open: bool = False) -> bytes:
+    def pieces(self, *, is_open: bool) -> Iterator[bytes]:
         """Write every series as it is now, in the text format, or in OpenMetrics (without its `# EOF`) with exemplars.
-
-        For another thread than the one that counts: it sleeps now and then.
 
         https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
         https://prometheus.io/docs/specs/om/open_metrics_spec/
         """
-        return self._render(Breath(), is_open=is_open)
-
-    def _render(self, breath: Breath | None, *, is_open: bool) -> bytes:
-        with self._rendering:  # one at a time: a series keeps what was written of it
-            return b"".join([family.render(breath, is_open=is_open) for family in self._families])
+        for family in self._families:
+            yield from family.pieces(is_open=is_open)
 
     @override
     def collect(self) -> Iterator[Metric]:
         """Serve other users of the registry, in whichever thread."""
-        return iter(text_string_to_metric_families(self._render(None, is_open=False).decode()))
+        return iter(text_string_to_metric_families(b"".join(self.pieces(is_open=False)).decode()))
 
 
 def process_registry() -> CollectorRegistry:
@@ -453,19 +429,32 @@ def process_registry() -> CollectorRegistry:
     return registry
 
 
-def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
-    """Render every metric, as a scraper's `Accept` asks: the text and its content type. For a thread of its own.
+async def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+    """Render every metric, as a scraper's `Accept` asks: the text and its content type.
 
     OpenMetrics, the one with exemplars, is for who asks for it. What the client library does for the same text takes
     6 µs a line, and makes so many objects that the garbage collector stops every thread for tenths of a second, with
     some thousands of routes.
+
+    Ours is written on the event loop, a slice at a time. Beside a thread that writes, the loop has to win the
+    interpreter back after each of its system calls: some 10 ms a turn, for as long as the page takes.
     """
     _, content_type = choose_encoder(accept)
     is_open = content_type.startswith(OPEN_METRICS)
     if not is_open:
         content_type = CONTENT_TYPE_PLAIN_0_0_4
     collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library tells its collectors in no other way
-    parts = [_rendered(each, is_open=is_open) for each in collectors]
+    parts: list[bytes] = []
+    for collector in collectors:
+        if isinstance(collector, Metrics):
+            since = time.perf_counter()
+            for piece in collector.pieces(is_open=is_open):
+                parts.append(piece)
+                if time.perf_counter() - since > SLICE:
+                    await asyncio.sleep(0)
+                    since = time.perf_counter()
+        else:
+            parts.append(await asyncio.to_thread(_rendered, collector, is_open=is_open))
     return b"".join([*parts, END] if is_open else parts), content_type
 
 
@@ -473,8 +462,6 @@ OPEN_METRICS, END = "application/openmetrics-text", b"# EOF\n"
 
 
 def _rendered(collector: Collector, *, is_open: bool) -> bytes:
-    if isinstance(collector, Metrics):
-        return collector.render(is_open=is_open)
     if is_open:
         text: bytes = openmetrics.generate_latest(collector)  # type: ignore[no-untyped-call]
         return text.removesuffix(END)

@@ -41,7 +41,7 @@ def metrics() -> set[str]:
     """Return the names of all that a gateway exposes, without what a histogram's series end in."""
     registry = process_registry()
     names = {metric.name + ("_total" if metric.type == "counter" else "") for metric in registry.collect()}
-    text = Metrics(CollectorRegistry()).render().decode()
+    text = b"".join(Metrics(CollectorRegistry()).pieces(is_open=False)).decode()
     return names | set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
 
 
