@@ -1,13 +1,14 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test simulate mutants faults lint format types bench lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults lint format types bench chart image lock clean
 PYTHON ?= python3
 LOG ?= embedded
 BIN := .venv/bin
+CHART := deploy/kubernetes/webhook-gateway
 READY := .venv/ready
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("gateway needs Python 3.11 or newer, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -21,13 +22,19 @@ setup: $(READY) ## make .venv with a working .venv/bin/gateway
 demo: $(READY) ## signed events in, delivered, retried, dead-lettered, replayed (LOG=kafka: on a real broker)
 	@$(BIN)/python dev/demo.py --log $(LOG)
 
+stack: $(READY) ## Kafka, an ingress, a router, Prometheus, Alertmanager, and traffic; prints where to look
+	@$(BIN)/python dev/stack.py
+
+stack-down: ## end what `make stack` has started; nothing of it is left
+	@$(BIN)/python dev/stack.py --down
+
 test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-faults: $(READY) ## real faults under load, each with its ledger (some 16 minutes)
+faults: $(READY) ## real faults under load, each with its ledger (some 22 minutes)
 	$(BIN)/python -m pytest tests/faults -q --full
 
 lint: $(READY) ## format check, lint and types, without the tests
@@ -50,9 +57,17 @@ mutants: $(READY) ## bugs that a tired engineer could write: each has to be noti
 bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks
 
+chart: ## copy the Prometheus rules and the dashboards into the Helm chart
+	rm -rf $(CHART)/files && mkdir -p $(CHART)/files
+	cp -R deploy/prometheus/rules deploy/grafana/dashboards $(CHART)/files/
+
+image: $(READY) ## build the image on a Debian of its own, and try it
+	$(BIN)/python -m pytest tests/deploy/test_image.py -q -s --full
+
 lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs uv)
 	uv pip compile pyproject.toml --extra otel --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
+	uv pip compile deploy/image/build.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/build.txt
 	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
 
 clean: ## remove what the other targets made
-	rm -rf .venv .kafka .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf .venv .kafka .tools .mypy_cache .ruff_cache .pytest_cache dist

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from benchmarks.subjects import Subject, bare, gateway
 from benchmarks.traffic import Destination, Sender
 from gateway.log.base import TopicSpec
-from gateway.log.kafka import KafkaLog
+from gateway.log.kafka.log import KafkaLog
 
 CONNECTIONS = 64
 SETTLE = 0.2  # Seconds between two bursts: the commit and the log lines of the last one.

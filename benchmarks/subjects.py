@@ -70,16 +70,27 @@ class Subject:
         return resident
 
 
-def gateway(name: str, folder: Path, *, log: str, destination: int, role: str = "all", routes: int = 10) -> Subject:
+def gateway(
+    name: str,
+    folder: Path,
+    *,
+    log: str,
+    destination: int,
+    role: str = "all",
+    routes: int = 10,
+    fan_out: int = 1,
+    prefix: str | None = None,
+) -> Subject:
+    """Start a gateway. Each event has `fan_out` deliveries; those with one `prefix` share their topics and groups."""
     rules = folder / f"{name}.yaml"
-    rules.write_text(_rules(destination, routes))
+    rules.write_text(_rules(destination, routes, fan_out))
     options = {
         "--rules": str(rules),
         "--log": log,
         "--listen": "127.0.0.1:0",
         "--admin": "127.0.0.1:0",
         "--role": role,
-        "--topic-prefix": f"{name}.",
+        "--topic-prefix": f"{prefix or name}.",
     }
     command = ["gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
     return Subject(name, command, folder)
@@ -92,16 +103,19 @@ def bare(name: str, folder: Path, *, servers: str, topic: str, destination: int 
     return Subject(name, command, folder)
 
 
-def _rules(destination: int, routes: int) -> str:
+def _rules(destination: int, routes: int, fan_out: int) -> str:
     """Write rules of which one route matches: those of a company with ten repositories a team."""
     lines = ["version: 1", "sources:", "  github:", f'    verify: {{scheme: github, secrets: ["{SECRET}"]}}']
     lines.append("destinations:")
     lines += [
         f"  team-{team}: {{url: 'http://127.0.0.1:{destination}/hooks/{team}'}}" for team in range((routes + 9) // 10)
     ]
+    copies = [f"copy-{copy}" for copy in range(1, fan_out)]
+    lines += [f"  {copy}: {{url: 'http://127.0.0.1:{destination}/hooks/{copy}'}}" for copy in copies]
     lines.append("routes:")
     for number in range(routes):
         repository = REPOSITORY if number == routes // 2 else f"acme/service-{number}"
         match = f"{{type: push, body.repository.full_name: {repository}}}"
-        lines.append(f"  - {{name: build-{number}, from: github, match: {match}, to: [team-{number // 10}]}}")
+        to = ", ".join([f"team-{number // 10}", *copies])
+        lines.append(f"  - {{name: build-{number}, from: github, match: {match}, to: [{to}]}}")
     return "\n".join(lines) + "\n"

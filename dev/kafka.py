@@ -46,9 +46,9 @@ JAVA = (
 PROPERTIES = """\
 process.roles=broker,controller
 node.id={node}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners={listeners},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={listeners}
+listener.security.protocol.map={protocols},CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 {quorum}
 log.dirs={logs}
@@ -97,7 +97,8 @@ class Broker:
 
     With no `data` directory it has a temporary one, which `stop` removes. `settings` are further lines of
     server.properties, `jvm` further options of the Java machine. `voters` are the controllers of a cluster, one of
-    which it is; without them it is alone.
+    which it is; without them it is alone. `listeners` are further ones, beside the plain one of `address`: name →
+    security protocol; `port_of` tells where each is. `users` have passwords for SCRAM.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class Broker:
         jvm: tuple[str, ...] = (),
         node: int = 1,
         voters: Mapping[int, int] | None = None,
+        listeners: Mapping[str, tuple[str, int]] | None = None,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         self.node = node
         self.address = f"127.0.0.1:{port}"
@@ -121,18 +124,39 @@ class Broker:
         self._settings = dict(settings or {})
         self._jvm = jvm
         self._voters = voters
+        self._listeners = {"PLAINTEXT": ("PLAINTEXT", port), **(listeners or {})}
+        self._users = dict(users or {})
         self._running: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def start(
-        cls, *, port: int | None = None, data: Path | None = None, settings: Mapping[str, str] | None = None
+        cls,
+        *,
+        port: int | None = None,
+        data: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        jvm: tuple[str, ...] = (),
+        listeners: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
     ) -> "Broker":
         """Return a broker that answers. Raises KafkaMissingError without Java or Maven, RuntimeError if it dies."""
         _fetch()
         directory = Path(tempfile.mkdtemp(prefix="kafka-")) if data is None else data.resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        with _free_ports(2) as (first, second):
-            broker = cls(directory, port=port or first, controller=second, is_temporary=data is None, settings=settings)
+        protocols = dict(listeners or {})
+        with _free_ports(2 + len(protocols)) as (first, second, *others):
+            broker = cls(
+                directory,
+                port=port or first,
+                controller=second,
+                is_temporary=data is None,
+                settings=settings,
+                jvm=jvm,
+                listeners={
+                    name: (protocol, where) for (name, protocol), where in zip(protocols.items(), others, strict=True)
+                },
+                users=users,
+            )
         atexit.register(broker.stop)
         try:
             broker.restart()
@@ -140,6 +164,10 @@ class Broker:
             broker.stop()
             raise
         return broker
+
+    def port_of(self, listener: str) -> int:
+        """Return the port of a listener, by its name."""
+        return self._listeners[listener][1]
 
     @property
     def pid(self) -> int | None:
@@ -165,13 +193,26 @@ class Broker:
         else:
             voters = ",".join([f"{node}@127.0.0.1:{port}" for node, port in self._voters.items()])
             quorum, membership = f"controller.quorum.voters={voters}", []
+        listeners = self._listeners.items()
         lines = [
-            PROPERTIES.format(node=self.node, port=self._port, controller=self._controller, quorum=quorum, logs=logs)
+            PROPERTIES.format(
+                node=self.node,
+                listeners=",".join([f"{name}://127.0.0.1:{port}" for name, (_, port) in listeners]),
+                protocols=",".join([f"{name}:{protocol}" for name, (protocol, _) in listeners]),
+                controller=self._controller,
+                quorum=quorum,
+                logs=logs,
+            )
         ]
         lines += [f"{name}={value}\n" for name, value in self._settings.items()]
         properties.write_text("".join(lines))  # The last of two lines for one name holds.
         if not (logs / "meta.properties").exists():
-            options = ("format", *membership, "-t", "gatewaygatewaygatewayg", "-c", str(properties))
+            users = [
+                f"--add-scram={mechanism}=[name={user},password={password}]"
+                for user, password in self._users.items()
+                for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+            ]
+            options = ("format", *membership, *users, "-t", "gatewaygatewaygatewayg", "-c", str(properties))
             result = subprocess.run(
                 [*_java(), "kafka.tools.StorageTool", *options], capture_output=True, text=True, check=False
             )
@@ -221,7 +262,7 @@ class Broker:
         while time.monotonic() < give_up:
             if self._running is None or self._running.poll() is not None:
                 raise RuntimeError(f"kafka on {self.address}: expected it to start, got {self._last_words()}")
-            if _answers(self._port):
+            if _answers(self._port) and all(_listens(port) for _, port in self._listeners.values()):
                 return
             time.sleep(0.02)
         raise RuntimeError(f"kafka on {self.address}: expected an answer in {START_TIMEOUT:.0f} s, got none")
@@ -372,6 +413,14 @@ def _answers(port: int) -> bool:
             return len(connection.recv(4)) > 0
     except OSError:
         return False
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from rich.text import Text
 
 from gateway.engine.control import DeadFilter, Selection
 from gateway.log.base import Log
+from gateway.log.embedded import back_up
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import (
@@ -41,6 +42,7 @@ from gateway.ops.arguments import Parser
 from gateway.ops.explain import explain
 from gateway.ops.history import Found, newest_first
 from gateway.ops.letters import deliveries_of, find_letters, read_letters
+from gateway.ops.migrate import migrate
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import Output, printable, rfc3339
 from gateway.ops.receive import Received, Receiver
@@ -70,7 +72,7 @@ from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.schema import json_schema
 from gateway.run import Gateway, cannot_listen, event_topics, open_log
-from gateway.settings import Address, EmbeddedTarget, Settings, from_sources
+from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Settings, from_sources, log_target
 from gateway.telemetry import logs
 from gateway.verify.keys import did_you_mean
 
@@ -81,9 +83,22 @@ SETTINGS = {
     "admin": ("HOST:PORT", "where metrics and health are", "127.0.0.1:9090"),
     "role": ("ROLE", "all, ingress or router", "all"),
     "topic_prefix": ("PREFIX", "what the names of topics and groups begin with", "gateway."),
+    "traces": ("URL", "an OTLP collector that traces are sent to, such as http://localhost:4318", "none"),
+    "traces_ratio": ("SHARE", "how much is traced, from 0 to 1, where a sender leaves it to us", "1"),
+    "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
+    "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
+    "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
+    "kafka_sasl_password_file": ("FILE", "its password; with OAUTHBEARER the client's secret", "none"),
+    "kafka_oauth_token_url": ("URL", "where OAUTHBEARER fetches its tokens", "none"),
+    "kafka_oauth_scope": ("SCOPE", "the scope that is asked for there", "none"),
+    "kafka_oauth_audience": ("NAME", "the audience that is asked for there", "none"),
+    "kafka_ssl_ca": ("FILE", "the authorities that are trusted, in PEM", "the system's"),
+    "kafka_ssl_certificate": ("FILE", "the certificate that is shown to brokers, in PEM", "none"),
+    "kafka_ssl_key": ("FILE", "its private key", "in the certificate's file"),
 }
 """What it is called in the help, what it is, and its default; `settings.py` reads them."""
-LOG = ("log", "topic_prefix")
+KAFKA = tuple([name for name in SETTINGS if name.startswith("kafka_")])
+LOG = ("log", "topic_prefix", *KAFKA)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,10 +176,12 @@ class Command:
             allow_abbrev=False,
         )
         self.takes(parser)
+        kafka = parser.add_argument_group("the connection to Kafka") if set(KAFKA) & set(self.settings) else parser
         for name in self.settings:
             metavar, about, default = SETTINGS[name]
             flag = "--" + name.replace("_", "-")
-            parser.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
+            place = kafka if name in KAFKA else parser
+            place.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
         if self.name != "run":
             parser.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
         return parser
@@ -915,6 +932,64 @@ def _check_name(call: Call, kind: str, name: str) -> None:
     known: Mapping[str, object] = rules.routes if kind == "route" else rules.destinations
     if name not in known:
         raise UsageError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; --force does it all the same")
+
+
+# ---- Moving and keeping the embedded log ----
+
+
+@_command(
+    "migrate",
+    about="move an embedded log to Kafka, with what is undone and what is done; both stand still meanwhile",
+    example="gateway migrate --from sqlite:///gateway.db --to kafka://broker1:9092",
+    takes=takes.migrate_arguments,
+    settings=("rules", "topic_prefix", *KAFKA),
+)
+async def _migrate(call: Call) -> int:
+    output = call.output
+    origin = log_target(call.arguments.source)
+    if not isinstance(origin, EmbeddedTarget) or not isinstance(call.settings.log, KafkaTarget):
+        raise UsageError("migrate: expected --from sqlite:///FILE and --to kafka://HOST:PORT, got others")
+    if not origin.path.exists():
+        raise UsageError(f"--from: expected an embedded log, got no file {origin.path}")
+    names = event_topics(_rules(call.settings.rules), call.topics)
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(_log(call))
+        # As its owner: a gateway that is at work on it is told of, and none can start meanwhile.
+        source = await open_log(replace(call.settings, log=origin), owner=True)
+        stack.push_async_callback(source.close)
+
+        def show(total: int) -> Callable[[int, str], None]:
+            return stack.enter_context(output.gauge("migrate", total))
+
+        moved = await migrate(source, target, call.topics, names, show)
+    if output.json:
+        for each in moved:
+            output.line(each._asdict())
+    rows = [(each.topic, str(each.records), str(each.undone)) for each in moved if each.records]
+    output.table(["topic", "records", "undone"], rows, right=("records", "undone"))
+    output.say(
+        "everything is there, as it was; start the gateway on Kafka, and keep the file until you have seen it work"
+    )
+    return 0
+
+
+@_command(
+    "backup",
+    about="copy an embedded log as it is at this moment, beside a running gateway",
+    example="gateway backup --log sqlite:///gateway.db /backup/gateway.db",
+    takes=takes.backup_arguments,
+    settings=("log",),
+)
+def _backup(call: Call) -> int:
+    target, copy = call.settings.log, Path(call.arguments.file)
+    if not isinstance(target, EmbeddedTarget):
+        raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
+    with call.output.waiting(f"copying {target.path}"):
+        size = back_up(target.path, copy)
+    call.output.say(f"{copy}: {size / 1e6:,.1f} MB")
+    if call.output.json:
+        call.output.line({"file": str(copy), "bytes": size})
+    return 0
 
 
 # ---- What the commands share ----

@@ -11,13 +11,13 @@ import asyncio
 import http.client
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from itertools import chain
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import HttpVersion10, StreamReader, web
@@ -29,6 +29,7 @@ from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import (
+    Event,
     EventId,
     LogUnavailableError,
     RecordTooLargeError,
@@ -38,6 +39,9 @@ from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
 from gateway.telemetry.metrics import NO_NAME, Metrics
 from gateway.verify.schemes import Request
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Span, Traces
 
 # A successor (a retry or dead record) carries more headers than the event, and has to fit as well.
 SUCCESSOR_ROOM = 64 * 1024
@@ -83,6 +87,7 @@ class Ingress:
         logger: FilteringBoundLogger,
         clock: Callable[[], float] = time.time,
         limits: Limits | None = None,
+        traces: "Traces | None" = None,
     ) -> None:
         self.is_draining = False
         self._rules = rules
@@ -92,6 +97,7 @@ class Ingress:
         self._logger = logger
         self._clock = clock
         self._limits = limits or Limits()
+        self._traces = traces
         self._body_limit = log.max_record_bytes - SUCCESSOR_ROOM
         self._in_flight = 0
         self._known: Rules | None = None
@@ -131,7 +137,7 @@ class Ingress:
             return self._health(request)
         line: dict[str, Any] = {"source": endpoint.name if endpoint else NO_NAME, "status": 500}  # 500 if we have a bug
         try:
-            response = await self._receive(request, endpoint, path, query, line)
+            response = await self._receive(request, endpoint, path, query, line, began=began)
             line["status"] = response.status
         except RefusedError as refusal:
             line["status"], line["reason"] = refusal.status, refusal.reason
@@ -146,7 +152,14 @@ class Ingress:
         return response
 
     async def _receive(
-        self, request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, line: dict[str, Any]
+        self,
+        request: web.BaseRequest,
+        endpoint: "_Endpoint | None",
+        path: str,
+        query: str,
+        line: dict[str, Any],
+        *,
+        began: float,
     ) -> web.StreamResponse:
         if endpoint is None:
             raise RefusedError(404, "unknown_source", "no source has this path")
@@ -167,15 +180,24 @@ class Ingress:
             sent = Request("POST", path, query, headers, body, [name.lower() for name, _ in headers])
             verifier = endpoint.source.verifier
             identity_at = verifier.verify(sent, now=self._clock())
+            if self._traces is not None:  # nothing of a request is traced before it is verified
+                at = time.time() - (perf_counter() - began)
+                line["span"] = self._traces.receive(
+                    source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
+                )
             if (answer := verifier.handshake(sent)) is not None:
                 line["handshake"] = True
                 return _response(answer.status, answer.content_type, answer.body)
             event = endpoint.event(sent, received_at=self._clock(), identity_at=identity_at)
             line["event_id"], line["type"] = event.id, event.type
-            began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
+            if self._traces is None:
+                began = perf_counter()
+                await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
+                self._metrics.append_duration.observe(perf_counter() - began)
+            else:
+                await self._append_traced(self._traces, replace(event, trace=line["span"].context), endpoint.topic)
             endpoint.events.inc()
+            endpoint.last.set(event.received_at)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -183,6 +205,24 @@ class Ingress:
         finally:
             self._in_flight -= len(body)
         return _Accepted(event.id)
+
+    async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
+        began = perf_counter()
+        with traces.send(event, topic) as span:
+            event = replace(event, trace=span.context)
+            headers = encode_event(event)
+            position = await self._log.append(topic, key=event_key(event), value=event.body, headers=headers)
+            span.tell(
+                {
+                    "messaging.destination.partition.id": str(position.partition),
+                    "messaging.kafka.offset": position.offset,
+                }
+            )
+        seconds, trace_id = perf_counter() - began, span.context.recorded_id
+        if trace_id is None:
+            self._metrics.append_duration.observe(seconds)
+        else:
+            self._metrics.append_duration.observe_traced(seconds, trace_id)
 
     async def _read(self, request: web.BaseRequest, limit: int) -> bytes:
         """Return the body, which is then counted in `_in_flight`."""
@@ -244,9 +284,13 @@ class Ingress:
 
     def _finished(self, endpoint: "_Endpoint | None", line: dict[str, Any], seconds: float) -> None:
         source = line["source"]
+        trace_id = None if self._traces is None else _ended(line)
         if endpoint is not None and line["status"] == HTTPStatus.ACCEPTED:
             endpoint.accepted.inc()
-            endpoint.seconds.observe(seconds)
+            if trace_id is None:
+                endpoint.seconds.observe(seconds)
+            else:
+                endpoint.seconds.observe_traced(seconds, trace_id)
         else:
             self._metrics.requests.labels(source, str(line["status"])).inc()
             self._metrics.request_duration.labels(source).observe(seconds)
@@ -256,10 +300,26 @@ class Ingress:
         self._logger.info("request_finished", **line)
 
 
+def _ended(line: dict[str, Any]) -> str | None:
+    """End the span of a request, if it has one, and put its trace into the line."""
+    span: Span | None = line.pop("span", None)
+    if span is None:
+        return None
+    span.tell({name: line[key] for name, key in _TOLD if key in line})
+    span.answered(line["status"], line.get("reason"))
+    trace_id = span.context.recorded_id
+    if trace_id is not None:
+        line["trace_id"] = trace_id
+    return trace_id
+
+
+_TOLD = (("gateway.event.id", "event_id"), ("gateway.event.type", "type"), ("gateway.handshake", "handshake"))
+
+
 class _Endpoint:
     """A source with what is worked out once per version of the rules."""
 
-    __slots__ = ("accepted", "event", "events", "name", "seconds", "source", "topic")
+    __slots__ = ("accepted", "event", "events", "last", "name", "seconds", "source", "topic")
 
     def __init__(self, source: Source, topics: Topics, metrics: Metrics) -> None:
         self.name = source.name
@@ -267,6 +327,7 @@ class _Endpoint:
         self.topic = source.topic or topics.events(source.name)
         self.accepted = metrics.requests.labels(source.name, "202")
         self.events = metrics.events.labels(source.name)
+        self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
         self.event = Identifier(source).event
 

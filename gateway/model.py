@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
@@ -17,12 +17,25 @@ DeliveryId = NewType("DeliveryId", str)
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
+class TraceContext(NamedTuple):
+    """Where in a trace something happens, as W3C Trace Context has it: valid values of its two headers."""
+
+    traceparent: str
+    tracestate: str = ""
+
+    @property
+    def recorded_id(self) -> str | None:
+        """The trace's id, if the trace is recorded: else nobody could look it up."""
+        return self.traceparent[3:35] if int(self.traceparent[53:55], 16) & 1 else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A verified webhook. There is no unverified Event.
 
     `body` is what the sender's signature covered, byte for byte. `headers` lack those that carry a credential.
-    `query` is the raw query string without the question mark.
+    `query` is the raw query string without the question mark. `trace` is the span that what follows belongs to, where
+    the gateway traces.
     """
 
     id: EventId
@@ -33,6 +46,7 @@ class Event:
     headers: Headers
     query: str = ""
     body: bytes
+    trace: TraceContext | None = None
 
 
 class Result(StrEnum):

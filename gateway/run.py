@@ -12,35 +12,42 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
+from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
 from gateway.log.base import Log
 from gateway.log.embedded import EmbeddedLog
-from gateway.log.kafka import CLIENT_ID, KafkaLog
+from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application
+from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.settings import Address, EmbeddedTarget, Role, Settings
+from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Traces
 
 WATCH_EVERY = 1.0
 """Seconds between looks at the rule files; a SIGHUP looks at once."""
 RELOAD_AGAIN = 5.0
 """Seconds until rules that came while the log was away are looked at again."""
 PING_EVERY = 5.0
+LAG_EVERY = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 ANSWER_TIMEOUT = 5.0
@@ -59,7 +66,8 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
         return await EmbeddedLog.open(settings.log.path, owner=owner)
     # The admin address is this process's alone: with the host it names its place, also for the next process there.
     place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
-    return await KafkaLog.open(",".join(settings.log.servers), client_id=place)
+    security = await security_of(settings.kafka)
+    return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
 
 
 def cannot_listen(where: str, address: Address, error: OSError) -> UsageError:
@@ -113,6 +121,7 @@ class Gateway:
         self._worker: Worker | None = None
         self._jobs: Jobs | None = None
         self._client: Client | None = None
+        self._traces: Traces | None = None
 
     def stop(self) -> None:
         """Let `run` end: gracefully, within 25 seconds."""
@@ -126,16 +135,22 @@ class Gateway:
         self._rules = await asyncio.to_thread(load_rules, settings.rules)
         for warning in self._rules.warnings:
             self._logger.warning("rules_warning", problem=warning)
-        self._in_force(self._rules)
+        self._in_force(self._rules, await asyncio.to_thread(certificate_ends, self._rules))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         async with AsyncExitStack() as stack:
+            self._traces = self._open_traces()
+            if self._traces is not None:
+                stack.push_async_callback(asyncio.to_thread, self._traces.close)
             log = await open_log(settings, owner=True)
             stack.push_async_callback(log.close)
             await ensure_topics(log, settings, self._rules, self._logger)
             self._metrics.log_up.set(1)
+            if isinstance(settings.log, KafkaTarget):
+                ends = await asyncio.to_thread(kafka_certificate_ends, settings.kafka)
+                self._metrics.tell_certificates("kafka", ends)
             try:
                 await self._serve(log, stack)
             except BaseExceptionGroup as group:
@@ -159,6 +174,7 @@ class Gateway:
             listen = await self._start_ingress(log) if settings.role is not Role.ROUTER else None
             background.append(tasks.create_task(self._watch_rules(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
+            background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
             _spare_collector()
             self._is_ready = True
             self._logger.info(
@@ -199,6 +215,7 @@ class Gateway:
             control=follower.control,
             metrics=self._metrics,
             logger=self._logger,
+            traces=self._traces,
         )
         self._jobs = Jobs(
             log=log,
@@ -213,7 +230,12 @@ class Gateway:
 
     async def _start_ingress(self, log: Log) -> Address:
         self._ingress = Ingress(
-            rules=lambda: self._rules, log=log, topics=self._topics, metrics=self._metrics, logger=self._logger
+            rules=lambda: self._rules,
+            log=log,
+            topics=self._topics,
+            metrics=self._metrics,
+            logger=self._logger,
+            traces=self._traces,
         )
         address = self._settings.listen
         try:
@@ -242,16 +264,37 @@ class Gateway:
         name = runner.addresses[0]
         return Address(name[0], name[1])
 
+    def _open_traces(self) -> "Traces | None":
+        settings = self._settings
+        if settings.traces is None:
+            return None
+        try:
+            from gateway.telemetry.traces import Traces  # noqa: PLC0415 - an extra, and half a second
+        except ImportError as error:
+            message = "expected the extra: pip install 'webhook-gateway[otel]'"
+            raise UsageError(f"--traces: {message}, got no module {error.name}") from error
+        return Traces(
+            settings.traces,
+            ratio=settings.traces_ratio,
+            version=version("webhook-gateway"),
+            instance=f"{socket.gethostname()}:{settings.admin.port}",
+            system="gateway" if isinstance(settings.log, EmbeddedTarget) else "kafka",
+            metrics=self._metrics,
+            logger=self._logger,
+        )
+
     def _unready(self) -> str | None:
         if self._stopping.is_set():
             return "draining"
         return None if self._is_ready else "starting"
 
-    def _in_force(self, rules: Rules) -> None:
+    def _in_force(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self._rules = rules
         self._watched = set(rules.files)
         self._metrics.prepare(rules)
+        self._metrics.tell_certificates("destination", certificates)
         self._metrics.rules_loaded_timestamp.set(time.time())
+        self._metrics.rules_refused.set(0)
 
     async def _watch_rules(self, log: Log) -> None:
         seen = await asyncio.to_thread(_stamps, self._watched)
@@ -277,6 +320,7 @@ class Gateway:
         """Put the rules on disk in force, whole, or keep those that are. False if only the log was in the way."""
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
+            certificates = await asyncio.to_thread(certificate_ends, rules)
             added = event_topics(rules, self._topics) - event_topics(self._rules, self._topics)
             if added:
                 # A new source's topic is made and checked before the source is served: a client's request for the
@@ -287,11 +331,12 @@ class Gateway:
                 await self._worker.prepare(rules)
         except GatewayError as error:
             self._metrics.rules_reloads.labels("error").inc()
+            self._metrics.rules_refused.set(1)
             self._logger.error("rules_refused", problems=str(error).splitlines())
             if isinstance(error, InvalidRulesError):
                 self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
             return not isinstance(error, LogUnavailableError)
-        self._in_force(rules)
+        self._in_force(rules, certificates)
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))
         if self._worker is not None:
@@ -314,6 +359,14 @@ class Gateway:
                 self._logger.warning("log_unavailable", error=str(error) or "no answer")
             else:
                 self._metrics.log_up.set(1)
+
+    async def _watch_loop(self) -> None:
+        """Measure by how much the event loop keeps what is due waiting."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + LAG_EVERY
+            await asyncio.sleep(LAG_EVERY)
+            self._metrics.event_loop_lag.observe(max(0.0, clock() - due))
 
 
 def _raise_open_files() -> None:

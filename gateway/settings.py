@@ -1,7 +1,7 @@
 """Flags and environment → frozen `Settings`. Every flag has a `GATEWAY_…` variable of its name, and the flag wins."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing_extensions import override
 from gateway.model import UsageError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 PORTS = range(65536)  # 0 lets the system choose one.
 # Kafka allows 249 characters a topic; what comes after the prefix takes its share.
@@ -24,6 +25,32 @@ class Role(StrEnum):
     ALL = "all"
     INGRESS = "ingress"
     ROUTER = "router"
+
+
+class SecurityProtocol(StrEnum):
+    """How brokers are spoken to, in Kafka's words: in the clear or by TLS, and whether we say who we are."""
+
+    PLAINTEXT = "PLAINTEXT"
+    SSL = "SSL"
+    SASL_PLAINTEXT = "SASL_PLAINTEXT"
+    SASL_SSL = "SASL_SSL"
+
+    @property
+    def has_tls(self) -> bool:
+        return self in (SecurityProtocol.SSL, SecurityProtocol.SASL_SSL)
+
+    @property
+    def has_sasl(self) -> bool:
+        return self in (SecurityProtocol.SASL_PLAINTEXT, SecurityProtocol.SASL_SSL)
+
+
+class SaslMechanism(StrEnum):
+    """How we say who we are."""
+
+    PLAIN = "PLAIN"
+    SCRAM_SHA_256 = "SCRAM-SHA-256"
+    SCRAM_SHA_512 = "SCRAM-SHA-512"
+    OAUTHBEARER = "OAUTHBEARER"
 
 
 class Address(NamedTuple):
@@ -56,6 +83,27 @@ class KafkaTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaSecurity:
+    """How a log on Kafka is reached. Secrets stand in files, which are read when the log is opened.
+
+    `certificate` is shown to brokers that ask for one; its key may stand in the same file. `ca` is trusted instead of
+    the system's authorities. With OAUTHBEARER, user and password are the client's id and secret (RFC 6749, section
+    4.4); `scope` (separated by spaces) and `audience` are what the token is asked to be for.
+    """
+
+    protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
+    mechanism: SaslMechanism | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    token_url: str | None = None
+    scope: str | None = None
+    audience: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What `gateway run` is told from outside; how events are treated stands in the rules alone."""
 
@@ -66,6 +114,11 @@ class Settings:
     role: Role = Role.ALL
     topic_prefix: str = "gateway."
     dev: bool = False
+    traces: str | None = None
+    """An OpenTelemetry collector's URL."""
+    traces_ratio: float = 1.0
+    """The share that is traced of what comes without a decision of its sender's."""
+    kafka: KafkaSecurity = KafkaSecurity()
 
 
 def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
@@ -91,13 +144,29 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
     default = Settings()
     settings = Settings(
         rules=setting("rules", _path, default.rules),
-        log=setting("log", _log, default.log),
+        log=setting("log", log_target, default.log),
         listen=setting("listen", _address, default.listen),
         admin=setting("admin", _address, default.admin),
-        role=setting("role", _role, default.role),
+        role=setting("role", _member_of(Role), default.role),
         topic_prefix=setting("topic_prefix", _topic_prefix, default.topic_prefix),
         dev=setting("dev", _boolean, default.dev),
+        traces=setting("traces", _http_url, default.traces),
+        traces_ratio=setting("traces_ratio", _ratio, default.traces_ratio),
+        kafka=KafkaSecurity(
+            protocol=setting("kafka_security_protocol", _member_of(SecurityProtocol), default.kafka.protocol),
+            mechanism=setting("kafka_sasl_mechanism", _member_of(SaslMechanism), None),
+            username=setting("kafka_sasl_username", str, None),
+            password_file=setting("kafka_sasl_password_file", _path, None),
+            token_url=setting("kafka_oauth_token_url", _http_url, None),
+            scope=setting("kafka_oauth_scope", str, None),
+            audience=setting("kafka_oauth_audience", str, None),
+            ca=setting("kafka_ssl_ca", _path, None),
+            certificate=setting("kafka_ssl_certificate", _path, None),
+            key=setting("kafka_ssl_key", _path, None),
+        ),
     )
+    if not problems and isinstance(settings.log, KafkaTarget):
+        problems += _contradictions(settings.kafka)
     if problems:
         raise UsageError("\n".join(problems))
     return settings
@@ -109,7 +178,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _log(text: str) -> EmbeddedTarget | KafkaTarget:
+def log_target(text: str) -> EmbeddedTarget | KafkaTarget:
+    """Read the URL of a log. Raises ValueError, which says what was expected."""
     scheme, separator, rest = text.partition("://")
     if "@" in rest:
         # The text isn't repeated: it may hold a password.
@@ -141,11 +211,60 @@ def _address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def _role(text: str) -> Role:
+def _member_of(kind: type[E]) -> Callable[[str], E]:
+    def parse(text: str) -> E:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"expected {', '.join(kind)}, got {text!r}") from None
+
+    return parse
+
+
+def _http_url(text: str) -> str:
+    # The text isn't repeated: it may hold a secret.
+    if not re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", text):
+        raise ValueError("expected an http or https URL without user and fragment, got another text")
+    return text
+
+
+def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:
+    """Tell what of the connection to Kafka is missing, or would silently not be used."""
+    protocol, mechanism = kafka.protocol, kafka.mechanism
+    if protocol.has_sasl:
+        needed: dict[str, object] = {
+            "sasl_mechanism": mechanism,
+            "sasl_username": kafka.username,
+            "sasl_password_file": kafka.password_file,
+        }
+        if mechanism is SaslMechanism.OAUTHBEARER:
+            needed["oauth_token_url"] = kafka.token_url
+        for name, value in needed.items():
+            if value is None:
+                yield f"GATEWAY_KAFKA_{name.upper()}: expected it with {mechanism or protocol}, got none"
+    sasl = {"sasl_mechanism": mechanism, "sasl_username": kafka.username, "sasl_password_file": kafka.password_file}
+    oauth = {"oauth_token_url": kafka.token_url, "oauth_scope": kafka.scope, "oauth_audience": kafka.audience}
+    tls = {"ssl_ca": kafka.ca, "ssl_certificate": kafka.certificate, "ssl_key": kafka.key}
+    for fields, is_used, expected, got in (
+        (sasl, protocol.has_sasl, "the security protocol SASL_SSL or SASL_PLAINTEXT", protocol),
+        (tls, protocol.has_tls, "the security protocol SSL or SASL_SSL", protocol),
+        (oauth, mechanism is SaslMechanism.OAUTHBEARER, "the mechanism OAUTHBEARER", mechanism or "none"),
+    ):
+        for name, value in fields.items():
+            if value is not None and not is_used:
+                yield f"GATEWAY_KAFKA_{name.upper()}: expected it with {expected}, got {got}"
+    if kafka.key is not None and kafka.certificate is None:
+        yield "GATEWAY_KAFKA_SSL_CERTIFICATE: expected it with GATEWAY_KAFKA_SSL_KEY, got none"
+
+
+def _ratio(text: str) -> float:
     try:
-        return Role(text)
+        ratio = float(text)
     except ValueError:
-        raise ValueError(f"expected {', '.join(Role)}, got {text!r}") from None
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"expected a number from 0 to 1, got {text!r}")
+    return ratio
 
 
 def _topic_prefix(text: str) -> str:

@@ -16,18 +16,20 @@ PEM = serialization.Encoding.PEM
 class Authority:
     """Signs certificates. `pem` is its own, self-signed."""
 
-    def __init__(self, name: str = "Test CA") -> None:
+    def __init__(self, name: str = "Test CA", *, life: timedelta = timedelta(days=1)) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.pem = self._sign(self._name, self._key.public_key(), is_authority=True)
+        self.pem = self._sign(self._name, self._key.public_key(), is_authority=True, life=life)
 
-    def issue(self, *names: str, passphrase: bytes | None = None) -> tuple[str, str]:
-        """Return a certificate for names and addresses, and its private key."""
+    def issue(
+        self, *names: str, passphrase: bytes | None = None, life: timedelta = timedelta(days=1)
+    ) -> tuple[str, str]:
+        """Return a certificate for names and addresses, and its private key. Its life may have ended."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         locked = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
         private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked).decode()
-        return self._sign(subject, key.public_key(), names), private
+        return self._sign(subject, key.public_key(), names, life=life), private
 
     def server(
         self, folder: Path, *names: str, clients: "Authority | None" = None, least: ssl.TLSVersion | None = None
@@ -55,6 +57,7 @@ class Authority:
         names: tuple[str, ...] = (),
         *,
         is_authority: bool = False,
+        life: timedelta = timedelta(days=1),
     ) -> str:
         now = datetime.now(UTC)
         ours = self._key.public_key()
@@ -64,8 +67,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now - timedelta(days=2))
+            .not_valid_after(now + life)
             # What VERIFY_X509_STRICT asks for, the default since Python 3.13.
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -38,9 +38,9 @@ def kafka() -> Iterator[str]:
     broker.stop()
 
 
-def start_broker(settings: Mapping[str, str] | None = None, port: int | None = None) -> Broker:
-    """Start a broker, as `start_kafka` does."""
-    return start_kafka(lambda: Broker.start(port=port, settings=settings))
+def start_broker(settings: Mapping[str, str] | None = None, port: int | None = None, **more: Any) -> Broker:
+    """Start a broker, as `start_kafka` does; `more` is what else `Broker.start` takes."""
+    return start_kafka(lambda: Broker.start(port=port, settings=settings, **more))
 
 
 def start_kafka(start: Callable[[], T]) -> T:

@@ -33,6 +33,7 @@ class GatewayProcess:
     """One process, on ports that it keeps over `kill` and `start`. `beside` is another one, whose port it shares.
 
     `through` is a command that ends by executing the one it is followed by: it prepares what the gateway runs in.
+    `command` is the gateway's own, of another version perhaps, and is run in `home`.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class GatewayProcess:
         environ: Mapping[str, str] | None = None,
         beside: "GatewayProcess | None" = None,
         through: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
+        home: Path = ROOT,
     ) -> None:
         self.port, self.admin_port = free_ports(2)
         if beside is not None:
@@ -54,7 +57,7 @@ class GatewayProcess:
         self.output = folder / f"gateway-{self.admin_port}.log"
         self._command = (
             *through,
-            *COMMAND,
+            *command,
             f"--rules={self.rules}",
             f"--log={log}",
             f"--listen=127.0.0.1:{self.port}",
@@ -62,6 +65,7 @@ class GatewayProcess:
             f"--topic-prefix={prefix}",
             "--dev",
         )
+        self._home = home
         self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._began_at = 0
@@ -91,7 +95,7 @@ class GatewayProcess:
                 stdout=output,
                 stderr=output,
                 env=self._environ,
-                cwd=ROOT,
+                cwd=self._home,
             )
 
     def signal(self, number: signal.Signals) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import cast
 
+import psutil
 from typing_extensions import override
 
 from tests.sink import Sink
@@ -27,6 +28,9 @@ SECRET = "It's a Secret to Everybody"
 NO_ANSWER = 0
 """The status of a request whose connection was refused or lost."""
 PACE = 0.002
+BUSY = 60.0
+"""Percent of the processor time of all cores."""
+SLOWER, LEAST_RATE = 0.75, 100.0
 NO_LIMIT = 1 << 30
 
 
@@ -43,10 +47,20 @@ class Sent:
 
 
 class Load:
-    """Sends events to a gateway's source `github`. `answers` has one entry for each request, in the order answered."""
+    """Sends events to a gateway's source `github`. `answers` has one entry for each request, in the order answered.
+
+    `first` is the number of its first event: several loads on one source need numbers of their own.
+    """
 
     def __init__(
-        self, port: int, *, rate: float, connections: int = 32, size: int = 1000, path: str = "/in/github"
+        self,
+        port: int,
+        *,
+        rate: float,
+        connections: int = 32,
+        size: int = 1000,
+        path: str = "/in/github",
+        first: int = 0,
     ) -> None:
         self.answers: list[Sent] = []
         self._port = port
@@ -55,7 +69,7 @@ class Load:
         self._filler = b"x" * size
         self._idle: deque[_Connection] = deque()
         self._connections = [_Connection(self) for _ in range(connections)]
-        self._next = 0
+        self._next = first
         self._acknowledged = 0
         self._in_flight = 0
         self._all_answered = asyncio.Event()
@@ -90,6 +104,18 @@ class Load:
         """Send at the rate for so long; returns when every request has its answer."""
         until = time.monotonic() + seconds
         await self._run(lambda: NO_LIMIT if time.monotonic() < until else 0)
+
+    async def send_at_ease(self, seconds: float) -> float:
+        """Send for so long, again and again and more slowly, until the machine has time to spare; return the rate.
+
+        Of one whose cores are all busy nobody could tell what the fault did that comes next.
+        """
+        while True:
+            psutil.cpu_percent()
+            await self.send_for(seconds)
+            if psutil.cpu_percent() < BUSY or self._rate <= LEAST_RATE:
+                return self._rate
+            self._rate = max(LEAST_RATE, SLOWER * self._rate)
 
     async def send_until(self, stopped: asyncio.Event) -> None:
         """Send at the rate until the event is set; returns when every request has its answer."""

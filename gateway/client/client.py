@@ -65,7 +65,7 @@ class Client:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._pool = _Pool(self._loop)
-        self._tokens = Tokens(self._ask_for_token, self._loop.time)
+        self._tokens = Tokens(self.ask_for_token, self._loop.time)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -133,7 +133,8 @@ class Client:
             self._tokens.accepted(token)
         return answer
 
-    async def _ask_for_token(self, outbound: Outbound, deadline: float) -> AnswerReader:
+    async def ask_for_token(self, outbound: Outbound, deadline: float) -> AnswerReader:
+        """Send what `Tokens` asks of a token endpoint. Raises NoTokenError."""
         try:
             return await self._post(outbound, deadline, keeps_body=True)
         except _FailedError as failure:

@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gateway.model import Delivery, ExpressionError, Headers
+from gateway.model import Delivery, ExpressionError, Headers, TraceContext
 from gateway.rules.expressions import Template, View
 from gateway.rules.rules import RESERVED_HEADERS, SIGNED_HEADERS, Access, Destination, RequestTemplate
 
@@ -30,14 +30,21 @@ class Outbound:
     access: Access | None = field(default=None, repr=False)
 
 
-def compose(delivery: Delivery, destination: Destination, template: RequestTemplate | None, *, now: float) -> Outbound:
+def compose(
+    delivery: Delivery,
+    destination: Destination,
+    template: RequestTemplate | None,
+    *,
+    now: float,
+    trace: TraceContext | None = None,
+) -> Outbound:
     """Make the request of a delivery's next attempt, at `now`.
 
     A later line replaces headers of the same name from an earlier one: the provider's, the template's, the
     destination's, ours. A template with a body drops the headers that described the old one. Ours are
     `gateway-event-id`, `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and where the destination has signing
     secrets `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`. A `traceparent` is passed on if
-    it is a valid one.
+    it is a valid one; with a `trace`, it and `tracestate` are ours instead.
 
     Raises ExpressionError when the template can't be rendered, or a header's value would end its line.
     """
@@ -57,6 +64,11 @@ def compose(delivery: Delivery, destination: Destination, template: RequestTempl
         _add(added, name, text.encode("utf-8", "surrogateescape"), f"destinations.{destination.name}.headers")
     headers = _passed(event.headers, added, is_body_new=is_body_new)
     headers += added.values()
+    if trace is not None:
+        headers = [pair for pair in headers if pair[0].lower() not in _TRACE]
+        headers.append((b"traceparent", trace.traceparent.encode("ascii")))
+        if trace.tracestate:
+            headers.append((b"tracestate", trace.tracestate.encode("ascii")))
     if destination.sign:
         headers = [pair for pair in headers if not pair[0].lower().startswith(_SIGNED)]
     number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
@@ -96,7 +108,7 @@ def _passed(headers: Headers, added: Iterable[bytes], *, is_body_new: bool) -> l
     if b"traceparent" in names:
         parents = [value for name, value in headers if name.lower() == b"traceparent"]
         if len(parents) > 1 or not _is_traceparent(parents[0]):
-            dropped |= {b"traceparent", b"tracestate"}  # Trace Context, section 3.3.1: both or none
+            dropped |= _TRACE  # Trace Context, section 3.3.1: both or none
     if is_body_new:
         dropped = dropped.union([name for name in names if _describes_body(name)])
     return [pair for name, pair in zip(names, headers, strict=True) if name not in dropped]
@@ -137,6 +149,7 @@ _RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
 _SIGNED = SIGNED_HEADERS.encode()
 _NOT_PASSED = _RESERVED | _CREDENTIALS
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
+_TRACE = frozenset((b"traceparent", b"tracestate"))
 _TRACEPARENT = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.DOTALL
 )

@@ -8,6 +8,8 @@
         │               3 probes in a row answered
         └─▶ OPEN, twice the open time, by the same rule as CLOSED
 
+An operator's kick ends the open time, and the next one is the first again.
+
 A failure is no answer, a 5xx, or no token to ask with. Every other status is an answer: a 429 throttles and a 404 is
 the event's affair.
 """
@@ -142,6 +144,14 @@ class Breaker:
             case _:
                 assert_never(self.state)
 
+    def kick(self) -> None:
+        """Let a probe out at once, and the next one 5 s after its failure: somebody believes that it is mended.
+
+        What is under way already is still waited for.
+        """
+        if self.state is not State.CLOSED:
+            self._open_time = 0.0
+
     def retry_at(self, now: float) -> float:
         """Return the earliest time for which a delivery that isn't allowed now can be put off.
 
@@ -172,7 +182,8 @@ class Breaker:
         if self.state is State.CLOSED:
             self._open_time = self.policy.open_time
         else:
-            self._open_time = min(2 * self._open_time, self.policy.max_open_time)
+            doubled = max(self.policy.open_time, 2 * self._open_time)  # a kick leaves nothing to double
+            self._open_time = min(doubled, self.policy.max_open_time)
         self.state = State.OPEN
         self._opened_at = now
 

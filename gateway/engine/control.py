@@ -168,8 +168,11 @@ class Control:
         self.orders: dict[str, Order] = {}
         self.settlements = 0
         """How many ends of orders about dead letters have been applied: when it rises, fewer letters may be open."""
+        self.kicks = 0
+        """How many kicks have been carried out."""
         self._paused: frozenset[str] = frozenset()
         self._markers: dict[str, Order] = {}
+        self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
         self._settled = _Settled()
         for order in orders:
             self.apply(order)
@@ -180,6 +183,9 @@ class Control:
                 self._markers.pop(order.name, None)
             else:
                 self._markers[order.name] = order
+                if order.name.startswith("kick/"):
+                    self.kicks += 1
+                    self._last_kicks[order.name.removeprefix("kick/")] = self.kicks
             return
         before = self.orders.get(order.key)
         if order.state == "gone":
@@ -210,6 +216,10 @@ class Control:
         """Return when the last kick of either was carried out, by the log's clock; 0.0 if none was."""
         keys = (f"kick/destination/{destination}", f"kick/route/{route}")
         return max([self._markers[key].at for key in keys if key in self._markers], default=0.0)
+
+    def kicked_after(self, count: int) -> list[str]:
+        """Return the names ("route/…" or "destination/…") whose kick was carried out after that many others."""
+        return [name for name, number in self._last_kicks.items() if number > count]
 
     def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
         """Tell whether a job of a pause or a kick has had its look at a record."""

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from structlog.typing import FilteringBoundLogger
 
@@ -35,7 +35,9 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivered,
+    Delivery,
     Dropped,
+    Event,
     ExpressionError,
     Outcome,
     RecordTooLargeError,
@@ -44,7 +46,10 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.rules.rules import Destination, OnGone, Rules
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Histogram, Metrics
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Span, Traces
 
 LONGEST_STAY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
@@ -63,6 +68,15 @@ FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
 
 
+LATE = 30.0
+"""Seconds from an event's receipt, or from its replay, after which its delivery is late."""
+
+
+def is_late(delivery: Delivery, at: float) -> bool:
+    """Tell whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
+    return bool(delivery.route) and at - (delivery.since or delivery.event.received_at) > LATE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What a process hands to the parts of its engine."""
@@ -74,6 +88,7 @@ class Surroundings:
     metrics: Metrics
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
+    traces: "Traces | None" = None
 
 
 class Client(Protocol):
@@ -95,11 +110,13 @@ class Dispatcher:
         self._metrics = metrics = around.metrics
         self._logger = logger = around.logger
         self._sleep = sleep = around.sleep
+        self._traces = around.traces
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._lanes: dict[str, Lane] = {}
         self._busy: dict[str, Lane] = {}  # those in which something waits, or did a moment ago: there may be thousands
         self._used: dict[str, Destination] = {}  # as each lane was last told of it
         self._share = 1.0
+        self._kicks_heard = 0
         self._pausing: set[str] = set()
         self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
@@ -172,6 +189,7 @@ class Dispatcher:
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
+        self._note_late(item, max(due, now))
         tracker = item.pending.tracker
         if tracker.owner.keeps_order:
             self.wait(item, due)
@@ -245,6 +263,7 @@ class Dispatcher:
         self._used[lane.name] = destination
 
     def _lane(self, name: str) -> Lane:
+        self._hear_kicks()  # before anything that a kick has brought on is offered
         lane = self._lanes.get(name)
         if lane is None:
             destination = self._rules().destinations[name]
@@ -252,6 +271,22 @@ class Dispatcher:
             self._lanes[name] = lane
             self._limit(lane, destination)
         return lane
+
+    def _hear_kicks(self) -> None:
+        """Have the breakers of what was kicked let a probe out."""
+        if self._kicks_heard == self._control.kicks:
+            return
+        routes = self._rules().routes
+        kicked: set[str] = set()
+        for place in self._control.kicked_after(self._kicks_heard):
+            kind, _, name = place.partition("/")
+            if kind == "destination":
+                kicked.add(name)
+            elif name in routes:
+                kicked.update(routes[name].destinations)
+        for name in kicked & self._lanes.keys():
+            self._lanes[name].breaker.kick()
+        self._kicks_heard = self._control.kicks
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that the lane may start."""
@@ -271,6 +306,7 @@ class Dispatcher:
         now = self._log.now()
         delivery = item.delivery
         attempt: Attempt | None = None
+        span: Span | None = None
         try:
             rules = self._rules()
             route = rules.routes.get(delivery.route)
@@ -286,7 +322,9 @@ class Dispatcher:
                 owner.resume(item, now)
                 return
             number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
-            outbound = compose(delivery, destination, route.request, now=now)
+            span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
+            trace = None if span is None else span.context
+            outbound = compose(delivery, destination, route.request, now=now, trace=trace)
             try:
                 async with asyncio.timeout(None) as item.scope:
                     attempt = await self._client.attempt(outbound, timeout=destination.timeout, number=number)
@@ -311,12 +349,14 @@ class Dispatcher:
             return
         finally:
             item.scope = None
+            if span is not None:
+                span.attempted(attempt)
             if attempt is None:
                 lane.cancelled(item, self._log.now())
             else:
                 lane.finished(item, attempt, now)
         self._metrics.attempts.labels(lane.name, attempt.result).inc()
-        self._metrics.attempt_duration.labels(lane.name).observe(attempt.seconds)
+        _observe(self._metrics.attempt_duration.labels(lane.name), attempt.seconds, delivery.event)
         if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
             self._pause(destination.name)
         self._follow(item, attempt, verdict)
@@ -403,7 +443,8 @@ class Dispatcher:
         else:
             item.is_waiting = False
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-            self._spawn(partial(self._write, item, topic, end), "worker-successor")
+            write = self._write if self._traces is None else partial(self._write_traced, self._traces)
+            self._spawn(partial(write, item, topic, end), "worker-successor")
 
     async def _write(self, item: Item, topic: str, end: DeadLettered | None) -> None:
         def is_wanted() -> bool:
@@ -422,6 +463,12 @@ class Dispatcher:
                 self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0)
         self._finish(item)
 
+    async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
+        with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
+            if end is not None:
+                span.tell({"gateway.reason": end.reason})
+            await self._write(item, topic, end)
+
     def _finish(self, item: Item) -> None:
         item.pending.left -= 1
         item.pending.tracker.owner.finished(item)
@@ -431,10 +478,12 @@ class Dispatcher:
         delivery = item.delivery
         event = delivery.event
         seconds = self._log.now() - event.received_at
+        if seconds > LATE:
+            self._note_late(item, self._log.now())
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
-            self._metrics.delivery_duration.labels(delivery.route).observe(seconds)
+            _observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
         elif isinstance(outcome, DeadLettered):
             name = "dead_lettered"
             detail = {"reason": outcome.reason}
@@ -443,6 +492,8 @@ class Dispatcher:
         else:
             name = "dropped"
             detail = {"detail": outcome.detail}
+        if event.trace is not None and (trace_id := event.trace.recorded_id) is not None:
+            detail["trace_id"] = trace_id
         self._metrics.deliveries.labels(delivery.route, delivery.destination, name).inc()
         self._logger.info(
             "delivery_finished",
@@ -457,12 +508,19 @@ class Dispatcher:
             **detail,
         )
 
+    def _note_late(self, item: Item, at: float) -> None:
+        """Count a delivery as late, once, if it hasn't ended at a time that is or will be too late."""
+        if not item.is_late and is_late(item.delivery, at):
+            item.is_late = True
+            self._metrics.deliveries_late.labels(item.delivery.route).inc()
+
     # The loop, and the end of it.
 
     async def run(self) -> None:
         """Let in what has become due and start or spill what waits, for ever."""
         while True:
             await self._sleep(self._until_next_look())
+            self._hear_kicks()
             now = self._log.now()
             count = 0
             while self._soon and self._soon[0][0] <= now and not self._is_draining:
@@ -538,3 +596,12 @@ class Dispatcher:
             await work()
         finally:
             self._under_way.discard(task)
+
+
+def _observe(histogram: Histogram, seconds: float, event: Event) -> None:
+    """Count a duration; the event's trace, if it is recorded, is its exemplar."""
+    trace_id = None if event.trace is None else event.trace.recorded_id
+    if trace_id is None:
+        histogram.observe(seconds)
+    else:
+        histogram.observe_traced(seconds, trace_id)

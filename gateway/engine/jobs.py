@@ -9,6 +9,7 @@ Replays of events take hours where they are told to; they are made beside all ot
 
 import asyncio
 from array import array
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -23,7 +24,7 @@ from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
 from gateway.engine.successors import Successors
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
-from gateway.log.records import Filed, decode_delivery
+from gateway.log.records import Filed, decode_delivery, note_of
 from gateway.log.topics import DAY, JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
 from gateway.rules.rules import Rules
@@ -135,6 +136,8 @@ class Jobs:
         self._settlements = 0
         self._counted: dict[str, int] = {}  # up to where dead letters were read
         self._open: dict[int, array[int]] = {}  # the offsets of the open ones, by partition
+        self._parked_to: dict[str, int] | None = None  # up to where the parked were read
+        self._parked: dict[tuple[str, int], array[int]] = {}  # the offsets of what isn't resumed, by name and partition
         self._partition = Partition(topics.control, 0)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
@@ -143,12 +146,15 @@ class Jobs:
                 self._progress = Progress(assignment.commit, assignment.log_start)
                 self._swept = None
                 self._counted, self._open = {}, {}
+                self._parked_to, self._parked = None, {}
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         if self._partition not in partitions or self._progress is None:
             return {}
         commit = self._progress.committable()
         self._progress = None
+        for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
+            backlog.set(0)  # another process tells of it
         await self._replays.let_go()
         return {} if commit is None else {self._partition: commit}
 
@@ -202,6 +208,7 @@ class Jobs:
         if self._progress is not None and now >= self._next_sweep:
             await self._sweep()
             await self._count_dead()
+            await self._count_parked()
             await self._forget()
             self._next_sweep = now + SWEEP_EVERY
         if now >= self._next_look:
@@ -351,6 +358,26 @@ class Jobs:
             if offsets and offsets[0] < start:
                 self._open[number] = array("q", [offset for offset in offsets if offset >= start])
         self._metrics.dead_letter_backlog.set(sum(map(len, self._open.values())))
+
+    async def _count_parked(self) -> None:
+        """Count what is parked: what came since the last look, as far as no resumption has scanned it."""
+        control, topic = self._follower.control, self._topics.parked
+        bounds = await self._log.bounds(topic)
+        ends = {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
+        if self._parked_to is None:
+            markers = [control.marker(order.key) for order in control.orders.values() if order.kind == "pause"]
+            firsts = {key: [marker.get(key, 0) for marker in markers] for key in ends}
+            self._parked_to = {key: min(firsts[key], default=end) for key, end in ends.items()}
+        seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
+        async for partition, record in self._records(topic, seen, ends):
+            where = (note_of(record).get("by", ""), partition.number)
+            parked.setdefault(where, array("q")).append(record.offset)
+            seen[f"{topic}/{partition.number}"] = record.offset + 1
+        for (name, number), offsets in parked.items():
+            scanned = control.marker(f"pause/{name}").get(f"{topic}/{number}", 0)
+            del offsets[: bisect_left(offsets, max(scanned, bounds[number][0]))]
+        if self._progress is not None:
+            self._metrics.parked_backlog.set(sum(map(len, parked.values())))
 
     async def _forget(self) -> None:
         """Give up the keys of orders that can't be about anything any more: the control topic would grow for ever."""

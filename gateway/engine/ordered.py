@@ -122,6 +122,13 @@ class Ordered(Member):
         if not is_matched:
             self.done(pending)
             return
+        traces = self._around.traces
+        if traces is not None:
+            with traces.process(
+                event, group=self._group, topic=self.topic, partition=tracker.partition.number, offset=record.offset
+            ) as span:
+                span.tell({"gateway.routes": [self.route]})
+            event = replace(event, trace=span.context)
         delivery = Delivery(
             id=delivery_id(event.id, self.route, self.destination),
             event=event,

@@ -10,10 +10,11 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 import asyncio
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings
+from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
@@ -148,7 +149,14 @@ class Router(Member):
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
-        return self._fan_out(pending, event, {}, 0, now)
+        traces = self._around.traces
+        if traces is None:
+            return self._fan_out(pending, event, {}, 0, now)
+        topic, partition = tracker.partition
+        with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
+            pressed = self._fan_out(pending, replace(event, trace=span.context), {}, 0, now)
+            span.tell({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
+        return pressed
 
     def _fan_out(
         self, pending: Pending, event: Event, note: Mapping[str, str], successor: int, now: float
@@ -258,6 +266,7 @@ class Router(Member):
             self.done(pending)
             return
         item = pending.add(delivery, is_retry=True, note=filed.note)
+        item.is_late = is_late(delivery, max(delivery.due, filed.at))  # and was counted by who filed it
         if now < min(delivery.due, filed.at + delay):
             # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
             self._dispatch.wait(item, filed.at + delay)

@@ -83,7 +83,8 @@ class Item:
 
     `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
     `proven_at` is when (by the loop's clock) a commit was sent that proves that its partition is ours still.
-    `is_tried` tells of attempts that no record knows of yet, `is_doubtful` of one that began in doubt of an answer.
+    `is_tried` tells of attempts that no record knows of yet, `is_doubtful` of one that began in doubt of an answer,
+    `is_late` that it has been counted as late.
     """
 
     delivery: Delivery
@@ -95,6 +96,7 @@ class Item:
     is_waiting: bool = False
     is_tried: bool = False
     is_doubtful: bool = False
+    is_late: bool = False
     proven_at: float = -math.inf
     scope: Scope | None = None
     end: DeadLettered | None = None

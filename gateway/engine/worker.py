@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
@@ -15,6 +16,9 @@ from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Traces
 
 REPEAT = 1.0
 DRAIN_TIMEOUT = 20.0
@@ -35,9 +39,17 @@ class Worker:
         metrics: Metrics,
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        traces: "Traces | None" = None,
     ) -> None:
         self._around = Surroundings(
-            log=log, topics=topics, rules=rules, control=control, metrics=metrics, logger=logger, sleep=sleep
+            log=log,
+            topics=topics,
+            rules=rules,
+            control=control,
+            metrics=metrics,
+            logger=logger,
+            sleep=sleep,
+            traces=traces,
         )
         self._dispatch = Dispatcher(self._around, client)
         self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)

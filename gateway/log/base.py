@@ -7,6 +7,7 @@ survives any crash. `tests/log/test_contract.py` holds every implementation to w
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 RecordHeaders = Sequence[tuple[str, bytes]]
 
@@ -16,6 +17,11 @@ class Partition(NamedTuple):
 
     topic: str
     number: int
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the number of the partition, of so many, that a record of this key goes to."""
+    return crc32(key) % partitions  # Java's murmur2 costs 7 µs in Python.
 
 
 class Record(NamedTuple):

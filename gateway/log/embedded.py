@@ -59,6 +59,7 @@ RETRY_INTERVAL = 0.25  # Seconds from a failed read to the next.
 SWEEP_RECORDS = 1000  # Deleted at a time; appends come in between.
 SWEEP_PAGES = 256  # Given back to the file system at a time.
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
+BACKUP_PATIENCE = 30.0  # Seconds to wait for a lock that recovery or the owner's start holds.
 INSERT_TRIES = 10  # Each lost one means that another process has appended meanwhile.
 
 APPLICATION_ID = 0x67776C67  # "gwlg" tells our files from other SQLite databases.
@@ -397,6 +398,32 @@ class EmbeddedLog:
         self._reader.shutdown()
         if has_ended:  # Else the disk hangs, and the file stays ours while the process lives.
             self._file.close()
+
+
+def back_up(path: Path, copy: Path) -> int:
+    """Write a copy of a log as it is at this moment, beside its owner, and return its bytes; blocks until it is synced.
+
+    What was acknowledged before the call is in it. `copy` is replaced once it is whole. Appends go on meanwhile; the
+    WAL grows by them until the copy is made. Raises UsageError where there is no log, or no room for the copy.
+    """
+    file = _File(path, is_owner=False, busy_timeout=BACKUP_PATIENCE, clock=time.time)
+    partial_copy = copy.with_name(f"{copy.name}.part")
+    try:
+        partial_copy.unlink(missing_ok=True)
+        # A database that is opened anew would be made for everybody to read.
+        os.close(os.open(partial_copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        file.reader.execute("VACUUM INTO ?", (str(partial_copy),))  # Of one snapshot, and without a WAL beside it.
+        _sync(partial_copy)  # SQLite leaves that to whoever wants it.
+        partial_copy.replace(copy)
+        _sync(copy.parent)
+        return copy.stat().st_size
+    except (sqlite3.Error, OSError) as error:
+        with suppress(OSError):
+            partial_copy.unlink(missing_ok=True)
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+        raise UsageError(f"{copy}: expected room for a copy of {path}, got: {reason}") from error
+    finally:
+        file.close()
 
 
 class EmbeddedConsumer:
@@ -797,6 +824,14 @@ class _File:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lock_file(path: Path) -> int:

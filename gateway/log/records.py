@@ -1,6 +1,7 @@
 """How events and deliveries are written into records: CloudEvents 1.0, Kafka binding, binary mode.
 
-The value is the body, byte for byte. `ce_*` and `content-type` are CloudEvents'; `gw_*` are ours beside them:
+The value is the body, byte for byte. `ce_*` and `content-type` are CloudEvents' (`ce_traceparent` and `ce_tracestate`,
+its extension for distributed tracing, only where the gateway traces); `gw_*` are ours beside them:
 
     gw_v         format version, "1"
     gw_at        when the event was received, Unix seconds
@@ -17,6 +18,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-proto
 
 import hashlib
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +29,17 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.log.base import Partition, Record
-from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Headers, Result, UndecodableRecordError
+from gateway.model import (
+    Attempt,
+    Delivery,
+    DeliveryId,
+    Event,
+    EventId,
+    Headers,
+    Result,
+    TraceContext,
+    UndecodableRecordError,
+)
 
 FORMAT = b"1"
 SIGHTING = struct.Struct(">16s8sQQ")
@@ -79,6 +91,10 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
         headers.append(("gw_query", event.query.encode("utf-8", "surrogateescape")))
     if event.key is not None:
         headers.append(("gw_key", event.key.encode("utf-8", "surrogateescape")))
+    if event.trace is not None:
+        headers.append(("ce_traceparent", event.trace.traceparent.encode("ascii")))
+        if event.trace.tracestate:
+            headers.append(("ce_tracestate", event.trace.tracestate.encode("ascii")))
     return headers
 
 
@@ -123,6 +139,15 @@ def decode_delivery(record: Record) -> Filed:
         return Filed(delivery=delivery, note=note, at=_time(state["at"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecordError(f"gw_delivery: expected a delivery's state, got {error!r}") from error
+
+
+def note_of(record: Record) -> Mapping[str, str]:
+    """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
+    try:
+        note = orjson.loads(dict(record.headers)["gw_delivery"])["note"]
+        return {name: _text(text) for name, text in note.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def fingerprint(event: Event) -> bytes:
@@ -177,11 +202,23 @@ def _event(fields: Mapping[str, bytes], value: bytes) -> Event:
             headers=split_headers(fields["gw_headers"]),
             query=fields.get("gw_query", b"").decode("utf-8", "surrogateescape"),
             body=value,
+            trace=_trace(fields) if "ce_traceparent" in fields else None,
         )
     except KeyError as error:
         raise UndecodableRecordError(f"{error.args[0]}: expected this record header, got none") from error
     except (TypeError, ValueError, AttributeError) as error:  # another client may have written a header without a value
         raise UndecodableRecordError(f"record headers: expected those of an event, got {error}") from error
+
+
+def _trace(fields: Mapping[str, bytes]) -> TraceContext | None:
+    """Return the context, or none where it isn't one: the event matters more."""
+    if not _TRACEPARENT.fullmatch(fields["ce_traceparent"]):
+        return None
+    state = fields.get("ce_tracestate", b"")
+    return TraceContext(fields["ce_traceparent"].decode("ascii"), state.decode("ascii") if state.isascii() else "")
+
+
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def _text(value: object) -> str:

@@ -28,9 +28,8 @@ def admin_application(
     while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`.
     """
 
-    async def show_metrics(_: web.Request) -> web.Response:
-        # A thread, since a thousand routes take tens of milliseconds to render.
-        text, content_type = await asyncio.to_thread(exposition, registry)
+    async def show_metrics(request: web.Request) -> web.Response:
+        text, content_type = await exposition(registry, request.headers.get("Accept", ""))
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def show_livez(_: web.Request) -> web.Response:

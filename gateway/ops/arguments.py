@@ -10,6 +10,7 @@ from typing_extensions import override
 from gateway.model import DeadReason
 from gateway.ops.output import Output
 from gateway.rules.schema import parse_rate
+from gateway.settings import log_target
 from gateway.verify.keys import parse_duration, signing_key
 
 
@@ -161,7 +162,25 @@ def order_arguments(parser: Parser) -> None:
     wait_arguments(parser)
 
 
+def migrate_arguments(parser: Parser) -> None:
+    parser.add_argument("--from", dest="source", type=log_url, required=True, metavar="URL", help="sqlite:///FILE")
+    about = "kafka://HOST:PORT[,HOST:PORT]"
+    parser.add_argument("--to", dest="log", type=log_url, required=True, metavar="URL", help=about)
+
+
+def backup_arguments(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="where to; what is there already is replaced in one step")
+
+
 # ---- Kinds of values ----
+
+
+def log_url(text: str) -> str:
+    try:
+        log_target(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def duration(text: str) -> float:

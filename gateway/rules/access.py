@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from gateway.rules.rules import Tls
+from cryptography import x509
+
+from gateway.rules.rules import Rules, Tls
 
 CONTEXTS = 1024
 """Contexts that reloads find again: one with the system's trust costs 25 ms and half a megabyte."""
@@ -40,6 +42,35 @@ def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
         None if certificate is None else _blocks("certificate", certificate, "CERTIFICATE"),
         None if key is None else _blocks("key", key, "PRIVATE KEY"),
     )
+
+
+def certificate_ends(rules: Rules) -> dict[str, float]:
+    """Return until when (Unix seconds) what the destinations name holds: `ci/certificate`, `ci/ca`.
+
+    Blocks for a while: not for the event loop.
+    """
+    ends: dict[str, float] = {}
+    for name, destination in rules.destinations.items():
+        tls = None if destination.access is None else destination.access.tls
+        if tls is not None:
+            ends |= {f"{name}/{kind}": end for kind, end in ends_of(tls).items()}
+    return ends
+
+
+def ends_of(tls: Tls) -> dict[str, float]:
+    """Return until when (Unix seconds) `ca` and `certificate` hold; of several in one text the first to end counts."""
+    texts = {"ca": tls.ca, "certificate": tls.certificate}
+    found = {kind: _end_of(text) for kind, text in texts.items() if text is not None}
+    return {kind: end for kind, end in found.items() if end is not None}
+
+
+@lru_cache(maxsize=CONTEXTS)
+def _end_of(text: str) -> float | None:
+    try:
+        certificates = x509.load_pem_x509_certificates(text.encode("ascii"))
+    except ValueError:
+        return None  # OpenSSL takes some that a strict reader doesn't
+    return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
 
 
 @lru_cache(maxsize=CONTEXTS)

@@ -7,17 +7,19 @@ The series are our own; `prometheus_client` tells of the process, and is how oth
 increment cost 0.3 µs and an observation 0.7, ours 0.03 and 0.12, where an event has some fifty microseconds in all.
 """
 
-import threading
+import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from typing_extensions import override
@@ -56,6 +58,10 @@ REJECTIONS = (
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 RELOADS = ("ok", "error")
+FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
+# What can't be read has no route.
+DEAD_REASONS = tuple([reason for reason in DeadReason if reason is not DeadReason.UNDECODABLE])
+SPANS = ("exported", "failed", "dropped")
 
 # A webhook is acknowledged in about a millisecond and must be within seconds; destinations may take a minute.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -63,8 +69,10 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 DAYS = (*SECONDS[2:], 300.0, 1800.0, 7200.0, 43200.0, 86400.0, 259200.0)
 
 
-SERIES_AT_ONCE, PAUSE = 1000, 0.001
-"""A long page is written with pauses of so many seconds, in which the event loop has the interpreter to itself."""
+SLICE = 0.0005
+"""Seconds for which a page is written before everything else on the event loop has its turn."""
+AT_ONCE = 50
+"""Series written between two looks at how long it took: half a millisecond where all of them are histograms."""
 
 Labels = tuple[str, ...]
 
@@ -97,12 +105,20 @@ class Single:
         self._shown: float | None = None
         self._text = b""
 
-    def render(self, name: str, labels: Labels, values: Labels) -> bytes:
+    @staticmethod
+    def template(name: str, labels: Labels) -> str:
+        """Return what is filled with the escaped label values and the value."""
+        return f"{name}{_braced(labels)} %r\n"
+
+    def write(self, template: str, values: Labels) -> bytes:
         value = self.value
         if value != self._shown:
-            self._text = f"{name}{_braced(_told(labels, values))} {value!r}\n".encode()
+            self._text = (template % (*map(_escaped, values), value)).encode()
             self._shown = value
         return self._text
+
+    def write_with_exemplars(self, template: str, values: Labels) -> bytes:
+        return self.write(template, values)
 
 
 class Counter(Single):
@@ -126,14 +142,18 @@ class Gauge(Single):
 
 
 class Histogram:
-    """How values spread over buckets, of which each counts what is at most its bound."""
+    """How values spread over buckets, of which each counts what is at most its bound.
 
-    __slots__ = ("_bounds", "_counts", "_shown", "_sum", "_text")
+    `observe_traced` keeps the value and its trace as the bucket's exemplar, until a newer one comes.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_shown", "_sum", "_text")
     KIND = "histogram"
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+        self._exemplars: dict[int, bytes] = {}
         self._sum = 0.0
         self._shown: int | None = None
         self._text = b""
@@ -142,20 +162,37 @@ class Histogram:
         self._sum += value
         self._counts[bisect_left(self._bounds, value)] += 1  # last, as another thread tells by it that it has changed
 
-    def render(self, name: str, labels: Labels, values: Labels) -> bytes:
+    def observe_traced(self, value: float, trace_id: str) -> None:
+        self.observe(value)
+        exemplar = f' # {{trace_id="{trace_id}"}} {value!r} {time.time():.3f}'
+        self._exemplars[bisect_left(self._bounds, value)] = exemplar.encode()
+
+    def template(self, name: str, labels: Labels) -> str:
+        """Return what is filled, after the label values, with the count of each bucket, the sum and the count."""
+        inside = _braced(labels)
+        start = f"{inside[:-1]}," if labels else "{"
+        # Each line has all of the labels: they are put in first, where the counts aren't touched.
+        lines = [f'{name}_bucket{start}le="{bound!r}"}} %%d\n' for bound in self._bounds]
+        lines += [f'{name}_bucket{start}le="+Inf"}} %%d\n', f"{name}_sum{inside} %%r\n", f"{name}_count{inside} %%d\n"]
+        return "".join(lines)
+
+    def write(self, template: str, values: Labels) -> bytes:
         *counts, total = accumulate(self._counts)
         if total != self._shown:
-            text = _told(labels, values)
-            start = f"{name}_bucket{{{text},le=" if text else f"{name}_bucket{{le="
-            lines = [f'{start}"{bound!r}"}} {count}\n' for bound, count in zip(self._bounds, counts, strict=True)]
-            lines += [
-                f'{start}"+Inf"}} {total}\n',
-                f"{name}_sum{_braced(text)} {self._sum!r}\n",
-                f"{name}_count{_braced(text)} {total}\n",
-            ]
-            self._text = "".join(lines).encode()
+            told = tuple([_escaped(value).replace("%", "%%") for value in values])
+            lines = template % (told * (len(counts) + 3))
+            self._text = (lines % (*counts, total, self._sum, total)).encode()
             self._shown = total
         return self._text
+
+    def write_with_exemplars(self, template: str, values: Labels) -> bytes:
+        text = self.write(template, values)
+        if not self._exemplars:
+            return text
+        lines = text.split(b"\n")
+        for index, exemplar in self._exemplars.copy().items():
+            lines[index] += exemplar
+        return b"\n".join(lines)
 
 
 Series = TypeVar("Series", Counter, Gauge, Histogram)
@@ -170,8 +207,13 @@ class Family(dict[Labels, Series], Generic[Series]):
     def __init__(self, make: Callable[[], Series], name: str, text: str, labels: Labels) -> None:
         self._make: Callable[[], Series] = make
         self._name = name
-        self._head = f"# HELP {name} {text}\n# TYPE {name} {make().KIND}\n".encode()
         self._labels = labels
+        one = make()
+        self._template = one.template(name, labels)
+        self._head = f"# HELP {name} {text}\n# TYPE {name} {one.KIND}\n".encode()
+        family = name.removesuffix("_total")  # OpenMetrics names a counter without what its samples end in
+        unit = f"# UNIT {family} seconds\n" if family.endswith("_seconds") else ""
+        self._open_head = f"# HELP {family} {text}\n# TYPE {family} {one.KIND}\n{unit}".encode()
 
     def labels(self, *values: str) -> Series:
         return self[values]
@@ -189,20 +231,23 @@ class Family(dict[Labels, Series], Generic[Series]):
         for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
             del self[values]
 
-    def render(self) -> bytes:
-        parts = [self._head]
-        for values, series in list(self.items()):  # copied at once, as far as other threads can tell
-            parts.append(series.render(self._name, self._labels, values))
-            if len(parts) % SERIES_AT_ONCE == 0:
-                time.sleep(PAUSE)
-        return b"".join(parts)
+    def pieces(self, *, is_open: bool) -> Iterator[bytes]:
+        """Write all of it, in the text format or in OpenMetrics, a few series at a time."""
+        template = self._template
+        yield self._open_head if is_open else self._head
+        series = list(self.items())  # copied at once, as far as others can tell
+        for start in range(0, len(series), AT_ONCE):
+            some = series[start : start + AT_ONCE]
+            if is_open:
+                yield b"".join([each.write_with_exemplars(template, values) for values, each in some])
+            else:
+                yield b"".join([each.write(template, values) for values, each in some])
 
 
 class Metrics(Collector):
-    """Every metric of one process, exposed through a registry. Only one thread may count, another may collect."""
+    """Every metric of one process, exposed through a registry. Only one thread may count, others may collect."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._rendering = threading.Lock()
+    def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915 - a statement for each metric
         self._families: list[Family[Counter] | Family[Gauge] | Family[Histogram]] = []
         self._names: tuple[frozenset[str], frozenset[str], frozenset[tuple[str, str]]] = (
             frozenset(),
@@ -239,11 +284,15 @@ class Metrics(Collector):
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
         self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")
+        self.deliveries_late = counter(
+            "deliveries_late", "Deliveries known to end later than 30 s after their event's receipt.", "route"
+        )
         self.retries = counter("retries", "Attempts that will be made again, by why.", "route", "reason")
         self.dead_letters = counter("dead_letters", "Dead letters, by why.", "route", "destination", "reason")
         self.spills = counter("spills", "Deliveries written to the retry store, by why.", "destination", "reason")
         self.records_lost = counter("records_lost", "Records that the log deleted before they were done.", "topic")
         self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
+        self.spans = counter("spans", "Spans of traces, by what became of them.", "result")
 
         self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")
         self.append_duration = histogram("append_duration", "An append to the log.").labels()
@@ -252,12 +301,18 @@ class Metrics(Collector):
             "delivery_duration", "From the event's receipt to its delivery.", "route", bounds=DAYS
         )
 
+        self.event_loop_lag = histogram("event_loop_lag", "How late the event loop was, four times a second.").labels()
+
+        self.last_event_timestamp = gauge(
+            "last_event_timestamp_seconds", "When this process last accepted an event; 0 before the first.", "source"
+        )
         self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts under way.", "destination")
         self.deliveries_waiting = gauge("deliveries_waiting", "Deliveries queued in this process.", "destination")
         self.oldest_undone = gauge("oldest_undone_seconds", "Age of the oldest event that isn't done.", "topic")
         self.log_lag = gauge("log_lag_records", "Records that wait to be read.", "topic")
         self.retry_backlog = gauge("retry_backlog", "Records that wait in a retry tier.", "tier")
         self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
+        self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
         self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
         where = ("route", "destination", "topic")
@@ -274,6 +329,12 @@ class Metrics(Collector):
         self.rules_loaded_timestamp = gauge(
             "rules_loaded_timestamp_seconds", "When the rules in force were loaded."
         ).labels()
+        self.rules_refused = gauge(
+            "rules_refused", "1 while the rules on disk are refused, and older ones are in force."
+        ).labels()
+        self.certificate_expiry_timestamp = gauge(
+            "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text ends.", "name"
+        )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log answers.").labels()
         self.build_info = gauge("build_info", "1, with the version that runs.", "version")
@@ -282,6 +343,9 @@ class Metrics(Collector):
         _each(self.rejected, (NO_NAME,), ("malformed_request", "unknown_source"))
         for result in RELOADS:
             self.rules_reloads.labels(result)
+        self.dead_letters.labels(NO_NAME, NO_NAME, DeadReason.UNDECODABLE)
+        for result in SPANS:
+            self.spans.labels(result)
         registry.register(self)
 
     def prepare(self, rules: Names) -> None:
@@ -309,10 +373,20 @@ class Metrics(Collector):
             for family in self._families:
                 family.keep(names)
 
+    def tell_certificates(self, owner: str, ends: Mapping[str, float]) -> None:
+        """Say when the certificates that an owner ("destination", "kafka") names end: those, and no others of its."""
+        family = self.certificate_expiry_timestamp
+        told = {f"{owner}/{name}": end for name, end in ends.items()}
+        for labels in [labels for labels in family if labels[0].startswith(f"{owner}/") and labels[0] not in told]:
+            del family[labels]
+        for name, end in told.items():
+            family.labels(name).set(end)
+
     def _prepare_source(self, source: str) -> None:
         deduped = (self.duplicates, self.dedupe_conflicts, self.dedupe_undecided)
         for counters in (self.events, self.unrouted, *deduped):
             counters.labels(source)
+        self.last_event_timestamp.labels(source)
         self.request_duration.labels(source)
         _each(self.requests, (source,), STATUSES)
         _each(self.rejected, (source,), REJECTIONS)
@@ -326,22 +400,24 @@ class Metrics(Collector):
 
     def _prepare_pair(self, route: str, destination: str) -> None:
         self.delivery_duration.labels(route)
-        _each(self.retries, (route,), [result for result in Result if result is not Result.SUCCESS])
+        self.deliveries_late.labels(route)
+        _each(self.retries, (route,), FAILURES)
         _each(self.deliveries, (route, destination), OUTCOMES)
-        _each(self.dead_letters, (route, destination), tuple(DeadReason))
+        _each(self.dead_letters, (route, destination), DEAD_REASONS)
 
-    def render(self) -> bytes:
-        """Write every series as it is now. For another thread than the one that counts: it sleeps now and then.
+    def pieces(self, *, is_open: bool) -> Iterator[bytes]:
+        """Write every series as it is now, in the text format, or in OpenMetrics (without its `# EOF`) with exemplars.
 
         https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
+        https://prometheus.io/docs/specs/om/open_metrics_spec/
         """
-        with self._rendering:  # one at a time: a series keeps what was written of it
-            return b"".join([family.render() for family in self._families])
+        for family in self._families:
+            yield from family.pieces(is_open=is_open)
 
     @override
     def collect(self) -> Iterator[Metric]:
-        """Serve other users of the registry, at leisure."""
-        return iter(text_string_to_metric_families(self.render().decode()))
+        """Serve other users of the registry, in whichever thread."""
+        return iter(text_string_to_metric_families(b"".join(self.pieces(is_open=False)).decode()))
 
 
 def process_registry() -> CollectorRegistry:
@@ -353,29 +429,58 @@ def process_registry() -> CollectorRegistry:
     return registry
 
 
-def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """Render every metric: the text and its content type. Takes 1 µs a line, so run it in a thread.
+async def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+    """Render every metric, as a scraper's `Accept` asks: the text and its content type.
 
-    What the client library does for the same text takes 6 µs a line, and makes so many objects that the garbage
-    collector stops every thread for tenths of a second, with some thousands of routes.
+    OpenMetrics, the one with exemplars, is for who asks for it. What the client library does for the same text takes
+    6 µs a line, and makes so many objects that the garbage collector stops every thread for tenths of a second, with
+    some thousands of routes.
+
+    Ours is written on the event loop, a slice at a time. Beside a thread that writes, the loop has to win the
+    interpreter back after each of its system calls: some 10 ms a turn, for as long as the page takes.
     """
+    _, content_type = choose_encoder(accept)
+    is_open = content_type.startswith(OPEN_METRICS)
+    if not is_open:
+        content_type = CONTENT_TYPE_PLAIN_0_0_4
     collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library tells its collectors in no other way
-    parts = [each.render() if isinstance(each, Metrics) else generate_latest(each) for each in collectors]
-    return b"".join(parts), CONTENT_TYPE_PLAIN_0_0_4
+    parts: list[bytes] = []
+    for collector in collectors:
+        if isinstance(collector, Metrics):
+            since = time.perf_counter()
+            for piece in collector.pieces(is_open=is_open):
+                parts.append(piece)
+                if time.perf_counter() - since > SLICE:
+                    await asyncio.sleep(0)
+                    since = time.perf_counter()
+        else:
+            parts.append(await asyncio.to_thread(_rendered, collector, is_open=is_open))
+    return b"".join([*parts, END] if is_open else parts), content_type
 
 
-def _told(labels: Labels, values: Labels) -> str:
-    return ",".join([f'{label}="{_escaped(value)}"' for label, value in zip(labels, values, strict=True)])
+OPEN_METRICS, END = "application/openmetrics-text", b"# EOF\n"
 
 
-def _braced(labels: str) -> str:
-    return f"{{{labels}}}" if labels else ""
+def _rendered(collector: Collector, *, is_open: bool) -> bytes:
+    if is_open:
+        text: bytes = openmetrics.generate_latest(collector)  # type: ignore[no-untyped-call]
+        return text.removesuffix(END)
+    return generate_latest(collector)
 
 
+def _braced(labels: Labels) -> str:
+    """Return the labels as a template for their values."""
+    told = ",".join([f'{label}="%s"' for label in labels])
+    return f"{{{told}}}" if labels else ""
+
+
+@lru_cache(maxsize=1 << 16)
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _each(family: Family[Counter], prefix: tuple[str, ...], values: Iterable[str]) -> None:
     for value in values:
-        family.labels(*prefix, value)
+        labels = (*prefix, value)
+        if labels not in family:
+            family[labels] = Counter()

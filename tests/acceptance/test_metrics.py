@@ -1,9 +1,12 @@
-"""What /metrics says adds up: no delivery is forgotten by the books."""
+"""What /metrics says adds up: no delivery is forgotten by the books. And it is said within a second."""
 
 import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.acceptance.conftest import SOURCES, LogPlace
+from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess, Metrics
 from tests.load import Load, report
 from tests.sink import Sink
@@ -23,6 +26,21 @@ routes:
   - {{name: never, from: github, match: {{type: nothing}}, to: [good]}}
 """
 )
+CHAOS = (
+    SOURCES
+    + """
+destinations:
+  good: {{url: "{good}"}}
+  flaky: {{url: "{flaky}"}}
+  gone: {{url: "{gone}"}}
+routes:
+  - {{name: good, from: github, to: [good]}}
+  - {{name: flaky, from: github, to: [flaky], retry: {{schedule: [200ms], jitter: 0, max_attempts: 99}}}}
+  - {{name: gone, from: github, to: [gone]}}
+"""
+)
+SCRAPE = 1.0
+"""Seconds that a scrape may take."""
 MATCHED = 3
 """Deliveries of each event: two of `ended` and one of `later`."""
 SOON = 50
@@ -52,6 +70,90 @@ async def test_events_times_matched_destinations_are_deliveries_finished_and_pen
             assert (books["delivered"], books["dead_lettered"]) == (events, events)
             assert metrics.sum("gateway_dead_letters_total", reason="gone") == events
             assert metrics.sum("gateway_unrouted_total") == 0
+
+
+async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
+    place: LogPlace, tmp_path: Path, *, is_full: bool
+) -> None:
+    """Destinations that fail and come back, one that is gone, a pause: each delivery ends in somebody's books, once.
+
+    Nothing is killed: a crash repeats, and counts again what it repeats.
+    """
+    events = 3000 if is_full else 240
+    count = 3 if place.is_kafka else 1  # a file is one process's
+    scraped: list[Metrics] = []
+    async with Sink(200) as good, Sink(503, 200, 500, 200, 200) as flaky, Sink(410) as gone:
+        rules = CHAOS.format(good=good.url, flaky=flaky.url, gone=gone.url)
+        folders = [tmp_path / str(number) for number in range(count)]
+        async with AsyncExitStack() as stack:
+            gateways: list[GatewayProcess] = []
+            for folder in folders:
+                folder.mkdir()
+                beside = gateways[0] if gateways else None
+                gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix, beside=beside)
+                gateways.append(await stack.enter_async_context(gateway))
+            load = Load(gateways[0].port, rate=300)
+            await load.send(events // 2)
+            async with operators(place) as orders:
+                await orders.pause("destination/good")
+            await load.send(events // 2)
+            async with operators(place) as orders:
+                await orders.resume("destination/good")
+            for _ in range(120):
+                scraped = [await gateway.metrics() for gateway in gateways]
+                if _ended(scraped) == events * 3:
+                    break
+                await asyncio.sleep(0.25)
+            for gateway in gateways:
+                assert await gateway.stop() == 0
+    total = _ended(scraped)
+    report(f"{events} events by {count} processes, {place.kind}: {total:g} deliveries ended")
+    assert _sum(scraped, "gateway_events_total") == events == load.statuses()[202]
+    assert _sum(scraped, "gateway_requests_total", status="202") == events
+    assert _sum(scraped, "gateway_deliveries_total", outcome="delivered") == events * 2
+    assert _sum(scraped, "gateway_deliveries_total", outcome="dead_lettered") == events
+    assert _sum(scraped, "gateway_dead_letters_total") == events
+    assert _sum(scraped, "gateway_delivery_duration_seconds_count") == events * 2
+    tried = _sum(scraped, "gateway_attempts_total")
+    assert tried == _sum(scraped, "gateway_attempt_duration_seconds_count")
+    assert tried == len(good.requests) + len(flaky.requests) + len(gone.requests)
+    retried = _sum(scraped, "gateway_retries_total")
+    assert tried == total + retried, "each attempt ends its delivery, or is followed by another"
+    assert retried > 0
+    assert _sum(scraped, "gateway_spills_total", reason="paused") > 0
+
+
+async def test_ten_thousand_routes_are_scraped_within_a_second(embedded_place: LogPlace, folder: Path) -> None:
+    """The first page too, of which nothing has been written before."""
+    rules = "\n".join(
+        [
+            SOURCES.format(),
+            "destinations:",
+            *[f'  destination-{number}: {{url: "http://127.0.0.1:1/"}}' for number in range(1000)],
+            "routes:",
+            *[
+                f"  - {{name: route-{number}, from: github, to: [destination-{number % 1000}], match: {{type: never}}}}"
+                for number in range(10_000)
+            ],
+        ]
+    )
+    async with GatewayProcess(folder, rules=rules, log=embedded_place.url) as gateway:
+        seconds = []
+        for _ in range(3):
+            began = time.monotonic()
+            page = await gateway.scrape()
+            seconds.append(time.monotonic() - began)
+        report(f"scrapes of {page.count(chr(10)):,} lines took {', '.join(f'{each:.2f}' for each in seconds)} s")
+        assert page.count("\n") > 480_000
+        assert max(seconds) < SCRAPE
+
+
+def _ended(scraped: Iterable[Metrics]) -> float:
+    return _sum(scraped, "gateway_deliveries_total")
+
+
+def _sum(scraped: Iterable[Metrics], name: str, **labels: str) -> float:
+    return sum(metrics.sum(name, **labels) for metrics in scraped)
 
 
 def _books(metrics: Metrics) -> dict[str, float]:

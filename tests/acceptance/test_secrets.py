@@ -1,4 +1,7 @@
-"""Secrets stay where they are used: none is in a record, a file of the log, a log line or a metric."""
+"""Secrets stay where they are used: none is in a record, a file of the log, a log line or a metric.
+
+Bodies, query strings and headers are in the records, and nowhere else.
+"""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -77,6 +80,50 @@ async def test_no_secret_is_in_a_record_a_log_line_or_a_metric(place: LogPlace, 
         told["files"] = content(folder, "gateway.db*")
     found = {(where, secret) for where, text in told.items() for secret in SECRETS if secret in text}
     assert found == set()
+
+
+BODY = b'{"note": "body-of-somebody", "n": "%d"}'
+PRIVATE = (b"body-of-somebody", b"query-of-somebody", b"value-of-a-header")
+
+
+async def test_no_body_query_string_or_header_is_in_a_log_line_or_a_metric(place: LogPlace, folder: Path) -> None:
+    """Whatever becomes of them: refused, not JSON, too large, delivered, retried, dead by a bad expression."""
+    async with Sink(503, 200) as failing, Sink(404) as refusing:
+        rules = LOUD.format(failing=failing.url, refusing=refusing.url)
+        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        async with gateway:
+            for number, (source, status) in enumerate((("open", 202), ("closed", 401), ("nobody", 404))):
+                assert (await post(gateway.port, a_private_post(source, BODY % number)))[0] == status
+            assert (await post(gateway.port, a_private_post("open", b"body-of-somebody, not JSON")))[0] == 202
+            assert (await post(gateway.port, a_private_post("open", b"body-of-somebody" * 70_000)))[0] == 413
+            await gateway.until("gateway_deliveries_total", 2, outcome="delivered", timeout=20)
+            await gateway.until("gateway_dead_letters_total", 1, reason="expression_error", timeout=20)
+            metrics = await gateway.scrape()
+            assert await gateway.stop() == 0
+        assert any(b"body-of-somebody" in request.body for request in failing.requests), "they were in use"
+    output = gateway.output.read_bytes()
+    assert output.count(b'"request_finished"') == 5
+    told = {"log lines": output, "metrics": metrics.encode()}
+    assert {(where, text) for where, page in told.items() for text in PRIVATE if text in page} == set()
+
+
+LOUD = """
+version: 1
+sources:
+  open: {{verify: {{scheme: none}}}}
+  closed: {{verify: {{scheme: github, secrets: ["secret-of-closed"]}}}}
+destinations:
+  failing: {{url: "{failing}?token=query-of-somebody"}}
+  refusing: {{url: "{refusing}?token=query-of-somebody"}}
+routes:
+  - {{name: all, from: open, to: [failing], retry: {{schedule: [100ms], jitter: 0}}}}
+  - {{name: strict, from: open, when: "int(body.note) > 0", to: [refusing]}}
+"""
+
+
+def a_private_post(source: str, body: bytes) -> bytes:
+    head = f"POST /in/{source}?page=query-of-somebody HTTP/1.1\r\nHost: gateway.test\r\nX-Note: value-of-a-header\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def content(folder: Path, pattern: str) -> bytes:

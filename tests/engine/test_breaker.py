@@ -195,6 +195,49 @@ def test_a_recovery_forgets_the_open_time() -> None:
     assert breaker.retry_at(20.0) == 25.0
 
 
+def test_a_kick_lets_one_probe_out_at_once() -> None:
+    breaker = an_open_breaker()
+    record(breaker, Result.CONNECT, now=5.0)
+    breaker.kick()
+    assert not breaker.holds_back(5.1)
+    assert not breaker.allows(5.1, 1), "what is under way is waited for"
+    assert breaker.allows(5.1, 0)
+    breaker.started(5.1)
+    assert not breaker.allows(5.1, 1)
+    assert breaker.is_open
+
+
+def test_after_a_kick_the_open_time_begins_anew() -> None:
+    breaker, now = an_open_breaker(), 0.0
+    for _ in range(9):
+        now = breaker.retry_at(now)
+        record(breaker, Result.CONNECT, now=now)
+    breaker.kick()
+    waited = list[float]()
+    for _ in range(3):
+        record(breaker, Result.CONNECT, now=now)
+        waited.append(breaker.retry_at(now) - now)
+        now = breaker.retry_at(now)
+    assert waited == [5, 10, 20]
+
+
+def test_a_kick_while_a_probe_is_under_way_shortens_what_follows_its_failure() -> None:
+    breaker = an_open_breaker()
+    breaker.started(5.0)
+    breaker.kick()
+    breaker.record(Result.TIMEOUT, 35.0)
+    assert breaker.retry_at(35.0) == 40.0
+
+
+def test_a_kick_of_a_closed_breaker_changes_nothing() -> None:
+    breaker = Breaker()
+    record(breaker, *[Result.CONNECT] * 4)
+    breaker.kick()
+    assert state_of(breaker) is State.CLOSED
+    record(breaker, Result.CONNECT)
+    assert breaker.retry_at(0.0) == 5.0
+
+
 def test_a_look_at_the_clock_from_before_the_failure_is_no_reason_for_a_probe() -> None:
     """Whoever works through what has become due asks by the time at which that began."""
     breaker = an_open_breaker(now=100.0)
@@ -269,6 +312,13 @@ class DestinationBehindABreaker(RuleBasedStateMachine):
                 self.opened_at = self.now
             if before is State.HALF_OPEN and result in FAILURES:
                 assert self.breaker.state is State.OPEN
+
+    @rule()
+    def kick(self) -> None:
+        before = self.breaker.state
+        self.breaker.kick()
+        assert self.breaker.state is before
+        self.interval = 0.0
 
     @precondition(lambda self: self.in_flight)
     @rule()

@@ -9,7 +9,7 @@ from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import EventId, Result
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
-from tests.engine.test_worker import TOPICS, a_world, events, operated, publish, rules_of, running, virtual
+from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, rules_of, running, virtual
 from tests.virtual_time import now
 
 PATIENT = a_policy(schedule=(5.0, 30.0, 120.0), max_attempts=20, max_age=3600.0)
@@ -259,6 +259,52 @@ async def test_a_kick_brings_out_the_backlog_of_a_slow_time_at_the_pace_of_now()
         await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(40)
         assert len({event for _, event, _ in world.client.made}) == 500
+
+
+@virtual
+async def test_a_kick_of_a_mended_destination_brings_all_out_though_its_breaker_was_open_for_long() -> None:
+    await _kicked("destination/ci")
+
+
+@virtual
+async def test_a_kick_of_a_route_does_so_at_each_of_its_destinations() -> None:
+    await _kicked("route/build")
+
+
+async def _kicked(name: str) -> None:
+    """Let a destination be down for an hour and a half, mend it just after a probe, and kick."""
+    world = await a_world(a_route(retry=replace(PATIENT, max_age=86400.0)), ci=[Result.CONNECT])
+    await world.put(*events(50))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.doze(5400)
+        await _probed(world)
+        world.client.scripts["ci"] = [200]
+        probes = len(world.client.made)
+        await publish(world, Order(kind="kick", name=name, state="asked", at=now()))
+        await asyncio.sleep(15)  # the next probe would come after 5 minutes
+        assert len({event for _, event, _ in world.client.made[probes:]}) == 50
+        assert not world.metrics.breaker_open.labels("ci").value
+
+
+async def _probed(world: World) -> None:
+    """Wait for the next attempt."""
+    made = len(world.client.made)
+    while len(world.client.made) == made:
+        await world.sleep(0.1)
+
+
+@virtual
+async def test_a_kick_of_another_name_leaves_a_breaker_alone() -> None:
+    world = await a_world(a_route(retry=PATIENT), destinations=[a_destination("other")], ci=[Result.CONNECT])
+    await world.put(*events(50))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(600)
+        await _probed(world)
+        probes = len(world.client.made)
+        for kicked in ("destination/other", "route/gone"):
+            await publish(world, Order(kind="kick", name=kicked, state="asked", at=now()))
+        await asyncio.sleep(60)
+        assert len(world.client.made) == probes
 
 
 @virtual

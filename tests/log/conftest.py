@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from gateway.log.base import Log, Partition
 from gateway.log.embedded import EmbeddedLog
-from gateway.log.kafka import KafkaLog
+from gateway.log.kafka.log import KafkaLog
 from tests.memory_log import MemoryLog
 
 IMPLEMENTATIONS = ["memory", "embedded", "kafka"]

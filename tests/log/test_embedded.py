@@ -16,7 +16,7 @@ import pytest
 
 from gateway.log import embedded
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded import EmbeddedLog, back_up
 from gateway.model import LogUnavailableError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +139,49 @@ async def test_the_database_of_another_program_is_refused_and_left_alone(path: P
         with pytest.raises(UsageError, match="got another program's database"):
             await EmbeddedLog.open(path, owner=owner)
     assert contents(path.parent)["gateway.db"] == before
+
+
+async def test_a_copy_is_a_log_as_it_was_at_that_moment(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    async with opened(path) as log:
+        await log.append("events", key=b"k", value=b"\x00\xff", headers=[("h", b"\xfe")])
+        await log.seed("g", {Partition("events", 0): Commit(1, b"\x02")})
+        size = await asyncio.to_thread(back_up, path, copy)
+        await log.append("events", key=b"k", value=b"later", headers=[])
+    assert (copy.stat().st_size, copy.stat().st_mode & 0o777) == (size, 0o600)
+    assert [name for name in contents(tmp_path) if name.startswith("copy")] == ["copy.db"]
+    async with opened(copy) as log:
+        (record,) = [record async for batch in log.scan(Partition("events", 0), 0, 9) for record in batch]
+        assert (record.key, record.value, record.headers) == (b"k", b"\x00\xff", (("h", b"\xfe"),))
+        assert await log.committed("g", "events") == {0: Commit(1, b"\x02")}
+        assert not await log.check([EVENTS, CONTROL])
+        assert (await log.append("events", key=b"k", value=b"", headers=[])).offset == 1
+
+
+async def test_a_copy_that_fails_leaves_the_one_before(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    async with opened(path):
+        await asyncio.to_thread(back_up, path, copy)
+        before, limit = contents(tmp_path)["copy.db"], resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+        try:
+            with pytest.raises(UsageError, match="expected room for a copy"):
+                await asyncio.to_thread(back_up, path, copy)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert contents(tmp_path)["copy.db"] == before
+    assert "copy.db.part" not in contents(tmp_path)
+
+
+@pytest.mark.parametrize("is_another_programs", [False, True])
+def test_only_a_log_is_copied(path: Path, tmp_path: Path, *, is_another_programs: bool) -> None:
+    if is_another_programs:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE addresses (name TEXT)")
+    with pytest.raises(UsageError, match="expected an embedded log"):
+        back_up(path, tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+    assert path.exists() == is_another_programs
 
 
 async def test_a_log_of_another_version_is_refused(path: Path) -> None:

@@ -15,7 +15,10 @@ from aiokafka.errors import KafkaError
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
-from gateway.log.kafka import FETCH_BYTES, PULL_BYTES, KafkaLog, _BrokerClock, _passed, _slices
+from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.connection import _passed
+from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
+from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.model import Event, EventId, LogUnavailableError, UsageError
 from tests.conftest import start_broker
@@ -427,7 +430,7 @@ async def test_a_consumer_goes_on_when_a_task_of_aiokafka_has_died(log: KafkaLog
 async def test_a_producer_is_replaced_when_a_task_of_aiokafka_has_died(kafka: str, task: str) -> None:
     log = await KafkaLog.open(kafka, append_timeout=SHORT)
     topic, unknown = await make_topic(log), await make_topic_by(kafka)
-    await end_task(log._producer, task)
+    await end_task(log._appender._producer, task)
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -600,7 +603,7 @@ class Clocks:
     def __init__(self) -> None:
         self.ticks = 100.0
         self.skew = 0.0
-        self.broker = _BrokerClock(local=lambda: 1_000_000.0, monotonic=lambda: self.ticks)
+        self.broker = BrokerClock(local=lambda: 1_000_000.0, monotonic=lambda: self.ticks)
 
     def acknowledge(self, *, latency: float = 0.0) -> None:
         self.broker.heard(999_900.0 + self.ticks + self.skew - latency)
@@ -674,6 +677,6 @@ def test_an_old_record_does_not_set_the_clock_back_and_a_new_one_sets_it_forward
 )
 def test_records_are_cut_at_a_mebibyte_but_for_a_single_larger_one(sizes: list[int], expected: list[int]) -> None:
     records = [Record(offset, 0.0, b"", bytes(size), ()) for offset, size in enumerate(sizes)]
-    slices = list(_slices(records))
+    slices = list(slices_of(records))
     assert [len(each) for each in slices] == expected
     assert [record for each in slices for record in each] == records

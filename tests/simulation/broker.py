@@ -31,7 +31,7 @@ from gateway.log.base import (
     TopicProblem,
     TopicSpec,
 )
-from gateway.log.kafka import _BrokerClock
+from gateway.log.kafka.clock import BrokerClock
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from tests.simulation.loop import EPOCH
 
@@ -280,7 +280,7 @@ class SimulatedLog:
         self._random = random
         self._known: set[str] = set()
         loop = broker.loop
-        self.clock = _BrokerClock(local=lambda: EPOCH + loop.time() + client.local_skew, monotonic=loop.time)
+        self.clock = BrokerClock(local=lambda: EPOCH + loop.time() + client.local_skew, monotonic=loop.time)
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         self._check()
@@ -437,7 +437,7 @@ class SimulatedLog:
 
 
 class SimulatedConsumer:
-    """A consumer of the cluster: what `gateway/log/kafka.py` makes of aiokafka's."""
+    """A consumer of the cluster: what `gateway/log/kafka/` makes of aiokafka's."""
 
     _serials = count()
 

@@ -201,6 +201,8 @@ class Ledger:
         """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
         self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
         self._kicks: dict[tuple[str, float], float] = {}
+        self._kicked: defaultdict[str, list[float]] = defaultdict(list)
+        """When breakers were kicked, by destination."""
         self._settlements: list[tuple[Order, float]] = []
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
         self._now = now
@@ -677,10 +679,10 @@ class Ledger:
         self._check_settlements()
         self._check_copies()
         self._check_order()
-        if set(self.plan.faults) <= {"trouble", "gap"}:
+        if set(self.plan.faults) <= {"trouble", "gap", "order"}:
             self._check_breakers()
-            if not self.plan.is_long:
-                self._check_isolation()
+        if set(self.plan.faults) <= {"trouble", "gap"} and not self.plan.is_long:
+            self._check_isolation()
 
     def _check_ends(self) -> None:
         for partition, rows in self.rows.items():
@@ -727,6 +729,7 @@ class Ledger:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
         if order.kind == "dead" and order.state == "asked":
             self._settlements.append((order, self._now()))
+        self._see_kick(order)
         if order.kind != "kick":
             return
         if order.state == "asked":
@@ -746,6 +749,15 @@ class Ledger:
                 if self.undone(row, ROUTER):
                     told = self._told(self.trails[row.number, delivery.id])
                     self.violate("12 nothing is skipped", f"{order.name} was kicked, and this is where it was", told)
+
+    def _see_kick(self, order: Order) -> None:
+        """Note which breakers a kick that was carried out may have moved."""
+        if order.kind != "marker" or not order.name.startswith("kick/"):
+            return
+        _, kind, name = order.name.split("/", 2)
+        of_route = [to for route in self.plan.routes if route.name == name for to in route.to]
+        for destination in [name] if kind == "destination" else of_route:
+            self._kicked[destination].append(self._now())
 
     def _check_settlements(self) -> None:
         """What was replayed of the dead goes through a tier with a life of its own, what was dropped doesn't."""
@@ -875,11 +887,15 @@ class Ledger:
                 )
 
     def _check_breakers(self) -> None:
-        """After five failures in a row, one at a time, and never closer than the first open time, until a success."""
+        """After five failures in a row, one at a time, and never closer than the first open time, until a success.
+
+        Each kick allows one more, once.
+        """
         by_lane: dict[tuple[str, str], list[Try]] = defaultdict(list)
         for made in self.tries:
             by_lane[made.process, made.destination].append(made)
-        for tries in by_lane.values():
+        for (_, destination), tries in by_lane.items():
+            kicks = list(self._kicked[destination])
             ended = sorted([each for each in tries if each.ended is not None], key=lambda each: each.ended or 0.0)
             in_a_row, closed = 0, 0.0
             for each in ended:
@@ -891,8 +907,13 @@ class Ledger:
                 after = [other for other in tries if other.began > each.ended]
                 closed = min([o.ended for o in after if _is_answer(o) and o.ended is not None], default=math.inf)
                 for first, second in pairwise([other for other in after if other.began < closed]):
-                    if second.began - first.began < 4.9:
+                    if second.began - first.began >= 4.9:
+                        continue
+                    kick = next((at for at in kicks if first.began - PAUSE_LAG <= at <= second.began), None)
+                    if kick is None:
                         self.violate("17 breaker", "two probes within the open time", [each, first, second])
+                    else:
+                        kicks.remove(kick)
         self._check_openings()
 
     def _check_openings(self) -> None:

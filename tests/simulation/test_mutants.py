@@ -139,6 +139,11 @@ def open_breakers_let_everything_through(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Breaker, "allows", lambda _self, _now, _in_flight: True)
 
 
+def a_kick_is_a_recovery(patch: pytest.MonkeyPatch) -> None:
+    """Whoever kicks knows that it is mended: all that waits goes out at once."""
+    patch.setattr(Breaker, "kick", Breaker.__init__)
+
+
 def a_lane_has_no_bottom(patch: pytest.MonkeyPatch) -> None:
     """A destination gets whatever there is."""
     limit = Lane.limit
@@ -215,6 +220,7 @@ def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
         (copies_of_anything_are_dropped, ("1", "2")),
         (order_is_not_proven, ("22",)),
         (open_breakers_let_everything_through, ("17",)),
+        (a_kick_is_a_recovery, ("17",)),
         (a_lane_has_no_bottom, ("24",)),
         (there_is_no_rate, ("24",)),
         (places_are_kept, ("25",)),

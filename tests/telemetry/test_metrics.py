@@ -1,9 +1,12 @@
 """Metrics: their names, which series exist from the start, and which go when a name goes."""
 
+import asyncio
+import time
 from collections.abc import Mapping
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
@@ -22,22 +25,27 @@ INTERFACE = {
     "dedupe_undecided_total": ("counter", "source"),
     "unrouted_total": ("counter", "source"),
     "deliveries_total": ("counter", "route destination outcome"),
+    "deliveries_late_total": ("counter", "route"),
     "attempts_total": ("counter", "destination result"),
     "retries_total": ("counter", "route reason"),
     "dead_letters_total": ("counter", "route destination reason"),
     "spills_total": ("counter", "destination reason"),
     "rules_reloads_total": ("counter", "result"),
     "records_lost_total": ("counter", "topic"),
+    "spans_total": ("counter", "result"),
     "request_duration_seconds": ("histogram", "source"),
     "append_duration_seconds": ("histogram", ""),
     "attempt_duration_seconds": ("histogram", "destination"),
     "delivery_duration_seconds": ("histogram", "route"),
+    "event_loop_lag_seconds": ("histogram", ""),
+    "last_event_timestamp_seconds": ("gauge", "source"),
     "deliveries_in_flight": ("gauge", "destination"),
     "deliveries_waiting": ("gauge", "destination"),
     "oldest_undone_seconds": ("gauge", "topic"),
     "log_lag_records": ("gauge", "topic"),
     "retry_backlog": ("gauge", "tier"),
     "dead_letter_backlog": ("gauge", ""),
+    "parked_backlog": ("gauge", ""),
     "breaker_open": ("gauge", "destination"),
     "destination_paused": ("gauge", "destination"),
     "dedupe_identities": ("gauge", "topic"),
@@ -47,10 +55,15 @@ INTERFACE = {
     "ordered_lag_records": ("gauge", "route destination topic"),
     "ordered_oldest_undone_seconds": ("gauge", "route destination topic"),
     "rules_loaded_timestamp_seconds": ("gauge", ""),
+    "rules_refused": ("gauge", ""),
+    "certificate_expiry_timestamp_seconds": ("gauge", "name"),
     "log_up": ("gauge", ""),
     "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version"),
 }
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+OPEN = "application/openmetrics-text"
 
 
 def some_rules(*, sources: tuple[str, ...] = ("github",), routes: Mapping[str, tuple[str, ...]]) -> Rules:
@@ -77,8 +90,13 @@ def some_rules(*, sources: tuple[str, ...] = ("github",), routes: Mapping[str, t
     )
 
 
-def sample(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+def sample(registry: CollectorRegistry, name: str, /, **labels: str) -> float | None:
     return registry.get_sample_value(f"gateway_{name}", labels)
+
+
+def page(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+    """Return what a scraper gets."""
+    return asyncio.run(exposition(registry, accept))
 
 
 def test_the_names_types_and_labels_are_the_interface() -> None:
@@ -88,13 +106,14 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     for family in (metrics.oldest_undone, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
         family.labels("x").set(1)
     metrics.records_lost.labels("x").inc()
+    metrics.tell_certificates("destination", {"ci/ca": 1.0})
     for family in (metrics.dedupe_identities, metrics.dedupe_rebuilding):
         family.labels("x").set(1)
     for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):
         family.labels("build", "ci", "x").set(1)
     for family in (metrics.ordered_lag, metrics.ordered_oldest_undone):
         family.labels("build", "ci", "x").set(1)
-    text, content_type = exposition(registry)
+    text, content_type = page(registry)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     found = {}
     for metric in text_string_to_metric_families(text.decode()):
@@ -115,7 +134,12 @@ def test_every_series_of_the_rules_exists_from_the_start() -> None:
     assert {sample(registry, "attempts_total", destination="ci", result=result) for result in Result} == {0}
     assert {sample(registry, "spills_total", destination="ci", reason=reason) for reason in SpillReason} == {0}
     dead = {"route": "build", "destination": "mirror"}
-    assert {sample(registry, "dead_letters_total", **dead, reason=reason) for reason in DeadReason} == {0}
+    reasons = set(DeadReason) - {DeadReason.UNDECODABLE}
+    assert {sample(registry, "dead_letters_total", **dead, reason=reason) for reason in reasons} == {0}
+    assert sample(registry, "dead_letters_total", route="", destination="", reason="undecodable") == 0
+    assert sample(registry, "dead_letters_total", **dead, reason="undecodable") is None  # it has no route
+    assert sample(registry, "last_event_timestamp_seconds", source="github") == 0
+    assert sample(registry, "deliveries_late_total", route="build") == 0
     assert sample(registry, "retries_total", route="build", reason="2xx") is None
 
 
@@ -132,7 +156,7 @@ def test_a_reload_keeps_counts_and_drops_the_names_that_are_gone() -> None:
     assert sample(registry, "events_total", source="crm") is None
     assert sample(registry, "deliveries_total", route="new", destination="ci", outcome="delivered") == 0
     held.inc()
-    text = exposition(registry)[0].decode()
+    text = page(registry)[0].decode()
     for gone in ('route="old"', 'destination="gone"', 'source="crm"'):
         assert gone not in text
 
@@ -148,6 +172,114 @@ def test_a_histogram_counts_what_is_at_most_its_bound() -> None:
     assert buckets == {"0.001": 2, "60.0": 4, "+Inf": 5}
     assert sample(registry, "append_duration_seconds_count") == 5
     assert sample(registry, "append_duration_seconds_sum") == pytest.approx(121.0021)
+
+
+def test_openmetrics_is_for_who_asks_for_it_and_can_be_read_as_such() -> None:
+    registry = process_registry()
+    metrics = Metrics(registry)
+    metrics.prepare(some_rules(routes={"build": ("ci",)}))
+    metrics.events.labels("github").inc(3)
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+    text, content_type = page(registry, accept)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    assert text.endswith(b"\n# EOF\n")
+    assert text.count(b"# EOF") == 1
+    families = {family.name: family for family in openmetrics(text.decode())}
+    assert families.keys() > {f"gateway_{name.removesuffix('_total')}" for name in ("events_total", "log_up")}
+    assert families["gateway_events"].samples[0].value == 3
+    assert families["gateway_request_duration_seconds"].unit == "seconds"
+    assert families["process_cpu_seconds"].type == "counter"
+    for other in ("", "*/*", "text/plain", "text/html"):
+        assert page(registry, other)[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_both_formats_have_the_same_series() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.prepare(some_rules(routes={"build": ("ci",)}))
+    metrics.attempt_duration.labels("ci").observe_traced(0.3, TRACE)
+    plain = {
+        (each.name, *each.labels.items()): each.value
+        for family in text_string_to_metric_families(page(registry)[0].decode())
+        for each in family.samples
+    }
+    opened = {
+        (each.name, *each.labels.items()): each.value
+        for family in openmetrics(page(registry, OPEN)[0].decode())
+        for each in family.samples
+    }
+    assert plain == opened
+
+
+def test_a_traced_value_is_the_exemplar_of_its_bucket() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    duration = metrics.attempt_duration.labels("ci")
+    duration.observe(0.02)
+    duration.observe_traced(0.3, TRACE[::-1])
+    duration.observe_traced(0.4, TRACE)
+    duration.observe_traced(61.0, TRACE)
+    before = time.time()
+    exemplars = {
+        sample.labels["le"]: sample.exemplar
+        for family in openmetrics(page(registry, OPEN)[0].decode())
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert exemplars.keys() == {"0.5", "+Inf"}
+    newest = exemplars["0.5"]
+    assert (newest.labels, newest.value) == ({"trace_id": TRACE}, 0.4)
+    assert newest.timestamp is not None
+    assert before - 5 < float(newest.timestamp) < before + 5
+    assert TRACE.encode() not in page(registry)[0]
+
+
+def test_what_was_written_is_written_anew_once_it_has_changed() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for times in (1, 2):
+        metrics.events.labels("github").inc()
+        metrics.append_duration.observe(1.0)
+        assert sample(registry, "events_total", source="github") == times
+        assert sample(registry, "append_duration_seconds_count") == times
+        assert sample(registry, "append_duration_seconds_sum") == times
+
+
+def test_certificates_are_those_that_an_owner_named_last() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.tell_certificates("kafka", {"ca": 3.0})
+    metrics.tell_certificates("destination", {"ci/ca": 1.0, "old/certificate": 2.0})
+    metrics.tell_certificates("destination", {"ci/ca": 4.0})
+    expiry = "certificate_expiry_timestamp_seconds"
+    assert sample(registry, expiry, name="destination/ci/ca") == 4
+    assert sample(registry, expiry, name="destination/old/certificate") is None
+    assert sample(registry, expiry, name="kafka/ca") == 3
+
+
+@pytest.mark.parametrize("accept", ["", OPEN])
+def test_a_page_of_ten_thousand_routes_is_written_in_a_second_of_processor_time(accept: str) -> None:
+    """The first page, of which nothing is kept yet; `tests/acceptance/test_metrics.py` asks a process, by the clock."""
+    registry = CollectorRegistry()
+    names = {f"route-{number}": (f"destination-{number % 1000}",) for number in range(10_000)}
+    Metrics(registry).prepare(some_rules(routes=names))
+    began = time.thread_time()
+    text, _ = page(registry, accept)
+    assert time.thread_time() - began < 1.0
+    assert text.count(b"\n") > 480_000
+
+
+async def test_a_long_page_gives_everything_else_its_turns() -> None:
+    registry = CollectorRegistry()
+    names = {f"route-{number}": (f"destination-{number % 1000}",) for number in range(2_000)}
+    Metrics(registry).prepare(some_rules(routes=names))
+    turns = 0
+    writing = asyncio.create_task(exposition(registry))
+    began = time.thread_time()
+    while not writing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 200 * (time.thread_time() - began)  # one in 5 ms at least, where a slice takes half of one
 
 
 def test_labels_must_fit() -> None:
@@ -169,7 +301,7 @@ def test_what_the_verifiers_refuse_has_its_series() -> None:
 
 
 def test_the_process_is_measured_too() -> None:
-    text = exposition(process_registry())[0].decode()
+    text = page(process_registry())[0].decode()
     for name in ("process_cpu_seconds_total", "python_gc_collections_total", "python_info"):
         assert f"\n{name}" in text
     assert "_created" not in text

@@ -1,0 +1,363 @@
+"""`python -m benchmarks.scaling`: what an event costs each process, with one and two of each role, and what follows.
+
+Ingresses and routers are processes of their own, on one Kafka node. Where all of them share a few cores, more of them
+don't get more done, and the clock tells nothing of scaling; the system's account of each process does. The loads:
+
+    burst     as fast as ingresses acknowledge and routers deliver
+    fan-out   the same with four deliveries an event: what a delivery costs, and what only the event
+    paced     a steady rate, with little to batch: what an ordinary hour costs
+    idle      nothing comes
+
+From these `fleet_for` counts the fleet for a rate, by the arithmetic that docs/scaling.md explains.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+import psutil
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.subjects import Subject, gateway
+from benchmarks.traffic import Destination, Sender
+from dev.kafka import Broker, KafkaMissingError
+from gateway.log.base import Partition
+from gateway.log.kafka.log import KafkaLog
+from gateway.log.topics import Topics
+
+CONNECTIONS = 64
+WARM_UP = 2_000
+FAN_OUT = 4
+TICK = 0.01
+"""Seconds between the small bursts of a steady rate."""
+UTILISATION = 0.6
+"""How busy a core may be on average: the rest is for peaks, a zone that fails and a rolling upgrade."""
+REPLICAS = 3
+PARTITION_RATE = 2_000
+"""Events a second of one partition that are planned with: a quarter of what one process delivers."""
+JOINED = 5.0
+"""Seconds after a start within which each router has its partitions: a heartbeat, and a moment."""
+SETTLE = 2.0
+"""Seconds after the last event: the commit, and what is done for connections that nobody uses."""
+
+Roles = Mapping[str, Sequence[Subject]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is done."""
+
+    events: int
+    rate: int
+    seconds: float
+
+
+FULL = Size(events=30_000, rate=1_000, seconds=10.0)
+QUICK = Size(events=6_000, rate=500, seconds=4.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a load took: microseconds of processor time an event (idle: a second), by role, the broker and ourselves."""
+
+    load: str
+    processes: int
+    rate: float
+    """Events a second."""
+    cpu: Mapping[str, float]
+    """Of all processes of a role together; "kafka" is the broker, "bench" the sender and the destination."""
+    busy: float
+    """The part of all cores that these had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What the model counts with: microseconds of processor time, and bytes."""
+
+    ingress: float
+    """An event."""
+    event: float
+    """An event, at the router, before its deliveries."""
+    delivery: float
+    idle: float
+    """A second of a router in which nothing comes: fetches that wait, and commits."""
+    kafka: float
+    """An event, at the brokers, for one replica."""
+    record: int
+    """An event's record, before compression."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What a rate asks for. Cores are counted at `UTILISATION`; one process makes use of one."""
+
+    rate: float
+    fan_out: float
+    ingresses: int
+    routers: int
+    kafka_cores: int
+    partitions: int
+    megabytes_in: float
+    """A second, from senders, and the same to the brokers before compression and replication."""
+    megabytes_out: float
+    """A second, to destinations."""
+
+
+def fleet_for(costs: Costs, *, rate: float, fan_out: float) -> Fleet:
+    """Count the processes for so many events a second, of so many deliveries each.
+
+    Processes share nothing but the log, so that cores add up: rate x cost. What isn't in it: destinations that are
+    slow (attempts under way cost memory, not time), retries (another delivery and two more records each).
+    """
+    usable = 1e6 * UTILISATION
+    routers = math.ceil(rate * (costs.event + fan_out * costs.delivery) / (usable - costs.idle))
+    megabytes = rate * costs.record / 1e6
+    return Fleet(
+        rate=rate,
+        fan_out=fan_out,
+        ingresses=math.ceil(rate * costs.ingress / usable),
+        routers=routers,
+        kafka_cores=math.ceil(rate * costs.kafka * REPLICAS / usable),
+        # Several of each router, so that they can be shared out evenly, and none with too much for one router.
+        partitions=max(2 * routers, math.ceil(rate / PARTITION_RATE)),
+        megabytes_in=megabytes,
+        megabytes_out=megabytes * fan_out,
+    )
+
+
+class Scaling:
+    """One run on one broker; the sender and the destination are this process."""
+
+    def __init__(self, size: Size, folder: Path, servers: str, broker: int | None) -> None:
+        self._size = size
+        self._folder = folder
+        self._servers = servers
+        self._broker = None if broker is None else psutil.Process(broker)
+        self._destination = Destination()
+        self._port = 0
+
+    async def run(self) -> tuple[list[Spent], Costs]:
+        self._port = await self._destination.start()
+        size = self._size
+        spent: list[Spent] = []
+        try:
+            for processes in (1, 2):
+                async with AsyncExitStack() as stack:
+                    roles, senders = await self._start_all(stack, f"scaling{processes}", processes)
+                    spent.append(await self._load("burst", roles, senders, size.events))
+                    spent.append(
+                        await self._load("paced", roles, senders, round(size.rate * size.seconds), rate=size.rate)
+                    )
+                    spent.append(await self._idle(roles))
+            async with AsyncExitStack() as stack:
+                roles, senders = await self._start_all(stack, "fan-out", 1, FAN_OUT)
+                spent.append(await self._load("fan-out", roles, senders, size.events // FAN_OUT, fan_out=FAN_OUT))
+            return spent, self._costs(spent, await self._record_size("scaling1."))
+        finally:
+            self._destination.close()
+
+    async def _start_all(
+        self, stack: AsyncExitStack, prefix: str, processes: int, fan_out: int = 1
+    ) -> tuple[Roles, list[Sender]]:
+        """Start so many of both roles; return when they are warm, and the routers have shared the partitions out."""
+        routers = await self._start(stack, "router", prefix, processes, fan_out)
+        ingresses = await self._start(stack, "ingress", prefix, processes, fan_out)
+        senders = [Sender(ingress.port) for ingress in ingresses]
+        for sender in senders:
+            stack.callback(sender.close)
+            await sender.connect(CONNECTIONS // len(senders))
+        roles = {"ingress": ingresses, "router": routers}
+        await self._load("warm-up", roles, senders, WARM_UP, fan_out=fan_out)
+        await asyncio.sleep(JOINED)
+        await self._load("warm-up", roles, senders, WARM_UP, fan_out=fan_out)
+        return roles, senders
+
+    async def _load(
+        self,
+        name: str,
+        roles: Roles,
+        senders: Sequence[Sender],
+        events: int,
+        *,
+        rate: float | None = None,
+        fan_out: int = 1,
+    ) -> Spent:
+        """Send events, at a rate or as fast as they are taken, and wait until all are delivered."""
+        target = self._destination.received + events * fan_out
+        with self._metered(name, roles, events) as spent:
+            if rate is None:
+                await asyncio.gather(*[sender.burst(events // len(senders)) for sender in senders])
+            else:
+                await _pace(senders, rate=rate, count=events)
+            await self._destination.wait_for(target)
+        return spent[0]
+
+    async def _idle(self, roles: Roles) -> Spent:
+        await asyncio.sleep(SETTLE)
+        with self._metered("idle", roles, self._size.seconds) as spent:
+            await asyncio.sleep(self._size.seconds)
+        return spent[0]
+
+    async def _start(
+        self, stack: AsyncExitStack, role: str, prefix: str, processes: int, fan_out: int = 1
+    ) -> list[Subject]:
+        started: list[Subject] = []
+        for number in range(processes):
+            subject = gateway(
+                f"{prefix}-{role}-{number}",
+                self._folder,
+                log=f"kafka://{self._servers}",
+                destination=self._port,
+                role=role,
+                fan_out=fan_out,
+                prefix=prefix,
+            )
+            started.append(stack.enter_context(subject))
+            await asyncio.to_thread(subject.wait_until_it_listens)
+        return started
+
+    @contextmanager
+    def _metered(self, load: str, roles: Roles, events: float) -> Iterator[list[Spent]]:
+        """Measure what is done within; the list holds it afterwards."""
+        spent: list[Spent] = []
+        before, began = self._cpu(roles), time.monotonic()
+        yield spent
+        seconds = time.monotonic() - began
+        cpu = {name: value - before[name] for name, value in self._cpu(roles).items()}
+        spent.append(
+            Spent(
+                load=load,
+                processes=max(map(len, roles.values())),
+                rate=0.0 if load == "idle" else events / seconds,
+                cpu={name: 1e6 * value / events for name, value in cpu.items()},
+                busy=sum(cpu.values()) / seconds / (os.cpu_count() or 1),
+            )
+        )
+
+    def _cpu(self, roles: Roles) -> dict[str, float]:
+        cpu = {role: sum([subject.cpu_seconds() for subject in subjects]) for role, subjects in roles.items()}
+        others = {"bench": psutil.Process()} | ({} if self._broker is None else {"kafka": self._broker})
+        for name, process in others.items():
+            times = process.cpu_times()
+            cpu[name] = times.user + times.system
+        return cpu
+
+    async def _record_size(self, prefix: str) -> int:
+        """Return the bytes of an event's record as the producer is given it."""
+        log = await KafkaLog.open(self._servers)
+        try:
+            topic = Topics(prefix).events("github")
+            for number, (start, end) in (await log.bounds(topic)).items():
+                if end > start:
+                    async for records in log.scan(Partition(topic, number), start, start + 1):
+                        record = records[0]
+                        headers = sum([len(name) + len(value) for name, value in record.headers])
+                        return len(record.key) + len(record.value) + headers
+        finally:
+            await log.close()
+        raise RuntimeError(f"{topic}: expected a record, got none")
+
+    def _costs(self, spent: Sequence[Spent], record: int) -> Costs:
+        """Count with busy processes, as those of a large fleet are: with the dearer of one and two of them."""
+
+        def dearest(load: str, name: str) -> float:
+            return max(
+                [
+                    each.cpu.get(name, math.nan) / (each.processes if load == "idle" else 1)
+                    for each in spent
+                    if each.load == load
+                ]
+            )
+
+        one = next(each.cpu["router"] for each in spent if each.load == "burst")
+        delivery = (dearest("fan-out", "router") - one) / (FAN_OUT - 1)
+        return Costs(
+            ingress=dearest("burst", "ingress"),
+            event=max(0.0, dearest("burst", "router") - delivery),
+            delivery=delivery,
+            idle=dearest("idle", "router"),
+            kafka=dearest("burst", "kafka"),
+            record=record,
+        )
+
+
+async def _pace(senders: Sequence[Sender], *, rate: float, count: int) -> None:
+    """Send at a rate, in turn to each; what isn't answered in time makes it slower."""
+    began, sent, turn = time.monotonic(), 0, 0
+    while sent < count:
+        due = min(count, int((time.monotonic() - began) * rate)) - sent
+        if due > 0:
+            await senders[turn % len(senders)].burst(due)
+            sent, turn = sent + due, turn + 1
+        await asyncio.sleep(TICK)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer events: under a minute")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--rate", type=float, default=100_000.0, help="events a second to count a fleet for (100000)")
+    parser.add_argument("--fan-out", type=float, default=2.0, help="deliveries of an event (2)")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-scaling-")))
+        servers, broker = os.environ.get("GATEWAY_TEST_KAFKA"), None
+        if servers is None:
+            try:
+                started = Broker.start()
+            except KafkaMissingError as error:
+                print(error, file=sys.stderr)
+                return 1
+            stack.callback(started.stop)
+            servers, broker = started.address, started.pid
+        scaling = Scaling(QUICK if options.quick else FULL, folder, servers, broker)
+        spent, costs = uvloop.run(scaling.run())
+    fleet = fleet_for(costs, rate=options.rate, fan_out=options.fan_out)
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()[0]}
+    if options.json:
+        found = {"machine": machine, "spent": spent, "costs": asdict(costs), "fleet": asdict(fleet)}
+        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+    else:
+        _show(spent, costs, fleet)
+    return 0
+
+
+def _show(spent: Sequence[Spent], costs: Costs, fleet: Fleet) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(
+        title="processor time, µs an event (idle: a second), of all processes of a role", title_justify="left"
+    )
+    for heading in ("load", "processes of each role", "events/s", "ingress", "router", "kafka", "bench", "cores busy"):
+        table.add_column(heading, justify="left" if heading == "load" else "right")
+    for each in spent:
+        parts = [
+            f"{each.cpu[name]:,.0f}" if name in each.cpu else "" for name in ("ingress", "router", "kafka", "bench")
+        ]
+        table.add_row(each.load, str(each.processes), f"{each.rate:,.0f}", *parts, f"{100 * each.busy:.0f} %")
+    console.print(table)
+    console.print(
+        f"ingress {costs.ingress:.0f} µs an event; router {costs.event:.0f} µs an event and {costs.delivery:.0f} a "
+        f"delivery, {costs.idle / 1e4:.1f} % of a core when idle; Kafka {costs.kafka:.0f} µs an event and replica; "
+        f"a record has {costs.record:,} bytes"
+    )
+    console.print(
+        f"{fleet.rate:,.0f} events/s of {fleet.fan_out:g} deliveries each, cores {100 * UTILISATION:.0f} % busy: "
+        f"{fleet.ingresses} ingresses, {fleet.routers} routers, {fleet.kafka_cores} cores of brokers ({REPLICAS} "
+        f"replicas), {fleet.partitions} partitions; {fleet.megabytes_in:,.0f} MB/s in, {fleet.megabytes_out:,.0f} out"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

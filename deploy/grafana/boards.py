@@ -1,0 +1,656 @@
+"""The dashboards, described once: `python -m deploy.grafana.boards` writes dashboards/*.json from here.
+
+A panel names its queries, its unit, what it shows, and the alert whose section of docs/runbooks.md tells what to do.
+Tests and deploy/grafana/plot.py run the same queries; `Query.at` fills in what Grafana would.
+"""
+# ruff: noqa: INP001, T201 - a script beside what it writes
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DASHBOARDS = Path(__file__).parent / "dashboards"
+RUNBOOKS = "docs/runbooks.md"
+"""Where links to the runbooks lead: the value of the constant `runbooks` of each dashboard."""
+SCHEMA_VERSION = 39  # Grafana 10.3 and newer read it as it is.
+COLUMNS = 24
+WIDTH, HEIGHT = 8, 8
+STAT_WIDTH, STAT_HEIGHT = 4, 4
+GATEWAY = 'job=~".*gateway.*"'
+"""Series of the process itself have the names that every exporter gives them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """PromQL with Grafana's `$__rate_interval` and the board's variables in it; `legend` names the series."""
+
+    expr: str
+    legend: str
+
+    def at(self, *, rate_interval: str, variables: Mapping[str, str] | None = None) -> str:
+        """Return it as Prometheus takes it; a variable that isn't given is any value."""
+        expr = self.expr.replace("$__rate_interval", rate_interval)
+        return re.sub(r"\$(\w+)", lambda found: (variables or {}).get(found[1], ".*"), expr)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """A graph, or with `is_number` the last value alone. `unit` is one of Grafana's, `alert` whose runbook it has."""
+
+    title: str
+    text: str
+    unit: str
+    alert: str
+    queries: tuple[Query, ...]
+    is_number: bool = False
+    maximum: float | None = None
+
+    @property
+    def runbook(self) -> str:
+        """The anchor of its section."""
+        return self.alert.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """A dashboard. `variables` are label names, each with the metric whose values of it are offered."""
+
+    uid: str
+    title: str
+    text: str
+    panels: tuple[Panel, ...]
+    variables: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def file(self) -> Path:
+        return DASHBOARDS / f"{self.uid.removeprefix('gateway-')}.json"
+
+
+def graph(
+    title: str, unit: str, alert: str, text: str, *queries: tuple[str, str], maximum: float | None = None
+) -> Panel:
+    each = tuple([Query(expr=expr, legend=legend) for expr, legend in queries])
+    return Panel(title=title, text=text, unit=unit, alert=alert, queries=each, maximum=maximum)
+
+
+def number(title: str, unit: str, alert: str, text: str, expr: str) -> Panel:
+    query = Query(expr=expr, legend=title)
+    return Panel(title=title, text=text, unit=unit, alert=alert, queries=(query,), is_number=True)
+
+
+def per_second(metric: str, by: str, where: str = "") -> str:
+    labels = f"{{{where}}}" if where else ""
+    return f"sum by ({by}) (rate({metric}{labels}[$__rate_interval]))"
+
+
+def share_of(metric: str, where: str) -> str:
+    return f"sum(rate({metric}{{{where}}}[$__rate_interval])) / sum(rate({metric}[$__rate_interval]))"
+
+
+def quantile(share: float, metric: str, by: str = "", where: str = "") -> str:
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, {per_second(f'{metric}_bucket', labels, where)})"
+
+
+OVERVIEW = Board(
+    uid="gateway-overview",
+    title="Gateway: overview",
+    text="What comes in, what goes out, and what doesn't. The first place to look at.",
+    panels=(
+        number(
+            "Acknowledged within 1 s, last hour",
+            "percentunit",
+            "GatewayAcknowledgementBudgetBurnsFast",
+            "The share of events that were acknowledged after an append of at most a second. The objective is 99.9 %.",
+            "1 - gateway:acknowledgement_errors:ratio_rate1h",
+        ),
+        number(
+            "Delivered within 30 s, last hour",
+            "percentunit",
+            "GatewayDeliveryBudgetBurnsFast",
+            "The share of deliveries that reached their destination within 30 s of the receipt. The objective is 99 %.",
+            "1 - gateway:delivery_errors:ratio_rate1h",
+        ),
+        number(
+            "Processes",
+            "none",
+            "GatewayAllDown",
+            "Processes that Prometheus reaches.",
+            f"sum(up{{{GATEWAY}}})",
+        ),
+        number(
+            "Log",
+            "none",
+            "GatewayLogDown",
+            "1 while the log answers every process.",
+            "min(gateway_log_up)",
+        ),
+        number(
+            "Breakers open",
+            "none",
+            "GatewayBreakerOpenLong",
+            "Destinations that are held back since they don't answer.",
+            "sum(max by (destination) (gateway_breaker_open))",
+        ),
+        number(
+            "Open dead letters",
+            "none",
+            "GatewayDeadLettersGrow",
+            "Deliveries that were given up, and not replayed or dropped since.",
+            "max(gateway_dead_letter_backlog)",
+        ),
+        graph(
+            "Accepted",
+            "reqps",
+            "GatewaySourceSilent",
+            "Events that were stored and answered with 202, by source.",
+            (per_second("gateway_events_total", "source"), "{{source}}"),
+        ),
+        graph(
+            "Rejected",
+            "reqps",
+            "GatewaySignaturesRefused",
+            "Requests that were refused, by why. What begins with `bad_` or `missing_` is a signature or a token.",
+            (f"{per_second('gateway_rejected_total', 'reason')} > 0", "{{reason}}"),
+        ),
+        graph(
+            "Ended deliveries",
+            "reqps",
+            "GatewayDeadLettersGrow",
+            "Deliveries that ended, by how. An event has one for each destination of each route that it matches.",
+            (per_second("gateway_deliveries_total", "outcome"), "{{outcome}}"),
+        ),
+        graph(
+            "Success",
+            "percentunit",
+            "GatewayDeadLettersGrow",
+            "The share of deliveries that ended well, of those that ended; and of attempts that were answered 2xx.",
+            (
+                share_of("gateway_deliveries_total", 'outcome="delivered"'),
+                "deliveries",
+            ),
+            (
+                share_of("gateway_attempts_total", 'result="2xx"'),
+                "attempts",
+            ),
+            maximum=1,
+        ),
+        graph(
+            "Acknowledgement",
+            "s",
+            "GatewayAcknowledgementBudgetBurnsFast",
+            "How long a request took from its first to its last byte, and the append in it.",
+            (quantile(0.99, "gateway_request_duration_seconds"), "request p99"),
+            (quantile(0.5, "gateway_request_duration_seconds"), "request p50"),
+            (quantile(0.99, "gateway_append_duration_seconds"), "append p99"),
+        ),
+        graph(
+            "End to end",
+            "s",
+            "GatewayDeliveryBudgetBurnsFast",
+            "From the receipt of an event to its delivery, retries included. What isn't delivered yet isn't in it.",
+            (quantile(0.99, "gateway_delivery_duration_seconds"), "p99"),
+            (quantile(0.5, "gateway_delivery_duration_seconds"), "p50"),
+        ),
+        graph(
+            "Oldest undone",
+            "s",
+            "GatewayEventUndoneTooLong",
+            "How long the lowest undone record of each topic has waited. No destination can hold it up.",
+            ("max by (topic) (gateway_oldest_undone_seconds)", "{{topic}}"),
+        ),
+        graph(
+            "Dead letters",
+            "reqps",
+            "GatewayDeadLettersGrow",
+            "Deliveries that were given up, by why.",
+            (f"{per_second('gateway_dead_letters_total', 'reason')} > 0", "{{reason}}"),
+        ),
+        graph(
+            "Burn rates",
+            "none",
+            "GatewayDeliveryBudgetBurnsSlowly",
+            "How many times faster than allowed a budget was used up in the last hour. At 1 it lasts a month.",
+            ("gateway:acknowledgement_errors:ratio_rate1h / 0.001", "acknowledgement"),
+            ("gateway:delivery_errors:ratio_rate1h / 0.01", "delivery"),
+        ),
+        graph(
+            "Unmatched and repeated",
+            "reqps",
+            "GatewaySourceSilent",
+            "Events that no route wanted, and events that had come before and were not delivered again.",
+            (per_second("gateway_unrouted_total", "source"), "no route, {{source}}"),
+            (per_second("gateway_duplicates_total", "source"), "repeated, {{source}}"),
+        ),
+        graph(
+            "Last event",
+            "s",
+            "GatewaySourceSilent",
+            "How long ago the last event of each source was accepted.",
+            ("time() - (max by (source) (gateway_last_event_timestamp_seconds) > 0)", "{{source}}"),
+        ),
+        graph(
+            "Rules",
+            "none",
+            "GatewayRulesRefused",
+            "1 for a process that refuses the rules on its disk, and goes on with those from before.",
+            ("gateway_rules_refused", "{{job}} {{instance}}"),
+        ),
+    ),
+)
+
+ROUTE, DESTINATION = 'route=~"$route"', 'destination=~"$destination"'
+BOTH = f"{ROUTE}, {DESTINATION}"
+ROUTES = Board(
+    uid="gateway-routes",
+    title="Gateway: route and destination",
+    text="How deliveries of some routes, or to some destinations, fare.",
+    variables=(("route", "gateway_deliveries_total"), ("destination", "gateway_deliveries_total")),
+    panels=(
+        graph(
+            "Outcomes",
+            "reqps",
+            "GatewayDeadLettersGrow",
+            "Deliveries that ended, by how.",
+            (
+                per_second("gateway_deliveries_total", "route, destination, outcome", BOTH),
+                "{{route}} → {{destination}} {{outcome}}",
+            ),
+        ),
+        graph(
+            "Retries",
+            "reqps",
+            "GatewayDeliveryBudgetBurnsFast",
+            "Attempts that failed and will be made again, by why.",
+            (f"{per_second('gateway_retries_total', 'route, reason', ROUTE)} > 0", "{{route}} {{reason}}"),
+        ),
+        graph(
+            "Attempts",
+            "reqps",
+            "GatewayBreakerOpenLong",
+            "HTTP tries, by their result.",
+            (
+                f"{per_second('gateway_attempts_total', 'destination, result', DESTINATION)} > 0",
+                "{{destination}} {{result}}",
+            ),
+        ),
+        graph(
+            "Attempt, p99",
+            "s",
+            "GatewayDeliveryBudgetBurnsFast",
+            "How long a destination takes to answer, or to fail.",
+            (quantile(0.99, "gateway_attempt_duration_seconds", "destination", DESTINATION), "{{destination}}"),
+        ),
+        graph(
+            "Delivery, p99",
+            "s",
+            "GatewayDeliveryBudgetBurnsFast",
+            "From the receipt of an event to its delivery.",
+            (quantile(0.99, "gateway_delivery_duration_seconds", "route", ROUTE), "{{route}}"),
+        ),
+        graph(
+            "Late",
+            "reqps",
+            "GatewayDeliveryBudgetBurnsFast",
+            "Deliveries known to end later than 30 s after the receipt: their next try is, or they ended so.",
+            (per_second("gateway_deliveries_late_total", "route", ROUTE), "{{route}}"),
+        ),
+        graph(
+            "Breaker",
+            "none",
+            "GatewayBreakerOpenLong",
+            "The number of processes whose breaker holds deliveries back.",
+            (f"sum by (destination) (gateway_breaker_open{{{DESTINATION}}})", "{{destination}}"),
+        ),
+        graph(
+            "Paused",
+            "none",
+            "GatewayParkedTooLong",
+            "1 while an operator, or a 410, has paused the destination.",
+            (f"max by (destination) (gateway_destination_paused{{{DESTINATION}}})", "{{destination}}"),
+            maximum=1,
+        ),
+        graph(
+            "In flight",
+            "none",
+            "GatewayBreakerOpenLong",
+            "Attempts under way. A destination has 50 at most, unless its rules say otherwise.",
+            (f"sum by (destination) (gateway_deliveries_in_flight{{{DESTINATION}}})", "{{destination}}"),
+        ),
+        graph(
+            "Waiting",
+            "none",
+            "GatewayBreakerOpenLong",
+            "Deliveries in memory that wait for their turn. What can't have it within a second goes to a retry topic.",
+            (f"sum by (destination) (gateway_deliveries_waiting{{{DESTINATION}}})", "{{destination}}"),
+        ),
+        graph(
+            "Put off",
+            "reqps",
+            "GatewayDeliveryBudgetBurnsFast",
+            "Deliveries that were written to a retry topic without an attempt, by why.",
+            (
+                f"{per_second('gateway_spills_total', 'destination, reason', DESTINATION)} > 0",
+                "{{destination}} {{reason}}",
+            ),
+        ),
+        graph(
+            "Dead letters",
+            "reqps",
+            "GatewayDeadLettersGrow",
+            "Deliveries that were given up, by why.",
+            (
+                f"{per_second('gateway_dead_letters_total', 'route, destination, reason', BOTH)} > 0",
+                "{{route}} → {{destination}} {{reason}}",
+            ),
+        ),
+        graph(
+            "Ordered routes: keys",
+            "none",
+            "GatewayOrderedKeysHalted",
+            "Keys whose first delivery has failed, and keys that stand still until somebody kicks them.",
+            (
+                f"sum by (route, destination) (gateway_ordered_blocked_keys{{{BOTH}}})",
+                "{{route}} → {{destination}} blocked",
+            ),
+            (
+                f"sum by (route, destination) (gateway_ordered_halted_keys{{{BOTH}}})",
+                "{{route}} → {{destination}} halted",
+            ),
+        ),
+        graph(
+            "Ordered routes: oldest undone",
+            "s",
+            "GatewayOrderedRouteBehind",
+            "How long the oldest event has waited that an ordered route hasn't done.",
+            (
+                f"max by (route, destination) (gateway_ordered_oldest_undone_seconds{{{BOTH}}})",
+                "{{route}} → {{destination}}",
+            ),
+        ),
+        graph(
+            "Ordered routes: lag",
+            "none",
+            "GatewayOrderedRouteBehind",
+            "Records that an ordered route hasn't read.",
+            (f"sum by (route, destination) (gateway_ordered_lag_records{{{BOTH}}})", "{{route}} → {{destination}}"),
+        ),
+    ),
+)
+
+LOG = Board(
+    uid="gateway-log",
+    title="Gateway: log",
+    text="Kafka or the embedded log, as the gateway sees it: what waits in it, and how it answers.",
+    panels=(
+        graph(
+            "Lag",
+            "none",
+            "GatewayLagGrows",
+            "Records that wait to be read, by topic. Those of the retry tiers wait on purpose.",
+            ("sum by (topic) (gateway_log_lag_records)", "{{topic}}"),
+        ),
+        graph(
+            "Append",
+            "s",
+            "GatewayAcknowledgementBudgetBurnsFast",
+            "How long the log takes to store an event, until it is durable.",
+            (quantile(0.99, "gateway_append_duration_seconds"), "p99"),
+            (quantile(0.5, "gateway_append_duration_seconds"), "p50"),
+        ),
+        graph(
+            "Log answers",
+            "none",
+            "GatewayLogDown",
+            "1 while the log answers the process.",
+            ("gateway_log_up", "{{job}} {{instance}}"),
+            maximum=1,
+        ),
+        graph(
+            "Retry tiers",
+            "none",
+            "GatewayBreakerOpenLong",
+            "Deliveries that wait for their next try, by the delay of the tier.",
+            ("sum by (tier) (gateway_retry_backlog)", "{{tier}}"),
+        ),
+        graph(
+            "Dead-letter backlog",
+            "none",
+            "GatewayDeadLettersGrow",
+            "Dead letters that were not replayed or dropped.",
+            ("max(gateway_dead_letter_backlog)", "open"),
+        ),
+        graph(
+            "Parked",
+            "none",
+            "GatewayParkedTooLong",
+            "Deliveries that wait for what is paused to be resumed.",
+            ("max(gateway_parked_backlog)", "parked"),
+        ),
+        graph(
+            "Oldest undone",
+            "s",
+            "GatewayEventUndoneTooLong",
+            "How long the lowest undone record has waited, by topic; those of a retry tier from when they are due.",
+            ("max by (topic) (gateway_oldest_undone_seconds)", "{{topic}}"),
+        ),
+        graph(
+            "Records lost",
+            "none",
+            "GatewayRecordsLost",
+            "Records that retention deleted before they were done. It has to be 0.",
+            ("sum by (topic) (gateway_records_lost_total)", "{{topic}}"),
+        ),
+        graph(
+            "Identities remembered",
+            "none",
+            "GatewayLagGrows",
+            "What deduplication remembers, some 50 bytes each, and the partitions of which it doesn't know enough yet.",
+            ("sum by (topic) (gateway_dedupe_identities)", "{{topic}}"),
+            ("sum by (topic) (gateway_dedupe_rebuilding)", "{{topic}} being rebuilt"),
+        ),
+    ),
+)
+
+WHERE = "{{job}} {{instance}}"
+OF_INSTANCE = f'{GATEWAY}, instance=~"$instance"'
+PROCESS = Board(
+    uid="gateway-process",
+    title="Gateway: process",
+    text="What each process uses, and whether anything holds it up.",
+    variables=(("instance", "gateway_build_info"),),
+    panels=(
+        graph(
+            "CPU",
+            "percentunit",
+            "GatewayEventLoopLags",
+            "Processor time. A process uses one core at most, and a little for what runs beside the event loop.",
+            (f"rate(process_cpu_seconds_total{{{OF_INSTANCE}}}[$__rate_interval])", WHERE),
+        ),
+        graph(
+            "Memory",
+            "bytes",
+            "GatewayProcessDown",
+            "Resident memory.",
+            (f"process_resident_memory_bytes{{{OF_INSTANCE}}}", WHERE),
+        ),
+        graph(
+            "Event loop lag",
+            "s",
+            "GatewayEventLoopLags",
+            "How late the event loop was, looked at four times a second.",
+            (
+                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance", 'instance=~"$instance"'),
+                f"{WHERE} p99",
+            ),
+        ),
+        graph(
+            "Open files",
+            "none",
+            "GatewayProcessDown",
+            "Descriptors in use, and how many there may be. Each attempt and each sender is one.",
+            (f"process_open_fds{{{OF_INSTANCE}}}", WHERE),
+            (f"process_max_fds{{{OF_INSTANCE}}}", f"{WHERE} limit"),
+        ),
+        graph(
+            "Tasks",
+            "none",
+            "GatewayEventLoopLags",
+            "Tasks of the event loop.",
+            ('gateway_event_loop_tasks{instance=~"$instance"}', WHERE),
+        ),
+        graph(
+            "Garbage collections",
+            "ops",
+            "GatewayEventLoopLags",
+            "Runs of Python's collector of the oldest generation, during which nothing else goes on.",
+            (
+                f'rate(python_gc_collections_total{{{OF_INSTANCE}, generation="2"}}[$__rate_interval])',
+                WHERE,
+            ),
+        ),
+        graph(
+            "Uptime",
+            "s",
+            "GatewayProcessDown",
+            "How long ago the process started.",
+            (f"time() - process_start_time_seconds{{{OF_INSTANCE}}}", WHERE),
+        ),
+        graph(
+            "Version",
+            "none",
+            "GatewayProcessDown",
+            "Processes of each version: two while a new one is rolled out.",
+            ("count by (version) (gateway_build_info)", "{{version}}"),
+        ),
+        graph(
+            "Certificates",
+            "s",
+            "GatewayCertificateExpires",
+            "How long the certificates that the rules name are still good.",
+            ("min by (name) (gateway_certificate_expiry_timestamp_seconds) - time()", "{{name}}"),
+        ),
+    ),
+)
+
+BOARDS = (OVERVIEW, ROUTES, LOG, PROCESS)
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+def dashboard(board: Board) -> dict[str, Any]:
+    """Return what Grafana loads.
+
+    https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/
+    """
+    return {
+        "uid": board.uid,
+        "title": board.title,
+        "description": board.text,
+        "tags": ["gateway"],
+        "schemaVersion": SCHEMA_VERSION,
+        "editable": False,
+        "graphTooltip": 1,
+        "refresh": "30s",
+        "time": {"from": "now-3h", "to": "now"},
+        "links": [
+            {"type": "dashboards", "tags": ["gateway"], "title": "Gateway", "asDropdown": False, "keepTime": True}
+        ],
+        "templating": {"list": list(_variables(board))},
+        "annotations": {
+            "list": [
+                {
+                    "name": "Alerts",
+                    "datasource": SOURCE,
+                    "enable": True,
+                    "iconColor": "red",
+                    "expr": 'ALERTS{alertname=~"Gateway.+", alertstate="firing"}',
+                    "titleFormat": "{{alertname}}",
+                }
+            ]
+        },
+        "panels": list(_panels(board)),
+    }
+
+
+def _variables(board: Board) -> Iterator[dict[str, Any]]:
+    yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    yield {"name": "runbooks", "type": "constant", "query": RUNBOOKS, "hide": 2}
+    for label, metric in board.variables:
+        query = f"label_values({metric}, {label})"
+        yield {
+            "name": label,
+            "label": label.capitalize(),
+            "type": "query",
+            "datasource": SOURCE,
+            "definition": query,
+            "query": {"query": query, "refId": label},
+            "refresh": 2,
+            "sort": 1,
+            "multi": True,
+            "includeAll": True,
+            "allValue": ".*",
+            "current": {"text": "All", "value": "$__all"},
+        }
+
+
+def _panels(board: Board) -> Iterator[dict[str, Any]]:
+    x = y = 0
+    before = None
+    for number_, panel in enumerate(board.panels, 1):
+        width, height = (STAT_WIDTH, STAT_HEIGHT) if panel.is_number else (WIDTH, HEIGHT)
+        if x + width > COLUMNS or (before is not None and before.is_number is not panel.is_number):
+            x = 0
+            y += STAT_HEIGHT if before is not None and before.is_number else HEIGHT
+        defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
+        if panel.maximum is not None:
+            defaults["max"] = panel.maximum
+        if not panel.is_number:
+            defaults["custom"] = {"fillOpacity": 10, "showPoints": "never"}
+        yield {
+            "id": number_,
+            "type": "stat" if panel.is_number else "timeseries",
+            "title": panel.title,
+            "description": panel.text,
+            "datasource": SOURCE,
+            "gridPos": {"x": x, "y": y, "w": width, "h": height},
+            "links": [
+                {"title": f"Runbook: {panel.alert}", "url": f"${{runbooks}}#{panel.runbook}", "targetBlank": True}
+            ],
+            "fieldConfig": {"defaults": defaults, "overrides": []},
+            "options": _number_options() if panel.is_number else _graph_options(),
+            "targets": [
+                {"refId": chr(ord("A") + index), "datasource": SOURCE, "expr": query.expr, "legendFormat": query.legend}
+                for index, query in enumerate(panel.queries)
+            ],
+        }
+        x += width
+        before = panel
+
+
+def _number_options() -> dict[str, Any]:
+    return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "graphMode": "area"}
+
+
+def _graph_options() -> dict[str, Any]:
+    return {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+
+
+def text_of(board: Board) -> str:
+    """Return the content of a dashboard's file."""
+    return json.dumps(dashboard(board), indent=2, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    for board in BOARDS:
+        board.file.write_text(text_of(board))
+        print(board.file)
+
+
+if __name__ == "__main__":
+    main()

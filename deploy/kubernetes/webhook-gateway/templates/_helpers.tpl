@@ -1,0 +1,217 @@
+{{- define "gateway.name" -}}
+{{- default .Release.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "gateway.selector" -}}
+app.kubernetes.io/name: webhook-gateway
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{- define "gateway.labels" -}}
+{{ include "gateway.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- define "gateway.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "gateway.log" -}}
+{{- if eq .Values.log.kind "kafka" -}}
+kafka://{{ join "," .Values.log.kafka.servers }}
+{{- else -}}
+sqlite:////var/lib/gateway/gateway.db
+{{- end -}}
+{{- end }}
+
+{{- define "gateway.rulesConfigMap" -}}
+{{- .Values.rules.existingConfigMap | default (printf "%s-rules" (include "gateway.name" .)) -}}
+{{- end }}
+
+{{/* The ports of the brokers: what may be connected to. */}}
+{{- define "gateway.kafkaPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.log.kafka.servers -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- end -}}
+{{- range $index, $port := uniq $ports }}
+{{- if $index }}{{ "\n" }}{{ end }}- {protocol: TCP, port: {{ $port }}}
+{{- end -}}
+{{- end }}
+
+{{/* The topics of events, one a line: those that are named, or of the sources in the rules that this chart has. */}}
+{{- define "gateway.eventTopics" -}}
+{{- $topics := .Values.router.autoscaling.lag.topics -}}
+{{- if not $topics -}}
+{{- range $file, $text := .Values.rules.files -}}
+{{- range $name, $source := (fromYaml $text).sources -}}
+{{- $topics = append $topics ($source.topic | default (printf "%sevents.%s" $.Values.log.topicPrefix $name)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $topics | uniq | sortAlpha | join "\n" -}}
+{{- end }}
+
+{{/* What the schema can't say. */}}
+{{- define "gateway.check" -}}
+{{- if and (not .Values.rules.existingConfigMap) (not (hasKey .Values.rules.files "routes.yaml")) -}}
+{{- fail "rules: expected files with a routes.yaml, or existingConfigMap, got neither" -}}
+{{- end -}}
+{{- if and .Values.rules.existingConfigMap .Values.rules.files -}}
+{{- fail "rules: expected files or existingConfigMap, got both" -}}
+{{- end -}}
+{{- if and (eq .Values.log.kind "kafka") (not .Values.log.kafka.servers) -}}
+{{- fail "log.kafka.servers: expected at least one host:port, got none" -}}
+{{- end -}}
+{{- end }}
+
+{{/* What every container of the gateway has. */}}
+{{- define "gateway.container" -}}
+image: {{ include "gateway.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "gateway.environment" -}}
+- {name: GATEWAY_RULES, value: /etc/gateway/routes.yaml}
+- {name: GATEWAY_LOG, value: {{ include "gateway.log" . | quote }}}
+- {name: GATEWAY_TOPIC_PREFIX, value: {{ .Values.log.topicPrefix | quote }}}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "gateway.mounts" -}}
+# Folders, not single files (subPath): only in a folder does a change arrive.
+- {name: rules, mountPath: /etc/gateway, readOnly: true}
+{{- if .Values.secrets.existingSecret }}
+- {name: secrets, mountPath: /run/secrets/gateway, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "gateway.volumes" -}}
+- name: rules
+  configMap:
+    name: {{ .rules | default (include "gateway.rulesConfigMap" .root) }}
+{{- with .root.Values.secrets.existingSecret }}
+- name: secrets
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{- define "gateway.podSecurity" -}}
+automountServiceAccountToken: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A pod of the gateway. Takes {root, role: all | ingress | router, values: those of a half}. */}}
+{{- define "gateway.pod" -}}
+{{- $root := .root -}}
+metadata:
+  labels:
+    {{- include "gateway.selector" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ .role }}
+  {{- with .values.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "gateway.name" $root }}
+  enableServiceLinks: false
+  {{- include "gateway.podSecurity" $root | nindent 2 }}
+  # The sleep of preStop, a drain of 25 s, and 5 s to spare.
+  terminationGracePeriodSeconds: {{ add $root.Values.preStopSeconds 30 }}
+  {{- with .values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if ne .role "all" }}
+  topologySpreadConstraints:
+    {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+    - topologyKey: {{ . }}
+      maxSkew: 1
+      whenUnsatisfiable: ScheduleAnyway
+      # Of one version: the pods that an update replaces don't count.
+      matchLabelKeys: [pod-template-hash]
+      labelSelector:
+        matchLabels:
+          {{- include "gateway.selector" $root | nindent 10 }}
+          app.kubernetes.io/component: {{ $.role }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - name: gateway
+      {{- include "gateway.container" $root | nindent 6 }}
+      args: [run]
+      env:
+        - {name: GATEWAY_ROLE, value: {{ .role }}}
+        - {name: GATEWAY_LISTEN, value: {{ printf "%s:8080" $root.Values.listenHost | quote }}}
+        # For the kubelet and Prometheus. The NetworkPolicy keeps everyone else away.
+        - {name: GATEWAY_ADMIN, value: {{ printf "%s:9090" $root.Values.listenHost | quote }}}
+        {{- include "gateway.environment" $root | nindent 8 }}
+      ports:
+        {{- if ne .role "router" }}
+        - {name: http, containerPort: 8080}
+        {{- end }}
+        - {name: admin, containerPort: 9090}
+      # It listens at once or ends. A router first reads what operators have ordered.
+      startupProbe:
+        httpGet: {path: /livez, port: admin}
+        periodSeconds: 1
+        timeoutSeconds: 3
+        failureThreshold: 60
+      # Restarts help against a loop that doesn't turn, not against a log that is away: that is for readiness.
+      livenessProbe:
+        httpGet: {path: /livez, port: admin}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+      readinessProbe:
+        httpGet: {path: /readyz, port: admin}
+        periodSeconds: 5
+        timeoutSeconds: 3
+        failureThreshold: 2
+      {{- if $root.Values.preStopSeconds }}
+      lifecycle:
+        preStop:
+          sleep: {seconds: {{ $root.Values.preStopSeconds }}}
+      {{- end }}
+      resources:
+        {{- toYaml .values.resources | nindent 8 }}
+      volumeMounts:
+        {{- include "gateway.mounts" $root | nindent 8 }}
+        {{- if eq .role "all" }}
+        - {name: log, mountPath: /var/lib/gateway}
+        {{- end }}
+  volumes:
+    {{- include "gateway.volumes" (dict "root" $root) | nindent 4 }}
+{{- end }}

@@ -1,0 +1,235 @@
+"""The programs that the checks of deploy/ and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
+
+From Debian's own packages, unpacked and not installed, or from a Go module; neither needs root. What is on the path is
+preferred to what would have to be fetched.
+"""
+
+import argparse
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / ".tools"
+FETCH_TIMEOUT = 900.0  # Of one step. Helm is half a million lines, which two cores compile in minutes.
+MISSING_PACKAGE = re.compile(r"^Inst (\S+)", re.MULTILINE)
+
+
+class ToolMissingError(Exception):
+    """A program isn't here and can't be fetched; the message says what that would need."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debian:
+    """`file` of a Debian package. `environ` are variables that tell the program where it was unpacked to.
+
+    `data` is a folder whose name is written in the program: it is started there, and finds it as its own (`_relocate`).
+    """
+
+    package: str
+    file: str
+    environ: Mapping[str, str]
+    data: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoModule:
+    """A command's package in a Go module, at one version. `linked` are variables of it that the linker sets."""
+
+    command: str
+    version: str
+    linked: Mapping[str, str]
+
+
+def _debian(package: str, file: str, **environ: str) -> Debian:
+    return Debian(package=package, file=file, environ=environ)
+
+
+TOOLS: dict[str, Debian | GoModule] = {
+    "alertmanager": Debian(
+        package="prometheus-alertmanager",
+        file="usr/bin/prometheus-alertmanager",
+        environ={},
+        data="usr/share/prometheus/alertmanager",  # its templates, without which it doesn't start
+    ),
+    "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
+    "buildah": _debian("buildah", "usr/bin/buildah"),
+    "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
+    "helm": GoModule(
+        command="helm.sh/helm/v3/cmd/helm",
+        version="v3.22.0",
+        # The version of Kubernetes that it takes for granted without a cluster. Unset it is 1.20.
+        linked={
+            "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": "1",
+            "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": "34",
+        },
+    ),
+    "prometheus": _debian("prometheus", "usr/bin/prometheus"),
+    "promtool": _debian("prometheus", "usr/bin/promtool"),
+    "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),
+}
+
+
+def find(name: str) -> Path | None:
+    """Return the program, if it is on the path or was fetched before."""
+    source = TOOLS[name]
+    # Debian calls some programs otherwise than their makers.
+    names = {name, Path(source.file).name} if isinstance(source, Debian) else {name}
+    for each in sorted(names):
+        if found := shutil.which(each):
+            return Path(found)
+    fetched = _fetched(name)
+    return fetched if fetched.exists() else None
+
+
+def fetch(name: str) -> Path:
+    """Return the program, fetched if need be. Callers at the same time wait for each other.
+
+    Raises ToolMissingError when it can't be had: no apt, no Go, no network.
+    """
+    if found := find(name):
+        return found
+    HOME.mkdir(exist_ok=True)
+    with (HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if found := find(name):
+            return found
+        source = TOOLS[name]
+        if isinstance(source, Debian):
+            _unpack(source.package)
+            _write_starter(name, source)
+        else:
+            _go_install(name, source)
+    return _fetched(name)
+
+
+def _fetched(name: str) -> Path:
+    source = TOOLS[name]
+    # A Go program's version is in its path, so that a new pin is fetched.
+    return HOME / "bin" / name if isinstance(source, Debian) else HOME / "go" / source.version / name
+
+
+# ---- Debian ----
+
+
+def _unpack(package: str) -> None:
+    """Unpack a package into .tools/debian, with all that it depends on and this machine hasn't got."""
+    target = HOME / "debian" / package
+    if target.exists():
+        return
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise ToolMissingError(f"expected {package} on the path, or apt-get and dpkg-deb to fetch it with")
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=HOME) as scratch:
+        debs, tree = Path(scratch, "debs"), Path(scratch, "tree")
+        debs.mkdir()
+        try:
+            _download(package, debs, ())
+        except ToolMissingError:
+            # No package lists, or old ones. Lists of our own need no root.
+            lists = HOME / "apt"
+            for folder in ("lists/partial", "cache/archives/partial"):
+                (lists / folder).mkdir(parents=True, exist_ok=True)
+            own = (f"-oDir::State::Lists={lists}/lists", f"-oDir::Cache={lists}/cache")
+            _run("apt-get", *own, "update", "-q")
+            _download(package, debs, own)
+        for deb in sorted(debs.glob("*.deb")):
+            _run("dpkg-deb", "--extract", str(deb), str(tree))
+        target.parent.mkdir(exist_ok=True)
+        tree.rename(target)  # At once, so that what is there is whole.
+
+
+def _download(package: str, folder: Path, options: tuple[str, ...]) -> None:
+    install = ("apt-get", *options, "--simulate", "--no-install-recommends", "install", package)
+    missing = MISSING_PACKAGE.findall(_run(*install))
+    _run("apt-get", *options, "-q", "download", *(missing or [package]), cwd=folder)
+
+
+def _write_starter(name: str, source: Debian) -> None:
+    """Write a script that starts the program with the libraries it was unpacked with."""
+    tree = HOME / "debian" / source.package
+    folders = {str(library.parent) for library in tree.glob("usr/lib/**/*.so*")}
+    folders |= {str(library.parent) for library in tree.glob("lib/**/*.so*")}
+    environ = {variable: str(tree / value) for variable, value in source.environ.items()}
+    if folders:
+        environ["LD_LIBRARY_PATH"] = ":".join(sorted(folders))
+    exports = "".join([f"export {variable}={shlex.quote(value)}\n" for variable, value in environ.items()])
+    starter = _fetched(name)
+    starter.parent.mkdir(exist_ok=True)
+    fresh = starter.with_suffix(".new")
+    there = ""
+    if source.data:
+        _relocate(tree / source.file, source.data)
+        there = f"cd {shlex.quote(str(tree / source.data))} || exit\n"
+    fresh.write_text(f'#!/bin/sh\n{exports}{there}exec {shlex.quote(str(tree / source.file))} "$@"\n')
+    fresh.chmod(0o755)
+    fresh.rename(starter)
+
+
+def _relocate(program: Path, folder: str) -> None:
+    """Let a program look in its working directory for what it would look for in a folder of the system.
+
+    Its text is changed in place, by one of the same length, as the strings of a Go program lie one behind another.
+    """
+    there = f"/{folder}".encode()
+    here = b"/proc/self/cwd".ljust(len(there), b"/")
+    fresh = program.with_suffix(".new")
+    fresh.write_bytes(program.read_bytes().replace(there, here))
+    fresh.chmod(0o755)
+    fresh.rename(program)
+
+
+# ---- Go ----
+
+
+def _go_install(name: str, source: GoModule) -> None:
+    if shutil.which("go") is None:
+        raise ToolMissingError(f"expected {name} on the path, or Go to build it with")
+    folder = _fetched(name).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without symbols for debuggers (-s -w) it links sooner, and is a third smaller.
+    flags = " ".join(["-s", "-w", *[f"-X {name}={value}" for name, value in source.linked.items()]])
+    command = ("go", "install", f"-ldflags={flags}", f"{source.command}@{source.version}")
+    _run(*command, environ={"GOBIN": str(folder), "CGO_ENABLED": "0"})
+
+
+def _run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> str:
+    try:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=FETCH_TIMEOUT,
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C", **(environ or {})},
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolMissingError(f"{shlex.join(command)}: expected an end within {FETCH_TIMEOUT:.0f} s") from None
+    if result.returncode:
+        raise ToolMissingError(f"{shlex.join(command)}: {(result.stderr or result.stdout).strip()[-1000:]}")
+    return result.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="fetch programs into .tools/, and print where they are")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(TOOLS)}; all of them by default")
+    names = parser.parse_args().names or list(TOOLS)
+    if unknown := set(names) - set(TOOLS):
+        parser.error(f"expected some of {', '.join(TOOLS)}, got {', '.join(sorted(unknown))}")
+    for name in names:
+        try:
+            print(fetch(name), flush=True)
+        except ToolMissingError as error:
+            sys.exit(f"{name}: {error}")
+
+
+if __name__ == "__main__":
+    main()

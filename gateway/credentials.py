@@ -1,0 +1,101 @@
+"""How this process proves itself to Kafka: settings, files and a token endpoint → what a log on Kafka connects with."""
+
+import asyncio
+from pathlib import Path
+
+from gateway.client.client import Client
+from gateway.client.egress import EgressGuard
+from gateway.client.oauth import NoTokenError, Tokens
+from gateway.client.request import Outbound
+from gateway.client.wire import AnswerReader
+from gateway.log.kafka.connection import Security
+from gateway.model import LogUnavailableError, UsageError
+from gateway.rules.access import TlsError, ends_of, tls_of
+from gateway.rules.document import reason_of
+from gateway.rules.rules import Access, Egress, OAuth2, Tls
+from gateway.settings import KafkaSecurity, SaslMechanism
+
+TOKEN_TIMEOUT = 3.0  # Less than what opening a log may take.
+
+
+async def security_of(settings: KafkaSecurity) -> Security:
+    """Read the files that the settings name. Raises UsageError, which never shows what is in them."""
+    return await asyncio.to_thread(_read, settings)
+
+
+def kafka_certificate_ends(settings: KafkaSecurity) -> dict[str, float]:
+    """Return until when (Unix seconds) our own certificate and the authorities of brokers hold: `certificate`, `ca`.
+
+    Blocks for a while. Raises UsageError.
+    """
+    return ends_of(_tls(settings)) if settings.protocol.has_tls else {}
+
+
+class _Endpoint:
+    """A token endpoint that knows this process as a client. The token is the log's alone, and kept while it is good."""
+
+    def __init__(self, url: str, access: Access) -> None:
+        self._url = url
+        self._access = access
+        self._tokens: Tokens | None = None
+
+    async def token(self) -> str:
+        """Return a token. Raises LogUnavailableError, within 3 s."""
+        loop = asyncio.get_running_loop()
+        if self._tokens is None:
+            self._tokens = Tokens(self._ask, loop.time)
+        try:
+            token = await self._tokens.get(self._url, self._access, loop.time() + TOKEN_TIMEOUT)
+        except NoTokenError as error:
+            raise LogUnavailableError(str(error)) from error
+        return token.value.removeprefix(b"Bearer ").decode("ascii")
+
+    async def _ask(self, outbound: Outbound, deadline: float) -> AnswerReader:
+        # A client of its own each time, some once an hour: nobody has to close it with the log.
+        async with Client(EgressGuard(Egress())) as client:
+            return await client.ask_for_token(outbound, deadline)
+
+
+def _read(settings: KafkaSecurity) -> Security:
+    mechanism, password = settings.mechanism, _secret("--kafka-sasl-password-file", settings.password_file)
+    tls = _tls(settings).context if settings.protocol.has_tls else None
+    if mechanism is not SaslMechanism.OAUTHBEARER:
+        return Security(tls=tls, mechanism=mechanism, username=settings.username, password=password)
+    assert settings.token_url is not None
+    assert settings.username is not None
+    assert password is not None
+    client = OAuth2(
+        token_url=settings.token_url,
+        client_id=settings.username,
+        client_secret=password,
+        scope=tuple((settings.scope or "").split()),
+        audience=settings.audience,
+    )
+    return Security(tls=tls, mechanism=mechanism, token=_Endpoint(settings.token_url, Access(oauth2=client)).token)
+
+
+def _tls(settings: KafkaSecurity) -> Tls:
+    files = {"ca": settings.ca, "certificate": settings.certificate, "key": settings.key or settings.certificate}
+    texts = {name: _text(f"--kafka-ssl-{name}", path) for name, path in files.items()}
+    try:
+        return tls_of(**texts)
+    except TlsError as error:
+        raise UsageError(f"--kafka-ssl-{error.key}: {error}") from None
+
+
+def _secret(where: str, path: Path | None) -> str | None:
+    text = _text(where, path)
+    if text is not None and not text.strip():
+        raise UsageError(f"{where}: expected a secret in {path}, got nothing")
+    return None if text is None else text.rstrip("\r\n")  # Editors end a file with a line's end.
+
+
+def _text(where: str, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{where}: expected a file, got: {reason_of(error)}") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: expected text in UTF-8 in {path}, got other bytes") from None

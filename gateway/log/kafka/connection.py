@@ -1,0 +1,276 @@
+"""How a broker is reached, why it isn't, and how a client of aiokafka is let go.
+
+Of aiokafka's own log each line passes once a minute: it repeats a failed connection ten times a second, and whatever
+fails reaches our callers as an error.
+"""
+# ruff: noqa: SLF001 - nothing public tells that a task of aiokafka has died, or ends a stop that waits for ever
+
+import asyncio
+import logging
+import math
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.protocol.metadata import MetadataRequest
+from typing_extensions import override
+
+from gateway.log.kafka.errors import say
+from gateway.model import LogUnavailableError
+
+# Together they bound a close by 5 s, whatever has happened to the brokers.
+CLOSE_GRACE = 4.0
+CLOSE_REST = 0.5
+RETRY_BACKOFF = 0.1
+METADATA_AGE = 60.0
+LOG_REPEAT = 60.0
+LOG_APPEND_TIME = 1  # A record's type of timestamp.
+LOOK_TIMEOUT = 3.0  # For finding out why no broker is reached.
+LET_GO = 0.2  # A connection that is closed is gone by then, or was none.
+
+Token = Callable[[], Awaitable[str]]
+"""Returns a token that is good for some time; raises LogUnavailableError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How brokers know us, and we them. Without `tls` all is in the clear, without `mechanism` we say no name.
+
+    The mechanisms are Kafka's: PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 with user and password, OAUTHBEARER with `token`.
+    """
+
+    tls: ssl.SSLContext | None = None
+    mechanism: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: Token | None = None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The same in aiokafka's words."""
+        protocol = ("SASL_" if self.mechanism else "") + ("SSL" if self.tls else "PLAINTEXT")
+        options: dict[str, Any] = {"security_protocol": protocol, "ssl_context": self.tls}
+        if self.mechanism is not None:
+            options["sasl_mechanism"] = self.mechanism
+        if self.token is not None:
+            options["sasl_oauth_token_provider"] = _TokenProvider(self.token)
+        elif self.mechanism is not None:
+            options |= {"sasl_plain_username": self.username, "sasl_plain_password": self.password}
+        return options
+
+
+PLAIN = Security()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """The brokers to begin with, as `host:port,host:port`, and what this process calls itself."""
+
+    servers: str
+    client_id: str
+    security: Security = PLAIN
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What every client of aiokafka is made with."""
+        return {
+            **self.security.options,
+            "bootstrap_servers": self.servers,
+            "client_id": self.client_id,
+            "retry_backoff_ms": int(1000 * RETRY_BACKOFF),
+            "metadata_max_age_ms": int(1000 * METADATA_AGE),
+        }
+
+    async def trouble(self, brokers: Collection[tuple[str, int]] = ()) -> str | None:
+        """Return why a broker can't be talked to, one of the servers or one that they name; None where all answer.
+
+        One that answers, and doesn't let us in, says more than one that is down. aiokafka itself tells its log alone,
+        and raises that nobody answered.
+        """
+        servers = [server.rpartition(":") for server in self.servers.split(",")]
+        named = [(host.strip("[]"), int(port)) for host, _, port in servers]
+        looks = await asyncio.gather(*[self._look(host, port) for host, port in dict.fromkeys([*named, *brokers])])
+        found = [trouble for trouble in looks if trouble is not None]
+        return min(found, key=itemgetter(0))[1] if found else None
+
+    async def _look(self, host: str, port: int) -> tuple[bool, str] | None:
+        """Talk to a broker as a client would; return what is wrong, after whether it is that nobody answered."""
+        connection = AIOKafkaConnection(
+            host,
+            port,
+            client_id=self.client_id,
+            request_timeout_ms=int(1000 * LOOK_TIMEOUT),
+            **self.security.options,
+        )
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                await connection.connect()
+                # Who isn't allowed in is let go at the first question.
+                answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                if self.security.token is not None and not answer.brokers:
+                    # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
+                    raise SaslAuthenticationFailed
+        except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
+            is_away = isinstance(error, OSError | TimeoutError) and not isinstance(error, ssl.SSLError)
+            return is_away, f"{host}:{port}: {self._reason(error)}"
+        finally:
+            closed = connection.close()
+            if closed is not None:  # Else the command may end before its connection.
+                await asyncio.wait({closed}, timeout=LET_GO)
+        return None
+
+    def _reason(self, error: BaseException) -> str:  # noqa: C901, PLR0912 - one case for each way to fail
+        """Say what was expected of a broker, and what came of it."""
+        security = self.security
+        cause: BaseException = error
+        while isinstance(cause, KafkaConnectionError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        match cause:
+            case ssl.SSLCertVerificationError():
+                expected, got = "a certificate that can be trusted", f": {cause.verify_message.rstrip('.').lower()}"
+            case ssl.SSLError(reason=str(reason)) if "ALERT_" in reason:
+                alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
+                expected, got = "our certificate to be accepted, or none to be asked for", f" the TLS alert: {alert}"
+            case ssl.SSLError():
+                expected, got = "TLS", f": {(cause.reason or say(cause)).replace('_', ' ').lower()}"
+            case SaslAuthenticationFailed():
+                shown = "the token" if security.token else f"the user {security.username!r} and its password"
+                expected, got = f"{shown} to be accepted by {security.mechanism}", " a refusal"
+            case UnsupportedSaslMechanismError():
+                expected, got = f"a broker that takes {security.mechanism}", " one that doesn't"
+            case IllegalSaslStateError():
+                expected, got = f"a broker that takes {security.mechanism}", " one that takes no SASL there"
+            case NoTokenError():
+                expected, got = "a token", f" none: {cause.__cause__}"
+            case TimeoutError() | KafkaTimeoutError():
+                expected, got = "an answer", f" none in {LOOK_TIMEOUT:g} s{self._hint}"
+            case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
+                expected, got = "an answer", f" the end of the connection{self._hint}"
+            case OSError(errno=int(number)) if number > 0:  # asyncio's own words hold the address once more
+                expected, got = "a broker", f": {os.strerror(number).lower()}"
+            case OSError(strerror=str(strerror)):  # of a name, whose numbers aren't the system's
+                expected, got = "a broker", f": {strerror.lower()}"
+            case _:
+                expected, got = "an answer", f": {say(cause)}"
+        return f"expected {expected}, got{got}"
+
+    @property
+    def _hint(self) -> str:
+        return f" (is {self.security.options['security_protocol']} what it speaks?)"
+
+
+class _TokenProvider(AbstractTokenProvider):
+    """aiokafka asks for a token before each connection, and survives its own errors only."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+
+    @override
+    async def token(self) -> str:
+        try:
+            return await self._token()
+        except LogUnavailableError as error:
+            raise NoTokenError(str(error)) from error
+
+
+class NoTokenError(KafkaError):
+    """The token endpoint is at fault."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Let nothing pass of what aiokafka says of connections: whoever opens the log tells it, once and better."""
+
+    def never(_: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger("aiokafka")
+    logger.addFilter(never)
+    try:
+        yield
+    finally:
+        logger.removeFilter(never)
+
+
+def quieten() -> None:
+    """Let pass of aiokafka's log what is new, and of asyncio's what isn't aiokafka's."""
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]:
+        logging.getLogger(name).addFilter(_passes)
+    logging.getLogger("asyncio").addFilter(_is_ours)
+
+
+def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
+    """Tell whether a background task has ended, of which aiokafka tells nobody."""
+    if isinstance(user, AIOKafkaProducer):
+        tasks = [user.client._sync_task, user._sender.sender_task]
+    else:
+        coordination = getattr(user._coordinator, "_coordination_task", None)
+        fetching = getattr(user._fetcher, "_fetch_task", None)
+        tasks = [user._client._sync_task, fetching, coordination]
+    return any(task is not None and task.done() for task in tasks)
+
+
+async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
+    """Stop in order; after `grace` seconds, or where that fails, see that no connection and no task is left.
+
+    aiokafka may wait for a broker for ever, and gives up halfway when a fetch of its own is being cancelled.
+    """
+    if isinstance(user, AIOKafkaClient):
+        client, stopping = user, user.close()
+    elif isinstance(user, AIOKafkaProducer):
+        client, stopping = user.client, user.stop()
+    else:
+        client, stopping = user._client, user.stop()
+    task = asyncio.create_task(stopping, name="kafka-stop")
+    try:
+        await asyncio.wait({task}, timeout=grace)
+    finally:
+        if isinstance(user, AIOKafkaProducer):
+            user._message_accumulator.fail_all(KafkaTimeoutError("the log was closed"))
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            for connection in client._conns.values():
+                if connection._writer is not None:
+                    connection._writer.transport.abort()  # A flush to a broker that hangs never ends.
+            rest = {task, asyncio.create_task(client.close(), name="kafka-close")}
+            await asyncio.wait(rest, timeout=CLOSE_REST)
+            for each in rest:
+                each.cancel()
+            await asyncio.wait(rest)
+
+
+_passed: dict[tuple[str, str], float] = {}
+
+
+def _passes(line: logging.LogRecord) -> bool:
+    """Tell whether a line of aiokafka's log is the first of its kind in a minute."""
+    kind = line.name, str(line.msg)  # Before its values are put in: there are as many as calls in aiokafka's source.
+    if line.created - _passed.get(kind, -math.inf) < LOG_REPEAT:
+        return False
+    _passed[kind] = line.created
+    return True
+
+
+def _is_ours(line: logging.LogRecord) -> bool:
+    """Tell whether what asyncio complains of isn't what aiokafka leaves behind where we gave up waiting for it."""
+    error = line.exc_info[1] if line.exc_info else None
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    is_within = trace is not None and "aiokafka" in trace.tb_frame.f_code.co_filename
+    return not (isinstance(error, KafkaError) or is_within)

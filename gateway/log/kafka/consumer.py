@@ -1,0 +1,384 @@
+"""A member of a consumer group, or a reader of everything, over a consumer of aiokafka that may die."""
+# ruff: noqa: SLF001 - nothing public sets the timeout of a single connection
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.errors import KafkaError
+
+from gateway.log.base import Assignment, Batch, Commit, Listener, Partition, Record
+from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_done
+from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
+from gateway.log.kafka.errors import FORBIDDEN, say, translated
+from gateway.model import LogUnavailableError, UsageError
+
+COMMIT_TIMEOUT = 5.0
+CLOSE_COMMIT_TIMEOUT = 3.0
+
+FETCH_RECORDS = 500
+PULL_RECORDS = 100  # Taken at a time by a member of a group: they cost the loop some 0.7 ms.
+FETCH_BYTES = 1 << 20
+PULL_BYTES = 128 << 10
+"""Of each partition in one answer: what a tier doesn't take of it at once, it drops and fetches again."""
+END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
+FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
+PULL = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
+SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
+HEARTBEAT = 3.0
+REBALANCE = 60.0
+POLL = 10 * 365 * 86400.0  # Whoever waits for an operator fetches nothing meanwhile; heartbeats tell that we live.
+FETCH_TIMEOUT = 10.0  # A broker that hangs holds what it led for so long, although there is a new leader in seconds.
+GROUP_REQUEST_TIMEOUT = 30.0  # But a coordinator answers a member that joins when all have joined.
+
+log = structlog.get_logger(__name__)
+
+
+class KafkaConsumer:
+    """A member of a consumer group, or a reader of everything. `KafkaLog.consume` makes them.
+
+    Await `fetch` from the task that acts on what it returns: its records belong to the partitions as assigned when it
+    returns, and a rebalance may take them away whenever another task runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        clock: BrokerClock,
+        connection: Connection,
+        group: str | None,
+        topics: Sequence[str],
+        listener: Listener,
+        siblings: "set[KafkaConsumer]",
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._cluster = cluster
+        self._clock = clock
+        self._connection = connection
+        self._group = group
+        self._topics = topics
+        self._listener = listener
+        self._siblings = siblings
+        self._kafka = new_consumer(connection, group)
+        # What is assigned, and the offset after the last record that was taken out of aiokafka.
+        self._next: dict[Partition, int] = {}
+        # Invariant: what is held was taken under the present assignment; revoking it clears both.
+        self._held: dict[Partition, deque[Sequence[Record]]] = {}
+        self._paused: set[Partition] = set()
+        # The ends of partitions as they were asked for, beside what fetches tell.
+        self._ends: dict[Partition, int] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._asked_at = self._loop.time()
+        self._pulling: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._assignments = 0
+        self._giving_up = asyncio.Lock()
+        self._committing = asyncio.Lock()
+        self._closing = self._loop.create_future()
+
+    async def start(self) -> None:
+        """Connect, and join in the background, or read from the first offsets."""
+        with translated("consume"):
+            async with asyncio.timeout(QUESTION_TIMEOUT):
+                await self._kafka.start()
+            if self._group is not None:
+                self._kafka.subscribe(self._topics, listener=self)
+                return
+            described = await self._cluster.describe(self._topics)
+            partitions = [Partition(topic, number) for topic in self._topics for number in described.get(topic, {})]
+            assignments = await self._read_assignments(partitions)
+            self._kafka.assign([TopicPartition(*partition) for partition in partitions])
+            self._take_over(self._kafka, assignments)
+
+    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+        deadline = self._loop.time() + timeout
+        self._ask_for_ends()
+        assignments = self._assignments
+        await asyncio.sleep(0)  # Others run, also when there is always something to return.
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if self._closing.done() or assignments != self._assignments:
+                # The owner may act on a new assignment (pause some of it) before the first record.
+                return ()
+            if batches := self._take():
+                return batches
+            if self._pulling is None and self._next:
+                # With partitions assigned and no timeout this waits for nothing.
+                await self._pull(0)
+                if batches := self._take():
+                    return batches
+            remaining = deadline - self._loop.time()
+            if remaining <= 0:
+                return ()
+            # getmany doesn't keep its timeout during a rebalance; so it has a task, which may outlive this call.
+            pulling = self._pulling or asyncio.create_task(self._pull(PULL), name=f"kafka-pull-{self._group}")
+            self._pulling = pulling
+            await asyncio.wait({pulling}, timeout=remaining)
+            if pulling.done() and not self._closing.done():
+                self._pulling = None
+                pulling.result()
+
+    def pause(self, partition: Partition) -> None:
+        if partition in self._next:
+            self._paused.add(partition)
+            self._kafka.pause(TopicPartition(*partition))
+
+    def resume(self, partition: Partition) -> None:
+        if partition in self._paused:
+            self._paused.discard(partition)
+            self._kafka.resume(TopicPartition(*partition))
+
+    async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+        await self._commit({partition: commit for partition, commit in commits.items() if partition in self._next})
+
+    def lag(self) -> Mapping[Partition, int]:
+        lags = {}
+        for partition, position in self._next.items():
+            end = max(self._kafka.highwater(TopicPartition(*partition)) or 0, self._ends.get(partition, 0))
+            if end:
+                held = sum([len(records) for records in self._held.get(partition, ())])
+                lags[partition] = max(0, end - position) + held
+        return lags
+
+    async def close(self) -> None:
+        """Revoke, commit and leave, within 5 s and what the listener takes. A log that is away takes no commit."""
+        if self._closing.done():
+            return
+        self._closing.set_result(None)
+        self._siblings.discard(self)
+        started = self._loop.time()
+        try:
+            await self._give_up(CLOSE_COMMIT_TIMEOUT)
+        finally:
+            grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
+            await stop(self._kafka, grace=grace)
+            for task in (self._pulling, self._asking):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait({task})
+            self._pulling = self._asking = None
+
+    # What aiokafka calls. It logs and swallows their errors: ours are kept for fetch.
+
+    async def on_partitions_revoked(self, _revoked: Iterable[TopicPartition]) -> None:
+        try:
+            await self._give_up()
+        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
+            self._failure = error
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        kafka = self._kafka
+        # First of all, and in the same step as the assignment: no record may come before its listener knows.
+        kafka.pause(*assigned)
+        partitions = sorted(Partition(*partition) for partition in assigned)
+        reading = asyncio.create_task(self._read_assignments(partitions), name=f"kafka-commits-{self._group}")
+        await asyncio.wait({reading, self._closing}, return_when=asyncio.FIRST_COMPLETED)
+        if self._closing.done() or kafka is not self._kafka:
+            reading.cancel()
+            await asyncio.wait({reading})
+            return
+        try:
+            self._take_over(kafka, reading.result())
+        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
+            self._failure = error
+
+    async def _read_assignments(self, partitions: Sequence[Partition]) -> Sequence[Assignment]:
+        """Ask where to go on, for as long as it takes."""
+        while True:
+            try:
+                first = await self._cluster.offsets(partitions, EARLIEST)
+                if self._group is None:
+                    return [
+                        Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
+                    ]
+                after_last = await self._cluster.offsets(partitions, LATEST)
+                commits = await self._cluster.commits(self._group, partitions)
+            except LogUnavailableError as error:
+                log.warning("log_commits_unread", group=self._group, error=str(error))
+                continue
+            assignments = []
+            for partition in partitions:
+                commit = commits.get(partition, Commit(first[partition]))
+                if commit.base > after_last[partition]:
+                    # Only an unclean leader election makes a log shorter. What was written since is below the base.
+                    log.error("log_truncated", partition=partition, committed=commit.base, end=after_last[partition])
+                    commit = Commit(first[partition])
+                assignments.append(Assignment(partition, commit, first[partition]))
+            return assignments
+
+    def _take_over(self, kafka: AIOKafkaConsumer, assignments: Sequence[Assignment]) -> None:
+        for partition, commit, log_start in assignments:
+            self._next[partition] = max(commit.base, log_start)
+            kafka.seek(TopicPartition(*partition), self._next[partition])
+        self._assignments += 1
+        self._listener.assigned(assignments)
+        # The listener may have paused some already.
+        kafka.resume(*[TopicPartition(*each.partition) for each in assignments if each.partition not in self._paused])
+
+    async def _give_up(self, timeout: float = COMMIT_TIMEOUT) -> None:
+        """Tell the listener that nothing is ours any more, and commit what it has finished."""
+        async with self._giving_up:  # who closes waits for a revocation under way
+            owned = list(self._next)
+            self._next.clear()
+            self._held.clear()
+            self._paused.clear()
+            self._ends.clear()
+            if not owned:
+                return
+            commits = await self._listener.revoked(owned)
+            try:
+                mine = {partition: commit for partition, commit in commits.items() if partition in owned}
+                await self._commit(mine, timeout)
+            except LogUnavailableError as error:
+                # The next owner repeats what was finished since the last commit.
+                log.warning("log_commit_lost", group=self._group, error=str(error))
+
+    async def _commit(self, commits: Mapping[Partition, Commit], timeout: float = COMMIT_TIMEOUT) -> None:
+        if not commits or self._group is None:
+            return
+        offsets = {
+            TopicPartition(*partition): (commit.base, encode_done(commit.done)) for partition, commit in commits.items()
+        }
+        # One after the other: aiokafka repeats one that failed with the same offsets, after another that was newer.
+        with translated(f"commit of {self._group}"):
+            async with asyncio.timeout(timeout), self._committing:
+                await self._kafka.commit(offsets)
+
+    def _ask_for_ends(self) -> None:
+        """Keep the ends of paused partitions fresh, for their lag: only a fetch would tell them."""
+        is_under_way = self._asking is not None and not self._asking.done()
+        if self._paused and not is_under_way and self._loop.time() >= self._asked_at + END_AGE:
+            self._asked_at = self._loop.time()
+            self._asking = asyncio.create_task(self._ask_ends(list(self._paused)), name=f"kafka-ends-{self._group}")
+
+    async def _ask_ends(self, partitions: Sequence[Partition]) -> None:
+        with contextlib.suppress(LogUnavailableError):  # the next time, then
+            ends = await self._cluster.offsets(partitions, LATEST)
+            self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
+
+    def _take(self) -> list[Batch]:
+        batches = []
+        for partition in list(self._held):
+            if partition not in self._paused:
+                slices = self._held[partition]
+                batches.append(Batch(partition, slices.popleft()))
+                if not slices:
+                    del self._held[partition]
+        return batches
+
+    async def _pull(self, wait: float) -> None:
+        """Take records out of aiokafka, where they count as consumed, in the step in which it returns them."""
+        try:
+            found = await self._kafka.getmany(timeout_ms=int(1000 * wait), max_records=PULL_RECORDS)
+        except FORBIDDEN as error:
+            self._failure = UsageError(f"{self._group or ', '.join(self._topics)}: {say(error)}")
+            return
+        except KafkaError as error:
+            if self._closing.done():
+                return
+            log.warning("log_fetch_failed", group=self._group, error=say(error))
+            # It may have dropped records on its way to the error.
+            assigned = self._kafka.assignment()
+            for partition, position in self._next.items():
+                if partition in assigned:
+                    self._kafka.seek(TopicPartition(*partition), position)
+            found = {}
+            await asyncio.sleep(RETRY_BACKOFF)
+        for where, records in found.items():
+            taken = records_of(records)
+            last = records[-1]
+            self._next[Partition(*where)] = last.offset + 1
+            # Behind what is held of it already, where it was paused before all of that was returned.
+            self._held.setdefault(Partition(*where), deque()).extend(slices_of(taken))
+            if last.timestamp_type == LOG_APPEND_TIME:
+                self._clock.seen(last.timestamp / 1000)
+        if wait and not found and not self._closing.done() and has_died(self._kafka):
+            await self._replace()
+
+    async def _replace(self) -> None:
+        """Go on with a new consumer where a task of the old one has ended: it would be silent for ever."""
+        log.error("log_consumer_replaced", group=self._group)
+        positions = dict(self._next)
+        if self._group is not None:
+            await self._give_up()
+        old, self._kafka = self._kafka, new_consumer(self._connection, self._group)
+        await stop(old)
+        while True:
+            try:
+                await self._kafka.start()
+                break
+            except KafkaError as error:
+                log.warning("log_consumer_not_started", group=self._group, error=say(error))
+                await asyncio.sleep(1)
+                await stop(self._kafka)
+                self._kafka = new_consumer(self._connection, self._group)
+        if self._group is not None:
+            self._kafka.subscribe(self._topics, listener=self)
+            return
+        self._kafka.assign([TopicPartition(*partition) for partition in positions])
+        for partition, position in positions.items():
+            self._kafka.seek(TopicPartition(*partition), position)
+        for partition in self._paused:
+            self._kafka.pause(TopicPartition(*partition))
+
+
+# aiokafka asks for an instance and nothing else; its class is untyped.
+ConsumerRebalanceListener.register(KafkaConsumer)
+
+
+def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
+    """Return a consumer that isn't started; without a group it is told what to read."""
+    consumer = AIOKafkaConsumer(
+        **connection.options,
+        group_id=group,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        fetch_max_wait_ms=int(1000 * FETCH_WAIT),
+        fetch_max_bytes=16 * FETCH_BYTES,
+        max_partition_fetch_bytes=FETCH_BYTES if group is None else PULL_BYTES,
+        session_timeout_ms=int(1000 * SESSION),
+        heartbeat_interval_ms=int(1000 * HEARTBEAT),
+        rebalance_timeout_ms=int(1000 * REBALANCE),
+        max_poll_interval_ms=int(1000 * POLL),
+        request_timeout_ms=int(1000 * FETCH_TIMEOUT),
+    )
+    _be_patient_with_coordinators(consumer._client)
+    return consumer
+
+
+def records_of(found: Iterable[ConsumerRecord[Any, Any]]) -> list[Record]:
+    # A record of another client may have no key, or no value.
+    return [Record(one.offset, one.timestamp / 1000, one.key or b"", one.value or b"", one.headers) for one in found]
+
+
+def slices_of(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Cut records at 1 MiB, but for a single larger one."""
+    start = size = 0
+    for index, (_, _, key, value, headers) in enumerate(records):
+        more = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
+        if size + more > FETCH_BYTES and index > start:
+            yield records[start:index]
+            start, size = index, 0
+        size += more
+    if records:
+        yield records[start:] if start else records
+
+
+def _be_patient_with_coordinators(client: AIOKafkaClient) -> None:
+    connect: Any = client._get_conn
+
+    async def patient(node: int, *, group: int = ConnectionGroup.DEFAULT, no_hint: bool = False) -> Any:  # noqa: ANN401 - untyped there
+        connection = await connect(node, group=group, no_hint=no_hint)
+        if connection is not None and group == ConnectionGroup.COORDINATION:
+            connection._request_timeout = GROUP_REQUEST_TIMEOUT
+        return connection
+
+    client._get_conn = patient  # type: ignore[method-assign] # there is no setting for it

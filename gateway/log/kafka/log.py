@@ -1,0 +1,201 @@
+"""The contract on a Kafka cluster: what appends, reads and asks is put together here."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+
+from gateway.log.base import Commit, Listener, Partition, Position, Record, RecordHeaders, TopicProblem, TopicSpec
+from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
+from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster
+from gateway.log.kafka.connection import PLAIN, Connection, Security, quieten, silenced, stop
+from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
+from gateway.log.kafka.errors import say, translated
+from gateway.model import LogUnavailableError, UsageError
+
+APPEND_TIMEOUT = 5.0
+CLIENT_ID = "gateway"  # Of whoever has no place of its own: the command line, say.
+
+
+class KafkaLog:
+    """A Kafka cluster as the log. Topics exist before they are used; see `create`."""
+
+    max_record_bytes = MAX_RECORD_BYTES
+
+    def __init__(self, connection: Connection, *, append_timeout: float) -> None:
+        """For `open`, which also connects."""
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._clock = BrokerClock()
+        self._cluster = Cluster(connection)
+        self._appender = Appender(connection, cluster=self._cluster, clock=self._clock, append_timeout=append_timeout)
+        self._joined: set[str] = set()
+        self._consumers: set[KafkaConsumer] = set()
+
+    @classmethod
+    async def open(
+        cls,
+        servers: str,
+        *,
+        client_id: str = CLIENT_ID,
+        append_timeout: float = APPEND_TIMEOUT,
+        security: Security = PLAIN,
+    ) -> "KafkaLog":
+        """Connect to `host:port,host:port`. Raises LogUnavailableError, with its reason, when none lets us in.
+
+        A `client_id` of its own names the place of this process: whoever is a member of a group under it died there,
+        and leaves the group when this one joins.
+        """
+        quieten()
+        connection = Connection(servers=servers, client_id=client_id, security=security)
+        opened = cls(connection, append_timeout=append_timeout)
+        try:
+            with silenced():
+                async with asyncio.timeout(QUESTION_TIMEOUT):
+                    await opened._cluster.start()
+                    await opened._cluster.ping()  # By the name and port that it gives itself.
+                    await opened._appender.start()
+        except (KafkaError, OSError, TimeoutError, ValueError, LogUnavailableError) as error:
+            brokers = opened._cluster.brokers
+            await opened.close()
+            with silenced():
+                trouble = await connection.trouble(brokers)
+            reason = trouble or f"expected a broker that answers, got {say(error)}"
+            raise LogUnavailableError(f"kafka://{servers}: {reason}") from error
+        except BaseException:
+            await opened.close()
+            raise
+        return opened
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        return await self._appender.append(topic, key=key, value=value, headers=headers)
+
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
+        """Join a group, or read everything. Raises UsageError for a topic that isn't there."""
+        described = await self._cluster.describe(topics)
+        for topic in topics:
+            if topic not in described:
+                raise UsageError(f"{topic}: expected a topic of the cluster, got none of this name")
+        if group is not None and self._connection.client_id != CLIENT_ID and group not in self._joined:
+            # Once: what has our name after that is ourselves.
+            self._joined.add(group)
+            await self._cluster.evict(group, self._connection.client_id)
+        consumer = KafkaConsumer(
+            cluster=self._cluster,
+            clock=self._clock,
+            connection=self._connection,
+            group=group,
+            topics=topics,
+            listener=listener,
+            siblings=self._consumers,
+        )
+        self._consumers.add(consumer)
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.close()
+            raise
+        return consumer
+
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        bounds = (await self.bounds(partition.topic)).get(partition.number)
+        if bounds is None:
+            return
+        start, end = max(start, bounds[0]), min(end, bounds[1])
+        if start >= end:
+            return
+        where = TopicPartition(*partition)
+        kafka = new_consumer(self._connection, None)
+        try:
+            with translated(f"scan {partition.topic}/{partition.number}"):
+                await kafka.start()
+                kafka.assign([where])
+                kafka.seek(where, start)
+                moved_at = self._loop.time()
+                while start < end:
+                    # The position and not the last record tells the end: what follows it may be gaps.
+                    async with asyncio.timeout(QUESTION_TIMEOUT):
+                        found = await kafka.getmany(timeout_ms=1000 * FETCH_WAIT, max_records=FETCH_RECORDS)
+                        position = await kafka.position(where)
+                    for records in slices_of(records_of(found.get(where, ()))):
+                        if within := [record for record in records if record.offset < end]:
+                            yield within
+                    if position > start:
+                        start, moved_at = position, self._loop.time()
+                    elif self._loop.time() > moved_at + QUESTION_TIMEOUT:
+                        raise KafkaTimeoutError(f"no record after offset {start}")
+        finally:
+            await stop(kafka)
+
+    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        described = await self._cluster.describe([topic])
+        partitions = [Partition(topic, number) for number in described.get(topic, {})]
+        first = await self._cluster.offsets(partitions, EARLIEST)
+        after_last = await self._cluster.offsets(partitions, LATEST)
+        return {partition.number: (first[partition], after_last[partition]) for partition in partitions}
+
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        described = await self._cluster.describe([topic])
+        partitions = [Partition(topic, number) for number in described.get(topic, {})]
+        # The ends first: what is appended after they were asked for comes at or after them.
+        after_last = await self._cluster.offsets(partitions, LATEST)
+        # To the microsecond, so that the millisecond of a record's own `appended_at` isn't rounded up to the next one.
+        found = await self._cluster.offsets(partitions, max(0, math.ceil(round(at * 1000, 3))))
+        return {
+            partition.number: after_last[partition] if found[partition] < 0 else found[partition]
+            for partition in partitions
+        }
+
+    async def topics(self) -> Collection[str]:
+        return await self._cluster.topics()
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        return {partition.topic for partition in await self._cluster.commits(group)}
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        described = await self._cluster.describe([topic])
+        commits = await self._cluster.commits(group, [Partition(topic, number) for number in described.get(topic, {})])
+        return {partition.number: commit for partition, commit in commits.items()}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        await self._cluster.seed(group, commits)
+
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        return await self._cluster.groups(prefix)
+
+    async def forget(self, group: str) -> None:
+        await self._cluster.forget(group)
+
+    async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        """Create what is missing, with three replicas where there are three brokers, and wait until it has leaders.
+
+        Raises UsageError when the cluster forbids it.
+        """
+        created = await self._cluster.create(specs)
+        await self._appender.learn([spec.name for spec in specs])
+        return created
+
+    async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
+        """Compare what is there with what has to be. On a cluster of one broker, missing replicas aren't fatal."""
+        await self._appender.learn((await self._cluster.describe([spec.name for spec in specs])).keys())
+        return await self._cluster.check(specs)
+
+    def now(self) -> float:
+        """Return the brokers' time, estimated from produce acknowledgements and records; this machine's before any."""
+        return self._clock.now()
+
+    async def ping(self) -> None:
+        """Return when a broker answers. Raises LogUnavailableError within 3 s."""
+        await self._cluster.ping()
+
+    async def close(self) -> None:
+        """Finish the appends under way, close the consumers that are still open, and let go, within 5 s."""
+        closing = [consumer.close() for consumer in self._consumers]
+        results = await asyncio.gather(*closing, self._appender.close(), return_exceptions=True)
+        await self._cluster.close()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result

@@ -1,0 +1,60 @@
+"""What a topic has to be, in Kafka's settings: those that it is made with, and those that would break a promise."""
+
+from collections.abc import Iterator, Mapping
+
+from gateway.log.base import TopicSpec
+
+BROKER_LIMIT = 1_048_588  # Kafka's default of max.message.bytes, which bounds a batch.
+REPLICAS = 3
+
+
+def settings_of(spec: TopicSpec, replicas: int) -> Mapping[str, str]:
+    settings = {
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(BROKER_LIMIT),
+        "cleanup.policy": "compact" if spec.compacted else "delete",
+    }
+    if not spec.compacted:
+        settings["retention.ms"] = "-1" if spec.retention is None else str(int(1000 * spec.retention))
+    if replicas == REPLICAS:
+        settings["min.insync.replicas"] = "2"
+    return settings
+
+
+def replication_problems(
+    replicas: int, settings: Mapping[str, str], *, is_single_broker: bool
+) -> Iterator[tuple[bool, str]]:
+    """Yield (is it fatal, what is wrong)."""
+    if replicas < REPLICAS:
+        yield not is_single_broker, f"replication factor: expected at least {REPLICAS}, got {replicas}"
+    in_sync = int(settings.get("min.insync.replicas", "2"))
+    if in_sync < min(2, replicas):
+        yield not is_single_broker, f"min.insync.replicas: expected at least 2, got {in_sync}"
+    if in_sync > replicas and "min.insync.replicas" in settings:
+        yield True, f"min.insync.replicas: expected at most the replication factor {replicas}, got {in_sync}"
+    if settings.get("unclean.leader.election.enable") == "true":
+        yield False, "unclean.leader.election.enable: expected false, got true, which may lose acknowledged records"
+
+
+def retention_problems(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
+    """Yield (is it fatal, what is wrong)."""
+    policies = settings.get("cleanup.policy", "delete").split(",")
+    if ("compact" in policies) != spec.compacted:
+        # Compaction would delete events that share a key; without it, pauses are forgotten.
+        yield True, f"cleanup.policy: expected {'compact' if spec.compacted else 'delete'}, got {','.join(policies)}"
+    if "delete" not in policies:
+        return
+    kept = int(settings.get("retention.ms", "-1"))
+    if kept >= 0 and (spec.retention is None or kept < 1000 * spec.retention):
+        wanted = "-1 (no limit)" if spec.retention is None else f"at least {1000 * spec.retention:.0f}"
+        yield True, f"retention.ms: expected {wanted}, got {kept}"
+    if (size := int(settings.get("retention.bytes", "-1"))) >= 0:
+        yield False, f"retention.bytes: expected -1 (no limit), got {size}, which may delete what isn't delivered yet"
+
+
+def record_problems(settings: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
+    """Yield (is it fatal, what is wrong)."""
+    if (kind := settings.get("message.timestamp.type")) != "LogAppendTime":
+        yield True, f"message.timestamp.type: expected LogAppendTime, got {kind}"
+    if (limit := int(settings.get("max.message.bytes", BROKER_LIMIT))) < BROKER_LIMIT:
+        yield True, f"max.message.bytes: expected at least {BROKER_LIMIT}, got {limit}"

@@ -1,0 +1,309 @@
+"""Traces: one from a request to the last attempt of each of its deliveries, also hours later. For the extra `otel`.
+
+    POST /in/github                    server: a verified request
+      └─ send gateway.events.github    producer: its append, whose context is in the record
+           └─ process gateway.events.github     consumer: which routes match; the same context goes on in tiers
+                ├─ POST ci             client: each attempt, whose context the destination gets as `traceparent`
+                └─ send gateway.dead   producer: a record that carries a delivery on, or ends it
+
+The only user of opentelemetry. Spans are sent in a thread (OTLP over HTTP), from a bounded queue: a collector that is
+slow or gone costs spans, which are counted, and one log line. Nothing of an unverified request is traced. Attributes
+are names of the rules, ids, and what HTTP and the log answered: no body, header, query string, or URL of a destination.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from structlog.typing import FilteringBoundLogger
+from typing_extensions import override
+
+from gateway.model import Attempt, Delivery, Event, Headers, Result, TraceContext
+from gateway.telemetry.metrics import Counter, Metrics
+
+PATH = "/v1/traces"
+MAX_WAITING = 8192
+"""Spans that wait for the collector, some 10 MB; of more, the oldest are dropped."""
+BATCH, EVERY = 512, 1.0
+"""Spans are sent so many at a time, or after so many seconds."""
+EXPORT_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 2.0
+"""Seconds at the end for what waits; the collector must not hold the process up."""
+LONGEST_VALUE = 256
+"""Characters of an attribute's value. A sender chooses its event's type."""
+ROOT = Context()
+"""A context without a span: what is in the task's own is none of ours."""
+
+Value = str | int | float | Sequence[str]
+
+
+class Traces:
+    """Makes spans, and sends them to a collector in the background. `close` blocks for up to 2 s."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        ratio: float,
+        version: str,
+        instance: str,
+        system: str,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+    ) -> None:
+        """Trace a share of what comes without a sampling decision of its own; `traceparent`'s flag is one.
+
+        `endpoint` is a collector's base URL. `system` is what the log is (`messaging.system`).
+        """
+        # It logs each failed try. We say it once.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        endpoint = endpoint.rstrip("/")
+        endpoint = endpoint if endpoint.endswith(PATH) else endpoint + PATH
+        self._system = system
+        resource = Resource.create(
+            {"service.name": "webhook-gateway", "service.version": version, "service.instance.id": instance}
+        )
+        self._provider = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            resource=resource,
+            shutdown_on_exit=False,
+            span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE),
+        )
+        exporter = _Exporter(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT), metrics, logger)
+        self._provider.add_span_processor(_Processor(exporter, metrics.spans.labels("dropped")))
+        self._tracer = self._provider.get_tracer("gateway", version)
+
+    def close(self) -> None:
+        """Send what waits, for as long as that may take, and stop."""
+        thread = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
+        thread.start()
+        thread.join(CLOSE_TIMEOUT)
+
+    def receive(self, *, source: str, path: str, headers: Headers, began: float, size: int) -> "Span":
+        """Begin a request's span, at a Unix time, below the sender's if its headers name one."""
+        attributes: dict[str, Value] = {
+            "http.request.method": "POST",
+            "http.request.body.size": size,
+            "http.route": path,
+            "url.path": path,
+            "url.scheme": "http",
+            "gateway.source": source,
+        }
+        return self._start(f"POST {path}", _sent(headers), SpanKind.SERVER, attributes, began)
+
+    def send(self, event: Event, topic: str, *, delivery: Delivery | None = None) -> "Span":
+        """Begin the span of an append."""
+        attributes: dict[str, Value] = {
+            "messaging.system": self._system,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": topic,
+            "messaging.message.id": event.id,
+            "messaging.message.body.size": len(event.body),
+        }
+        if delivery is not None:
+            attributes |= _names(delivery)
+        return self._start(f"send {topic}", _parent(event), SpanKind.PRODUCER, attributes)
+
+    def process(self, event: Event, *, group: str, topic: str, partition: int, offset: int) -> "Span":
+        """Begin the span in which it is decided where an event goes."""
+        attributes: dict[str, Value] = {
+            "messaging.system": self._system,
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": topic,
+            "messaging.destination.partition.id": str(partition),
+            "messaging.consumer.group.name": group,
+            "messaging.message.id": event.id,
+            "messaging.kafka.offset": offset,
+            "gateway.source": event.source,
+            "gateway.event.type": event.type,
+        }
+        return self._start(f"process {topic}", _parent(event), SpanKind.CONSUMER, attributes)
+
+    def attempt(self, delivery: Delivery, url: str) -> "Span":
+        """Begin the span of a delivery's next attempt."""
+        host, port = _place(url)
+        number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
+        attributes: dict[str, Value] = {
+            "http.request.method": "POST",
+            "server.address": host,
+            "server.port": port,
+            "messaging.message.id": delivery.event.id,
+            "gateway.attempt": number,
+            **_names(delivery),
+        }
+        if number > 1:
+            attributes["http.request.resend_count"] = number - 1
+        return self._start(f"POST {delivery.destination}", _parent(delivery.event), SpanKind.CLIENT, attributes)
+
+    def _start(
+        self,
+        name: str,
+        parent: Context,
+        kind: SpanKind,
+        attributes: Mapping[str, Value],
+        began: float | None = None,
+    ) -> "Span":
+        start = None if began is None else int(began * 1e9)
+        return Span(self._tracer.start_span(name, parent, kind, attributes, start_time=start))
+
+
+class Span:
+    """A span that is under way. A context manager, for what is over with its block: an exception makes it an error."""
+
+    __slots__ = ("_span", "context")
+
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+        found = span.get_span_context()
+        self.context = TraceContext(
+            f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}", found.trace_state.to_header()
+        )
+        """What is handed on, to records and destinations."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.fail(kind.__name__)
+        self._span.end()
+
+    def tell(self, attributes: Mapping[str, Value]) -> None:
+        """Add attributes."""
+        self._span.set_attributes(attributes)
+
+    def fail(self, kind: str) -> None:
+        """Call it an error, of a kind from a closed set."""
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(Status(StatusCode.ERROR))
+
+    def answered(self, status: int, reason: str | None) -> None:
+        """End a request's span with what was answered; a sender's fault is no error of the server (as HTTP has it)."""
+        self._span.set_attribute("http.response.status_code", status)
+        if reason is not None:
+            self._span.set_attribute("gateway.reason", reason)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.fail(reason or str(status))
+        self._span.end()
+
+    def attempted(self, attempt: Attempt | None) -> None:
+        """End an attempt's span with what came of it; None for one that wasn't made."""
+        if attempt is None:
+            self.fail("not_made")
+        else:
+            self._span.set_attribute("gateway.result", attempt.result)
+            if attempt.status is not None:
+                self._span.set_attribute("http.response.status_code", attempt.status)
+            if attempt.result is not Result.SUCCESS:
+                self.fail(str(attempt.result if attempt.status is None else attempt.status))
+        self._span.end()
+
+
+class _Exporter(SpanExporter):
+    """Counts what becomes of spans, and says once that they can't be sent, and once that they can be again.
+
+    Only the processor's thread counts here.
+    """
+
+    def __init__(self, inner: SpanExporter, metrics: Metrics, logger: FilteringBoundLogger) -> None:
+        self.taken = 0
+        self._inner = inner
+        self._exported = metrics.spans.labels("exported")
+        self._failed = metrics.spans.labels("failed")
+        self._logger = logger
+        self._is_failing = False
+
+    @override
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.taken += len(spans)
+        try:
+            result = self._inner.export(spans)
+        except Exception as error:  # noqa: BLE001 - whatever the network does must not end the thread
+            result, why = SpanExportResult.FAILURE, type(error).__name__
+        else:
+            why = "the collector took none of them"
+        has_failed = result is not SpanExportResult.SUCCESS
+        (self._failed if has_failed else self._exported).inc(len(spans))
+        if has_failed and not self._is_failing:
+            self._logger.warning("spans_not_exported", count=len(spans), error=why)
+        elif self._is_failing and not has_failed:
+            self._logger.info("spans_exported_again")
+        self._is_failing = has_failed
+        return result
+
+    @override
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+
+class _Processor(BatchSpanProcessor):
+    """Counts the spans that the queue drops, which it tells nobody. Only the event loop's thread counts here."""
+
+    def __init__(self, exporter: _Exporter, dropped: Counter) -> None:
+        super().__init__(
+            exporter, max_queue_size=MAX_WAITING, schedule_delay_millis=EVERY * 1000, max_export_batch_size=BATCH
+        )
+        self._counting = exporter
+        self._dropped = dropped
+        self._ended = 0
+
+    @override
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            if self._ended - self._counting.taken - self._dropped.value >= MAX_WAITING:
+                self._dropped.inc()
+            self._ended += 1
+        super().on_end(span)
+
+
+def _sent(headers: Headers) -> Context:
+    """Return the context that a sender names, if it names one, and only one (Trace Context, section 3.2.2.5)."""
+    parents = [value for name, value in headers if name.lower() == b"traceparent"]
+    if len(parents) != 1:
+        return ROOT
+    states = [value for name, value in headers if name.lower() == b"tracestate"]
+    return _context(parents[0].decode("latin-1"), b",".join(states).decode("latin-1"))
+
+
+def _parent(event: Event) -> Context:
+    """Return the context in an event's record, or what its sender named, where its ingress traced nothing."""
+    return _sent(event.headers) if event.trace is None else _context(*event.trace)
+
+
+def _context(traceparent: str, tracestate: str) -> Context:
+    return _PROPAGATOR.extract({"traceparent": [traceparent], "tracestate": [tracestate]}, ROOT)
+
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+def _names(delivery: Delivery) -> dict[str, Value]:
+    return {
+        "gateway.delivery.id": delivery.id,
+        "gateway.route": delivery.route,
+        "gateway.destination": delivery.destination,
+    }
+
+
+@lru_cache(maxsize=4096)
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,0 +1,418 @@
+"""The Helm chart: what it renders is valid and keeps the promises; what it can't keep it refuses."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from gateway.cli import COMMANDS
+from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.rules.load import check_rules, load_rules
+from gateway.run import STOP_TIMEOUT, event_topics
+from gateway.settings import EmbeddedTarget, KafkaTarget, Role, from_sources
+from tests.deploy.chart import CHART, ROOT, Chart, Manifest, environment_of, of_kind, pods_of
+
+pytestmark = pytest.mark.timeout(900)  # Where CI has to build Helm first.
+
+CUSTOM = json.loads(Path(__file__).with_name("crds.json").read_text())
+NEWEST = "1.34"
+SECRETS = "/run/secrets/gateway"
+USER = 10001
+KAFKA = {"kafka": {"servers": ["kafka:9092"]}}
+EXAMPLES = ("small", "production", "embedded")
+every_example = pytest.mark.parametrize("example", EXAMPLES)
+
+
+# ---- What Kubernetes takes ----
+
+
+@every_example
+def test_helm_finds_nothing_to_warn_of(chart: Chart, example: str) -> None:
+    assert "WARNING" not in chart.lint(example)
+
+
+@every_example
+@pytest.mark.parametrize("version", ["1.30", NEWEST])
+def test_every_manifest_is_valid(chart: Chart, example: str, version: str) -> None:
+    for manifest in chart.render(example):
+        _validate(manifest, version)
+
+
+def test_a_misspelt_field_is_found(chart: Chart) -> None:
+    """What the test above stands on."""
+    [deployment, *_] = of_kind(chart.render("small"), "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError, match="minReadySecond'"):
+        _validate({**deployment, "spec": {**deployment["spec"], "minReadySecond": 1}}, NEWEST)
+    [scaled] = of_kind(chart.render("production"), "ScaledObject")
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica'"):
+        _validate({**scaled, "spec": {**scaled["spec"], "maxReplica": 1}}, NEWEST)
+
+
+@every_example
+def test_no_two_manifests_have_one_name(chart: Chart, example: str) -> None:
+    names = [(each["kind"], each["metadata"]["name"]) for each in chart.render(example)]
+    assert len(set(names)) == len(names)
+
+
+def test_what_needs_definitions_of_others_is_off_by_default(chart: Chart) -> None:
+    assert not of_kind(chart.render("small"), *CUSTOM)
+    assert {each["kind"] for each in chart.render("production")} >= CUSTOM.keys() - {"$comment"}
+
+
+# ---- What refers to what ----
+
+
+@every_example
+def test_what_selects_pods_finds_them(chart: Chart, example: str) -> None:
+    manifests = chart.render(example)
+    pods = [pod["metadata"]["labels"] for pod in pods_of(manifests).values()]
+    for each in of_kind(manifests, "Deployment", "StatefulSet", "PodDisruptionBudget", "PodMonitor"):
+        assert _matching(each["spec"]["selector"]["matchLabels"], pods), each["metadata"]["name"]
+    for each in of_kind(manifests, "NetworkPolicy"):
+        [_] = _matching(each["spec"]["podSelector"]["matchLabels"], pods)
+    for each in of_kind(manifests, "Service"):
+        [_] = _matching(each["spec"]["selector"], pods)
+
+
+@every_example
+def test_each_port_that_is_named_is_there(chart: Chart, example: str) -> None:
+    manifests = chart.render(example)
+    pods = list(pods_of(manifests).values())
+
+    def ports(selector: Mapping[str, str]) -> set[str]:
+        [pod] = [pod for pod in pods if selector.items() <= pod["metadata"]["labels"].items()]
+        return {port["name"] for each in pod["spec"]["containers"] for port in each.get("ports", ())}
+
+    for service in of_kind(manifests, "Service"):
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports(service["spec"]["selector"])
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        named = {port["port"] for rule in policy["spec"].get("ingress", ()) for port in rule["ports"]}
+        assert named <= ports(policy["spec"]["podSelector"]["matchLabels"])
+    for pod in pods:
+        for container in pod["spec"]["containers"]:
+            own = {port["name"]: port["containerPort"] for port in container.get("ports", ())}
+            probes = [
+                container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe") if name in container
+            ]
+            assert all(probe["httpGet"]["port"] in own for probe in probes)
+
+
+@every_example
+def test_what_scales_names_what_is_there_and_nobody_else_says_how_many(chart: Chart, example: str) -> None:
+    manifests = chart.render(example)
+    deployments = {each["metadata"]["name"]: each for each in of_kind(manifests, "Deployment")}
+    scaled = [
+        each["spec"]["scaleTargetRef"]["name"] for each in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject")
+    ]
+    assert len(set(scaled)) == len(scaled)
+    for name, deployment in deployments.items():
+        # An upgrade would set the number back.
+        assert ("replicas" in deployment["spec"]) == (name not in scaled)
+    assert set(scaled) <= deployments.keys()
+
+
+def test_routers_are_scaled_by_processor_time_where_there_is_no_keda(chart: Chart) -> None:
+    manifests = chart.render("small", {"router": {"autoscaling": {"kind": "cpu"}}})
+    [scaler] = of_kind(manifests, "HorizontalPodAutoscaler")
+    _validate(scaler, NEWEST)
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "gateway-router"
+
+
+# ---- What the gateway takes ----
+
+
+@every_example
+def test_the_gateway_reads_what_it_is_started_with(chart: Chart, example: str) -> None:
+    """Its command lines and variables, by its own parsers."""
+    roles = set()
+    for name, pod in pods_of(chart.render(example)).items():
+        [container] = pod["spec"]["containers"]
+        words = container["args"]
+        command = COMMANDS.get(" ".join(words[:2])) or COMMANDS[words[0]]
+        command.parser().parse_intermixed_args(words[len(command.name.split()) :])
+        settings = from_sources({}, environment_of(container))
+        assert isinstance(settings.log, EmbeddedTarget if example == "embedded" else KafkaTarget)
+        if settings.kafka.password_file is not None:
+            assert str(settings.kafka.password_file.parent) == SECRETS
+        assert settings.rules.parent == Path(_mount(container, "rules")["mountPath"])
+        if command.name == "run":
+            roles.add(settings.role)
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            assert settings.admin.port == ports["admin"]
+            assert settings.admin.host == "0.0.0.0"
+            assert ("http" in ports) == (settings.role is not Role.ROUTER)
+            assert ports.get("http", settings.listen.port) == settings.listen.port
+            assert not settings.dev
+        assert name == "Job/gateway-topics" or command.name == "run"
+    assert roles == ({Role.ALL} if example == "embedded" else {Role.INGRESS, Role.ROUTER})
+
+
+@every_example
+def test_the_rules_of_an_example_are_fine_and_their_secrets_mounted(chart: Chart, example: str, tmp_path: Path) -> None:
+    for config in of_kind(chart.render(example), "ConfigMap"):
+        if "routes.yaml" not in config["data"]:
+            continue
+        folder = tmp_path / config["metadata"]["name"]
+        folder.mkdir()
+        for name, text in config["data"].items():
+            (folder / name).write_text(text)
+        _, problems = check_rules(folder / "routes.yaml", resolve=False)
+        assert not [problem for problem in problems if problem.severity == "error"]
+        files = re.findall(r"\$\{file:([^}]+)\}", "".join(config["data"].values()))
+        assert files
+        assert {str(Path(file).parent) for file in files} == {SECRETS}
+    for pod in pods_of(chart.render(example)).values():
+        [container] = pod["spec"]["containers"]
+        assert _mount(container, "secrets")["mountPath"] == SECRETS
+
+
+@every_example
+def test_a_change_of_rules_and_secrets_arrives_in_the_pods(chart: Chart, example: str) -> None:
+    """As folders of ConfigMap and Secret, which the kubelet brings up to date; not of subPath, which it never does."""
+    manifests = chart.render(example)
+    maps = {each["metadata"]["name"] for each in of_kind(manifests, "ConfigMap")}
+    for pod in pods_of(manifests).values():
+        [container] = pod["spec"]["containers"]
+        volumes = {each["name"]: each for each in pod["spec"]["volumes"]}
+        for name in ("rules", "secrets"):
+            assert not {"subPath", "subPathExpr"} & _mount(container, name).keys()
+        assert volumes["rules"]["configMap"]["name"] in maps
+        # Restarted by Helm, a bad file would end pods that go on with the rules before it.
+        assert "annotations" not in pod["metadata"]
+
+
+def test_the_lag_is_that_of_the_topics_which_the_rules_name(chart: Chart, tmp_path: Path) -> None:
+    manifests = chart.render("production")
+    [config] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == "gateway-rules"]
+    for name, text in config["data"].items():
+        (tmp_path / name).write_text(text.replace(SECRETS, str(tmp_path)))
+    for secret in ("github", "stripe", "stripe-old", "ledger-signing"):
+        (tmp_path / secret).write_text("whsec_Z2F0ZXdheS10ZXN0LXNpZ25pbmctc2VjcmV0")
+    topics = Topics("gateway.")
+    wanted = event_topics(load_rules(tmp_path / "routes.yaml"), topics)
+    [scaled] = of_kind(manifests, "ScaledObject")
+    triggers = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
+    assert {trigger["topic"] for trigger in triggers} == wanted
+    assert {trigger["consumerGroup"] for trigger in triggers} == {topics.group(ROUTER_GROUP)}
+    [partitions] = {spec.partitions for spec in topics.specs(wanted) if spec.name in wanted}
+    assert scaled["spec"]["maxReplicaCount"] <= partitions
+
+
+def test_topics_are_made_before_anything_that_needs_them(chart: Chart) -> None:
+    manifests = chart.render("small")
+    [job] = of_kind(manifests, "Job")
+    [rules] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == "gateway-topics"]
+    hooks = [each["metadata"]["annotations"] for each in (job, rules)]
+    assert {hook["helm.sh/hook"] for hook in hooks} == {"pre-install,pre-upgrade"}
+    assert int(hooks[1]["helm.sh/hook-weight"]) < int(hooks[0]["helm.sh/hook-weight"])
+    # Before an installation there is no account of the chart's own yet.
+    assert "serviceAccountName" not in job["spec"]["template"]["spec"]
+    assert not of_kind(chart.render("small", {"log": {"kafka": {"createTopics": False}}}), "Job")
+
+
+# ---- How it ends, and what it may do ----
+
+
+@every_example
+@pytest.mark.parametrize("seconds", [0, 10, 60])
+def test_a_pod_has_the_time_to_be_forgotten_and_to_drain(chart: Chart, example: str, seconds: int) -> None:
+    for name, pod in pods_of(chart.render(example, {"preStopSeconds": seconds})).items():
+        if name.startswith("Job/"):
+            continue
+        [container] = pod["spec"]["containers"]
+        slept = container["lifecycle"]["preStop"]["sleep"]["seconds"] if seconds else 0
+        assert slept == seconds
+        assert pod["spec"]["terminationGracePeriodSeconds"] >= slept + STOP_TIMEOUT
+
+
+@every_example
+def test_pods_are_as_restricted_as_kubernetes_knows(chart: Chart, example: str) -> None:
+    """The Pod Security Standard "restricted", and beyond it a root that can't be written, and no token."""
+    for pod in pods_of(chart.render(example)).values():
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == USER
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        assert all({"configMap", "secret"} & volume.keys() for volume in spec["volumes"])
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert {"requests", "limits"} <= container["resources"].keys()
+            assert "cpu" not in container["resources"]["limits"]  # throttled, its loop would stand still
+            # Whatever is mounted is read-only, but for the embedded log.
+            assert {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")} <= {"log"}
+    for account in of_kind(chart.render(example), "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+@every_example
+def test_nobody_reaches_the_metrics_from_outside(chart: Chart, example: str) -> None:
+    manifests = chart.render(example)
+    for service in of_kind(manifests, "Service"):
+        assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", ()):
+            if any(port["port"] == "admin" for port in rule["ports"]):
+                assert rule["from"]
+                assert all("ipBlock" not in peer for peer in rule["from"])
+
+
+@every_example
+def test_cloud_metadata_is_out_of_reach(chart: Chart, example: str) -> None:
+    blocks = [
+        peer["ipBlock"]
+        for policy in of_kind(chart.render(example), "NetworkPolicy")
+        for rule in policy["spec"]["egress"]
+        for peer in rule.get("to", ())
+        if "ipBlock" in peer
+    ]
+    assert blocks
+    assert all("169.254.0.0/16" in block["except"] for block in blocks if block["cidr"] == "0.0.0.0/0")
+
+
+def test_an_ingress_reaches_no_destination(chart: Chart) -> None:
+    policies = {
+        each["metadata"]["name"]: each["spec"]["egress"] for each in of_kind(chart.render("small"), "NetworkPolicy")
+    }
+    ports = [[port["port"] for port in rule.get("ports", ())] for rule in policies["gateway-ingress"]]
+    assert ports == [[53, 53], [9092]]
+    assert any("ports" not in rule for rule in policies["gateway-router"])
+
+
+def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> None:
+    [workload] = of_kind(chart.render("embedded"), "Deployment", "StatefulSet")
+    assert workload["kind"] == "StatefulSet"
+    assert workload["spec"]["replicas"] == 1
+    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+    [claim] = workload["spec"]["volumeClaimTemplates"]
+    [container] = workload["spec"]["template"]["spec"]["containers"]
+    target = from_sources({}, environment_of(container)).log
+    assert isinstance(target, EmbeddedTarget)
+    assert str(target.path.parent) == _mount(container, claim["metadata"]["name"])["mountPath"]
+
+
+# ---- What it takes ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"router": {"replica": 3}}, r"/router.*additional propert.*'replica'"),
+        ({"log": {"kind": "redis"}}, r"/log/kind.*'kafka', 'embedded'"),
+        ({"log": {"kafka": {"servers": ["kafka://broker:9092"]}}}, r"/log/kafka/servers/0.*does not match pattern"),
+        ({"log": {"kafka": {"servers": []}}}, r"log\.kafka\.servers: expected at least one host:port, got none"),
+        ({"rules": {"existingConfigMap": "mine"}}, "rules: expected files or existingConfigMap, got both"),
+        ({"preStopSeconds": "10s"}, r"/preStopSeconds.*want integer"),
+        ({"env": [{"name": "GATEWAY_ADMIN", "value": "127.0.0.1:9090"}]}, "/env/0/name"),
+        ({"ingress": {"http": {"enabled": True}}}, r"/ingress/http/host.*minLength"),
+        ({"image": {"digest": "latest"}}, "/image/digest"),
+        ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(chart: Chart, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        chart.render("small", changes)
+
+
+def test_rules_have_to_come_from_somewhere(chart: Chart) -> None:
+    with pytest.raises(AssertionError, match=r"rules: expected files with a routes\.yaml, or existingConfigMap"):
+        chart.render(None, {"log": KAFKA, "rules": {"files": {"other.yaml": "version: 1"}}})
+
+
+def test_the_topics_of_rules_that_it_has_not_got_have_to_be_named(chart: Chart) -> None:
+    values: dict[str, Any] = {"log": KAFKA, "rules": {"existingConfigMap": "mine"}}
+    with pytest.raises(AssertionError, match=r"router\.autoscaling\.lag\.topics: expected the topics of events"):
+        chart.render(None, {**values, "router": {"autoscaling": {"kind": "lag"}}})
+    lag = {"topics": ["gateway.events.github"], "authentication": "kafka", "metadata": {"tls": "enable"}}
+    manifests = chart.render(None, {**values, "router": {"autoscaling": {"kind": "lag", "lag": lag}}})
+    for manifest in manifests:
+        _validate(manifest, NEWEST)
+    [scaled] = of_kind(manifests, "ScaledObject")
+    [trigger] = scaled["spec"]["triggers"]
+    assert trigger["metadata"]["topic"] == "gateway.events.github"
+    assert trigger["metadata"]["tls"] == "enable"
+    assert trigger["authenticationRef"] == {"name": "kafka"}
+
+
+def test_rules_of_ones_own_are_mounted_and_no_others_made(chart: Chart) -> None:
+    manifests = chart.render(None, {"log": KAFKA, "rules": {"existingConfigMap": "mine"}})
+    assert not of_kind(manifests, "ConfigMap")
+    for pod in pods_of(manifests).values():
+        assert [volume["configMap"]["name"] for volume in pod["spec"]["volumes"]] == ["mine"]
+
+
+def test_every_value_has_a_default_and_a_schema() -> None:
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert _paths_of(schema) - {"global"} == _paths(defaults, schema)
+
+
+def test_it_is_of_the_gateways_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == project["version"]
+
+
+@pytest.mark.parametrize(("copy", "original"), [("rules", "prometheus/rules"), ("dashboards", "grafana/dashboards")])
+def test_its_rules_and_dashboards_are_those_of_deploy(copy: str, original: str) -> None:
+    """A chart can't reach out of its folder, so it has copies."""
+    texts = {file.name: file.read_text() for file in (ROOT / "deploy" / original).glob("*.*")}
+    copies = {file.name: file.read_text() for file in (CHART / "files" / copy).glob("*.*")}
+    assert copies == texts, "`make chart` brings them up to date"
+
+
+def test_its_alerts_and_dashboards_arrive_as_they_are(chart: Chart) -> None:
+    manifests = chart.render("production")
+    groups = [each["spec"] for each in of_kind(manifests, "PrometheusRule")]
+    assert groups == [yaml.safe_load(file.read_text()) for file in sorted((CHART / "files" / "rules").glob("*.yml"))]
+    boards = [each["data"] for each in of_kind(manifests, "ConfigMap") if "dashboard" in each["metadata"]["name"]]
+    for file in (CHART / "files" / "dashboards").glob("*.json"):
+        [board] = [data for data in boards if file.name in data]
+        assert json.loads(board[file.name]) == json.loads(file.read_text())
+
+
+# ---- Helpers ----
+
+
+def _validate(manifest: Manifest, version: str) -> None:
+    if schema := CUSTOM.get(manifest["kind"]):
+        jsonschema.Draft202012Validator(schema).validate(manifest)
+    else:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _matching(selector: Mapping[str, str], pods: list[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    return [labels for labels in pods if selector.items() <= labels.items()]
+
+
+def _mount(container: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == name]
+    return dict(mount)
+
+
+def _paths_of(schema: Mapping[str, Any]) -> set[str]:
+    """Return the paths of the values that a schema names, without those that others define."""
+    paths = set()
+    for name, below in schema.get("properties", {}).items():
+        inner = _paths_of(below) if below.get("additionalProperties") is False else set()
+        paths |= {f"{name}.{path}" for path in inner} or {name}
+    return paths
+
+
+def _paths(values: Mapping[str, Any], schema: Mapping[str, Any]) -> set[str]:
+    paths = set()
+    for name, value in values.items():
+        below = schema["properties"].get(name, {})
+        inner = _paths(value, below) if below.get("additionalProperties") is False else set()
+        paths |= {f"{name}.{path}" for path in inner} or {name}
+    return paths

@@ -1,0 +1,132 @@
+"""The dashboards: written from one description, and each of their queries has been seen to return something."""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.grafana.boards import BOARDS, DASHBOARDS, Board, Panel, dashboard, text_of
+from dev.stack import Stack, StackError, ask
+from tests.deploy.test_prometheus import OURS, RUNBOOKS, SUFFIX, Tool, alerts, metrics
+from tests.test_documents import anchors
+
+SCRAPE_EVERY = 0.5
+DATA_TIMEOUT = 60.0
+PANELS = [pytest.param(panel, id=f"{board.uid}: {panel.title}") for board in BOARDS for panel in board.panels]
+UNITS = {"none", "s", "bytes", "reqps", "ops", "percentunit"}
+"""Those of Grafana's units that we use: a misspelt one is shown behind the number as it is."""
+
+
+def test_the_files_are_what_the_description_says() -> None:
+    """`python -m deploy.grafana.boards` writes them."""
+    assert {file.name: file.read_text() for file in DASHBOARDS.iterdir()} == {
+        board.file.name: text_of(board) for board in BOARDS
+    }
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_says_what_it_shows_in_which_unit_and_what_to_do(panel: Panel) -> None:
+    assert panel.text.endswith(".")
+    assert panel.unit in UNITS
+    assert panel.alert in alerts()
+    assert panel.runbook in anchors(RUNBOOKS.read_text())
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_query_is_about_metrics_that_there_are(panel: Panel) -> None:
+    known = metrics()
+    for query in panel.queries:
+        for name in OURS.findall(query.expr):
+            assert name in known or SUFFIX.sub("", name) in known, name
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.uid))
+def test_panels_lie_beside_each_other(board: Board) -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard(board)["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.uid))
+def test_what_a_dashboard_refers_to_is_in_it(board: Board) -> None:
+    built = dashboard(board)
+    variables = {each["name"] for each in built["templating"]["list"]}
+    text = json.dumps(built["panels"])
+    assert set(re.findall(r"\$\{?([a-z]\w*)", text)) <= variables
+    for name in variables - {"datasource", "runbooks"}:
+        assert f"${name}" in text, f"{name} changes nothing"
+
+
+def test_the_metrics_of_the_gateway_are_on_a_dashboard() -> None:
+    shown = {SUFFIX.sub("", name) for board in BOARDS for panel in board.panels for query in panel.queries
+             for name in OURS.findall(query.expr)}  # fmt: skip
+    unseen = {name for name in metrics() if name.startswith("gateway_")} - shown
+    assert unseen <= {
+        "gateway_requests_total",  # by status: in the objectives
+        "gateway_dedupe_conflicts_total",
+        "gateway_dedupe_undecided_total",
+        "gateway_rules_reloads_total",
+        "gateway_rules_loaded_timestamp_seconds",
+        "gateway_spans_total",
+    }
+
+
+# ---- On a real Prometheus ----
+
+
+@pytest.fixture(scope="module")
+def stack(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Return a gateway under load and faults, on the embedded log, with a Prometheus that scrapes it."""
+    for name in ("prometheus", "alertmanager"):
+        tool(name)
+    stack = Stack(tmp_path_factory.mktemp("stack") / "state", log="embedded", scrape_every=SCRAPE_EVERY)
+    stack.up()
+    yield stack
+    stack.down()
+
+
+@pytest.mark.timeout(180)
+def test_every_query_of_every_panel_returns_something(stack: Stack) -> None:
+    assert stack.without_data(timeout=DATA_TIMEOUT) == []
+
+
+@pytest.mark.timeout(180)
+def test_every_rule_is_evaluated_without_a_failure(stack: Stack) -> None:
+    until = time.monotonic() + DATA_TIMEOUT
+    while (found := health_of_rules(stack)) != {"ok"}:
+        assert time.monotonic() < until, found
+        time.sleep(SCRAPE_EVERY)
+
+
+def health_of_rules(stack: Stack) -> set[str]:
+    with urllib.request.urlopen(f"{stack.prometheus}/api/v1/rules", timeout=10) as response:
+        groups = json.load(response)["data"]["groups"]
+    return {rule["health"] for group in groups for rule in group["rules"]}
+
+
+def test_a_query_that_is_none_says_what_is_wrong(stack: Stack) -> None:
+    with pytest.raises(StackError, match="parse error"):
+        ask(stack.prometheus, "sum by (")
+
+
+def test_what_is_down_has_left_nothing(stack: Stack) -> None:
+    """The last one, since it ends what the others look at."""
+    folder = stack.folder
+    ids = [int(file.read_text().split()[0]) for file in folder.glob("*.pid")]
+    assert len(ids) == 4
+    assert all(map(_is_there, ids))
+    stack.down()
+    assert not any(map(_is_there, ids))
+    assert not folder.exists()
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

@@ -1,0 +1,612 @@
+"""Each alert, fired by its fault: a real Prometheus with the rules of deploy/, real gateways on a real Kafka.
+
+The rules are those of deploy/prometheus/rules with every length of time in them divided by FASTER (`shortened`), so
+that a window of six hours is two and a half minutes; the expressions stay as they are. What the gateway itself waits
+for, such as the ten seconds between two looks at the log, can't be made shorter.
+"""
+
+import asyncio
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import pytest
+import yaml
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from tests.acceptance.conftest import LogPlace, operators
+from tests.certificates import Authority
+from tests.conftest import start_broker
+from tests.deploy.conftest import tool
+from tests.gateway_process import GatewayProcess, free_ports
+from tests.load import SECRET, Load, post, signed_post
+from tests.sink import Request, Sink
+
+if TYPE_CHECKING:
+    from dev.kafka import Broker
+
+__all__ = ["tool"]
+
+ROOT = Path(__file__).parent.parent.parent
+RULES = sorted((ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
+ALERTMANAGER = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
+
+FASTER = 150
+LONGEST_FOR = 3.0
+"""Seconds: a `for` of a day would still be ten minutes."""
+EVERY = 0.5
+"""Seconds between two scrapes, and between two evaluations: four of them in the shortest window."""
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION = re.compile(r"(?<=\[)(\d+)(ms|s|m|h|d)(?=\])|(?<=offset )(\d+)(ms|s|m|h|d)\b")
+PRODUCT = re.compile(r"\b(\d+) \* (60|3600|86400)\b")
+
+SOON = 40.0
+"""Seconds within which a fault is noticed, and that it is over."""
+AT_LAST = 240.0
+"""Seconds until the longest window that an alert has to clear, six hours, has forgotten a fault."""
+RATE = 150.0
+HISTORY = 60.0
+"""Seconds for which it is known that `crm` sent as much a day ago."""
+ROUTES = """
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: ["SECRET"]}}
+  crm: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.account}
+  billing: {verify: {scheme: github, secrets: ["SECRET"]}}
+destinations:
+  healthy: {url: "URL/healthy"}
+  failing: {url: "URL/failing", timeout: 2s}
+  # Of their own, as the breaker of `failing` opens, and nothing is tried there any more.
+  refusing: {url: "URL/failing"}
+  rejecting: {url: "URL/failing"}
+  idle:
+    url: https://127.0.0.1:1/
+    tls: {certificate: "${file:client.pem}", key: "${file:client.key}"}
+routes:
+  - {name: all, from: github, to: [healthy, failing], retry: {schedule: [5s], max_attempts: 100}}
+  - {name: strict, from: github, match: {body.n: {lt: 0}}, to: idle}
+  - {name: impatient, from: billing, to: refusing, retry: {schedule: [1s], max_attempts: 1}}
+  - {name: mirror, from: crm, to: failing, order: key, retry: {schedule: [1s], max_attempts: 1000}}
+  - {name: halting, from: crm, to: rejecting, order: key, on_exhausted: halt, retry: {schedule: [1s], max_attempts: 1}}
+""".replace("SECRET", SECRET)
+NUMBERS = f"[{','.join(map(str, range(15)))}]"
+EXPENSIVE = f"{NUMBERS}.exists(a, {NUMBERS}.exists(b, {NUMBERS}.exists(c, a + b + c + body.n < 0)))"
+"""Takes some 3 ms for each event, so that a router matches 300 a second, and still answers a scrape."""
+
+
+def shortened(text: str) -> str:
+    """Return a file of rules with every length of time in it divided by FASTER."""
+
+    def duration(found: re.Match[str]) -> str:
+        number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+        return f"{round(int(number) * UNITS[unit] * 1000 / FASTER)}ms"
+
+    document = yaml.safe_load(text)
+    for group in document["groups"]:
+        for rule in group["rules"]:
+            expr = DURATION.sub(duration, rule["expr"])
+            rule["expr"] = PRODUCT.sub(lambda found: f"{int(found[1]) * int(found[2]) / FASTER:g}", expr)
+            if "for" in rule:
+                seconds = min(LONGEST_FOR, int(rule["for"][:-1]) * UNITS[rule["for"][-1]] / FASTER)
+                rule["for"] = f"{round(seconds * 1000)}ms"
+    return yaml.safe_dump(document, sort_keys=False, width=1000)
+
+
+class Row(NamedTuple):
+    """What became of one alert: seconds from its fault until it fired, and from the mending until it had cleared."""
+
+    alert: str
+    fault: str
+    fired: float
+    cleared: float
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Fault:
+    """A fault, from when on it was there, and from when on it wasn't. `time.monotonic()`."""
+
+    name: str
+    alerts: tuple[str, ...]
+    began: float
+    mended: float = 0.0
+
+
+class Watch:
+    """What Prometheus says of its alerts, asked all the time."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._times: dict[str, list[list[float]]] = {}
+        """When each alert began to fire, and ceased to, as far as it has."""
+        self.faults: list[Fault] = []
+
+    async def look(self) -> None:
+        """Note when alerts fire and clear, until it is cancelled."""
+        while True:
+            answer = await asyncio.to_thread(_get, f"{self._url}/api/v1/alerts")
+            firing = {each["labels"]["alertname"] for each in answer["data"]["alerts"] if each["state"] == "firing"}
+            now = time.monotonic()
+            for name in firing - self.firing:
+                self._times.setdefault(name, []).append([now])
+            for name in self.firing - firing:
+                self._times[name][-1].append(now)
+            await asyncio.sleep(EVERY / 2)
+
+    @property
+    def firing(self) -> set[str]:
+        return {name for name, times in self._times.items() if len(times[-1]) == 1}
+
+    def fired(self, alert: str, since: float) -> float | None:
+        """Return when an alert fired for the first time since then, if it has."""
+        return next((times[0] for times in self._times.get(alert, []) if times[0] >= since), None)
+
+    def _cleared(self, alert: str, mended: float) -> float:
+        """Return when an alert that fired as its fault was mended ceased to; one that had before counts as mended."""
+        return next((times[1] for times in self._times[alert] if times[0] <= mended < times[1]), mended)
+
+    @asynccontextmanager
+    async def fault(self, name: str, *alerts: str) -> AsyncIterator[None]:
+        """Hold that none of the alerts fires before the fault that begins here; at its end all of them do.
+
+        What comes after it, up to `mended`, mends it.
+        """
+        assert not self.firing & set(alerts), f"{name}: {self.firing & set(alerts)} fire without it"
+        self.faults.append(Fault(name=name, alerts=alerts, began=time.monotonic()))
+        yield
+        await self.until_fired()
+
+    async def until_fired(self) -> None:
+        """Wait until all the alerts of the last fault have fired."""
+        fault, until = self.faults[-1], time.monotonic() + SOON
+        while missing := [alert for alert in fault.alerts if self.fired(alert, fault.began) is None]:
+            assert time.monotonic() < until, f"{fault.name}: expected {missing} to fire, got {self.firing}"
+            await asyncio.sleep(EVERY)
+
+    def mended(self) -> None:
+        """Note that the last fault is over."""
+        self.faults[-1].mended = time.monotonic()
+
+    async def clear(self, *but: str, timeout: float = SOON) -> None:
+        """Wait until no alert fires any more, but for those that have long windows."""
+        until = time.monotonic() + timeout
+        while firing := self.firing - set(but):
+            assert time.monotonic() < until, f"{self.faults[-1].name} is over: expected no alert, got {firing}"
+            await asyncio.sleep(EVERY)
+
+    def rows(self) -> Iterator[Row]:
+        for fault in self.faults:
+            for alert in fault.alerts:
+                fired = self.fired(alert, fault.began)
+                assert fired is not None, alert
+                yield Row(alert, fault.name, fired - fault.began, self._cleared(alert, fault.mended) - fault.mended)
+
+
+SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudgetBurnsSlowly")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
+    tmp_path: Path, tool: Callable[[str], Path], table_of_alerts: list[Row]
+) -> None:
+    async with Scenery(tmp_path, tool) as scenery:
+        watch = scenery.watch
+        await _sources(scenery)
+        await watch.clear()
+        await _configuration(scenery)
+        await watch.clear()
+        await _log(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
+        await _destinations(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
+        await _overload(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
+        await _throttling(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
+        await _processes(scenery)
+        await watch.clear(timeout=AT_LAST)
+        table_of_alerts += watch.rows()
+    assert {row.alert for row in table_of_alerts} == set(re.findall(r"alert: (\w+)", "".join(_texts())))
+
+
+def test_the_rules_are_made_shorter_and_nothing_else_of_them_changes() -> None:
+    expr = "sum(rate(a[5m])) > 14.4 * 0.01 and b - time() < 14 * 86400 and c > c offset 1d"
+    rule = {"alert": "A", "expr": expr, "for": "1d", "labels": {"severity": "page"}}
+    [group] = yaml.safe_load(shortened(yaml.safe_dump({"groups": [{"name": "g", "rules": [rule]}]})))["groups"]
+    shorter = "sum(rate(a[2000ms])) > 14.4 * 0.01 and b - time() < 8064 and c > c offset 576000ms"
+    assert group["rules"] == [rule | {"expr": shorter, "for": "3000ms"}]
+
+
+# ---- Scenes ----
+
+
+async def _configuration(scenery: "Scenery") -> None:
+    router, _ = scenery.routers
+    rules = router.rules.read_text()
+    async with scenery.watch.fault("a misspelt key in one router's rules", "GatewayRulesRefused"):
+        router.rules.write_text(rules.replace("destinations:", "destination:"))
+    router.rules.write_text(rules)
+    scenery.watch.mended()
+    await scenery.watch.clear()
+    names = ("GatewayCertificateExpires", "GatewayCertificateExpiresSoon")
+    async with scenery.watch.fault("a client certificate with minutes left", *names):
+        scenery.issue(timedelta(days=1) / FASTER)
+    scenery.issue(timedelta(days=30))
+    scenery.watch.mended()
+
+
+async def _sources(scenery: "Scenery") -> None:
+    """`crm` sent events a day and a week ago (`_write_history`), and sends none now. All of `billing`'s are forged."""
+    watch = scenery.watch
+    async with watch.fault("what sent yesterday and a week ago is silent", "GatewaySourceSilent"):
+        pass
+    async with (
+        watch.fault("each request of a source is forged", "GatewaySignaturesRefused"),
+        scenery.forging("/in/billing"),
+    ):
+        await watch.until_fired()
+    watch.mended()
+    watch.faults[0].mended = time.monotonic()
+    while time.monotonic() < scenery.began + HISTORY:
+        await scenery.send("/in/crm", 1)
+        await asyncio.sleep(0.5)
+
+
+async def _log(scenery: "Scenery") -> None:
+    """Kafka hangs while deliveries fail, which would have to become records of a retry topic."""
+    names = (
+        "GatewayLogDown",
+        "GatewayEventUndoneTooLong",
+        "GatewayAcknowledgementBudgetBurnsFast",
+        "GatewayAcknowledgementBudgetBurnsSlowly",
+    )
+    async with scenery.watch.fault("kafka hangs", *names):
+        scenery.is_failing = True
+        await asyncio.sleep(1)  # the first of them have failed
+        scenery.broker.pause()
+    told = {each["labels"]["alertname"]: each for each in await scenery.told(*names)}
+    assert told["GatewayLogDown"]["receivers"] == [{"name": "page"}]
+    assert [name for name in names if not told[name]["status"]["inhibitedBy"]] == ["GatewayLogDown"]
+    scenery.is_failing = False
+    scenery.broker.resume()
+    scenery.watch.mended()
+
+
+async def _destinations(scenery: "Scenery") -> None:
+    """A destination answers 503 for more than the 30 s within which its deliveries have to be there."""
+    names = (
+        "GatewayBreakerOpenLong",
+        "GatewayDeadLettersGrow",
+        "GatewayOrderedKeysHalted",
+        "GatewayOrderedRouteBehind",
+        "GatewayDeliveryBudgetBurnsFast",
+        "GatewayDeliveryBudgetBurnsSlowly",
+    )
+    async with scenery.watch.fault("a destination answers 503", *names):
+        scenery.is_failing = True
+        await scenery.send("/in/crm", 2)
+        await scenery.send("/in/billing", 2)
+    scenery.is_failing = False
+    scenery.watch.mended()
+    async with scenery.orders() as orders:
+        for destination in ("failing", "rejecting"):
+            placed = await orders.kick(f"destination/{destination}")
+            assert await orders.finished(placed, timeout=SOON)
+    await scenery.watch.clear(*SLOW_TO_CLEAR)
+    async with (
+        scenery.watch.fault("a destination is paused, and nobody resumes it", "GatewayParkedTooLong"),
+        scenery.orders() as orders,
+    ):
+        await orders.pause("destination/failing")
+    async with scenery.orders() as orders:
+        assert await orders.resume("destination/failing") is not None
+    scenery.watch.mended()
+
+
+async def _overload(scenery: "Scenery") -> None:
+    """One router is left, an expensive expression comes with a reload, and four times as many events."""
+    first, second = scenery.routers
+    rules = first.rules.read_text()
+    async with scenery.watch.fault("more events than a router can match", "GatewayLagGrows"), scenery.flood(4 * RATE):
+        await second.stop()
+        first.rules.write_text(rules + f'  - {{name: expensive, from: github, when: "{EXPENSIVE}", to: healthy}}\n')
+        await scenery.watch.until_fired()
+    scenery.watch.mended()
+    first.rules.write_text(rules)
+    await second.start()
+
+
+async def _throttling(scenery: "Scenery") -> None:
+    """A process is given the processor for a part of the time only, as one beyond its quota is."""
+    router, _ = scenery.routers
+    async with scenery.watch.fault("a router stands still for 0.5 s in every 1.5", "GatewayEventLoopLags"):
+        until = time.monotonic() + SOON
+        while "GatewayEventLoopLags" not in scenery.watch.firing and time.monotonic() < until:
+            router.signal(signal.SIGSTOP)
+            await asyncio.sleep(0.5)
+            router.signal(signal.SIGCONT)
+            await asyncio.sleep(1.0)
+    scenery.watch.mended()
+
+
+async def _processes(scenery: "Scenery") -> None:
+    first, second = scenery.routers
+    async with scenery.watch.fault("one of two routers is killed", "GatewayProcessDown"):
+        first.kill()
+    async with scenery.watch.fault("the other one is killed, too", "GatewayAllDown"):
+        second.kill()
+    await scenery.stop_sending()
+    async with scenery.watch.fault("what no router has read is deleted", "GatewayRecordsLost"):
+        await scenery.delete_records()
+        for router in scenery.routers:
+            await router.start()
+        for fault in scenery.watch.faults[-3:]:
+            fault.mended = time.monotonic()
+
+
+class Scenery:
+    """Kafka, an ingress, two routers, Prometheus and Alertmanager, and a sender that goes on. A context manager."""
+
+    def __init__(self, folder: Path, tool: Callable[[str], Path]) -> None:
+        self.is_failing = False
+        self.began = 0.0
+        self.broker: Broker
+        self.routers: list[GatewayProcess] = []
+        self.watch: Watch
+        self._folder = folder
+        self._tool = tool
+        self._sink = Sink(self._answer, path="")
+        self._place: LogPlace
+        self._authority = Authority()
+        self._stack = AsyncExitStack()
+        self._stopped = asyncio.Event()
+        self._ingress: GatewayProcess
+        self._alertmanager = ""
+        self._sending: asyncio.Task[None]
+        self._count = 0
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._begin()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _begin(self) -> None:
+        for name in ("prometheus", "promtool", "alertmanager"):
+            self._tool(name)
+        await self._stack.enter_async_context(self._sink)
+        self.broker = await asyncio.to_thread(start_broker)
+        self._stack.callback(self.broker.stop)
+        self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
+        self._ingress = await self._gateway("ingress", "ingress")
+        self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
+        jobs = {"gateway-ingress": [self._ingress], "gateway-router": self.routers}
+        self._alertmanager = await self._stack.enter_async_context(self._start_alertmanager())
+        url = await self._stack.enter_async_context(self._start_prometheus(jobs))
+        self.watch = Watch(url)
+        self.began = time.monotonic()
+        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        looking = tasks.create_task(self.watch.look())
+        load = Load(self._ingress.port, rate=RATE, connections=1000)
+        self._sending = tasks.create_task(load.send_until(self._stopped))
+        self._stack.callback(looking.cancel)
+        self._stack.callback(self._stopped.set)
+
+    async def _gateway(self, name: str, role: str) -> GatewayProcess:
+        folder = self._folder / name
+        folder.mkdir()
+        self._issue(folder, timedelta(days=30))
+        rules = ROUTES.replace("URL", f"http://127.0.0.1:{self._sink.port}")
+        gateway = GatewayProcess(folder, rules=rules, log=self._place.url, environ={"GATEWAY_ROLE": role})
+        return await self._stack.enter_async_context(gateway)
+
+    def _answer(self, request: Request) -> int:
+        return 503 if self.is_failing and request.target == "/failing" else 200
+
+    # What can be done in it.
+
+    def issue(self, life: timedelta) -> None:
+        """Renew the certificate that the routers show to a destination."""
+        for router in self.routers:
+            self._issue(router.rules.parent, life)
+
+    def _issue(self, folder: Path, life: timedelta) -> None:
+        certificate, key = self._authority.issue("gateway.test", life=life)
+        (folder / "client.key").write_text(key)
+        (folder / "client.pem").write_text(certificate)
+
+    async def send(self, path: str, count: int) -> None:
+        """Send events to another source than the one that is under load."""
+        for _ in range(count):
+            self._count += 1
+            body = b'{"n":%d,"account":"a%d"}' % (self._count, self._count)
+            status, _ = await post(self._ingress.port, signed_post(body, delivery=f"other-{self._count}", path=path))
+            assert status == 202
+
+    @asynccontextmanager
+    async def flood(self, rate: float) -> AsyncIterator[None]:
+        """Send more events, meanwhile."""
+        stopped = asyncio.Event()
+        load = Load(self._ingress.port, rate=rate, connections=200, path="/in/github?more")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(load.send_until(stopped))
+            yield
+            stopped.set()
+
+    @asynccontextmanager
+    async def forging(self, path: str) -> AsyncIterator[None]:
+        """Send requests with a wrong signature, meanwhile."""
+
+        async def forge() -> None:
+            while True:
+                request = signed_post(b"{}", delivery="forged", path=path)[:-1] + b"]"
+                assert (await post(self._ingress.port, request))[0] == 401
+                await asyncio.sleep(0.02)
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(forge())
+            yield
+            task.cancel()
+
+    async def stop_sending(self) -> None:
+        self._stopped.set()
+        await self._sending
+
+    async def delete_records(self) -> None:
+        """Do what retention would: delete what nobody has read."""
+        topic = f"{self._place.prefix}events.github"
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
+        await admin.start()
+        try:
+            [described] = await admin.describe_topics([topic])
+            partitions = [TopicPartition(topic, each["partition"]) for each in described["partitions"]]
+            await admin.delete_records({each: RecordsToDelete(before_offset=-1) for each in partitions})
+        finally:
+            await admin.close()
+
+    @asynccontextmanager
+    async def orders(self) -> AsyncIterator[Any]:
+        async with operators(self._place) as orders:
+            yield orders
+
+    async def told(self, *names: str) -> list[dict[str, Any]]:
+        """Return what Alertmanager knows, once it knows of these alerts."""
+        until = time.monotonic() + SOON
+        while True:
+            found: list[dict[str, Any]] = await asyncio.to_thread(_get, f"{self._alertmanager}/api/v2/alerts")
+            if {each["labels"]["alertname"] for each in found} >= set(names):
+                return found
+            assert time.monotonic() < until, f"expected Alertmanager to be told of {names}, got {found}"
+            await asyncio.sleep(EVERY)
+
+    # Prometheus and Alertmanager.
+
+    @asynccontextmanager
+    async def _start_alertmanager(self) -> AsyncIterator[str]:
+        [port] = free_ports(1)
+        command = [
+            str(self._tool("alertmanager")),
+            f"--config.file={ALERTMANAGER}",
+            f"--storage.path={self._folder / 'alertmanager'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--cluster.listen-address=",
+        ]
+        with _running(command, self._folder / "alertmanager.log"):
+            url = f"http://127.0.0.1:{port}"
+            await _until_ready(url, self._folder / "alertmanager.log")
+            yield url
+
+    @asynccontextmanager
+    async def _start_prometheus(self, jobs: Mapping[str, list[GatewayProcess]]) -> AsyncIterator[str]:
+        folder = self._folder / "prometheus"
+        (folder / "rules").mkdir(parents=True)
+        for file in RULES:
+            (folder / "rules" / file.name).write_text(shortened(file.read_text()))
+        every = f"{round(EVERY * 1000)}ms"
+        config = {
+            "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
+            "rule_files": ["rules/*.yml"],
+            "alerting": {
+                "alertmanagers": [{"static_configs": [{"targets": [self._alertmanager.removeprefix("http://")]}]}]
+            },
+            "scrape_configs": [
+                {
+                    "job_name": job,
+                    "static_configs": [{"targets": [f"127.0.0.1:{each.admin_port}" for each in processes]}],
+                }
+                for job, processes in jobs.items()
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        await asyncio.to_thread(self._write_history, folder)
+        [port] = free_ports(1)
+        command = [
+            str(self._tool("prometheus")),
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--query.lookback-delta=3s",
+            "--rules.alert.resend-delay=1s",
+        ]
+        with _running(command, self._folder / "prometheus.log"):
+            url = f"http://127.0.0.1:{port}"
+            await _until_ready(url, self._folder / "prometheus.log")
+            yield url
+
+    def _write_history(self, folder: Path) -> None:
+        """Let Prometheus know of events of `crm`, a day and a week ago by its shortened rules."""
+        now = time.time()
+        lines = ["# TYPE gateway_events counter"]
+        series = 'gateway_events_total{source="crm",instance="before",job="gateway-ingress"}'
+        for ago in (7 * 86400 / FASTER, 86400 / FASTER):
+            seconds = range(-60, int(HISTORY) - 30)  # what is a window's length ago is still looked at
+            lines += [f"{series} {second + 60} {now - ago + second:.3f}" for second in seconds]
+        file = folder / "history.txt"
+        file.write_text("\n".join([*lines, "# EOF\n"]))
+        command = (self._tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", file, folder / "data")
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert result.returncode == 0, result.stderr
+
+
+@contextmanager
+def _running(command: list[str], output: Path) -> Iterator[None]:
+    with output.open("wb") as sink:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+async def _until_ready(url: str, output: Path) -> None:
+    until = time.monotonic() + 30
+    while not await asyncio.to_thread(_is_ready, url):
+        assert time.monotonic() < until, await asyncio.to_thread(output.read_text)
+        await asyncio.sleep(0.1)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def _texts() -> Iterator[str]:
+    for file in RULES:
+        yield file.read_text()
+
+
+@pytest.fixture
+def table_of_alerts(pytestconfig: pytest.Config) -> Iterator[list[Row]]:
+    """Return what rows go into; they are shown when the test is over."""
+    rows: list[Row] = []
+    yield rows
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        lines = [f"{'alert':42} {'fault':48} {'fired after':>11} {'cleared after':>13}"]
+        lines += [f"{row.alert:42} {row.fault:48} {row.fired:9.1f} s {row.cleared:11.1f} s" for row in rows]
+        sys.stdout.write("\n" + "\n".join(lines) + "\n")

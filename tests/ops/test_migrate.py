@@ -1,0 +1,416 @@
+"""Moving an embedded log: whatever interrupts it, in the end what is undone there is undone here, and nothing else."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
+from gateway.engine.jobs import read_letter
+from gateway.log.base import Commit, Log, Partition, Position, Record, RecordHeaders
+from gateway.log.embedded import EmbeddedLog
+from gateway.log.records import (
+    SIGHTING,
+    decode_delivery,
+    decode_event,
+    decode_sightings,
+    encode_delivery,
+    encode_event,
+    encode_sightings,
+    event_key,
+    sightings_key,
+)
+from gateway.log.topics import TIERS, Topics
+from gateway.model import LogUnavailableError, UsageError
+from gateway.ops.migrate import MOVED, Moved, migrate
+from tests.builders import a_delivery, an_event
+from tests.memory_log import MemoryLog
+
+TOPICS = Topics()
+EVENTS = TOPICS.events("github")
+ROUTER = TOPICS.group("router")
+ORDERED = TOPICS.ordered_group("mirror", "mirror", EVENTS)
+COUNT = 60
+
+
+class Broken(MemoryLog):
+    """A log whose appends fail as a test wants it."""
+
+    def __init__(self, fails: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.fails = fails
+        self.appends = 0
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        self.appends += 1
+        if self.fails(self.appends - 1):
+            raise LogUnavailableError("gone")
+        return await super().append(topic, key=key, value=value, headers=headers)
+
+
+def never(_: int) -> bool:
+    return False
+
+
+@pytest.fixture
+async def source(tmp_path: Path) -> AsyncIterator[EmbeddedLog]:
+    log = await EmbeddedLog.open(tmp_path / "gateway.db", owner=True)
+    await log.create(TOPICS.specs([EVENTS]))
+    yield log
+    await log.close()
+
+
+@asynccontextmanager
+async def emptied(tmp_path: Path, name: str) -> AsyncIterator[EmbeddedLog]:
+    log = await EmbeddedLog.open(tmp_path / name, owner=True)
+    await log.create(TOPICS.specs([EVENTS]))
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def put(log: Log, topic: str, delivery: Any, **note: str) -> int:
+    headers = encode_delivery(delivery, note, at=time.time())
+    key = delivery.destination.encode()
+    return (await log.append(topic, key=key, value=delivery.event.body, headers=headers)).offset
+
+
+async def order(log: Log, given: Order) -> None:
+    key, value = given.encode()
+    await log.append(TOPICS.control, key=key, value=value, headers=[])
+
+
+async def fill(log: Log, *, base: int = 10) -> None:
+    """Leave something undone of everything that there is."""
+    now = time.time()
+    for number in range(COUNT):
+        event = an_event(id=f"evt_{number}", key=f"repo-{number % 7}", body=b"%d" % number)
+        await log.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
+    # Done: 0 to 9, and of those that follow each third; by the ordered group 0 to 4, and 6.
+    bits = sum([1 << bit for bit in range(0, COUNT - base, 3) if bit])
+    await log.seed(ROUTER, {Partition(EVENTS, 0): Commit(base, bits.to_bytes(8, "little").rstrip(b"\0"))})
+    await log.seed(ORDERED, {Partition(EVENTS, 0): Commit(5, b"\x02")})
+    for number, tier in enumerate(TIERS):
+        for of_it in range(3):
+            delivery = a_delivery(id=f"dlv_{tier}_{of_it}", due=now + 100.0, successor=number)
+            await put(log, TOPICS.retry(tier), delivery)
+        await log.seed(ROUTER, {Partition(TOPICS.retry(tier), 0): Commit(1)})
+    for number in range(4):
+        await put(log, TOPICS.parked, a_delivery(id=f"dlv_parked_{number}"), by="destination/ci")
+        await put(log, TOPICS.dead, a_delivery(id=f"dlv_dead_{number}"), reason="exhausted")
+    await order(log, Order(kind="pause", name="destination/ci", state="paused", at=now))
+    reached = {f"{TOPICS.parked}/0": 1}  # by the resumption of a pause before
+    await order(log, Order(kind="marker", name="pause/destination/ci", state="done", at=now, marker=reached))
+    settled = {f"{TOPICS.dead}/0": 2}
+    await order(log, Order(kind="dead", name="1", state="done", at=now, marker=settled, action="drop"))
+    rows = [
+        SIGHTING.pack(b"%016d" % number, b"contents", number, 1_700_000_000_000_000 + number) for number in range(9)
+    ]
+    headers = encode_sightings("github", 17)
+    await log.append(TOPICS.dedupe, key=sightings_key(Partition(EVENTS, 0)), value=b"".join(rows), headers=headers)
+
+
+async def records(log: Log, topic: str) -> list[tuple[Partition, Record]]:
+    return [
+        (Partition(topic, number), record)
+        for number, (start, end) in sorted((await log.bounds(topic)).items())
+        async for batch in log.scan(Partition(topic, number), start, end)
+        for record in batch
+    ]
+
+
+async def control_of(log: Log) -> Control:
+    return Control(decode(record.key, record.value) for _, record in await records(log, TOPICS.control))
+
+
+async def undone(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loop for each kind of topic
+    """Return everything that is still to be seen to, with how often it is there."""
+    found: list[tuple[str, ...]] = []
+    for group in (ROUTER, ORDERED):
+        commits = await log.committed(group, EVENTS)
+        for partition, record in await records(log, EVENTS):
+            commit = commits.get(partition.number)
+            if commit is None or not commit.covers(record.offset):
+                found.append((group, decode_event(record).id, record.value.decode()))
+    for tier in TIERS:
+        commits = await log.committed(ROUTER, TOPICS.retry(tier))
+        for partition, record in await records(log, TOPICS.retry(tier)):
+            if not commits.get(partition.number, Commit(0)).covers(record.offset):
+                found.append(("retry", decode_delivery(record).delivery.id))
+    control = await control_of(log)
+    for partition, record in await records(log, TOPICS.parked):
+        if not control.has_scanned("pause/destination/ci", partition, record.offset):
+            found.append(("parked", decode_delivery(record).delivery.id))
+    for partition, record in await records(log, TOPICS.dead):
+        letter, _ = read_letter(record)
+        if control.settled(letter, partition, record.offset) is None:
+            found.append(("dead", letter.id))
+    return sorted(found)
+
+
+async def move(source: Log, target: Log) -> Mapping[str, Moved]:
+    moved = await migrate(source, target, TOPICS, [EVENTS], lambda _: lambda _done, _told: None)
+    return {each.topic: each for each in moved}
+
+
+# What is undone
+
+
+async def test_what_is_undone_there_is_undone_here_and_what_is_done_is_done(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = MemoryLog()
+    expected = await undone(source)
+    moved = await move(source, target)
+    assert await undone(target) == expected
+    assert {kind for kind, *_ in expected} == {ROUTER, ORDERED, "retry", "parked", "dead"}
+    assert (moved[EVENTS].records, moved[EVENTS].undone) == (COUNT, COUNT - 6)
+    assert [moved[topic].records for topic in (TOPICS.parked, TOPICS.dead, TOPICS.control)] == [3, 2, 1]
+
+
+async def test_records_are_moved_as_they_are_and_those_of_a_key_in_their_order(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = MemoryLog()
+    await move(source, target)
+    plain = [
+        record._replace(headers=tuple([each for each in record.headers if each[0] != MOVED]))
+        for _, record in await records(target, EVENTS)
+    ]
+    content = {record.value: (record.key, tuple(record.headers)) for record in plain}
+    assert content == {record.value: (record.key, tuple(record.headers)) for _, record in await records(source, EVENTS)}
+    for key in {record.key for record in plain}:
+        numbers = [int(record.value) for record in plain if record.key == key]
+        assert numbers == sorted(numbers)
+        assert len(numbers) > 1
+
+
+@pytest.mark.parametrize(
+    ("left", "tier"), [(-5.0, "5s"), (2.0, "5s"), (28.0, "20s"), (100.0, "80s"), (70_000.0, "5h"), (90_000.0, "20h")]
+)
+async def test_a_retry_waits_for_what_is_left_of_its_delay(source: EmbeddedLog, left: float, tier: str) -> None:
+    await put(source, TOPICS.retry("80m"), a_delivery(due=time.time() + left))
+    target = MemoryLog()
+    await move(source, target)
+    assert [name for name in TIERS if target.records(TOPICS.retry(name))] == [tier]
+
+
+async def test_what_a_kick_has_injected_anew_is_not_moved(source: EmbeddedLog) -> None:
+    await put(source, TOPICS.retry("5h"), a_delivery(id="dlv_old", due=time.time() + 9000))
+    await put(source, TOPICS.retry("5s"), a_delivery(id="dlv_old", successor=1))
+    marker = {f"{TOPICS.retry('5h')}/0": 1}
+    await order(source, Order(kind="marker", name="kick/destination/ci", state="done", at=1.0, marker=marker))
+    target = MemoryLog()
+    await move(source, target)
+    assert len([record for tier in TIERS for record in target.records(TOPICS.retry(tier))]) == 1
+
+
+async def test_what_cannot_be_read_is_moved_for_the_router_to_keep(source: EmbeddedLog) -> None:
+    for topic in (EVENTS, TOPICS.retry("5m"), TOPICS.parked, TOPICS.dead):
+        await source.append(topic, key=b"k", value=b"?", headers=[("x", b"y")])
+    target = MemoryLog()
+    await move(source, target)
+    for topic in (EVENTS, TOPICS.retry("5s"), TOPICS.parked, TOPICS.dead):
+        assert [record.value for record in target.records(topic)] == [b"?"]
+
+
+# What was seen, and ordered
+
+
+async def test_what_was_seen_of_identities_follows_the_events_to_their_partitions(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = MemoryLog()
+    await move(source, target)
+    places = {(partition, record.offset): int(record.value) for partition, record in await records(target, EVENTS)}
+    found = []
+    for _, record in await records(target, TOPICS.dedupe):
+        sighted = decode_sightings(record)
+        assert (sighted.source, sighted.origin) == ("github", 17)
+        number = int(record.key.rpartition(b"/")[2])
+        for identity, content, offset, at in SIGHTING.iter_unpack(sighted.rows):
+            event = places[Partition(EVENTS, number), offset]
+            assert (identity, content, at) == (b"%016d" % event, b"contents", 1_700_000_000_000_000 + event)
+            found.append(event)
+    assert sorted(found) == list(range(9))
+
+
+async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedLog) -> None:
+    await fill(source)
+    place = f"{EVENTS}/0"
+    selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
+    asked = Order(kind="replay", name="r", state="asked", at=1.0, marker={place: 40}, selection=selection)
+    await order(source, asked)
+    await order(source, Order(kind="marker", name="replay/r", state="done", at=2.0, marker={place: 20}, count=9))
+    target = MemoryLog()
+    await move(source, target)
+    control = await control_of(target)
+    moved = control.next_replay()
+    assert moved is not None
+    assert moved.selection is not None
+    assert (moved.selection.since, moved.selection.until) == (0.0, None)  # by the append, which is later now
+    begun = {**moved.selection.starts, **control.marker("replay/r")}
+    left = [
+        int(record.value)
+        for partition, record in await records(target, EVENTS)
+        if begun[f"{EVENTS}/{partition.number}"] <= record.offset < moved.marker[f"{EVENTS}/{partition.number}"]
+    ]
+    assert sorted(left) == list(range(20, 40))
+    assert control.injected("replay/r") == 9
+
+
+async def test_an_order_about_dead_letters_is_for_the_same_ones(source: EmbeddedLog) -> None:
+    for number in range(6):
+        await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted" if number % 2 else "gone")
+    since = (await records(source, TOPICS.dead))[1][1].appended_at
+    which = DeadFilter(reason="exhausted", since=since)
+    await order(
+        source, Order(kind="dead", name="1", state="asked", at=1.0, marker={f"{TOPICS.dead}/0": 5}, filter=which)
+    )
+    target = MemoryLog()
+    await move(source, target)
+    moved = (await control_of(target)).orders["dead/1"]
+    meant = [
+        letter.id
+        for partition, record in await records(target, TOPICS.dead)
+        for letter in [read_letter(record)[0]]
+        if moved.is_for(letter) and moved.is_before_marker(partition, record.offset)
+    ]
+    assert sorted(meant) == ["dlv_1", "dlv_3"]
+
+
+# Interruptions
+
+
+async def test_wherever_it_is_killed_another_run_goes_on(source: EmbeddedLog) -> None:
+    await fill(source)
+    expected = await undone(source)
+    whole = Broken(never)
+    await move(source, whole)
+    for killed_at in range(0, whole.appends, 7):
+        target = Broken(lambda number, killed_at=killed_at: number >= killed_at)  # type: ignore[misc] # the loop's own
+        with pytest.raises(LogUnavailableError):
+            await move(source, target)
+        target.fails = never
+        await move(source, target)
+        assert await undone(target) == expected, killed_at
+        for topic in (EVENTS, TOPICS.parked, TOPICS.dead):
+            assert len(target.records(topic)) == len(whole.records(topic))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 17, 30, 58, 59])
+async def test_an_append_that_fails_alone_does_not_change_the_order(source: EmbeddedLog, lost: int) -> None:
+    """What was stored behind it counts for nothing, and is stored again."""
+    await fill(source)
+    expected = await undone(source)
+    target = Broken(lambda number: number == lost)
+    with pytest.raises(LogUnavailableError):
+        await move(source, target)
+    await move(source, target)
+    assert await undone(target) == expected
+    commits = await target.committed(ORDERED, EVENTS)
+    by_key: dict[bytes, list[int]] = {}
+    for partition, record in await records(target, EVENTS):
+        if not commits[partition.number].covers(record.offset):
+            by_key.setdefault(record.key, []).append(int(record.value))
+    assert all(numbers == sorted(numbers) for numbers in by_key.values())
+
+
+async def test_once_it_is_done_another_run_changes_nothing(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = Broken(never)
+    await move(source, target)
+    expected, appends = await undone(target), target.appends
+    await move(source, target)
+    assert await undone(target) == expected
+    assert target.appends == appends
+
+
+async def test_a_retry_that_was_stored_twice_is_tried_once(source: EmbeddedLog) -> None:
+    await put(source, TOPICS.retry("5m"), a_delivery(due=time.time() + 250))
+    target = MemoryLog()
+    await move(source, target)
+    (record,) = target.records(TOPICS.retry("80s"))
+    await target.append(TOPICS.retry("80s"), key=record.key, value=record.value, headers=record.headers)
+    await move(source, target)
+    assert await undone(target) == await undone(source)
+
+
+# What is refused
+
+
+async def test_a_record_that_is_not_the_same_there_is_noticed(source: EmbeddedLog) -> None:
+    class Careless(MemoryLog):
+        @override
+        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+            return await super().append(topic, key=key, value=value.replace(b"42", b"43"), headers=headers)
+
+    await fill(source)
+    target = Careless()
+    with pytest.raises(LogUnavailableError, match="expected the same record"):
+        await move(source, target)
+    assert not await target.committed(ROUTER, EVENTS)
+
+
+async def test_a_record_that_is_missing_there_is_noticed(source: EmbeddedLog) -> None:
+    class Forgetful(MemoryLog):
+        @override
+        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+            position = await super().append(topic, key=key, value=value, headers=headers)
+            if value == b"42":
+                segment = self._state.segments[Partition(topic, position.partition)]
+                segment.records = [record for record in segment.records if record.value != b"42"]
+            return position
+
+    await fill(source)
+    with pytest.raises(LogUnavailableError, match=f"expected {COUNT} records moved, found {COUNT - 1}"):
+        await move(source, Forgetful())
+
+
+async def test_a_log_with_records_of_others_is_left_alone(tmp_path: Path, source: EmbeddedLog) -> None:
+    await fill(source)
+    async with emptied(tmp_path, "other.db") as other:
+        await fill(other)
+        target = MemoryLog()
+        await move(other, target)
+        with pytest.raises(UsageError, match="expected nothing but what was moved from this log"):
+            await move(source, target)
+
+
+async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog) -> None:
+    class Idle:
+        def assigned(self, assignments: object) -> None:
+            assert assignments
+
+        async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:
+            assert partitions
+            return {}
+
+    target = MemoryLog()
+    await target.create(TOPICS.specs([EVENTS]))
+    await target.seed(ROUTER, {Partition(EVENTS, 0): Commit(0)})
+    consumer = await target.consume(group=ROUTER, topics=[EVENTS], listener=Idle())
+    with pytest.raises(UsageError, match="expected nobody at work"):
+        await move(source, target)
+    await consumer.close()
+
+
+async def test_what_lies_too_far_apart_is_refused_before_it_is_committed(source: EmbeddedLog) -> None:
+    """A commit can't tell that records are done so far behind one that isn't."""
+    event = an_event(key="one")
+    for _ in range(2):
+        await source.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
+    await source.seed(ROUTER, {Partition(EVENTS, 0): Commit(0, b"\x02")})
+
+    class Sparse(MemoryLog):
+        @override
+        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+            position = await super().append(topic, key=key, value=value, headers=headers)
+            self.skip_offsets(Partition(topic, position.partition), 16_384)
+            return position
+
+    with pytest.raises(UsageError, match="expected what is done within 16384 records"):
+        await move(source, Sparse())
