@@ -136,6 +136,8 @@ class Gateway:
         for warning in self._rules.warnings:
             self._logger.warning("rules_warning", problem=warning)
         self._in_force(self._rules, await asyncio.to_thread(certificate_ends, self._rules))
+        # What is written of a series is kept: with ten thousand routes the first page would take a second.
+        b"".join(self._metrics.pieces(is_open=False))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)

@@ -202,7 +202,7 @@ def test_new_rules_are_prepared_for_before_they_are_in_force(tmp_path: Path) -> 
     source = "version: 1\nsources:\n  crm: {verify: {scheme: none}}\n"
     file.write_text(source)
     gateway = Gateway(Settings(rules=file, log=EmbeddedTarget(tmp_path / "log.db")), QUIET)
-    gateway._in_force(load_rules(file))
+    gateway._in_force(load_rules(file), {})
     worker = Preparing(lambda: gateway._rules)
     gateway._worker = worker  # type: ignore[assignment] # a reload asks no more of it than this
     route = "routes:\n  - {name: new, from: crm, to: [ci]}\n"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from structlog.testing import capture_logs
 
 from gateway.model import TraceContext
@@ -23,6 +22,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, signed_post
 from tests.sink import Request, Sink
 from tests.telemetry.collector import Collector, Seen
+from tests.telemetry.pages import families_of
 
 RULES = f"""
 version: 1
@@ -99,7 +99,7 @@ async def test_one_trace_leads_from_the_request_through_a_retry_and_a_dead_lette
     assert server.resource["service.name"] == "webhook-gateway"
     for secret in (b"secret-of-", SECRET.encode(), b"sha256="):
         assert secret not in collector.bodies
-    exemplars = {sample.name for family in openmetrics(page) for sample in family.samples if sample.exemplar}
+    exemplars = {sample.name for family in families_of(page) for sample in family.samples if sample.exemplar}
     assert exemplars == {
         f"gateway_{name}_duration_seconds_bucket" for name in ("request", "append", "attempt", "delivery")
     }
