@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.log.base import Log
 from gateway.model import LogUnavailableError
-from gateway.telemetry.metrics import Metrics, exposition
+from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 
 PING_TIMEOUT = 2.0  # Kubernetes' probes give up after a second or a few; a hanging log is an answer, too.
 
@@ -28,9 +28,14 @@ def admin_application(
     while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`.
     """
 
-    async def show_metrics(request: web.Request) -> web.Response:
-        text, content_type = await exposition(registry, request.headers.get("Accept", ""))
-        return web.Response(body=text, headers={"Content-Type": content_type})
+    async def show_metrics(request: web.Request) -> web.StreamResponse:
+        content_type = content_type_for(request.headers.get("Accept", ""))
+        page = web.StreamResponse(headers={"Content-Type": content_type})
+        await page.prepare(request)
+        async for piece in exposition(registry, content_type):
+            await page.write(piece)
+        await page.write_eof()
+        return page
 
     async def show_livez(_: web.Request) -> web.Response:
         return web.json_response({"alive": True})

@@ -10,7 +10,7 @@ increment cost 0.3 µs and an observation 0.7, ours 0.03 and 0.12, where an even
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
@@ -429,33 +429,40 @@ def process_registry() -> CollectorRegistry:
     return registry
 
 
-async def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
-    """Render every metric, as a scraper's `Accept` asks: the text and its content type.
-
-    OpenMetrics, the one with exemplars, is for who asks for it. What the client library does for the same text takes
-    6 µs a line, and makes so many objects that the garbage collector stops every thread for tenths of a second, with
-    some thousands of routes.
-
-    Ours is written on the event loop, a slice at a time. Beside a thread that writes, the loop has to win the
-    interpreter back after each of its system calls: some 10 ms a turn, for as long as the page takes.
-    """
+def content_type_for(accept: str) -> str:
+    """Return what a scraper's `Accept` asks for. OpenMetrics, the one with exemplars, is for who asks for it."""
     _, content_type = choose_encoder(accept)
+    return content_type if content_type.startswith(OPEN_METRICS) else CONTENT_TYPE_PLAIN_0_0_4
+
+
+async def exposition(registry: CollectorRegistry, content_type: str) -> AsyncIterator[bytes]:
+    """Yield every metric as text of this type, some tens of kilobytes at a time.
+
+    What the client library does for the same text takes 6 µs a line, and makes so many objects that the garbage
+    collector stops every thread for tenths of a second, with some thousands of routes.
+
+    Ours is written on the event loop, which has its turn between two slices, and goes out piece by piece. Beside a
+    thread that writes, the loop has to win the interpreter back after each of its system calls: some 10 ms a turn, for
+    as long as the page takes; and a whole page of some megabytes takes as long to be put together and handed on.
+    """
     is_open = content_type.startswith(OPEN_METRICS)
-    if not is_open:
-        content_type = CONTENT_TYPE_PLAIN_0_0_4
     collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library tells its collectors in no other way
-    parts: list[bytes] = []
     for collector in collectors:
         if isinstance(collector, Metrics):
+            parts: list[bytes] = []
             since = time.perf_counter()
             for piece in collector.pieces(is_open=is_open):
                 parts.append(piece)
                 if time.perf_counter() - since > SLICE:
+                    yield b"".join(parts)
+                    parts.clear()
                     await asyncio.sleep(0)
                     since = time.perf_counter()
+            yield b"".join(parts)
         else:
-            parts.append(await asyncio.to_thread(_rendered, collector, is_open=is_open))
-    return b"".join([*parts, END] if is_open else parts), content_type
+            yield await asyncio.to_thread(_rendered, collector, is_open=is_open)
+    if is_open:
+        yield END
 
 
 OPEN_METRICS, END = "application/openmetrics-text", b"# EOF\n"

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.rules.table import RouteTable
-from gateway.telemetry.metrics import REJECTIONS, Metrics, exposition, process_registry
+from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.schemes import Reason, build_verifier
 from tests.telemetry.pages import families_of
 
@@ -96,8 +96,13 @@ def sample(registry: CollectorRegistry, name: str, /, **labels: str) -> float | 
 
 
 def page(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
-    """Return what a scraper gets."""
-    return asyncio.run(exposition(registry, accept))
+    """Return what a scraper gets, and its content type."""
+    content_type = content_type_for(accept)
+    return asyncio.run(written(registry, content_type)), content_type
+
+
+async def written(registry: CollectorRegistry, content_type: str) -> bytes:
+    return b"".join([piece async for piece in exposition(registry, content_type)])
 
 
 def test_the_names_types_and_labels_are_the_interface() -> None:
@@ -280,7 +285,7 @@ async def test_a_long_page_gives_everything_else_its_turns() -> None:
     names = {f"route-{number}": (f"destination-{number % 1000}",) for number in range(2_000)}
     Metrics(registry).prepare(some_rules(routes=names))
     turns = 0
-    writing = asyncio.create_task(exposition(registry))
+    writing = asyncio.create_task(written(registry, content_type_for("")))
     began = time.thread_time()
     while not writing.done():
         await asyncio.sleep(0)
