@@ -32,8 +32,8 @@ async def test_what_was_acknowledged_before_a_copy_was_begun_is_in_it(
             await load.send(before)
             enough = asyncio.Event()
             sending = asyncio.create_task(load.send_until(enough))
-            while load.acknowledged_count < before + rate / 10:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - the load has no event for its half
+            while load.acknowledged_count < before + rate / 10:  # noqa: ASYNC110 - the load has no event for its half
+                await asyncio.sleep(0.01)
             acknowledged = set(load.acknowledged)
             backup = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-m", "gateway", "backup", f"--log={embedded_place.url}", str(copy)],
