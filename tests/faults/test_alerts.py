@@ -605,6 +605,8 @@ def table_of_alerts(pytestconfig: pytest.Config) -> Iterator[list[Row]]:
     """Return what rows go into; they are shown when the test is over."""
     rows: list[Row] = []
     yield rows
+    if not rows:
+        return
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         lines = [f"{'alert':42} {'fault':48} {'fired after':>11} {'cleared after':>13}"]
