@@ -55,7 +55,7 @@ ANSWER_TIMEOUT = 5.0
 OPEN_FILES = 65_536
 """More than attempts, idle connections and senders together come to."""
 SWITCH_INTERVAL = 0.0005
-"""Seconds for which a thread may keep the interpreter: one that renders metrics delays each step of the loop by it."""
+"""Seconds for which a thread may keep the interpreter: one that loads rules delays each step of the loop by it."""
 CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for letting go of a log that doesn't answer."""
 
