@@ -121,8 +121,8 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
             assert [event for event, _ in groupby(destination.tried[key])] == events
             repeated += len(destination.answered[key]) - len(events)
         report(
-            f"ordered, {place.kind}, {rate:g}/s: {keys} keys, {sum(map(len, expected.values()))} events, {len(sink.requests)} "
-            f"requests; each key in order, {repeated} answered twice, right after themselves; "
+            f"ordered, {place.kind}, {rate:g}/s: {keys} keys, {sum(map(len, expected.values()))} events, "
+            f"{len(sink.requests)} requests; each key in order, {repeated} answered twice, right after themselves; "
             f"before the first crash, p99 from the 202 to the answer {1000 * percentile(delays, 0.99):.0f} ms"
         )
         assert percentile(delays, 0.99) < 2.5  # two retries of an event before it
