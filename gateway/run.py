@@ -56,6 +56,8 @@ OPEN_FILES = 65_536
 """More than attempts, idle connections and senders together come to."""
 SWITCH_INTERVAL = 0.0005
 """Seconds for which a thread may keep the interpreter: one that loads rules delays each step of the loop by it."""
+ADMIN_CLOSE_TIMEOUT = 1.0
+"""Seconds for a scrape under way, beyond the drain: who asks for a page and doesn't read it holds no stop up."""
 CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for letting go of a log that doesn't answer."""
 
@@ -254,7 +256,7 @@ class Gateway:
             log=log,
             unready=self._unready,
         )
-        runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         address = self._settings.admin

@@ -224,7 +224,9 @@ class Dispatcher:
         if item.end is not None:
             self.end(item, item.end)
             return
-        self._succeed(item, self._topics.retry(planner.plan(item.delivery.due, self._log.now()) or planner.SHORTEST))
+        now = self._log.now()
+        self._note_late(item, max(item.delivery.due, now))
+        self._succeed(item, self._topics.retry(planner.plan(item.delivery.due, now) or planner.SHORTEST))
 
     def withdraw(self, items: Iterable[Item]) -> None:
         """Take deliveries out of their queues; what isn't in one is ignored."""
@@ -577,6 +579,7 @@ class Dispatcher:
         for name, lane in list(self._lanes.items()):
             if name not in destinations and not lane.waiting and not lane.in_flight:
                 del self._lanes[name], self._used[name]
+                self._busy.pop(name, None)
 
     def _until_next_look(self) -> float:
         if self._busy:

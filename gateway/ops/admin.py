@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import orjson
 from aiohttp import web
@@ -31,10 +32,11 @@ def admin_application(
     async def show_metrics(request: web.Request) -> web.StreamResponse:
         content_type = content_type_for(request.headers.get("Accept", ""))
         page = web.StreamResponse(headers={"Content-Type": content_type})
-        await page.prepare(request)
-        async for piece in exposition(registry, content_type):
-            await page.write(piece)
-        await page.write_eof()
+        with suppress(ConnectionError):  # a scraper that doesn't wait for the end of it
+            await page.prepare(request)
+            async for piece in exposition(registry, content_type):
+                await page.write(piece)
+            await page.write_eof()
         return page
 
     async def show_livez(_: web.Request) -> web.Response:
@@ -50,7 +52,7 @@ def admin_application(
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 
     application = web.Application()
-    application.router.add_get("/metrics", show_metrics)
+    application.router.add_get("/metrics", show_metrics, allow_head=False)  # the body would follow
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
     return application

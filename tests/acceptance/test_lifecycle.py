@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -35,6 +36,9 @@ routes:
 """
 )
 DRAIN = 25.0
+QUICK_STOP = 10.0
+MANY_ROUTES = 2000
+"""Their page of metrics is more than the buffers of two sockets take."""
 QUIET = 6.0
 """Seconds after the last event in which a second copy of one would come: the shortest tier, and a moment."""
 SLOW = Answer(delay=0.2)
@@ -138,6 +142,20 @@ async def test_one_of_two_gateways_on_a_port_is_killed_and_the_other_takes_over(
             )
             assert all(owned), "expected both to have partitions"
             assert [ledger.lost for ledger in ledgers] == [0, 0], gateway.story()
+
+
+async def test_a_scraper_that_reads_nothing_holds_no_stop_up(embedded_place: LogPlace, folder: Path) -> None:
+    rules = [SOURCES.format(), "destinations:", '  ci: {url: "http://127.0.0.1:1/"}', "routes:"]
+    rules += [f"  - {{name: route-{number}, from: github, to: ci}}" for number in range(MANY_ROUTES)]
+    async with GatewayProcess(folder, rules="\n".join(rules), log=embedded_place.url) as gateway:
+        with socket.socket() as scraper:
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            scraper.connect(("127.0.0.1", gateway.admin_port))
+            scraper.sendall(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            assert scraper.recv(1)
+            began = time.monotonic()
+            assert await gateway.stop() == 0, gateway.story()
+            assert time.monotonic() - began < QUICK_STOP
 
 
 async def test_a_second_gateway_on_the_same_embedded_log_is_refused(embedded_place: LogPlace, folder: Path) -> None:

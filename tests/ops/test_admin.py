@@ -97,3 +97,8 @@ async def test_metrics_are_exposed_for_prometheus(world: World) -> None:
     async with world.client.get("/metrics") as response:
         assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert "# TYPE gateway_requests_total counter" in await response.text()
+
+
+async def test_a_head_request_is_refused_as_it_would_get_the_body(world: World) -> None:
+    async with world.client.head("/metrics") as response:
+        assert response.status == 405
