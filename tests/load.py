@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import cast
 
-import psutil
 from typing_extensions import override
 
 from tests.sink import Sink
@@ -28,9 +27,6 @@ SECRET = "It's a Secret to Everybody"
 NO_ANSWER = 0
 """The status of a request whose connection was refused or lost."""
 PACE = 0.002
-BUSY = 60.0
-"""Percent of the processor time of all cores."""
-SLOWER, LEAST_RATE = 0.75, 100.0
 NO_LIMIT = 1 << 30
 
 
@@ -104,18 +100,6 @@ class Load:
         """Send at the rate for so long; returns when every request has its answer."""
         until = time.monotonic() + seconds
         await self._run(lambda: NO_LIMIT if time.monotonic() < until else 0)
-
-    async def send_at_ease(self, seconds: float) -> float:
-        """Send for so long, again and again and more slowly, until the machine has time to spare; return the rate.
-
-        Of one whose cores are all busy nobody could tell what the fault did that comes next.
-        """
-        while True:
-            psutil.cpu_percent()
-            await self.send_for(seconds)
-            if psutil.cpu_percent() < BUSY or self._rate <= LEAST_RATE:
-                return self._rate
-            self._rate = max(LEAST_RATE, SLOWER * self._rate)
 
     async def send_until(self, stopped: asyncio.Event) -> None:
         """Send at the rate until the event is set; returns when every request has its answer."""

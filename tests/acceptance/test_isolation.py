@@ -2,10 +2,9 @@
 
 import asyncio
 import itertools
-import math
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -80,9 +79,6 @@ async def _not_delayed_by(
     bad: Sequence[str], place: LogPlace, folder: Path, *, rate: float, seconds: float, is_full: bool
 ) -> None:
     beside_bad = BESIDE.replace("BAD", ", ".join(bad))
-    if is_full:
-        async with _scene(beside_bad, place.another(f"ease{len(bad)}"), folder, math.inf) as (gateway, _):
-            rate = await Load(gateway.port, rate=rate).send_at_ease(seconds / 3)
     pairs: list[str] = []
     held = 0
     for number in range(PAIRS):
@@ -103,31 +99,12 @@ async def _p99(
     rules: str, place: LogPlace, folder: Path, rate: float, seconds: float, *, is_full: bool
 ) -> tuple[float, float]:
     """Run once, and return the 99th percentiles of the seconds from the 202 to the healthy delivery, and to the 202."""
-    async with _scene(rules, place, folder, SILENT_FROM * rate * seconds) as (gateway, healthy):
-        load = Load(gateway.port, rate=rate)
-        await load.send_for(seconds)
-        await all_delivered(load.acknowledged, healthy, timeout=20)
-        if is_full:
-            await asyncio.sleep(QUIET)
-        ledger = Ledger.of(healthy, load.acknowledged)
-        report(ledger)
-        assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
-        assert load.statuses().keys() == {202}, gateway.story()
-        assert len(load.acknowledged) > 0.8 * rate * seconds
-        answers = [sent.answered_at - sent.at for sent in load.answers]
-        return percentile(delays(load, healthy), 0.99), percentile(answers, 0.99)
-
-
-@asynccontextmanager
-async def _scene(
-    rules: str, place: LogPlace, folder: Path, silent_after: float
-) -> AsyncIterator[tuple[GatewayProcess, Sink]]:
-    """Run a gateway with these rules and all of the destinations; the healthy one is told."""
     [refusing] = free_ports(1)
     async with AsyncExitStack() as stack:
         through: Sequence[str] = ()
         if os.geteuid() == 0:  # else nobody says anything of that name, but at once
             through = (await stack.enter_async_context(Nameserver(folder))).through
+        silent_after = int(SILENT_FROM * rate * seconds)
         scripts = (200, Fault.HANG, hangs_after(silent_after), 503, Fault.DRIP_HEAD, Fault.ENDLESS)
         sinks = [await stack.enter_async_context(Sink(script)) for script in scripts]
         healthy, hanging, stalling, failing, dripping, endless = sinks
@@ -143,10 +120,21 @@ async def _scene(
         )
         gateway = GatewayProcess(folder, rules=text, log=place.url, prefix=place.prefix, through=through)
         await stack.enter_async_context(gateway)
-        yield gateway, healthy
+        load = Load(gateway.port, rate=rate)
+        await load.send_for(seconds)
+        await all_delivered(load.acknowledged, healthy, timeout=20)
+        if is_full:
+            await asyncio.sleep(QUIET)
+        ledger = Ledger.of(healthy, load.acknowledged)
+        report(ledger)
+        assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
+        assert load.statuses().keys() == {202}, gateway.story()
+        assert len(load.acknowledged) > 0.8 * rate * seconds
+        answers = [sent.answered_at - sent.at for sent in load.answers]
+        return percentile(delays(load, healthy), 0.99), percentile(answers, 0.99)
 
 
-def hangs_after(count: float) -> Callable[[Request], int | Fault]:
+def hangs_after(count: int) -> Callable[[Request], int | Fault]:
     """Return the script of a destination that is quick at first, so that it is believed to stay so."""
     numbers = itertools.count()
     return lambda _: 200 if next(numbers) < count else Fault.HANG

@@ -71,7 +71,7 @@ class Destination:
         return 200
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retries(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
@@ -87,8 +87,6 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
             processes.append(await stack.enter_async_context(gateway))
         load = Keyed(processes[0].port, rate=rate)
         load.keys = keys
-        if is_full:
-            rate = await load.send_at_ease(5.0)
         sending = asyncio.create_task(load.send(keys * each))
         seconds = keys * each / rate
         began = time.time()
@@ -121,8 +119,8 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
             assert [event for event, _ in groupby(destination.tried[key])] == events
             repeated += len(destination.answered[key]) - len(events)
         report(
-            f"ordered, {place.kind}, {rate:g}/s: {keys} keys, {sum(map(len, expected.values()))} events, "
-            f"{len(sink.requests)} requests; each key in order, {repeated} answered twice, right after themselves; "
+            f"ordered, {place.kind}: {keys} keys, {sum(map(len, expected.values()))} events, {len(sink.requests)} "
+            f"requests; each key in order, {repeated} answered twice, right after themselves; "
             f"before the first crash, p99 from the 202 to the answer {1000 * percentile(delays, 0.99):.0f} ms"
         )
         assert percentile(delays, 0.99) < 2.5  # two retries of an event before it

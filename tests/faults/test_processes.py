@@ -135,7 +135,7 @@ async def test_a_member_that_comes_and_goes_every_5_s_stops_nobody(
         assert account.duplicated == 0, f"{account}\n{scene.story()}"
 
 
-SLOW = Answer(delay=0.2)
+SLOW = Answer(delay=0.3)
 """So that there is always much under way."""
 FROZEN = 46.0
 """Seconds: a session lasts for 45."""
