@@ -111,7 +111,8 @@ class Matcher:
 class _Run:
     """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers.
 
-    `told` and `marked` are the positions and the count of the last marker.
+    `told` and `marked` are the positions and the count of the last marker. `next_at` is in the loop's time: the log's
+    steps a little where its estimate of the brokers' clock is mended, and a rate would go with it.
     """
 
     order: Order
@@ -263,19 +264,18 @@ class Replays:
 
     async def _inject(self, run: _Run) -> bool:
         """Inject the piece in hand when its time has come, and mark. False where the replay isn't to go on here."""
-        if run.piece and not (await self._is_due(run) and await self._append(run)):
-            await self._mark(run)
-            return False
-        run.positions.update(run.reached)
-        run.reached.clear()
-        if run.count - run.marked >= BATCH or self._log.now() >= run.marked_at + MARK_EVERY:
-            await self._mark(run)
-        return self._goes_on(run)
+        if not run.piece or (await self._is_due(run) and await self._append(run)):
+            run.positions.update(run.reached)
+            run.reached.clear()
+            if self._goes_on(run) and run.count - run.marked < BATCH and self._log.now() < run.marked_at + MARK_EVERY:
+                return True
+        await self._mark(run)
+        return not run.piece and self._goes_on(run)
 
     async def _is_due(self, run: _Run) -> bool:
         """Wait for the rate, and for room in the tier."""
         while self._goes_on(run):
-            wait = run.next_at - self._log.now()
+            wait = run.next_at - asyncio.get_running_loop().time()
             if wait <= 0:
                 if run.unchecked < BATCH:
                     return True
@@ -283,8 +283,7 @@ class Replays:
                     run.unchecked = 0
                     return True
                 wait = LOOK_EVERY
-            # A moment at least: a log's clock that was ahead goes at half speed, and half of each wait would be left.
-            await self._sleep(max(0.001, min(wait, GLANCE_EVERY)))
+            await self._sleep(min(wait, GLANCE_EVERY))
         return False
 
     async def _append(self, run: _Run) -> bool:
@@ -317,8 +316,10 @@ class Replays:
         run.count += len(deliveries)
         run.unchecked += len(deliveries)
         if run.selection.rate is not None:
-            # What a sleep took too long may be made up for, or the rate would never be reached.
-            run.next_at = max(run.next_at, now - RATE_STEP) + len(deliveries) / run.selection.rate
+            # What a sleep took too long may be made up for, or the rate would never be reached. It counts from the
+            # acknowledgement on: whenever the log has stored these, it was before that.
+            done_at = asyncio.get_running_loop().time()
+            run.next_at = max(run.next_at, done_at - RATE_STEP) + len(deliveries) / run.selection.rate
         run.piece.clear()
         run.piece_bytes = 0
         return True
