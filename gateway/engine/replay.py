@@ -54,6 +54,8 @@ GLANCE_EVERY = 0.1
 """Seconds between looks, while it waits for its turn, at whether the replay is still to go on."""
 RECORDS_AT_ONCE = 32
 """Records matched before other tasks get their turn: about a millisecond."""
+TURN = 0.003
+"""Seconds of matching after which they get it in any case: a rule's condition may take tens of milliseconds."""
 LOOK_EVERY = 0.25
 """Seconds between looks for a replay, or for room in the tier."""
 LET_GO = 2.0
@@ -232,7 +234,7 @@ class Replays:
 
     async def _scan(self, run: _Run) -> Order | None:
         """Inject what is left of a replay; return its end, None where it isn't to go on here."""
-        looked = 0
+        looked, until = 0, self._log.now() + TURN
         for place, end in sorted(run.order.marker.items()):
             topic, _, number = place.rpartition("/")
             partition = Partition(topic, int(number))
@@ -248,8 +250,9 @@ class Replays:
                         run.piece_bytes += len(matched.event.body)
                     run.reached[place] = record.offset + 1
                     looked += 1
-                    if looked % RECORDS_AT_ONCE == 0:
+                    if looked % RECORDS_AT_ONCE == 0 or self._log.now() > until:
                         await self._sleep(0)
+                        until = self._log.now() + TURN
                     is_due = run.is_full or self._log.now() >= run.marked_at + MARK_EVERY
                     if is_due and not await self._inject(run):
                         return None

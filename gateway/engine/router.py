@@ -37,6 +37,8 @@ GAUGES_EVERY, GAUGES_AT_ONCE = 1.0, 1000
 """Seconds between two looks at so many destinations, which cost 10 ms; where there are more, there is more time."""
 RECORDS_AT_ONCE = 32
 """Records routed before other tasks get their turn: about a millisecond."""
+TURN = 0.003
+"""Seconds of routing after which they get it in any case: a rule's condition may take tens of milliseconds."""
 PRESSED_WAIT = 0.1
 """Seconds for which a full but fast lane may hold the reader back."""
 HELD_LOOK = 0.25
@@ -116,14 +118,18 @@ class Router(Member):
                 self.pause(tracker)
             self._release(tracker)
             return
+        until = self._log.now() + TURN
         for count, record in enumerate(batch.records, 1):
             if not tracker.is_live or self._is_draining:
                 return
             pressed = self._route(tracker, record)
             if pressed is not None:
                 await self._wait_for(pressed)
-            elif count % RECORDS_AT_ONCE == 0:
+            elif count % RECORDS_AT_ONCE == 0 or self._log.now() > until:
                 await self._around.sleep(0)
+            else:
+                continue
+            until = self._log.now() + TURN
         if not tracker.progress.has_room():
             self.pause(tracker)
 

@@ -13,6 +13,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
+from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.control import Control, DeadFilter, Order, decode
@@ -215,6 +216,39 @@ async def test_every_event_reaches_every_destination_once_and_is_committed() -> 
         (name, f"evt_{index}", 1) for index in range(200) for name in ("ci", "audit")
     )
     assert await world.undone() == 0
+
+
+class Turns(World):
+    """Counts how often something gives way to other tasks."""
+
+    turns = 0
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        self.turns += seconds == 0
+        await super().sleep(seconds)
+
+
+def test_records_that_take_long_to_match_are_routed_one_at_a_time() -> None:
+    async def turns(cost: float) -> int:
+        """Route 30 events of one partition, while each look at the clock costs so many seconds."""
+        spent = 0.0
+
+        def clock() -> float:
+            nonlocal spent
+            spent += cost
+            return now() + spent
+
+        log = MemoryLog(now=clock)
+        await log.create(TOPICS.specs([EVENTS]))
+        world = Turns(log=log, rules=rules_of(a_route()), client=ScriptedClient({}))
+        await world.put(*[an_event(id=f"evt_{number}", key="same", received_at=now()) for number in range(30)])
+        async with running(world):
+            await asyncio.sleep(3)
+        assert len(world.client.made) == 30
+        return world.turns
+
+    assert run(turns(0.004)) >= run(turns(0.0)) + 30
 
 
 @virtual
