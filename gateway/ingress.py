@@ -56,6 +56,8 @@ LINGER = 5.0
 MAX_LINE = 16 * 1024
 # Sockets that wait to be accepted: a burst of new connections, while the loop is busy for some milliseconds.
 BACKLOG = 1024
+# Seconds for which a process that ends still answers what comes on open connections.
+LAST_CALL = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,7 @@ class Limits:
 class Ingress:
     """Serves `POST /in/<source>`, and `GET /healthz` for load balancers.
 
-    `rules` returns the rules in force; a reload swaps them between two requests. Set `is_draining` to refuse what is
-    new with 503, before `stop`.
+    `rules` returns the rules in force; a reload swaps them between two requests.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Ingress:
         limits: Limits | None = None,
         traces: "Traces | None" = None,
     ) -> None:
-        self.is_draining = False
+        self._is_leaving = False
         self._rules = rules
         self._log = log
         self._topics = topics
@@ -117,11 +118,18 @@ class Ingress:
         return name[0], name[1]
 
     async def stop(self, timeout: float) -> None:
-        """Stop listening, close idle connections, and give requests under way `timeout` seconds to be answered."""
-        self.is_draining = True
+        """Stop listening, and give requests under way `timeout` seconds to be answered.
+
+        For a moment what comes on open connections is still answered, and each is closed with that: a sender learns
+        from the answer that it has to connect anew, where a connection that is closed under its request told it nothing.
+        """
+        self._is_leaving = True
         if self._listener is not None:
             self._listener.close()
         if self._web is not None:
+            until = asyncio.get_running_loop().time() + min(LAST_CALL, timeout / 2)
+            while self._web.connections and asyncio.get_running_loop().time() < until:
+                await asyncio.sleep(LAST_CALL / 50)
             self._web.pre_shutdown()
             # aiohttp waits that long for the answer, and then once more for the connection.
             await self._web.shutdown(timeout / 2)
@@ -149,6 +157,8 @@ class Ingress:
             raise
         finally:
             self._finished(endpoint, line, perf_counter() - began)
+        if self._is_leaving:
+            response.force_close()
         return response
 
     async def _receive(
@@ -165,8 +175,6 @@ class Ingress:
             raise RefusedError(404, "unknown_source", "no source has this path")
         if request.method != "POST":
             raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
-        if self.is_draining:
-            raise RefusedError(503, "draining", "this process is about to stop")
         headers = request.raw_headers
         head_bytes = len(query) + sum(map(len, chain.from_iterable(headers)))
         if head_bytes > self._limits.head_bytes:
@@ -275,8 +283,9 @@ class Ingress:
         if request.method not in {"GET", "HEAD"}:
             refusal = RefusedError(405, "method_not_allowed", f"expected GET, got {request.method[:20]}")
             response = _problem(refusal, allow="GET, HEAD")
-        elif self.is_draining:
+        elif self._is_leaving:
             response = _problem(RefusedError(503, "draining", "this process is about to stop"))
+            response.force_close()
         else:
             response = _response(200, "text/plain", b"ok\n")
         self._metrics.requests.labels(NO_NAME, str(response.status)).inc()
@@ -411,7 +420,7 @@ class _Accepted(web.StreamResponse):
 
     @override
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and self._keep_alive is None
         connection = b""
         if not self._keep_alive:
             connection = b"Connection: close\r\n"
@@ -465,7 +474,7 @@ def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
         response.headers["Allow"] = allow
     elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)
-    if refusal.status == HTTPStatus.REQUEST_TIMEOUT or refusal.reason == "draining":
+    if refusal.status == HTTPStatus.REQUEST_TIMEOUT:
         response.force_close()
     return response
 

@@ -15,7 +15,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.ingress import SUCCESSOR_ROOM, Ingress, Limits
+from gateway.ingress import LAST_CALL, SUCCESSOR_ROOM, Ingress, Limits
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
@@ -598,25 +598,41 @@ async def test_an_absolute_target_is_its_path(world: World) -> None:
     assert world.log.stored[0].event.query == "a=1"
 
 
-async def test_a_draining_ingress_refuses_what_is_new_and_finishes_what_is_not(world: World) -> None:
+async def test_an_ingress_that_ends_answers_and_closes_what_is_open_and_takes_nothing_new(world: World) -> None:
     world.log.may_append.clear()
-    async with world.wire() as under_way, world.wire() as idle:
-        idle.send(a_request("/healthz", method="GET", body=b""))
-        assert (await idle.reply()).status == 200
+    async with world.wire() as under_way, world.wire() as idle, world.wire() as busy, world.wire() as asking:
+        idle.send(a_request())
+        busy.send(a_request())
+        under_way.send(a_request())
+        await until(lambda: world.log.waiting == 3)
+        world.log.may_append.set()
+        assert (await idle.reply()).status == (await busy.reply()).status == (await under_way.reply()).status == 202
+        world.log.may_append.clear()
         under_way.send(a_request())
         await until(lambda: world.log.waiting == 1)
-        world.ingress.is_draining = True
-        refused = await world.exchange(a_request())
-        assert (refused.status, refused.headers["retry-after"]) == (503, "5")
-        assert refused.headers["connection"] == "close"
-        assert (await world.exchange(a_request("/healthz", method="GET", body=b""))).status == 503
         stopping = asyncio.ensure_future(world.ingress.stop(timeout=5))
-        assert await idle.is_closed()
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", world.port)
+        asking.send(a_request("/healthz", method="GET", body=b""))
+        answer = await asking.reply()
+        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "5", "close")
+        busy.send(a_request())
+        await until(lambda: world.log.waiting == 2)
         world.log.may_append.set()
-        assert (await under_way.reply()).status == 202
+        for wire in (under_way, busy):
+            answer = await wire.reply()
+            assert (answer.status, answer.headers["connection"]) == (202, "close")
+            assert await wire.is_closed()
+        assert await idle.is_closed()
         await stopping
-    with pytest.raises(ConnectionError):
-        await asyncio.open_connection("127.0.0.1", world.port)
+    assert len(world.log.stored) == 5
+
+
+async def test_an_ingress_with_no_connection_ends_at_once(world: World) -> None:
+    began = asyncio.get_running_loop().time()
+    await world.ingress.stop(timeout=5)
+    assert asyncio.get_running_loop().time() < began + LAST_CALL / 2
 
 
 async def test_what_cannot_be_stored_in_time_is_not_acknowledged_when_the_process_stops(world: World) -> None:
