@@ -121,15 +121,15 @@ class Ingress:
         """Stop listening, and give requests under way `timeout` seconds to be answered.
 
         For a moment what comes on open connections is still answered, and each is closed with that: a sender learns
-        from the answer that it has to connect anew, where a connection that is closed under its request told it nothing.
+        from the answer to connect anew, and from a connection that is closed under its request nothing.
         """
         self._is_leaving = True
         if self._listener is not None:
             self._listener.close()
         if self._web is not None:
-            until = asyncio.get_running_loop().time() + min(LAST_CALL, timeout / 2)
-            while self._web.connections and asyncio.get_running_loop().time() < until:
-                await asyncio.sleep(LAST_CALL / 50)
+            for _ in range(50):
+                if self._web.connections:
+                    await asyncio.sleep(min(LAST_CALL, timeout / 2) / 50)
             self._web.pre_shutdown()
             # aiohttp waits that long for the answer, and then once more for the connection.
             await self._web.shutdown(timeout / 2)

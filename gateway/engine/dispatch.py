@@ -172,7 +172,7 @@ class Dispatcher:
                 return
             self._succeed(item, self._topics.dead, outcome)
         else:
-            self._say(item, outcome, item.delivery.attempts[-1].number)
+            self._say(item, outcome, item.delivery.attempts[-1].number, self._log.now())
             self._finish(item)
 
     def bury(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
@@ -265,7 +265,8 @@ class Dispatcher:
         self._used[lane.name] = destination
 
     def _lane(self, name: str) -> Lane:
-        self._hear_kicks()  # before anything that a kick has brought on is offered
+        if self._kicks_heard != self._control.kicks:
+            self._hear_kicks()  # before anything that a kick has brought on is offered
         lane = self._lanes.get(name)
         if lane is None:
             destination = self._rules().destinations[name]
@@ -300,11 +301,11 @@ class Dispatcher:
     async def _attempts(self, lane: Lane, item: Item | None) -> None:
         """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
         while item is not None:
-            await self._deliver(lane, item)
-            item = None if self._is_draining else lane.take(self._log.now())
+            now = await self._deliver(lane, item)
+            item = None if self._is_draining else lane.take(now)
 
-    async def _deliver(self, lane: Lane, item: Item) -> None:
-        """Make one attempt and act on its result. The edge of a delivery: what goes wrong here dead-letters it."""
+    async def _deliver(self, lane: Lane, item: Item) -> float:
+        """Make one attempt and act on its result; return when. What goes wrong with a delivery here dead-letters it."""
         now = self._log.now()
         delivery = item.delivery
         attempt: Attempt | None = None
@@ -315,14 +316,14 @@ class Dispatcher:
             destination = rules.destinations.get(delivery.destination)
             if route is None or destination is None:
                 self.keep_unknown(item)
-                return
+                return now
             if self._control.paused_by(route.name, destination.name):
                 self._park(item)
-                return
+                return now
             owner = item.pending.tracker.owner
             if owner.keeps_order and not owner.may_begin(item):
                 owner.resume(item, now)
-                return
+                return now
             number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
             span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
             trace = None if span is None else span.context
@@ -342,13 +343,13 @@ class Dispatcher:
             verdict = retry.decide(delivery, attempt, route.retry, now=now)
         except ExpressionError as error:
             self.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
-            return
+            return now
         except Exception as error:  # the edge of one delivery
             self._logger.exception(
                 "delivery_failed", delivery_id=delivery.id, route=delivery.route, destination=delivery.destination
             )
             self.end(item, DeadLettered(reason=DeadReason.BUG, detail=repr(error)))
-            return
+            return self._log.now()
         finally:
             item.scope = None
             if span is not None:
@@ -361,12 +362,13 @@ class Dispatcher:
         _observe(self._metrics.attempt_duration.labels(lane.name), attempt.seconds, delivery.event)
         if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
             self._pause(destination.name)
-        self._follow(item, attempt, verdict)
+        self._follow(item, attempt, verdict, now)
+        return now
 
-    def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict) -> None:
+    def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict, now: float) -> None:
         """Act on what follows from an attempt."""
         if isinstance(verdict, Delivered):
-            self._say(item, verdict, attempt.number)
+            self._say(item, verdict, attempt.number, now)
             self._finish(item)
             return
         item.note = {}
@@ -376,7 +378,7 @@ class Dispatcher:
             case retry.Retry(due=due):
                 self._metrics.retries.labels(item.delivery.route, attempt.result).inc()
                 item.delivery = replace(item.delivery, due=due)
-                self.defer(item, due, self._log.now())
+                self.defer(item, due, now)
             case DeadLettered() | Dropped():
                 self.end(item, verdict)
             case _ as never:
@@ -462,7 +464,7 @@ class Dispatcher:
         if end is not None:
             is_stored = await self._successors.dead_letter(delivery, end, is_wanted)
             if is_stored:
-                self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0)
+                self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0, self._log.now())
         self._finish(item)
 
     async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
@@ -475,13 +477,13 @@ class Dispatcher:
         item.pending.left -= 1
         item.pending.tracker.owner.finished(item)
 
-    def _say(self, item: Item, outcome: Outcome, attempts: int) -> None:
+    def _say(self, item: Item, outcome: Outcome, attempts: int, now: float) -> None:
         """Count an end, and tell it in one line."""
         delivery = item.delivery
         event = delivery.event
-        seconds = self._log.now() - event.received_at
+        seconds = now - event.received_at
         if seconds > LATE:
-            self._note_late(item, self._log.now())
+            self._note_late(item, now)
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"

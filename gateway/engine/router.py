@@ -118,18 +118,21 @@ class Router(Member):
                 self.pause(tracker)
             self._release(tracker)
             return
-        until = self._log.now() + TURN
+        now = self._log.now()
+        until = now + TURN
         for count, record in enumerate(batch.records, 1):
             if not tracker.is_live or self._is_draining:
                 return
-            pressed = self._route(tracker, record)
+            pressed = self._route(tracker, record, now)
+            now = self._log.now()
             if pressed is not None:
                 await self._wait_for(pressed)
-            elif count % RECORDS_AT_ONCE == 0 or self._log.now() > until:
+            elif count % RECORDS_AT_ONCE == 0 or now > until:
                 await self._around.sleep(0)
             else:
                 continue
-            until = self._log.now() + TURN
+            now = self._log.now()
+            until = now + TURN
         if not tracker.progress.has_room():
             self.pause(tracker)
 
@@ -141,9 +144,8 @@ class Router(Member):
                 return
             await self._around.sleep(0.001)
 
-    def _route(self, tracker: Tracker, record: Record) -> Lane | None:
+    def _route(self, tracker: Tracker, record: Record, now: float) -> Lane | None:
         """Match an event and let its deliveries out; return a lane that is worth waiting for."""
-        now = self._log.now()
         pending = self.begin(tracker, record, now)
         if pending is None:
             return None

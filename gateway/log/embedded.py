@@ -801,8 +801,10 @@ class _File:
     def now(self) -> float:
         """Return the time, which goes on with the monotonic clock wherever the handed-in one goes back."""
         # The monotonic clock is read second: a thread that is stopped in between is behind, and never ahead for ever.
-        self._ahead = max(self._ahead, self._clock() - time.monotonic())
-        return self._ahead + time.monotonic()
+        at = self._clock()
+        ticks = time.monotonic()
+        self._ahead = max(self._ahead, at - ticks)
+        return self._ahead + ticks
 
     def close(self) -> None:
         self.reader.close()
