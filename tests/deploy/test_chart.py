@@ -12,6 +12,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from deploy.grafana.boards import GATEWAY
 from gateway.cli import COMMANDS
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.rules.load import check_rules, load_rules
@@ -369,6 +370,18 @@ def test_its_rules_and_dashboards_are_those_of_deploy(copy: str, original: str) 
     texts = {file.name: file.read_text() for file in (ROOT / "deploy" / original).glob("*.*")}
     copies = {file.name: file.read_text() for file in (CHART / "files" / copy).glob("*.*")}
     assert copies == texts, "`make chart` brings them up to date"
+
+
+def test_the_alerts_know_each_pod_by_its_job(chart: Chart) -> None:
+    [monitor] = of_kind(chart.render("production"), "PodMonitor")
+    [relabelings] = [each["relabelings"] for each in monitor["spec"]["podMetricsEndpoints"]]
+    [job] = [each["replacement"] for each in relabelings if each["targetLabel"] == "job"]
+    [components] = [each["values"] for each in monitor["spec"]["selector"]["matchExpressions"]]
+    known = GATEWAY.partition("=~")[2].strip('"')
+    assert set(components) == set(Role)
+    assert all(re.fullmatch(known, job.replace("$1", component)) for component in components)
+    # By it one gateway is told from another; the operator adds it.
+    assert "namespace" not in [each["targetLabel"] for each in relabelings]
 
 
 def test_its_alerts_and_dashboards_arrive_as_they_are(chart: Chart) -> None:
