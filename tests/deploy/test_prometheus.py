@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from deploy.grafana.boards import GATEWAY
+from gateway.engine.breaker import Breaker, BreakerPolicy
+from gateway.model import Result
 from gateway.settings import Role
 from gateway.telemetry.metrics import Metrics, process_registry
 from tests.gateway_process import free_ports
@@ -204,6 +206,16 @@ def test_the_processes_are_those_of_each_role_and_nobody_elses() -> None:
     assert all(known.fullmatch(f"gateway-{role}") for role in Role)
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     assert all(known.fullmatch(job["job_name"]) for job in config["scrape_configs"])
+
+
+def test_a_destination_is_down_by_the_results_that_open_a_breaker() -> None:
+    def opens(result: Result) -> bool:
+        breaker = Breaker(BreakerPolicy(failures=1))
+        breaker.record(result, now=0.0)
+        return breaker.is_open
+
+    [told] = re.findall(r'result=~"(.*?)"', alerts()["GatewayBreakerOpenLong"]["expr"])
+    assert set(told.split("|")) == {result for result in Result if opens(result)}
 
 
 # ---- What an alert tells ----
