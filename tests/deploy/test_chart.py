@@ -1,5 +1,6 @@
 """The Helm chart: what it renders is valid and keeps the promises; what it can't keep it refuses."""
 
+import itertools
 import json
 import re
 import tomllib
@@ -286,9 +287,33 @@ def test_an_ingress_reaches_no_destination(chart: Chart) -> None:
     policies = {
         each["metadata"]["name"]: each["spec"]["egress"] for each in of_kind(chart.render("small"), "NetworkPolicy")
     }
-    ports = [[port["port"] for port in rule.get("ports", ())] for rule in policies["gateway-ingress"]]
-    assert ports == [[53, 53], [9092]]
+    ports = [{port["port"] for port in rule.get("ports", ())} for rule in policies["gateway-ingress"]]
+    assert ports == [{53, 5353}, {9092}]
     assert any("ports" not in rule for rule in policies["gateway-router"])
+
+
+def test_names_are_looked_up_wherever_a_cluster_has_its_name_servers(chart: Chart) -> None:
+    """Pods of any label, or a cache on the node, on either port; unless somebody says where they are."""
+    for example, peers in (("small", None), ("production", "kube-system")):
+        for policy in of_kind(chart.render(example), "NetworkPolicy"):
+            [rule] = [rule for rule in policy["spec"]["egress"] if {53, 5353} <= _ports(rule)]
+            assert {(port["protocol"], port["port"]) for port in rule["ports"]} == set(
+                itertools.product(("UDP", "TCP"), (53, 5353))
+            )
+            assert ("to" in rule) == (peers is not None)
+            assert peers is None or peers in json.dumps(rule["to"])
+
+
+@pytest.mark.parametrize("example", ["small", "embedded"])
+def test_destinations_in_the_cluster_are_reached_as_pods(chart: Chart, example: str) -> None:
+    """Where the network knows pods by what they are (Cilium), a block of addresses has none of them."""
+    policies = {
+        each["metadata"]["name"]: each["spec"]["egress"] for each in of_kind(chart.render(example), "NetworkPolicy")
+    }
+    egress = policies["gateway-all" if example == "embedded" else "gateway-router"]
+    [peers] = [rule["to"] for rule in egress if "ports" not in rule]
+    assert {"namespaceSelector": {}} in peers
+    assert [peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer] == ["0.0.0.0/0", "::/0"]
 
 
 def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> None:
@@ -402,6 +427,10 @@ def _validate(manifest: Manifest, version: str) -> None:
         jsonschema.Draft202012Validator(schema).validate(manifest)
     else:
         kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _ports(rule: Mapping[str, Any]) -> set[int]:
+    return {port["port"] for port in rule.get("ports", ())}
 
 
 def _matching(selector: Mapping[str, str], pods: list[Mapping[str, str]]) -> list[Mapping[str, str]]:
