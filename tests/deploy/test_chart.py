@@ -211,9 +211,15 @@ def test_topics_are_made_before_anything_that_needs_them(chart: Chart) -> None:
     manifests = chart.render("small")
     [job] = of_kind(manifests, "Job")
     [rules] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == "gateway-topics"]
-    hooks = [each["metadata"]["annotations"] for each in (job, rules)]
+    [policy] = [
+        each for each in of_kind(manifests, "NetworkPolicy") if each["metadata"]["name"] == job["metadata"]["name"]
+    ]
+    hooks = [each["metadata"]["annotations"] for each in (policy, rules, job)]
     assert {hook["helm.sh/hook"] for hook in hooks} == {"pre-install,pre-upgrade"}
-    assert int(hooks[1]["helm.sh/hook-weight"]) < int(hooks[0]["helm.sh/hook-weight"])
+    weights = [int(hook["helm.sh/hook-weight"]) for hook in hooks]
+    assert weights == sorted(set(weights))
+    # What lets the Job out has to be there for as long as the Job.
+    assert "hook-succeeded" not in hooks[0]["helm.sh/hook-delete-policy"]
     # Before an installation there is no account of the chart's own yet.
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
     assert not of_kind(chart.render("small", {"log": {"kafka": {"createTopics": False}}}), "Job")
