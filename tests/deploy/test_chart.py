@@ -341,6 +341,8 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     ("changes", "told"),
     [
         ({"router": {"replica": 3}}, r"/router.*additional propert.*'replica'"),
+        # An empty variable is one that isn't set: the pods would take the default.
+        ({"log": {"topicPrefix": ""}}, "/log/topicPrefix.*minLength"),
         ({"log": {"kind": "redis"}}, r"/log/kind.*'kafka', 'embedded'"),
         ({"log": {"kafka": {"servers": ["kafka://broker:9092"]}}}, r"/log/kafka/servers/0.*does not match pattern"),
         ({"log": {"kafka": {"servers": []}}}, r"log\.kafka\.servers: expected at least one host:port, got none"),
