@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ CUSTOM = json.loads(Path(__file__).with_name("crds.json").read_text())
 NEWEST = "1.34"
 SECRETS = "/run/secrets/gateway"
 USER = 10001
+RESTORE = yaml.safe_load((CHART.parent / "restore.yaml").read_text())
 KAFKA = {"kafka": {"servers": ["kafka:9092"]}}
 EXAMPLES = ("small", "production", "embedded")
 every_example = pytest.mark.parametrize("example", EXAMPLES)
@@ -332,6 +334,65 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     target = from_sources({}, environment_of(container)).log
     assert isinstance(target, EmbeddedTarget)
     assert str(target.path.parent) == _mount(container, claim["metadata"]["name"])["mountPath"]
+
+
+# ---- A copy of the embedded log ----
+
+
+def test_a_copy_of_the_embedded_log_has_a_volume_of_its_own(chart: Chart) -> None:
+    manifests = chart.render("embedded", {"log": {"embedded": {"backupClaim": "gateway-backup"}}})
+    [workload] = of_kind(manifests, "StatefulSet")
+    _validate(workload, NEWEST)
+    spec = workload["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    assert _mount(container, "backup") == {"name": "backup", "mountPath": "/backup"}
+    [claim] = [each["persistentVolumeClaim"] for each in spec["volumes"] if each["name"] == "backup"]
+    assert claim == {"claimName": "gateway-backup"}
+
+
+def test_who_restores_it_has_the_volumes_and_the_rights_of_the_gateway(chart: Chart) -> None:
+    _validate(RESTORE, NEWEST)
+    [workload] = of_kind(
+        chart.render("embedded", {"log": {"embedded": {"backupClaim": "gateway-backup"}}}), "StatefulSet"
+    )
+    theirs, ours = workload["spec"]["template"]["spec"], RESTORE["spec"]
+    [claim] = workload["spec"]["volumeClaimTemplates"]
+    claims = {each["name"]: each["persistentVolumeClaim"]["claimName"] for each in ours["volumes"]}
+    assert claims == {
+        "log": f"{claim['metadata']['name']}-{workload['metadata']['name']}-0",
+        "backup": "gateway-backup",
+    }
+    assert ours["securityContext"] == theirs["securityContext"]
+    [container], [gateway] = ours["containers"], theirs["containers"]
+    assert container["securityContext"] == gateway["securityContext"]
+    for name in claims:
+        assert _mount(container, name)["mountPath"] == _mount(gateway, name)["mountPath"]
+
+
+def test_a_copy_takes_the_place_of_the_log_and_of_its_wal(tmp_path: Path) -> None:
+    log, backup = tmp_path / "log", tmp_path / "backup"
+    backup.mkdir()
+    log.mkdir()
+    old = {f"gateway.db{end}": f"old{end}" for end in ("", "-wal", "-shm")}
+    for name, text in old.items():
+        (log / name).write_text(text)
+    assert _restore(log, backup) != 0  # no copy, and nothing is touched
+    assert {file.name: file.read_text() for file in log.iterdir()} == old
+    (backup / "gateway.db").write_text("copy")
+    assert _restore(log, backup) == 0
+    [before] = [file for file in log.iterdir() if file.is_dir()]
+    assert {file.name: file.read_text() for file in before.iterdir()} == old
+    [restored] = [file for file in log.iterdir() if file.is_file()]
+    assert (restored.name, restored.read_text()) == ("gateway.db", "copy")
+    assert restored.stat().st_mode & 0o777 == 0o600
+
+
+def _restore(log: Path, backup: Path) -> int:
+    [container] = RESTORE["spec"]["containers"]
+    [script] = container["args"]
+    for mount, folder in (("log", log), ("backup", backup)):
+        script = script.replace(_mount(container, mount)["mountPath"], str(folder))
+    return subprocess.run([*container["command"], script], check=False, stderr=subprocess.DEVNULL).returncode
 
 
 # ---- What it takes ----
