@@ -334,6 +334,9 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     target = from_sources({}, environment_of(container)).log
     assert isinstance(target, EmbeddedTarget)
     assert str(target.path.parent) == _mount(container, claim["metadata"]["name"])["mountPath"]
+    # Or an update that never gets ready could not be rolled back:
+    # https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback
+    assert workload["spec"]["podManagementPolicy"] == "Parallel"
 
 
 # ---- A copy of the embedded log ----
