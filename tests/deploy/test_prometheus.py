@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import gateway.run
 from deploy.grafana.boards import GATEWAY
 from gateway.engine.breaker import Breaker, BreakerPolicy
 from gateway.model import Result
@@ -248,6 +249,14 @@ def test_a_section_says_what_it_means_what_to_look_at_and_what_to_do(name: str) 
     [section] = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
     assert re.findall(r"^\*\*(.+?)\.\*\*", section, re.MULTILINE) == ["Means", "Look at", "Do", "Wake"]
     assert f"`{alerts()[name]['labels']['severity']}`" in section
+
+
+def test_it_is_told_how_each_certificate_is_renewed() -> None:
+    """By the owner that its name begins with: some are read when they change, some at the start alone."""
+    owners = re.findall(r'tell_certificates\("(\w+)"', Path(gateway.run.__file__).read_text())
+    [section] = re.findall(r"^### GatewayCertificateExpires\n(.*?)^###", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
+    assert owners
+    assert all(f"`{owner}/`" in section for owner in owners)
 
 
 def test_a_rule_is_about_metrics_that_there_are() -> None:
