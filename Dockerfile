@@ -5,6 +5,9 @@
 #       -e GITHUB_WEBHOOK_SECRET -e GATEWAY_LOG=kafka://kafka:9092 webhook-gateway
 #
 # Secrets come at run time, as variables or files; none is needed to build.
+#
+# The base is the newest of its version. For a build that can be repeated, name its digest, which
+# `docker buildx imagetools inspect python:3.13-slim` tells: --build-arg BASE=python:3.13-slim@sha256:…
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build

@@ -219,6 +219,10 @@ class UsageError(GatewayError):
     """The command line, the environment or the broker's configuration is at fault."""
 
 
+class AddressUnavailableError(GatewayError):
+    """The machine is at fault: an address to listen at is taken, or not there; a moment later it may be free."""
+
+
 class RefusedError(GatewayError):
     """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is told to the sender."""
 

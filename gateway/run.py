@@ -31,7 +31,7 @@ from gateway.log.base import Log
 from gateway.log.embedded import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
-from gateway.model import GatewayError, LogUnavailableError, UsageError
+from gateway.model import AddressUnavailableError, GatewayError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
@@ -72,14 +72,14 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
 
 
-def cannot_listen(where: str, address: Address, error: OSError) -> UsageError:
+def cannot_listen(where: str, address: Address, error: OSError) -> AddressUnavailableError:
     """Say why a flag's address can't be listened at."""
     if isinstance(error, socket.gaierror):  # whose number isn't the system's
         expected, reason = "a host that has an address", error.strerror or "none"
     else:
         # asyncio's own words hold the address once more, as Python writes it.
         expected, reason = "an address that is free", os.strerror(error.errno or 0)
-    return UsageError(f"{where} {address}: expected {expected}, got {reason.lower()}")
+    return AddressUnavailableError(f"{where} {address}: expected {expected}, got {reason.lower()}")
 
 
 def event_topics(rules: Rules, topics: Topics) -> set[str]:
@@ -130,7 +130,10 @@ class Gateway:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve until stopped. Raises RulesError, UsageError or LogUnavailableError when it can't begin."""
+        """Serve until stopped.
+
+        Raises RulesError, UsageError, LogUnavailableError or AddressUnavailableError when it can't begin.
+        """
         settings = self._settings
         _raise_open_files()
         sys.setswitchinterval(SWITCH_INTERVAL)

@@ -424,7 +424,7 @@ def test_receive_needs_a_port_that_is_free(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, out, err = run("receive", "--port", str(port))
-    assert (code, out) == (2, "")
+    assert (code, out) == (1, "")
     assert err.startswith(
         f"error: --host, --port: 127.0.0.1:{port}: expected an address that is free, got address already in use"
     )

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 39  # Grafana 10.3 and newer read it as it is.
 COLUMNS = 24
 WIDTH, HEIGHT = 8, 8
 STAT_WIDTH, STAT_HEIGHT = 4, 4
-GATEWAY = 'job=~".*gateway.*"'
+GATEWAY = 'job=~"gateway-(all|ingress|router)"'
 """Series of the process itself have the names that every exporter gives them."""
 
 
@@ -105,14 +105,14 @@ OVERVIEW = Board(
             "percentunit",
             "GatewayAcknowledgementBudgetBurnsFast",
             "The share of events that were acknowledged after an append of at most a second. The objective is 99.9 %.",
-            "1 - gateway:acknowledgement_errors:ratio_rate1h",
+            "1 - max(gateway:acknowledgement_errors:ratio_rate1h)",
         ),
         number(
             "Delivered within 30 s, last hour",
             "percentunit",
             "GatewayDeliveryBudgetBurnsFast",
             "The share of deliveries that reached their destination within 30 s of the receipt. The objective is 99 %.",
-            "1 - gateway:delivery_errors:ratio_rate1h",
+            "1 - max(gateway:delivery_errors:ratio_rate1h)",
         ),
         number(
             "Processes",
@@ -213,9 +213,10 @@ OVERVIEW = Board(
             "Burn rates",
             "none",
             "GatewayDeliveryBudgetBurnsSlowly",
-            "How many times faster than allowed a budget was used up in the last hour. At 1 it lasts a month.",
-            ("gateway:acknowledgement_errors:ratio_rate1h / 0.001", "acknowledgement"),
-            ("gateway:delivery_errors:ratio_rate1h / 0.01", "delivery"),
+            "How many times faster than allowed a budget was used up in the last hour. At 1 it lasts a month. "
+            "Of several gateways (namespaces) the worst.",
+            ("max(gateway:acknowledgement_errors:ratio_rate1h) / 0.001", "acknowledgement"),
+            ("max(gateway:delivery_errors:ratio_rate1h) / 0.01", "delivery"),
         ),
         graph(
             "Unmatched and repeated",

@@ -158,6 +158,23 @@ async def test_a_scraper_that_reads_nothing_holds_no_stop_up(embedded_place: Log
             assert time.monotonic() - began < QUICK_STOP
 
 
+@pytest.mark.parametrize("address", ["listen", "admin"])
+async def test_a_gateway_whose_address_is_taken_may_be_started_again(
+    embedded_place: LogPlace, folder: Path, address: str
+) -> None:
+    """It ends with 1, after which systemd does so, and not with 2: what is there may go."""
+    gateway = GatewayProcess(
+        folder, rules=ONE.format(first="http://127.0.0.1:1/", second="http://127.0.0.1:1/"), log=embedded_place.url
+    )
+    port = gateway.port if address == "listen" else gateway.admin_port
+    with socket.create_server(("127.0.0.1", port)):
+        gateway.spawn()
+        assert await gateway.ended(timeout=10) == 1
+    assert (
+        f"--{address} 127.0.0.1:{port}: expected an address that is free, got address already in use" in gateway.story()
+    )
+
+
 async def test_a_second_gateway_on_the_same_embedded_log_is_refused(embedded_place: LogPlace, folder: Path) -> None:
     async with Sink() as sink:
         rules = ONE.format(first=sink.url, second=sink.url)

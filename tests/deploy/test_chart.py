@@ -1,7 +1,9 @@
 """The Helm chart: what it renders is valid and keeps the promises; what it can't keep it refuses."""
 
+import itertools
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from deploy.grafana.boards import GATEWAY
 from gateway.cli import COMMANDS
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.rules.load import check_rules, load_rules
@@ -25,6 +28,7 @@ CUSTOM = json.loads(Path(__file__).with_name("crds.json").read_text())
 NEWEST = "1.34"
 SECRETS = "/run/secrets/gateway"
 USER = 10001
+RESTORE = yaml.safe_load((CHART.parent / "restore.yaml").read_text())
 KAFKA = {"kafka": {"servers": ["kafka:9092"]}}
 EXAMPLES = ("small", "production", "embedded")
 every_example = pytest.mark.parametrize("example", EXAMPLES)
@@ -209,9 +213,15 @@ def test_topics_are_made_before_anything_that_needs_them(chart: Chart) -> None:
     manifests = chart.render("small")
     [job] = of_kind(manifests, "Job")
     [rules] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == "gateway-topics"]
-    hooks = [each["metadata"]["annotations"] for each in (job, rules)]
+    [policy] = [
+        each for each in of_kind(manifests, "NetworkPolicy") if each["metadata"]["name"] == job["metadata"]["name"]
+    ]
+    hooks = [each["metadata"]["annotations"] for each in (policy, rules, job)]
     assert {hook["helm.sh/hook"] for hook in hooks} == {"pre-install,pre-upgrade"}
-    assert int(hooks[1]["helm.sh/hook-weight"]) < int(hooks[0]["helm.sh/hook-weight"])
+    weights = [int(hook["helm.sh/hook-weight"]) for hook in hooks]
+    assert weights == sorted(set(weights))
+    # What lets the Job out has to be there for as long as the Job.
+    assert "hook-succeeded" not in hooks[0]["helm.sh/hook-delete-policy"]
     # Before an installation there is no account of the chart's own yet.
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
     assert not of_kind(chart.render("small", {"log": {"kafka": {"createTopics": False}}}), "Job")
@@ -285,9 +295,33 @@ def test_an_ingress_reaches_no_destination(chart: Chart) -> None:
     policies = {
         each["metadata"]["name"]: each["spec"]["egress"] for each in of_kind(chart.render("small"), "NetworkPolicy")
     }
-    ports = [[port["port"] for port in rule.get("ports", ())] for rule in policies["gateway-ingress"]]
-    assert ports == [[53, 53], [9092]]
+    ports = [{port["port"] for port in rule.get("ports", ())} for rule in policies["gateway-ingress"]]
+    assert ports == [{53, 5353}, {9092}]
     assert any("ports" not in rule for rule in policies["gateway-router"])
+
+
+def test_names_are_looked_up_wherever_a_cluster_has_its_name_servers(chart: Chart) -> None:
+    """Pods of any label, or a cache on the node, on either port; unless somebody says where they are."""
+    for example, peers in (("small", None), ("production", "kube-system")):
+        for policy in of_kind(chart.render(example), "NetworkPolicy"):
+            [rule] = [rule for rule in policy["spec"]["egress"] if {53, 5353} <= _ports(rule)]
+            assert {(port["protocol"], port["port"]) for port in rule["ports"]} == set(
+                itertools.product(("UDP", "TCP"), (53, 5353))
+            )
+            assert ("to" in rule) == (peers is not None)
+            assert peers is None or peers in json.dumps(rule["to"])
+
+
+@pytest.mark.parametrize("example", ["small", "embedded"])
+def test_destinations_in_the_cluster_are_reached_as_pods(chart: Chart, example: str) -> None:
+    """Where the network knows pods by what they are (Cilium), a block of addresses has none of them."""
+    policies = {
+        each["metadata"]["name"]: each["spec"]["egress"] for each in of_kind(chart.render(example), "NetworkPolicy")
+    }
+    egress = policies["gateway-all" if example == "embedded" else "gateway-router"]
+    [peers] = [rule["to"] for rule in egress if "ports" not in rule]
+    assert {"namespaceSelector": {}} in peers
+    assert [peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer] == ["0.0.0.0/0", "::/0"]
 
 
 def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> None:
@@ -300,6 +334,68 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     target = from_sources({}, environment_of(container)).log
     assert isinstance(target, EmbeddedTarget)
     assert str(target.path.parent) == _mount(container, claim["metadata"]["name"])["mountPath"]
+    # Or an update that never gets ready could not be rolled back:
+    # https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback
+    assert workload["spec"]["podManagementPolicy"] == "Parallel"
+
+
+# ---- A copy of the embedded log ----
+
+
+def test_a_copy_of_the_embedded_log_has_a_volume_of_its_own(chart: Chart) -> None:
+    manifests = chart.render("embedded", {"log": {"embedded": {"backupClaim": "gateway-backup"}}})
+    [workload] = of_kind(manifests, "StatefulSet")
+    _validate(workload, NEWEST)
+    spec = workload["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    assert _mount(container, "backup") == {"name": "backup", "mountPath": "/backup"}
+    [claim] = [each["persistentVolumeClaim"] for each in spec["volumes"] if each["name"] == "backup"]
+    assert claim == {"claimName": "gateway-backup"}
+
+
+def test_who_restores_it_has_the_volumes_and_the_rights_of_the_gateway(chart: Chart) -> None:
+    _validate(RESTORE, NEWEST)
+    [workload] = of_kind(
+        chart.render("embedded", {"log": {"embedded": {"backupClaim": "gateway-backup"}}}), "StatefulSet"
+    )
+    theirs, ours = workload["spec"]["template"]["spec"], RESTORE["spec"]
+    [claim] = workload["spec"]["volumeClaimTemplates"]
+    claims = {each["name"]: each["persistentVolumeClaim"]["claimName"] for each in ours["volumes"]}
+    assert claims == {
+        "log": f"{claim['metadata']['name']}-{workload['metadata']['name']}-0",
+        "backup": "gateway-backup",
+    }
+    assert ours["securityContext"] == theirs["securityContext"]
+    [container], [gateway] = ours["containers"], theirs["containers"]
+    assert container["securityContext"] == gateway["securityContext"]
+    for name in claims:
+        assert _mount(container, name)["mountPath"] == _mount(gateway, name)["mountPath"]
+
+
+def test_a_copy_takes_the_place_of_the_log_and_of_its_wal(tmp_path: Path) -> None:
+    log, backup = tmp_path / "log", tmp_path / "backup"
+    backup.mkdir()
+    log.mkdir()
+    old = {f"gateway.db{end}": f"old{end}" for end in ("", "-wal", "-shm")}
+    for name, text in old.items():
+        (log / name).write_text(text)
+    assert _restore(log, backup) != 0  # no copy, and nothing is touched
+    assert {file.name: file.read_text() for file in log.iterdir()} == old
+    (backup / "gateway.db").write_text("copy")
+    assert _restore(log, backup) == 0
+    [before] = [file for file in log.iterdir() if file.is_dir()]
+    assert {file.name: file.read_text() for file in before.iterdir()} == old
+    [restored] = [file for file in log.iterdir() if file.is_file()]
+    assert (restored.name, restored.read_text()) == ("gateway.db", "copy")
+    assert restored.stat().st_mode & 0o777 == 0o600
+
+
+def _restore(log: Path, backup: Path) -> int:
+    [container] = RESTORE["spec"]["containers"]
+    [script] = container["args"]
+    for mount, folder in (("log", log), ("backup", backup)):
+        script = script.replace(_mount(container, mount)["mountPath"], str(folder))
+    return subprocess.run([*container["command"], script], check=False, stderr=subprocess.DEVNULL).returncode
 
 
 # ---- What it takes ----
@@ -309,6 +405,8 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     ("changes", "told"),
     [
         ({"router": {"replica": 3}}, r"/router.*additional propert.*'replica'"),
+        # An empty variable is one that isn't set: the pods would take the default.
+        ({"log": {"topicPrefix": ""}}, "/log/topicPrefix.*minLength"),
         ({"log": {"kind": "redis"}}, r"/log/kind.*'kafka', 'embedded'"),
         ({"log": {"kafka": {"servers": ["kafka://broker:9092"]}}}, r"/log/kafka/servers/0.*does not match pattern"),
         ({"log": {"kafka": {"servers": []}}}, r"log\.kafka\.servers: expected at least one host:port, got none"),
@@ -371,6 +469,18 @@ def test_its_rules_and_dashboards_are_those_of_deploy(copy: str, original: str) 
     assert copies == texts, "`make chart` brings them up to date"
 
 
+def test_the_alerts_know_each_pod_by_its_job(chart: Chart) -> None:
+    [monitor] = of_kind(chart.render("production"), "PodMonitor")
+    [relabelings] = [each["relabelings"] for each in monitor["spec"]["podMetricsEndpoints"]]
+    [job] = [each["replacement"] for each in relabelings if each["targetLabel"] == "job"]
+    [components] = [each["values"] for each in monitor["spec"]["selector"]["matchExpressions"]]
+    known = GATEWAY.partition("=~")[2].strip('"')
+    assert set(components) == set(Role)
+    assert all(re.fullmatch(known, job.replace("$1", component)) for component in components)
+    # By it one gateway is told from another; the operator adds it.
+    assert "namespace" not in [each["targetLabel"] for each in relabelings]
+
+
 def test_its_alerts_and_dashboards_arrive_as_they_are(chart: Chart) -> None:
     manifests = chart.render("production")
     groups = [each["spec"] for each in of_kind(manifests, "PrometheusRule")]
@@ -389,6 +499,10 @@ def _validate(manifest: Manifest, version: str) -> None:
         jsonschema.Draft202012Validator(schema).validate(manifest)
     else:
         kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _ports(rule: Mapping[str, Any]) -> set[int]:
+    return {port["port"] for port in rule.get("ports", ())}
 
 
 def _matching(selector: Mapping[str, str], pods: list[Mapping[str, str]]) -> list[Mapping[str, str]]:

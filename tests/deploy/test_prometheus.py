@@ -1,7 +1,10 @@
 """Rules, alerts and their routing: valid, tested on series, and each alert told of in the runbooks."""
 
+import json
 import re
 import subprocess
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,17 +12,26 @@ from typing import Any
 import pytest
 import yaml
 
+import gateway.run
+from deploy.grafana.boards import GATEWAY
+from gateway.engine.breaker import Breaker, BreakerPolicy
+from gateway.model import Result
+from gateway.settings import Role
 from gateway.telemetry.metrics import Metrics, process_registry
+from tests.gateway_process import free_ports
 from tests.test_documents import anchors
 
 ROOT = Path(__file__).parent.parent.parent
 PROMETHEUS = ROOT / "deploy" / "prometheus"
+ALERTMANAGER = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 SERIES = sorted((PROMETHEUS / "tests").glob("*.yml"))
 RUNBOOKS = ROOT / "docs" / "runbooks.md"
 SEVERITIES = {"page", "ticket"}
 OURS = re.compile(r"\bgateway_\w+")
 SUFFIX = re.compile(r"_(bucket|count|sum)$")
+
+START_TIMEOUT = 10.0
 
 Tool = Callable[[str], Path]
 
@@ -60,23 +72,104 @@ def test_prometheus_takes_its_configuration_and_every_rule(tool: Tool) -> None:
 
 
 def test_alertmanager_takes_its_configuration(tool: Tool) -> None:
-    run(tool("amtool"), "check-config", ROOT / "deploy" / "alertmanager" / "alertmanager.yml")
+    run(tool("amtool"), "check-config", ALERTMANAGER)
 
 
 @pytest.mark.parametrize("severity", sorted(SEVERITIES))
 def test_an_alert_goes_where_its_severity_says(tool: Tool, severity: str) -> None:
-    config = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
-    routed = run(tool("amtool"), "config", "routes", "test", f"--config.file={config}", f"severity={severity}")
+    routed = run(tool("amtool"), "config", "routes", "test", f"--config.file={ALERTMANAGER}", f"severity={severity}")
     assert routed.strip() == severity
 
 
 def test_an_inhibition_names_alerts_that_there_are() -> None:
-    config = yaml.safe_load((ROOT / "deploy" / "alertmanager" / "alertmanager.yml").read_text())
+    config = yaml.safe_load(ALERTMANAGER.read_text())
     for rule in config["inhibit_rules"]:
         for matcher in (*rule["source_matchers"], *rule["target_matchers"]):
-            _, operator, value = matcher.split(maxsplit=2)
+            label, operator, value = matcher.split(maxsplit=2)
             for part in value.strip('"').split("|") if operator == "=~" else [value]:
-                assert any(re.fullmatch(part, name) for name in alerts()), part
+                assert label != "alertname" or any(re.fullmatch(part, name) for name in alerts()), part
+
+
+@pytest.fixture(scope="module")
+def alertmanager(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the URL of an Alertmanager with our configuration."""
+    folder, [port] = tmp_path_factory.mktemp("alertmanager"), free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    command = [str(tool("alertmanager")), f"--config.file={ALERTMANAGER}", f"--storage.path={folder / 'data'}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="]
+    with (folder / "log").open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        until = time.monotonic() + START_TIMEOUT
+        while not answers(f"{url}/-/ready"):
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+DOWN = {"alertname": "GatewayAllDown", "job": "gateway-router"}
+LOG_DOWN = {"alertname": "GatewayLogDown"}
+BURNS = {"alertname": "GatewayDeliveryBudgetBurnsFast"}
+UNDONE = {"alertname": "GatewayEventUndoneTooLong", "topic": "gateway.events.github"}
+LOST = {"alertname": "GatewayRecordsLost", "topic": "gateway.events.github"}
+INGRESS_DOWN = {"alertname": "GatewayProcessDown", "job": "gateway-ingress", "instance": "gateway-ingress-1"}
+OF_ONE = {"job": "gateway-router", "instance": "gateway-router-1"}
+
+
+@pytest.mark.parametrize(
+    ("cause", "effect", "is_muted"),
+    [
+        pytest.param(DOWN, BURNS, True, id="no router, and nothing is delivered"),
+        pytest.param(DOWN, {"alertname": "GatewayProcessDown", **OF_ONE}, True, id="no router, one of them"),
+        pytest.param(DOWN, INGRESS_DOWN, False, id="no router, and an ingress"),
+        pytest.param(LOG_DOWN, BURNS, True, id="no log, and nothing is delivered"),
+        pytest.param(LOG_DOWN, UNDONE, True, id="no log, and nothing is done"),
+        pytest.param(LOG_DOWN, LOST, False, id="no log, and records lost"),
+        pytest.param(LOG_DOWN | OF_ONE, BURNS, False, id="no log for one, and little is delivered"),
+        pytest.param(LOG_DOWN, LOG_DOWN | OF_ONE, False, id="no log, one of them"),
+    ],
+)
+def test_what_is_down_mutes_what_follows_from_it_in_its_own_namespace(
+    alertmanager: str, request: pytest.FixtureRequest, cause: dict[str, str], effect: dict[str, str], *, is_muted: bool
+) -> None:
+    own, other = {"namespace": request.node.name}, {"namespace": "staging"}
+    tell(alertmanager, cause | own, effect | own, effect | other)
+    assert is_inhibited(alertmanager, effect | own) is is_muted
+    assert not is_inhibited(alertmanager, effect | other)
+
+
+def test_what_is_down_mutes_what_follows_from_it_where_there_are_no_namespaces(alertmanager: str) -> None:
+    tell(alertmanager, DOWN, BURNS)
+    assert is_inhibited(alertmanager, BURNS)
+
+
+def tell(url: str, *alerts: dict[str, str]) -> None:
+    """Tell Alertmanager of alerts, and return when it knows of their effects: those of the last ones come last."""
+    last = {"namespace": f"last-{time.monotonic_ns()}"}
+    body = json.dumps([{"labels": labels} for labels in (*alerts, DOWN | last, BURNS | last)]).encode()
+    request = urllib.request.Request(f"{url}/api/v2/alerts", body, {"content-type": "application/json"})
+    urllib.request.urlopen(request, timeout=5).close()
+    until = time.monotonic() + START_TIMEOUT
+    while not is_inhibited(url, BURNS | last):
+        assert time.monotonic() < until, alerts
+        time.sleep(0.02)
+
+
+def is_inhibited(url: str, labels: dict[str, str]) -> bool:
+    with urllib.request.urlopen(f"{url}/api/v2/alerts", timeout=5) as response:
+        [found] = [each for each in json.load(response) if each["labels"] == labels]
+    return bool(found["status"]["inhibitedBy"])
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 # ---- Alerts on series ----
@@ -94,6 +187,36 @@ def test_each_alert_is_seen_to_fire_and_to_be_silent() -> None:
             for check in test["alert_rule_test"]:
                 seen[check["alertname"]].add(bool(check["exp_alerts"]))
     assert {name: found for name, found in seen.items() if found != {True, False}} == {}
+
+
+# ---- What an alert looks at ----
+
+
+def test_one_gateway_is_told_from_another() -> None:
+    """By its namespace: nothing is added up over two of them, nor compared."""
+    for rule in rules():
+        grouped = re.findall(r"\b(?:sum|max|min|count|avg|on)\b(?: by)? \((.*?)\)", rule["expr"])
+        assert len(grouped) == len(re.findall(r"\b(?:sum|max|min|count|avg|on)\b", rule["expr"]))
+        assert all(labels.split(", ")[0] == "namespace" for labels in grouped), rule["expr"]
+
+
+def test_the_processes_are_those_of_each_role_and_nobody_elses() -> None:
+    selectors = {found for rule in rules() for found in re.findall(r"\bup\{(.*?)\}", rule["expr"])}
+    assert selectors == {GATEWAY}
+    known = re.compile(GATEWAY.partition("=~")[2].strip('"'))
+    assert all(known.fullmatch(f"gateway-{role}") for role in Role)
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert all(known.fullmatch(job["job_name"]) for job in config["scrape_configs"])
+
+
+def test_a_destination_is_down_by_the_results_that_open_a_breaker() -> None:
+    def opens(result: Result) -> bool:
+        breaker = Breaker(BreakerPolicy(failures=1))
+        breaker.record(result, now=0.0)
+        return breaker.is_open
+
+    [told] = re.findall(r'result=~"(.*?)"', alerts()["GatewayBreakerOpenLong"]["expr"])
+    assert set(told.split("|")) == {result for result in Result if opens(result)}
 
 
 # ---- What an alert tells ----
@@ -126,6 +249,14 @@ def test_a_section_says_what_it_means_what_to_look_at_and_what_to_do(name: str) 
     [section] = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
     assert re.findall(r"^\*\*(.+?)\.\*\*", section, re.MULTILINE) == ["Means", "Look at", "Do", "Wake"]
     assert f"`{alerts()[name]['labels']['severity']}`" in section
+
+
+def test_it_is_told_how_each_certificate_is_renewed() -> None:
+    """By the owner that its name begins with: some are read when they change, some at the start alone."""
+    owners = re.findall(r'tell_certificates\("(\w+)"', Path(gateway.run.__file__).read_text())
+    [section] = re.findall(r"^### GatewayCertificateExpires\n(.*?)^###", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
+    assert owners
+    assert all(f"`{owner}/`" in section for owner in owners)
 
 
 def test_a_rule_is_about_metrics_that_there_are() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import ProcessCollector
 
 from gateway.cli import COMMANDS
 from gateway.run import STOP_TIMEOUT
@@ -43,6 +44,14 @@ def test_little_is_left_that_it_may_do(tool: Callable[[str], Path], unit: Path) 
     command = (tool("systemd-analyze"), "security", "--offline=true", f"--threshold={EXPOSURE}", "--no-pager", unit)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_it_can_measure_itself(tmp_path: Path) -> None:
+    """The client library tells nothing of a process where it can't read when the machine was started."""
+    (tmp_path / "self").symlink_to("/proc/self")  # all that ProcSubset=pid leaves
+    assert list(ProcessCollector(registry=None).collect())
+    assert not list(ProcessCollector(proc=str(tmp_path), registry=None).collect())
+    assert dict(_settings()).get("ProcSubset", "all") == "all"
 
 
 def test_the_gateway_reads_what_it_is_started_with() -> None:

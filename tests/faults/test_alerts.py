@@ -490,10 +490,11 @@ class Scenery:
             yield orders
 
     async def told(self, *names: str) -> list[dict[str, Any]]:
-        """Return what Alertmanager knows, once it knows of these alerts."""
+        """Return what Alertmanager knows of the gateway as a whole, once it knows of these alerts."""
         until = time.monotonic() + SOON
         while True:
-            found: list[dict[str, Any]] = await asyncio.to_thread(_get, f"{self._alertmanager}/api/v2/alerts")
+            known = await asyncio.to_thread(_get, f"{self._alertmanager}/api/v2/alerts")
+            found: list[dict[str, Any]] = [each for each in known if "instance" not in each["labels"]]
             if {each["labels"]["alertname"] for each in found} >= set(names):
                 return found
             assert time.monotonic() < until, f"expected Alertmanager to be told of {names}, got {found}"

@@ -211,7 +211,16 @@ spec:
         {{- include "gateway.mounts" $root | nindent 8 }}
         {{- if eq .role "all" }}
         - {name: log, mountPath: /var/lib/gateway}
+        {{- if $root.Values.log.embedded.backupClaim }}
+        - {name: backup, mountPath: /backup}
+        {{- end }}
         {{- end }}
   volumes:
     {{- include "gateway.volumes" (dict "root" $root) | nindent 4 }}
+    {{- if eq .role "all" }}
+    {{- with $root.Values.log.embedded.backupClaim }}
+    - name: backup
+      persistentVolumeClaim: {claimName: {{ . }}}
+    {{- end }}
+    {{- end }}
 {{- end }}

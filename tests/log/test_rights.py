@@ -1,0 +1,240 @@
+"""The rights that docs/operations.md asks a broker with ACLs for: with them alone a gateway does all it has to."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import for_code
+from aiokafka.protocol.admin import CreateAclsRequest
+
+from dev.kafka import Broker
+from gateway.log.base import Commit, Log, Partition, TopicSpec
+from gateway.run import open_log
+from gateway.settings import from_sources
+from tests.conftest import start_broker
+from tests.gateway_process import GatewayProcess
+from tests.load import SECRET, post, signed_post
+from tests.sink import Sink
+
+ROOT = Path(__file__).parent.parent.parent
+OPERATIONS = ROOT / "docs" / "operations.md"
+MAKER = "topics"
+"""Who calls `gateway topics create`."""
+USERS = ("ingress", "router", MAKER)
+TABLE = "| to | on topics | on groups |\n|---|---|---|\n"
+PASSWORD = "correct horse"
+LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
+
+# https://kafka.apache.org/protocol#The_Messages_CreateAcls, and the enumerations of org.apache.kafka.common.acl.
+RESOURCES = {"topics": 2, "groups": 3}
+PREFIXED, ALLOW = 4, 3
+CODES = {"Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10}
+
+RULES = """
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.key}
+destinations:
+  first: {url: "FIRST"}
+  second: {url: "SECOND"}
+routes:
+  - {name: ordered, from: github, to: first, order: key}
+  - {name: all, from: github, to: [first, second], retry: {schedule: [1s], max_attempts: 2}}
+""".replace("SECRET", SECRET)
+NEW = RULES.replace("sources:", "sources:\n  shop: {verify: {scheme: none}}").replace(
+    "all, from: github", "all, from: [github, shop]"
+)
+NOWHERE = "http://127.0.0.1:1/"
+
+
+class Right(NamedTuple):
+    """An operation on everything of a kind whose name begins with a prefix."""
+
+    kind: str
+    prefix: str
+    operation: str
+
+
+def documented(prefix: str) -> Mapping[str, list[Right]]:
+    """Return the rights by user, as the table in the document has them."""
+    rows = OPERATIONS.read_text().partition(TABLE)[2].partition("\n\n")[0].splitlines()
+    rights: dict[str, list[Right]] = {}
+    for user, row in zip(USERS, rows, strict=True):
+        _, who, topics, groups, _ = row.split("|")
+        assert user in who
+        rights[user] = [*_rights("topics", topics.strip(), prefix), *_rights("groups", groups.strip(), prefix)]
+    return rights
+
+
+def _rights(kind: str, cell: str, prefix: str) -> Iterator[Right]:
+    for part in cell.split("; "):
+        where, words = "", re.findall(r"`(.+?)`", part)
+        if part.startswith("on "):
+            where = words.pop(0).removeprefix("gateway.")
+        yield from (Right(kind, prefix + where, word) for word in words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """A broker that allows nothing but what it is told to; whoever comes in the clear is its administrator."""
+
+    broker: Broker
+    password: Path
+
+    @property
+    def address(self) -> str:
+        return f"kafka://127.0.0.1:{self.broker.port_of('USERS')}"
+
+    def environ(self, user: str, **settings: str) -> dict[str, str]:
+        """Return the variables by which a gateway comes in as a user."""
+        return {
+            "GATEWAY_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "GATEWAY_KAFKA_SASL_MECHANISM": "PLAIN",
+            "GATEWAY_KAFKA_SASL_USERNAME": user,
+            "GATEWAY_KAFKA_SASL_PASSWORD_FILE": str(self.password),
+            **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()},
+        }
+
+    async def allow(self, rights: Mapping[str, Iterable[Right]]) -> None:
+        client = AIOKafkaClient(bootstrap_servers=self.broker.address)
+        await client.bootstrap()
+        try:
+            for user, each in rights.items():
+                for kind, prefix, operation in each:
+                    acl = (RESOURCES[kind], prefix, PREFIXED, f"User:{user}", "*", CODES[operation], ALLOW)
+                    answer = await client.send(client.get_random_node(), CreateAclsRequest(*acl))
+                    [(code, text)] = answer.creation_responses
+                    assert not code, f"{for_code(code)}: {text}"
+        finally:
+            await client.close()
+
+    @asynccontextmanager
+    async def gateway(self, folder: Path, role: str, *, rules: str, prefix: str) -> AsyncIterator[GatewayProcess]:
+        home = folder / role
+        home.mkdir()
+        gateway = GatewayProcess(
+            home, rules=rules, log=self.address, prefix=prefix, environ=self.environ(role, role=role)
+        )
+        async with gateway:
+            yield gateway
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    users = " ".join([f'user_{user}="{PASSWORD}"' for user in USERS])
+    settings = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "listener.name.users.sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.users.plain.sasl.jaas.config": f"{LOGIN} required {users};",
+    }
+    broker = start_broker(settings, listeners={"USERS": "SASL_PLAINTEXT"})
+    password = tmp_path_factory.mktemp("guarded") / "password"
+    password.write_text(PASSWORD)
+    yield Guarded(broker=broker, password=password)
+    broker.stop()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid4().hex[:12]}."
+
+
+@asynccontextmanager
+async def opened(guarded: Guarded, user: str) -> AsyncIterator[Log]:
+    log = await open_log(from_sources({}, guarded.environ(user, log=guarded.address)), owner=False)
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+class Nobody:
+    """A listener that takes its partitions, and keeps no books."""
+
+    def assigned(self, assignments: object) -> None:
+        pass
+
+    async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:  # noqa: ARG002
+        return {}
+
+
+def to(rules: str, first: str, second: str) -> str:
+    return rules.replace("FIRST", first).replace("SECOND", second)
+
+
+async def make_topics(guarded: Guarded, folder: Path, rules: str, prefix: str) -> int:
+    """Call `gateway topics create` as who may do no more, and return its exit code."""
+    file = folder / "new.yaml"
+    file.write_text(rules)
+    environ = guarded.environ(MAKER, rules=str(file), log=guarded.address, topic_prefix=prefix)
+    command = (sys.executable, "-m", "gateway", "topics", "create")
+    process = await asyncio.create_subprocess_exec(*command, env=os.environ | environ, cwd=ROOT)
+    return await process.wait()
+
+
+async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, prefix: str, tmp_path: Path) -> None:
+    """To start, take events in, deliver them, in order too, give them up, and take a new source in."""
+    await guarded.allow(documented(prefix))
+    async with Sink() as first, Sink(500, path="/second") as second:
+        rules, new = [to(text, first.url, second.url) for text in (RULES, NEW)]
+        assert await make_topics(guarded, tmp_path, rules, prefix) == 0
+        async with (
+            guarded.gateway(tmp_path, "router", rules=rules, prefix=prefix) as router,
+            guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix) as ingress,
+        ):
+            assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="1")))[0] == 202
+            await first.received(2)
+            await router.until("gateway_dead_letters_total", 1, destination="second", reason="exhausted")
+            # A new source: refused as long as nobody has made its topic, for neither of them may.
+            ingress.rules.write_text(new)
+            refused = await ingress.line("rules_refused")
+            assert "TopicAuthorizationFailed" in "".join(refused["problems"])
+            assert await make_topics(guarded, tmp_path, new, prefix) == 0
+            for half in (router, ingress):
+                half.rules.write_text(new + "# once more\n")
+                await half.line("rules_reloaded")
+            assert (await post(ingress.port, signed_post(b"{}", delivery="2", path="/in/shop")))[0] == 202
+            await first.received(3)
+            for half in (router, ingress):
+                assert await half.stop() == 0, half.story()
+                assert not [line for line in half.lines("topic_differs") if "DescribeConfigs" in line["problem"]]
+
+
+async def test_a_router_may_do_with_groups_what_it_does_in_an_hour(guarded: Guarded, prefix: str) -> None:
+    await guarded.allow(documented(prefix))
+    topic, group = f"{prefix}events.github", f"{prefix}ordered/a/b/c"
+    async with opened(guarded, MAKER) as log:
+        await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
+    async with opened(guarded, "router") as log:
+        await log.seed(group, {Partition(topic, 0): Commit(0, b"")})
+        consumer = await log.consume(group=group, topics=[topic], listener=Nobody())
+        await consumer.close()
+        assert await log.groups(prefix) == {group: 0}
+        assert await log.topics_of(group) == {topic}
+        await log.forget(group)
+        assert not await log.groups(prefix)
+
+
+async def test_an_ingress_has_to_see_every_topic(guarded: Guarded, prefix: str, tmp_path: Path) -> None:
+    rights = documented(prefix)
+    events = Right("topics", f"{prefix}events.", "Write")
+    assert events in rights["ingress"]
+    await guarded.allow({**rights, "ingress": [events]})
+    rules = to(RULES, NOWHERE, NOWHERE)
+    assert await make_topics(guarded, tmp_path, rules, prefix) == 0
+    (tmp_path / "ingress").mkdir()
+    environ = guarded.environ("ingress", role="ingress")
+    ingress = GatewayProcess(tmp_path / "ingress", rules=rules, log=guarded.address, prefix=prefix, environ=environ)
+    ingress.spawn()
+    assert await ingress.ended(timeout=10) == 2
+    assert "TopicAuthorizationFailed" in ingress.story()
