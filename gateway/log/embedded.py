@@ -14,6 +14,7 @@ reason a group has a single member. Other processes (the command line) may appen
 """
 
 import asyncio
+import errno
 import fcntl
 import math
 import os
@@ -165,7 +166,8 @@ class EmbeddedLog:
     ) -> Self:
         """Open the file. There is one owner: it makes the file where it is missing, and alone may join groups.
 
-        Raises UsageError where the file has an owner already, is missing, or isn't a log of this version.
+        Raises UsageError where the file is missing, or isn't a log of this version; LogUnavailableError where it has an
+        owner already, or the disk has no room: what may pass.
         """
         file = await asyncio.to_thread(_File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
         return cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
@@ -793,7 +795,8 @@ class _File:
         except (sqlite3.Error, OSError) as error:
             self._unlock()
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-            raise UsageError(f"{path}: expected an embedded log, got: {reason}") from error
+            kind = LogUnavailableError if _may_pass(error) else UsageError
+            raise kind(f"{path}: expected an embedded log, got: {reason}") from error
         except BaseException:
             self._unlock()
             raise
@@ -843,12 +846,20 @@ def _lock_file(path: Path) -> int:
     except BlockingIOError:
         pid = os.read(lock, 32).decode(errors="replace").strip()
         os.close(lock)
-        raise UsageError(
+        raise LogUnavailableError(
             f"{path} is in use by another gateway (pid {pid}); the embedded log is one process's"
         ) from None
     os.truncate(lock, 0)
     os.write(lock, b"%d\n" % os.getpid())
     return lock
+
+
+def _may_pass(error: sqlite3.Error | OSError) -> bool:
+    """Tell whether a file that couldn't be opened may be opened later, as it is."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+    code = getattr(error, "sqlite_errorcode", None)  # of SQLite's own errors; the low byte is what they have in common
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) -> None:

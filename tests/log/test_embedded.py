@@ -91,8 +91,15 @@ def locked(path: Path) -> Iterator[None]:
 
 async def test_a_second_owner_is_refused_and_told_who_has_the_file(path: Path) -> None:
     async with opened(path):
-        with pytest.raises(UsageError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"):
+        with pytest.raises(LogUnavailableError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"):
             await EmbeddedLog.open(path, owner=True)
+    async with opened(path):
+        pass
+
+
+async def test_a_new_file_that_cannot_be_written_yet_may_be_tried_again(path: Path) -> None:
+    with locked(path), pytest.raises(LogUnavailableError, match="expected an embedded log, got: database is locked"):
+        await EmbeddedLog.open(path, owner=True, append_timeout=0.1)
     async with opened(path):
         pass
 
