@@ -179,13 +179,12 @@ class Cluster:
                 node = broker[0]
                 listed = await self._send(ListGroupsRequest(), node)
                 raise_for(listed.error_code, "groups")
-                names = [name for name, *_ in listed.groups if name.startswith(prefix)]
-                if not names:
-                    continue
-                described = await self._send(DescribeGroupsRequest(names), node)
-                for code, name, _, _, _, members, *_ in described.groups:
-                    raise_for(code, name)
-                    found[name] = len(members)
+                for name in [name for name, *_ in listed.groups if name.startswith(prefix)]:
+                    # One by one: aiokafka doesn't know the last field of a group, and takes it for the next group's.
+                    described = await self._send(DescribeGroupsRequest([name]), node)
+                    for code, _, _, _, _, members, *_ in described.groups:
+                        raise_for(code, name)
+                        found[name] = len(members)
             return found
 
         return await self._ask(f"groups of {prefix}", ask)
