@@ -137,7 +137,7 @@ class EmbeddedLog:
 
     max_record_bytes = MAX_RECORD_BYTES
 
-    def __init__(self, file: "_File", *, append_timeout: float, sweep_interval: float) -> None:
+    def __init__(self, file: "_File", *, append_timeout: float, sweep_interval: float | None) -> None:
         self._file = file
         self._append_timeout = append_timeout
         self._loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ class EmbeddedLog:
         self._sweeping: asyncio.TimerHandle | None = None
         self._is_closed = False
         if file.is_owner:
-            self._sweeping = self._loop.call_later(sweep_interval, self._sweep_by_itself)
+            self._sweep_later()
 
     @classmethod
     async def open(
@@ -160,11 +160,12 @@ class EmbeddedLog:
         *,
         owner: bool,
         append_timeout: float = 5.0,
-        sweep_interval: float = 3600.0,
+        sweep_interval: float | None = 3600.0,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """Open the file. There is one owner: it makes the file where it is missing, and alone may join groups.
 
+        With a `sweep_interval` of None it deletes nothing by itself.
         Raises UsageError where the file has an owner already, is missing, or isn't a log of this version.
         """
         file = await asyncio.to_thread(_File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
@@ -384,6 +385,10 @@ class EmbeddedLog:
         self._writer.put(_Work(partial(next, steps, None), future))
         return future
 
+    def _sweep_later(self) -> None:
+        if self._sweep_interval is not None:
+            self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
+
     def _sweep_by_itself(self) -> None:
         self._start_sweep().add_done_callback(self._swept)
 
@@ -391,7 +396,7 @@ class EmbeddedLog:
         if not future.cancelled() and (error := future.exception()) is not None:
             log.warning("sweep_failed", path=str(self._file.path), error=str(error))
         if not self._is_closed:
-            self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
+            self._sweep_later()
 
     def _stop(self) -> None:
         has_ended = self._writer.stop(self._append_timeout)

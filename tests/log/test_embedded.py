@@ -546,6 +546,24 @@ async def test_the_owner_sweeps_by_itself(path: Path) -> None:
     await log.close()
 
 
+async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_path: Path) -> None:
+    clock = Clock()
+    logs = [
+        await EmbeddedLog.open(each, owner=True, clock=clock, sweep_interval=interval)
+        for each, interval in ((path, None), (tmp_path / "other.db", 0.01))
+    ]
+    for log in logs:
+        await log.create([EVENTS])
+        await append(log, b"old")
+    clock.time += 8 * DAY
+    async with asyncio.timeout(5.0):
+        while await logs[1].bounds("events") != {0: (1, 1)}:
+            pass
+    assert await logs[0].bounds("events") == {0: (0, 1)}
+    for log in logs:
+        await log.close()
+
+
 async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "SWEEP_RECORDS", 1)
     clock = Clock()
