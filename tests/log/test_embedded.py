@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -170,7 +171,71 @@ async def test_a_copy_that_fails_leaves_the_one_before(path: Path, tmp_path: Pat
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert contents(tmp_path)["copy.db"] == before
-    assert "copy.db.part" not in contents(tmp_path)
+    assert not [name for name in contents(tmp_path) if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("name", ["gateway.db", "gateway.db-wal", "gateway.db-shm", "gateway.db.lock", "hard", "soft"])
+@pytest.mark.parametrize("is_linked", [False, True])
+async def test_a_copy_never_takes_the_place_of_a_file_of_the_log(
+    path: Path, tmp_path: Path, name: str, *, is_linked: bool
+) -> None:
+    async with opened(path) as log:
+        await append(log, b"first")
+        (path.parent / "hard").hardlink_to(path)
+        (path.parent / "soft").symlink_to(path)
+        alias = tmp_path / "alias.db"
+        alias.symlink_to(path)
+        before = {each: (path.parent / each).stat().st_ino for each in contents(path.parent)}
+        with pytest.raises(UsageError, match=f"{name}: expected a file of its own for the copy"):
+            await asyncio.to_thread(back_up, alias if is_linked else path, path.parent / ".." / path.parent.name / name)
+        assert {each: (path.parent / each).stat().st_ino for each in contents(path.parent)} == before
+        await append(log, b"second")
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"first", b"second"]
+
+
+async def test_a_copy_never_takes_the_place_of_a_log_in_use(path: Path, tmp_path: Path) -> None:
+    """Who restores that way has exchanged the two names."""
+    backup = tmp_path / "backup.db"
+    async with opened(path) as log:
+        await append(log, b"a")
+        await asyncio.to_thread(back_up, path, backup)
+        with pytest.raises(UsageError, match=r"gateway\.db: expected a file of its own for the copy, got a log in use"):
+            await asyncio.to_thread(back_up, backup, path)
+
+
+async def test_copies_that_are_made_at_once_are_whole(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A copy takes a moment, and nothing public stops it halfway.
+    copy, sync = tmp_path / "copy.db", embedded._sync
+    begun: list[Path] = []
+
+    def sync_beside_another(written: Path) -> None:
+        begun.append(written)
+        if len(begun) == 1:
+            back_up(path, copy)
+        sync(written)
+
+    async with opened(path) as log:
+        await append(log, b"a")
+        monkeypatch.setattr(embedded, "_sync", sync_beside_another)
+        await asyncio.to_thread(back_up, path, copy)
+    assert len(begun) > 2
+    async with opened(copy) as log:
+        assert [record.value for record in await stored(log)] == [b"a"]
+    assert not [name for name in contents(tmp_path) if name.endswith(".part")]
+
+
+async def test_what_a_killed_copy_has_left_behind_is_deleted_later(path: Path, tmp_path: Path) -> None:
+    left, under_way, other = [tmp_path / name for name in ("copy.db.x.part", "copy.db.y.part", "other.db.z.part")]
+    for each in (left, under_way, other):
+        each.touch()
+    for each in (left, other):
+        os.utime(each, (time.time() - 2 * 3600.0,) * 2)
+    async with opened(path):
+        await asyncio.to_thread(back_up, path, tmp_path / "copy.db")
+    assert [each.exists() for each in (left, under_way, other)] == [False, True, True]
 
 
 @pytest.mark.parametrize("is_another_programs", [False, True])
