@@ -15,6 +15,7 @@ from aiokafka.errors import (
     LeaderNotAvailableError,
     NodeNotReadyError,
     NoError,
+    SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
     for_code,
@@ -290,10 +291,15 @@ class Cluster:
         if node is None:
             node = self._client.get_random_node()
         try:
-            return await self._client.send(node, request)
+            answer = await self._client.send(node, request)
         except KeyError as error:
             # client.send, when the connection it waited on is already replaced.
             raise NodeNotReadyError(f"node {node}") from error
+        if isinstance(request, MetadataRequest) and not answer.brokers:
+            # The first half of a refusal (RFC 7628, section 3.2.3) is passed over by aiokafka, and the second one read
+            # as an answer.
+            raise SaslAuthenticationFailed("the token was refused")
+        return answer
 
     async def _ask(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until there is an answer, for at most 5 s."""
