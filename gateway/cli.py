@@ -969,7 +969,7 @@ async def _migrate(call: Call) -> int:
     rows = [(each.topic, str(each.records), str(each.undone)) for each in moved if each.records]
     output.table(["topic", "records", "undone"], rows, right=("records", "undone"))
     if left:
-        output.note(f"left behind, since they are no topics of a gateway with this prefix: {', '.join(left)}")
+        output.note(f"left behind, since they aren't of the prefix {call.topics.prefix!r}: {', '.join(left)}")
     twice = sum([each.twice for each in moved])
     told = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
     output.say(

@@ -85,14 +85,17 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
         (folder / "routes.yaml").write_text(rules)
         source = await EmbeddedLog.open(file, owner=True)
         await _fill(source, topics, 200, retries_in=3600.0)
+        other = Topics("another.")
+        await source.create(other.specs([]))
+        await _put(source, other.dead, _delivery("evt_dead", random.Random(2)))
         due = Counter(
             {who: n for who, n in (await _undone(source, topics)).items() if _is_due(*who, with_retries=False)}
         )
         await source.close()
 
-        code, told = await _migrate(folder, kafka_place, prefix="another.")
+        code, told = await _migrate(folder, kafka_place, prefix="third.")
         assert code == 2, told
-        assert told.startswith(f"error: --topic-prefix: expected '{kafka_place.prefix}', as the topics to move from")
+        assert told.startswith(f"error: --topic-prefix: expected 'another.' or '{kafka_place.prefix}', as the topics")
         assert told.count("\n") == 1
 
         target = await open_log(from_sources({"log": kafka_place.url}, {}), owner=False)
@@ -105,11 +108,22 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
             assert told.startswith(f"error: {tried}: expected no commits there but those of this move")
             assert await _moved(target, topics) == 0
             await target.forget(tried)
+
+            code, told = await _migrate(folder, kafka_place)
+            assert code == 0, told
+            left, done = told.splitlines()
+            assert left == f"left behind, since they aren't of the prefix '{kafka_place.prefix}': {other.dead}"
+            assert done.startswith("everything is there, as it was; start the gateway on Kafka")
+            assert await _migrate(folder, kafka_place) == (0, told), "expected another call to change nothing"
+
+            ((number, (start, end)),) = [each for each in (await target.bounds(topics.dead)).items() if any(each[1])]
+            async for (record,) in target.scan(Partition(topics.dead, number), start, end):
+                await target.append(topics.dead, key=record.key, value=record.value, headers=[*record.headers])
+            _, told = await _migrate(folder, kafka_place)
+            assert "as it was, but 1 record twice, whose delivery may be repeated; start" in told
         finally:
             await target.close()
 
-        assert await _migrate(folder, kafka_place) == (0, "")
-        assert await _migrate(folder, kafka_place) == (0, ""), "expected another call to change nothing"
         async with GatewayProcess(folder, rules=rules, log=kafka_place.url, prefix=kafka_place.prefix) as gateway:
             await first.received(_sum(due, "first"), timeout=60)
             await second.received(_sum(due, "second"), timeout=60)
@@ -120,7 +134,7 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
 
 
 async def _migrate(folder: Path, place: LogPlace, *, prefix: str | None = None) -> tuple[int, str]:
-    """Run the command; return its exit code, and what it told on stderr."""
+    """Run the command; return its exit code, and what it told but for its table."""
     words = [
         f"--from=sqlite:///{folder / 'gateway.db'}",
         f"--to={place.url}",
@@ -129,12 +143,12 @@ async def _migrate(folder: Path, place: LogPlace, *, prefix: str | None = None) 
     moving = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "gateway", "migrate", f"--rules={folder / 'routes.yaml'}", *words],
         cwd=ROOT,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, told = await moving.communicate()
+    table, told = await moving.communicate()
     assert moving.returncode is not None
-    return moving.returncode, told.decode()
+    return moving.returncode, (told + b"".join(table.splitlines(keepends=True)[-1:])).decode()
 
 
 async def _fill(log: Log, topics: Topics, count: int, *, retries_in: float) -> None:
