@@ -26,7 +26,7 @@ from rich.text import Text
 
 from gateway.engine.control import DeadFilter, Selection
 from gateway.log.base import Log
-from gateway.log.embedded import back_up
+from gateway.log.embedded import EmbeddedLog, back_up
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import (
@@ -954,21 +954,27 @@ async def _migrate(call: Call) -> int:
     names = event_topics(_rules(call.settings.rules), call.topics)
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(_log(call))
-        # As its owner: a gateway that is at work on it is told of, and none can start meanwhile.
-        source = await open_log(replace(call.settings, log=origin), owner=True)
+        # As its owner: a gateway that is at work on it is told of, and none can start meanwhile. What retention would
+        # delete stays, for the way back.
+        source = await EmbeddedLog.open(origin.path, owner=True, sweep_interval=None)
         stack.push_async_callback(source.close)
 
         def show(total: int) -> Callable[[int, str], None]:
             return stack.enter_context(output.gauge("migrate", total))
 
-        moved = await migrate(source, target, call.topics, names, show)
+        moved, left = await migrate(source, target, call.topics, names, show)
     if output.json:
         for each in moved:
             output.line(each._asdict())
     rows = [(each.topic, str(each.records), str(each.undone)) for each in moved if each.records]
     output.table(["topic", "records", "undone"], rows, right=("records", "undone"))
+    if left:
+        output.note(f"left behind, since they aren't of the prefix {call.topics.prefix!r}: {', '.join(left)}")
+    twice = sum([each.twice for each in moved])
+    told = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
     output.say(
-        "everything is there, as it was; start the gateway on Kafka, and keep the file until you have seen it work"
+        f"everything is there, as it was{told}; start the gateway on Kafka, and keep the file until you have seen it "
+        "work"
     )
     return 0
 

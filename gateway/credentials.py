@@ -16,6 +16,8 @@ from gateway.rules.rules import Access, Egress, OAuth2, Tls
 from gateway.settings import KafkaSecurity, SaslMechanism
 
 TOKEN_TIMEOUT = 3.0  # Less than what opening a log may take.
+TOKEN_AGE = 60.0
+"""Seconds for which connections share a token: nobody tells that a broker has refused it."""
 
 
 async def security_of(settings: KafkaSecurity) -> Security:
@@ -32,7 +34,7 @@ def kafka_certificate_ends(settings: KafkaSecurity) -> dict[str, float]:
 
 
 class _Endpoint:
-    """A token endpoint that knows this process as a client. The token is the log's alone, and kept while it is good."""
+    """A token endpoint that knows this process as a client. The token is the log's alone, and kept for a minute."""
 
     def __init__(self, url: str, access: Access) -> None:
         self._url = url
@@ -45,13 +47,13 @@ class _Endpoint:
         if self._tokens is None:
             self._tokens = Tokens(self._ask, loop.time)
         try:
-            token = await self._tokens.get(self._url, self._access, loop.time() + TOKEN_TIMEOUT)
+            token = await self._tokens.recent(self._url, self._access, loop.time() + TOKEN_TIMEOUT, max_age=TOKEN_AGE)
         except NoTokenError as error:
             raise LogUnavailableError(str(error)) from error
         return token.value.removeprefix(b"Bearer ").decode("ascii")
 
     async def _ask(self, outbound: Outbound, deadline: float) -> AnswerReader:
-        # A client of its own each time, some once an hour: nobody has to close it with the log.
+        # A client of its own each time, once a minute at most: nobody has to close it with the log.
         async with Client(EgressGuard(Egress())) as client:
             return await client.ask_for_token(outbound, deadline)
 

@@ -37,6 +37,7 @@ from gateway.model import (
 )
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
+from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_NAME, Metrics
 from gateway.verify.schemes import Request
 
@@ -403,7 +404,8 @@ class _Connection(web.RequestHandler):
             self._metrics.rejected.labels(NO_NAME, "malformed_request").inc()
             refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
         else:
-            self._log.error("request_failed", exc_info=exc)  # counted and logged as a request already
+            # Counted and logged as a request already.
+            self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
         response = _problem(refusal)
         response.force_close()

@@ -244,6 +244,9 @@ def test_a_log_is_copied_beside_its_owner(run: Run) -> None:
     assert code == 0
     assert lines(out) == [{"file": "copy.db", "bytes": Path("copy.db").stat().st_size}]
     assert "evt_1" in run("events", "list", "--log", "sqlite:///copy.db")[1]
+    code, _, err = run("backup", "gateway.db")  # which is the log
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: gateway.db: expected a file of its own for the copy, got the log's gateway.db")
 
 
 # ---- Rules ----

@@ -53,12 +53,13 @@ class NoTokenError(Exception):
 
 
 class Token:
-    """A token, as the value of an Authorization header."""
+    """A token, as the value of an Authorization header. `asked_at` is when it, or another one, was last asked for."""
 
-    __slots__ = ("expires_at", "kept_until", "value")
+    __slots__ = ("asked_at", "expires_at", "kept_until", "value")
 
-    def __init__(self, value: bytes, expires_at: float, kept_until: float) -> None:
+    def __init__(self, value: bytes, asked_at: float, expires_at: float, kept_until: float) -> None:
         self.value = value
+        self.asked_at = asked_at
         self.expires_at = expires_at
         self.kept_until = kept_until
 
@@ -74,6 +75,24 @@ class Tokens:
     async def get(self, url: str, access: Access, deadline: float) -> Token:
         """Return a token for a destination. Raises NoTokenError, by `deadline` at the latest."""
         return await self._get(self._holder(url, access), access, deadline)
+
+    async def recent(self, url: str, access: Access, deadline: float, *, max_age: float) -> Token:
+        """Return a token for who isn't told that one was refused: after `max_age` seconds it is another one.
+
+        Where none is to be had then, the older one is used while it is good, and another one asked for after `max_age`
+        again. Raises NoTokenError.
+        """
+        holder = self._holder(url, access)
+        known, now = holder.token, self._clock()
+        if known is None or now >= known.expires_at:
+            return await self._get(holder, access, deadline)
+        if now < known.asked_at + max_age:
+            return known
+        try:
+            return await self._get(holder, access, deadline, instead_of=known)
+        except NoTokenError:
+            known.asked_at = self._clock()
+            return known
 
     async def renew(self, url: str, access: Access, deadline: float, refused: Token) -> Token | None:
         """Return another token than one that was answered with a 401; None where another would hardly do better.
@@ -91,10 +110,18 @@ class Tokens:
         """Note that a token was good for something: a later 401 says that it isn't any more."""
         token.kept_until = 0.0
 
-    async def _get(self, holder: "_Holder", access: Access, deadline: float, *, is_renewal: bool = False) -> Token:
+    async def _get(
+        self,
+        holder: "_Holder",
+        access: Access,
+        deadline: float,
+        *,
+        is_renewal: bool = False,
+        instead_of: Token | None = None,
+    ) -> Token:
         while True:
             now = self._clock()
-            if holder.token is not None and now < holder.token.expires_at:
+            if holder.token is not None and holder.token is not instead_of and now < holder.token.expires_at:
                 return holder.token
             if holder.pending is None:
                 return await self._lead(holder, access, deadline, is_renewal=is_renewal)
@@ -120,7 +147,7 @@ class Tokens:
             value, life = _read(answer, str(URL(access.oauth2.token_url).raw_host))
             now = self._clock()
             expires_at = now + life - min(MARGIN, life * MARGIN_SHARE)
-            holder.token = outcome = Token(value, expires_at, now + REFUSED_PATIENCE if is_renewal else 0.0)
+            holder.token = outcome = Token(value, now, expires_at, now + REFUSED_PATIENCE if is_renewal else 0.0)
         except NoTokenError as error:
             outcome = None if error.is_late else error
             raise

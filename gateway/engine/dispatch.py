@@ -46,6 +46,7 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.rules.rules import Destination, OnGone, Rules
+from gateway.telemetry.logs import place_of, trace_of
 from gateway.telemetry.metrics import Histogram, Metrics
 
 if TYPE_CHECKING:  # an extra
@@ -344,11 +345,16 @@ class Dispatcher:
         except ExpressionError as error:
             self.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
             return now
-        except Exception as error:  # the edge of one delivery
-            self._logger.exception(
-                "delivery_failed", delivery_id=delivery.id, route=delivery.route, destination=delivery.destination
+        except Exception as error:  # noqa: BLE001 - the edge of one delivery
+            self._logger.error(
+                "delivery_failed",
+                delivery_id=delivery.id,
+                route=delivery.route,
+                destination=delivery.destination,
+                exception=trace_of(error),
             )
-            self.end(item, DeadLettered(reason=DeadReason.BUG, detail=repr(error)))
+            told = f"{type(error).__name__} at {place_of(error)}"
+            self.end(item, DeadLettered(reason=DeadReason.BUG, detail=told))
             return self._log.now()
         finally:
             item.scope = None

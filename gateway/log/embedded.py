@@ -19,6 +19,7 @@ import fcntl
 import math
 import os
 import sqlite3
+import tempfile
 import time
 from bisect import bisect_left
 from collections import deque
@@ -61,6 +62,8 @@ SWEEP_RECORDS = 1000  # Deleted at a time; appends come in between.
 SWEEP_PAGES = 256  # Given back to the file system at a time.
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
 BACKUP_PATIENCE = 30.0  # Seconds to wait for a lock that recovery or the owner's start holds.
+UNFINISHED = ".part"  # The end of the name of a copy that isn't whole.
+LEFT_OVER = 3600.0  # Seconds for which nobody has written to it.
 INSERT_TRIES = 10  # Each lost one means that another process has appended meanwhile.
 
 APPLICATION_ID = 0x67776C67  # "gwlg" tells our files from other SQLite databases.
@@ -138,7 +141,7 @@ class EmbeddedLog:
 
     max_record_bytes = MAX_RECORD_BYTES
 
-    def __init__(self, file: "_File", *, append_timeout: float, sweep_interval: float) -> None:
+    def __init__(self, file: "_File", *, append_timeout: float, sweep_interval: float | None) -> None:
         self._file = file
         self._append_timeout = append_timeout
         self._loop = asyncio.get_running_loop()
@@ -152,7 +155,7 @@ class EmbeddedLog:
         self._sweeping: asyncio.TimerHandle | None = None
         self._is_closed = False
         if file.is_owner:
-            self._sweeping = self._loop.call_later(sweep_interval, self._sweep_by_itself)
+            self._sweep_later()
 
     @classmethod
     async def open(
@@ -161,11 +164,12 @@ class EmbeddedLog:
         *,
         owner: bool,
         append_timeout: float = 5.0,
-        sweep_interval: float = 3600.0,
+        sweep_interval: float | None = 3600.0,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """Open the file. There is one owner: it makes the file where it is missing, and alone may join groups.
 
+        With a `sweep_interval` of None it deletes nothing by itself.
         Raises UsageError where the file is missing, or isn't a log of this version; LogUnavailableError where it has an
         owner already, or the disk has no room: what may pass.
         """
@@ -386,6 +390,10 @@ class EmbeddedLog:
         self._writer.put(_Work(partial(next, steps, None), future))
         return future
 
+    def _sweep_later(self) -> None:
+        if self._sweep_interval is not None:
+            self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
+
     def _sweep_by_itself(self) -> None:
         self._start_sweep().add_done_callback(self._swept)
 
@@ -393,7 +401,7 @@ class EmbeddedLog:
         if not future.cancelled() and (error := future.exception()) is not None:
             log.warning("sweep_failed", path=str(self._file.path), error=str(error))
         if not self._is_closed:
-            self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
+            self._sweep_later()
 
     def _stop(self) -> None:
         has_ended = self._writer.stop(self._append_timeout)
@@ -405,27 +413,70 @@ class EmbeddedLog:
 def back_up(path: Path, copy: Path) -> int:
     """Write a copy of a log as it is at this moment, beside its owner, and return its bytes; blocks until it is synced.
 
-    What was acknowledged before the call is in it. `copy` is replaced once it is whole. Appends go on meanwhile; the
-    WAL grows by them until the copy is made. Raises UsageError where there is no log, or no room for the copy.
+    What was acknowledged before the call is in it. `copy` is replaced once it is whole, however many make one at once.
+    Appends go on meanwhile; the WAL grows by them until the copy is made. Raises UsageError where there is no log, no
+    room for the copy, or where it would take the place of the log's own files or of a log in use.
     """
     file = _File(path, is_owner=False, busy_timeout=BACKUP_PATIENCE, clock=time.time)
-    partial_copy = copy.with_name(f"{copy.name}.part")
+    unfinished: Path | None = None
     try:
-        partial_copy.unlink(missing_ok=True)
+        if own := _own_file(path, copy):
+            raise UsageError(f"{copy}: expected a file of its own for the copy, got the log's {own}; name another one")
+        if _is_owned(copy):
+            raise UsageError(f"{copy}: expected a file of its own for the copy, got a log in use; name another one")
+        _delete_left_over(copy)
         # A database that is opened anew would be made for everybody to read.
-        os.close(os.open(partial_copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        file.reader.execute("VACUUM INTO ?", (str(partial_copy),))  # Of one snapshot, and without a WAL beside it.
-        _sync(partial_copy)  # SQLite leaves that to whoever wants it.
-        partial_copy.replace(copy)
+        descriptor, name = tempfile.mkstemp(prefix=f"{copy.name}.", suffix=UNFINISHED, dir=copy.parent)
+        os.close(descriptor)
+        unfinished = Path(name)
+        file.reader.execute("VACUUM INTO ?", (name,))  # Of one snapshot, and without a WAL beside it.
+        _sync(unfinished)  # SQLite leaves that to whoever wants it.
+        size = unfinished.stat().st_size
+        unfinished.replace(copy)
         _sync(copy.parent)
-        return copy.stat().st_size
     except (sqlite3.Error, OSError) as error:
-        with suppress(OSError):
-            partial_copy.unlink(missing_ok=True)
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
         raise UsageError(f"{copy}: expected room for a copy of {path}, got: {reason}") from error
+    else:
+        return size
     finally:
+        if unfinished is not None:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
         file.close()
+
+
+def _own_file(path: Path, copy: Path) -> Path | None:
+    """Return which of a log's files a path is, whatever it is called there."""
+    for base in (path, path.resolve()):  # SQLite has its files beside the one that a link is for.
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            own = base.with_name(base.name + suffix)
+            if own.resolve() == copy.resolve() or (own.exists() and copy.exists() and own.samefile(copy)):
+                return own
+    return None
+
+
+def _is_owned(path: Path) -> bool:
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _delete_left_over(copy: Path) -> None:
+    """Delete what copies of this name have left behind that were killed. Whoever is still at one only fails."""
+    for each in copy.parent.iterdir():
+        if each.name.startswith(f"{copy.name}.") and each.name.endswith(UNFINISHED):
+            with suppress(FileNotFoundError):  # It was finished meanwhile.
+                if time.time() - each.stat().st_mtime > LEFT_OVER:
+                    each.unlink()
 
 
 class EmbeddedConsumer:

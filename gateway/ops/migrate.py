@@ -10,7 +10,10 @@
 
 Every record that is moved says which one of the source it is, so a run that was killed is followed by one that looks
 at what is there and goes on. The commits come last, and after everything has been read back and compared: before them a
-gateway on the target would begin at the beginning.
+gateway on the target would begin at the beginning. A commit never covers what came after the comparison.
+
+A commit that is there stands. So where there is any, nothing is appended any more, and all of them must be those that
+this run computes: else a gateway has been started there, or the old one has gone on after a move that was complete.
 
 Events are moved with those that are done, since a copy that comes later is known by them, and a replay delivers them
 again for as long as the topic keeps them. By the target's clock all of them are appended now.
@@ -19,7 +22,7 @@ again for as long as the topic keeps them. By the target's clock all of them are
 import asyncio
 from array import array
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -50,19 +53,32 @@ PIECE_RECORDS = 500
 Show = Callable[[int, str], None]
 Place = tuple[str, int]
 """A record of the source: its topic and offset."""
+Commits = Mapping[tuple[str, str], Mapping[int, Commit]]
+"""Of each group and topic what is committed, by the number of the partition."""
 
 
 class Moved(NamedTuple):
-    """What became of one topic of the source. `undone` counts its records that somebody is still to see to."""
+    """What became of one topic. `undone` counts the source's records that somebody is still to see to.
+
+    `twice` counts those of the target that are second copies, and that no commit calls done.
+    """
 
     topic: str
     records: int
     undone: int
+    twice: int = 0
+
+
+class Migrated(NamedTuple):
+    """What became of each topic, and which topics of the source have records and another prefix, and weren't moved."""
+
+    topics: Sequence[Moved]
+    left: Sequence[str]
 
 
 async def migrate(
     source: Log, target: Log, topics: Topics, event_topics: Iterable[str], show: Callable[[int], Show]
-) -> Sequence[Moved]:
+) -> Migrated:
     """Move all that matters; `show` is told how many records there are, and returns what is told how far it is.
 
     Raises UsageError where one of the logs isn't fit for it, and LogUnavailableError where another run has to go on.
@@ -94,11 +110,21 @@ class _Copies:
         return index if index < len(self.offsets) and self.offsets[index] == offset else None
 
     def ends(self, below: int, partitions: Iterable[int]) -> dict[int, int]:
-        """Return of each partition the offset after the last record that was moved from below an offset."""
+        """Return of each partition the offset after the last of the records that were moved from below an offset."""
         ends = dict.fromkeys(partitions, 0)
         for index in range(bisect_left(self.offsets, below)):
-            ends[self.numbers[index]] = self.places[index] + 1
+            number = self.numbers[index]
+            ends[number] = max(ends[number], self.places[index] + 1)
         return ends
+
+    def has_order(self) -> bool:
+        """Tell whether the records of each partition there are in the order that they have here."""
+        last: dict[int, int] = {}
+        for number, place in zip(self.numbers, self.places, strict=True):
+            if place < last.get(number, 0):
+                return False
+            last[number] = place
+        return True
 
 
 @dataclass(slots=True)
@@ -121,6 +147,17 @@ class _Migration:
         self._router = topics.group(ROUTER_GROUP)
         self._tiers = {topics.retry(tier): tier for tier in TIERS}
         self._id = b""
+        self._advice = (
+            f"if nothing there is needed, delete the topics and the groups there that begin with {topics.prefix!r}, "
+            "and move again"
+        )
+        self._committed: Commits = {}
+        # As far as was compared, and what counts for nothing there: what has ended since an earlier run moved it, and
+        # second copies.
+        self._bounds: dict[Partition, tuple[int, int]] = {}
+        self._ended: dict[Partition, list[int]] = defaultdict(list)
+        self._second: dict[Partition, list[int]] = defaultdict(list)
+        self._twice: Counter[str] = Counter()
         self._copies: dict[str, _Copies] = defaultdict(_Copies)
         self._found: dict[Partition, _Found] = {}
         self._anywhere: dict[Place, tuple[Partition, int]] = {}
@@ -131,32 +168,45 @@ class _Migration:
         self._done = 0
         self._show: Show
 
-    async def run(self, event_topics: Iterable[str], show: Callable[[int], Show]) -> Sequence[Moved]:
+    async def run(self, event_topics: Iterable[str], show: Callable[[int], Show]) -> Migrated:
         events = await self._events(event_topics)
         await self._prepare(events)
         names = [topic for topic in self._partitions if topic != self._topics.control]
         bounds = {topic: await self._source.bounds(topic) for topic in names}
         there = sum([end - start for each in bounds.values() for start, end in each.values()])
         self._show = show(2 * there)
-        await self._look(names, ordered=[*events, self._topics.dead])
+        self._committed = await self._commits_there(names)
+        await self._look(self._partitions, ordered=events)
         control = await self._control()
+        await self._see_to_what_ended(control)
         moved = [await self._move_events(topic, await self._groups(topic)) for topic in events]
         moved.append(await self._move_dead(control))
         moved.append(await self._move_parked(control))
         moved += [await self._move_tier(topic, control) for topic in self._tiers]
         moved.append(await self._move_sightings(events))
         moved.append(await self._move_orders(control))
-        void = await self._compare(names)
-        await self._commit(events, void)
-        return moved
+        await self._compare(names)
+        await self._commit(names, await self._commits(events))
+        return Migrated([each._replace(twice=self._twice[each.topic]) for each in moved], await self._left())
 
     # Before anything is moved.
 
     async def _events(self, event_topics: Iterable[str]) -> list[str]:
-        """Return the topics of events: those of the rules, and those of sources that the rules lost."""
+        """Return the topics of events: those of the rules, and those of sources that the rules lost.
+
+        Raises UsageError where the source has none of this prefix: its groups wouldn't be found either.
+        """
         topics, prefix = self._topics, self._topics.events("")
         own = {spec.name for spec in topics.specs([])}
         known = await self._source.topics()
+        if topics.control not in known:
+            others = sorted([name.removesuffix("control") for name in known if name.endswith("control")])
+            prefixes = " or ".join([repr(other) for other in others if Topics(other).dead in known])
+            if not prefixes:
+                raise UsageError("--from: expected a log that a gateway has worked on, got one without topics")
+            raise UsageError(
+                f"--topic-prefix: expected {prefixes}, as the topics to move from begin, got {topics.prefix!r}"
+            )
         committed = await self._source.topics_of(self._router)
         found = {topic for topic in known if topic.startswith(prefix) or topic in committed} - own
         return sorted(found | set(event_topics))
@@ -169,7 +219,9 @@ class _Migration:
                 raise UsageError(f"{spec.name}: expected one partition in the log to move from, got several")
         for group, members in (await self._target.groups(self._topics.prefix)).items():
             if members:
-                raise UsageError(f"{group}: expected nobody at work on the log to move to, got {members}")
+                raise UsageError(
+                    f"{group}: expected nobody at work on the log to move to, got {members}; stop the gateway there"
+                )
         await self._target.create(specs)
         problems = [problem for problem in await self._target.check(specs) if problem.is_fatal]
         if problems:
@@ -183,6 +235,15 @@ class _Migration:
             await self._source.seed(given[0], {Partition(self._topics.control, 0): Commit(0)})
         self._id = given[0].removeprefix(prefix).encode()
 
+    async def _commits_there(self, names: Collection[str]) -> Commits:
+        """Return what is committed in the target of what is moved."""
+        return {
+            (group, topic): await self._target.committed(group, topic)
+            for group in sorted(await self._target.groups(self._topics.prefix))
+            for topic in sorted(await self._target.topics_of(group))
+            if topic in names
+        }
+
     async def _look(self, names: Iterable[str], ordered: Collection[str]) -> None:
         """Read what an earlier run has moved already. Raises UsageError where anybody else has written."""
         for topic in names:
@@ -195,7 +256,7 @@ class _Migration:
                         if place is None:
                             raise UsageError(
                                 f"{topic}/{number}@{record.offset}: expected nothing but what was moved from this log, "
-                                "got another record; another --topic-prefix has topics of its own"
+                                f"got another record, so a gateway has worked there; {self._advice}"
                             )
                         if topic in ordered:
                             found.origins.append(place[1])
@@ -208,6 +269,24 @@ class _Migration:
         if len(told) != 3 or told[0] != self._id:  # noqa: PLR2004 - its three parts
             return None
         return told[1].decode(), int(told[2])
+
+    async def _see_to_what_ended(self, control: Control) -> None:
+        """See that what an earlier run has moved is still open, where no commit could call it done.
+
+        The old gateway may have gone on since. Raises UsageError.
+        """
+        for topic, open_records in (
+            (self._topics.dead, self._open_letters(control)),
+            (self._topics.parked, self._parked(control)),
+        ):
+            ended = {offset for origin, offset in self._anywhere if origin == topic}
+            async for record in open_records:
+                ended.discard(record.offset)
+            if ended:
+                raise UsageError(
+                    f"{topic}@{min(ended)}: expected what an earlier run has moved to be still open, got one that has "
+                    f"ended since; {self._advice}"
+                )
 
     async def _control(self) -> Control:
         control = Control()
@@ -227,39 +306,51 @@ class _Migration:
             if name != jobs and not name.startswith(moved)
         ]
         found = {name: (await self._source.committed(name, topic)).get(0) for name in names}
-        return {name: commit for name, commit in found.items() if commit is not None}
+        commits = {name: commit for name, commit in found.items() if commit is not None}
+        # The router reads all of them: what is there twice has to be done for it, also before its first commit.
+        return {self._router: Commit(0), **commits}
 
     # Moving.
 
     async def _move_events(self, topic: str, groups: Mapping[str, Commit]) -> Moved:
         undone = 0
         async for record in self._records(topic):
-            undone += not groups or not all(commit.covers(record.offset) for commit in groups.values())
+            undone += not all(commit.covers(record.offset) for commit in groups.values())
             await self._keep_order(topic, record)
         await self._append()
         return self._moved(topic, undone)
 
     async def _move_dead(self, control: Control) -> Moved:
         topic = self._topics.dead
-        async for record in self._records(topic):
-            letter, _ = read_letter(record)
-            if control.settled(letter, Partition(topic, 0), record.offset) is None:
-                await self._keep_order(topic, record)
+        async for record in self._open_letters(control, is_counted=True):
+            await self._keep(topic, topic, record)
         await self._append()
         return self._moved(topic)
 
+    async def _open_letters(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
+        partition = Partition(self._topics.dead, 0)
+        async for record in self._records(partition.topic, is_counted=is_counted):
+            letter, _ = read_letter(record)
+            if control.settled(letter, partition, record.offset) is None:
+                yield record
+
     async def _move_parked(self, control: Control) -> Moved:
         topic = self._topics.parked
-        async for record in self._records(topic):
+        async for record in self._parked(control, is_counted=True):
+            await self._keep(topic, topic, record)
+        await self._append()
+        return self._moved(topic)
+
+    async def _parked(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
+        """Yield what is parked; what a resumption has scanned goes on elsewhere."""
+        partition = Partition(self._topics.parked, 0)
+        async for record in self._records(partition.topic, is_counted=is_counted):
             try:
                 by = decode_delivery(record).note.get("by", "")
             except UndecodableRecordError:
                 by = ""
-            # What a resumption has scanned goes on elsewhere.
-            if not control.has_scanned(f"pause/{by}", Partition(topic, 0), record.offset):
-                await self._keep(topic, topic, record)
-        await self._append()
-        return self._moved(topic)
+            if not control.has_scanned(f"pause/{by}", partition, record.offset):
+                yield record
 
     async def _move_tier(self, topic: str, control: Control) -> Moved:
         partition = Partition(topic, 0)
@@ -316,16 +407,25 @@ class _Migration:
             async for records in self._target.scan(Partition(topic, number), start, end):
                 for record in records:
                     there.apply(decode(record.key, record.value))
-        count = 0
-        for order in control.orders.values():
-            moved = await self._order(order, control)
-            for each in moved:
-                present = there.orders.get(each.key)
-                if each.kind == "marker" or present != each:
-                    key, value = each.encode()
-                    await self._target.append(topic, key=key, value=value, headers=[])
-            count += bool(moved)
-        return Moved(topic, count, count)
+        moved = [each for order in control.orders.values() for each in await self._order(order, control)]
+        wanted = Control(moved)
+        # What an earlier run has given, and the old gateway has carried out since.
+        for key, order in there.orders.items():
+            if key not in wanted.orders:
+                await self._give(Order(kind="marker", name=key, state="gone", at=0.0))
+                await self._give(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
+        for order in moved:
+            if order.kind != "marker":
+                is_there = there.orders.get(order.key) == order
+            else:
+                is_there = there.marker(order.name) == order.marker and there.injected(order.name) == order.count
+            if not is_there:
+                await self._give(order)
+        return Moved(topic, len(wanted.orders), len(wanted.orders))
+
+    async def _give(self, order: Order) -> None:
+        key, value = order.encode()
+        await self._store(self._topics.control, key, value, [], (self._topics.control, 0))
 
     async def _order(self, order: Order, control: Control) -> list[Order]:
         """Return what is to be said of an order in the target."""
@@ -335,9 +435,10 @@ class _Migration:
             case "kick":
                 return [order] if order.state == "asked" else []
             case "dead" if order.state == "asked":
-                # A letter's time is that of its append, which is another one now.
+                # A letter's time is that of its append, which is another one now, and its place may be one.
                 which = order.filter
-                if which.since is not None or which.until is not None:
+                has_order = self._copies[self._topics.dead].has_order()
+                if which.since is not None or which.until is not None or not has_order:
                     which = replace(which, since=None, until=None, ids=await self._letters(order, control))
                 return [replace(order, filter=which, marker=self._translated(order.marker))]
             case "replay" if order.state == "asked" and order.selection is not None:
@@ -358,10 +459,9 @@ class _Migration:
         """Return the deliveries whose open dead letters an order is for; of one that has none, a name that none has."""
         partition = Partition(self._topics.dead, 0)
         found: dict[str, None] = {}
-        async for record in self._records(partition.topic, is_counted=False):
+        async for record in self._open_letters(control):
             letter, _ = read_letter(record)
-            is_meant = order.is_for(letter) and order.is_before_marker(partition, record.offset)
-            if is_meant and control.settled(letter, partition, record.offset) is None:
+            if order.is_for(letter) and order.is_before_marker(partition, record.offset):
                 found[letter.id] = None
         return tuple(found) or ("none",)
 
@@ -411,6 +511,7 @@ class _Migration:
             self._copies[origin].add(record, partition.topic, partition.number, offset)
 
     async def _add(self, origin: str, record: Record, topic: str) -> None:
+        self._see_to_commits({})
         size = len(record.value) + sum([len(name) + len(text) for name, text in record.headers])
         if self._piece and (self._piece_bytes + size > PIECE_BYTES or len(self._piece) == PIECE_RECORDS):
             await self._append()
@@ -438,6 +539,7 @@ class _Migration:
             copies.numbers[index], copies.places[index] = result.partition, result.offset
 
     async def _store(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, place: Place) -> None:
+        self._see_to_commits({})
         await self._target.append(topic, key=key, value=value, headers=[*headers, (MOVED, self._told(place))])
 
     def _told(self, place: Place) -> bytes:
@@ -449,89 +551,133 @@ class _Migration:
 
     # After everything is moved.
 
-    async def _compare(self, names: Iterable[str]) -> Mapping[Partition, Sequence[int]]:
-        """Read back what was moved, and compare it; return the offsets of what counts for nothing.
+    def _see_to_commits(self, expected: Commits) -> None:
+        """See that the target has no commits but these. Raises UsageError."""
+        for (group, topic), commits in self._committed.items():
+            for number, commit in commits.items():
+                if expected.get((group, topic), {}).get(number) != commit:
+                    raise UsageError(
+                        f"{group}: expected no commits there but those of this move, got one of {topic}/{number}: a "
+                        "gateway was started there, or the old one has gone on since a move that was complete; "
+                        f"{self._advice}"
+                    )
+
+    async def _compare(self, names: Iterable[str]) -> None:
+        """Read back what was moved, and compare it.
 
         Raises LogUnavailableError where a record is missing or isn't the same.
         """
-        void: dict[Partition, list[int]] = defaultdict(list)
         seen: dict[str, int] = defaultdict(int)
         for topic in names:
-            if topic == self._topics.dedupe:
-                continue  # it says nothing that an event must be delivered for
-            for number, (start, end) in (await self._target.bounds(topic)).items():
-                async for records in self._target.scan(Partition(topic, number), start, end):
+            for number, bounds in (await self._target.bounds(topic)).items():
+                partition = Partition(topic, number)
+                self._bounds[partition] = bounds
+                if topic == self._topics.dedupe:
+                    continue  # it says nothing that an event must be delivered for
+                async for records in self._target.scan(partition, *bounds):
                     for record in records:
-                        origin = self._compared(Partition(topic, number), record)
-                        if origin is None:
-                            void[Partition(topic, number)].append(record.offset)
-                        else:
+                        origin = self._compared(partition, record)
+                        if origin is not None:
                             seen[origin] += 1
                     self._done += len(records)
                     self._show(self._done, f"comparing {topic}")
         for topic, copies in self._copies.items():
             if seen[topic] != len(copies.offsets):
                 raise LogUnavailableError(f"{topic}: expected {len(copies.offsets)} records moved, found {seen[topic]}")
-        return void
 
     def _compared(self, partition: Partition, record: Record) -> str | None:
-        """Return the topic that a record was moved from; None if it is the second copy of one, or behind a gap."""
+        """Return the topic that a record was moved from; None, and note it, if it counts for nothing."""
         place = self._origin(record)
         if place is None:
-            where = f"{partition.topic}/{partition.number}@{record.offset}"
-            raise UsageError(f"{where}: expected nobody else to write meanwhile, got another record")
+            raise UsageError(
+                f"{partition.topic}/{partition.number}@{record.offset}: expected nobody else to write meanwhile, got "
+                f"another record; stop who does; {self._advice}"
+            )
         topic, offset = place
         copies = self._copies[topic]
         index = copies.index(offset)
-        if index is None or (copies.topics[index], copies.numbers[index], copies.places[index]) != (
-            partition.topic,
-            partition.number,
-            record.offset,
-        ):
+        if index is None:
+            self._ended[partition].append(record.offset)
+            return None
+        where = copies.topics[index], copies.numbers[index], copies.places[index]
+        if where != (partition.topic, partition.number, record.offset):
+            self._second[partition].append(record.offset)
             return None
         headers = [(name, text) for name, text in record.headers if name != MOVED]
         if _digest(record.key, record.value, headers) != copies.digests[index]:
             raise LogUnavailableError(f"{topic}@{offset}: expected the same record moved, got another one")
         return topic
 
-    async def _commit(self, events: Iterable[str], void: Mapping[Partition, Sequence[int]]) -> None:
-        """Let each group begin where it was."""
+    async def _commits(self, events: Iterable[str]) -> Commits:
+        """Return what lets each group begin where it was, up to what was compared: what comes after that is undone.
+
+        Raises UsageError where a commit can't say it.
+        """
+        commits: dict[tuple[str, str], dict[int, Commit]] = {}
         for topic in events:
-            copies, bounds = self._copies[topic], await self._target.bounds(topic)
+            copies = self._copies[topic]
             for group, commit in (await self._groups(topic)).items():
-                undone: dict[int, list[int]] = defaultdict(list)
+                undone: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
                 for index, offset in enumerate(copies.offsets):
                     if not commit.covers(offset):
                         undone[copies.numbers[index]].append(copies.places[index])
-                commits = {
-                    Partition(topic, number): _commit_of(undone[number], end, f"{topic}/{number}")
-                    for number, (_, end) in bounds.items()
+                commits[group, topic] = {
+                    number: self._commit_of(offsets, Partition(topic, number)) for number, offsets in undone.items()
                 }
-                await self._target.seed(group, commits)
-        for partition, offsets in void.items():
-            if partition.topic in self._tiers:
-                topic, number = partition
-                start, end = (await self._target.bounds(topic))[number]
-                left = sorted(set(range(start, end)).difference(offsets))
-                await self._target.seed(self._router, {partition: _commit_of(left, end, f"{topic}/{number}")})
+        for topic in self._tiers:
+            for number in range(self._partitions[topic]):
+                partition = Partition(topic, number)
+                void = self._ended[partition] + self._second[partition]
+                if void:
+                    live = sorted(set(range(*self._bounds[partition])).difference(void))
+                    far = [offset for offset in self._second[partition] if live and offset >= live[0] + WINDOW]
+                    self._twice[topic] += len(far)
+                    commits.setdefault((self._router, topic), {})[number] = self._commit_of([*live, *far], partition)
+        for partition, second in self._second.items():
+            if partition.topic in (self._topics.parked, self._topics.dead):
+                self._twice[partition.topic] += len(second)
+        return commits
 
+    def _commit_of(self, undone: Sequence[int], partition: Partition) -> Commit:
+        """Return a commit that covers all of a partition but these offsets, of which the first is the lowest."""
+        _, end = self._bounds[partition]
+        if not undone:
+            return Commit(end)
+        base, waiting = undone[0], set(undone)
+        bits = 0
+        for offset in range(base, end):
+            if offset in waiting:
+                continue
+            if offset - base >= WINDOW:
+                raise UsageError(
+                    f"{partition.topic}/{partition.number}@{offset}: expected what is done within {WINDOW} records of "
+                    f"the first that isn't, got it beyond; {self._advice}"
+                )
+            bits |= 1 << (offset - base)
+        return Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
 
-def _commit_of(undone: Sequence[int], end: int, where: str) -> Commit:
-    """Return a commit that covers all of a partition but these offsets, which ascend."""
-    if not undone:
-        return Commit(end)
-    base, waiting = undone[0], set(undone)
-    bits = 0
-    for offset in range(base, end):
-        if offset in waiting:
-            continue
-        if offset - base >= WINDOW:
-            raise UsageError(
-                f"{where}@{offset}: expected what is done within {WINDOW} records of the first that isn't, got it "
-                "beyond; delete the topics that were moved to, and move again"
-            )
-        bits |= 1 << (offset - base)
-    return Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
+    async def _commit(self, names: Collection[str], commits: Commits) -> None:
+        """Let each group begin where it was."""
+        self._see_to_commits(commits)
+        for (group, topic), of_topic in commits.items():
+            await self._target.seed(group, {Partition(topic, number): commit for number, commit in of_topic.items()})
+        # Where another was faster, its commits stand.
+        self._committed = await self._commits_there(names)
+        self._see_to_commits(commits)
+        for topic in names:
+            for number, (_, end) in (await self._target.bounds(topic)).items():
+                _, compared = self._bounds[Partition(topic, number)]
+                if end > compared:
+                    raise UsageError(
+                        f"{topic}/{number}@{compared}: expected nobody else to write meanwhile, got another record, "
+                        "which is undone; all of the log was moved: start the gateway once you know who wrote it"
+                    )
+
+    async def _left(self) -> list[str]:
+        """Return the topics of the source that aren't this gateway's, and have records."""
+        left = sorted(set(await self._source.topics()).difference(self._partitions))
+        bounds = {topic: (await self._source.bounds(topic)).values() for topic in left}
+        return [topic for topic in left if any(start < end for start, end in bounds[topic])]
 
 
 def _digest(key: bytes, value: bytes, headers: RecordHeaders) -> int:

@@ -328,7 +328,9 @@ class Expression:
         """Tell a missing field from other failures; CEL calls a step into null or a scalar a missing overload."""
         missing: str | None = None
         if isinstance(error, LookupError):
-            missing = self._missing(view) or _shortened(str(error.args[0]))
+            # A key that doesn't stand in the expression is the event's.
+            key = str(error.args[0])
+            missing = self._missing(view) or _shortened(key if key in self.text else f"a key of {self.text}")
         elif isinstance(error, TypeError) or not view.has_body:
             missing = self._missing(view, breaks_off=True)
         if missing is not None:
@@ -647,7 +649,7 @@ def _compile(text: str) -> cel.Program:
 
 
 def _reason(error: Exception) -> str:
-    """Cut the library's message to its first sentence."""
+    """Cut the library's message to its first sentence, and to what holds nothing of an event."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     message = str(error)
@@ -656,10 +658,16 @@ def _reason(error: Exception) -> str:
         return f"{undefined[1]} isn't defined for such a value"
     if message.startswith("No such overload"):
         return "an operand has the wrong type"
-    message = re.split(r"\. |\.$|: the operation is| CEL does not", message, maxsplit=1)[0]
+    if refused := re.match("(Function '[^']*' error: )(.*)", message, re.DOTALL):
+        why = _REFUSAL.match(refused[2])
+        message = refused[1] + (why[0] if why else "an argument that it doesn't take")
+    message = re.split(r"\. |\.$|(?<=') on (?=[-0-9])|: the operation is| CEL does not", message, maxsplit=1)[0]
     return _shortened(message[:1].lower() + message[1:])
 
 
+_REFUSAL = re.compile(
+    "string parse error: [a-z ]+|(unsigned )?integer overflow|premature end of input|input [a-z ]+|trailing input"
+)
 _TOKEN = re.compile(
     r"""
     (?P<space>  \s+ | //[^\n]* )

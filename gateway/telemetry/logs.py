@@ -12,7 +12,9 @@ import os
 import select
 import sys
 import threading
+import traceback
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,6 +91,33 @@ def _rendered(line: dict[str, Any]) -> bytes:
         return orjson.dumps(line, default=repr, option=LINE)
     except orjson.JSONEncodeError:  # lone surrogates, integers of more than 64 bits, keys that aren't text
         return orjson.dumps({str(key): _plain(value) for key, value in line.items()}, option=LINE)
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of an error, after those of the errors that it came from, without their texts.
+
+    The text of a KeyError or a UnicodeEncodeError is what was worked on: a piece of a body, perhaps.
+    """
+    return "\n\n".join(_traces(error, set()))
+
+
+def place_of(error: BaseException) -> str:
+    """Return the module and the line in which an error was raised."""
+    place = "nowhere"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        place = f"{frame.f_globals.get('__name__', '?')}:{line}"
+    return place
+
+
+def _traces(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for each in (before, *parts):
+        if each is not None and id(each) not in seen:
+            yield from _traces(each, seen)
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    yield f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}"
 
 
 LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE

@@ -76,6 +76,81 @@ async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_undone(
     report(f"{count} events moved in {took:.1f} s with two kills; {came.total()} deliveries were undone, and were made")
 
 
+@pytest.mark.timeout(300)
+async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, folder: Path) -> None:
+    """The prefix of another gateway; a log on which a gateway was tried; one that a gateway has worked on since."""
+    topics, file = Topics(kafka_place.prefix), folder / "gateway.db"
+    async with Sink(path="/first") as first, Sink(path="/second") as second:
+        rules = RULES.format(first=first.url, second=second.url)
+        (folder / "routes.yaml").write_text(rules)
+        source = await EmbeddedLog.open(file, owner=True)
+        await _fill(source, topics, 200, retries_in=3600.0)
+        other = Topics("another.")
+        await source.create(other.specs([]))
+        await _put(source, other.dead, _delivery("evt_dead", random.Random(2)))
+        due = Counter(
+            {who: n for who, n in (await _undone(source, topics)).items() if _is_due(*who, with_retries=False)}
+        )
+        await source.close()
+
+        code, told = await _migrate(folder, kafka_place, prefix="third.")
+        assert code == 2, told
+        assert told.startswith(f"error: --topic-prefix: expected 'another.' or '{kafka_place.prefix}', as the topics")
+        assert told.count("\n") == 1
+
+        target = await open_log(from_sources({"log": kafka_place.url}, {}), owner=False)
+        try:
+            tried = topics.ordered_group("all", "first", topics.events("github"))
+            await target.create(topics.specs([topics.events("github")]))
+            await target.seed(tried, {Partition(topics.events("github"), number): Commit(0) for number in range(6)})
+            code, told = await _migrate(folder, kafka_place)
+            assert code == 2, told
+            assert told.startswith(f"error: {tried}: expected no commits there but those of this move")
+            assert await _moved(target, topics) == 0
+            await target.forget(tried)
+
+            code, told = await _migrate(folder, kafka_place)
+            assert code == 0, told
+            left, done = told.splitlines()
+            assert left == f"left behind, since they aren't of the prefix '{kafka_place.prefix}': {other.dead}"
+            assert done.startswith("everything is there, as it was; start the gateway on Kafka")
+            assert await _migrate(folder, kafka_place) == (0, told), "expected another call to change nothing"
+
+            ((number, (start, end)),) = [each for each in (await target.bounds(topics.dead)).items() if any(each[1])]
+            async for (record,) in target.scan(Partition(topics.dead, number), start, end):
+                await target.append(topics.dead, key=record.key, value=record.value, headers=[*record.headers])
+            _, told = await _migrate(folder, kafka_place)
+            assert "as it was, but 1 record twice, whose delivery may be repeated; start" in told
+        finally:
+            await target.close()
+
+        async with GatewayProcess(folder, rules=rules, log=kafka_place.url, prefix=kafka_place.prefix) as gateway:
+            await first.received(_sum(due, "first"), timeout=60)
+            await second.received(_sum(due, "second"), timeout=60)
+            assert await gateway.stop() == 0
+        code, told = await _migrate(folder, kafka_place)
+        assert code == 2, told
+        assert told.startswith(f"error: {topics.group(ROUTER_GROUP)}: expected no commits there but those of this move")
+
+
+async def _migrate(folder: Path, place: LogPlace, *, prefix: str | None = None) -> tuple[int, str]:
+    """Run the command; return its exit code, and what it told but for its table."""
+    words = [
+        f"--from=sqlite:///{folder / 'gateway.db'}",
+        f"--to={place.url}",
+        f"--topic-prefix={prefix or place.prefix}",
+    ]
+    moving = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "gateway", "migrate", f"--rules={folder / 'routes.yaml'}", *words],
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    table, told = await moving.communicate()
+    assert moving.returncode is not None
+    return moving.returncode, (told + b"".join(table.splitlines(keepends=True)[-1:])).decode()
+
+
 async def _fill(log: Log, topics: Topics, count: int, *, retries_in: float) -> None:
     """Leave events of which some are done, retries that are due in so long, and one that is parked and one dead."""
     chance = random.Random(1)

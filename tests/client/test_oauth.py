@@ -14,7 +14,7 @@ import pytest
 from gateway.client import oauth as module
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.client.oauth import Token, Tokens
+from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.client.wire import AnswerReader
 from gateway.model import Attempt, Result
@@ -351,6 +351,7 @@ class Endpoint:
     def __init__(self, **fields: object) -> None:
         self.now = 1000.0
         self.count = 0
+        self.is_away = False
         self.fields = fields
         self.tokens = Tokens(self._fetch, lambda: self.now)
 
@@ -360,6 +361,10 @@ class Endpoint:
     async def _get(self) -> Token:
         return await self.tokens.get("https://a.test/", credentials("https://idp.test/"), self.now + 5)
 
+    async def recent(self) -> bytes:
+        access = credentials("https://idp.test/")
+        return (await self.tokens.recent("https://a.test/", access, self.now + 5, max_age=60.0)).value
+
     async def renewed(self) -> Token | None:
         held = await self._get()
         return await self.tokens.renew("https://a.test/", credentials("https://idp.test/"), self.now + 5, held)
@@ -367,6 +372,9 @@ class Endpoint:
     async def _fetch(self, _: Outbound, deadline: float) -> AnswerReader:
         assert deadline == self.now + 5
         self.count += 1
+        await asyncio.sleep(0)
+        if self.is_away:
+            raise NoTokenError("away")
         reader = AnswerReader(keeps_body=True)
         body = json.dumps({"access_token": f"t{self.count}"} | self.fields).encode()
         reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -391,6 +399,35 @@ async def test_a_token_is_used_until_shortly_before_its_end(fields: dict[str, ob
     assert await endpoint.get() == b"Bearer t1"
     endpoint.now = 1000.0 + life
     assert await endpoint.get() == b"Bearer t2"
+
+
+async def test_a_token_that_is_to_be_recent_is_fetched_anew_when_it_is_not() -> None:
+    endpoint = Endpoint(expires_in=86400)
+    assert await endpoint.recent() == b"Bearer t1"
+    endpoint.now += 59.0
+    assert await endpoint.recent() == b"Bearer t1"
+    endpoint.now += 2.0
+    assert set(await asyncio.gather(*[endpoint.recent() for _ in range(9)])) == {b"Bearer t2"}
+    assert endpoint.count == 2
+    assert await endpoint.get() == b"Bearer t2"
+
+
+async def test_where_no_other_token_is_to_be_had_the_older_one_is_used_while_it_is_good() -> None:
+    endpoint = Endpoint(expires_in=3600)
+    await endpoint.recent()
+    endpoint.now += 61.0
+    endpoint.is_away = True
+    assert set(await asyncio.gather(*[endpoint.recent() for _ in range(9)])) == {b"Bearer t1"}
+    endpoint.now += 59.0
+    assert await endpoint.recent() == b"Bearer t1"
+    assert endpoint.count == 2, "expected the endpoint to be asked once a minute"
+    endpoint.now += 2.0
+    endpoint.is_away = False
+    assert await endpoint.recent() == b"Bearer t3"
+    endpoint.now += 3540.0
+    endpoint.is_away = True
+    with pytest.raises(NoTokenError):
+        await endpoint.recent()
 
 
 async def test_a_token_that_is_over_at_once_is_good_for_one_request() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -658,7 +659,10 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
 
     async def attempt(outbound: Outbound, **fields: Any) -> Attempt:
         if b"evt_0" in dict(outbound.headers)[b"gateway-event-id"]:
-            raise RuntimeError("a bug of ours")
+            try:
+                "a piece of \ud800 a body".encode()
+            except UnicodeEncodeError as error:
+                raise KeyError("a piece of a body") from error
         return await ScriptedClient.attempt(world.client, outbound, **fields)
 
     world.client.attempt = attempt  # type: ignore[method-assign]  # the only way to cause it
@@ -668,8 +672,13 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
         async with running(world):
             await asyncio.sleep(3)
     assert len(world.client.made) == 2
-    assert [filed.note["reason"] for filed in world.dead()] == ["bug"]
-    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["delivery_failed"]
+    (filed,) = world.dead()
+    assert filed.note["reason"] == "bug"
+    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", filed.note["detail"])
+    (failed,) = [line for line in lines if line["log_level"] == "error"]
+    assert failed["event"] == "delivery_failed"
+    assert failed["exception"].endswith("KeyError")
+    assert not [line for line in lines if "exc_info" in line or "a piece of a body'" in repr(line)]
 
 
 def test_orders_survive_their_encoding() -> None:

@@ -483,21 +483,23 @@ async def test_a_group_begins_where_it_was_seeded_and_what_it_has_committed_stan
         assert await log.committed(group, topic) == {0: Commit(1, b"\x02")}
 
 
-async def test_a_group_without_members_can_be_found_and_forgotten(subject: Subject) -> None:
+async def test_groups_without_members_can_be_found_and_forgotten(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
-        group, partition = f"{subject.prefix}ordered/g", Partition(topic, 0)
+        group, *others = [f"{subject.prefix}ordered/{name}" for name in ("g", "h", "i")]
+        partition = Partition(topic, 0)
         assert await log.groups(f"{subject.prefix}ordered/") == {}
-        await log.seed(group, {partition: Commit(1)})
-        await log.seed(f"{subject.prefix}other", {partition: Commit(1)})
+        for name in (group, *others, f"{subject.prefix}other"):
+            await log.seed(name, {partition: Commit(1)})
+        without = dict.fromkeys(others, 0)
         async with consuming(log, topic, group=group):
-            assert await log.groups(f"{subject.prefix}ordered/") == {group: 1}
+            assert await log.groups(f"{subject.prefix}ordered/") == {group: 1, **without}
             with pytest.raises(LogUnavailableError):
                 await log.forget(group)
-        assert await log.groups(f"{subject.prefix}ordered/") == {group: 0}
+        assert await log.groups(f"{subject.prefix}ordered/") == {group: 0, **without}
         await log.forget(group)
         await log.forget(group)
-        assert await log.groups(f"{subject.prefix}ordered/") == {}
+        assert await log.groups(f"{subject.prefix}ordered/") == without
         assert await log.committed(group, topic) == {}
 
 

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -91,7 +92,9 @@ def locked(path: Path) -> Iterator[None]:
 
 async def test_a_second_owner_is_refused_and_told_who_has_the_file(path: Path) -> None:
     async with opened(path):
-        with pytest.raises(LogUnavailableError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"):
+        with pytest.raises(
+            LogUnavailableError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"
+        ):
             await EmbeddedLog.open(path, owner=True)
     async with opened(path):
         pass
@@ -177,7 +180,71 @@ async def test_a_copy_that_fails_leaves_the_one_before(path: Path, tmp_path: Pat
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert contents(tmp_path)["copy.db"] == before
-    assert "copy.db.part" not in contents(tmp_path)
+    assert not [name for name in contents(tmp_path) if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("name", ["gateway.db", "gateway.db-wal", "gateway.db-shm", "gateway.db.lock", "hard", "soft"])
+@pytest.mark.parametrize("is_linked", [False, True])
+async def test_a_copy_never_takes_the_place_of_a_file_of_the_log(
+    path: Path, tmp_path: Path, name: str, *, is_linked: bool
+) -> None:
+    async with opened(path) as log:
+        await append(log, b"first")
+        (path.parent / "hard").hardlink_to(path)
+        (path.parent / "soft").symlink_to(path)
+        alias = tmp_path / "alias.db"
+        alias.symlink_to(path)
+        before = {each: (path.parent / each).stat().st_ino for each in contents(path.parent)}
+        with pytest.raises(UsageError, match=f"{name}: expected a file of its own for the copy"):
+            await asyncio.to_thread(back_up, alias if is_linked else path, path.parent / ".." / path.parent.name / name)
+        assert {each: (path.parent / each).stat().st_ino for each in contents(path.parent)} == before
+        await append(log, b"second")
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"first", b"second"]
+
+
+async def test_a_copy_never_takes_the_place_of_a_log_in_use(path: Path, tmp_path: Path) -> None:
+    """Who restores that way has exchanged the two names."""
+    backup = tmp_path / "backup.db"
+    async with opened(path) as log:
+        await append(log, b"a")
+        await asyncio.to_thread(back_up, path, backup)
+        with pytest.raises(UsageError, match=r"gateway\.db: expected a file of its own for the copy, got a log in use"):
+            await asyncio.to_thread(back_up, backup, path)
+
+
+async def test_copies_that_are_made_at_once_are_whole(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A copy takes a moment, and nothing public stops it halfway.
+    copy, sync = tmp_path / "copy.db", embedded._sync
+    begun: list[Path] = []
+
+    def sync_beside_another(written: Path) -> None:
+        begun.append(written)
+        if len(begun) == 1:
+            back_up(path, copy)
+        sync(written)
+
+    async with opened(path) as log:
+        await append(log, b"a")
+        monkeypatch.setattr(embedded, "_sync", sync_beside_another)
+        await asyncio.to_thread(back_up, path, copy)
+    assert len(begun) > 2
+    async with opened(copy) as log:
+        assert [record.value for record in await stored(log)] == [b"a"]
+    assert not [name for name in contents(tmp_path) if name.endswith(".part")]
+
+
+async def test_what_a_killed_copy_has_left_behind_is_deleted_later(path: Path, tmp_path: Path) -> None:
+    left, under_way, other = [tmp_path / name for name in ("copy.db.x.part", "copy.db.y.part", "other.db.z.part")]
+    for each in (left, under_way, other):
+        each.touch()
+    for each in (left, other):
+        os.utime(each, (time.time() - 2 * 3600.0,) * 2)
+    async with opened(path):
+        await asyncio.to_thread(back_up, path, tmp_path / "copy.db")
+    assert [each.exists() for each in (left, under_way, other)] == [False, True, True]
 
 
 @pytest.mark.parametrize("is_another_programs", [False, True])
@@ -551,6 +618,24 @@ async def test_the_owner_sweeps_by_itself(path: Path) -> None:
         while await log.bounds("events") != {0: (1, 1)}:
             pass
     await log.close()
+
+
+async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_path: Path) -> None:
+    clock = Clock()
+    logs = [
+        await EmbeddedLog.open(each, owner=True, clock=clock, sweep_interval=interval)
+        for each, interval in ((path, None), (tmp_path / "other.db", 0.01))
+    ]
+    for log in logs:
+        await log.create([EVENTS])
+        await append(log, b"old")
+    clock.time += 8 * DAY
+    async with asyncio.timeout(5.0):
+        while await logs[1].bounds("events") != {0: (1, 1)}:
+            pass
+    assert await logs[0].bounds("events") == {0: (0, 1)}
+    for log in logs:
+        await log.close()
 
 
 async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from dev.kafka import Broker
+from gateway import credentials
 from gateway.cli import main
 from gateway.credentials import kafka_certificate_ends
 from gateway.log.base import Commit, Log, Partition, TopicSpec
@@ -416,28 +417,45 @@ async def test_a_token_that_the_broker_does_not_believe_is_told(secured: Secured
                 pass
 
 
-async def test_while_running_a_refusal_fails_what_is_asked_and_heals_by_itself(secured: Secured) -> None:
-    """As an operator would see who changes a password too early: nothing hangs, and nothing has to be started again."""
-    answers = {"issuer": secured.issuer}
+@pytest.mark.parametrize("life", [1.0, 86400.0])
+async def test_while_running_a_refusal_fails_what_is_asked_and_heals_by_itself(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, life: float
+) -> None:
+    """As an operator would see who changes a password too early: nothing hangs, and nothing has to be started again.
+
+    However long the token would hold that the broker refuses.
+    """
+    monkeypatch.setattr(credentials, "TOKEN_AGE", 1.0)  # so that the test needn't wait for a minute
+    answers = secured.issuer.answer(life=1.5)
 
     def answer(request: Request) -> Answer:
-        return answers["issuer"].answer(life=1.0)(request)
+        return answers(request)
 
     async with Sink(answer) as endpoint, opened(secured.by_token(endpoint.url)) as log:
-        await log.ping()
-        answers["issuer"] = Issuer()
+        topic = f"t{uuid4().hex}"
+        await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
+        answers, asked = Issuer().answer(life=life), len(endpoint.requests)
         async with asyncio.timeout(PATIENCE):
-            while await answers_to(log):
+            while await takes(log, topic) or len(endpoint.requests) == asked:
                 pass
-        answers["issuer"] = secured.issuer
+        assert not any([await answers_to(log) for _ in range(50)]), "expected it to be told by every question"
+        answers = secured.issuer.answer()
         async with asyncio.timeout(PATIENCE):
-            while not await answers_to(log):
+            while not await takes(log, topic):
                 pass
 
 
 async def answers_to(log: Log) -> bool:
     try:
         await log.ping()
+    except LogUnavailableError:
+        return False
+    return True
+
+
+async def takes(log: Log, topic: str) -> bool:
+    try:
+        await log.append(topic, key=b"k", value=b"v", headers=[])
     except LogUnavailableError:
         return False
     return True

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
 from gateway.engine.jobs import read_letter
-from gateway.log.base import Commit, Log, Partition, Position, Record, RecordHeaders
+from gateway.log.base import Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded import EmbeddedLog
 from gateway.log.records import (
     SIGHTING,
@@ -55,6 +55,17 @@ class Broken(MemoryLog):
 
 def never(_: int) -> bool:
     return False
+
+
+async def interrupted(source: Log) -> Broken:
+    """Return a log that all was moved to, but for the last order and the commits."""
+    whole = Broken(never)
+    await move(source, whole)
+    target = Broken(lambda number: number >= whole.appends - 1)
+    with pytest.raises(LogUnavailableError):
+        await move(source, target)
+    target.fails = never
+    return target
 
 
 @pytest.fixture
@@ -129,6 +140,27 @@ async def control_of(log: Log) -> Control:
     return Control(decode(record.key, record.value) for _, record in await records(log, TOPICS.control))
 
 
+async def order_all(log: Log) -> None:
+    """Give a replay, which has begun, and an order about dead letters, of which there are none."""
+    place = f"{EVENTS}/0"
+    selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
+    await order(log, Order(kind="replay", name="r", state="asked", at=1.0, marker={place: 40}, selection=selection))
+    await order(log, Order(kind="marker", name="replay/r", state="done", at=2.0, marker={place: 20}, count=9))
+    which = DeadFilter(destination="erp", since=1.0)
+    marker = {f"{TOPICS.dead}/0": 4}
+    await order(log, Order(kind="dead", name="2", state="asked", at=3.0, marker=marker, filter=which))
+
+
+async def meant_by(given: Order, log: Log) -> list[str]:
+    """Return the deliveries whose letters an order is for."""
+    return sorted(
+        letter.id
+        for partition, record in await records(log, TOPICS.dead)
+        for letter in [read_letter(record)[0]]
+        if given.is_for(letter) and given.is_before_marker(partition, record.offset)
+    )
+
+
 async def undone(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loop for each kind of topic
     """Return everything that is still to be seen to, with how often it is there."""
     found: list[tuple[str, ...]] = []
@@ -156,7 +188,7 @@ async def undone(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loop fo
 
 async def move(source: Log, target: Log) -> Mapping[str, Moved]:
     moved = await migrate(source, target, TOPICS, [EVENTS], lambda _: lambda _done, _told: None)
-    return {each.topic: each for each in moved}
+    return {each.topic: each for each in moved.topics}
 
 
 # What is undone
@@ -273,13 +305,7 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones(source: Embedded
     target = MemoryLog()
     await move(source, target)
     moved = (await control_of(target)).orders["dead/1"]
-    meant = [
-        letter.id
-        for partition, record in await records(target, TOPICS.dead)
-        for letter in [read_letter(record)[0]]
-        if moved.is_for(letter) and moved.is_before_marker(partition, record.offset)
-    ]
-    assert sorted(meant) == ["dlv_1", "dlv_3"]
+    assert await meant_by(moved, target) == ["dlv_1", "dlv_3"]
 
 
 # Interruptions
@@ -327,6 +353,68 @@ async def test_once_it_is_done_another_run_changes_nothing(source: EmbeddedLog) 
     await move(source, target)
     assert await undone(target) == expected
     assert target.appends == appends
+
+
+async def test_orders_that_are_there_are_not_given_again(source: EmbeddedLog) -> None:
+    await fill(source)
+    await order_all(source)
+    target = Broken(never)
+    await move(source, target)
+    appends = target.appends
+    await move(source, target)
+    assert target.appends == appends
+
+
+async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carried_out_again(
+    source: EmbeddedLog,
+) -> None:
+    await fill(source)
+    await order_all(source)
+    target = await interrupted(source)
+    for given in (await control_of(source)).orders.values():
+        if given.state == "asked":
+            await order(source, given.with_state("done"))
+    await order(source, Order(kind="marker", name="replay/r", state="gone", at=0.0))
+    await move(source, target)
+    control = await control_of(target)
+    assert [each.key for each in control.orders.values()] == ["pause/destination/ci"]
+    assert not control.marker("replay/r")
+
+
+async def test_a_letter_whose_neighbour_was_not_stored_is_there_once(source: EmbeddedLog) -> None:
+    await fill(source)
+    for lost in range(COUNT, COUNT + 2):  # the dead letters follow the events
+        target = Broken(lambda number, lost=lost: number == lost)  # type: ignore[misc] # the loop's own
+        with pytest.raises(LogUnavailableError):
+            await move(source, target)
+        await move(source, target)
+        assert await undone(target) == await undone(source)
+
+
+async def test_an_order_about_dead_letters_is_for_the_same_ones_where_they_are_in_another_order(
+    source: EmbeddedLog,
+) -> None:
+    for number in range(3):
+        await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted")
+    await order(source, Order(kind="dead", name="1", state="asked", at=1.0, marker={f"{TOPICS.dead}/0": 2}))
+    target = Broken(lambda number: number == 1)
+    with pytest.raises(LogUnavailableError):
+        await move(source, target)
+    await move(source, target)
+    moved = (await control_of(target)).orders["dead/1"]
+    assert await meant_by(moved, target) == ["dlv_0", "dlv_1"]
+
+
+async def test_an_event_that_was_stored_twice_before_the_first_commit_is_done_once(source: EmbeddedLog) -> None:
+    event = an_event(key="one")
+    await source.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
+    target = MemoryLog()
+    await move(source, target)
+    (record,) = target.records(EVENTS)
+    await target.append(EVENTS, key=record.key, value=record.value, headers=record.headers)
+    await target.forget(ROUTER)
+    await move(source, target)
+    assert [kind for kind, *_ in await undone(target)].count(ROUTER) == 1
 
 
 async def test_a_retry_that_was_stored_twice_is_tried_once(source: EmbeddedLog) -> None:
@@ -398,6 +486,184 @@ async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog)
     await consumer.close()
 
 
+async def test_a_prefix_that_the_log_does_not_have_is_refused(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = MemoryLog()
+    for wrong, events in (("prod.", "prod.events.github"), ("", EVENTS)):
+        with pytest.raises(UsageError, match=rf"^--topic-prefix: expected 'gateway\.', .* got '{wrong}'"):
+            await migrate(source, target, Topics(wrong), [events], lambda _: lambda _done, _told: None)
+    assert not await target.topics()
+
+
+async def test_a_log_that_no_gateway_has_worked_on_is_refused(tmp_path: Path) -> None:
+    log = await EmbeddedLog.open(tmp_path / "new.db", owner=True)
+    with pytest.raises(UsageError, match="got one without topics"):
+        await move(log, MemoryLog())
+    await log.close()
+
+
+async def test_what_is_of_another_prefix_is_told(source: EmbeddedLog) -> None:
+    other = Topics("prod.")
+    await source.create(other.specs([other.events("github")]))
+    await source.append(other.events("github"), key=b"k", value=b"v", headers=[])
+    moved = await migrate(source, MemoryLog(), TOPICS, [EVENTS], lambda _: lambda _done, _told: None)
+    assert moved.left == [other.events("github")]
+
+
+async def test_an_event_that_comes_after_the_comparison_is_undone_and_told(source: EmbeddedLog) -> None:
+    """An ingress is nobody's member: who looks at the groups doesn't see it."""
+
+    class Served(MemoryLog):
+        @override
+        async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Any]:
+            if partition == Partition(TOPICS.dead, 0) and len(self.records(EVENTS)) == COUNT:
+                late = an_event(id="evt_late", key="repo-1", body=b"late")
+                await self.append(EVENTS, key=event_key(late), value=late.body, headers=encode_event(late))
+            async for batch in super().scan(partition, start, end):
+                yield batch
+
+    await fill(source)
+    expected = await undone(source)
+    target = Served()
+    with pytest.raises(UsageError, match=rf"^{EVENTS}/\d@\d+: expected nobody else to write .* is undone"):
+        await move(source, target)
+    late = [(ROUTER, "evt_late", "late"), (ORDERED, "evt_late", "late")]
+    assert await undone(target) == sorted([*expected, *late])
+
+
+@pytest.mark.parametrize("group", [ROUTER, ORDERED, TOPICS.ordered_group("new", "new", EVENTS)])
+async def test_commits_of_a_gateway_that_was_started_there_are_refused_before_anything_is_moved(
+    source: EmbeddedLog, group: str
+) -> None:
+    """On an empty log a gateway leaves no record, but a new ordered route its first commits."""
+    await fill(source)
+    target = Broken(never)
+    await target.create(TOPICS.specs([EVENTS]))
+    await target.seed(group, {Partition(EVENTS, number): Commit(0) for number in range(6)})
+    with pytest.raises(UsageError, match=rf"^{group}: expected no commits .* delete the topics and the groups there"):
+        await move(source, target)
+    assert target.appends == 0
+
+
+async def test_a_log_that_went_on_after_it_was_moved_is_refused_before_anything_is_moved(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = Broken(never)
+    await move(source, target)
+    expected, appends = await undone(target), target.appends
+    event = an_event(id="evt_new")
+    await source.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
+    with pytest.raises(UsageError, match="expected no commits"):
+        await move(source, target)
+    assert (await undone(target), target.appends) == (expected, appends)
+
+
+@pytest.mark.parametrize("worked", ["here", "there"])
+async def test_what_was_delivered_after_a_move_is_not_called_undone(source: EmbeddedLog, worked: str) -> None:
+    await fill(source)
+    target = Broken(never)
+    await move(source, target)
+    appends = target.appends
+    log = source if worked == "here" else target
+    await log.forget(ROUTER)
+    done = [Partition(EVENTS, number) for number in await log.bounds(EVENTS)]
+    await log.seed(ROUTER, {partition: Commit(COUNT) for partition in done})
+    await log.seed(ROUTER, {Partition(TOPICS.retry(tier), 0): Commit(1) for tier in TIERS if worked == "here"})
+    with pytest.raises(UsageError, match=rf"^{ROUTER}: expected no commits"):
+        await move(source, target)
+    assert target.appends == appends
+
+
+async def test_a_commit_that_another_stored_meanwhile_is_noticed(source: EmbeddedLog) -> None:
+    class Hurried(MemoryLog):
+        @override
+        async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+            await super().seed(group, {Partition(EVENTS, 3): Commit(0)})
+            await super().seed(group, commits)
+
+    await fill(source)
+    with pytest.raises(UsageError, match="expected no commits"):
+        await move(source, Hurried())
+
+
+@pytest.mark.parametrize("topic", [TOPICS.parked, TOPICS.dead])
+async def test_what_has_ended_since_an_interruption_does_not_come_back(source: EmbeddedLog, topic: str) -> None:
+    await fill(source)
+    target = await interrupted(source)
+    appends = target.appends
+    reached = {f"{topic}/0": 4}
+    if topic == TOPICS.parked:
+        name = "pause/destination/ci"
+        await order(source, Order(kind="marker", name=name, state="done", at=9.0, marker=reached))
+        await order(source, Order(kind="pause", name="destination/ci", state="active", at=9.0))
+    else:
+        await order(source, Order(kind="dead", name="2", state="done", at=9.0, marker=reached))
+    with pytest.raises(UsageError, match=rf"^{topic}@\d: expected .* still open, got one that has ended .* delete"):
+        await move(source, target)
+    assert target.appends == appends
+    assert not await target.committed(ROUTER, EVENTS)
+
+
+async def test_an_order_that_another_gave_there_is_refused(source: EmbeddedLog) -> None:
+    await fill(source)
+    target = Broken(never)
+    await target.create(TOPICS.specs([EVENTS]))
+    await order(target, Order(kind="pause", name="destination/erp", state="paused", at=1.0))
+    with pytest.raises(UsageError, match="expected nothing but what was moved from this log"):
+        await move(source, target)
+    assert target.appends == 1
+
+
+async def test_a_retry_that_is_there_twice_far_apart_is_told(source: EmbeddedLog) -> None:
+    """A commit can't call the second one done, and the router knows copies that are near each other only."""
+    tier = TOPICS.retry("80s")
+    delivery = a_delivery(due=time.time() + 250)
+    await put(source, TOPICS.retry("5m"), delivery)
+    target = MemoryLog()
+    await move(source, target)
+    (record,) = target.records(tier)
+    number = partition_of(record.key, 4)
+    target.skip_offsets(Partition(tier, number), 16_384)
+    await target.append(tier, key=record.key, value=record.value, headers=record.headers)
+    moved = await move(source, target)
+    assert moved[tier].twice == 1
+    assert await undone(target) == [("retry", delivery.id)] * 2
+
+
+@pytest.mark.parametrize("topic", [TOPICS.parked, TOPICS.dead])
+async def test_a_record_that_no_commit_is_about_is_told_where_it_is_there_twice(
+    source: EmbeddedLog, topic: str
+) -> None:
+    await fill(source)
+    target = await interrupted(source)
+    record = target.records(topic)[0]
+    await target.append(topic, key=record.key, value=record.value, headers=record.headers)
+    moved = await move(source, target)
+    assert {name: each.twice for name, each in moved.items() if each.twice} == {topic: 1}
+
+
+async def test_a_retry_that_has_ended_since_an_interruption_is_refused_where_no_commit_can_tell_it(
+    source: EmbeddedLog,
+) -> None:
+    class Sparse(Broken):
+        @override
+        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+            position = await super().append(topic, key=key, value=value, headers=headers)
+            self.skip_offsets(Partition(topic, position.partition), 16_384)
+            return position
+
+    await order(source, Order(kind="pause", name="destination/ci", state="paused", at=1.0))
+    await source.seed(ROUTER, {Partition(EVENTS, 0): Commit(0)})
+    for number in range(2):
+        await put(source, TOPICS.retry("5m"), a_delivery(id=f"dlv_{number}", due=time.time() + 250))
+    target = Sparse(lambda number: number == 2)
+    with pytest.raises(LogUnavailableError):
+        await move(source, target)
+    await source.seed(ROUTER, {Partition(TOPICS.retry("5m"), 0): Commit(0, b"\x02")})
+    with pytest.raises(UsageError, match="expected what is done within 16384 records"):
+        await move(source, target)
+    assert not await target.groups(TOPICS.prefix)
+
+
 async def test_what_lies_too_far_apart_is_refused_before_it_is_committed(source: EmbeddedLog) -> None:
     """A commit can't tell that records are done so far behind one that isn't."""
     event = an_event(key="one")
@@ -412,5 +678,7 @@ async def test_what_lies_too_far_apart_is_refused_before_it_is_committed(source:
             self.skip_offsets(Partition(topic, position.partition), 16_384)
             return position
 
+    target = Sparse()
     with pytest.raises(UsageError, match="expected what is done within 16384 records"):
-        await move(source, Sparse())
+        await move(source, target)
+    assert not await target.groups(TOPICS.prefix)

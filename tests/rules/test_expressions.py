@@ -100,7 +100,7 @@ def test_an_expression_has_the_value_that_cel_gives_it(text: str, expected: obje
         ("body['nothing'].name == 'x'", "body.nothing.name"),
         ("body.labels.name == 'x'", "body.labels.name"),
         ("body.labels[2] == 'x'", "body.labels[2]"),
-        ("body[body.action] == 'x'", "opened"),
+        ("body[body.action] == 'x'", "a key of body[body.action] == 'x'"),
         ("body.commits.exists(c, c.zz == 1)", "zz"),
         ("has(body.nothing.name)", "body.nothing.name"),
     ],
@@ -126,7 +126,11 @@ def test_a_missing_field_is_told_from_other_failures_and_named(text: str, field:
             "int(body.action)",
             "int(body.action): function 'int' error: string parse error: invalid digit found in string",
         ),
-        ("body.big + 1u", f"body.big + 1u: arithmetic overflow in 'add' on {2**64 - 1} and 1"),
+        ("body.big + 1u", "body.big + 1u: arithmetic overflow in 'add'"),
+        ("int(1e300)", "int(1e300): function 'int' error: integer overflow"),
+        # The library's own words hold the value.
+        ("duration(body.action)", "duration(body.action): function 'duration' error: an argument that it doesn't take"),
+        ("'x'.matches(body.action + '(')", "function 'matches' error: an argument that it doesn't take"),
         # Each field is there, so the failure is the sum's, not a missing field's.
         ("body.user.name == 'x' || body.action + 1 > 2", "unsupported operation: string + int"),
         ("has(body.zz) || body.action + 1 > 2", "unsupported operation: string + int"),

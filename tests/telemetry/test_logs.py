@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pty
+import re
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway.telemetry.logs import Lines, configure, get_logger
+from gateway.telemetry.logs import Lines, configure, get_logger, place_of, trace_of
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,35 @@ def test_an_exception_has_its_trace_in_the_same_line(pipe: tuple[int, int]) -> N
     line = only(logged(pipe, fail))
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+def test_a_trace_tells_where_each_error_was_raised_and_nothing_of_what_it_was_about() -> None:
+    def fail() -> None:
+        try:
+            try:
+                "\ud800".encode()
+            except UnicodeEncodeError:
+                raise KeyError("s3cret" + "key") from None
+        except KeyError as error:
+            error.add_note("s3cret" + "note")
+            raise ExceptionGroup("s3cret" + "group", [ValueError("s3cret" + "value"), error]) from error
+
+    with pytest.raises(ExceptionGroup) as caught:
+        fail()
+    caught.value.exceptions[0].__context__ = caught.value  # a circle
+    told = trace_of(caught.value)
+    assert [line for line in told.splitlines() if not line.startswith((" ", "Traceback"))] == [
+        "KeyError",
+        "",
+        "ValueError",
+        "",
+        "ExceptionGroup",
+    ]
+    assert told.count("Traceback (most recent call last):") == 3
+    assert "in fail" in told
+    assert not re.search("s3cret(key|note|group|value)", told)
+    assert place_of(caught.value) == f"{__name__}:{fail.__code__.co_firstlineno + 8}"
+    assert place_of(KeyError()) == "nowhere"
 
 
 def test_levels_below_the_configured_one_are_silent(pipe: tuple[int, int]) -> None:

@@ -15,6 +15,7 @@ from aiokafka.errors import (
     LeaderNotAvailableError,
     NodeNotReadyError,
     NoError,
+    SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
     for_code,
@@ -179,13 +180,12 @@ class Cluster:
                 node = broker[0]
                 listed = await self._send(ListGroupsRequest(), node)
                 raise_for(listed.error_code, "groups")
-                names = [name for name, *_ in listed.groups if name.startswith(prefix)]
-                if not names:
-                    continue
-                described = await self._send(DescribeGroupsRequest(names), node)
-                for code, name, _, _, _, members, *_ in described.groups:
-                    raise_for(code, name)
-                    found[name] = len(members)
+                for name in [name for name, *_ in listed.groups if name.startswith(prefix)]:
+                    # One by one: aiokafka doesn't know the last field of a group, and takes it for the next group's.
+                    described = await self._send(DescribeGroupsRequest([name]), node)
+                    for code, _, _, _, _, members, *_ in described.groups:
+                        raise_for(code, name)
+                        found[name] = len(members)
             return found
 
         return await self._ask(f"groups of {prefix}", ask)
@@ -291,10 +291,15 @@ class Cluster:
         if node is None:
             node = self._client.get_random_node()
         try:
-            return await self._client.send(node, request)
+            answer = await self._client.send(node, request)
         except KeyError as error:
             # client.send, when the connection it waited on is already replaced.
             raise NodeNotReadyError(f"node {node}") from error
+        if isinstance(request, MetadataRequest) and not answer.brokers:
+            # The first half of a refusal (RFC 7628, section 3.2.3) is passed over by aiokafka, and the second one read
+            # as an answer.
+            raise SaslAuthenticationFailed("the token was refused")
+        return answer
 
     async def _ask(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until there is an answer, for at most 5 s."""
