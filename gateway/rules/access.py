@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from cryptography import x509
-
 from gateway.rules.rules import Rules, Tls
 
 CONTEXTS = 1024
@@ -66,6 +64,8 @@ def ends_of(tls: Tls) -> dict[str, float]:
 
 @lru_cache(maxsize=CONTEXTS)
 def _end_of(text: str) -> float | None:
+    from cryptography import x509  # noqa: PLC0415 - 9 MiB that most gateways don't need
+
     try:
         certificates = x509.load_pem_x509_certificates(text.encode("ascii"))
     except ValueError:
