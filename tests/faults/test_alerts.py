@@ -334,7 +334,7 @@ async def _overload(scenery: "Scenery") -> None:
 async def _throttling(scenery: "Scenery") -> None:
     """A process is given the processor for a part of the time only, as one beyond its quota is.
 
-    It looks four times a second how late it is, so what it sees is up to 0.25 s less: 0.5 s at least, twice the alert's.
+    It looks four times a second how late it is, so it sees up to 0.25 s less: 0.5 s at least, twice the alert's.
     """
     router, _ = scenery.routers
     async with scenery.watch.fault("a router stands still for 0.75 s in every 2", "GatewayEventLoopLags"):
