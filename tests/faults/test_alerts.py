@@ -334,16 +334,17 @@ async def _overload(scenery: "Scenery") -> None:
 async def _throttling(scenery: "Scenery") -> None:
     """A process is given the processor for a part of the time only, as one beyond its quota is.
 
-    It looks four times a second how late it is, so it sees up to 0.25 s less: 0.5 s at least, twice the alert's.
+    It looks four times a second how late it is, so it sees up to 0.25 s less than a standstill: more than the alert's
+    0.25 s of each. And the shortest window, of four scrapes, has one of them between any two that succeeded.
     """
     router, _ = scenery.routers
-    async with scenery.watch.fault("a router stands still for 0.75 s in every 2", "GatewayEventLoopLags"):
+    async with scenery.watch.fault("a router stands still for 0.6 s in every 0.9", "GatewayEventLoopLags"):
         until = time.monotonic() + SOON
         while "GatewayEventLoopLags" not in scenery.watch.firing and time.monotonic() < until:
             router.signal(signal.SIGSTOP)
-            await asyncio.sleep(0.75)
+            await asyncio.sleep(0.6)
             router.signal(signal.SIGCONT)
-            await asyncio.sleep(1.25)
+            await asyncio.sleep(0.3)
     scenery.watch.mended()
 
 
