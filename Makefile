@@ -35,6 +35,7 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 faults: $(READY) ## real faults under load, each with its ledger (some 22 minutes)
+	-@$(BIN)/python dev/tools.py alertmanager prometheus
 	$(BIN)/python -m pytest tests/faults -q --full
 
 lint: $(READY) ## format check, lint and types, without the tests
@@ -62,6 +63,7 @@ chart: ## copy the Prometheus rules and the dashboards into the Helm chart
 	cp -R deploy/prometheus/rules deploy/grafana/dashboards $(CHART)/files/
 
 image: $(READY) ## build the image on a Debian of its own, and try it
+	@$(BIN)/python dev/tools.py buildah debootstrap
 	$(BIN)/python -m pytest tests/deploy/test_image.py -q -s --full
 
 lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs uv)

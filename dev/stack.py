@@ -106,8 +106,14 @@ class Stack:
 
     @property
     def is_up(self) -> bool:
-        """Whether anything of it runs."""
-        return any(_is_alive(*_identity(file)) for file in self.folder.glob("*.pid"))
+        """Whether it runs. Raises StackError where some of it has ended."""
+        files = sorted(self.folder.glob("*.pid"))
+        ended = [file.stem for file in files if not _is_alive(*_identity(file))]
+        if ended and len(ended) < len(files):
+            raise StackError(
+                f"expected all of it to run, got {', '.join(ended)} ended; `make stack-down` ends the rest"
+            )
+        return bool(files) and not ended
 
     def up(self) -> None:
         """Start all of it, and return when all of it answers. Raises StackError, and leaves nothing, if it doesn't."""

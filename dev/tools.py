@@ -32,12 +32,14 @@ class Debian:
     """`file` of a Debian package. `environ` are variables that tell the program where it was unpacked to.
 
     `data` is a folder whose name is written in the program: it is started there, and finds it as its own (`_relocate`).
+    A program that `restarts` itself does so without its environment: where its libraries are is written into it.
     """
 
     package: str
     file: str
     environ: Mapping[str, str]
     data: str = ""
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ TOOLS: dict[str, Debian | GoModule] = {
         data="usr/share/prometheus/alertmanager",  # its templates, without which it doesn't start
     ),
     "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
-    "buildah": _debian("buildah", "usr/bin/buildah"),
+    "buildah": Debian(package="buildah", file="usr/bin/buildah", environ={}, restarts=True),
     "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
     "helm": GoModule(
         command="helm.sh/helm/v3/cmd/helm",
@@ -105,6 +107,8 @@ def fetch(name: str) -> Path:
         source = TOOLS[name]
         if isinstance(source, Debian):
             _unpack(source.package)
+            if source.restarts:
+                _unpack("patchelf")
             _write_starter(name, source)
         else:
             _go_install(name, source)
@@ -160,6 +164,10 @@ def _write_starter(name: str, source: Debian) -> None:
     environ = {variable: str(tree / value) for variable, value in source.environ.items()}
     if folders:
         environ["LD_LIBRARY_PATH"] = ":".join(sorted(folders))
+        if source.restarts:
+            patchelf = HOME / "debian" / "patchelf" / "usr" / "bin" / "patchelf"
+            # The old kind of path, which goes for what the libraries need as well.
+            _run(str(patchelf), "--force-rpath", "--set-rpath", environ["LD_LIBRARY_PATH"], str(tree / source.file))
     exports = "".join([f"export {variable}={shlex.quote(value)}\n" for variable, value in environ.items()])
     starter = _fetched(name)
     starter.parent.mkdir(exist_ok=True)

@@ -98,6 +98,6 @@ def _text(where: str, path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{where}: expected a file, got: {reason_of(error)}") from error
+        raise UsageError(f"{where}: expected a file, got {path}: {reason_of(error)}") from error
     except UnicodeDecodeError:
         raise UsageError(f"{where}: expected text in UTF-8 in {path}, got other bytes") from None

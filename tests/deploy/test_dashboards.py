@@ -1,7 +1,9 @@
 """The dashboards: written from one description, and each of their queries has been seen to return something."""
 
 import json
+import os
 import re
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -118,11 +120,16 @@ def test_a_query_that_is_none_says_what_is_wrong(stack: Stack) -> None:
 
 
 def test_what_is_down_has_left_nothing(stack: Stack) -> None:
-    """The last one, since it ends what the others look at."""
+    """The last one, since it ends what the others look at. That it is up is said only while all of it is."""
     folder = stack.folder
     ids = [int(file.read_text().split()[0]) for file in folder.glob("*.pid")]
     assert len(ids) == 4
     assert all(map(_is_there, ids))
+    assert stack.is_up
+    os.kill(ids[0], signal.SIGKILL)
+    os.waitid(os.P_PID, ids[0], os.WEXITED | os.WNOWAIT)
+    with pytest.raises(StackError, match=r"expected all of it to run, got .* ended"):
+        _ = stack.is_up
     stack.down()
     assert not any(map(_is_there, ids))
     assert not folder.exists()

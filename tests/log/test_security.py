@@ -532,7 +532,11 @@ def test_what_is_set_for_kafka_is_no_matter_to_the_embedded_log() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("sasl_password_file", None, "--kafka-sasl-password-file: expected a file, got: no such file or directory"),
+        (
+            "sasl_password_file",
+            None,
+            "--kafka-sasl-password-file: expected a file, got {file}: no such file or directory",
+        ),
         ("sasl_password_file", "\n", "--kafka-sasl-password-file: expected a secret in "),
         ("ssl_ca", "not PEM", "--kafka-ssl-ca: expected a certificate in PEM"),
         ("ssl_certificate", "not PEM", "--kafka-ssl-certificate: expected a certificate in PEM"),
@@ -551,7 +555,7 @@ async def test_a_file_that_cannot_be_used_is_told_without_what_is_in_it(
     with pytest.raises(UsageError) as caught:
         async with opened({"GATEWAY_LOG": "kafka://127.0.0.1:1", **environ}):
             pass
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(told.format(file=file))
     assert "not PEM" not in str(caught.value)
 
 
