@@ -164,7 +164,7 @@ class Nobody:
     def assigned(self, assignments: object) -> None:
         pass
 
-    async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:  # noqa: ARG002
+    async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:  # noqa: ARG002 - a listener's name for it
         return {}
 
 

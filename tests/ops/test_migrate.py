@@ -317,7 +317,7 @@ async def test_wherever_it_is_killed_another_run_goes_on(source: EmbeddedLog) ->
     whole = Broken(never)
     await move(source, whole)
     for killed_at in range(0, whole.appends, 7):
-        target = Broken(lambda number, killed_at=killed_at: number >= killed_at)  # type: ignore[misc] # the loop's own
+        target = Broken(lambda number, killed_at=killed_at: number >= killed_at)  # type: ignore[misc] # mypy knows no type for a lambda with a default
         with pytest.raises(LogUnavailableError):
             await move(source, target)
         target.fails = never
@@ -384,7 +384,7 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
 async def test_a_letter_whose_neighbour_was_not_stored_is_there_once(source: EmbeddedLog) -> None:
     await fill(source)
     for lost in range(COUNT, COUNT + 2):  # the dead letters follow the events
-        target = Broken(lambda number, lost=lost: number == lost)  # type: ignore[misc] # the loop's own
+        target = Broken(lambda number, lost=lost: number == lost)  # type: ignore[misc] # mypy knows no type for a lambda with a default
         with pytest.raises(LogUnavailableError):
             await move(source, target)
         await move(source, target)
