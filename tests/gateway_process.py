@@ -122,6 +122,13 @@ class GatewayProcess:
             await asyncio.sleep(0.02)
         return self._process.returncode
 
+    async def ready(self, *, timeout: float = START_TIMEOUT) -> None:
+        """Wait until /readyz says so, as an orchestrator does."""
+        until = time.monotonic() + timeout
+        while b" 200 " not in (answer := await self._get("/readyz")).partition(b"\r\n")[0]:
+            assert time.monotonic() < until, f"expected to be ready within {timeout:g} s, got {answer!r}"
+            await asyncio.sleep(0.05)
+
     async def __aenter__(self) -> Self:
         try:
             return await self.start()
@@ -161,13 +168,15 @@ class GatewayProcess:
 
     async def scrape(self) -> str:
         """Return the text of its metrics: of thousands of names, which take seconds to read."""
+        return (await self._get("/metrics")).partition(b"\r\n\r\n")[2].decode()
+
+    async def _get(self, path: str) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.admin_port)
         try:
-            writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-            text = await reader.read()
+            writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            return await reader.read()
         finally:
             writer.close()
-        return text.partition(b"\r\n\r\n")[2].decode()
 
     async def until(self, name: str, value: float, *, timeout: float = 15.0, **labels: str) -> None:
         """Wait until the series of a metric that have these labels add up to a value."""

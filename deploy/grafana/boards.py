@@ -21,6 +21,8 @@ WIDTH, HEIGHT = 8, 8
 STAT_WIDTH, STAT_HEIGHT = 4, 4
 GATEWAY = 'job=~"gateway-(all|ingress|router)"'
 """Series of the process itself have the names that every exporter gives them."""
+NAMESPACE = 'namespace=~"$namespace"'
+"""Tells one gateway from another, as in the alerts. Outside of Kubernetes series have none, which is any, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """A dashboard. `variables` are label names, each with the metric whose values of it are offered."""
+    """A dashboard. `variables` are label names, each with the metric whose values of it are offered.
+
+    Each dashboard has `namespace` before them.
+    """
 
     uid: str
     title: str
@@ -81,13 +86,17 @@ def number(title: str, unit: str, alert: str, text: str, expr: str) -> Panel:
     return Panel(title=title, text=text, unit=unit, alert=alert, queries=(query,), is_number=True)
 
 
+def of(metric: str, where: str = "") -> str:
+    """Return the series of a metric that belong to the gateways that are looked at."""
+    return f"{metric}{{{NAMESPACE}{where and ', '}{where}}}"
+
+
 def per_second(metric: str, by: str, where: str = "") -> str:
-    labels = f"{{{where}}}" if where else ""
-    return f"sum by ({by}) (rate({metric}{labels}[$__rate_interval]))"
+    return f"sum by ({by}) (rate({of(metric, where)}[$__rate_interval]))"
 
 
 def share_of(metric: str, where: str) -> str:
-    return f"sum(rate({metric}{{{where}}}[$__rate_interval])) / sum(rate({metric}[$__rate_interval]))"
+    return f"sum(rate({of(metric, where)}[$__rate_interval])) / sum(rate({of(metric)}[$__rate_interval]))"
 
 
 def quantile(share: float, metric: str, by: str = "", where: str = "") -> str:
@@ -105,42 +114,42 @@ OVERVIEW = Board(
             "percentunit",
             "GatewayAcknowledgementBudgetBurnsFast",
             "The share of events that were acknowledged after an append of at most a second. The objective is 99.9 %.",
-            "1 - max(gateway:acknowledgement_errors:ratio_rate1h)",
+            f"1 - max({of('gateway:acknowledgement_errors:ratio_rate1h')})",
         ),
         number(
             "Delivered within 30 s, last hour",
             "percentunit",
             "GatewayDeliveryBudgetBurnsFast",
             "The share of deliveries that reached their destination within 30 s of the receipt. The objective is 99 %.",
-            "1 - max(gateway:delivery_errors:ratio_rate1h)",
+            f"1 - max({of('gateway:delivery_errors:ratio_rate1h')})",
         ),
         number(
             "Processes",
             "none",
             "GatewayAllDown",
             "Processes that Prometheus reaches.",
-            f"sum(up{{{GATEWAY}}})",
+            f"sum({of('up', GATEWAY)})",
         ),
         number(
             "Log",
             "none",
             "GatewayLogDown",
             "1 while the log answers every process.",
-            "min(gateway_log_up)",
+            f"min({of('gateway_log_up')})",
         ),
         number(
             "Breakers open",
             "none",
             "GatewayBreakerOpenLong",
             "Destinations that are held back since they don't answer.",
-            "sum(max by (destination) (gateway_breaker_open))",
+            f"sum(max by (destination) ({of('gateway_breaker_open')}))",
         ),
         number(
             "Open dead letters",
             "none",
             "GatewayDeadLettersGrow",
             "Deliveries that were given up, and not replayed or dropped since.",
-            "max(gateway_dead_letter_backlog)",
+            f"max({of('gateway_dead_letter_backlog')})",
         ),
         graph(
             "Accepted",
@@ -200,7 +209,7 @@ OVERVIEW = Board(
             "s",
             "GatewayEventUndoneTooLong",
             "How long the lowest undone record of each topic has waited. No destination can hold it up.",
-            ("max by (topic) (gateway_oldest_undone_seconds)", "{{topic}}"),
+            (f"max by (topic) ({of('gateway_oldest_undone_seconds')})", "{{topic}}"),
         ),
         graph(
             "Dead letters",
@@ -215,8 +224,8 @@ OVERVIEW = Board(
             "GatewayDeliveryBudgetBurnsSlowly",
             "How many times faster than allowed a budget was used up in the last hour. At 1 it lasts a month. "
             "Of several gateways (namespaces) the worst.",
-            ("max(gateway:acknowledgement_errors:ratio_rate1h) / 0.001", "acknowledgement"),
-            ("max(gateway:delivery_errors:ratio_rate1h) / 0.01", "delivery"),
+            (f"max({of('gateway:acknowledgement_errors:ratio_rate1h')}) / 0.001", "acknowledgement"),
+            (f"max({of('gateway:delivery_errors:ratio_rate1h')}) / 0.01", "delivery"),
         ),
         graph(
             "Unmatched and repeated",
@@ -231,14 +240,14 @@ OVERVIEW = Board(
             "s",
             "GatewaySourceSilent",
             "How long ago the last event of each source was accepted.",
-            ("time() - (max by (source) (gateway_last_event_timestamp_seconds) > 0)", "{{source}}"),
+            (f"time() - (max by (source) ({of('gateway_last_event_timestamp_seconds')}) > 0)", "{{source}}"),
         ),
         graph(
             "Rules",
             "none",
             "GatewayRulesRefused",
             "1 for a process that refuses the rules on its disk, and goes on with those from before.",
-            ("gateway_rules_refused", "{{job}} {{instance}}"),
+            (of("gateway_rules_refused"), "{{job}} {{instance}}"),
         ),
     ),
 )
@@ -304,14 +313,14 @@ ROUTES = Board(
             "none",
             "GatewayBreakerOpenLong",
             "The number of processes whose breaker holds deliveries back.",
-            (f"sum by (destination) (gateway_breaker_open{{{DESTINATION}}})", "{{destination}}"),
+            (f"sum by (destination) ({of('gateway_breaker_open', DESTINATION)})", "{{destination}}"),
         ),
         graph(
             "Paused",
             "none",
             "GatewayParkedTooLong",
             "1 while an operator, or a 410, has paused the destination.",
-            (f"max by (destination) (gateway_destination_paused{{{DESTINATION}}})", "{{destination}}"),
+            (f"max by (destination) ({of('gateway_destination_paused', DESTINATION)})", "{{destination}}"),
             maximum=1,
         ),
         graph(
@@ -319,14 +328,14 @@ ROUTES = Board(
             "none",
             "GatewayBreakerOpenLong",
             "Attempts under way. A destination has 50 at most, unless its rules say otherwise.",
-            (f"sum by (destination) (gateway_deliveries_in_flight{{{DESTINATION}}})", "{{destination}}"),
+            (f"sum by (destination) ({of('gateway_deliveries_in_flight', DESTINATION)})", "{{destination}}"),
         ),
         graph(
             "Waiting",
             "none",
             "GatewayBreakerOpenLong",
             "Deliveries in memory that wait for their turn. What can't have it within a second goes to a retry topic.",
-            (f"sum by (destination) (gateway_deliveries_waiting{{{DESTINATION}}})", "{{destination}}"),
+            (f"sum by (destination) ({of('gateway_deliveries_waiting', DESTINATION)})", "{{destination}}"),
         ),
         graph(
             "Put off",
@@ -354,11 +363,11 @@ ROUTES = Board(
             "GatewayOrderedKeysHalted",
             "Keys whose first delivery has failed, and keys that stand still until somebody kicks them.",
             (
-                f"sum by (route, destination) (gateway_ordered_blocked_keys{{{BOTH}}})",
+                f"sum by (route, destination) ({of('gateway_ordered_blocked_keys', BOTH)})",
                 "{{route}} → {{destination}} blocked",
             ),
             (
-                f"sum by (route, destination) (gateway_ordered_halted_keys{{{BOTH}}})",
+                f"sum by (route, destination) ({of('gateway_ordered_halted_keys', BOTH)})",
                 "{{route}} → {{destination}} halted",
             ),
         ),
@@ -368,7 +377,7 @@ ROUTES = Board(
             "GatewayOrderedRouteBehind",
             "How long the oldest event has waited that an ordered route hasn't done.",
             (
-                f"max by (route, destination) (gateway_ordered_oldest_undone_seconds{{{BOTH}}})",
+                f"max by (route, destination) ({of('gateway_ordered_oldest_undone_seconds', BOTH)})",
                 "{{route}} → {{destination}}",
             ),
         ),
@@ -377,7 +386,7 @@ ROUTES = Board(
             "none",
             "GatewayOrderedRouteBehind",
             "Records that an ordered route hasn't read.",
-            (f"sum by (route, destination) (gateway_ordered_lag_records{{{BOTH}}})", "{{route}} → {{destination}}"),
+            (f"sum by (route, destination) ({of('gateway_ordered_lag_records', BOTH)})", "{{route}} → {{destination}}"),
         ),
     ),
 )
@@ -392,7 +401,7 @@ LOG = Board(
             "none",
             "GatewayLagGrows",
             "Records that wait to be read, by topic. Those of the retry tiers wait on purpose.",
-            ("sum by (topic) (gateway_log_lag_records)", "{{topic}}"),
+            (f"sum by (topic) ({of('gateway_log_lag_records')})", "{{topic}}"),
         ),
         graph(
             "Append",
@@ -407,7 +416,7 @@ LOG = Board(
             "none",
             "GatewayLogDown",
             "1 while the log answers the process.",
-            ("gateway_log_up", "{{job}} {{instance}}"),
+            (of("gateway_log_up"), "{{job}} {{instance}}"),
             maximum=1,
         ),
         graph(
@@ -415,49 +424,51 @@ LOG = Board(
             "none",
             "GatewayBreakerOpenLong",
             "Deliveries that wait for their next try, by the delay of the tier.",
-            ("sum by (tier) (gateway_retry_backlog)", "{{tier}}"),
+            (f"sum by (tier) ({of('gateway_retry_backlog')})", "{{tier}}"),
         ),
         graph(
             "Dead-letter backlog",
             "none",
             "GatewayDeadLettersGrow",
             "Dead letters that were not replayed or dropped.",
-            ("max(gateway_dead_letter_backlog)", "open"),
+            (f"max({of('gateway_dead_letter_backlog')})", "open"),
         ),
         graph(
             "Parked",
             "none",
             "GatewayParkedTooLong",
             "Deliveries that wait for what is paused to be resumed.",
-            ("max(gateway_parked_backlog)", "parked"),
+            (f"max({of('gateway_parked_backlog')})", "parked"),
         ),
         graph(
             "Oldest undone",
             "s",
             "GatewayEventUndoneTooLong",
             "How long the lowest undone record has waited, by topic; those of a retry tier from when they are due.",
-            ("max by (topic) (gateway_oldest_undone_seconds)", "{{topic}}"),
+            (f"max by (topic) ({of('gateway_oldest_undone_seconds')})", "{{topic}}"),
         ),
         graph(
             "Records lost",
             "none",
             "GatewayRecordsLost",
             "Records that retention deleted before they were done. It has to be 0.",
-            ("sum by (topic) (gateway_records_lost_total)", "{{topic}}"),
+            (f"sum by (topic) ({of('gateway_records_lost_total')})", "{{topic}}"),
         ),
         graph(
             "Identities remembered",
             "none",
             "GatewayLagGrows",
             "What deduplication remembers, some 50 bytes each, and the partitions of which it doesn't know enough yet.",
-            ("sum by (topic) (gateway_dedupe_identities)", "{{topic}}"),
-            ("sum by (topic) (gateway_dedupe_rebuilding)", "{{topic}} being rebuilt"),
+            (f"sum by (topic) ({of('gateway_dedupe_identities')})", "{{topic}}"),
+            (f"sum by (topic) ({of('gateway_dedupe_rebuilding')})", "{{topic}} being rebuilt"),
         ),
     ),
 )
 
 WHERE = "{{job}} {{instance}}"
-OF_INSTANCE = f'{GATEWAY}, instance=~"$instance"'
+INSTANCE = 'instance=~"$instance"'
+OF_INSTANCE = f"{GATEWAY}, {INSTANCE}"
+OLDEST_GENERATION = f'{OF_INSTANCE}, generation="2"'
 PROCESS = Board(
     uid="gateway-process",
     title="Gateway: process",
@@ -469,14 +480,14 @@ PROCESS = Board(
             "percentunit",
             "GatewayEventLoopLags",
             "Processor time. A process uses one core at most, and a little for what runs beside the event loop.",
-            (f"rate(process_cpu_seconds_total{{{OF_INSTANCE}}}[$__rate_interval])", WHERE),
+            (f"rate({of('process_cpu_seconds_total', OF_INSTANCE)}[$__rate_interval])", WHERE),
         ),
         graph(
             "Memory",
             "bytes",
             "GatewayProcessDown",
             "Resident memory.",
-            (f"process_resident_memory_bytes{{{OF_INSTANCE}}}", WHERE),
+            (of("process_resident_memory_bytes", OF_INSTANCE), WHERE),
         ),
         graph(
             "Event loop lag",
@@ -484,7 +495,7 @@ PROCESS = Board(
             "GatewayEventLoopLags",
             "How late the event loop was, looked at four times a second.",
             (
-                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance", 'instance=~"$instance"'),
+                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance", INSTANCE),
                 f"{WHERE} p99",
             ),
         ),
@@ -493,15 +504,15 @@ PROCESS = Board(
             "none",
             "GatewayProcessDown",
             "Descriptors in use, and how many there may be. Each attempt and each sender is one.",
-            (f"process_open_fds{{{OF_INSTANCE}}}", WHERE),
-            (f"process_max_fds{{{OF_INSTANCE}}}", f"{WHERE} limit"),
+            (of("process_open_fds", OF_INSTANCE), WHERE),
+            (of("process_max_fds", OF_INSTANCE), f"{WHERE} limit"),
         ),
         graph(
             "Tasks",
             "none",
             "GatewayEventLoopLags",
             "Tasks of the event loop.",
-            ('gateway_event_loop_tasks{instance=~"$instance"}', WHERE),
+            (of("gateway_event_loop_tasks", INSTANCE), WHERE),
         ),
         graph(
             "Garbage collections",
@@ -509,7 +520,7 @@ PROCESS = Board(
             "GatewayEventLoopLags",
             "Runs of Python's collector of the oldest generation, during which nothing else goes on.",
             (
-                f'rate(python_gc_collections_total{{{OF_INSTANCE}, generation="2"}}[$__rate_interval])',
+                f"rate({of('python_gc_collections_total', OLDEST_GENERATION)}[$__rate_interval])",
                 WHERE,
             ),
         ),
@@ -518,21 +529,21 @@ PROCESS = Board(
             "s",
             "GatewayProcessDown",
             "How long ago the process started.",
-            (f"time() - process_start_time_seconds{{{OF_INSTANCE}}}", WHERE),
+            (f"time() - {of('process_start_time_seconds', OF_INSTANCE)}", WHERE),
         ),
         graph(
             "Version",
             "none",
             "GatewayProcessDown",
             "Processes of each version: two while a new one is rolled out.",
-            ("count by (version) (gateway_build_info)", "{{version}}"),
+            (f"count by (version) ({of('gateway_build_info')})", "{{version}}"),
         ),
         graph(
             "Certificates",
             "s",
             "GatewayCertificateExpires",
             "How long the certificates that the rules name are still good.",
-            ("min by (name) (gateway_certificate_expiry_timestamp_seconds) - time()", "{{name}}"),
+            (f"min by (name) ({of('gateway_certificate_expiry_timestamp_seconds')}) - time()", "{{name}}"),
         ),
     ),
 )
@@ -567,7 +578,7 @@ def dashboard(board: Board) -> dict[str, Any]:
                     "datasource": SOURCE,
                     "enable": True,
                     "iconColor": "red",
-                    "expr": 'ALERTS{alertname=~"Gateway.+", alertstate="firing"}',
+                    "expr": 'ALERTS{alertname=~"Gateway.+", alertstate="firing", namespace=~"$namespace"}',
                     "titleFormat": "{{alertname}}",
                 }
             ]
@@ -579,22 +590,27 @@ def dashboard(board: Board) -> dict[str, Any]:
 def _variables(board: Board) -> Iterator[dict[str, Any]]:
     yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     yield {"name": "runbooks", "type": "constant", "query": RUNBOOKS, "hide": 2}
+    yield _choice("namespace", "gateway_build_info")
     for label, metric in board.variables:
-        query = f"label_values({metric}, {label})"
-        yield {
-            "name": label,
-            "label": label.capitalize(),
-            "type": "query",
-            "datasource": SOURCE,
-            "definition": query,
-            "query": {"query": query, "refId": label},
-            "refresh": 2,
-            "sort": 1,
-            "multi": True,
-            "includeAll": True,
-            "allValue": ".*",
-            "current": {"text": "All", "value": "$__all"},
-        }
+        yield _choice(label, of(metric))
+
+
+def _choice(label: str, metric: str) -> dict[str, Any]:
+    query = f"label_values({metric}, {label})"
+    return {
+        "name": label,
+        "label": label.capitalize(),
+        "type": "query",
+        "datasource": SOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": label},
+        "refresh": 2,
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }
 
 
 def _panels(board: Board) -> Iterator[dict[str, Any]]:

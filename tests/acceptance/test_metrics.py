@@ -123,6 +123,12 @@ async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
     assert _sum(scraped, "gateway_spills_total", reason="paused") > 0
 
 
+SERIES = 62 + 59 * 1 + 41 * 1_000 + (34 + 11) * 10_000
+"""Of one source, 1,000 destinations and 10,000 routes with a destination each: docs/scaling.md."""
+OTHERS = 100
+"""Of the process, its Python and the log's topics."""
+
+
 async def test_ten_thousand_routes_are_scraped_within_a_second(embedded_place: LogPlace, folder: Path) -> None:
     """The first page too, of which nothing has been written before."""
     rules = "\n".join(
@@ -144,7 +150,7 @@ async def test_ten_thousand_routes_are_scraped_within_a_second(embedded_place: L
             page = await gateway.scrape()
             seconds.append(time.monotonic() - began)
         report(f"scrapes of {page.count(chr(10)):,} lines took {', '.join(f'{each:.2f}' for each in seconds)} s")
-        assert page.count("\n") > 480_000
+        assert SERIES <= sum(not line.startswith("#") for line in page.splitlines()) <= SERIES + OTHERS
         assert max(seconds) < SCRAPE
 
 

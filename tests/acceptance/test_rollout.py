@@ -33,6 +33,8 @@ RATE = 500.0
 """Events a second, two deliveries each."""
 SLOW = Answer(delay=0.1)
 """So that there is always much under way."""
+SLOWEST = 30.0
+"""Seconds after its acknowledgement that a delivery may take: the objective, which an upgrade has to keep."""
 QUIET = 6.0
 """Seconds after the last event in which a second copy of one would come: the shortest tier, and a moment."""
 NUMBERS = 1_000_000
@@ -113,7 +115,9 @@ class Fleet:
             command=version.command,
             home=version.home,
         )
-        return await self._stack.enter_async_context(gateway)
+        await self._stack.enter_async_context(gateway)
+        await gateway.ready()
+        return gateway
 
 
 async def ended(gateway: GatewayProcess) -> None:
@@ -176,6 +180,7 @@ async def _upgrade(
     stories = "\n".join([gateway.story() for gateway in after])
     assert balancer.statuses.keys() == {202}, "nothing is refused"
     assert [(ledger.lost, ledger.duplicated) for ledger in ledgers] == [(0, 0)] * 2, stories
+    assert late < SLOWEST, stories
 
 
 async def test_a_restart_on_a_shared_port_refuses_only_what_is_under_way(

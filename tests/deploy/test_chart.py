@@ -481,14 +481,20 @@ def test_the_alerts_know_each_pod_by_its_job(chart: Chart) -> None:
     assert "namespace" not in [each["targetLabel"] for each in relabelings]
 
 
-def test_its_alerts_and_dashboards_arrive_as_they_are(chart: Chart) -> None:
-    manifests = chart.render("production")
+@pytest.mark.parametrize("runbooks", ["docs/runbooks.md", "https://docs.example.com/gateway"])
+def test_its_alerts_and_dashboards_arrive_with_links_to_where_the_runbooks_are(chart: Chart, runbooks: str) -> None:
+    manifests = chart.render("production", {"monitoring": {"runbooks": runbooks}})
+
+    def text(file: Path) -> str:
+        assert "docs/runbooks.md" in file.read_text()
+        return file.read_text().replace("docs/runbooks.md", runbooks)
+
     groups = [each["spec"] for each in of_kind(manifests, "PrometheusRule")]
-    assert groups == [yaml.safe_load(file.read_text()) for file in sorted((CHART / "files" / "rules").glob("*.yml"))]
+    assert groups == [yaml.safe_load(text(file)) for file in sorted((CHART / "files" / "rules").glob("*.yml"))]
     boards = [each["data"] for each in of_kind(manifests, "ConfigMap") if "dashboard" in each["metadata"]["name"]]
     for file in (CHART / "files" / "dashboards").glob("*.json"):
         [board] = [data for data in boards if file.name in data]
-        assert json.loads(board[file.name]) == json.loads(file.read_text())
+        assert json.loads(board[file.name]) == json.loads(text(file))
 
 
 # ---- Helpers ----

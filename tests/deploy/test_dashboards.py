@@ -22,6 +22,9 @@ PANELS = [pytest.param(panel, id=f"{board.uid}: {panel.title}") for board in BOA
 UNITS = {"none", "s", "bytes", "reqps", "ops", "percentunit"}
 """Those of Grafana's units that we use: a misspelt one is shown behind the number as it is."""
 
+NAME = re.compile(r"\b(?:gateway[_:]|process_|python_|up\b)")
+SELECTOR = re.compile(r"\{(.*?)\}")
+
 
 def test_the_files_are_what_the_description_says() -> None:
     """`python -m deploy.grafana.boards` writes them."""
@@ -44,6 +47,15 @@ def test_a_query_is_about_metrics_that_there_are(panel: Panel) -> None:
     for query in panel.queries:
         for name in OURS.findall(query.expr):
             assert name in known or SUFFIX.sub("", name) in known, name
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_query_is_about_the_gateways_of_the_namespaces_that_were_chosen(panel: Panel) -> None:
+    for query in panel.queries:
+        expr = query.at(rate_interval="1m", variables={"namespace": "production"})
+        selectors = SELECTOR.findall(expr)
+        assert len(selectors) == len(NAME.findall(expr)), expr
+        assert all(selector.startswith('namespace=~"production"') for selector in selectors), expr
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.uid))

@@ -8,6 +8,7 @@ for, such as the ten seconds between two looks at the log, can't be made shorter
 import asyncio
 import dataclasses
 import json
+import math
 import re
 import signal
 import subprocess
@@ -108,12 +109,21 @@ def shortened(text: str) -> str:
 
 
 class Row(NamedTuple):
-    """What became of one alert: seconds from its fault until it fired, and from the mending until it had cleared."""
+    """What became of one alert: seconds from its fault until it fired, and from the mending until it had cleared.
+
+    None for what hasn't come to pass. One that had ceased before the mending (what it looks at is gone) cleared early.
+    """
 
     alert: str
     fault: str
-    fired: float
-    cleared: float
+    fired: float | None
+    cleared: float | None
+    was_early: bool
+
+    @property
+    def told(self) -> str:
+        fired, cleared = ["-" if each is None else f"{each:.1f} s" for each in (self.fired, self.cleared)]
+        return f"{self.alert:42} {self.fault:48} {fired:>11} {'before' if self.was_early else cleared:>13}"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -123,7 +133,7 @@ class Fault:
     name: str
     alerts: tuple[str, ...]
     began: float
-    mended: float = 0.0
+    mended: float | None = None
 
 
 class Watch:
@@ -155,10 +165,6 @@ class Watch:
         """Return when an alert fired for the first time since then, if it has."""
         return next((times[0] for times in self._times.get(alert, []) if times[0] >= since), None)
 
-    def _cleared(self, alert: str, mended: float) -> float:
-        """Return when an alert that fired as its fault was mended ceased to; one that had before counts as mended."""
-        return next((times[1] for times in self._times[alert] if times[0] <= mended < times[1]), mended)
-
     @asynccontextmanager
     async def fault(self, name: str, *alerts: str) -> AsyncIterator[None]:
         """Hold that none of the alerts fires before the fault that begins here; at its end all of them do.
@@ -189,11 +195,19 @@ class Watch:
             await asyncio.sleep(EVERY)
 
     def rows(self) -> Iterator[Row]:
+        """Return what is known by now."""
         for fault in self.faults:
             for alert in fault.alerts:
-                fired = self.fired(alert, fault.began)
-                assert fired is not None, alert
-                yield Row(alert, fault.name, fired - fault.began, self._cleared(alert, fault.mended) - fault.mended)
+                yield self._row(fault, alert)
+
+    def _row(self, fault: Fault, alert: str) -> Row:
+        since = [times for times in self._times.get(alert, []) if times[0] >= fault.began]
+        fired = since[0][0] - fault.began if since else None
+        if fault.mended is None or not since:
+            return Row(alert, fault.name, fired, None, was_early=False)
+        fired_then = [times for times in since if times[0] <= fault.mended and fault.mended < [*times, math.inf][1]]
+        cleared = fired_then[0][1] - fault.mended if fired_then and len(fired_then[0]) == 2 else None
+        return Row(alert, fault.name, fired, cleared, was_early=not fired_then)
 
 
 SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudgetBurnsSlowly")
@@ -202,10 +216,11 @@ SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudg
 @pytest.mark.full
 @pytest.mark.timeout(900)
 async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
-    tmp_path: Path, tool: Callable[[str], Path], table_of_alerts: list[Row]
+    tmp_path: Path, tool: Callable[[str], Path], watches: list[Watch]
 ) -> None:
     async with Scenery(tmp_path, tool) as scenery:
         watch = scenery.watch
+        watches.append(watch)
         await _sources(scenery)
         await watch.clear()
         await _configuration(scenery)
@@ -220,8 +235,9 @@ async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
         await watch.clear(*SLOW_TO_CLEAR)
         await _processes(scenery)
         await watch.clear(timeout=AT_LAST)
-        table_of_alerts += watch.rows()
-    assert {row.alert for row in table_of_alerts} == set(re.findall(r"alert: (\w+)", "".join(_texts())))
+        rows = list(watch.rows())
+    assert {row.alert for row in rows} == set(re.findall(r"alert: (\w+)", "".join(_texts())))
+    assert all(row.fired is not None and (row.cleared is not None or row.was_early) for row in rows)
 
 
 def test_the_rules_are_made_shorter_and_nothing_else_of_them_changes() -> None:
@@ -611,14 +627,12 @@ def _texts() -> Iterator[str]:
 
 
 @pytest.fixture
-def table_of_alerts(pytestconfig: pytest.Config) -> Iterator[list[Row]]:
-    """Return what rows go into; they are shown when the test is over."""
-    rows: list[Row] = []
-    yield rows
-    if not rows:
-        return
+def watches(pytestconfig: pytest.Config) -> Iterator[list[Watch]]:
+    """Return what a watch goes into; its rows are shown when the test is over, however it ended."""
+    watches: list[Watch] = []
+    yield watches
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         lines = [f"{'alert':42} {'fault':48} {'fired after':>11} {'cleared after':>13}"]
-        lines += [f"{row.alert:42} {row.fault:48} {row.fired:9.1f} s {row.cleared:11.1f} s" for row in rows]
+        lines += [row.told for watch in watches for row in watch.rows()]
         sys.stdout.write("\n" + "\n".join(lines) + "\n")
