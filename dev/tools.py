@@ -232,11 +232,17 @@ def main() -> None:
     names = parser.parse_args().names or list(TOOLS)
     if unknown := set(names) - set(TOOLS):
         parser.error(f"expected some of {', '.join(TOOLS)}, got {', '.join(sorted(unknown))}")
+    missing = []
     for name in names:
         try:
+            if find(name) is None:
+                how = "unpacked" if isinstance(TOOLS[name], Debian) else "built (some minutes)"
+                print(f"{name} is fetched into .tools/ and {how} …", file=sys.stderr, flush=True)
             print(fetch(name), flush=True)
         except ToolMissingError as error:
-            sys.exit(f"{name}: {error}")
+            missing.append(f"{name}: {error}")
+    if missing:
+        sys.exit("\n".join(missing))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,3 +97,18 @@ def test_a_failure_is_told_in_the_words_of_what_failed(bare: Path) -> None:
     with pytest.raises(tools.ToolMissingError, match=r"go install .*: no such module"):
         tools.fetch("helm")
     assert tools.find("helm") is None
+
+
+def test_one_that_cannot_be_had_keeps_no_other_back(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_go(bare)
+    monkeypatch.setattr(sys, "argv", ["tools.py", "promtool", "helm"])
+    with pytest.raises(SystemExit, match=r"^promtool: expected prometheus on the path, or apt-get"):
+        tools.main()
+    told = capsys.readouterr()
+    assert told.out == f"{tools.find('helm')}\n"
+    assert told.err.splitlines() == [
+        "promtool is fetched into .tools/ and unpacked …",
+        "helm is fetched into .tools/ and built (some minutes) …",
+    ]
