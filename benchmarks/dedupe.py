@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from gateway.engine.dedupe import Sightings
 from gateway.engine.duplicates import Duplicates, Reader
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import SIGHTING
 from gateway.log.topics import Topics
 from gateway.model import Event, event_id

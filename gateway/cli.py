@@ -26,7 +26,8 @@ from rich.text import Text
 
 from gateway.engine.control import DeadFilter, Selection
 from gateway.log.base import Log
-from gateway.log.embedded import EmbeddedLog, back_up
+from gateway.log.embedded.backup import back_up
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import (

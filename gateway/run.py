@@ -28,7 +28,7 @@ from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
 from gateway.log.base import Log
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogUnavailableError, UsageError

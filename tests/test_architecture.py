@@ -32,7 +32,7 @@ ONLY_USER = {
     "aiokafka": "gateway/log/kafka/",
     "opentelemetry": "gateway/telemetry/traces.py",
     "cel": "gateway/rules/expressions.py",
-    "sqlite3": "gateway/log/embedded.py",
+    "sqlite3": "gateway/log/embedded/",
 }
 """Library → the one module, or package, that knows it."""
 

@@ -23,7 +23,7 @@ from typing_extensions import override
 from gateway.cli import COMMANDS, main
 from gateway.engine.control import DeadFilter, Order, Selection, decode
 from gateway.log.base import Log, Partition
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.run import cannot_listen

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 
 from gateway.engine.control import DeadFilter
 from gateway.ingress import SUCCESSOR_ROOM
-from gateway.log.embedded import MAX_RECORD_BYTES
+from gateway.log.embedded.log import MAX_RECORD_BYTES
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.engine.control import Order
 from gateway.log.base import Commit, Log, Partition
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
 from gateway.model import Delivery, Event, EventId, delivery_id

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from gateway.log.base import Log, Partition
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import KafkaLog
 from tests.memory_log import MemoryLog
 

@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 
-from gateway.log import embedded
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
-from gateway.log.embedded import EmbeddedLog, back_up
+from gateway.log.embedded import backup, statements
+from gateway.log.embedded import log as log_module
+from gateway.log.embedded.backup import back_up
+from gateway.log.embedded.consumer import BUFFER_BYTES
+from gateway.log.embedded.file import sync
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.model import LogUnavailableError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +221,7 @@ async def test_copies_that_are_made_at_once_are_whole(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A copy takes a moment, and nothing public stops it halfway.
-    copy, sync = tmp_path / "copy.db", embedded._sync
+    copy = tmp_path / "copy.db"
     begun: list[Path] = []
 
     def sync_beside_another(written: Path) -> None:
@@ -228,7 +232,7 @@ async def test_copies_that_are_made_at_once_are_whole(
 
     async with opened(path) as log:
         await append(log, b"a")
-        monkeypatch.setattr(embedded, "_sync", sync_beside_another)
+        monkeypatch.setattr(backup, "sync", sync_beside_another)
         await asyncio.to_thread(back_up, path, copy)
     assert len(begun) > 2
     async with opened(copy) as log:
@@ -326,7 +330,7 @@ async def test_a_locked_file_fails_appends_in_time_and_takes_them_again_afterwar
 async def test_appends_are_refused_at_once_when_too_many_bytes_wait(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "MAX_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(log_module, "MAX_WAITING_BYTES", 100_000)
     async with opened(path) as log:
         with locked(path):
             appends = [asyncio.create_task(append(log, bytes(997))) for _ in range(120)]
@@ -391,7 +395,7 @@ APPENDER = """
 import asyncio, sys
 from pathlib import Path
 from gateway.log.base import TopicSpec
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 
 async def append(log, worker):
     for n in range(1_000_000):
@@ -461,7 +465,7 @@ async def test_a_torn_tail_of_the_wal_reopens_with_what_was_stored_before(
 
 
 async def test_a_consumer_hears_of_an_append_without_polling(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "POLL_INTERVAL", 3600.0)
+    monkeypatch.setattr(log_module, "POLL_INTERVAL", 3600.0)
     async with opened(path) as log:
         consumer = await log.consume(group="router", topics=["events"], listener=Silent())
         fetching = asyncio.create_task(consumer.fetch(timeout=30.0))
@@ -477,16 +481,16 @@ async def test_a_consumer_that_falls_behind_its_buffer_goes_on_from_the_file(pat
     async with opened(path) as log:
         consumer = await log.consume(group="router", topics=["events"], listener=Silent())
         body = bytes(50_000)
-        count = 3 * embedded.BUFFER_BYTES // len(body)
+        count = 3 * BUFFER_BYTES // len(body)
         for first in range(0, count, 40):
             await asyncio.gather(*[append(log, b"%d " % n + body) for n in range(first, min(first + 40, count))])
         stream = consumer._streams[Partition("events", 0)]
-        assert stream.size <= embedded.BUFFER_BYTES
+        assert stream.size <= BUFFER_BYTES
         got: list[bytes] = []
         while len(got) < count:
             for _, records in await consumer.fetch(timeout=5.0):
                 got += [record.value.split()[0] for record in records]
-            assert stream.size <= embedded.BUFFER_BYTES
+            assert stream.size <= BUFFER_BYTES
         assert got == [b"%d" % n for n in range(count)]
         await append(log, b"back at the tail")
         assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [1]
@@ -494,7 +498,7 @@ async def test_a_consumer_that_falls_behind_its_buffer_goes_on_from_the_file(pat
 
 
 async def test_a_consumer_reads_what_was_there_without_polling(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "POLL_INTERVAL", 3600.0)
+    monkeypatch.setattr(log_module, "POLL_INTERVAL", 3600.0)
     async with opened(path) as log:
         await append(log, b"a")
         consumer = await log.consume(group="router", topics=["events"], listener=Silent())
@@ -507,13 +511,13 @@ async def test_a_record_that_is_handed_on_while_it_is_read_comes_once(
 ) -> None:
     """The poll may see a commit before the writer's callback has run."""
     may_read = threading.Event()
-    read = embedded._select
+    read = statements.select
 
     def read_later(*args: Any) -> Any:
         may_read.wait(5.0)
         return read(*args)
 
-    monkeypatch.setattr(embedded, "_select", read_later)
+    monkeypatch.setattr(statements, "select", read_later)
     async with opened(path) as log:
         consumer = await log.consume(group="router", topics=["events"], listener=Silent())
         consumer.extend({"events": 1})
@@ -559,7 +563,7 @@ async def test_a_sweep_deletes_what_is_older_than_the_retention_and_nothing_else
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     kept_for_ever = TopicSpec(name="kept", partitions=1, retention=None)
     await log.create([EVENTS, kept_for_ever])
-    old = 2 * embedded.SWEEP_RECORDS + 5
+    old = 2 * statements.SWEEP_RECORDS + 5
     await asyncio.gather(*[append(log, b"old") for _ in range(old)])
     await append(log, b"kept", topic="kept")
     clock.time += 7 * DAY - 60
@@ -639,7 +643,7 @@ async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_pat
 
 
 async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "SWEEP_RECORDS", 1)
+    monkeypatch.setattr(statements, "SWEEP_RECORDS", 1)
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     await log.create([EVENTS])

@@ -12,7 +12,7 @@ from typing_extensions import override
 from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
 from gateway.engine.jobs import read_letter
 from gateway.log.base import Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
-from gateway.log.embedded import EmbeddedLog
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import (
     SIGHTING,
     decode_delivery,

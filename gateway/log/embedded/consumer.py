@@ -1,0 +1,189 @@
+"""What is read: handed on from memory at the tail, from the file behind it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from gateway.log.base import Assignment, Batch, Commit, Listener, Partition, Record
+from gateway.log.embedded import statements
+from gateway.log.embedded.statements import Chunk
+from gateway.model import LogUnavailableError
+
+BUFFER_BYTES = 4 << 20  # Of a topic, handed to a consumer from memory; beyond that it reads the file.
+RETRY_INTERVAL = 0.25  # Seconds from a failed read to the next.
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """What a consumer asks of its log."""
+
+    async def write(self, work: Callable[..., T], *args: object) -> T: ...
+    def read_soon(self, ranges: "Sequence[Range]", deliver: "Callable[[Sequence[Chunk] | None], None]") -> None: ...
+    def leave(self, consumer: "EmbeddedConsumer") -> None: ...
+
+
+class EmbeddedConsumer:
+    """The member of a group, or a reader. Its partitions are assigned once, before `consume` returns."""
+
+    def __init__(self, log: Source, group: str | None, topics: Sequence[str], listener: Listener) -> None:
+        self.group = group
+        self.topics = tuple(topics)
+        self._log = log
+        self._listener = listener
+        self._streams = {Partition(topic, 0): _Stream() for topic in topics}
+        self._woken = asyncio.Event()
+        self._is_reading = False
+        self._is_closed = False
+
+    def start(self, assignments: Sequence[tuple[Assignment, int]]) -> None:
+        """Begin to read where each assignment says, as far as the topic's next offset."""
+        for (partition, commit, log_start), end in assignments:
+            stream = self._streams[partition]
+            stream.position = stream.returned = max(commit.base, log_start)
+            stream.end = max(stream.end, end)
+        self._listener.assigned([assignment for assignment, _ in assignments])
+
+    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            self._fill()
+            batches = [
+                Batch(partition, records)
+                for partition, stream in self._streams.items()
+                if not stream.is_paused and (records := stream.take())
+            ]
+            if batches:
+                self._fill()  # So that the next ones are read while these are handled.
+                return batches
+            self._woken.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._woken.wait()
+            except TimeoutError:
+                return ()
+
+    def pause(self, partition: Partition) -> None:
+        if partition in self._streams:
+            self._streams[partition].is_paused = True
+
+    def resume(self, partition: Partition) -> None:
+        if partition in self._streams:
+            self._streams[partition].is_paused = False
+            self._woken.set()
+
+    async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+        rows = [
+            (partition.topic, base, done.hex())
+            for partition, (base, done) in commits.items()
+            if partition in self._streams
+        ]
+        if rows and self.group is not None:
+            await self._log.write(statements.commit, self.group, rows)
+
+    def lag(self) -> Mapping[Partition, int]:
+        return {partition: stream.end - stream.returned for partition, stream in self._streams.items()}
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        commits = await self._listener.revoked(tuple(self._streams))
+        try:
+            await self.commit(commits)
+        except LogUnavailableError as error:
+            log.warning("log_commit_lost", group=self.group, error=str(error))  # what was finished since is repeated
+        finally:
+            self._streams.clear()
+            self._log.leave(self)
+
+    # For the log.
+
+    def offer(self, chunk: "Chunk") -> None:
+        """Take records that were just stored, if they are the next and there is room; else remember to read them."""
+        stream = self._streams.get(Partition(chunk.topic, 0))
+        if stream is None:
+            return
+        stream.end = max(stream.end, chunk.end)
+        is_next = chunk.records[0].offset == stream.position
+        if is_next and not stream.is_paused and stream.size + chunk.size <= BUFFER_BYTES:
+            stream.put(chunk)
+        self._woken.set()
+
+    def extend(self, ends: Mapping[str, int]) -> None:
+        """Hear how far the topics go, whoever appended."""
+        for partition, stream in self._streams.items():
+            end = ends.get(partition.topic, 0)
+            if end > stream.end:
+                stream.end = end
+                self._woken.set()
+
+    def _fill(self) -> None:
+        if self._is_reading:
+            return
+        ranges = [
+            Range(partition.topic, stream.position, stream.end)
+            for partition, stream in self._streams.items()
+            if not stream.chunks and not stream.is_paused and stream.position < stream.end
+        ]
+        if ranges:
+            self._is_reading = True
+            self._log.read_soon(ranges, self._deliver)
+
+    def _deliver(self, chunks: "Sequence[Chunk] | None") -> None:
+        if chunks is None:
+            asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._deliver, ())
+            return
+        self._is_reading = False
+        for chunk in chunks:
+            stream = self._streams.get(Partition(chunk.topic, 0))
+            # Where the position has moved meanwhile, the same records have been offered.
+            if stream is not None and stream.position == chunk.start:
+                stream.put(chunk)
+        self._woken.set()
+
+
+class Range(NamedTuple):
+    topic: str
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Stream:
+    """How far a consumer is in a topic: returned ≤ position (returned or in `chunks`) ≤ end."""
+
+    returned: int = 0
+    position: int = -1  # Not started: nothing is next.
+    end: int = 0
+    size: int = 0
+    chunks: deque[Chunk] = field(default_factory=deque)
+    is_paused: bool = False
+
+    def put(self, chunk: Chunk) -> None:
+        self.position = chunk.end
+        if chunk.records:
+            self.chunks.append(chunk)
+            self.size += chunk.size
+
+    def take(self) -> list[Record]:
+        """Return as many records as one fetch may, and forget them."""
+        taken = Chunk("", 0, 0)
+        while self.chunks:
+            chunk = self.chunks[0]
+            if taken.records and (
+                len(taken.records) + len(chunk.records) > statements.FETCH_RECORDS
+                or taken.size + chunk.size > statements.FETCH_BYTES
+            ):
+                break
+            self.chunks.popleft()
+            taken.records += chunk.records
+            taken.size += chunk.size
+            self.returned = chunk.end
+        self.size -= taken.size
+        return taken.records

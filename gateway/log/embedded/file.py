@@ -1,0 +1,151 @@
+"""The file: its two connections, its owner's lock, the log's clock, and what is refused when it is opened."""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
+from gateway.model import LogUnavailableError, UsageError
+
+PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
+
+
+class File:
+    """The two connections, the owner's lock beside the file, and the log's clock."""
+
+    def __init__(self, path: Path, *, is_owner: bool, busy_timeout: float, clock: Callable[[], float]) -> None:
+        self.path = path
+        self.is_owner = is_owner
+        self._busy_timeout = busy_timeout
+        self._clock = clock
+        self._ahead = -time.monotonic()
+        self._lock: int | None = None
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
+        try:
+            if is_owner:
+                self._lock = _lock_file(path)
+                # Bodies are nobody else's to read; SQLite gives the files beside it the same mode.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            else:
+                path.stat()  # SQLite would make a file.
+            self.writer = self._connect()
+            try:
+                _prepare(self.writer, path, may_create=is_owner)
+                self.reader = self._connect()
+            except BaseException:
+                self.writer.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            self._unlock()
+            reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+            kind = LogUnavailableError if _may_pass(error) else UsageError
+            raise kind(f"{path}: expected an embedded log, got: {reason}") from error
+        except BaseException:
+            self._unlock()
+            raise
+
+    def now(self) -> float:
+        """Return the time, which goes on with the monotonic clock wherever the handed-in one goes back."""
+        # The monotonic clock is read second: a thread that is stopped in between is behind, and never ahead for ever.
+        at = self._clock()
+        ticks = time.monotonic()
+        self._ahead = max(self._ahead, at - ticks)
+        return self._ahead + ticks
+
+    def close(self) -> None:
+        self.reader.close()
+        self.writer.close()
+        self._unlock()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int:
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        raise LogUnavailableError(
+            f"{path} is in use by another gateway (pid {pid}); the embedded log is one process's"
+        ) from None
+    os.truncate(lock, 0)
+    os.write(lock, b"%d\n" % os.getpid())
+    return lock
+
+
+def _may_pass(error: sqlite3.Error | OSError) -> bool:
+    """Tell whether a file that couldn't be opened may be opened later, as it is."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+    code = getattr(error, "sqlite_errorcode", None)  # of SQLite's own errors; the low byte is what they have in common
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) -> None:
+    """Make the tables in a new file, and refuse one that isn't ours."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        if not may_create or connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise UsageError(f"{path}: expected an embedded log, got another program's database")
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    elif version != SCHEMA_VERSION:
+        raise UsageError(f"{path}: expected an embedded log of version {SCHEMA_VERSION}, got {version}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    if application != APPLICATION_ID:
+        # One transaction: a file that was left half made is made anew.
+        marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {marks} COMMIT;")
+
+
+def is_owned(path: Path) -> bool:
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LogUnavailableError(f"{path}: {error}") from error

@@ -1,0 +1,316 @@
+"""The contract of a log (`gateway.log.base`), over the writer, a reader thread and consumers."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+import structlog
+
+from gateway.log.base import Commit, Listener, Partition, Position, Record, RecordHeaders, TopicProblem, TopicSpec
+from gateway.log.embedded import statements
+from gateway.log.embedded.consumer import EmbeddedConsumer, Range
+from gateway.log.embedded.file import File, errors_of
+from gateway.log.embedded.writer import Append, Group, Stored, Work, Writer, post
+from gateway.model import LogUnavailableError, RecordTooLargeError, UsageError
+
+MAX_RECORD_BYTES = 1_047_564  # What a Kafka broker takes by default (1,048,588), less 1 KiB for its framing.
+MAX_WAITING_BYTES = 64 << 20  # Of appends that aren't stored yet; more are refused.
+POLL_INTERVAL = 0.2  # Seconds until an append of another process is seen.
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class EmbeddedLog:
+    """A durable log in one SQLite file. It belongs to the loop that opened it; close its consumers before it.
+
+    A topic must have been created before its first append. Retention is what `sweep` does, by itself in the owner.
+    """
+
+    max_record_bytes = MAX_RECORD_BYTES
+
+    def __init__(self, file: "File", *, append_timeout: float, sweep_interval: float | None) -> None:
+        self._file = file
+        self._append_timeout = append_timeout
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer(file, self._loop, self._appended)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="log-reader")
+        self._group = Group()
+        self._waiting_bytes = 0
+        self._consumers: list[EmbeddedConsumer] = []
+        self._polling: asyncio.TimerHandle | None = None
+        self._sweep_interval = sweep_interval
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        if file.is_owner:
+            self._sweep_later()
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        owner: bool,
+        append_timeout: float = 5.0,
+        sweep_interval: float | None = 3600.0,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Open the file. There is one owner: it makes the file where it is missing, and alone may join groups.
+
+        With a `sweep_interval` of None it deletes nothing by itself.
+        Raises UsageError where the file is missing, or isn't a log of this version; LogUnavailableError where it has an
+        owner already, or the disk has no room: what may pass.
+        """
+        file = await asyncio.to_thread(File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
+        return cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        """Store a record in the next commit, together with all that wait."""
+        encoded = statements.encode_headers(headers)
+        size = len(key) + len(value) + len(encoded)
+        if size > MAX_RECORD_BYTES:
+            # Looked at again without the quotes and commas, which aren't the caller's.
+            exact = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
+            if exact > MAX_RECORD_BYTES:
+                raise RecordTooLargeError(f"{topic}: expected a record of {MAX_RECORD_BYTES} bytes, got {exact}")
+        self._check_open()
+        if self._waiting_bytes + size > MAX_WAITING_BYTES:
+            raise LogUnavailableError(f"{self._file.path}: expected room for {size} bytes, got a full queue")
+        group = self._group
+        if not group.appends:
+            self._loop.call_soon(self._hand_over)
+        future: asyncio.Future[Position] = self._loop.create_future()
+        group.appends.append(Append(topic, key, value, tuple(headers), encoded, size, future))
+        group.size += size
+        self._waiting_bytes += size
+        return await future
+
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "EmbeddedConsumer":
+        """Join a group as its only member. Raises UsageError where it has one, or where this isn't the file's owner."""
+        self._check_open()
+        if group is not None and not self._file.is_owner:
+            raise UsageError(f"{self._file.path}: expected its owner to join {group}, got another process")
+        if group is not None and any(consumer.group == group for consumer in self._consumers):
+            raise UsageError(f"{self._file.path}: expected one member of {group}, got a second one")
+        consumer = EmbeddedConsumer(self, group, topics, listener)
+        # Registered before its start is read, so that nothing that is appended meanwhile escapes it.
+        self._register([*self._consumers, consumer])
+        try:
+            consumer.start(await self.read(statements.assignments, group, topics))
+        except BaseException:
+            self.leave(consumer)
+            raise
+        if self._polling is None:
+            self._polling = self._loop.call_later(POLL_INTERVAL, self._poll)
+        return consumer
+
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        while start < end and partition.number == 0:
+            chunk = await self.read(statements.select, partition.topic, start, end, self.now())
+            if not chunk.records:
+                return
+            yield chunk.records
+            start = chunk.end
+
+    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        row = await self.read(statements.first_row, "SELECT start, next FROM topics WHERE name = ?", topic)
+        return {0: (row[0], row[1])} if row else {}
+
+    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        return await self.read(statements.offset_at, topic, at, self.now())
+
+    async def topics(self) -> Collection[str]:
+        return await self.read(statements.rows, "SELECT json_group_array(name) FROM topics")
+
+    async def topics_of(self, group: str) -> Collection[str]:
+        return await self.read(statements.rows, "SELECT json_group_array(topic) FROM commits WHERE member = ?", group)
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        row = await self.read(
+            statements.first_row, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic
+        )
+        return {0: Commit(row[0], bytes.fromhex(row[1]))} if row else {}
+
+    async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+        rows = [(partition.topic, base, done.hex()) for partition, (base, done) in commits.items()]
+        await self.write(statements.commit, group, rows, statements.SEED)
+
+    async def groups(self, prefix: str) -> Mapping[str, int]:
+        statement = "SELECT json_group_array(DISTINCT member) FROM commits WHERE substr(member, 1, length(?1)) = ?1"
+        names = await self.read(statements.rows, statement, prefix)
+        members = [consumer.group for consumer in self._consumers]
+        return {name: members.count(name) for name in names}
+
+    async def forget(self, group: str) -> None:
+        if any(consumer.group == group for consumer in self._consumers):
+            raise LogUnavailableError(f"{group}: expected no members, got one")
+        await self.write(statements.forget, group)
+
+    async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        return await self.write(statements.create, specs)
+
+    async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
+        """Compare the topics, and whether the file is such that an acknowledged append is on the disk."""
+        return await self.write(statements.check, specs)
+
+    def now(self) -> float:
+        return self._file.now()
+
+    async def ping(self) -> None:
+        """Return when the writer has had its turn and could lock the file."""
+        await self.write(statements.lock)
+
+    async def sweep(self) -> None:
+        """Delete what is older than its topic's retention; give much free space back to the file system."""
+        await self._start_sweep()
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._hand_over()
+        self._is_closed = True
+        for timer in (self._polling, self._sweeping):
+            if timer is not None:
+                timer.cancel()
+        await asyncio.to_thread(self._stop)
+
+    # For consumers.
+
+    def leave(self, consumer: "EmbeddedConsumer") -> None:
+        """Forget a consumer."""
+        self._register([other for other in self._consumers if other is not consumer])
+
+    async def read(self, work: Callable[..., T], *args: object) -> T:
+        """Do `work(connection, *args)` in the reader thread."""
+        self._check_open()
+        return await self._loop.run_in_executor(self._reader, self._reading, work, *args)
+
+    def read_soon(
+        self, ranges: "Sequence[Range]", deliver: "Callable[[Sequence[statements.Chunk] | None], None]"
+    ) -> None:
+        """Read ranges in the reader thread, then call `deliver` on the loop, with None where that failed."""
+        if not self._is_closed:
+            self._reader.submit(self._read_ranges, ranges, deliver)
+
+    async def write(self, work: Callable[..., T], *args: object) -> T:
+        """Do `work(connection, *args)` in the writer thread."""
+        self._check_open()
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._writer.put(Work(partial(work, self._file.writer, *args), future))
+        try:
+            async with asyncio.timeout(self._append_timeout):
+                return await future
+        except TimeoutError:
+            raise LogUnavailableError(
+                f"{self._file.path}: expected an answer within {self._append_timeout} s, got none"
+            ) from None
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise LogUnavailableError(f"{self._file.path}: expected an open log, got a closed one")
+
+    def _hand_over(self) -> None:
+        group = self._group
+        if group.appends:
+            self._group = Group()
+            group.timer = self._loop.call_later(self._append_timeout, self._expire, group)
+            self._writer.put(group)
+
+    def _expire(self, group: "Group") -> None:
+        group.is_expired = True
+        for append in group.appends:
+            if not append.future.done():
+                append.future.set_exception(
+                    LogUnavailableError(
+                        f"{self._file.path}: expected the append to end within {self._append_timeout} s, got no answer"
+                    )
+                )
+
+    def _appended(
+        self, groups: "Sequence[Group]", results: "Sequence[Stored]", tails: "Sequence[statements.Chunk]"
+    ) -> None:
+        for group in groups:
+            self._waiting_bytes -= group.size
+            if group.timer is not None:
+                group.timer.cancel()
+        for future, result in results:
+            if future.done():  # Cancelled or expired: nobody waits for it.
+                continue
+            if isinstance(result, str):
+                future.set_exception(LogUnavailableError(f"{self._file.path}: {result}"))
+            else:
+                future.set_result(result)
+        for chunk in tails:
+            for consumer in self._consumers:
+                consumer.offer(chunk)
+
+    def _register(self, consumers: "list[EmbeddedConsumer]") -> None:
+        self._consumers = consumers
+        self._writer.consumed = frozenset(topic for consumer in consumers for topic in consumer.topics)
+
+    def _reading(self, work: Callable[..., T], *args: object) -> T:
+        with errors_of(self._file.path):
+            return work(self._file.reader, *args)
+
+    def _read_ranges(
+        self, ranges: "Sequence[Range]", deliver: "Callable[[Sequence[statements.Chunk] | None], None]"
+    ) -> None:
+        try:
+            now = self._file.now()
+            chunks = [
+                statements.select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges
+            ]
+        except (sqlite3.Error, ValueError) as error:  # ValueError: the file is damaged.
+            log.warning("log_read_failed", path=str(self._file.path), error=str(error))
+            post(self._loop, deliver, None)
+        else:
+            post(self._loop, deliver, chunks)
+
+    def _poll(self) -> None:
+        self._reader.submit(self._look)
+
+    def _look(self) -> None:
+        ends: dict[str, int] = {}
+        with suppress(sqlite3.Error):  # A read or an append will say it better.
+            ends = dict(
+                statements.rows(self._file.reader, "SELECT json_group_array(json_array(name, next)) FROM topics")
+            )
+        post(self._loop, self._looked, ends)
+
+    def _looked(self, ends: Mapping[str, int]) -> None:
+        for consumer in self._consumers:
+            consumer.extend(ends)
+        again = self._consumers and not self._is_closed
+        self._polling = self._loop.call_later(POLL_INTERVAL, self._poll) if again else None
+
+    def _start_sweep(self) -> asyncio.Future[None]:
+        self._check_open()
+        steps = statements.sweep(self._file.writer, self._file.now)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._writer.put(Work(partial(next, steps, None), future))
+        return future
+
+    def _sweep_later(self) -> None:
+        if self._sweep_interval is not None:
+            self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
+
+    def _sweep_by_itself(self) -> None:
+        self._start_sweep().add_done_callback(self._swept)
+
+    def _swept(self, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            log.warning("sweep_failed", path=str(self._file.path), error=str(error))
+        if not self._is_closed:
+            self._sweep_later()
+
+    def _stop(self) -> None:
+        has_ended = self._writer.stop(self._append_timeout)
+        self._reader.shutdown()
+        if has_ended:  # Else the disk hangs, and the file stays ours while the process lives.
+            self._file.close()

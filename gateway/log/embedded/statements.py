@@ -1,0 +1,280 @@
+"""What the file holds, and the statements about it. All of them block: they are for the two threads of the log."""
+
+import math
+import sqlite3
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gateway.log.base import Assignment, Commit, Partition, Record, RecordHeaders, TopicProblem, TopicSpec
+
+FETCH_RECORDS = 500
+FETCH_BYTES = 1 << 20
+SWEEP_RECORDS = 1000  # Deleted at a time; appends come in between.
+SWEEP_PAGES = 256  # Given back to the file system at a time.
+
+APPLICATION_ID = 0x67776C67  # "gwlg" tells our files from other SQLite databases.
+SCHEMA_VERSION = 1
+# A record's id is its topic's id (the upper 15 bits) and its offset: the records of a topic lie side by side.
+# Invariant: `next` is above every offset ever used, so none is used twice. The trigger holds it against two processes
+# that append at once: the offsets of the second one aren't the next ones any more.
+# `start` moves by retention only: what compaction deletes isn't lost to a consumer that comes later.
+SCHEMA = """
+CREATE TABLE topics (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, retention REAL, compacted INTEGER NOT NULL,
+    start INTEGER NOT NULL DEFAULT 0, next INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY, at INTEGER NOT NULL, key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL
+) STRICT;
+CREATE TABLE commits (
+    member TEXT NOT NULL, topic TEXT NOT NULL, base INTEGER NOT NULL, done TEXT NOT NULL, PRIMARY KEY (member, topic)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER appended AFTER INSERT ON records BEGIN
+    SELECT RAISE(ABORT, 'offset taken') FROM topics WHERE id = NEW.id >> 48 AND next <> NEW.id & 0xffffffffffff;
+    UPDATE topics SET next = next + 1 WHERE id = NEW.id >> 48;
+END;
+CREATE TRIGGER superseded AFTER INSERT ON records
+WHEN (SELECT compacted FROM topics WHERE id = NEW.id >> 48) BEGIN
+    DELETE FROM records WHERE id >= NEW.id >> 48 << 48 AND id < NEW.id AND key = NEW.key;
+END;
+"""
+LAST_OFFSET = (1 << 48) - 1
+# ?1: [[id, where the record begins in ?2, counted from 1, bytes of key, of headers, of value], …]; ?3: microseconds
+INSERT = """
+INSERT INTO records (id, at, key, headers, value)
+SELECT value ->> 0, ?3,
+    substr(?2, value ->> 1, value ->> 2),
+    substr(?2, (value ->> 1) + (value ->> 2), value ->> 3),
+    substr(?2, (value ->> 1) + (value ->> 2) + (value ->> 3), value ->> 4)
+FROM json_each(?1)
+"""
+# group_concat takes the blobs for text, which changes no byte of them in a UTF-8 database.
+SELECT = f"""
+WITH head AS (
+    SELECT id, length(key) + length(headers) + length(value) AS size FROM records
+    WHERE id >= (SELECT id FROM topics WHERE name = ?1) << 48 | ?2
+        AND id < (SELECT id FROM topics WHERE name = ?1) << 48 | ?3
+    ORDER BY id LIMIT {FETCH_RECORDS}
+), sums AS (
+    SELECT id, sum(size) OVER (ORDER BY id) AS total FROM head
+)
+SELECT
+    json_group_array(json_array(id & 0xffffffffffff, at, length(key), length(headers), length(value))),
+    CAST(group_concat(key || headers || value, '') AS BLOB)
+FROM (
+    SELECT * FROM records
+    WHERE id >= (SELECT min(id) FROM sums)
+        AND id <= (SELECT coalesce(max(id) FILTER (WHERE total <= {FETCH_BYTES}), min(id)) FROM sums)
+    ORDER BY id LIMIT {FETCH_RECORDS}
+)
+"""  # noqa: S608 - our own numbers
+COMMIT = """
+INSERT OR REPLACE INTO commits (member, topic, base, done)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
+"""
+SEED = COMMIT.replace("REPLACE", "IGNORE")
+OLDEST_SQLITE = (3, 38, 0)  # The first with `->>`.
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A run of a topic's records; its offsets are `start <= offset < end`, with gaps."""
+
+    topic: str
+    start: int
+    end: int
+    size: int = 0
+    records: list[Record] = field(default_factory=list)
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a fetch may return another `size` bytes with these records."""
+        return not self.records or (len(self.records) < FETCH_RECORDS and self.size + size <= FETCH_BYTES)
+
+
+def first_row(connection: sqlite3.Connection, statement: str, *parameters: object) -> tuple[Any, ...] | None:
+    rows: list[tuple[Any, ...]] = connection.execute(statement, parameters).fetchall()
+    return rows[0] if rows else None
+
+
+def rows(connection: sqlite3.Connection, statement: str, *parameters: object) -> list[Any]:
+    """Return the rows that a statement gives as one JSON array."""
+    rows: list[Any] = orjson.loads(connection.execute(statement, parameters).fetchall()[0][0])
+    return rows
+
+
+# Headers are JSON, so that the file can be looked at; bytes are written as the characters of the same numbers.
+
+
+def encode_headers(headers: RecordHeaders) -> bytes:
+    return orjson.dumps([(name, text.decode("latin-1")) for name, text in headers])
+
+
+def _decode_headers(encoded: bytes) -> tuple[tuple[str, bytes], ...]:
+    return tuple([(name, text.encode("latin-1")) for name, text in orjson.loads(encoded)])
+
+
+def select(connection: sqlite3.Connection, topic: str, start: int, end: int, now: float) -> Chunk:
+    """Read the first records of a range, as many as one fetch may return."""
+    end = min(end, LAST_OFFSET)
+    lengths, content = connection.execute(SELECT, (topic, start, end)).fetchall()[0]
+    chunk = Chunk(topic, start, end)
+    begin = 0
+    for offset, at, key, headers, value in orjson.loads(lengths):
+        key_end = begin + key
+        headers_end = key_end + headers
+        value_end = headers_end + value
+        chunk.records.append(
+            Record(
+                offset,
+                # The computer's clock may have been set back while the gateway was down.
+                min(at / 1e6, now),
+                content[begin:key_end],
+                content[headers_end:value_end],
+                _decode_headers(content[key_end:headers_end]),
+            )
+        )
+        begin = value_end
+    if chunk.records:
+        chunk.end = chunk.records[-1].offset + 1
+        chunk.size = begin
+    return chunk
+
+
+def offset_at(connection: sqlite3.Connection, topic: str, at: float, now: float) -> dict[int, int]:
+    """Find the first record of a topic that was appended at or after a time: some twenty looks, however many it has."""
+    found = first_row(connection, "SELECT id << 48, start, next FROM topics WHERE name = ?", topic)
+    if found is None:
+        return {}
+    records, start, end = found
+
+    def following(offset: int) -> tuple[int, float]:
+        """Return the record at an offset or after it, and when it was appended."""
+        row = first_row(
+            connection,
+            "SELECT id, at FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
+            records | offset,
+            records | end,
+        )
+        return (end, math.inf) if row is None else (row[0] & LAST_OFFSET, min(row[1] / 1e6, now))
+
+    first = start + bisect_left(range(start, end), at, key=lambda offset: following(offset)[1])
+    return {0: following(first)[0]}
+
+
+def assignments(
+    connection: sqlite3.Connection, group: str | None, topics: Sequence[str]
+) -> list[tuple[Assignment, int]]:
+    """Return where a group goes on in each topic, and the topic's next offset."""
+    assignments = []
+    for topic in topics:
+        start, end = first_row(connection, "SELECT start, next FROM topics WHERE name = ?", topic) or (0, 0)
+        row = first_row(connection, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic)
+        commit = Commit(row[0], bytes.fromhex(row[1])) if row else Commit(start)
+        assignments.append((Assignment(Partition(topic, 0), commit, start), end))
+    return assignments
+
+
+def commit(
+    connection: sqlite3.Connection, group: str, rows: Sequence[tuple[str, int, str]], statement: str = COMMIT
+) -> None:
+    connection.execute(statement, (group, orjson.dumps(rows).decode()))
+
+
+def forget(connection: sqlite3.Connection, group: str) -> None:
+    connection.execute("DELETE FROM commits WHERE member = ?", (group,))
+
+
+def create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[str]:
+    statement = "INSERT OR IGNORE INTO topics (name, retention, compacted) VALUES (?, ?, ?)"
+    with _transaction(connection):
+        return [
+            spec.name
+            for spec in specs
+            if connection.execute(statement, (spec.name, spec.retention, spec.compacted)).rowcount
+        ]
+
+
+def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[TopicProblem]:
+    problems: list[tuple[str, str]] = []
+    for setting, expected in (("journal_mode", "wal"), ("synchronous", 2)):
+        got = connection.execute(f"PRAGMA {setting}").fetchone()[0]
+        if got != expected:
+            problems.extend((spec.name, f"expected {setting} {expected}, got {got}") for spec in specs)
+    for spec in specs:
+        row = first_row(connection, "SELECT retention, compacted FROM topics WHERE name = ?", spec.name)
+        if row is None:
+            problems.append((spec.name, "expected a topic, got none"))
+            continue
+        retention, is_compacted = row
+        if retention is not None and (spec.retention is None or retention < spec.retention):
+            wanted = "no end" if spec.retention is None else f"{spec.retention} s"
+            problems.append((spec.name, f"expected a retention of at least {wanted}, got {retention} s"))
+        if is_compacted != spec.compacted:
+            problems.append((spec.name, f"expected compacted to be {spec.compacted}, got {bool(is_compacted)}"))
+    return [TopicProblem(topic=topic, message=message, is_fatal=True) for topic, message in problems]
+
+
+def lock(connection: sqlite3.Connection) -> None:
+    with _transaction(connection):
+        pass
+
+
+class Again:
+    """What work returns that wants another turn, after those that wait."""
+
+
+def sweep(connection: sqlite3.Connection, now: Callable[[], float]) -> Iterator[Again]:
+    """Delete old records, some at a time; each step is followed by a turn of those who wait."""
+    topics = rows(
+        connection, "SELECT json_group_array(json_array(id, retention)) FROM topics WHERE retention IS NOT NULL"
+    )
+    for topic, retention in topics:
+        while _delete_some(connection, topic, int((now() - retention) * 1e6)):
+            yield Again()
+    # Free pages are used again; only when they are many is it worth the moving of others.
+    while True:
+        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        if free * 4 <= connection.execute("PRAGMA page_count").fetchone()[0]:
+            return
+        connection.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES})").fetchall()
+        yield Again()
+
+
+def _delete_some(connection: sqlite3.Connection, topic: int, before: int) -> bool:
+    """Delete of the first records those appended before a time (microseconds), and tell whether there were any."""
+    first, last = topic << 48, topic << 48 | LAST_OFFSET
+    found = first_row(
+        connection,
+        "SELECT max(id) FROM (SELECT id, at FROM records WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?) WHERE at < ?",
+        first,
+        last,
+        SWEEP_RECORDS,
+        before,
+    )
+    if found is None or found[0] is None:
+        return False
+    with _transaction(connection):
+        connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ? AND at < ?", (first, found[0], before))
+        connection.execute(
+            "UPDATE topics SET start = coalesce((SELECT min(id) & ? FROM records WHERE id BETWEEN ? AND ?), next)"
+            " WHERE id = ?",
+            (LAST_OFFSET, first, last, topic),
+        )
+    return True
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,198 @@
+"""The thread that alone writes: what waits becomes one statement and one fsync."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+
+from gateway.log.base import Position, Record
+from gateway.log.embedded import statements
+from gateway.log.embedded.file import File, errors_of
+from gateway.log.embedded.statements import Again, Chunk
+
+COMMIT_BYTES = 4 << 20  # Enough for one fsync; what still waits is the next one's.
+INSERT_TRIES = 10  # Each lost one means that another process has appended meanwhile.
+
+log = structlog.get_logger(__name__)
+
+
+class Append(NamedTuple):
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    encoded: bytes
+    size: int
+    future: asyncio.Future[Position]
+
+
+@dataclass(slots=True)
+class Group:
+    """What one turn of the loop appends. What has expired before the writer took it isn't stored any more."""
+
+    appends: list[Append] = field(default_factory=list)
+    size: int = 0
+    timer: asyncio.TimerHandle | None = None
+    is_expired: bool = False
+
+
+class Stored(NamedTuple):
+    """Where an append was stored, or why it wasn't."""
+
+    future: asyncio.Future[Position]
+    result: Position | str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    run: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+class Writer:
+    """The thread that alone writes. It outlives every error: when the disk has room again, it stores again."""
+
+    def __init__(
+        self,
+        file: "File",
+        loop: asyncio.AbstractEventLoop,
+        appended: Callable[[Sequence[Group], Sequence[Stored], Sequence[Chunk]], None],
+    ) -> None:
+        self.consumed: frozenset[str] = frozenset()
+        self._file = file
+        self._loop = loop
+        self._appended = appended
+        self._queue: SimpleQueue[Group | Work] = SimpleQueue()
+        self._topics: dict[str, tuple[int, int]] = {}  # name → (id, next offset), as last seen
+        self._is_stopping = False
+        self._thread = Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Group | Work) -> None:
+        self._queue.put(item)
+
+    def stop(self, timeout: float) -> bool:
+        """Finish what was put in before and end the thread; tell whether that took less than `timeout` seconds."""
+        self._is_stopping = True
+        self._queue.put(Group())  # Wakes it.
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not (self._is_stopping and self._queue.empty()):
+            groups, work = self._take()
+            if groups:
+                self._store(groups)
+            if work is not None:
+                self._do(work)
+
+    def _take(self) -> tuple[list[Group], Work | None]:
+        groups: list[Group] = []
+        size = 0
+        item = self._queue.get()
+        while isinstance(item, Group):
+            groups.append(item)
+            size += item.size
+            if size >= COMMIT_BYTES:
+                return groups, None
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                return groups, None
+        return groups, item
+
+    def _do(self, work: Work) -> None:
+        try:
+            with errors_of(self._file.path):
+                result = work.run()
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+            post(self._loop, _resolve, work.future, None, error)
+        else:
+            if isinstance(result, Again) and not self._is_stopping:
+                self._queue.put(work)
+            else:
+                post(self._loop, _resolve, work.future, result, None)
+
+    def _store(self, groups: Sequence[Group]) -> None:
+        appends = [append for group in groups if not group.is_expired for append in group.appends]
+        tails: list[Chunk] = []
+        try:
+            results = self._insert(appends)
+            stored = [Stored(append.future, result) for append, result in zip(appends, results, strict=True)]
+            tails = self._tails(appends, results)
+        except Exception as error:
+            if not isinstance(error, sqlite3.Error):
+                log.exception("append_failed", path=str(self._file.path))
+            stored = [Stored(append.future, str(error)) for append in appends]
+        post(self._loop, self._appended, groups, stored, tails)
+
+    def _insert(self, appends: Sequence[Append]) -> list[Position | str]:
+        for _ in range(INSERT_TRIES):
+            if any(append.topic not in self._topics for append in appends):
+                found = statements.rows(
+                    self._file.writer, "SELECT json_group_array(json_array(name, id, next)) FROM topics"
+                )
+                self._topics = {name: (number, following) for name, number, following in found}
+            at = int(self._file.now() * 1e6)
+            topics = self._topics.copy()
+            results: list[Position | str] = []
+            rows = []
+            parts: list[bytes] = []
+            begin = 1
+            for topic, key, value, _, encoded, _, _ in appends:
+                if topic not in topics:
+                    results.append(f"expected a topic, got {topic}, which was never created")
+                    continue
+                number, offset = topics[topic]
+                topics[topic] = number, offset + 1
+                rows.append((number << 48 | offset, begin, len(key), len(encoded), len(value)))
+                parts += (key, encoded, value)
+                begin += len(key) + len(encoded) + len(value)
+                results.append(Position(0, offset, at / 1e6))
+            try:
+                if rows:
+                    self._file.writer.execute(statements.INSERT, (orjson.dumps(rows).decode(), b"".join(parts), at))
+            except sqlite3.IntegrityError:  # Another process was first: its offsets aren't ours any more.
+                self._topics = {}
+                continue
+            self._topics = topics
+            return results
+        raise sqlite3.OperationalError(f"expected the next offsets, lost them {INSERT_TRIES} times to another process")
+
+    def _tails(self, appends: Sequence[Append], results: Sequence[Position | str]) -> list[Chunk]:
+        """Return what was stored in topics that are consumed here."""
+        full: list[Chunk] = []
+        open_: dict[str, Chunk] = {}
+        for (topic, key, value, headers, _, size, _), position in zip(appends, results, strict=True):
+            if topic not in self.consumed or isinstance(position, str):
+                continue
+            chunk = open_.get(topic)
+            if chunk is None or not chunk.has_room(size):
+                if chunk is not None:
+                    full.append(chunk)
+                chunk = open_[topic] = Chunk(topic, position.offset, position.offset)
+            chunk.records.append(Record(position.offset, position.appended_at, key, value, headers))
+            chunk.end = position.offset + 1
+            chunk.size += size
+        return [*full, *open_.values()]
+
+
+def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object) -> None:
+    with suppress(RuntimeError):  # The loop is closed: nobody waits.
+        loop.call_soon_threadsafe(callback, *args)
+
+
+def _resolve(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
