@@ -6,6 +6,7 @@ stop    ingress refuses ─▶ requests under way are answered ─▶ worker dra
 
 import asyncio
 import gc
+import math
 import os
 import resource
 import signal
@@ -45,7 +46,7 @@ if TYPE_CHECKING:  # an extra
 WATCH_EVERY = 1.0
 """Seconds between looks at the rule files; a SIGHUP looks at once."""
 RELOAD_AGAIN = 5.0
-"""Seconds until rules that came while the log was away are looked at again."""
+"""Seconds until rules are looked at again that came while the log was away, or hadn't allowed a new source's topic."""
 PING_EVERY = 5.0
 LAG_EVERY = 0.25
 STOP_TIMEOUT = 25.0
@@ -305,23 +306,21 @@ class Gateway:
 
     async def _watch_rules(self, log: Log) -> None:
         seen = await asyncio.to_thread(_stamps, self._watched)
+        again = math.inf
         while True:
             try:
                 async with asyncio.timeout(WATCH_EVERY):
                     await self._reload.wait()
             except TimeoutError:
                 stamps = await asyncio.to_thread(_stamps, self._watched)
-                if stamps == seen:
+                if stamps == seen and time.monotonic() < again:
                     continue
             self._reload.clear()
             # Stamped before reading: a change while we read is seen at the next look.
             before = await asyncio.to_thread(_stamps, self._watched)
-            is_over = await self._try_to_reload(log)
+            again = math.inf if await self._try_to_reload(log) else time.monotonic() + RELOAD_AGAIN
             seen = await asyncio.to_thread(_stamps, self._watched) | before
             seen = {file: seen[file] for file in self._watched}
-            if not is_over:
-                await asyncio.sleep(RELOAD_AGAIN)
-                self._reload.set()
 
     async def _try_to_reload(self, log: Log) -> bool:
         """Put the rules on disk in force, whole, or keep those that are. False if only the log was in the way."""
@@ -342,7 +341,7 @@ class Gateway:
             self._logger.error("rules_refused", problems=str(error).splitlines())
             if isinstance(error, InvalidRulesError):
                 self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
-            return not isinstance(error, LogUnavailableError)
+            return not isinstance(error, LogUnavailableError | UsageError)  # which somebody mends elsewhere
         self._in_force(rules, certificates)
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))

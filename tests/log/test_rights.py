@@ -196,13 +196,13 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
             await first.received(2)
             await router.until("gateway_dead_letters_total", 1, destination="second", reason="exhausted")
             # A new source: refused as long as nobody has made its topic, for neither of them may.
-            ingress.rules.write_text(new)
-            refused = await ingress.line("rules_refused")
-            assert "TopicAuthorizationFailed" in "".join(refused["problems"])
+            for half in (router, ingress):
+                half.rules.write_text(new)
+                refused = await half.line("rules_refused")
+                assert "TopicAuthorizationFailed" in "".join(refused["problems"])
             assert await make_topics(guarded, tmp_path, new, prefix) == 0
             for half in (router, ingress):
-                half.rules.write_text(new + "# once more\n")
-                await half.line("rules_reloaded")
+                await half.line("rules_reloaded")  # by itself
             assert (await post(ingress.port, signed_post(b"{}", delivery="2", path="/in/shop")))[0] == 202
             await first.received(3)
             for half in (router, ingress):
