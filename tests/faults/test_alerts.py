@@ -111,8 +111,8 @@ def shortened(text: str) -> str:
 class Row(NamedTuple):
     """What became of one alert: seconds from its fault until it fired, and from the mending until it had cleared.
 
-    None for what hasn't come to pass. One that had ceased before the mending cleared early: its window is 150 times shorter
-    than outside of tests, but a destination that is down is asked as seldom as there, and dies only once.
+    None for what hasn't come to pass. One that had ceased before the mending cleared early: its window is 150 times
+    shorter than outside of tests, but a destination that is down is asked as seldom as there, and dies only once.
     """
 
     alert: str

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
@@ -84,9 +85,22 @@ async def make_topic_by(kafka: str, **settings: str) -> str:
     try:
         configs = {setting.replace("_", "."): value for setting, value in settings.items()}
         await admin.create_topics([NewTopic(name, 1, 1, topic_configs=configs)])
+
+        async def is_known() -> bool:
+            [described] = await admin.describe_topics([name])
+            return not described["error_code"]
+
+        await until(is_known)  # what the controller has made, the broker hears of a moment later
     finally:
         await admin.close()
     return name
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not await holds():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
 
 
 async def append(log: KafkaLog, topic: str, *values: bytes) -> None:
@@ -286,7 +300,11 @@ async def test_a_scan_ends_where_only_gaps_follow(kafka: str, log: KafkaLog) -> 
         async with other.transaction():
             await other.send_and_wait(topic, value)
     await other.stop()
-    assert await log.bounds(topic) == {0: (0, 4)}
+
+    async def is_complete() -> bool:
+        return await log.bounds(topic) == {0: (0, 4)}
+
+    await until(is_complete)  # the last marker is written after its transaction's end was promised
     for start, end, expected in ((0, 4, [0, 2]), (0, 9, [0, 2]), (3, 4, []), (1, 2, []), (1, 3, [2])):
         async with asyncio.timeout(3):
             records = [record async for batch in log.scan(Partition(topic, 0), start, end) for record in batch]
