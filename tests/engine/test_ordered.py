@@ -3,16 +3,33 @@
 import asyncio
 from collections import defaultdict
 from itertools import pairwise
+from zlib import crc32
 
+from typing_extensions import override
+
+from gateway.client.request import Outbound
 from gateway.engine.control import Order
 from gateway.engine.member import HANDOVER
+from gateway.engine.progress import WINDOW
 from gateway.log.base import Commit, Partition
+from gateway.log.records import event_key
 from gateway.log.topics import ROUTER_GROUP
-from gateway.model import Event, Result
+from gateway.model import Attempt, Event, Result
 from gateway.rules.expressions import Template
 from gateway.rules.rules import RequestTemplate, Route
 from tests.builders import a_destination, a_policy, a_route, an_event
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, operated, publish, rules_of, running, virtual
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    ScriptedClient,
+    World,
+    a_world,
+    operated,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.virtual_time import now
 
 PATIENT = a_policy(schedule=(2.0, 4.0), max_attempts=20, max_age=3600.0)
@@ -57,6 +74,27 @@ async def undone(world: World, group: str = GROUP) -> int:
     return count
 
 
+class Refusing(ScriptedClient):
+    """Refuses one event, and takes all others."""
+
+    def __init__(self, refused: str) -> None:
+        super().__init__({})
+        self.refused = refused
+
+    @override
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
+        event = dict(outbound.headers)[b"gateway-event-id"].decode()
+        self.scripts["ci"] = [503 if event == self.refused else 200]
+        return await super().attempt(outbound, timeout=timeout, number=number)
+
+
+def keys_of_one_partition(count: int) -> list[str]:
+    partitions: dict[int, list[str]] = defaultdict(list)
+    for key in map(str, range(1000)):
+        partitions[crc32(event_key(an_event(key=key))) % 6].append(key)
+    return partitions[0][:count]
+
+
 @virtual
 async def test_the_events_of_a_key_follow_each_other_and_keys_go_side_by_side() -> None:
     world = await a_world(an_ordered_route(), ci=[0.1])
@@ -84,14 +122,18 @@ async def test_the_router_leaves_ordered_routes_alone_and_serves_the_others() ->
 
 @virtual
 async def test_a_failing_delivery_holds_its_own_key_and_no_other() -> None:
-    world = await a_world(an_ordered_route(), ci=[503, 503, 200])
-    await world.put(*keyed(1, 5), *[an_event(id=f"free.{n}", key="free", received_at=now()) for n in range(5)])
+    world = await a_world(an_ordered_route())
+    world.client = client = Refusing("k0.0")
+    blocked, free = keys_of_one_partition(2)
+    await world.put(*[an_event(id=f"k0.{n}", key=blocked, received_at=now()) for n in range(5)])
+    await world.put(*[an_event(id=f"free.{n}", key=free, received_at=now()) for n in range(5)])
     async with running(world):
         await asyncio.sleep(1)
-        assert by_key(world)["k0"] in ([0], [0, 0])
+        assert by_key(world) == {"k0": [0], "free": [0, 1, 2, 3, 4]}
+        client.refused = ""
         await asyncio.sleep(20)
-    assert_in_order(by_key(world)["k0"], 5)
-    assert_in_order(by_key(world)["free"], 5)
+    assert by_key(world) == {"k0": [0, 0, 1, 2, 3, 4], "free": [0, 1, 2, 3, 4]}
+    assert await undone(world) == 0
     assert world.log.records(TOPICS.retry("5s")) == [], "what waits for its order is written nowhere"
 
 
@@ -291,20 +333,37 @@ async def test_an_event_without_a_key_waits_for_nobody() -> None:
 
 @virtual
 async def test_a_key_blocked_for_long_delays_no_other_until_the_window_is_full() -> None:
-    world = await a_world(
-        an_ordered_route(match={"body.bad": False}),
-        an_ordered_route("other", match={"body.bad": True}, to=("bad",)),
-        bad=[Result.CONNECT],
-    )
-    bad = [an_event(id=f"bad.{n}", key="bad", body={"bad": True}, received_at=now()) for n in range(50)]
-    good = [
-        an_event(id=f"k{n % 7}.{n // 7}", key=f"k{n % 7}", body={"bad": False}, received_at=now()) for n in range(700)
-    ]
-    await world.put(*bad[:25], *good, *bad[25:])
+    world = await a_world(an_ordered_route())
+    world.client = client = Refusing("bad.0")
+    bad, *others = keys_of_one_partition(4)
+
+    async def put(numbers: range) -> None:
+        for n in numbers:
+            await world.put(
+                *[an_event(id=f"k{of}.{n}", key=key, received_at=now()) for of, key in enumerate(others)],
+                an_event(id=f"bad.{n}", key=bad, received_at=now()),
+            )
+
+    await world.put(an_event(id="bad.0", key=bad, received_at=now()))
     async with running(world):
+        await put(range(1, 100))
         await asyncio.sleep(20)
-    assert by_key(world) == {f"k{key}": list(range(100)) for key in range(7)}
-    assert set(by_key(world, "bad")["bad"]) == {0}
+        everything = {f"k{of}": list(range(1, 100)) for of in range(3)}
+        assert {**by_key(world), "bad": [0]} == {**everything, "bad": [0]}
+        # All but ten offsets of the window are gaps, as a transaction's markers are.
+        partition = Partition(EVENTS, 0)
+        _, end = (await world.log.bounds(EVENTS))[0]
+        world.log.skip_offsets(partition, WINDOW - end - 10)
+        await put(range(100, 110))
+        await asyncio.sleep(20)
+        begun = sum(map(len, by_key(world).values())) - len(by_key(world)["bad"])
+        assert 3 * 99 < begun <= 3 * 99 + 10, "what lies beyond the window has to wait"
+        assert set(by_key(world)["bad"]) == {0}
+        client.refused = ""
+        await asyncio.sleep(40)
+    for key, tried in by_key(world).items():
+        assert_in_order([0, *tried] if key != "bad" else tried, 110)
+    assert await undone(world) == 0
 
 
 @virtual
