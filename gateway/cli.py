@@ -262,6 +262,7 @@ def _run(call: Call) -> int:
     about="tell every problem of the rules, with its place",
     example="gateway check routes.yaml",
     takes=takes.rule_file_argument,
+    settings=("topic_prefix",),
 )
 def _check(call: Call) -> int:
     path = _rule_file(call)
@@ -281,6 +282,7 @@ def _check(call: Call) -> int:
     if rules is None:
         call.output.say(f"{path}: no error{told}; what hangs on an unresolved reference wasn't looked at")
         return 0
+    call.topics.specs(event_topics(rules, call.topics))  # or one is for what is the gateway's own
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
     call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)

@@ -323,7 +323,10 @@ class Gateway:
             seen = {file: seen[file] for file in self._watched}
 
     async def _try_to_reload(self, log: Log) -> bool:
-        """Put the rules on disk in force, whole, or keep those that are. False if only the log was in the way."""
+        """Put the rules on disk in force, whole, or keep those that are.
+
+        False where the log was in the way: it was away, or hadn't a topic that it needs and wouldn't let us make it.
+        """
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
             certificates = await asyncio.to_thread(certificate_ends, rules)
@@ -341,7 +344,7 @@ class Gateway:
             self._logger.error("rules_refused", problems=str(error).splitlines())
             if isinstance(error, InvalidRulesError):
                 self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
-            return not isinstance(error, LogUnavailableError | UsageError)  # which somebody mends elsewhere
+            return not isinstance(error, LogUnavailableError | UsageError)
         self._in_force(rules, certificates)
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))

@@ -265,6 +265,17 @@ def test_what_cannot_be_resolved_is_a_warning(run: Run, monkeypatch: pytest.Monk
     assert out.startswith("warning: routes.yaml:4:")
 
 
+def test_a_topic_of_the_gateways_own_is_a_problem_of_the_rules(run: Run) -> None:
+    Path("own.yaml").write_text(
+        RULES.replace("sources:\n", "sources:\n  own: {verify: {scheme: none}, topic: gateway.dead}\n", 1)
+    )
+    code, out, err = run("check", "own.yaml")
+    assert code == 2
+    assert "fine" not in out
+    assert "topic gateway.dead: expected a name for events, got one of the gateway's own topics" in err
+    assert run("check", "own.yaml", "--topic-prefix", "hooks.")[0] == 0
+
+
 def test_every_problem_is_told_with_its_place(run: Run) -> None:
     Path("bad.yaml").write_text(RULES.replace("to: ci}", "to: cj}").replace("scheme: github", "scheme: gitub"))
     code, out, _ = run("check", "bad.yaml")

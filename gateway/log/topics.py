@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.log.base import TopicSpec
-from gateway.model import UsageError
+from gateway.model import RulesError
 
 DAY = 86400.0
 TIERS: dict[str, float] = {
@@ -64,7 +64,7 @@ class Topics:
     def specs(self, event_topics: Iterable[str]) -> tuple[TopicSpec, ...]:
         """Return what every topic has to be, the events' topics first.
 
-        Raises UsageError where events would share a topic with what is the gateway's own.
+        Raises RulesError where events would share a topic with what is the gateway's own.
         """
         names = sorted(set(event_topics))
         events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in names]
@@ -80,5 +80,5 @@ class Topics:
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True),
         )
         if taken := {spec.name for spec in own}.intersection(names):
-            raise UsageError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
+            raise RulesError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
         return (*events, *own)

@@ -139,5 +139,5 @@ SLOW = Answer(delay=0.3)
 """So that there is always much under way."""
 FROZEN = 46.0
 """Seconds: a session lasts for 45."""
-HEARTBEAT = 6.0
+HEARTBEAT = 4.0
 """Seconds until a member that was thrown out hears of it, with its next heartbeat; and then lets go."""

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.log.topics import TIERS, Topics
-from gateway.model import UsageError
+from gateway.model import RulesError
 
 
 def test_a_tier_keeps_its_records_for_a_week_longer_than_its_delay() -> None:
@@ -21,5 +21,5 @@ def test_sources_that_share_a_topic_have_one() -> None:
     "name", ["gateway.dead", "gateway.control", "gateway.retry.5s", "gateway.parked", "gateway.dedupe"]
 )
 def test_events_never_share_a_topic_of_the_gateways_own(name: str) -> None:
-    with pytest.raises(UsageError, match="expected a name for events"):
+    with pytest.raises(RulesError, match="expected a name for events"):
         Topics().specs(["gateway.events.github", name])

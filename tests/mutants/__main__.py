@@ -25,6 +25,8 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     mutants = [each for each in all_mutants() if not arguments.numbers or each.number in arguments.numbers]
+    if unknown := sorted(set(arguments.numbers) - {each.number for each in mutants}):
+        parser.error(f"expected numbers of mutants, got {', '.join(map(str, unknown))}")
     began = time.monotonic()
     verdicts = _judge_all(console, mutants, arguments.at_once)
     console.print(_table(verdicts))

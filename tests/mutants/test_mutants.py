@@ -1,6 +1,8 @@
 """The mutants fit the code as it is; `make mutants` tries them."""
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,34 @@ def test_what_is_said_to_catch_a_mutant_exists(mutant: Mutant) -> None:
         assert names, test
         for name in names:
             assert re.search(rf"^\s*(?:(?:async )?def|class) {name.partition('[')[0]}\b", text, re.MULTILINE), test
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
+def test_what_notices_a_mutant_is_named_with_the_guarantee_that_it_breaks(mutant: Mutant) -> None:
+    """Else the tests that are named there don't hold the guarantee."""
+    named = set().union(*[guarantees().get(number, set()) for number in mutant.invariants])
+    noticing = {test.partition("[")[0] for test in mutant.tests} | ({"simulation"} if mutant.seeds else set())
+    assert named & noticing, (
+        f"expected one of {sorted(noticing)} with {sorted(mutant.invariants)} in docs/guarantees.md"
+    )
+
+
+@cache
+def guarantees() -> Mapping[int, set[str]]:
+    """Return the tests that docs/guarantees.md names with each of its numbers."""
+    text = (ROOT / "docs/guarantees.md").read_text().partition("## What must hold")[2]
+    found: dict[int, set[str]] = {}
+    for item in re.split(r"^(?=\d+\. )", text, flags=re.MULTILINE)[1:]:
+        names = found[int(item.partition(".")[0])] = set[str]()
+        file = ""
+        for name in re.findall(r"`([^`]+)`", item):
+            path, is_test, test = name.partition("::")
+            if is_test:
+                file = path or file
+                names.add(f"{file}::{test}")
+            elif name.startswith("simulation: "):
+                names.add("simulation")
+    return found
 
 
 def test_mutants_are_numbered() -> None:

@@ -60,7 +60,7 @@ def judge(mutant: Mutant) -> Verdict:
 def judge_the_original(tests: Sequence[str], seeds: Iterable[int]) -> str:
     """Try in a copy without a mutant what noticed one; return what fails there, too, and so has noticed nothing."""
     with copied() as tree:
-        why = passes(tree, tests)
+        why = passes(tree, tests) if tests else PASSED  # pytest that is given none runs all
         broken = hunt(tree, seeds, ())
     return ", ".join([*([f"the tests: {why}"] if why != PASSED else []), *([broken] if broken != PASSED else [])])
 

@@ -101,7 +101,9 @@ def _one(console: Console, plan: Plan, arguments: argparse.Namespace) -> int:
         path = Path(f"simulation-{plan.seed}.json")
     if path is not None:
         path.write_bytes(plan.encode())
-        console.print(f"plan: {path}  (again: python -m tests.simulation --plan {path} --trace)", highlight=False)
+        console.print(
+            f"plan: {path}  (again: python -m tests.simulation --plan {path} --trace)", highlight=False, soft_wrap=True
+        )
     if arguments.trace:
         sys.stdout.write("\n".join([*outcome.trace, ""]))
     console.print(f"seed {plan.seed}, faults: {', '.join(plan.faults) or 'none'}", highlight=False)

@@ -15,7 +15,7 @@ reason a group has a single member. Other processes (the command line) may appen
     log         the contract, over the writer, a reader thread and consumers
     writer      the thread that alone writes
     consumer    what is handed on from memory, and read from the file
-    statements  what the file holds, and the statements about it
+    statements  what the file holds, and how it is asked and changed
     file        the file's connections, its lock and its clock
     backup      a copy of it
 """

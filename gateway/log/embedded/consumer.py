@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -13,25 +13,19 @@ from gateway.log.embedded import statements
 from gateway.log.embedded.statements import Chunk
 from gateway.model import LogUnavailableError
 
+if TYPE_CHECKING:
+    from gateway.log.embedded.log import EmbeddedLog
+
 BUFFER_BYTES = 4 << 20  # Of a topic, handed to a consumer from memory; beyond that it reads the file.
 RETRY_INTERVAL = 0.25  # Seconds from a failed read to the next.
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
-
-
-class Source(Protocol):
-    """What a consumer asks of its log."""
-
-    async def write(self, work: Callable[..., T], *args: object) -> T: ...
-    def read_soon(self, ranges: "Sequence[Range]", deliver: "Callable[[Sequence[Chunk] | None], None]") -> None: ...
-    def leave(self, consumer: "EmbeddedConsumer") -> None: ...
 
 
 class EmbeddedConsumer:
     """The member of a group, or a reader. Its partitions are assigned once, before `consume` returns."""
 
-    def __init__(self, log: Source, group: str | None, topics: Sequence[str], listener: Listener) -> None:
+    def __init__(self, log: "EmbeddedLog", group: str | None, topics: Sequence[str], listener: Listener) -> None:
         self.group = group
         self.topics = tuple(topics)
         self._log = log
@@ -104,7 +98,7 @@ class EmbeddedConsumer:
 
     # For the log.
 
-    def offer(self, chunk: "Chunk") -> None:
+    def offer(self, chunk: Chunk) -> None:
         """Take records that were just stored, if they are the next and there is room; else remember to read them."""
         stream = self._streams.get(Partition(chunk.topic, 0))
         if stream is None:
@@ -135,7 +129,7 @@ class EmbeddedConsumer:
             self._is_reading = True
             self._log.read_soon(ranges, self._deliver)
 
-    def _deliver(self, chunks: "Sequence[Chunk] | None") -> None:
+    def _deliver(self, chunks: Sequence[Chunk] | None) -> None:
         if chunks is None:
             asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._deliver, ())
             return

@@ -35,7 +35,7 @@ class EmbeddedLog:
 
     max_record_bytes = MAX_RECORD_BYTES
 
-    def __init__(self, file: "File", *, append_timeout: float, sweep_interval: float | None) -> None:
+    def __init__(self, file: File, *, append_timeout: float, sweep_interval: float | None) -> None:
         self._file = file
         self._append_timeout = append_timeout
         self._loop = asyncio.get_running_loop()
@@ -91,7 +91,7 @@ class EmbeddedLog:
         self._waiting_bytes += size
         return await future
 
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "EmbeddedConsumer":
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> EmbeddedConsumer:
         """Join a group as its only member. Raises UsageError where it has one, or where this isn't the file's owner."""
         self._check_open()
         if group is not None and not self._file.is_owner:
@@ -182,7 +182,7 @@ class EmbeddedLog:
 
     # For consumers.
 
-    def leave(self, consumer: "EmbeddedConsumer") -> None:
+    def leave(self, consumer: EmbeddedConsumer) -> None:
         """Forget a consumer."""
         self._register([other for other in self._consumers if other is not consumer])
 
@@ -191,9 +191,7 @@ class EmbeddedLog:
         self._check_open()
         return await self._loop.run_in_executor(self._reader, self._reading, work, *args)
 
-    def read_soon(
-        self, ranges: "Sequence[Range]", deliver: "Callable[[Sequence[statements.Chunk] | None], None]"
-    ) -> None:
+    def read_soon(self, ranges: Sequence[Range], deliver: Callable[[Sequence[statements.Chunk] | None], None]) -> None:
         """Read ranges in the reader thread, then call `deliver` on the loop, with None where that failed."""
         if not self._is_closed:
             self._reader.submit(self._read_ranges, ranges, deliver)
@@ -222,7 +220,7 @@ class EmbeddedLog:
             group.timer = self._loop.call_later(self._append_timeout, self._expire, group)
             self._writer.put(group)
 
-    def _expire(self, group: "Group") -> None:
+    def _expire(self, group: Group) -> None:
         group.is_expired = True
         for append in group.appends:
             if not append.future.done():
@@ -232,9 +230,7 @@ class EmbeddedLog:
                     )
                 )
 
-    def _appended(
-        self, groups: "Sequence[Group]", results: "Sequence[Stored]", tails: "Sequence[statements.Chunk]"
-    ) -> None:
+    def _appended(self, groups: Sequence[Group], results: Sequence[Stored], tails: Sequence[statements.Chunk]) -> None:
         for group in groups:
             self._waiting_bytes -= group.size
             if group.timer is not None:
@@ -250,7 +246,7 @@ class EmbeddedLog:
             for consumer in self._consumers:
                 consumer.offer(chunk)
 
-    def _register(self, consumers: "list[EmbeddedConsumer]") -> None:
+    def _register(self, consumers: list[EmbeddedConsumer]) -> None:
         self._consumers = consumers
         self._writer.consumed = frozenset(topic for consumer in consumers for topic in consumer.topics)
 
@@ -259,7 +255,7 @@ class EmbeddedLog:
             return work(self._file.reader, *args)
 
     def _read_ranges(
-        self, ranges: "Sequence[Range]", deliver: "Callable[[Sequence[statements.Chunk] | None], None]"
+        self, ranges: Sequence[Range], deliver: Callable[[Sequence[statements.Chunk] | None], None]
     ) -> None:
         try:
             now = self._file.now()

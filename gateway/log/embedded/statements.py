@@ -1,4 +1,4 @@
-"""What the file holds, and the statements about it. All of them block: they are for the two threads of the log."""
+"""What the file holds, and how it is asked and changed. What takes a connection blocks: for the log's two threads."""
 
 import math
 import sqlite3

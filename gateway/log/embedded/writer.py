@@ -61,7 +61,7 @@ class Writer:
 
     def __init__(
         self,
-        file: "File",
+        file: File,
         loop: asyncio.AbstractEventLoop,
         appended: Callable[[Sequence[Group], Sequence[Stored], Sequence[Chunk]], None],
     ) -> None:
