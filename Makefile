@@ -36,7 +36,7 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 faults: $(READY) ## real faults under load, each with its ledger (some 20 minutes)
-	-@$(BIN)/python dev/tools.py alertmanager prometheus
+	-@$(BIN)/python dev/tools.py alertmanager prometheus promtool
 	$(BIN)/python -m pytest tests/faults -q --full
 
 lint: $(READY) ## format check, lint and types, without the tests
@@ -73,4 +73,4 @@ lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs 
 	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
 
 clean: ## remove what the other targets made
-	rm -rf .venv .kafka .tools .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf .venv .kafka .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -568,7 +568,14 @@ def dashboard(board: Board) -> dict[str, Any]:
         "refresh": "30s",
         "time": {"from": "now-3h", "to": "now"},
         "links": [
-            {"type": "dashboards", "tags": ["gateway"], "title": "Gateway", "asDropdown": False, "keepTime": True}
+            {
+                "type": "dashboards",
+                "tags": ["gateway"],
+                "title": "Gateway",
+                "asDropdown": False,
+                "keepTime": True,
+                "includeVars": True,
+            }
         ],
         "templating": {"list": list(_variables(board))},
         "annotations": {

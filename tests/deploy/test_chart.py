@@ -416,6 +416,7 @@ def _restore(log: Path, backup: Path) -> int:
         ({"ingress": {"http": {"enabled": True}}}, r"/ingress/http/host.*minLength"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),
+        ({"monitoring": {"runbooks": "https://docs.example.com/a\\b"}}, "/monitoring/runbooks.*does not match pattern"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(chart: Chart, changes: dict[str, Any], told: str) -> None:

@@ -206,9 +206,10 @@ class Watch:
         fired = since[0][0] - fault.began if since else None
         if fault.mended is None or not since:
             return Row(alert, fault.name, fired, None, was_early=False)
-        fired_then = [times for times in since if times[0] <= fault.mended and fault.mended < [*times, math.inf][1]]
-        cleared = fired_then[0][1] - fault.mended if fired_then and len(fired_then[0]) == 2 else None
-        return Row(alert, fault.name, fired, cleared, was_early=not fired_then)
+        after = [[*times, math.inf][1] for times in since]
+        after = [end for end in after if end > fault.mended]
+        cleared = after[0] - fault.mended if after and after[0] < math.inf else None
+        return Row(alert, fault.name, fired, cleared, was_early=not after)
 
 
 SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudgetBurnsSlowly")
@@ -632,6 +633,8 @@ def watches(pytestconfig: pytest.Config) -> Iterator[list[Watch]]:
     """Return what a watch goes into; its rows are shown when the test is over, however it ended."""
     watches: list[Watch] = []
     yield watches
+    if not watches:
+        return
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         lines = [f"{'alert':42} {'fault':48} {'fired after':>11} {'cleared after':>13}"]

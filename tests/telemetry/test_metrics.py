@@ -149,25 +149,6 @@ def test_every_series_of_the_rules_exists_from_the_start() -> None:
     assert sample(registry, "retries_total", route="build", reason="2xx") is None
 
 
-@pytest.mark.parametrize(("sources", "destinations", "routes", "each"), [(1, 0, 0, 0), (3, 5, 5, 1), (2, 10, 20, 4)])
-def test_the_number_of_series_is_what_docs_scaling_tells(
-    sources: int, destinations: int, routes: int, each: int
-) -> None:
-    registry = CollectorRegistry()
-    names = [f"to-{number}" for number in range(destinations)]
-    rules = some_rules(
-        sources=tuple([f"source-{number}" for number in range(sources)]),
-        routes={
-            f"route-{number}": tuple([names[(number + one) % destinations] for one in range(each)])
-            for number in range(routes)
-        },
-    )
-    Metrics(registry).prepare(rules)
-    text, _ = page(registry)
-    series = sum(not line.startswith(b"#") for line in text.splitlines())
-    assert series == 62 + 59 * sources + 41 * destinations + 34 * routes + 11 * routes * each
-
-
 def test_a_reload_keeps_counts_and_drops_the_names_that_are_gone() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
