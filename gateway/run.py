@@ -47,8 +47,6 @@ WATCH_EVERY = 1.0
 """Seconds between looks at the rule files; a SIGHUP looks at once."""
 RELOAD_AGAIN = 5.0
 """Seconds until rules are looked at again that came while the log was away, or hadn't allowed a new source's topic."""
-RELOAD_SHARE = 20
-"""Or so many times as many as that took, where it is more: thousands of routes take a second to load."""
 PING_EVERY = 5.0
 LAG_EVERY = 0.25
 STOP_TIMEOUT = 25.0
@@ -320,10 +318,7 @@ class Gateway:
             self._reload.clear()
             # Stamped before reading: a change while we read is seen at the next look.
             before = await asyncio.to_thread(_stamps, self._watched)
-            began = time.monotonic()
-            is_over = await self._try_to_reload(log)
-            ended = time.monotonic()
-            again = math.inf if is_over else ended + max(RELOAD_AGAIN, RELOAD_SHARE * (ended - began))
+            again = math.inf if await self._try_to_reload(log) else time.monotonic() + RELOAD_AGAIN
             seen = await asyncio.to_thread(_stamps, self._watched) | before
             seen = {file: seen[file] for file in self._watched}
 
