@@ -11,6 +11,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from dev.kafka import Broker, KafkaMissingError
+from tests.seeds import VARIABLE, drawn
 
 T = TypeVar("T")
 
@@ -20,6 +21,10 @@ hypothesis.settings.load_profile("steady")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the sizes that the promises are stated for: minutes")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"seeds from {drawn()} on, drawn from the commit; {VARIABLE} names others")
 
 
 @pytest.fixture

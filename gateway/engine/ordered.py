@@ -213,10 +213,14 @@ class Ordered(Member):
     @override
     def halts(self, item: Item, end: DeadLettered) -> bool:
         route = self._route()
-        if route is None or route.on_exhausted != "halt" or end.reason is DeadReason.ROUTE_REMOVED:
+        if end.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
         if item.pending.tracker.is_lost:
             return False  # its memory is to be given back
+        item.end = end
+        item.is_waiting = True
+        if route is None:
+            return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
         self._around.logger.error(
             "key_halted",
             route=self.route,
@@ -225,8 +229,6 @@ class Ordered(Member):
             delivery_id=item.delivery.id,
             reason=end.reason,
         )
-        item.end = end
-        item.is_waiting = True
         return True
 
     def _route(self) -> Route | None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, RequestTimedOutError
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
@@ -339,6 +339,36 @@ async def test_a_scan_reads_what_compaction_has_left(kafka: str, log: KafkaLog) 
 
 
 # Rebalances
+
+
+async def test_a_commit_under_way_ends_before_its_partition_has_another_owner(kafka: str, log: KafkaLog) -> None:
+    """A commit that failed is repeated by aiokafka, in the generation of then: it would undo the next owner's."""
+    topic, group = await make_topic(log), f"g{uuid4().hex}"
+    owner, next_owner = Owner(), Owner()
+    consumer = await log.consume(group=group, topics=[topic], listener=owner)
+    await fetch_until(consumer, lambda: bool(owner.owned))
+    # A broker can't be asked for an error of our choice, at the moment of our choice.
+    coordinator: Any = consumer._kafka._coordinator
+    send = coordinator._do_commit_offsets
+    generations = []
+
+    async def refused_until_revoked(*arguments: Any) -> None:
+        generations.append(coordinator.generation)
+        if "revoked" not in owner.told:
+            raise RequestTimedOutError
+        await send(*arguments)
+
+    coordinator._do_commit_offsets = refused_until_revoked
+    committing = asyncio.create_task(consumer.commit({Partition(topic, 0): Commit(0)}))
+    async with asyncio.timeout(PATIENCE):
+        async with asyncio.TaskGroup() as tasks:
+            other = await KafkaLog.open(kafka)
+            joined = await other.consume(group=group, topics=[topic], listener=next_owner)
+            tasks.create_task(fetch_until(consumer, lambda: committing.done() and len(owner.told) > 2))
+            tasks.create_task(fetch_until(joined, lambda: "assigned" in next_owner.told))
+    await other.close()
+    assert len(generations) > 1
+    assert len(set(generations)) == 1
 
 
 async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_told(kafka: str, log: KafkaLog) -> None:

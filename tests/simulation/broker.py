@@ -596,10 +596,11 @@ class SimulatedConsumer:
     async def _commit(self, commits: Mapping[Partition, Commit]) -> None:
         self._check()
         group = self.group
-        if group is None or not commits:
+        if group is None:
             return
         async with self._committing:
-            await self._send(group, commits)
+            if commits:
+                await self._send(group, commits)
 
     async def _send(self, group: Group, commits: Mapping[Partition, Commit]) -> None:
         self._check()

@@ -237,7 +237,8 @@ class Ledger:
         row.number = int(dict(row.event.headers)[MARK])
         if row.filed is not None:
             self._carried(row, row.filed)
-            self._see_whose(client.name, (row.number, row.filed.delivery.id), is_dead=client.is_dead)
+            for key in self._keys(row):  # of an event of an unknown source, each delivery that it may come to
+                self._see_whose(client.name, key, is_dead=client.is_dead)
         else:
             self._identities[partition, row.event.id, row.event.body].append(row)
         self._say(f"{row.what()} is stored by {row.writer} at {partition.topic}/{partition.number}@{record.offset}")

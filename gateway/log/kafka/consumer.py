@@ -242,15 +242,17 @@ class KafkaConsumer:
                 log.warning("log_commit_lost", group=self._group, error=str(error))
 
     async def _commit(self, commits: Mapping[Partition, Commit], timeout: float = COMMIT_TIMEOUT) -> None:
-        if not commits or self._group is None:
+        if self._group is None:
             return
         offsets = {
             TopicPartition(*partition): (commit.base, encode_done(commit.done)) for partition, commit in commits.items()
         }
-        # One after the other: aiokafka repeats one that failed with the same offsets, after another that was newer.
+        # One after the other, and none left behind by a revocation that has nothing to commit itself: aiokafka repeats
+        # one that failed with the same offsets, after another that was newer, and in the next generation, too.
         with translated(f"commit of {self._group}"):
             async with asyncio.timeout(timeout), self._committing:
-                await self._kafka.commit(offsets)
+                if offsets:
+                    await self._kafka.commit(offsets)
 
     def _ask_for_ends(self) -> None:
         """Keep the ends of paused partitions fresh, for their lag: only a fetch would tell them."""
