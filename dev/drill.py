@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 ROOT = Path(__file__).resolve().parent.parent
