@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -40,9 +41,9 @@ from gateway.model import (
 )
 from gateway.ops import arguments as takes
 from gateway.ops.arguments import Parser
-from gateway.ops.explain import explain
-from gateway.ops.history import Found, newest_first
-from gateway.ops.letters import deliveries_of, find_letters, read_letters
+from gateway.ops.explain import explain, explain_event
+from gateway.ops.history import Found, newest_first, original_of
+from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.migrate import migrate
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import Output, printable, rfc3339
@@ -55,6 +56,7 @@ from gateway.ops.show import (
     event_content,
     event_fields,
     explained_fields,
+    group_cells,
     is_success,
     letter_cells,
     letter_content,
@@ -289,6 +291,7 @@ def _check(call: Call) -> int:
     return 0
 
 
+EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 CHECKED = ("file", "line", "column", "path", "code", "severity", "message")
 
 
@@ -297,29 +300,53 @@ CHECKED = ("file", "line", "column", "path", "code", "severity", "message")
     about="tell which routes match an event, which don't and why, and the requests they would make",
     example="gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json",
     takes=takes.explain_arguments,
+    settings=LOG,
 )
-def _explain(call: Call) -> int:
+async def _explain(call: Call) -> int:
     arguments = call.arguments
-    path = _rule_file(call)
-    body = _read(arguments.event)
-    try:
-        explained = explain(
-            _rules(path),
-            source=arguments.source,
-            headers=tuple([(os.fsencode(name), os.fsencode(value)) for name, value in arguments.header]),
-            query="&".join(arguments.query),
-            body=body,
-            now=time.time(),
-            is_secret_shown=arguments.show_secrets,
-        )
-    except RefusedError as error:
-        call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
-        return 1
+    rules = _rules(_rule_file(call))
+    is_secret_shown = arguments.show_secrets
+    if EVENT_ID.fullmatch(arguments.event):
+        event = await _event_in_log(call, rules, arguments.event)
+        if event is None:
+            call.output.fail(f"{arguments.event}: expected the id of an event in the log, got none")
+            return 1
+        explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
+    elif arguments.source is None:
+        raise UsageError("explain: expected --source beside a file, or the id of an event in the log")
+    else:
+        body = _read(arguments.event)
+        try:
+            explained = explain(
+                rules,
+                source=arguments.source,
+                headers=tuple([(os.fsencode(name), os.fsencode(value)) for name, value in arguments.header]),
+                query="&".join(arguments.query),
+                body=body,
+                now=time.time(),
+                is_secret_shown=is_secret_shown,
+            )
+        except RefusedError as error:
+            call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
+            return 1
     if call.output.json:
         call.output.line(explained_fields(explained))
     else:
         print_explained(call.output, explained)
     return 0
+
+
+async def _event_in_log(call: Call, rules: Rules, name: str) -> Event | None:
+    """Return the newest event with an id."""
+    topics = sorted(event_topics(rules, call.topics))
+    async with _log(call) as log:
+        with call.output.waiting(f"looking for {name}"):
+            async with aclosing(newest_first(log, topics)) as history:
+                async for found in history:
+                    event, _ = _event_of(found)
+                    if event is not None and event.id == name:
+                        return event
+    return None
 
 
 @_command(
@@ -530,24 +557,37 @@ async def _events_list(call: Call) -> int:
 )
 async def _events_show(call: Call) -> int:
     arguments, output = call.arguments, call.output
-    copies: list[tuple[Found, Event]] = []
+    found_events: list[tuple[Found, Event, str]] = []
     async with _log(call) as log:
         with output.waiting(f"looking for {arguments.id}"):
             async with aclosing(newest_first(log, _event_topics(call, arguments.source))) as history:
                 async for found in history:
                     event, _ = _event_of(found)
                     if event is not None and event.id == arguments.id:
-                        copies.append((found, event))
+                        found_events.append((found, event, await _copied(call, log, found, event)))
                         if not arguments.all:
                             break
-    for found, event in copies:
+    for found, event, copied in found_events:
         if output.json:
-            output.line(event_fields(found, event, "") | event_content(event))
+            more = {"copy_of": copied} if copied else {}
+            output.line(event_fields(found, event, "") | more | event_content(event))
         else:
-            print_event(output, event, found.place)
-    if not copies:
+            print_event(output, event, found.place, copied)
+    if not found_events:
         output.fail(f"{arguments.id}: expected the id of an event in the log, got none")
-    return 0 if copies else 1
+    return 0 if found_events else 1
+
+
+async def _copied(call: Call, log: Log, found: Found, event: Event) -> str:
+    """Return the place of the event of which one is a copy, by the rules at hand; "" if it isn't, or there are none."""
+    try:
+        source = _rules(call.settings.rules).sources.get(event.source)
+    except RulesError:
+        return ""
+    if source is None or source.dedupe is None:
+        return ""
+    original = await original_of(log, found, event, source.dedupe)
+    return "" if original is None else original.place
 
 
 def _event_topics(call: Call, source: str | None) -> list[str]:
@@ -579,14 +619,15 @@ def _event_of(found: Found) -> tuple[Event | None, str]:
 
 @_command(
     "dead list",
-    about="list the open dead letters, newest first",
+    about="list the open dead letters: by what they have in common, then one by one, newest first",
     example="gateway dead list --destination ci --since 1d",
     takes=takes.dead_list_arguments,
     settings=LOG,
 )
 async def _dead_list(call: Call) -> int:
     arguments, output = call.arguments, call.output
-    shown = 0
+    groups = Groups()
+    count_all = 0
     rows: list[tuple[str, ...]] = []
     async with _log(call) as log:
         control = await Orders(log, call.topics).control()
@@ -594,18 +635,28 @@ async def _dead_list(call: Call) -> int:
         with output.waiting("reading the dead letters"):
             async with aclosing(read_letters(log, call.topics, control, which, is_all=arguments.all)) as letters:
                 async for letter in letters:
-                    if shown == arguments.limit:
-                        output.note(f"there are more; --limit shows more than {shown}")
-                        break
-                    shown += 1
+                    count_all += 1
                     if output.json:
+                        if count_all > arguments.limit:
+                            break
                         output.line(letter_fields(letter))
-                    else:
+                        continue
+                    groups.add(letter)
+                    if count_all <= arguments.limit:
                         rows.append(letter_cells(letter))
-    columns = ["when", "route → destination, delivery, event", "reason", "tries", "last result"]
-    if arguments.all:
-        columns.append("status")
+    if count_all > arguments.limit:
+        output.note(
+            f"there are more; --limit shows more than {arguments.limit}"
+            if output.json
+            else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
+        )
     if rows:
+        columns = ["letters", "reason", "last result", "route → destination", "oldest", "newest"]
+        output.table(columns, [group_cells(group) for group in groups.largest_first()], right=("letters",))
+        output.say()
+        columns = ["when", "route → destination, delivery, event", "reason", "tries", "last result"]
+        if arguments.all:
+            columns.append("status")
         output.table(columns, [row[: len(columns)] for row in rows], right=("tries",))
     else:
         output.say("no dead letters" if arguments.all else "no open dead letters")

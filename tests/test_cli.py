@@ -26,6 +26,7 @@ from gateway.log.base import Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
+from gateway.model import event_id
 from gateway.run import cannot_listen
 from gateway.settings import Address
 from tests.builders import NOW, a_delivery, an_attempt, an_event
@@ -360,6 +361,29 @@ def test_explain_needs_its_files(run: Run) -> None:
     assert "unknown source 'gitub', did you mean" in run("explain", "--source", "gitub", "push.json")[2]
 
 
+@pytest.mark.usefixtures("log")
+def test_explain_takes_an_event_of_the_log(run: Run) -> None:
+    name = event_id("github", "1")
+    write_event(name, type="push", headers={"X-GitHub-Delivery": "1"}, body=b'{"repo": "shop"}')
+    code, out, _ = run("explain", name)
+    assert code == 0
+    assert f"event {name}  source github  type push" in out
+    assert "✓ build  matched" in out
+    assert run("explain", event_id("github", "2"))[0] == 1
+    assert "expected --source beside a file, or the id of an event" in run("explain", "push.json")[2]
+
+
+def test_explain_tells_what_identifies_an_event_and_whether_it_is_deduplicated(run: Run) -> None:
+    told = json.loads(run("explain", "--json", *EXPLAIN, "push.json")[1])
+    assert told["identity"] == {"from": "headers['x-github-delivery']", "dedupe_seconds": None}
+    assert "identity headers['x-github-delivery']; dedupe is off" in run("explain", *EXPLAIN, "push.json")[1]
+    rules = Path("routes.yaml").read_text()
+    Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, id: body.repo, dedupe: 90m"))
+    assert "identity body.repo; dedupe 90m: the same with the same content" in run("explain", *EXPLAIN, "push.json")[1]
+    Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, id: body.none"))
+    assert "identity none: each request is an event" in run("explain", "--source", "github", "push.json")[1]
+
+
 # ---- Sending and receiving ----
 
 
@@ -475,6 +499,20 @@ def test_a_record_that_is_no_event_is_listed_as_that(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
+def test_a_copy_is_shown_with_the_event_that_was_delivered(run: Run) -> None:
+    rules = Path("routes.yaml").read_text()
+    Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, dedupe: 1h"))
+    name = event_id("github", "1")
+    for body in (b"one", b"two", b"one"):
+        write_event(name, body=body)
+    newest, other, first = lines(run("events", "show", name, "--all", "--json")[1])
+    assert newest["copy_of"] == f"gateway.events.github/{first['partition']}@{first['offset']}"
+    assert "copy_of" not in other
+    assert "copy_of" not in first
+    assert "a copy of gateway.events.github/" in run("events", "show", name)[1]
+
+
+@pytest.mark.usefixtures("log")
 def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
     write_event("evt_1", headers={"X-One": "1"}, query="a=b", body=b'{"n":1}')
     write_event("evt_2", body=b"\xff\x00")
@@ -557,6 +595,18 @@ def test_dead_letters_are_listed_until_they_are_settled(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
+def test_dead_letters_are_grouped_by_what_they_have_in_common(run: Run) -> None:
+    for number in range(3):
+        write_letter(f"evt_{number}")
+    write_letter("evt_3", reason="gone")
+    out = run("dead", "list", "--limit", "2")[1].splitlines()
+    groups = [line.split() for line in out[2:4]]
+    assert [group[:3] for group in groups] == [["3", "exhausted", "500"], ["1", "gone", "500"]]
+    assert groups[0][3:6] == ["build", "→", "ci"]
+    assert "the newest 2 of 4" in run("dead", "list", "--limit", "2")[2]
+
+
+@pytest.mark.usefixtures("log")
 def test_no_dead_letters_are_said(run: Run) -> None:
     assert run("dead", "list") == (0, "no open dead letters\n", "")
     assert run("dead", "list", "--json") == (0, "", "")
@@ -566,7 +616,8 @@ def test_no_dead_letters_are_said(run: Run) -> None:
 def test_more_dead_letters_than_shown_are_said(run: Run) -> None:
     for number in range(3):
         write_letter(f"evt_{number}")
-    assert run("dead", "list", "--limit", "2")[2] == "there are more; --limit shows more than 2\n"
+    assert run("dead", "list", "--limit", "2")[2] == "the newest 2 of 3; --limit shows more\n"
+    assert run("dead", "list", "--limit", "2", "--json")[2] == "there are more; --limit shows more than 2\n"
     assert run("dead", "list", "--limit", "3")[2] == ""
 
 

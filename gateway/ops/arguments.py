@@ -40,8 +40,8 @@ def rule_file_argument(parser: Parser) -> None:
 
 def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    parser.add_argument("event", metavar="EVENT", help="a file with the event's body; - is stdin")
-    parser.add_argument("--source", required=True, metavar="SOURCE", help="who would have sent it")
+    parser.add_argument("event", metavar="EVENT", help="a file with a body, - for stdin, or an event's id in the log")
+    parser.add_argument("--source", metavar="SOURCE", help="who would have sent it; needed, but with an event's id")
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
     parser.add_argument("--query", action="append", default=[], type=parameter, metavar="K=V", help="repeatable")
     parser.add_argument("--show-secrets", action="store_true", help="mask nothing")

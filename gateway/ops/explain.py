@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from gateway.client.request import Outbound, compose
-from gateway.model import Delivery, Event, ExpressionError, Headers, UsageError, delivery_id
+from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
 from gateway.rules.expressions import View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
@@ -39,9 +39,14 @@ class ExplainedRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """An event and what each route would do with it, in file order."""
+    """An event and what each route would do with it, in file order.
+
+    `identified_by` is where its identity is read from, "" where it has none; `dedupe` the source's window in seconds.
+    """
 
     event: Event
+    identified_by: str
+    dedupe: float | None
     routes: tuple[ExplainedRoute, ...]
 
 
@@ -60,6 +65,18 @@ def explain(
         raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
     request = Request(method="POST", path=sender.path, query=query, headers=headers, body=body)
     event = Identifier(sender).event(request, received_at=now)
+    return explain_event(rules, event, now=now, is_secret_shown=is_secret_shown)
+
+
+def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bool = False) -> Explained:
+    """Tell the same of an event that the log has: its id, type and key are as they were when it came.
+
+    Raises UsageError for one whose source the rules don't have.
+    """
+    sender = rules.sources.get(event.source)
+    if sender is None:
+        raise UsageError(f"{event.id}: expected an event of a source in the rules, got one of {event.source!r}")
+    request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     failed = {route.name for route, error in rules.table.match(View.of(event)) if error is not None}
     mask = None if is_secret_shown else _Mask(rules.resolved)
     routes = []
@@ -72,7 +89,11 @@ def explain(
             name=found.name, is_matched=found.matched, reason=found.reason, requests=tuple(requests)
         )
         routes.append(explained if mask is None else mask.route(explained, rules.destinations))
-    return Explained(event=event, routes=tuple(routes))
+    try:
+        identified_by = Identifier(sender).identified_by(request)
+    except RefusedError:
+        identified_by = ""  # one that came under other rules
+    return Explained(event=event, identified_by=identified_by, dedupe=sender.dedupe, routes=tuple(routes))
 
 
 class _Mask:

@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
 
 from gateway.log.base import Log, Partition, Record
+from gateway.log.records import decode_event, fingerprint
+from gateway.model import Event, UndecodableRecordError, identity_of
 
 FIRST_PIECE = 50  # offsets
 LARGEST_PIECE = 5_000
@@ -47,6 +49,38 @@ async def newest_first(log: Log, topics: Iterable[str], *, since: float | None =
             yield found
             if (following := await anext(readers[index], None)) is not None:
                 heapq.heappush(heads, (-following.record.appended_at, index, following))
+
+
+async def original_of(log: Log, found: Found, event: Event, window: float) -> Found | None:
+    """Return the event of which one is a copy that dedupe let go, if the source's window (seconds) made it one.
+
+    By what the log has: its source had this window when it was read, and what came before it was known by then. A copy
+    has the identity and the content of an event at a smaller offset, which was delivered at most a window before.
+    """
+    identity = identity_of(event.id)
+    if identity is None:
+        return None
+    alike = [found]  # newest first, each at most a window after the next
+    first = (await log.bounds(found.partition.topic))[found.partition.number][0]
+    content = fingerprint(event)
+    async with aclosing(_backwards(log, found.partition, first, found.record.offset)) as history:
+        async for earlier in history:
+            if earlier.record.appended_at < alike[-1].record.appended_at - window:
+                break
+            try:
+                other = decode_event(earlier.record)
+            except UndecodableRecordError:
+                continue
+            if other.id == event.id and fingerprint(other) == content:
+                alike.append(earlier)
+    delivered = alike.pop()  # nothing within a window before it
+    for each in reversed(alike):
+        if each.record.appended_at - delivered.record.appended_at <= window:
+            if each is found:
+                return delivered
+        else:
+            delivered = each
+    return None
 
 
 async def _backwards(log: Log, partition: Partition, first: int, end: int) -> AsyncGenerator[Found, None]:

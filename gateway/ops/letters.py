@@ -12,7 +12,7 @@ from gateway.engine.jobs import read_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import Filed
 from gateway.log.topics import Topics
-from gateway.model import UsageError
+from gateway.model import Attempt, UsageError
 from gateway.ops.history import Found, newest_first
 
 
@@ -38,11 +38,27 @@ class DeadLetter:
             return "open"
         return "replayed" if self.settled_by.action == "replay" else "dropped"
 
+    @property
+    def answer(self) -> str:
+        """What the last attempt got, or what else ended it."""
+        if self.filed is None:
+            return self.problem
+        attempts = self.filed.delivery.attempts
+        if not attempts:
+            return self.filed.note.get("detail", "")
+        return result_of(attempts[-1])
+
     def is_called(self, name: str) -> bool:
         """Tell whether that is the id of its delivery or of its event, or its place."""
         return name == self.place or (
             self.filed is not None and name in (self.filed.delivery.id, self.filed.delivery.event.id)
         )
+
+
+def result_of(attempt: Attempt) -> str:
+    """Tell in a few words what an attempt got."""
+    told = attempt.result.value if attempt.status is None else str(attempt.status)
+    return f"{told}: {attempt.detail}" if attempt.detail else told
 
 
 async def read_letters(
@@ -54,6 +70,43 @@ async def read_letters(
             letter = _read(found, control)
             if which.covers(letter.letter) and (is_all or letter.settled_by is None):
                 yield letter
+
+
+class Group:
+    """Dead letters alike: one reason, answer, route and destination."""
+
+    def __init__(self, letter: DeadLetter) -> None:
+        self.reason = letter.letter.reason
+        self.answer = letter.answer
+        self.route, self.destination = letter.letter.route, letter.letter.destination
+        self.count = 0
+        self.oldest = self.newest = letter.letter.at
+
+    def add(self, letter: DeadLetter) -> None:
+        self.count += 1
+        self.oldest, self.newest = min(self.oldest, letter.letter.at), max(self.newest, letter.letter.at)
+
+
+class Groups:
+    """What dead letters have in common. Answers that differ for each (they name an id) go together beyond `MOST`."""
+
+    MOST = 1000
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str, str, str], Group] = {}
+
+    def add(self, letter: DeadLetter) -> None:
+        which = letter.letter
+        key = which.reason, letter.answer, which.route, which.destination
+        if key not in self._groups and len(self._groups) >= self.MOST:
+            key = which.reason, "", which.route, which.destination
+        if key not in self._groups:
+            self._groups[key] = Group(letter)
+            self._groups[key].answer = key[1] or "(others)"
+        self._groups[key].add(letter)
+
+    def largest_first(self) -> list[Group]:
+        return sorted(self._groups.values(), key=lambda group: (-group.count, -group.newest))
 
 
 async def find_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:

@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from gateway.log.base import TopicSpec
-from gateway.model import Attempt, Event
+from gateway.model import Event
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.history import Found
-from gateway.ops.letters import DeadLetter
+from gateway.ops.letters import DeadLetter, Group, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
+from gateway.rules.schema import shown_duration
 
 
 def explained_fields(explained: Explained) -> dict[str, object]:
     event = explained.event
     return {
         "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
+        "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
         "routes": [
             {
                 "name": route.name,
@@ -44,12 +46,22 @@ def print_explained(output: Output, explained: Explained) -> None:
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
     output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
+    output.say(("identity ", "bold"), _identity(explained))
     for route in explained.routes:
         mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
         output.say(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
         _print_requests(output, route, event)
     if not any(route.is_matched for route in explained.routes):
         output.say(("no route matches: the event would be acknowledged and go nowhere", "yellow"))
+
+
+def _identity(explained: Explained) -> str:
+    if not explained.identified_by:
+        return "none: each request is an event of its own, and dedupe finds no copies"
+    if explained.dedupe is None:
+        return f"{explained.identified_by}; dedupe is off: what comes again is delivered again"
+    window = shown_duration(explained.dedupe)
+    return f"{explained.identified_by}; dedupe {window}: the same with the same content isn't delivered again within it"
 
 
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
@@ -150,8 +162,11 @@ def event_cells(found: Found, event: Event | None, problem: str) -> tuple[str, .
     return when(event.received_at), event.id, event.source, event.type, event.key or "", f"{len(event.body):,}"
 
 
-def print_event(output: Output, event: Event, place: str) -> None:
+def print_event(output: Output, event: Event, place: str, copy_of: str = "") -> None:
     output.say(("event ", "bold"), event.id)
+    if copy_of:
+        told = f"a copy of {copy_of}, within its source's dedupe: acknowledged, and not delivered again"
+        output.say(("  " + told, "yellow"))
     about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
     _print_fields(output, {**about, "query": event.query or None, "stored at": place})
     for name, value in event.headers:
@@ -182,7 +197,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "destination": delivery.destination,
         "detail": letter.filed.note.get("detail", ""),
         "attempts": last.number if last else 0,
-        "last_result": _result(last) if last else None,
+        "last_result": letter.answer if last else None,
     }
 
 
@@ -212,9 +227,14 @@ def letter_cells(letter: DeadLetter) -> tuple[str, ...]:
         f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}",
         letter.letter.reason,
         str(last.number if last else 0),
-        _result(last) if last else letter.filed.note.get("detail", ""),
+        letter.answer,
         letter.status,
     )
+
+
+def group_cells(group: Group) -> tuple[str, ...]:
+    where = f"{group.route} → {group.destination}" if group.route else ""
+    return f"{group.count:,}", group.reason, group.answer, where, when(group.oldest), when(group.newest)
 
 
 def print_letter(output: Output, letter: DeadLetter) -> None:
@@ -242,17 +262,12 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
             **note,
         },
     )
-    rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", _result(try_)) for try_ in delivery.attempts]
+    rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", result_of(try_)) for try_ in delivery.attempts]
     if rows:
         output.say()
         output.table(["try", "at", "seconds", "result"], rows, right=("try", "seconds"))
     output.say()
     print_event(output, delivery.event, f"{letter.partition.topic}/{letter.place}")
-
-
-def _result(attempt: Attempt) -> str:
-    told = attempt.result.value if attempt.status is None else str(attempt.status)
-    return f"{told}: {attempt.detail}" if attempt.detail else told
 
 
 def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:

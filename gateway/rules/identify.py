@@ -52,6 +52,17 @@ class Identifier:
             body=request.body,
         )
 
+    def identified_by(self, request: Request) -> str:
+        """Tell where the identity of a request is read from; "" where it has none, and is an event of its own.
+
+        Raises RefusedError (400) as `event` does.
+        """
+        seen = _Seen(self._source.name, request, request.headers, request.lower_names(), request.query)
+        for field in self._ids.values():
+            if field.text is not None and field.read(seen):
+                return field.text
+        return "the header Idempotency-Key" if _idempotency_key(request.headers) else ""
+
 
 class _Seen:
     """What fields are read from. Most providers tell id and type in headers, for which no view has to be made."""
@@ -90,6 +101,11 @@ class _Field:
         self._reads_body = self._expression is not None and self._expression.reads_body
         header = self._expression.header if self._expression else None
         self._header = None if header is None else header.encode()
+
+    @property
+    def text(self) -> str | None:
+        """The expression, as it is written."""
+        return None if self._expression is None else self._expression.text
 
     def read(self, seen: _Seen) -> str | None:
         if self._expression is None:

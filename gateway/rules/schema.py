@@ -269,7 +269,8 @@ def _expression(value: object) -> Expression:
 # --- Kinds of values -------------------------------------------------------------------------------------------------
 
 
-def _shown(seconds: float) -> str:
+def shown_duration(seconds: float) -> str:
+    """Write seconds as the rules do: 90m, 1h."""
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
     return next(
         (f"{seconds / unit:.0f}{name}" for name, unit in units if seconds % unit == 0), f"{seconds * 1000:.0f}ms"
@@ -286,7 +287,7 @@ def duration(least: float, most: float) -> Scalar:
         return seconds
 
     return Scalar(
-        f"a duration from {_shown(least)} to {_shown(most)}, such as 5s, 2m or 1h30m",
+        f"a duration from {shown_duration(least)} to {shown_duration(most)}, such as 5s, 2m or 1h30m",
         parse,
         _pattern(DURATION),
     )

@@ -2,8 +2,15 @@
 
 from contextlib import aclosing
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.engine.dedupe import Sightings, Verdict
 from gateway.log.base import TopicSpec
-from gateway.ops.history import FIRST_PIECE, LARGEST_PIECE, newest_first
+from gateway.log.records import SIGHTING, decode_event, encode_event, fingerprint
+from gateway.model import event_id, identity_of
+from gateway.ops.history import FIRST_PIECE, LARGEST_PIECE, newest_first, original_of
+from tests.builders import an_event
 from tests.memory_log import MemoryLog
 
 TOPICS = [TopicSpec(name=name, partitions=3, retention=None) for name in ("one", "two")]
@@ -76,3 +83,27 @@ async def test_large_records_are_read_in_small_pieces() -> None:
     log.scan = counting  # type: ignore[method-assign] # counts, and is the same otherwise
     assert await values(log, "one", "two") == list(reversed(range(120)))
     assert max(scanned[6:], default=0) <= 4 < LARGEST_PIECE
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from("ab"), st.sampled_from("xy")), max_size=30))
+async def test_a_copy_is_what_dedupe_let_go_and_its_original_was_delivered(steps: list[tuple[int, str, str]]) -> None:
+    clock = [1000.0]
+    log = MemoryLog(now=lambda: clock[0])
+    await log.create([TopicSpec(name="one", partitions=1, retention=None)])
+    sightings, window = Sightings(), 60.0
+    delivered: set[int] = set()
+    duplicates: set[int] = set()
+    for offset, (wait, identity, body) in enumerate(steps):
+        clock[0] += wait
+        event = an_event(id=event_id("github", identity), body=body.encode())
+        await log.append("one", key=b"", value=event.body, headers=encode_event(event))
+        row = SIGHTING.pack(identity_of(event.id), fingerprint(event), offset, round(clock[0] * 1e6))
+        is_copy = sightings.judge(row, round(window * 1e6)) is Verdict.DUPLICATE
+        (duplicates if is_copy else delivered).add(offset)
+    async for found in newest_first(log, ["one"]):
+        event = decode_event(found.record)
+        original = await original_of(log, found, event, window)
+        assert (original is not None) == (found.record.offset in duplicates)
+        if original is not None:
+            assert original.record.offset in delivered
+            assert (decode_event(original.record).id, original.record.value) == (event.id, event.body)
