@@ -55,6 +55,8 @@ class Result(StrEnum):
     SUCCESS = "2xx"
     REDIRECT = "3xx"
     CLIENT_ERROR = "4xx"
+    UNAUTHORIZED = "unauthorized"
+    """401 or 403: most often the destination no longer takes our credential."""
     THROTTLED = "429"
     SERVER_ERROR = "5xx"
     TIMEOUT = "timeout"

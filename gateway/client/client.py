@@ -582,6 +582,8 @@ def _judge(status: int) -> tuple[Result, str]:
     """Return what a status means, and the words for it: ours, for the destination's could hold anything."""
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         result = Result.THROTTLED
+    elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        result = Result.UNAUTHORIZED
     else:
         result = _CLASSES.get(status // 100, Result.TRANSPORT)
     return result, "" if result is Result.SUCCESS else _phrase(status)

@@ -148,6 +148,8 @@ def _names(attempt: Attempt) -> tuple[str, ...]:
     match attempt.result:
         case Result.THROTTLED:
             return ("429", "4xx")
+        case Result.UNAUTHORIZED:
+            return (str(attempt.status), "4xx")
         case Result.SUCCESS | Result.REDIRECT | Result.CLIENT_ERROR | Result.SERVER_ERROR:
             return (str(attempt.status), attempt.result.value)
         case (

@@ -116,6 +116,8 @@ async def test_bodies_of_any_size_arrive_whole(client: Client, size: int) -> Non
         (299, Result.SUCCESS, ""),
         (302, Result.REDIRECT, "302 Found"),
         (400, Result.CLIENT_ERROR, "400 Bad Request"),
+        (401, Result.UNAUTHORIZED, "401 Unauthorized"),
+        (403, Result.UNAUTHORIZED, "403 Forbidden"),
         (410, Result.CLIENT_ERROR, "410 Gone"),
         (429, Result.THROTTLED, "429 Too Many Requests"),
         (499, Result.CLIENT_ERROR, "499"),

@@ -184,7 +184,7 @@ async def test_a_destination_that_refuses_every_token_costs_one_renewal(client: 
     async with Sink(counted()) as endpoint, Sink(401) as sink:
         access = credentials(endpoint.url)
         done = [await attempt(client, sink, access) for _ in range(4)]
-    assert [(one.result, one.status) for one in done] == [(Result.CLIENT_ERROR, 401)] * 4
+    assert [(one.result, one.status) for one in done] == [(Result.UNAUTHORIZED, 401)] * 4
     assert sent(sink) == ["Bearer t1", *["Bearer t2"] * 4]
     assert len(endpoint.requests) == 2
 

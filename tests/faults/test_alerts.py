@@ -69,18 +69,22 @@ sources:
   github: {verify: {scheme: github, secrets: ["SECRET"]}}
   crm: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.account}
   billing: {verify: {scheme: github, secrets: ["SECRET"]}}
+  shop: {verify: {scheme: github, secrets: ["SECRET"]}, dedupe: 1h}
 destinations:
   healthy: {url: "URL/healthy"}
   failing: {url: "URL/failing", timeout: 2s}
   # Of their own, as the breaker of `failing` opens, and nothing is tried there any more.
   refusing: {url: "URL/failing"}
   rejecting: {url: "URL/failing"}
+  denying: {url: "URL/denying"}
   idle:
     url: https://127.0.0.1:1/
     tls: {certificate: "${file:client.pem}", key: "${file:client.key}"}
 routes:
   - {name: all, from: github, to: [healthy, failing], retry: {schedule: [5s], max_attempts: 100}}
   - {name: strict, from: github, match: {body.n: {lt: 0}}, to: idle}
+  - {name: sales, from: shop, match: {body.n: {gte: 0}}, to: healthy}
+  - {name: denied, from: shop, match: {body.kind: denied}, to: denying, retry: {schedule: [1s], max_attempts: 1}}
   - {name: impatient, from: billing, to: refusing, retry: {schedule: [1s], max_attempts: 1}}
   - {name: mirror, from: crm, to: failing, order: key, retry: {schedule: [1s], max_attempts: 1000}}
   - {name: halting, from: crm, to: rejecting, order: key, on_exhausted: halt, retry: {schedule: [1s], max_attempts: 1}}
@@ -271,7 +275,7 @@ async def _configuration(scenery: "Scenery") -> None:
 async def _sources(scenery: "Scenery") -> None:
     """`crm` sent events a day and a week ago (`_write_history`), and sends none now. All of `billing`'s are forged."""
     watch = scenery.watch
-    async with watch.fault("what sent yesterday and a week ago is silent", "GatewaySourceSilent"):
+    async with watch.fault("what sent yesterday and a week ago is silent", "GatewaySourceSilent", "GatewayRouteQuiet"):
         pass
     async with (
         watch.fault("each request of a source is forged", "GatewaySignaturesRefused"),
@@ -282,7 +286,16 @@ async def _sources(scenery: "Scenery") -> None:
     watch.faults[0].mended = time.monotonic()
     while time.monotonic() < scenery.began + HISTORY:
         await scenery.send("/in/crm", 1)
+        await scenery.send("/in/shop", 1)
         await asyncio.sleep(0.5)
+    await watch.clear()
+    async with watch.fault("no route takes what a source sends", "GatewaySourceUnrouted"):
+        await scenery.send("/in/shop", 40, n=-1)
+    watch.mended()
+    await watch.clear()
+    async with watch.fault("a source sends one event again and again", "GatewayDuplicatesMany"):
+        await scenery.send("/in/shop", 80, n=1, delivery="again")
+    watch.mended()
 
 
 async def _log(scenery: "Scenery") -> None:
@@ -315,6 +328,10 @@ async def _destinations(scenery: "Scenery") -> None:
         "GatewayDeliveryBudgetBurnsFast",
         "GatewayDeliveryBudgetBurnsSlowly",
     )
+    async with scenery.watch.fault("a destination answers 401", "GatewayCredentialsRefused"):
+        await scenery.send("/in/shop", 10, n=1, kind="denied")
+    scenery.watch.mended()
+    await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with scenery.watch.fault("a destination answers 503", *names):
         scenery.is_failing = True
         await scenery.send("/in/crm", 2)
@@ -443,6 +460,8 @@ class Scenery:
         return await self._stack.enter_async_context(gateway)
 
     def _answer(self, request: Request) -> int:
+        if request.target == "/denying":
+            return 401
         return 503 if self.is_failing and request.target == "/failing" else 200
 
     # What can be done in it.
@@ -457,12 +476,15 @@ class Scenery:
         (folder / "client.key").write_text(key)
         (folder / "client.pem").write_text(certificate)
 
-    async def send(self, path: str, count: int) -> None:
+    async def send(self, path: str, count: int, *, delivery: str | None = None, **fields: object) -> None:
         """Send events to another source than the one that is under load."""
         for _ in range(count):
             self._count += 1
-            body = b'{"n":%d,"account":"a%d"}' % (self._count, self._count)
-            status, _ = await post(self._ingress.port, signed_post(body, delivery=f"other-{self._count}", path=path))
+            body = json.dumps({"n": self._count, "account": f"a{self._count}", **fields}).encode()
+            if delivery is not None:
+                body = json.dumps({**fields}).encode()
+            request = signed_post(body, delivery=delivery or f"other-{self._count}", path=path)
+            status, _ = await post(self._ingress.port, request)
             assert status == 202
 
     @asynccontextmanager
@@ -578,13 +600,17 @@ class Scenery:
             yield url
 
     def _write_history(self, folder: Path) -> None:
-        """Let Prometheus know of events of `crm`, a day and a week ago by its shortened rules."""
+        """Let Prometheus know of what `crm` sent and `sales` delivered a day and a week ago, by its shortened rules."""
         now = time.time()
-        lines = ["# TYPE gateway_events counter"]
-        series = 'gateway_events_total{source="crm",instance="before",job="gateway-ingress"}'
-        for ago in (7 * 86400 / FASTER, 86400 / FASTER):
-            seconds = range(-60, int(HISTORY) - 30)  # what is a window's length ago is still looked at
-            lines += [f"{series} {second + 60} {now - ago + second:.3f}" for second in seconds]
+        lines = []
+        for name, labels in (
+            ("gateway_events", 'source="crm",instance="before",job="gateway-ingress"'),
+            ("gateway_deliveries", 'route="sales",destination="healthy",instance="before",job="gateway-router"'),
+        ):
+            lines.append(f"# TYPE {name} counter")
+            for ago in (7 * 86400 / FASTER, 86400 / FASTER):
+                seconds = range(-60, int(HISTORY) - 30)  # what is a window's length ago is still looked at
+                lines += [f"{name}_total{{{labels}}} {second + 60} {now - ago + second:.3f}" for second in seconds]
         file = folder / "history.txt"
         file.write_text("\n".join([*lines, "# EOF\n"]))
         command = (self._tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", file, folder / "data")
