@@ -2,13 +2,18 @@
 
 The lists are explicit, since `ipaddress.is_global` passes NAT64, 6to4 and multicast, and since what clouds serve
 their credentials from isn't in any registry. An IPv6 address that carries an IPv4 one is refused for either.
+
+The chart's network policies leave out `NAMED_ONLY` as well; `tests/deploy/test_chart.py` holds the two together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from gateway.model import GatewayError
 from gateway.rules.rules import Egress
+
+_Refused = tuple[tuple[str, tuple[IPv4Network | IPv6Network, ...]], ...]
+"""Networks by what they are."""
 
 
 class EgressRefusedError(GatewayError):
@@ -21,22 +26,29 @@ class EgressGuard:
     def __init__(self, egress: Egress) -> None:
         self.egress = egress
         self._allowed = egress.allow
+        self._named = frozenset([network[0] for network in egress.allow if network.num_addresses == 1])
         self._refused = _ALWAYS if egress.is_private_allowed else _ALWAYS + _PRIVATE
 
     def check(self, address: str) -> None:
         """Raise EgressRefusedError unless an IP address (canonical, an IPv6 scope is ignored) may be dialled."""
         dialled = ip_address(address.partition("%")[0])
-        if self._is_allowed(dialled):
+        if dialled in self._named:
             return
         every = (dialled, *_embedded(dialled))
-        for kind, networks in self._refused:
-            for reached in every:
-                if any(reached in network for network in networks) and not self._is_allowed(reached):
-                    via = "" if reached is dialled else f" (as {reached})"
-                    raise EgressRefusedError(f"refused by egress policy: {dialled} is {kind}{via}")
+        _refuse(NAMED_ONLY, [reached for reached in every if reached not in self._named], dialled)
+        if not self._is_allowed(dialled):
+            _refuse(self._refused, [reached for reached in every if not self._is_allowed(reached)], dialled)
 
     def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._allowed)
+
+
+def _refuse(refused: _Refused, every: Iterable[IPv4Address | IPv6Address], dialled: IPv4Address | IPv6Address) -> None:
+    for kind, networks in refused:
+        for reached in every:
+            if any(reached in network for network in networks):
+                via = "" if reached is dialled else f" (as {reached})"
+                raise EgressRefusedError(f"refused by egress policy: {dialled} is {kind}{via}")
 
 
 def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
@@ -55,7 +67,7 @@ def _networks(*texts: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple([ip_network(text) for text in texts])
 
 
-_ALWAYS = (
+NAMED_ONLY: _Refused = (
     ("link-local", _networks("169.254.0.0/16", "fe80::/10")),
     (
         "cloud metadata",
@@ -63,16 +75,22 @@ _ALWAYS = (
             "100.100.100.200",  # Alibaba Cloud
             "168.63.129.16",  # Azure's WireServer
             "192.0.0.192",  # Oracle Cloud, classic
-            "fd00:ec2::/64",  # Amazon EC2: ::254 metadata, ::23 EKS pod identity
+            "fd00:100::100:200",  # Alibaba Cloud
             "fd00:42::42",  # Scaleway
+            "fd00:a9fe:a9fe::1",  # Akamai (Linode)
+            "fd00:c1::a9fe:a9fe",  # Oracle Cloud
+            "fd00:ec2::/32",  # Amazon EC2: ::254 metadata, ::23 EKS pod identity
             "fd20:ce::254",  # Google Cloud
         ),
     ),
+)
+"""Where credentials may be had, by kind: no allowance of a network means it, only one of the very address."""
+_ALWAYS: _Refused = (
     ("unspecified", _networks("0.0.0.0/8", "::")),  # Linux takes them for the host itself
     ("multicast", _networks("224.0.0.0/4", "ff00::/8")),
     ("reserved or broadcast", _networks("240.0.0.0/4")),
 )
-_PRIVATE = (
+_PRIVATE: _Refused = (
     ("loopback", _networks("127.0.0.0/8", "::1")),
     ("private", _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fec0::/10")),
     ("shared by a carrier (RFC 6598)", _networks("100.64.0.0/10")),

@@ -150,7 +150,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Egress:
-    """Where deliveries may connect to. `allow` overrides every refusal."""
+    """Where deliveries may connect to.
+
+    `allow` overrides every refusal; that of link-local and metadata addresses only where it has the very address.
+    """
 
     is_private_allowed: bool = True
     allow: tuple[IPv4Network | IPv6Network, ...] = ()

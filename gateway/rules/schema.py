@@ -686,7 +686,8 @@ ROUTE = Record(
 
 EGRESS = Record(
     name="egress",
-    about="Where deliveries may connect to. Link-local and cloud-metadata addresses are always refused but by `allow`.",
+    about="Where deliveries may connect to. Link-local and cloud-metadata addresses are always refused, unless `allow` "
+    "has the very address.",
     keys=(
         Key(
             name="private",
@@ -701,7 +702,8 @@ EGRESS = Record(
                 Scalar("an address or a network such as 10.0.0.0/8", _network, {"type": "string"}),
                 may_be_empty=True,
             ),
-            about="Addresses and networks that are allowed whatever else refuses them.",
+            about="Addresses and networks that are allowed whatever else refuses them; of link-local and "
+            "cloud-metadata ones only those that are written here as single addresses.",
         ),
     ),
 )

@@ -15,7 +15,13 @@ ALWAYS_REFUSED = [
     ("100.100.100.200", "100.100.100.200 is cloud metadata"),
     ("168.63.129.16", "168.63.129.16 is cloud metadata"),
     ("fd00:ec2::254", "fd00:ec2::254 is cloud metadata"),
+    ("fd00:ec2::23", "fd00:ec2::23 is cloud metadata"),
     ("fd20:ce::254", "fd20:ce::254 is cloud metadata"),
+    ("192.0.0.192", "192.0.0.192 is cloud metadata"),
+    ("fd00:c1::a9fe:a9fe", "fd00:c1::a9fe:a9fe is cloud metadata"),
+    ("fd00:100::100:200", "fd00:100::100:200 is cloud metadata"),
+    ("fd00:a9fe:a9fe::1", "fd00:a9fe:a9fe::1 is cloud metadata"),
+    ("fd00:42::42", "fd00:42::42 is cloud metadata"),
     ("0.0.0.0", "0.0.0.0 is unspecified"),
     ("::", ":: is unspecified"),
     ("224.0.0.1", "224.0.0.1 is multicast"),
@@ -86,10 +92,20 @@ def test_public_addresses_are_allowed(address: str) -> None:
 
 def test_what_is_allowed_by_name_overrides_each_refusal() -> None:
     guard("169.254.169.254/32").check("169.254.169.254")
-    guard("169.254.0.0/16").check("::ffff:169.254.169.254")
+    guard("169.254.169.254/32").check("::ffff:169.254.169.254")
+    guard("::ffff:169.254.169.254/128").check("::ffff:169.254.169.254")
     guard("fd00:ec2::254/128").check("fd00:ec2::254")
     guard("10.0.0.0/8", private=False).check("10.9.9.9")
     guard("64:ff9b::/96", private=False).check("64:ff9b::a00:1")
+
+
+@pytest.mark.parametrize("allowed", ["0.0.0.0/0", "169.254.0.0/16", "169.254.169.254/31", "::/0", "fd00::/8"])
+@pytest.mark.parametrize("private", [True, False])
+def test_no_wide_allowance_means_what_clouds_serve_credentials_from(allowed: str, *, private: bool) -> None:
+    for address, reason in ALWAYS_REFUSED:
+        if "link-local" in reason or "metadata" in reason:
+            with pytest.raises(EgressRefusedError):
+                guard(allowed, private=private).check(address)
 
 
 def test_an_allowance_reaches_no_further_than_it_says() -> None:
