@@ -6,6 +6,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 
 from deploy.grafana.boards import GATEWAY
 from gateway.cli import COMMANDS
+from gateway.client.egress import NAMED_ONLY
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.rules.load import check_rules, load_rules
 from gateway.run import STOP_TIMEOUT, event_topics
@@ -278,8 +280,26 @@ def test_nobody_reaches_the_metrics_from_outside(chart: Chart, example: str) -> 
                 assert all("ipBlock" not in peer for peer in rule["from"])
 
 
+def test_nobody_reaches_the_metrics_unless_the_values_say_who(chart: Chart) -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    for example, allowed in itertools.product(("small", "embedded"), ([], peers)):
+        policies = of_kind(chart.render(example, {"networkPolicy": {"monitoring": allowed}}), "NetworkPolicy")
+        rules = [rule for policy in policies for rule in policy["spec"].get("ingress", ())]
+        sources = [rule["from"] for rule in rules if "admin" in _ports(rule)]
+        assert sources == ([peers] * (1 if example == "embedded" else 2) if allowed else [])
+        assert all("Ingress" in policy["spec"]["policyTypes"] for policy in policies)
+        assert any("http" in _ports(rule) for rule in rules)
+
+
+def test_metrics_that_nobody_could_reach_are_not_monitored(chart: Chart) -> None:
+    monitored: dict[str, Any] = {"monitoring": {"podMonitor": {"enabled": True}}}
+    with pytest.raises(AssertionError, match=r"networkPolicy\.monitoring: expected your Prometheus"):
+        chart.render("small", monitored)
+    chart.render("small", monitored | {"networkPolicy": {"enabled": False}})
+
+
 @every_example
-def test_cloud_metadata_is_out_of_reach(chart: Chart, example: str) -> None:
+def test_what_clouds_serve_credentials_from_is_out_of_reach_as_in_the_program(chart: Chart, example: str) -> None:
     blocks = [
         peer["ipBlock"]
         for policy in of_kind(chart.render(example), "NetworkPolicy")
@@ -288,7 +308,17 @@ def test_cloud_metadata_is_out_of_reach(chart: Chart, example: str) -> None:
         if "ipBlock" in peer
     ]
     assert blocks
-    assert all("169.254.0.0/16" in block["except"] for block in blocks if block["cidr"] == "0.0.0.0/0")
+    for block in blocks:
+        whole = ip_network(block["cidr"])
+        refused = {network for _, networks in NAMED_ONLY for network in networks if _holds(whole, network)}
+        left_out = {ip_network(text) for text in block.get("except", ())}
+        assert {network for network in refused if not any(_holds(each, network) for each in left_out)} == set()
+        if example != "production":  # which leaves out more
+            assert left_out == refused
+
+
+def _holds(whole: IPv4Network | IPv6Network, part: IPv4Network | IPv6Network) -> bool:
+    return whole.version == part.version and whole.supernet_of(part)  # type: ignore[arg-type] # of one version, by then
 
 
 def test_an_ingress_reaches_no_destination(chart: Chart) -> None:
@@ -508,7 +538,7 @@ def _validate(manifest: Manifest, version: str) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def _ports(rule: Mapping[str, Any]) -> set[int]:
+def _ports(rule: Mapping[str, Any]) -> set[int | str]:
     return {port["port"] for port in rule.get("ports", ())}
 
 

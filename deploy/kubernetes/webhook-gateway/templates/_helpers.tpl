@@ -71,6 +71,11 @@ sqlite:////var/lib/gateway/gateway.db
 {{- if and (eq .Values.log.kind "kafka") (not .Values.log.kafka.servers) -}}
 {{- fail "log.kafka.servers: expected at least one host:port, got none" -}}
 {{- end -}}
+{{- with .Values.networkPolicy -}}
+{{- if and .enabled (not .monitoring) $.Values.monitoring.podMonitor.enabled -}}
+{{- fail "networkPolicy.monitoring: expected your Prometheus beside monitoring.podMonitor, got none: nobody reaches the metrics" -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* What every container of the gateway has. */}}
