@@ -328,7 +328,8 @@ def test_explain_tells_what_would_become_of_an_event(run: Run, words: tuple[str,
     build, customers = told["routes"]
     (request,) = build.pop("requests")
     assert build == {"name": "build", "matched": True, "reason": "matched"}
-    assert list(request) == ["destination", "method", "url", "headers", "body"]
+    assert list(request) == ["destination", "method", "url", "headers", "left_out", "body"]
+    assert request["left_out"] == []
     assert (request["destination"], request["method"], request["body"]) == ("ci", "POST", '{"repo": "shop"}')
     assert request["url"] == "http://127.0.0.1:1/hook?***"
     assert request["headers"]["gateway-route"] == "build"
@@ -345,8 +346,12 @@ def test_explain_shows_people_the_requests(run: Run, monkeypatch: pytest.MonkeyP
         buffer = io.BytesIO(b'{"name": "J\xc3\xb6rg"}')
 
     monkeypatch.setattr(sys, "stdin", Stdin)
-    code, out, _ = run("explain", "--source", "crm", "--show-secrets", "-")
+    headers = [argument for name in ("X-A", "x-a", "X-Real-IP") for argument in ("--header", f"{name}: b")]
+    code, out, _ = run("explain", "--source", "crm", "--show-secrets", *headers, "-")
     assert code == 0
+    assert "      left out of the sender's headers: X-A, x-a, X-Real-IP\n" in out
+    told = run("explain", "--source", "github", "--header", "X-GitHub-Event: push", *headers, "push.json")[1]
+    assert "      left out of the sender's headers: X-Real-IP\n" in told
     assert "✓ customers  matched" in out
     assert "✗ build  from: expected github, got crm" in out
     assert "ci: POST http://127.0.0.1:1/hook?token=abc" in out

@@ -2,8 +2,11 @@
 
 Without a template a destination gets what it would have got from the provider: the body, and the header pairs in
 order, with repeats, byte for byte. Left out are what concerns one connection only (RFC 9110 §7.6.1), what the client
-computes (Host, Content-Length), and what a stranger has no business to pass on (cookies, authorization). The event's
-query string isn't sent: a destination's URL is the operators', and a provider's signature never covers a new one.
+computes (Host, Content-Length), what a stranger has no business to pass on (cookies, authorization), and what servers
+believe because their own proxy says so (X-Forwarded-For), unless the destination wants it. With a body of the route's
+own it gets nothing of the sender's: no signature fits that body, and the rest is a stranger's word in our request.
+The event's query string isn't sent: a destination's URL is the operators', and a provider's signature never covers a
+new one.
 """
 
 import hmac
@@ -14,7 +17,15 @@ from dataclasses import dataclass, field
 
 from gateway.model import Delivery, ExpressionError, Headers, TraceContext
 from gateway.rules.expressions import Template, View
-from gateway.rules.rules import RESERVED_HEADERS, SIGNED_HEADERS, Access, Destination, RequestTemplate
+from gateway.rules.rules import (
+    HELD_BACK_BEGINNINGS,
+    HELD_BACK_HEADERS,
+    RESERVED_HEADERS,
+    SIGNED_HEADERS,
+    Access,
+    Destination,
+    RequestTemplate,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,36 +52,36 @@ def compose(
     """Make the request of a delivery's next attempt, at `now`.
 
     A later line replaces headers of the same name from an earlier one: the provider's, the template's, the
-    destination's, ours. A template with a body drops the headers that described the old one. Ours are
-    `gateway-event-id`, `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and where the destination has signing
-    secrets `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`. A `traceparent` is passed on if
-    it is a valid one; with a `trace`, it and `tracestate` are ours instead.
+    destination's, ours. With a template's body there are none of the provider's. Ours are `gateway-event-id`,
+    `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and where the destination has signing secrets
+    `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`. A `traceparent` is passed on if it is a
+    valid one; with a `trace`, it and `tracestate` are ours instead.
 
     Raises ExpressionError when the template can't be rendered, or a header's value would end its line.
     """
     event = delivery.event
     body = event.body
-    is_body_new = False
+    headers: list[tuple[bytes, bytes]] | None = None
     added: dict[bytes, tuple[bytes, bytes]] = {}
     if template is not None:
         view = View.of(event)
         if template.body is not None:
-            is_body_new = True
+            headers = []
+            added[b"user-agent"] = _USER_AGENT
             body, content_type = _render(template.body, view, "request.body")
             added[b"content-type"] = (b"content-type", (content_type or "text/plain; charset=utf-8").encode())
         for name, value in template.headers:
             _add(added, name, _render(value, view, f"request.headers.{name}")[0], "request.headers")
     for name, text in destination.headers:
         _add(added, name, text.encode("utf-8", "surrogateescape"), f"destinations.{destination.name}.headers")
-    headers = _passed(event.headers, added, is_body_new=is_body_new)
+    if headers is None:
+        headers = _passed(event.headers, added, destination)
     headers += added.values()
     if trace is not None:
         headers = [pair for pair in headers if pair[0].lower() not in _TRACE]
         headers.append((b"traceparent", trace.traceparent.encode("ascii")))
         if trace.tracestate:
             headers.append((b"tracestate", trace.tracestate.encode("ascii")))
-    if destination.sign:
-        headers = [pair for pair in headers if not pair[0].lower().startswith(_SIGNED)]
     number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
     headers += (
         (b"gateway-event-id", event.id.encode()),
@@ -98,20 +109,32 @@ def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) 
     ]
 
 
-def _passed(headers: Headers, added: Iterable[bytes], *, is_body_new: bool) -> list[tuple[bytes, bytes]]:
-    """Return the provider's header pairs that go on."""
-    names = [name.lower() for name, _ in headers]
-    dropped = _NOT_PASSED.union(added) if added else _NOT_PASSED
+def _passed(headers: Headers, added: Iterable[bytes], destination: Destination) -> list[tuple[bytes, bytes]]:
+    """Return the provider's header pairs that go on: no name of which a receiver that folds them makes one of ours."""
+    names = [name.translate(_FOLDED) for name, _ in headers]
+    dropped = _NOT_PASSED
+    if added or destination.drop_headers:
+        others = [*added, *[name.encode() for name in destination.drop_headers]]
+        dropped = dropped.union([name.translate(_FOLDED) for name in others])
     if b"connection" in names:
-        named = {token for name, value in headers if name.lower() == b"connection" for token in _tokens(value)}
-        dropped = dropped if named <= dropped else dropped | named
+        lines = [value for name, (_, value) in zip(names, headers, strict=True) if name == b"connection"]
+        dropped = dropped.union([token for value in lines for token in _tokens(value)])
     if b"traceparent" in names:
         parents = [value for name, value in headers if name.lower() == b"traceparent"]
         if len(parents) > 1 or not _is_traceparent(parents[0]):
             dropped |= _TRACE  # Trace Context, section 3.3.1: both or none
-    if is_body_new:
-        dropped = dropped.union([name for name in names if _describes_body(name)])
-    return [pair for name, pair in zip(names, headers, strict=True) if name not in dropped]
+    beginnings = _HELD_BACK_BEGINNINGS_AND_SIGNED if destination.sign else _HELD_BACK_BEGINNINGS
+    if destination.forward_headers:
+        wanted = {name.lower().encode() for name in destination.forward_headers}
+        names = [
+            _WANTED if name.lower() in wanted and folded not in dropped else folded
+            for folded, (name, _) in zip(names, headers, strict=True)
+        ]
+    return [
+        pair
+        for name, pair in zip(names, headers, strict=True)
+        if name not in dropped and name not in _HELD_BACK and not name.startswith(beginnings)
+    ]
 
 
 def _render(template: Template, view: View, where: str) -> tuple[bytes, str | None]:
@@ -131,7 +154,7 @@ def _add(added: dict[bytes, tuple[bytes, bytes]], name: str, value: bytes, where
 
 
 def _tokens(value: bytes) -> list[bytes]:
-    return [token.strip().lower() for token in value.split(b",")]
+    return [token.strip().translate(_FOLDED) for token in value.split(b",")]
 
 
 def _is_traceparent(value: bytes) -> bool:
@@ -140,13 +163,14 @@ def _is_traceparent(value: bytes) -> bool:
     return found is not None and (found[1] != b"00" or not found[2])
 
 
-def _describes_body(name: bytes) -> bool:
-    return name.startswith(b"content-") or name in (b"digest", b"repr-digest")
-
-
 _CREDENTIALS = frozenset(b"authorization cookie proxy-authenticate proxy-authentication-info".split())
 _RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
-_SIGNED = SIGNED_HEADERS.encode()
+_HELD_BACK = frozenset([name.encode() for name in HELD_BACK_HEADERS])
+_HELD_BACK_BEGINNINGS = tuple([name.encode() for name in HELD_BACK_BEGINNINGS])
+_HELD_BACK_BEGINNINGS_AND_SIGNED = (*_HELD_BACK_BEGINNINGS, SIGNED_HEADERS.encode())
+_WANTED = b""  # Stands for a name that is held back otherwise.
+_FOLDED = bytes([ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()])  # as `folded`
+_USER_AGENT = (b"user-agent", b"webhook-gateway")  # Some firewalls refuse a request without one.
 _NOT_PASSED = _RESERVED | _CREDENTIALS
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
 _TRACE = frozenset((b"traceparent", b"tracestate"))

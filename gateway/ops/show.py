@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
 from gateway.model import Event
 from gateway.ops.explain import Explained, ExplainedRoute
@@ -32,6 +33,7 @@ def explained_fields(explained: Explained) -> dict[str, object]:
                         "method": "POST",
                         "url": planned.request.url,
                         "headers": _joined(planned.request.headers),
+                        "left_out": _left_out(event, planned.request),
                         **body_fields(planned.request.body),
                     }
                     for planned in route.requests
@@ -72,10 +74,18 @@ def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None
         output.say(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
         for name, value in planned.request.headers:
             output.say((f"      {header_text(name)}: ", "dim"), header_text(value))
+        if left_out := _left_out(event, planned.request):
+            output.say((f"      left out of the sender's headers: {', '.join(left_out)}", "dim"))
         if planned.request.body == event.body:
             output.say((f"      the event's own body, {len(event.body):,} bytes", "dim"))
         else:
             output.block("\n".join(f"      {line}" for line in body_text(planned.request.body).splitlines()))
+
+
+def _left_out(event: Event, request: Outbound) -> list[str]:
+    """Return the names of the sender's headers that the request doesn't have, each once."""
+    sent = {name.lower() for name, _ in request.headers}
+    return list(dict.fromkeys([header_text(name) for name, _ in event.headers if name.lower() not in sent]))
 
 
 def print_answer(output: Output, answer: Answer) -> None:

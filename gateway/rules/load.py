@@ -25,6 +25,7 @@ from gateway.rules.rules import (
     Rules,
     Source,
     Tls,
+    folded,
 )
 from gateway.rules.schema import INCLUDED, ROOT, Record
 from gateway.rules.table import RouteTable
@@ -292,6 +293,13 @@ class _Assembly:
         node = read.node
         if node.child("proxy_auth") and not node.child("proxy"):
             self.reader.report(node.value["proxy_auth"], "value", "expected a `proxy` beside it, got none", at_key=True)
+        forwarded = set(map(folded, read.values.get("forward_headers", ())))
+        for item in (
+            dropped.value if (dropped := node.child("drop_headers")) and isinstance(dropped.value, list) else ()
+        ):
+            if isinstance(item.value, str) and folded(item.value) in forwarded:
+                message = f"expected a header that isn't among `forward_headers`, got {item.value!r}"
+                self.reader.report(item, "value", message)
         tls = read.values.get("tls")
         if tls is None:
             return
@@ -329,7 +337,7 @@ def _source(name: str, read: Read, verifier: Verifier) -> Source:
 
 
 def _destination(name: str, read: Read, tls: Tls | None) -> Destination:
-    own = {"url", "timeout", "concurrency", "rate", "on_gone"}
+    own = {"url", "forward_headers", "drop_headers", "timeout", "concurrency", "rate", "on_gone"}
     values = {key: value for key, value in read.values.items() if key in own}
     sign = read.values.get("sign")
     headers, oauth2 = _authorization(read)

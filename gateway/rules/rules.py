@@ -22,8 +22,32 @@ RESERVED_HEADERS = frozenset(
     )
 )
 """Headers that neither a sender, a route nor a destination sets; in lower case."""
+HELD_BACK_HEADERS = frozenset(
+    (
+        # Who has sent a request, from where, and as whom.
+        *("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
+        *("true-client-ip", "cf-connecting-ip", "remote-user", "x-remote-user"),
+        # What it asks for.
+        *("x-rewrite-url", "x-http-method", "x-http-method-override", "x-method-override"),
+        "proxy",  # https://httpoxy.org
+    )
+)
+HELD_BACK_BEGINNINGS = ("x-forwarded-", "x-original-")
+"""What servers believe of a request because their own proxy says so: no sender's word reaches a destination that
+doesn't ask for it. In lower case."""
 SIGNED_HEADERS = "webhook-"
 """What those begin with that nobody else sets where a destination has `sign`."""
+
+
+def folded(name: str) -> str:
+    """Return a header's name as CGI and WSGI know it: they make one variable of `X-Real-IP` and `x_real_ip`."""
+    return name.lower().replace("_", "-")
+
+
+def is_held_back(name: str) -> bool:
+    """Tell whether a header isn't passed on unless a destination asks for it."""
+    name = folded(name)
+    return name in HELD_BACK_HEADERS or name.startswith(HELD_BACK_BEGINNINGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +132,17 @@ class OnGone(StrEnum):
 class Destination:
     """A downstream URL with its limits. `rate` is events a second, over the whole fleet; None is unlimited.
 
-    `headers` are added to each request; basic and bearer authentication are among them. `sign` are Standard Webhooks
-    secrets, decoded, the current one first. `access` is None where there is nothing to it but the URL.
+    `headers` are added to each request; basic and bearer authentication are among them. `forward_headers` are the
+    sender's that are passed on though they are otherwise held back, `drop_headers` those that aren't. `sign` are
+    Standard Webhooks secrets, decoded, the current one first. `access` is None where there is nothing to it but the
+    URL.
     """
 
     name: str
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    forward_headers: tuple[str, ...] = ()
+    drop_headers: tuple[str, ...] = ()
     sign: tuple[bytes, ...] = field(default=(), repr=False)
     timeout: float = 10.0
     concurrency: int = 50

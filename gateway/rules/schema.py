@@ -15,7 +15,7 @@ import yarl
 
 from gateway.model import Disposition
 from gateway.rules.expressions import Expression, Template
-from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle
+from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle, folded, is_held_back
 from gateway.rules.table import parse_condition
 from gateway.verify import schemes
 from gateway.verify.keys import DURATION, TOKEN, parse_duration, signing_key
@@ -224,8 +224,16 @@ def _proxy(value: object) -> Proxy:
 
 def _header(value: object) -> str:
     name = _matching(TOKEN)(value)
-    if name.lower() in RESERVED_HEADERS:
+    if folded(name) in RESERVED_HEADERS:
         raise ValueError(f"expected a header that the gateway doesn't write itself, got {name!r}")
+    return name
+
+
+def _held_back(value: object) -> str:
+    name = _header(value)
+    if not is_held_back(name):
+        expected = "expected a header that isn't passed on by itself, such as X-Forwarded-For"
+        raise ValueError(f"{expected}, got {name!r}")
     return name
 
 
@@ -481,6 +489,20 @@ DESTINATION_KEYS = (
             Scalar("a text", _header_value, {"type": "string"}, is_secret=True, unresolved=str),
         ),
         about="Headers that each request gets, such as Authorization.",
+    ),
+    Key(
+        name="forward_headers",
+        kind=Several(
+            "a list of headers",
+            Scalar("a header's name, such as X-Forwarded-For", _held_back, _pattern(TOKEN)),
+        ),
+        about="Headers of the sender's that are passed on, though servers trust them: X-Forwarded-For, X-Original-URL, "
+        "X-HTTP-Method-Override and the like, which are otherwise held back.",
+    ),
+    Key(
+        name="drop_headers",
+        kind=Several("a list of headers", HEADER),
+        about="Headers of the sender's that aren't passed on, such as a provider's signature.",
     ),
     Key(name="sign", kind=SIGN, about=SIGN.about),
     Key(name="auth", kind=AUTH, about=AUTH.about),

@@ -71,6 +71,47 @@ def test_what_concerns_one_connection_or_is_a_credential_stays_here(name: str) -
         assert passed((spelling.encode(), b"x"), (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
 
 
+HELD_BACK = (
+    "X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto X-Forwarded-Prefix X-Forwarded Forwarded X-Real-IP "
+    "X-Client-IP True-Client-IP CF-Connecting-IP X-Original-URL X-Original-Host X-Rewrite-URL X-HTTP-Method "
+    "X-HTTP-Method-Override X-Method-Override Remote-User X-Remote-User Proxy"
+)
+
+
+@pytest.mark.parametrize("name", HELD_BACK.split())
+def test_what_servers_take_from_their_own_proxy_stays_here_unless_a_destination_wants_it(name: str) -> None:
+    spellings = {name, name.lower(), name.upper()}
+    for spelling in (*spellings, *[each.replace("-", "_") for each in spellings]):
+        assert passed((spelling.encode(), b"x"), (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
+    wanted = replace(CI, forward_headers=(name,))
+    for spelling in spellings:
+        header = (spelling.encode(), b"x")
+        assert passed(header, (b"X-Kept", b"1"), destination=wanted) == (header, (b"X-Kept", b"1"))
+    if "-" in name:
+        assert passed((name.replace("-", "_").encode(), b"x"), destination=wanted) == ()
+
+
+@pytest.mark.parametrize("name", ["content_length", "transfer_encoding", "Proxy_Authorization", "gateway_event_id"])
+def test_an_underscore_is_no_other_name(name: str) -> None:
+    """CGI and WSGI make one variable of both."""
+    assert passed((name.encode(), b"x"), (b"x_kept", b"1")) == ((b"x_kept", b"1"),)
+    destination = replace(CI, headers=(("X-Internal-Secret", "ours"),), sign=(b"k" * 32,))
+    sent = compose(
+        a_delivery((b"x_internal_secret", b"theirs"), (b"webhook_id", b"theirs")), destination, None, now=NOW
+    )
+    assert b"theirs" not in dict(sent.headers).values()
+
+
+def test_a_destination_is_not_sent_what_it_has_no_business_with() -> None:
+    destination = replace(CI, drop_headers=("Stripe-Signature", "X-Hub-Signature-256"))
+    headers = ((b"stripe-signature", b"t=1"), (b"X_HUB_SIGNATURE_256", b"x"), (b"X-Kept", b"1"))
+    assert passed(*headers, destination=destination) == ((b"X-Kept", b"1"),)
+    # What the rules themselves send is theirs.
+    template = RequestTemplate(headers=(("Stripe-Signature", Template("none")),))
+    sent = dict(compose(a_delivery(*headers), destination, template, now=NOW).headers)
+    assert sent[b"Stripe-Signature"] == b"none"
+
+
 def test_what_connection_names_stays_here_too() -> None:
     headers = ((b"Connection", b"close, X-Hop"), (b"connection", b"x-other"), (b"x-hop", b"1"), (b"X-Other", b"1"))
     assert passed(*headers, (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
@@ -177,7 +218,33 @@ def test_a_templates_body_replaces_what_described_the_old_one() -> None:
     template = RequestTemplate(body=Template({"text": "b is ${{ body.a.b }}", "n": "${{ body.n }}"}))
     outbound = compose(a_delivery(event=event), CI, template, now=NOW)
     assert outbound.body == b'{"text":"b is c\\nd","n":1}'
-    assert outbound.headers == (DESCRIBING[-1], (b"content-type", b"application/json"), *OURS)
+    assert outbound.headers == ((b"user-agent", b"webhook-gateway"), (b"content-type", b"application/json"), *OURS)
+
+
+def test_with_a_body_of_its_own_a_request_carries_nothing_of_the_senders() -> None:
+    """Signatures that can't fit, tokens of the provider's, and headers that an internal service trusts."""
+    theirs = (
+        (b"Stripe-Signature", b"t=1,v1=abc"),
+        (b"webhook-signature", b"v1,abc"),
+        (b"X-Internal-Secret", b"guessed"),
+        (b"X-HTTP-Method-Override", b"DELETE"),
+        (b"User-Agent", b"curl"),
+        (b"traceparent", VALID),
+        (b"X-Anything", b"1"),
+    )
+    destination = replace(CI, headers=(("X-Team", "a"),), forward_headers=("X-HTTP-Method-Override",))
+    template = RequestTemplate(
+        body=Template({"n": "${{ body.n }}"}),
+        headers=(("X-Copied", Template("${{ headers['x-anything'] }}")), ("User-Agent", Template("ours"))),
+    )
+    outbound = compose(a_delivery(*theirs), destination, template, now=NOW)
+    assert outbound.headers == (
+        (b"User-Agent", b"ours"),
+        (b"content-type", b"application/json"),
+        (b"X-Copied", b"1"),
+        (b"X-Team", b"a"),
+        *OURS,
+    )
 
 
 def test_a_text_template_is_text_unless_it_says_otherwise() -> None:

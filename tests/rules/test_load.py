@@ -44,6 +44,8 @@ destinations:
     url: ${CI:-https://ci.internal/hook}
     headers: {Authorization: "Bearer ${TOKEN}", X-Price: "$${5}"}
     sign: {secrets: [whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, c2Vjb25k]}
+    forward_headers: [X-Forwarded-For]
+    drop_headers: [X-Hub-Signature-256]
     timeout: 1m30s
     concurrency: ${CONCURRENCY}
     rate: 90/m
@@ -103,6 +105,8 @@ def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
             url="https://ci.internal/hook",
             headers=(("Authorization", "Bearer t0ken"), ("X-Price", "${5}")),
             sign=(base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), b"second"),
+            forward_headers=("X-Forwarded-For",),
+            drop_headers=("X-Hub-Signature-256",),
             timeout=90.0,
             concurrency=7,
             rate=1.5,
@@ -277,6 +281,32 @@ BROKEN = {
         ),
         "routes.yaml:7:18: destinations.a.concurrency: expected an integer from 1 to 1000, got 0",
         "routes.yaml:8:11: destinations.a.rate: expected a rate such as 100/s, 10/m or 5/h, got '0/s'",
+    ],
+    "version: 1\ndestinations:\n  a:\n    url: http://x\n    forward_headers: [x-real-ip, X-Team, Host]\n"
+    "    drop_headers: [X_Real_IP, 'a b', gateway_route]\n": [
+        (
+            "routes.yaml:5:34: destinations.a.forward_headers[1]: expected a header that isn't passed on by itself, "
+            "such as X-Forwarded-For, got 'X-Team'"
+        ),
+        (
+            "routes.yaml:5:42: destinations.a.forward_headers[2]: "
+            "expected a header that the gateway doesn't write itself, got 'Host'"
+        ),
+        (
+            "routes.yaml:6:20: destinations.a.drop_headers[0]: "
+            "expected a header that isn't among `forward_headers`, got 'X_Real_IP'"
+        ),
+        "routes.yaml:6:31: destinations.a.drop_headers[1]: expected a header's name, such as X-Team, got 'a b'",
+        (
+            "routes.yaml:6:38: destinations.a.drop_headers[2]: "
+            "expected a header that the gateway doesn't write itself, got 'gateway_route'"
+        ),
+    ],
+    "version: 1\ndestinations:\n  a: {url: http://x, forward_headers: [X-Real-IP], drop_headers: [X-A, x_real_ip]}\n": [
+        (
+            "routes.yaml:3:72: destinations.a.drop_headers[1]: "
+            "expected a header that isn't among `forward_headers`, got 'x_real_ip'"
+        ),
     ],
     "version: 1\ndestinations: {a: {url: http://x, sign: {secrets: []}, timeout: 5, concurrency: true}}\n": [
         (

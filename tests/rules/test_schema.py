@@ -41,6 +41,8 @@ destinations:
   ci:
     url: https://ci.internal/hooks/github
     headers: {X-Team: "${TEAM}"}
+    forward_headers: [X-Forwarded-For]
+    drop_headers: [X-Hub-Signature-256]
     sign: {secrets: ["${CI_SIGNING_SECRET}", whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw]}
     auth: {oauth2: {token_url: "${IDP}", client_id: us, client_secret: "${SECRET}", scope: read, style: body}}
     tls: {ca: "${file:ca.pem}", certificate: "${CERTIFICATE}", key: "${KEY}"}
@@ -78,6 +80,8 @@ WRONG = {
     "scheme: github": ["scheme: githb"],
     "verify: {scheme: none}": ["verify: none", "path: /x"],
     "path: /in/stripe": ["path: in/stripe"],
+    "forward_headers: [X-Forwarded-For]": ["forward_headers: X-Forwarded-For", "forward_headers: [a b]"],
+    "drop_headers: [X-Hub-Signature-256]": ["drop_headers: {X-A: no}", "drop_header: [X-A]"],
     "  crm:": ["  CRM:"],
     "dedupe: 1d": ["dedupe: on", "dedupe: 1w"],
     "url: https://ci": ["url: ftp://ci", "ur: https://ci", "url: 5"],
