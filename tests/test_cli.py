@@ -38,7 +38,7 @@ RULES = """
 version: 1
 sources:
   github: {verify: {scheme: github, secrets: ["${SECRET}"]}, key: body.repo}
-  crm: {verify: {scheme: token, header: X-Token, secrets: [s]}, topic: company.crm}
+  crm: {verify: {scheme: token, header: X-Token, secrets: [sssssssssssssssss]}, topic: company.crm}
 destinations:
   ci: {url: "http://127.0.0.1:1/hook?token=abc"}
 routes:
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("SECRET", "it's a secret")
+    monkeypatch.setenv("SECRET", "it's a long secret")
     Path("routes.yaml").write_text(RULES)
     Path("push.json").write_text('{"repo": "shop"}')
     handlers, level = logging.root.handlers[:], logging.root.level

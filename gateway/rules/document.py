@@ -71,6 +71,7 @@ Code = Literal[
     "unresolved",  # an environment variable or a file that isn't there
     "unverified",  # warning: scheme none
     "unused",  # warning: no route takes it
+    "weak",  # warning: it protects from less than it seems to
 ]
 
 

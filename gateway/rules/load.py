@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.model import RetryPolicy, RulesError
 from gateway.rules.access import TlsError, basic_authorization, tls_of
@@ -30,7 +32,7 @@ from gateway.rules.rules import (
 from gateway.rules.schema import INCLUDED, ROOT, Record
 from gateway.rules.table import RouteTable
 from gateway.verify.keys import did_you_mean
-from gateway.verify.schemes import SchemeError, Verifier, build_verifier
+from gateway.verify.schemes import WEAK, SchemeError, Verifier, build_verifier
 
 _REPLACED = (("sign", SIGNED_HEADERS, f"{SIGNED_HEADERS}…"), ("auth", "authorization", "Authorization"))
 """Keys of a destination, and the headers that they replace: how those begin, and how they are shown."""
@@ -162,6 +164,7 @@ class _Assembly:
         if self.reader.has_errors or not self.is_complete:
             return None
         self._warn_of_unused()
+        self._warn_of_weak(verifiers)
         routes = {name: _route(name, read) for name, read in self.routes.items()}
         return Rules(
             sources={
@@ -322,6 +325,49 @@ class _Assembly:
                 if (key, name) not in used:
                     message = f"expected a route that {what} {name!r}, got none"
                     self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
+
+    def _warn_of_weak(self, verifiers: Mapping[str, Verifier | None]) -> None:
+        """Tell of what the rules may say and what still protects from less than it seems to."""
+        for name, verifier in verifiers.items():
+            if verifier:
+                verify = self.sources[name].node.value["verify"]
+                self.reader.locate(verify, verifier.warnings, code="weak", severity="warning")
+        for read in self.destinations.values():
+            if sign := read.values.get("sign"):
+                for key, node in zip(sign.values["secrets"], sign.node.value["secrets"].value, strict=True):
+                    if len(key) < WEAK:
+                        message = f"expected a secret of at least {WEAK} bytes, got a shorter one, which can be guessed"
+                        self.reader.report(node, "weak", message, severity="warning")
+            if _is_in_the_clear(read.values["url"]) and (credential := _credential(read)):
+                message = f"expected https beside {credential}, got http: it goes in the clear"
+                self.reader.report(read.node.value["url"], "weak", message, severity="warning")
+            oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
+            if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
+                message = "expected https beside `client_secret`, got http: it goes in the clear"
+                self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
+
+
+def _is_in_the_clear(url: str) -> bool:
+    """Tell whether what is sent there can be read on the way. A URL that isn't resolved has no scheme yet."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "http" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return True
+
+
+def _credential(read: Read) -> str | None:
+    """Return what a destination's requests hold that is a secret, as far as anybody can tell."""
+    if "auth" in read.values:
+        return "`auth`"
+    headers = read.node.child("headers")
+    for name, node in headers.value.items() if headers else ():
+        if name.lower() in {"authorization", "cookie"} or "${" in node.value.replace("$${", ""):
+            return f"`headers.{name}`"
+    return None
 
 
 def _source(name: str, read: Read, verifier: Verifier) -> Source:

@@ -249,14 +249,21 @@ class Reader:
         self.report(node, "value", f"expected {expected}, got {got or _shown(node)}")
         return ABSENT
 
-    def locate(self, node: Node, problems: Sequence[tuple[Sequence[str | int], str]]) -> None:
+    def locate(
+        self,
+        node: Node,
+        problems: Sequence[tuple[Sequence[str | int], str]],
+        *,
+        code: Code = "value",
+        severity: Severity = "error",
+    ) -> None:
         """Report the problems that another module found in a value, each by the steps that lead to it."""
         for steps, message in problems:
             place = _descend(node, steps)
             if place in self.unresolved:
                 continue  # The value that stands in is at fault.
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
-            self.report(place, "unknown_key" if is_key else "value", message, at_key=is_key)
+            self.report(place, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
 
 
 def _content(path: Path) -> str:

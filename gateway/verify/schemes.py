@@ -22,6 +22,7 @@ sender must have sent: an expected signature has one spelling, so that no change
 import binascii
 import hashlib
 import hmac
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +64,7 @@ MAX_ELEMENTS = 64  # in one header line
 MAX_LINE_BYTES = 4096
 MAX_TIMESTAMP_BYTES = 40
 
+WEAK = 16  # bytes: a shorter key can be found by trying, by anybody who has seen one signed request
 DEFAULT_TOLERANCE = 300.0  # what the libraries of Standard Webhooks, Stripe and Slack allow
 
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
@@ -128,7 +130,7 @@ class Verifier:
     are where they have it by each of the checks, as another way to sign vouches for another header.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
     `dedupe` is for how many seconds a repeated event should be taken for a copy, None where the provider never repeats
-    by itself, or on purpose only.
+    by itself, or on purpose only. `warnings` are what makes it weaker than it looks: where below `verify`, and what.
     """
 
     scheme: str
@@ -141,6 +143,7 @@ class Verifier:
     sends: tuple[tuple[str, str], ...] = ()
     answers: Handshake | None = None
     dedupe: float | None = None
+    warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     def verify(self, request: Request, *, now: float) -> str | None:
         """Return if any way to sign that the scheme knows holds; `now` is in Unix seconds.
@@ -672,7 +675,23 @@ def _build(config: Mapping[str, object], place: Place, public_url: str | None) -
         sends=preset.sends,
         answers=HANDSHAKES[preset.handshake] if preset.handshake else None,
         dedupe=preset.dedupe,
+        warnings=_weaknesses(ways, given),
     )
+
+
+def _weaknesses(ways: Sequence[_Way], given: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
+    found: dict[tuple[Path, str], None] = {}
+    place = Place((), found)
+    if given.get("tolerance") == math.inf:
+        place.below("tolerance").report("expected a duration, got none: a recorded request is good at any later time")
+    for way in ways:
+        for secret in way.values.get("secrets", ()):
+            if len(_decode(secret.text, way.values.get("secret_encoding", "raw"))) < WEAK:
+                expected = f"expected a secret of at least {WEAK} bytes"
+                place.below("secrets").below(secret.place).report(
+                    f"{expected}, got a shorter one, which can be guessed"
+                )
+    return tuple(found)
 
 
 def _refuse_contradictions(scheme: str, config: Mapping[str, object], values: Mapping[str, Any], place: Place) -> None:
@@ -686,6 +705,8 @@ def _refuse_contradictions(scheme: str, config: Mapping[str, object], values: Ma
         place.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
     if ID in signed and "id_header" not in config:
         place.below("signed").report("expected the key 'id_header' beside {id}, got none")
+    if "id_header" in values and signed and not {ID, Part("header", values["id_header"].lower().encode())} & {*signed}:
+        place.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
     if "tolerance" in config and "timestamp" not in config:
         place.below("tolerance").report("expected the key 'timestamp' beside it, got none")
     if "prefix" in values.get("timestamp", ()) and "separator" not in config:

@@ -19,7 +19,7 @@ from gateway.rules.load import InvalidRulesError, check_rules, load_rules
 from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules
 from gateway.rules.table import parse_condition
 
-SOURCES = "sources: {github: {verify: {scheme: github, secrets: [s3cret]}}}\n"
+SOURCES = "sources: {github: {verify: {scheme: github, secrets: [s3cret-s3cret-s3cret]}}}\n"
 DESTINATIONS = "destinations: {ci: {url: https://ci.internal/hook}}\n"
 ROUTES = "routes: [{name: build, from: github, to: ci}]\n"
 GOOD = "version: 1\n" + SOURCES + DESTINATIONS + ROUTES
@@ -43,7 +43,7 @@ destinations:
   ci:
     url: ${CI:-https://ci.internal/hook}
     headers: {Authorization: "Bearer ${TOKEN}", X-Price: "$${5}"}
-    sign: {secrets: [whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, c2Vjb25k]}
+    sign: {secrets: [whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, c2Vjb25kLXNlY29uZC1zZWNvbmQ]}
     forward_headers: [X-Forwarded-For]
     drop_headers: [X-Hub-Signature-256]
     timeout: 1m30s
@@ -87,8 +87,10 @@ def lines(folder: Path, found: list[Problem]) -> list[str]:
 
 
 def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
-    (tmp_path / "old").write_text("older\n")
-    rules = load(tmp_path, EVERY_KEY, {"SECRET": "s3cret", "TOKEN": "t0ken", "CONCURRENCY": "7", "WHERE": "here"})
+    (tmp_path / "old").write_text("older-older-older\n")
+    rules = load(
+        tmp_path, EVERY_KEY, {"SECRET": "s3cret-s3cret-s3cret", "TOKEN": "t0ken", "CONCURRENCY": "7", "WHERE": "here"}
+    )
 
     github, public = rules.sources["github"], rules.sources["open"]
     assert (github.name, github.path, github.topic) == ("github", "/hooks/github", "company.github")
@@ -104,7 +106,7 @@ def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
             name="ci",
             url="https://ci.internal/hook",
             headers=(("Authorization", "Bearer t0ken"), ("X-Price", "${5}")),
-            sign=(base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), b"second"),
+            sign=(base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), b"second-second-second"),
             forward_headers=("X-Forwarded-For",),
             drop_headers=("X-Hub-Signature-256",),
             timeout=90.0,
@@ -462,6 +464,64 @@ def test_dedupe_is_as_the_provider_needs_it_unless_the_source_says_otherwise(
 ) -> None:
     source = f"sources: {{github: {{verify: {{scheme: {scheme}, secrets: [s3cret]}}{written}}}}}\n"
     assert load(tmp_path, "version: 1\n" + source + DESTINATIONS + ROUTES).sources["github"].dedupe == dedupe
+
+
+WEAK = """
+version: 1
+sources:
+  raw: {verify: {scheme: github, secrets: [sixteen-bytes-ok, fifteen-bytes-s]}}
+  decoded: {verify: {scheme: standard-webhooks, secrets: [whsec_c2l4dGVlbi1ieXRlcy1vaw, whsec_ZmlmdGVlbi1ieXRlcy1z]}}
+  gitlab: {verify: {scheme: gitlab, secrets: [whsec_ZmlmdGVlbi1ieXRlcy1z, short]}}
+  hex: {verify: {scheme: hmac, header: X-S, secret_encoding: hex, secrets: [00112233445566778899aabbccddee]}}
+  user: {verify: {scheme: basic, username: u, secrets: [password]}}
+  later: {verify: {scheme: zendesk, secrets: ["${SECRET}"], tolerance: none}}
+  unknown: {verify: {scheme: github, secrets: ["${UNSET}"]}}
+destinations:
+  signed: {url: "https://x", sign: {secrets: [whsec_c2l4dGVlbi1ieXRlcy1vaw, whsec_ZmlmdGVlbi1ieXRlcy1z]}}
+  basic: {url: "http://x.internal", auth: {basic: {username: u, password: p}}}
+  header: {url: "http://10.0.0.1:80/", headers: {X-Team: a, X-Key: "${SECRET}"}}
+  literal: {url: "http://x", headers: {AUTHORIZATION: Bearer x}}
+  token: {url: "https://x", auth: {oauth2: {token_url: "http://x", client_id: us, client_secret: a}}}
+  harmless: {url: "http://x", headers: {X-Price: "$${5}"}}
+  unresolved: {url: "${UNSET}", auth: {bearer: {token: x}}}
+  loopback: {url: "http://127.8.0.1", auth: {bearer: {token: x}}}
+  loopback6: {url: "http://[::1]:80", auth: {bearer: {token: x}}}
+  localhost: {url: "http://LocalHost:80", auth: {bearer: {token: x}}}
+routes:
+  - name: all
+    from: [raw, decoded, gitlab, hex, user, later, unknown]
+    to: [signed, basic, header, literal, token, harmless, unresolved, loopback, loopback6, localhost]
+"""
+
+
+def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(WEAK)
+    rules, found = check_rules(path, environ={"SECRET": "a" * 16})
+    assert rules is not None
+    assert {problem.severity for problem in found} == {"warning"}
+    weak = [(problem.path, problem.message) for problem in found if problem.code == "weak"]
+    short = "expected a secret of at least 16 bytes, got a shorter one, which can be guessed"
+    assert weak == [
+        ("sources.raw.verify.secrets[1]", short),
+        ("sources.decoded.verify.secrets[1]", short),
+        ("sources.gitlab.verify.secrets[0]", short),
+        ("sources.gitlab.verify.secrets[1]", short),
+        ("sources.hex.verify.secrets[0]", short),
+        ("sources.user.verify.secrets[0]", short),
+        (
+            "sources.later.verify.tolerance",
+            "expected a duration, got none: a recorded request is good at any later time",
+        ),
+        ("destinations.signed.sign.secrets[1]", short),
+        ("destinations.basic.url", "expected https beside `auth`, got http: it goes in the clear"),
+        ("destinations.header.url", "expected https beside `headers.X-Key`, got http: it goes in the clear"),
+        ("destinations.literal.url", "expected https beside `headers.AUTHORIZATION`, got http: it goes in the clear"),
+        (
+            "destinations.token.auth.oauth2.token_url",
+            "expected https beside `client_secret`, got http: it goes in the clear",
+        ),
+    ]
 
 
 def test_a_flood_of_unknown_names_is_told_without_a_guess_each(tmp_path: Path) -> None:

@@ -131,6 +131,11 @@ def test_keys_that_need_each_other() -> None:
         (("signed",), "expected the key 'id_header' beside {id}, got none"),
         (("tolerance",), "expected the key 'timestamp' beside it, got none"),
     )
+    unsigned = (("id_header",), "expected {id} in 'signed', as an identity is anybody's unsigned, got none")
+    check_hmac({"id_header": "X-I"}, unsigned)
+    check_hmac({"id_header": "X-I", "signed": "{header:X-Other}{body}"}, unsigned)
+    check_hmac({"id_header": "X-I", "signed": "{header:x-i}{body}"})
+    check_hmac({"id_header": "X-I", "signed": "{id}{body}"})
     check_hmac(
         {"timestamp": {"header": "X-T"}},
         (("timestamp",), "expected {timestamp} in 'signed', as it proves nothing unsigned, got none"),
@@ -251,7 +256,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "surprise": 1},
     {
         "scheme": "hmac", "header": "X-S", "secrets": ["s"], "separator": ",", "id_header": "X-I", "tolerance": "1m",
-        "timestamp": {"prefix": "t=", "unit": "ms"}, "signed": "{timestamp}{body}",
+        "timestamp": {"prefix": "t=", "unit": "ms"}, "signed": "{timestamp}{id}{body}",
     },
     {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "timestamp": {"unit": "s"}, "signed": "{timestamp}{body}"},
     {"scheme": "token", "header": "X-T", "secrets": ["s"]},
