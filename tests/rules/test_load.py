@@ -524,6 +524,12 @@ def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("name", ["routes.yaml", "dev/stack.yaml", "deploy/compose/rules/routes.yaml"])
+def test_our_own_rules_accept_no_secret_that_everybody_can_read(name: str) -> None:
+    found = check_rules(Path(__file__).parent.parent.parent / name, environ={})[1]
+    assert {problem.code for problem in found} <= {"unresolved"}
+
+
 def test_a_flood_of_unknown_names_is_told_without_a_guess_each(tmp_path: Path) -> None:
     routes = "".join(f"  - {{name: r{n}, from: github, to: c{n}i}}\n" for n in range(60))
     found = problems(tmp_path, "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n" + routes)
