@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ from gateway.ops.admin import admin_application
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
+from gateway.rules.watch import Stamp, Watch, changes
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
 
@@ -44,9 +45,11 @@ if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
 WATCH_EVERY = 1.0
-"""Seconds between looks at the rule files; a SIGHUP looks at once."""
+"""Seconds between looks at the rule files. A SIGHUP looks at once, and takes them as they are."""
 RELOAD_AGAIN = 5.0
 """Seconds until rules are looked at again that came while the log was away, or hadn't allowed a new source's topic."""
+MAX_NAMES = 20
+"""Of what a reload has changed, in each list of its log line."""
 PING_EVERY = 5.0
 LAG_EVERY = 0.25
 STOP_TIMEOUT = 25.0
@@ -119,6 +122,8 @@ class Gateway:
         self._reload = asyncio.Event()
         self._rules: Rules
         self._watched: set[Path]
+        self._watch: Watch
+        self._again = math.inf
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
@@ -138,10 +143,9 @@ class Gateway:
         settings = self._settings
         _raise_open_files()
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._rules = await asyncio.to_thread(load_rules, settings.rules)
+        await self._load()
         for warning in self._rules.warnings:
             self._logger.warning("rules_warning", problem=warning)
-        self._in_force(self._rules, await asyncio.to_thread(certificate_ends, self._rules))
         # What is written of a series is kept: with ten thousand routes the first page would take a second.
         b"".join(self._metrics.pieces(is_open=False))
         loop = asyncio.get_running_loop()
@@ -296,6 +300,13 @@ class Gateway:
             return "draining"
         return None if self._is_ready else "starting"
 
+    async def _load(self) -> None:
+        """Read the first rules. What is written after that is a change, also while the log is still being opened."""
+        before = await asyncio.to_thread(_stamps, [self._settings.rules])
+        rules = await asyncio.to_thread(load_rules, self._settings.rules)
+        self._in_force(rules, await asyncio.to_thread(certificate_ends, rules))
+        self._watch = Watch(await asyncio.to_thread(_stamps, self._watched) | before)
+
     def _in_force(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self._rules = rules
         self._watched = set(rules.files)
@@ -305,22 +316,25 @@ class Gateway:
         self._metrics.rules_refused.set(0)
 
     async def _watch_rules(self, log: Log) -> None:
-        seen = await asyncio.to_thread(_stamps, self._watched)
-        again = math.inf
         while True:
             try:
                 async with asyncio.timeout(WATCH_EVERY):
                     await self._reload.wait()
             except TimeoutError:
-                stamps = await asyncio.to_thread(_stamps, self._watched)
-                if stamps == seen and time.monotonic() < again:
-                    continue
-            self._reload.clear()
-            # Stamped before reading: a change while we read is seen at the next look.
-            before = await asyncio.to_thread(_stamps, self._watched)
-            again = math.inf if await self._try_to_reload(log) else time.monotonic() + RELOAD_AGAIN
-            seen = await asyncio.to_thread(_stamps, self._watched) | before
-            seen = {file: seen[file] for file in self._watched}
+                pass
+            await self._look(log, now=time.monotonic())
+
+    async def _look(self, log: Log, *, now: float) -> None:
+        """Look at the rule files, and read them if they are due, or if somebody has asked for it."""
+        # Stamped before reading: a change while we read is seen at the next look.
+        before = await asyncio.to_thread(_stamps, self._watched)
+        is_due = self._watch.is_due(before)
+        if not (is_due or self._reload.is_set() or (now >= self._again and self._watch.is_at_rest)):
+            return
+        self._reload.clear()
+        self._again = math.inf if await self._try_to_reload(log) else now + RELOAD_AGAIN
+        seen = await asyncio.to_thread(_stamps, self._watched) | before
+        self._watch.has_read({file: seen[file] for file in self._watched})
 
     async def _try_to_reload(self, log: Log) -> bool:
         """Put the rules on disk in force, whole, or keep those that are.
@@ -329,6 +343,7 @@ class Gateway:
         """
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
+            changed = await asyncio.to_thread(changes, self._rules, rules)
             certificates = await asyncio.to_thread(certificate_ends, rules)
             added = event_topics(rules, self._topics) - event_topics(self._rules, self._topics)
             if added:
@@ -354,7 +369,17 @@ class Gateway:
             self._jobs.reload()
         _spare_collector()
         self._metrics.rules_reloads.labels("ok").inc()
-        self._logger.info("rules_reloaded", sources=len(rules.sources), routes=len(rules.routes))
+        told = {
+            "sources": len(rules.sources),
+            "routes": len(rules.routes),
+            "added": _bounded(changed.added),
+            "changed": _bounded(changed.changed),
+            "removed": _bounded(changed.removed),
+        }
+        if changed.removed:  # meant, or a file that was cut where it is still valid
+            self._logger.warning("rules_reloaded", **told)
+        else:
+            self._logger.info("rules_reloaded", **told)
         return True
 
     async def _watch_log(self, log: Log) -> None:
@@ -393,9 +418,9 @@ def _spare_collector() -> None:
     gc.freeze()
 
 
-def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int, int] | None]:
+def _stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
     """Return what changes with a file's content: a symbolic link that is turned to another file counts, too."""
-    stamps: dict[Path, tuple[int, int, int] | None] = {}
+    stamps: dict[Path, Stamp | None] = {}
     for file in files:
         try:
             stat = file.stat()
@@ -403,6 +428,10 @@ def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int, int] | None]:
         except OSError:
             stamps[file] = None
     return stamps
+
+
+def _bounded(names: Sequence[str]) -> list[str]:
+    return [*names[:MAX_NAMES], *([f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else [])]
 
 
 def _first(group: BaseExceptionGroup[GatewayError]) -> GatewayError:

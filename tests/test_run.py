@@ -1,16 +1,18 @@
-"""What a process does with new rules: which it refuses, and which of those it will look at again by itself."""
+"""What a process does with new rules: when it reads them, which it refuses, and which of those it looks at again."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import CapturedCall, CapturingLogger
 from typing_extensions import override
 
 from gateway.log.base import TopicSpec
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.rules.load import load_rules
-from gateway.run import Gateway
+from gateway.run import MAX_NAMES, RELOAD_AGAIN, Gateway
 from gateway.settings import EmbeddedTarget, Settings
 from tests.engine.test_worker import QUIET
 from tests.memory_log import MemoryLog
@@ -62,3 +64,113 @@ def test_rules_that_are_at_fault_themselves_are_not_looked_at_again(tmp_path: Pa
 @pytest.mark.parametrize("error", [LogUnavailableError("no answer"), UsageError("TopicAuthorizationFailed")])
 def test_rules_that_the_log_was_in_the_way_of_are_looked_at_again(tmp_path: Path, error: GatewayError) -> None:
     assert not taken(tmp_path, SOURCE + NEW, Closed(error))
+
+
+# When files are read, by looks that the tests themselves take.
+
+
+async def written(file: Path, text: str) -> None:
+    await asyncio.to_thread(file.write_text, text)
+
+
+class Running:
+    """A gateway that runs with SOURCE, on a file that its test writes."""
+
+    def __init__(self, folder: Path, log: MemoryLog) -> None:
+        self.file = folder / "routes.yaml"
+        self.told = CapturingLogger()
+        self.gateway = Gateway(Settings(rules=self.file, log=EmbeddedTarget(folder / "log.db")), self.told)
+        self.log = log
+        self.version = 0
+
+    async def look(self, text: str | None = None, *, now: float = 0.0) -> set[str]:
+        """Write the file, if there is a text, look, and return the sources in force."""
+        if text is not None:
+            self.version += 1
+            await written(self.file, text + "#" * self.version)  # of another size, should the clock not have moved
+        await self.gateway._look(self.log, now=now)
+        return set(self.gateway._rules.sources)
+
+    @property
+    def reloads(self) -> list[CapturedCall]:
+        return [call for call in self.told.calls if call.args == ("rules_reloaded",)]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Running:
+    process = Running(tmp_path, MemoryLog())
+    process.file.write_text(SOURCE)
+    return process
+
+
+@pytest.fixture
+async def running(process: Running) -> Running:
+    await process.gateway._load()
+    return process
+
+
+async def test_a_file_that_is_being_written_is_not_read(running: Running) -> None:
+    """Cut short it is still valid, with fewer sources: its senders would get 404."""
+    assert await running.look(SOURCE + NEW) == {"crm"}
+    assert await running.look("version: 1\nsources:\n  shop: {verify: {scheme: none}}\n") == {"crm"}
+    assert await running.look(SOURCE + NEW) == {"crm"}
+    assert running.reloads == []
+    assert await running.look() == {"crm", "shop"}
+    assert await running.look() == {"crm", "shop"}
+    assert len(running.reloads) == 1
+
+
+async def test_a_signal_takes_the_files_as_they_are(running: Running) -> None:
+    running.gateway._reload.set()
+    assert await running.look(SOURCE + NEW) == {"crm", "shop"}
+    assert not running.gateway._reload.is_set()
+    assert await running.look() == {"crm", "shop"}
+    assert len(running.reloads) == 1
+
+
+async def test_an_included_file_and_a_secret_are_waited_for_as_well(running: Running, tmp_path: Path) -> None:
+    await written(tmp_path / "team.yaml", "sources: {}\n")
+    await written(tmp_path / "secret", "a" * 16)
+    secret = "  safe: {verify: {scheme: github, secrets: ['${file:secret}']}}\n"
+    await running.look(SOURCE + secret + "include: team.yaml\n")
+    assert await running.look() == {"crm", "safe"}
+    await written(tmp_path / "team.yaml", "sources: {shop: {verify: {scheme: none}}}\n")
+    assert await running.look() == {"crm", "safe"}
+    await written(tmp_path / "secret", "b" * 17)
+    assert await running.look() == {"crm", "safe"}
+    assert await running.look() == {"crm", "safe", "shop"}
+    assert running.reloads[-1].kwargs["changed"] == ["source safe"]
+
+
+async def test_what_is_written_while_the_log_is_being_opened_is_a_change(running: Running) -> None:
+    await written(running.file, SOURCE + NEW)
+    assert await running.look() == {"crm"}
+    assert await running.look() == {"crm", "shop"}
+
+
+async def test_rules_that_the_log_was_in_the_way_of_are_read_once_it_may_be_back(running: Running) -> None:
+    log, running.log = running.log, Closed(LogUnavailableError("no answer"))
+    await running.look(SOURCE + NEW)
+    assert await running.look(now=1.0) == {"crm"}
+    running.log = log
+    assert await running.look(now=1.0 + RELOAD_AGAIN - 0.1) == {"crm"}
+    assert await running.look(now=1.0 + RELOAD_AGAIN) == {"crm", "shop"}
+    assert running.gateway._again == math.inf
+
+
+async def test_a_reload_tells_what_it_adds_changes_and_removes(running: Running) -> None:
+    many = "".join(f"  s{number:02}: {{verify: {{scheme: none}}}}\n" for number in range(MAX_NAMES + 3))
+    await running.look(SOURCE + many)
+    await running.look()
+    (added,) = running.reloads
+    names = [f"source s{number:02}" for number in range(MAX_NAMES)]
+    assert added.method_name == "info"
+    assert added.kwargs["added"] == [*names, "and 3 more"]
+    assert (added.kwargs["changed"], added.kwargs["removed"], added.kwargs["sources"]) == ([], [], MAX_NAMES + 4)
+
+    await running.look(SOURCE.replace("none", "github, secrets: [aaaaaaaaaaaaaaaa]"))
+    await running.look()
+    removed = running.reloads[-1]
+    assert removed.method_name == "warning"
+    assert removed.kwargs["removed"] == [*names, "and 3 more"]
+    assert (removed.kwargs["added"], removed.kwargs["changed"]) == ([], ["source crm"])

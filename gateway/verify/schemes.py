@@ -242,6 +242,7 @@ class _Check(Protocol):
         """Return what the sender puts into the query string."""
 
 
+@dataclass(frozen=True, slots=True)
 class _Unverified:
     """Scheme `none`: everyone may send. Written out in the rules, never a default."""
 

@@ -1,0 +1,105 @@
+"""When files that change are read, and what new rules are told to change."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
+from gateway.rules.watch import PATIENCE, Changes, Stamps, Watch, changes
+from gateway.verify.keys import GENERIC
+from gateway.verify.schemes import PRESETS, build_verifier
+
+FILE, SECRET = Path("routes.yaml"), Path("secret")
+
+
+def stamps(size: int, *, secret: int | None = 1) -> Stamps:
+    return {FILE: (size, size, 1), SECRET: None if secret is None else (secret, secret, 1)}
+
+
+def test_files_that_are_as_they_were_read_are_left_alone() -> None:
+    watch = Watch(stamps(1))
+    assert [watch.is_due(stamps(1)) for _ in range(3)] == [False] * 3
+
+
+def test_a_file_that_is_being_written_is_read_once_it_rests() -> None:
+    watch = Watch(stamps(1))
+    assert [watch.is_due(stamps(size)) for size in (0, 40, 90, 90)] == [False, False, False, True]
+    watch.has_read(stamps(90))
+    assert not watch.is_due(stamps(90))
+
+
+def test_a_secret_beside_a_rule_file_counts_as_much() -> None:
+    watch = Watch(stamps(1))
+    assert [watch.is_due(stamps(2, secret=secret)) for secret in (None, 7, 7)] == [False, False, True]
+
+
+def test_a_file_that_is_put_back_was_never_changed() -> None:
+    watch = Watch(stamps(1))
+    assert [watch.is_due(stamps(size)) for size in (2, 1, 2, 2)] == [False, False, False, True]
+
+
+def test_a_file_that_never_rests_is_read_all_the_same() -> None:
+    watch = Watch(stamps(0))
+    looks = [watch.is_due(stamps(size)) for size in range(1, PATIENCE + 2)]
+    assert looks == [False] * PATIENCE + [True]
+
+
+RULES = """
+version: 1
+sources:
+  crm: {verify: {scheme: hmac, header: X-S, secrets: ["${SECRET}"], encoding: base64}, id: body.id}
+  shop: {verify: {scheme: slack, secrets: ["${SECRET}"]}}
+destinations:
+  ci: {url: "http://ci"}
+routes:
+  - {name: all, from: [crm, shop], match: {type: [a, b*], body.n: {gte: 1}}, when: "true", to: ci}
+  - {name: some, from: crm, to: ci, request: {body: {a: "${{ body.a }}"}}}
+"""
+
+
+def read(folder: Path, text: str = RULES, secret: str = "s" * 16) -> Rules:
+    path = folder / "routes.yaml"
+    path.write_text(text)
+    return load_rules(path, environ={"SECRET": secret})
+
+
+def test_the_same_rules_read_again_change_nothing(tmp_path: Path) -> None:
+    assert changes(read(tmp_path), read(tmp_path)) == Changes()
+
+
+@pytest.mark.parametrize("scheme", [*GENERIC, *PRESETS])
+def test_a_verifier_is_the_same_as_another_made_of_the_same(scheme: str) -> None:
+    configs: dict[str, dict[str, object]] = {
+        "none": {},
+        "hmac": {"header": "X-S", "secrets": ["s"], "timestamp": {"header": "X-T"}, "signed": "{timestamp}{body}"},
+        "token": {"header": "X-T", "secrets": ["s"]},
+        "basic": {"username": "u", "secrets": ["s"]},
+    }
+    config = configs.get(scheme, {"secrets": ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]})
+    one, other = [build_verifier({"scheme": scheme, **config}, public_url="https://x") for _ in range(2)]
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "expected"),
+    [
+        ("id: body.id", "id: body.uid", Changes(changed=("source crm",))),
+        ("http://ci", "http://cd", Changes(changed=("destination ci",))),
+        ("gte: 1", "gte: 2", Changes(changed=("route all",))),
+        ("body.a }}", "body.b }}", Changes(changed=("route some",))),
+        ("name: some", "name: few", Changes(added=("route few",), removed=("route some",))),
+        ("sources:", "egress: {private: refuse}\nsources:", Changes(changed=("egress",))),
+    ],
+)
+def test_what_new_rules_change_is_told_by_name(tmp_path: Path, written: str, instead: str, expected: Changes) -> None:
+    assert changes(read(tmp_path), read(tmp_path, RULES.replace(written, instead))) == expected
+
+
+def test_a_new_secret_changes_its_sources(tmp_path: Path) -> None:
+    assert changes(read(tmp_path), read(tmp_path, secret="t" * 16)) == Changes(changed=("source crm", "source shop"))
+
+
+def test_a_file_cut_where_it_is_still_valid_removes_what_came_after(tmp_path: Path) -> None:
+    cut = RULES[: RULES.index("  - {name: some")]
+    assert changes(read(tmp_path), read(tmp_path, cut)) == Changes(removed=("route some",))
