@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import stripe
@@ -265,13 +266,24 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("slack", b'{"event_id":"Ev1","type":"event_callback","event":{"type":"message"}}', ("Ev1", "message"))
     check("slack", b'{"type":"app_rate_limited"}', (None, "app_rate_limited"))
     check("shopify", b"", ("w1", "orders/paid"), X_Shopify_Webhook_Id="w1", X_Shopify_Topic="orders/paid")
-    check("gitlab", b"", ("k1", "Push Hook"), Idempotency_Key="k1", X_Gitlab_Event="Push Hook")
-    check("gitlab", b"", (None, None), X_Gitlab_Event_UUID="shared")
+    check("gitlab", b'{"object_kind":"push","event_name":"push"}', ("k1", "push"), Idempotency_Key="k1")
+    check("gitlab", b'{"event_name":"user_add_to_group"}', (None, "user_add_to_group"), X_Gitlab_Event="Member Hook")
+    check("gitlab", b"{}", (None, None), X_Gitlab_Event_UUID="shared", X_Gitlab_Event="Push Hook")
+    check("lemon-squeezy", b'{"meta":{"event_name":"order_created"}}', (None, "order_created"), X_Event_Name="forged")
     check("standard-webhooks", b'{"type":"user.created"}', ("m1", "user.created"), webhook_id="m1")
     check("svix", b'{"type":"user.created"}', ("m1", "user.created"), webhook_id="m1")
     check("svix", b'{"type":"user.created"}', ("m2", "user.created"), svix_id="m2", webhook_id="m1")
     check("pagerduty", b'{"event":{"id":"01","event_type":"incident.triggered"}}', ("01", "incident.triggered"))
     check("calendly", b'{"event":"invitee.created"}', (None, "invitee.created"))
+
+
+def test_a_type_is_read_from_what_is_not_signed_only_where_the_vendor_says_it_nowhere_else() -> None:
+    """THREAT_MODEL.md names them, and what a route does about it."""
+    unsigned = {name for name, preset in PRESETS.items() if "headers" in (preset.type or "")}
+    assert unsigned == {"bitbucket", "github", "sentry", "shopify", "woocommerce"}
+    told = (Path(__file__).parent.parent.parent / "THREAT_MODEL.md").read_text()
+    [row] = [line for line in told.splitlines() if "an event's type" in line]
+    assert all(f"`{name}`" in row for name in unsigned)
 
 
 @pytest.mark.parametrize("name", PRESETS)
