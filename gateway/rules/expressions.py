@@ -823,9 +823,23 @@ class _Scan:
                 self._at += 3
             else:
                 break
+        if root.text in ("headers", "query") and len(steps) == 1 and self._tokens[self._at - 1].kind == "name":
+            self._refuse_hyphens(root)
         if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
             raise _at(root, f"expected a header's name in lower case, got '{name}'")
         self._paths.append(_Path(root.text, tuple(steps), self._loops, self._at))
+
+    def _refuse_hyphens(self, root: _Token) -> None:
+        """Tell how to write `headers.x-id`, which CEL reads as a difference: of two texts, which have none."""
+        at, written = self._at, self._tokens[self._at - 1]
+        name = written.text
+        while (token := self._tokens[at]).start == written.start + len(written.text) and (
+            token.text == "-" or token.kind in ("name", "number")
+        ):
+            name, written, at = name + token.text, token, at + 1
+        if written.kind != "sign" and "-" in name:
+            plain = name.lower() if root.text == "headers" else name
+            raise _at(root, f"expected {root.text}['{plain}'], got {root.text}.{name}")
 
 
 def _add_part(parts: dict[str, _Parts], path: _Path) -> None:

@@ -224,6 +224,21 @@ BROKEN = {
         ),
         "routes.yaml:6:10: sources.a.key: expected a CEL expression, got 5",
     ],
+    "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    id: headers.x-message-id\n"
+    "    type: headers.X-Id\n    key: query.a-b-2 + body.a-b\n": [
+        (
+            "routes.yaml:5:9: sources.a.id: expected a CEL expression, got 'headers.x-message-id': "
+            "expected headers['x-message-id'], got headers.x-message-id at character 1"
+        ),
+        (
+            "routes.yaml:6:11: sources.a.type: expected a CEL expression, got 'headers.X-Id': "
+            "expected headers['x-id'], got headers.X-Id at character 1"
+        ),
+        (
+            "routes.yaml:7:10: sources.a.key: expected a CEL expression, got 'query.a-b-2 + body.a-b': "
+            "expected query['a-b-2'], got query.a-b-2 at character 1"
+        ),
+    ],
     "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    path: /in?x\n    topic: ..\n": [
         "routes.yaml:5:11: sources.a.path: expected an absolute path without a query, such as /in/github, got '/in?x'",
         "routes.yaml:6:12: sources.a.topic: expected a topic's name of letters, digits, '.', '_' and '-', got '..'",
