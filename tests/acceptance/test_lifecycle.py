@@ -79,7 +79,7 @@ async def test_rules_are_reloaded_under_load_and_bad_ones_are_refused(place: Log
         one, other = [text.format(first=first.url, second=second.url) for text in (ONE, OTHER)]
         async with GatewayProcess(folder, rules=one, log=place.url, prefix=place.prefix) as gateway:
             load = Load(gateway.port, rate=300)
-            sending = asyncio.create_task(load.send_for(6))
+            sending = asyncio.create_task(load.send_for(10))
             await first.received(50)
 
             gateway.rules.write_text(other)  # seen by itself
