@@ -7,7 +7,14 @@ from gateway.engine.breaker import Breaker, BreakerPolicy, State
 from gateway.model import Result
 
 FAILURES = (Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT, Result.AUTH)
-ANSWERS = (Result.SUCCESS, Result.REDIRECT, Result.CLIENT_ERROR, Result.THROTTLED, Result.EGRESS_REFUSED)
+ANSWERS = (
+    Result.SUCCESS,
+    Result.REDIRECT,
+    Result.CLIENT_ERROR,
+    Result.UNAUTHORIZED,
+    Result.THROTTLED,
+    Result.EGRESS_REFUSED,
+)
 
 
 def an_open_breaker(now: float = 0.0) -> Breaker:
