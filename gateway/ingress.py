@@ -10,7 +10,7 @@ answers 2xx before the append has returned.
 import asyncio
 import http.client
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
@@ -67,6 +67,8 @@ class Limits:
 
     head_bytes: int = 32 * 1024
     """Header names, values and the query together."""
+    head_seconds: float = 10.0
+    """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
     """From the end of the headers to the end of the body."""
     in_flight_bytes: int = 64 * 1024 * 1024
@@ -112,7 +114,7 @@ class Ingress:
 
         Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
         """
-        self._web = _Server(self.handle, logger=self._logger, metrics=self._metrics)
+        self._web = _Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._web, host, port, reuse_port=is_shared, backlog=BACKLOG)
         name = self._listener.sockets[0].getsockname()
@@ -181,12 +183,17 @@ class Ingress:
         if head_bytes > self._limits.head_bytes:
             limit = self._limits.head_bytes
             raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
+        names = [name.lower() for name, _ in headers]
+        if TRANSFER_ENCODING in names:
+            _refuse_codings(
+                [value for name, (_, value) in zip(names, headers, strict=True) if name == TRANSFER_ENCODING]
+            )
 
         body = await self._read(request, self._body_limit - head_bytes)
         # Invariant: what `_read` has added to `_in_flight` is taken off here, once.
         try:
             line["bytes"] = len(body)
-            sent = Request("POST", path, query, headers, body, [name.lower() for name, _ in headers])
+            sent = Request("POST", path, query, headers, body, names)
             verifier = endpoint.source.verifier
             identity_at = verifier.verify(sent, now=self._clock())
             if self._traces is not None:  # nothing of a request is traced before it is verified
@@ -348,11 +355,13 @@ class _Server(web.Server):
     def __init__(
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        limits: Limits,
         *,
         logger: FilteringBoundLogger,
         metrics: Metrics,
     ) -> None:
         super().__init__(handler)
+        self.limits = limits
         self.logger = logger
         self.metrics = metrics
 
@@ -364,7 +373,7 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """A connection whose errors are problems (RFC 9457), and lines of our log."""
 
-    __slots__ = ("_log", "_metrics", "unread")
+    __slots__ = ("_head_ends", "_head_seconds", "_log", "_metrics", "unread")
 
     def __init__(self, server: _Server, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -379,11 +388,36 @@ class _Connection(web.RequestHandler):
         )
         self._log = server.logger
         self._metrics = server.metrics
+        self._head_seconds = server.limits.head_seconds
+        self._head_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # aiohttp waits for a head with this future; what has come without ending that is a piece of one.
+        is_open = self._waiter is not None and not self._waiter.done()
+        if is_open and self._head_ends is None and data.strip():  # an empty line is no request yet, RFC 9112 §2.2
+            self._head_ends = self._loop.call_later(self._head_seconds, self._end_slow_head)
+        elif not is_open and self._head_ends is not None:
+            self._head_ends.cancel()
+            self._head_ends = None
+
+    def _end_slow_head(self) -> None:
+        """Close a connection whose request has begun and doesn't come: it isn't idle, so KEEP_ALIVE isn't for it."""
+        self._head_ends = None
+        if self.transport is not None:
+            self._log.debug("request_malformed", error="a head that doesn't end")
+            self._metrics.requests.labels(NO_NAME, "408").inc()
+            self._metrics.rejected.labels(NO_NAME, "head_slow").inc()
+            self.transport.write(TOO_SLOW)
+            self.force_close()
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
+        if self._head_ends is not None:
+            self._head_ends.cancel()
         # Who reads on to throw a refused body away (LINGER) isn't told by aiohttp that no more of it comes.
         if self.unread is not None:
             self.unread.feed_eof()
@@ -447,6 +481,13 @@ ACCEPTED = (
     + b'\r\nDate: %b\r\ngateway-event-id: %b\r\n\r\n{"id":"%b"}'
 )
 
+TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\nServer: "
+    + SERVER.encode()
+    + b"\r\n\r\n"
+)
+TRANSFER_ENCODING = b"transfer-encoding"
+
 
 def _date(now: float) -> bytes:
     """RFC 9110 §6.6.1."""
@@ -483,6 +524,12 @@ def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
 
 def _too_large(limit: int) -> RefusedError:
     return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+
+
+def _refuse_codings(values: Sequence[bytes]) -> None:
+    """Refuse what RFC 9112 §6.1 has us refuse: a transfer coding that we would pass on without its header."""
+    if b",".join(values).strip().lower() != b"chunked":
+        raise RefusedError(501, "transfer_coding", "expected a body as it is or in chunks, got another transfer coding")
 
 
 async def _ask_to_continue(request: web.BaseRequest) -> None:

@@ -248,6 +248,16 @@ BAD_REQUESTS: dict[str, tuple[bytes, int, str]] = {
     ),
     "chunks twice encoded": (a_request("/in/open", "Transfer-Encoding: chunked, chunked"), 400, "malformed_request"),
     "an unknown transfer coding": (a_request("/in/open", "Transfer-Encoding: br"), 400, "malformed_request"),
+    "chunks of another coding": (
+        a_request("/in/open", "Transfer-Encoding: gzip, chunked", body=chunked(gzip.compress(PING))),
+        501,
+        "transfer_coding",
+    ),
+    "chunks of another coding, in two lines": (
+        a_request("/in/open", "Transfer-Encoding: gzip", CHUNKED, body=chunked(gzip.compress(PING))),
+        400,
+        "malformed_request",
+    ),
     "a chunk without a size": (a_request("/in/open", CHUNKED, body=b"zz\r\n"), 400, "malformed"),
     "a negative chunk": (a_request("/in/open", CHUNKED, body=b"-1\r\nx\r\n0\r\n\r\n"), 400, "malformed"),
     "a chunk of another size": (a_request("/in/open", CHUNKED, body=b"2\r\nabc\r\n0\r\n\r\n"), 400, "malformed"),
@@ -544,6 +554,46 @@ async def test_a_refused_or_slow_body_gives_its_bytes_back() -> None:
             assert (await world.exchange(a_request(length=19_000, body=b"x" * 18_000))).status == 408
             assert (await world.exchange(github(body=b"x" * 18_000))).status == 401
         assert (await world.exchange(a_request(body=b"x" * 18_000))).status == 202
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_head_that_does_not_end_closes_its_connection(before: int) -> None:
+    async with running(limits=Limits(head_seconds=0.1)) as world:
+        async with world.wire() as wire, world.wire() as idle:
+            for _ in range(before):
+                wire.send(a_request())
+                assert (await wire.reply()).status == 202
+            head = a_request("/in/open", "X-A: " + "a" * 300, body=b"")[:-4]
+            began = asyncio.get_running_loop().time()
+            dripping = asyncio.ensure_future(drip(wire, head, every=0.005))  # some 2 s for all of it
+            reply = await wire.reply()
+            assert 0.05 < asyncio.get_running_loop().time() - began < 1
+            dripping.cancel()
+            assert (reply.status, reply.headers["connection"]) == (408, "close")
+            assert await wire.is_closed()
+            idle.send(b"\r\n")  # one that has only been opened isn't late with anything
+            await asyncio.sleep(0.2)
+            idle.send(a_request())
+            assert (await idle.reply()).status == 202
+        assert world.count("rejected_total", source="", reason="head_slow") == 1
+        assert world.count("requests_total", source="", status="408") == 1
+
+
+async def test_a_head_in_pieces_is_read_and_its_body_has_time_of_its_own() -> None:
+    async with running(limits=Limits(head_seconds=0.2)) as world, world.wire() as wire:
+        request = a_request("/in/open", body=b"xy")
+        for _ in range(2):
+            await drip(wire, request[:-2], every=0.0005)
+            for byte in request[-2:]:
+                await asyncio.sleep(0.15)
+                wire.send(bytes([byte]))
+            assert (await wire.reply()).status == 202
+
+
+async def drip(wire: Wire, data: bytes, *, every: float) -> None:
+    for byte in data:
+        wire.send(bytes([byte]))
+        await asyncio.sleep(every)
 
 
 async def test_a_sender_that_hangs_up_leaves_no_noise(world: World) -> None:

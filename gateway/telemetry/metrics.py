@@ -30,7 +30,7 @@ NO_NAME = ""
 
 # Closed sets. A reason or status that isn't here still counts, but its series appears with its first increment, which
 # `increase()` doesn't see.
-STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499", "500", "503")
+STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
 REJECTIONS = (
     "bad_credentials",
     "bad_signature",
@@ -40,6 +40,7 @@ REJECTIONS = (
     "disconnected",
     "draining",
     "expression_error",
+    "head_slow",
     "head_too_large",
     "log_unavailable",
     "malformed_body",
@@ -54,6 +55,7 @@ REJECTIONS = (
     "overloaded",
     "repeated_header",
     "stale_timestamp",
+    "transfer_coding",
     "unknown_source",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
@@ -340,7 +342,7 @@ class Metrics(Collector):
         self.build_info = gauge("build_info", "1, with the version that runs.", "version")
 
         _each(self.requests, (NO_NAME,), STATUSES)
-        _each(self.rejected, (NO_NAME,), ("malformed_request", "unknown_source"))
+        _each(self.rejected, (NO_NAME,), ("head_slow", "malformed_request", "unknown_source"))
         for result in RELOADS:
             self.rules_reloads.labels(result)
         self.dead_letters.labels(NO_NAME, NO_NAME, DeadReason.UNDECODABLE)
