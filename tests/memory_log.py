@@ -124,6 +124,14 @@ class MemoryLog:
         segment.start = max(segment.start, offset)
         segment.records = [record for record in segment.records if record.offset >= offset]
 
+    def delete(self, topic: str) -> None:
+        """Delete a topic; its members hear of it with the next rebalance."""
+        for partition in self._state.of(topic):
+            del self._state.segments[partition]
+            for commits in self._state.commits.values():
+                commits.pop(partition, None)
+        del self._state.specs[topic]
+
     def skip_offsets(self, partition: Partition, count: int) -> None:
         """Leave a gap after the last record, as transaction markers do."""
         self._state.segments[partition].end += count
@@ -293,7 +301,8 @@ class MemoryConsumer:
         self._state.commits.setdefault(self._group, {}).update(owned)
 
     def lag(self) -> Mapping[Partition, int]:
-        return {p: self._state.segments[p].end - position for p, position in self._positions.items()}
+        segments = self._state.segments
+        return {p: segments[p].end - position for p, position in self._positions.items() if p in segments}
 
     async def close(self) -> None:
         if self._group is None:
@@ -342,7 +351,7 @@ class MemoryConsumer:
         if self._group in self._state.stalled:
             return batches
         for partition, position in self._positions.items():
-            if partition in self._paused:
+            if partition in self._paused or partition not in self._state.segments:
                 continue
             segment = self._state.segments[partition]
             records = _head(segment, position, segment.end)

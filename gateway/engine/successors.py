@@ -21,6 +21,7 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.seldom import Seldom
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -50,6 +51,7 @@ class Successors:
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
+        self._repeated = Seldom()
 
     async def carry_on(
         self, topic: str, delivery: Delivery, note: Mapping[str, str], is_wanted: Callable[[], bool] = always
@@ -117,7 +119,8 @@ class Successors:
                     raise
                 if not is_wanted():
                     return False
-                self._logger.warning("append_repeated", topic=topic, error=str(error))
+                if count := self._repeated.count(topic, self._log.now()):
+                    self._logger.warning("append_repeated", topic=topic, count=count, error=str(error))
                 await self._sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)
             else:

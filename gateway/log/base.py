@@ -121,12 +121,17 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """What a topic has to be. `retention` is in seconds, None keeps records for ever."""
+    """What a topic has to be. `retention` is in seconds, None keeps records for ever.
+
+    `partitions` are those that it is made with. An operator may add some, unless the topic is `whole`: its records keep
+    one order, which more partitions would break.
+    """
 
     name: str
     partitions: int
     retention: float | None
     compacted: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ class Topics:
             TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
             # The longest window, and a day during which an event may wait to be read.
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
-            TopicSpec(name=self.control, partitions=1, retention=None, compacted=True),
+            TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, whole=True),
         )
         if taken := {spec.name for spec in own}.intersection(names):
             raise RulesError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")

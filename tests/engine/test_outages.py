@@ -4,12 +4,25 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 
+import structlog
+
 from gateway.engine.control import DeadFilter, Order
 from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import EventId, Result
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
-from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, rules_of, running, virtual
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    World,
+    a_world,
+    events,
+    operated,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.virtual_time import now
 
 PATIENT = a_policy(schedule=(5.0, 30.0, 120.0), max_attempts=20, max_age=3600.0)
@@ -392,3 +405,21 @@ async def test_a_pause_holds_what_waits_in_its_lane_already() -> None:
         await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
         assert len(world.client.made) == 3
+
+
+@virtual
+async def test_what_a_missing_topic_refuses_is_told_once_a_second_with_its_count() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(5.0,))), ci=[500])
+    world.log.delete(TOPICS.retry("5s"))
+    world.logger = structlog.get_logger()
+    await world.put(*events(40))
+    with structlog.testing.capture_logs() as lines:
+        async with running(world):
+            await asyncio.sleep(60)
+            told = [line for line in lines if line["event"] == "append_repeated"]
+            assert len(told) <= 61
+            assert sum(line["count"] for line in told) > 40 * 10
+            assert {line["topic"] for line in told} == {TOPICS.retry("5s")}
+            await world.log.create(TOPICS.specs([EVENTS]))
+            await asyncio.sleep(10)
+    assert len(world.filed(TOPICS.retry("5s"))) >= 40

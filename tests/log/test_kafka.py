@@ -6,19 +6,20 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError, RequestTimedOutError
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.connection import _passed, quieten
+from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
@@ -736,3 +737,73 @@ def test_records_are_cut_at_a_mebibyte_but_for_a_single_larger_one(sizes: list[i
     slices = list(slices_of(records))
     assert [len(each) for each in slices] == expected
     assert [record for each in slices for record in each] == records
+
+
+# Topics that change
+
+
+@asynccontextmanager
+async def administering(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def test_more_partitions_are_no_problem_but_where_the_records_keep_one_order(log: KafkaLog) -> None:
+    topic = await make_topic(log, partitions=3, compacted=True)
+    grown = TopicSpec(name=topic, partitions=1, retention=None, compacted=True)
+    whole = replace(grown, whole=True)
+    assert not [problem for problem in await log.check([grown]) if "replication" not in problem.message]
+    (problem,) = [problem for problem in await log.check([whole]) if "replication" not in problem.message]
+    assert problem.is_fatal
+    assert problem.message.startswith("partitions: expected exactly 1, got 3")
+
+
+async def test_new_partitions_are_read_within_seconds_from_their_first_record(kafka: str, log: KafkaLog) -> None:
+    topic = await make_topic(log, partitions=1)
+    owner = Owner()
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
+    await append(log, topic, b"before")
+    await fetch(consumer, 1)
+    began = monotonic()
+    async with administering(kafka) as admin:
+        await admin.create_partitions({topic: NewPartitions(total_count=12)})
+    read: set[bytes] = set()
+    sent = {b"before": 0}
+    while len(owner.owned) < 12 or read != sent.keys():
+        assert monotonic() - began < 15, (len(owner.owned), sent.keys() - read)
+        if set(sent.values()) != set(range(12)):
+            value = b"%d" % len(sent)
+            sent[value] = (await log.append(topic, key=value, value=value, headers=[])).partition
+        for batch in await consumer.fetch(timeout=0.01):
+            read.update(record.value for record in batch.records)
+    assert {partition.number for partition in owner.owned} == set(range(12))
+    await consumer.close()
+
+
+async def test_a_topic_that_is_made_again_is_read_within_seconds(kafka: str, log: KafkaLog) -> None:
+    topic, kept = await make_topic(log), await make_topic(log)
+    owner = Owner()
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic, kept], listener=owner)
+    await append(log, topic, b"0", b"1")
+    await fetch(consumer, 2)
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+        await fetch_until(consumer, lambda: owner.owned.keys() == {Partition(kept, 0)})
+        assert topic not in await log.topics()
+        await append(log, kept, b"kept")
+        assert [record.value for record in await fetch(consumer, 1)] == [b"kept"]
+        with pytest.raises(LogUnavailableError):
+            await log.append(topic, key=b"", value=b"", headers=[])
+        await asyncio.sleep(2 * METADATA_AGE)  # nobody makes it again by asking for it
+        assert topic not in await log.topics()
+        await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
+        began = monotonic()
+        await append(log, topic, b"2")
+        # What isn't committed is read again by who gets it again.
+        assert {record.value for record in await fetch(consumer, 2)} == {b"2", b"kept"}
+        assert monotonic() - began < 2 * METADATA_AGE
+    await consumer.close()

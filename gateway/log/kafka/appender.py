@@ -53,7 +53,7 @@ class Appender:
         self._sweeper: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
         self._replacing: asyncio.Task[None] | None = None
-        self._topics_lock = asyncio.Lock()
+        self._unknown = asyncio.Lock()
         self._is_closed = False
 
     async def start(self) -> None:
@@ -139,15 +139,16 @@ class Appender:
             raise RecordTooLargeError(f"{topic}: expected a record of at most {MAX_RECORD_BYTES} B, got {size} B")
 
     async def _places_of(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
-        """Wait until the producer knows a topic. It never asks for one that isn't there: that would create it."""
+        """Wait until the producer knows a topic. It isn't told of one that isn't there."""
+        known: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
         try:
-            async with asyncio.timeout(self._append_timeout), self._topics_lock:
-                known: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
-                if known is None:
+            if known is None:
+                # One after the other, and none that is known waits for them.
+                async with asyncio.timeout(self._append_timeout), self._unknown:
                     if topic not in await self._cluster.describe([topic]):
                         raise UnknownTopicOrPartitionError(topic)
                     known = await producer.partitions_for(topic)
-                return [TopicPartition(topic, number) for number in range(len(known))]
+            return [TopicPartition(topic, number) for number in range(len(known))]
         except TimeoutError as error:
             raise KafkaTimeoutError("no metadata in time") from error
 

@@ -36,7 +36,14 @@ from aiokafka.protocol.offset import OffsetRequest
 from gateway.log.base import Commit, Partition, TopicProblem, TopicSpec
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
 from gateway.log.kafka.errors import FORBIDDEN, MISCONFIGURED, raise_for, say, translated
-from gateway.log.kafka.topics import REPLICAS, record_problems, replication_problems, retention_problems, settings_of
+from gateway.log.kafka.topics import (
+    REPLICAS,
+    partition_problems,
+    record_problems,
+    replication_problems,
+    retention_problems,
+    settings_of,
+)
 from gateway.model import LogUnavailableError, UsageError
 
 QUESTION_TIMEOUT = 5.0
@@ -275,7 +282,10 @@ class Cluster:
                 continue
             replicas = min([len(nodes) for nodes in described[spec.name].values()], default=0)
             found = settings.get(spec.name)
-            wrong = list(replication_problems(replicas, found or {}, is_single_broker=brokers == 1))
+            wrong = [
+                *partition_problems(spec, len(described[spec.name])),
+                *replication_problems(replicas, found or {}, is_single_broker=brokers == 1),
+            ]
             if found is None:
                 wrong.append(
                     (False, "configuration: expected to be allowed to read it (DescribeConfigs), got a refusal")

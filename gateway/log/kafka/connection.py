@@ -13,10 +13,11 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, client
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
@@ -38,11 +39,15 @@ from gateway.model import LogUnavailableError
 CLOSE_GRACE = 4.0
 CLOSE_REST = 0.5
 RETRY_BACKOFF = 0.1
-METADATA_AGE = 60.0
+METADATA_AGE = 5.0  # A topic that has grown, or was made again, is known by then. It costs a client a millisecond.
 LOG_REPEAT = 60.0
 LOG_APPEND_TIME = 1  # A record's type of timestamp.
 LOOK_TIMEOUT = 3.0  # For finding out why no broker is reached.
 LET_GO = 0.2  # A connection that is closed is gone by then, or was none.
+
+# aiokafka goes on asking for the metadata of a topic that was deleted, and so that brokers make it anew, with their
+# defaults: one partition, a retention of their own, no LogAppendTime.
+client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)  # type: ignore[assignment,attr-defined]
 
 Token = Callable[[], Awaitable[str]]
 """Returns a token that is good for some time; raises LogUnavailableError."""

@@ -21,6 +21,13 @@ def settings_of(spec: TopicSpec, replicas: int) -> Mapping[str, str]:
     return settings
 
 
+def partition_problems(spec: TopicSpec, partitions: int) -> Iterator[tuple[bool, str]]:
+    """Yield (is it fatal, what is wrong)."""
+    if spec.whole and partitions != spec.partitions:
+        advice = "what others hold is obeyed by nobody: end all processes, delete the topic, and create it anew"
+        yield True, f"partitions: expected exactly {spec.partitions}, got {partitions}; {advice}"
+
+
 def replication_problems(
     replicas: int, settings: Mapping[str, str], *, is_single_broker: bool
 ) -> Iterator[tuple[bool, str]]:
