@@ -104,6 +104,71 @@ async def test_a_second_owner_is_refused_and_told_who_has_the_file(path: Path) -
         pass
 
 
+@pytest.mark.parametrize("how", ["link", "link to a folder", "moved", "no lock file", "no lock file, link"])
+async def test_a_second_owner_is_refused_by_whatever_name_it_comes(path: Path, tmp_path: Path, how: str) -> None:
+    other = tmp_path / "elsewhere" / "other.db"
+    other.parent.mkdir()
+    async with opened(path) as log:
+        await append(log, b"a")
+        if "no lock file" in how:
+            path.with_name("gateway.db.lock").unlink()
+        if how == "link to a folder":
+            other.parent.rmdir()
+            other.parent.symlink_to(path.parent)
+            other = other.with_name("gateway.db")
+        elif how == "moved":
+            shutil.move(path, other)
+        elif "link" in how:
+            other.symlink_to(path)
+        with pytest.raises(LogUnavailableError, match="is in use by another gateway"):
+            await EmbeddedLog.open(path if how == "no lock file" else other, owner=True)
+        if how == "moved":
+            shutil.move(other, path)
+
+
+async def test_a_link_to_a_file_that_is_not_there_yet_is_locked_as_the_file(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    async with opened(link):
+        with pytest.raises(LogUnavailableError, match="is in use by another gateway"):
+            await EmbeddedLog.open(path, owner=True)
+
+
+async def test_a_file_of_two_names_is_opened_by_its_owners_alone(path: Path, tmp_path: Path) -> None:
+    """SQLite has its WAL beside the name: by the other one, what was stored last is missing."""
+    other = tmp_path / "other.db"
+    async with opened(path) as log:
+        await append(log, b"a")
+        other.hardlink_to(path)
+        for owner in (True, False):
+            with pytest.raises(UsageError, match=r"other\.db: expected a file of one name, got 2 \(hard links\)"):
+                await EmbeddedLog.open(other, owner=owner)
+        async with opened(path, owner=False) as guest:
+            await append(guest, b"b")
+    for each in (path, other):
+        with pytest.raises(UsageError, match="expected a file of one name"):
+            await EmbeddedLog.open(each, owner=True)
+    other.unlink()
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"a", b"b"]
+
+
+async def test_a_guest_is_refused_where_the_file_was_moved_under_its_owner(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    async with opened(path):
+        shutil.move(path, other)
+        with pytest.raises(LogUnavailableError, match=r"other\.db is in use by another gateway \(by another name\)"):
+            await EmbeddedLog.open(other, owner=False)
+        shutil.move(other, path)
+
+
+async def test_a_guest_goes_beside_an_owner_whose_lock_file_was_deleted(path: Path) -> None:
+    async with opened(path):
+        path.with_name("gateway.db.lock").unlink()
+        async with opened(path, owner=False) as guest:
+            await append(guest, b"a")
+
+
 async def test_a_new_file_that_cannot_be_written_yet_may_be_tried_again(path: Path) -> None:
     with locked(path), pytest.raises(LogUnavailableError, match="expected an embedded log, got: database is locked"):
         await EmbeddedLog.open(path, owner=True, append_timeout=0.1)
@@ -202,6 +267,7 @@ async def test_a_copy_never_takes_the_place_of_a_file_of_the_log(
         with pytest.raises(UsageError, match=f"{name}: expected a file of its own for the copy"):
             await asyncio.to_thread(back_up, alias if is_linked else path, path.parent / ".." / path.parent.name / name)
         assert {each: (path.parent / each).stat().st_ino for each in contents(path.parent)} == before
+        (path.parent / "hard").unlink()
         await append(log, b"second")
     async with opened(path) as log:
         assert [record.value for record in await stored(log)] == [b"first", b"second"]

@@ -16,6 +16,7 @@ reason a group has a single member. Other processes (the command line) may appen
     writer      the thread that alone writes
     consumer    what is handed on from memory, and read from the file
     statements  what the file holds, and how it is asked and changed
-    file        the file's connections, its lock and its clock
+    file        the file's connections and its clock
+    lock        whose it is
     backup      a copy of it
 """

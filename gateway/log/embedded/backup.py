@@ -7,7 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.log.embedded.file import File, is_owned, sync
+from gateway.log.embedded.file import File, sync
+from gateway.log.embedded.lock import is_owned
 from gateway.model import UsageError
 
 BACKUP_PATIENCE = 30.0  # Seconds to wait for a lock that recovery or the owner's start holds.

@@ -1,7 +1,6 @@
-"""The file: its two connections, its owner's lock, the log's clock, and what is refused when it is opened."""
+"""The file: its two connections, the log's clock, and what is refused when it is opened."""
 
 import errno
-import fcntl
 import os
 import sqlite3
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.log.embedded.lock import Lock, refuse_strange_name
 from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
 from gateway.model import LogUnavailableError, UsageError
 
@@ -16,7 +16,7 @@ PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the se
 
 
 class File:
-    """The two connections, the owner's lock beside the file, and the log's clock."""
+    """The two connections, the owner's lock, and the log's clock."""
 
     def __init__(self, path: Path, *, is_owner: bool, busy_timeout: float, clock: Callable[[], float]) -> None:
         self.path = path
@@ -24,16 +24,15 @@ class File:
         self._busy_timeout = busy_timeout
         self._clock = clock
         self._ahead = -time.monotonic()
-        self._lock: int | None = None
+        self._lock: Lock | None = None
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
         try:
             if is_owner:
-                self._lock = _lock_file(path)
-                # Bodies are nobody else's to read; SQLite gives the files beside it the same mode.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                self._lock = Lock(path)
             else:
                 path.stat()  # SQLite would make a file.
+                refuse_strange_name(path)
             self.writer = self._connect()
             try:
                 _prepare(self.writer, path, may_create=is_owner)
@@ -76,7 +75,7 @@ class File:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
 
@@ -86,21 +85,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _lock_file(path: Path) -> int:
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(lock, 32).decode(errors="replace").strip()
-        os.close(lock)
-        raise LogUnavailableError(
-            f"{path} is in use by another gateway (pid {pid}); the embedded log is one process's"
-        ) from None
-    os.truncate(lock, 0)
-    os.write(lock, b"%d\n" % os.getpid())
-    return lock
 
 
 def _may_pass(error: sqlite3.Error | OSError) -> bool:
@@ -127,20 +111,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) ->
         # One transaction: a file that was left half made is made anew.
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {marks} COMMIT;")
-
-
-def is_owned(path: Path) -> bool:
-    try:
-        lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 @contextmanager
