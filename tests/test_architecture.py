@@ -32,6 +32,7 @@ ONLY_USER = {
     "aiokafka": "gateway/log/kafka/",
     "opentelemetry": "gateway/telemetry/traces.py",
     "cel": "gateway/rules/expressions.py",
+    "re2": "gateway/rules/patterns.py",
     "sqlite3": "gateway/log/embedded/",
 }
 """Library → the one module, or package, that knows it."""

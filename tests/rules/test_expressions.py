@@ -1,6 +1,10 @@
 """Expressions over events: values, missing fields, failures, bounds, and templates."""
 
+import contextlib
 import gzip
+import random
+import sys
+import time
 import zlib
 from typing import Any
 
@@ -74,10 +78,15 @@ def outcome(text: str, view: View) -> object:
         ("duration('90s')", "90s"),
         ("b'abc'", "YWJj"),
         (r"body.action.matches('^op.*d$') // a comment", True),
+        (r"body.action.matches('pen') && !body.user.name.matches(r'^\d')", True),
+        (r"body.labels.exists(l, l.matches('^URG(ENT)?$') || l.matches('(?i)^URG(ENT)?$'))", True),
+        (r"headers['x-kind'].matches('\\w \u00e9\\pL')", True),
+        ('[\'a.b\', \'axb\'].filter(t, t . matches ( """a\\\\.b""" ))', ["a.b"]),
+        ("body.labels.map(matches, matches.matches('u'))", [True, True]),
     ],
 )
 def test_an_expression_has_the_value_that_cel_gives_it(text: str, expected: object) -> None:
-    value = Expression(text).evaluate(a_view())
+    value = Expression(text).evaluate(a_view(headers={"x-kind": "a \u00e9\u00e9"}))
     assert value == expected
     assert type(value) is type(expected)
 
@@ -130,7 +139,9 @@ def test_a_missing_field_is_told_from_other_failures_and_named(text: str, field:
         ("int(1e300)", "int(1e300): function 'int' error: integer overflow"),
         # The library's own words hold the value.
         ("duration(body.action)", "duration(body.action): function 'duration' error: an argument that it doesn't take"),
-        ("'x'.matches(body.action + '(')", "function 'matches' error: an argument that it doesn't take"),
+        ("body.number.matches('7')", "matches isn't defined for such a value"),
+        ("body.nothing.matches('')", "matches isn't defined for such a value"),
+        ("[body.user].exists(u, u.matches('x'))", "matches isn't defined for such a value"),
         # Each field is there, so the failure is the sum's, not a missing field's.
         ("body.user.name == 'x' || body.action + 1 > 2", "unsupported operation: string + int"),
         ("has(body.zz) || body.action + 1 > 2", "unsupported operation: string + int"),
@@ -168,6 +179,14 @@ def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: 
         ("headers.x-2", "expected headers['x-2'], got headers.x-2 at character 1"),
         ("headers['X-Event']", "expected a header's name in lower case, got 'X-Event' at character 1"),
         ("[1].all(a, [1].all(b, [1].all(c, [1].all(d, true))))", "expected at most 3 macros inside each other"),
+        ("body.a.matches(body.p)", "expected the pattern of matches() as one text written out, got something else at"),
+        ("body.a.matches('a' + 'b')", "expected the pattern of matches() as one text written out, got something else"),
+        ("body.a.matches(b'a')", "expected the pattern of matches() as one text written out, got something else at"),
+        ("true || body.a.matches('(a')", "expected a pattern that RE2 takes: missing ): (a at character 24"),
+        (r"body.a.matches('(a)\\1')", "expected a pattern that RE2 takes: invalid escape sequence"),
+        ("body.a.matches('a(?=b)')", "expected a pattern that RE2 takes: invalid perl operator: (?= at character 16"),
+        (r"body.a.matches('\\pL{1,100}')", "expected a pattern that RE2 takes: pattern too large"),
+        ("body.a.matches__(0)", "unknown function 'matches__' at character 8"),
         ("1" + "+1" * 20_000, "expected at most 4096 characters, got 40001"),
         ("(" * 2000 + "1" + ")" * 2000, "syntax error at character"),
     ],
@@ -400,6 +419,92 @@ def test_more_data_than_cel_can_take_in_time_is_refused_without_a_macro_too(text
         Expression(text).evaluate(view)
     assert Expression("body.x").as_text(view) is None  # a path costs nothing
     assert Expression("source == 'github'").is_true(view)
+
+
+EMAIL = r"^[\\w.-]{1,50}@\\w{1,50}$"
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        [""] * 5_000,
+        ["aa"] * 3_000,
+        [f"a.b-{number}@" for number in range(1_000)],
+        ["a" * 15_000],
+        ["a@" * 7_500],
+        ["." * 50 + "@" + "a" * 51] * 145,
+        [*["x"] * 3_700, 7],
+    ],
+    ids=lambda to: f"{len(to)} of {to[0][:9]!r}",
+)
+def test_a_pattern_takes_no_time_that_anybody_notices_whatever_it_is_shown(to: list[object]) -> None:
+    """A signed body of 15 kB had the loop stand still for 65 s, in which the pattern was compiled again and again."""
+    body = orjson.dumps({"to": to})
+    assert len(body) < 20_000
+    expression = Expression(f"body.to.exists(t, t.matches('{EMAIL}'))")
+
+    def seconds() -> float:
+        view, began = a_view(body), time.process_time()
+        with contextlib.suppress(ExpressionError):
+            assert expression.is_true(view) is False
+        return time.process_time() - began
+
+    assert min(seconds() for _ in range(5)) < 0.02
+
+
+@pytest.mark.parametrize("form", ["body.t.matches('{}')", "(body.t).matches('{}')", "body.t.matches('{}') || true"])
+def test_what_patterns_take_is_charged_by_their_size_and_the_texts_and_is_never_taken_for_no_match(form: str) -> None:
+    slow = Expression(form.format("(a|b)*a(a|b){300}$"))  # 2^300 states: RE2 keeps none, and goes its slowest way
+    text = "".join(random.Random(1).choices("ab", k=60_000))
+    assert slow.is_true(a_view({"t": text[:1_000] + "a" + "b" * 300}))
+    view, began = a_view({"t": text}), time.process_time()
+    for _ in range(100):
+        with pytest.raises(ExpressionError, match="too much to compute: its patterns would take too long"):
+            slow.is_true(view)
+    assert time.process_time() - began < 0.25  # what the threat model says of all the expressions over one event
+
+
+def test_the_patterns_of_many_routes_share_what_may_be_computed() -> None:
+    """The figure of the threat model, with texts at which each pattern is as slow as it can be."""
+    text = "".join(random.Random(2).choices("ab", k=4_000))
+    routes = [Expression(f"body.l.exists(t, t.matches('(a|b)*a(a|b){{{n}}}c'))") for n in range(100, 140)]
+    event = a_view({"l": [text] * 10})
+    began, refused = time.process_time(), 0
+    for route in routes:
+        try:
+            assert route.is_true(event) is False
+        except ExpressionError:
+            refused += 1
+    assert 0 < refused < len(routes)
+    assert time.process_time() - began < 0.5  # a quarter of a second where nothing else runs
+    # Short ones never are: a thousand routes that look at an ordinary event take none of it.
+    event = a_view({"action": "opened", "note": "x" * 10_000})
+    routes = [Expression(f"body.action.matches('^(re)?opened( by .* in {n})?$')") for n in range(1_000)]
+    began = time.process_time()
+    assert all(route.is_true(event) for route in routes)
+    assert time.process_time() - began < 0.1  # 6 µs each
+
+
+def test_a_pattern_leaves_nothing_that_holds_an_event() -> None:
+    view = a_view()
+    expression = Expression("(body.action).matches('x')")
+    before = sys.getrefcount(view)
+    assert expression.is_true(view) is False
+    assert sys.getrefcount(view) == before
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(body=json_values, path=steps, pattern=st.sampled_from(["", "^$", "a", "[^a]", "^.{2,5}$"]))
+def test_a_pattern_on_a_plain_path_means_the_same_without_cel(body: object, path: list[str], pattern: str) -> None:
+    text = "body" + "".join(path)
+    view = a_view(body)
+    results = []
+    for expression in (Expression(f"{text}.matches('{pattern}')"), Expression(f"({text}).matches('{pattern}')")):
+        try:
+            results.append(str(expression.evaluate(view)))
+        except ExpressionError as error:
+            results.append(str(error).partition(": ")[2] or str(error))
+    assert results[0] == results[1]
 
 
 def test_a_result_with_too_many_values_is_refused() -> None:
