@@ -127,6 +127,7 @@ class Tracker:
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
         self._copies: dict[tuple[str, int, float, int], int] = {}
+        self._copies_from = self.progress.base - COPIES_KEPT
 
     @override
     def __repr__(self) -> str:
@@ -184,10 +185,11 @@ class Tracker:
         return waiting
 
     def forget_copies(self) -> None:
-        """Drop what is known of copies far below the window; called at each commit."""
-        if self._copies:
-            lowest = self.progress.base - COPIES_KEPT
+        """Drop what is known of copies far below the window; called at each commit, and does it now and then."""
+        lowest = self.progress.base - COPIES_KEPT
+        if self._copies and lowest >= self._copies_from + COPIES_KEPT:
             self._copies = {step: offset for step, offset in self._copies.items() if offset >= lowest}
+            self._copies_from = lowest
 
     def oldest_undone(self) -> float | None:
         """Return since when (log's clock) the lowest undone record waits: its append, or for a tier its due time."""

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from tests.sink import Request
 
 COMMIT_WINDOW = 1.5
-"""Seconds before a crash of which the progress may not be committed: commits start every second, and take a moment."""
+"""Seconds before a crash of which the progress may not be committed: commits of little start every second, and take a
+moment."""
 TITLE = 58
 """The width of the first column."""
 

@@ -446,6 +446,51 @@ async def test_a_full_disk_acknowledges_nothing_and_stores_again_when_there_is_r
         assert {record.offset: record.value for record in await stored(log)} == acknowledged
 
 
+async def test_a_commit_is_stored_in_the_transaction_of_the_appends_beside_it(path: Path) -> None:
+    async with opened(path) as log:
+        consumer = await log.consume(group="g", topics=["events"], listener=Silent())
+        await append(log, b"known")
+        statements_run: list[str] = []
+        log._file.writer.set_trace_callback(lambda statement: statements_run.append(statement.split()[0]))
+        await asyncio.gather(
+            append(log, b"a"), consumer.commit({Partition("events", 0): Commit(1, b"\x02")}), append(log, b"b")
+        )
+        log._file.writer.set_trace_callback(None)
+        assert [word for word in statements_run if word in {"BEGIN", "COMMIT"}] == ["BEGIN", "COMMIT"]
+        assert await log.committed("g", "events") == {0: Commit(1, b"\x02")}
+        assert [record.value for record in await stored(log)] == [b"known", b"a", b"b"]
+        await consumer.close()
+
+
+async def test_a_commit_waits_for_no_append_that_does_not_fit(path: Path) -> None:
+    async with opened(path) as log:
+        consumer = await log.consume(group="g", topics=["events"], listener=Silent())
+        await append(log, b"0")
+        await consumer.commit({Partition("events", 0): Commit(0)})
+        log._file.writer.execute("PRAGMA max_page_count = 60")
+        refused, committed = await asyncio.gather(
+            append(log, bytes(1_000_000)), consumer.commit({Partition("events", 0): Commit(1)}), return_exceptions=True
+        )
+        assert isinstance(refused, LogUnavailableError)
+        assert committed is None
+        assert await log.committed("g", "events") == {0: Commit(1)}
+        log._file.writer.execute("PRAGMA max_page_count = 1000000")
+        assert (await append(log, b"1")).offset == 1
+        await consumer.close()
+
+
+async def test_a_commit_to_a_locked_file_fails_in_time(path: Path) -> None:
+    async with opened(path, append_timeout=0.2) as log:
+        consumer = await log.consume(group="g", topics=["events"], listener=Silent())
+        with locked(path):
+            started = monotonic()
+            with pytest.raises(LogUnavailableError):
+                await consumer.commit({Partition("events", 0): Commit(0)})
+            assert monotonic() - started < 1.0
+        await consumer.commit({Partition("events", 0): Commit(0)})
+        await consumer.close()
+
+
 async def test_a_closed_log_is_unavailable(path: Path) -> None:
     async with opened(path) as log:
         pass

@@ -78,7 +78,7 @@ class EmbeddedConsumer:
             if partition in self._streams
         ]
         if rows and self.group is not None:
-            await self._log.write(statements.commit, self.group, rows)
+            await self._log.commit(self.group, rows)
 
     def lag(self) -> Mapping[Partition, int]:
         return {partition: stream.end - stream.returned for partition, stream in self._streams.items()}

@@ -191,7 +191,7 @@ def forget(connection: sqlite3.Connection, group: str) -> None:
 
 def create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[str]:
     statement = "INSERT OR IGNORE INTO topics (name, retention, compacted) VALUES (?, ?, ?)"
-    with _transaction(connection):
+    with transaction(connection):
         return [
             spec.name
             for spec in specs
@@ -220,7 +220,7 @@ def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[To
 
 
 def lock(connection: sqlite3.Connection) -> None:
-    with _transaction(connection):
+    with transaction(connection):
         pass
 
 
@@ -258,7 +258,7 @@ def _delete_some(connection: sqlite3.Connection, topic: int, before: int) -> boo
     )
     if found is None or found[0] is None:
         return False
-    with _transaction(connection):
+    with transaction(connection):
         connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ? AND at < ?", (first, found[0], before))
         connection.execute(
             "UPDATE topics SET start = coalesce((SELECT min(id) & ? FROM records WHERE id BETWEEN ? AND ?), next)"
@@ -269,7 +269,7 @@ def _delete_some(connection: sqlite3.Connection, topic: int, before: int) -> boo
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -1,9 +1,9 @@
-"""The thread that alone writes: what waits becomes one statement and one fsync."""
+"""The thread that alone writes: what waits, appends and commits of groups alike, becomes one transaction, one fsync."""
 
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -18,6 +18,7 @@ from gateway.log.embedded.file import File, errors_of
 from gateway.log.embedded.statements import Again, Chunk
 
 COMMIT_BYTES = 4 << 20  # Enough for one fsync; what still waits is the next one's.
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 INSERT_TRIES = 10  # Each lost one means that another process has appended meanwhile.
 
 log = structlog.get_logger(__name__)
@@ -33,21 +34,38 @@ class Append(NamedTuple):
     future: asyncio.Future[Position]
 
 
+class Commits(NamedTuple):
+    """What a member has finished: (topic, base, bits in hexadecimal)."""
+
+    member: str
+    rows: Sequence[tuple[str, int, str]]
+    future: asyncio.Future[None]
+
+
 @dataclass(slots=True)
 class Group:
-    """What one turn of the loop appends. What has expired before the writer took it isn't stored any more."""
+    """What one turn of the loop stores. What has expired before the writer took it isn't stored any more."""
 
     appends: list[Append] = field(default_factory=list)
+    commits: list[Commits] = field(default_factory=list)
     size: int = 0
     timer: asyncio.TimerHandle | None = None
     is_expired: bool = False
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.appends or self.commits)
+
+    @property
+    def futures(self) -> list[asyncio.Future[Any]]:
+        return [*[append.future for append in self.appends], *[commits.future for commits in self.commits]]
+
 
 class Stored(NamedTuple):
-    """Where an append was stored, or why it wasn't."""
+    """Where an append was stored (None: what isn't an append was), or why it wasn't."""
 
-    future: asyncio.Future[Position]
-    result: Position | str
+    future: asyncio.Future[Any]
+    result: Position | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +139,40 @@ class Writer:
                 post(self._loop, _resolve, work.future, result, None)
 
     def _store(self, groups: Sequence[Group]) -> None:
-        appends = [append for group in groups if not group.is_expired for append in group.appends]
+        in_time = [group for group in groups if not group.is_expired]
+        appends = [append for group in in_time for append in group.appends]
+        commits = [commit for group in in_time for commit in group.commits]
         tails: list[Chunk] = []
         try:
-            results = self._insert(appends)
+            with statements.transaction(self._file.writer) if commits else nullcontext():
+                results = self._insert(appends)
+                self._commit(commits)
             stored = [Stored(append.future, result) for append, result in zip(appends, results, strict=True)]
+            stored += [Stored(commit.future, None) for commit in commits]
             tails = self._tails(appends, results)
         except Exception as error:
             if not isinstance(error, sqlite3.Error):
                 log.exception("append_failed", path=str(self._file.path))
+            self._topics = {}  # the offsets that were given out weren't used
             stored = [Stored(append.future, str(error)) for append in appends]
+            stored += self._commit_alone(commits, error) if commits else ()
         post(self._loop, self._appended, groups, stored, tails)
+
+    def _commit(self, commits: Sequence[Commits]) -> None:
+        for member, rows, _ in commits:
+            statements.commit(self._file.writer, member, rows)
+
+    def _commit_alone(self, commits: Sequence[Commits], error: Exception) -> list[Stored]:
+        """Store commits without the appends for which the disk had no room: they take next to none."""
+        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in NO_ROOM:
+            try:
+                with statements.transaction(self._file.writer):
+                    self._commit(commits)
+            except sqlite3.Error as again:
+                error = again
+            else:
+                return [Stored(commit.future, None) for commit in commits]
+        return [Stored(commit.future, str(error)) for commit in commits]
 
     def _insert(self, appends: Sequence[Append]) -> list[Position | str]:
         for _ in range(INSERT_TRIES):

@@ -1,0 +1,95 @@
+"""When what is done is committed: within a second, and under load within moments; in virtual time."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from typing_extensions import override
+
+from gateway.engine.member import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP
+from gateway.log.base import Commit, Listener, Partition
+from tests.builders import a_route, an_event
+from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, events, rules_of, running, virtual
+from tests.memory_log import MemoryConsumer, MemoryLog
+from tests.virtual_time import now
+
+
+class WatchedLog(MemoryLog):
+    """Notes when its members commit, and how many commits were under way at once."""
+
+    def __init__(self) -> None:
+        super().__init__(now=now)
+        self.committed_at: list[float] = []
+        self.most: list[int] = [0]
+        self.under_way: list[int] = [0]
+
+    @override
+    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> MemoryConsumer:
+        consumer = await super().consume(group=group, topics=topics, listener=listener)
+        commit = consumer.commit
+
+        async def watched(commits: Mapping[Partition, Commit]) -> None:
+            self.committed_at.append(now())
+            self.under_way[0] += 1
+            self.most[0] = max(self.most[0], self.under_way[0])
+            try:
+                await commit(commits)
+            finally:
+                self.under_way[0] -= 1
+
+        consumer.commit = watched  # type: ignore[method-assign] # of this one instance
+        return consumer
+
+
+async def a_watched_world() -> tuple[World, WatchedLog]:
+    log = WatchedLog()
+    await log.create(TOPICS.specs([EVENTS]))
+    return World(log=log, rules=rules_of(a_route()), client=ScriptedClient({})), log
+
+
+async def load(world: World, rate: float, seconds: float) -> None:
+    """Put in events at a steady rate."""
+    for number in range(round(rate * seconds)):
+        await world.put(an_event(id=f"evt_{number}", received_at=now()))
+        await asyncio.sleep(1 / rate)
+
+
+@virtual
+async def test_under_load_what_is_done_is_committed_within_moments() -> None:
+    world, _ = await a_watched_world()
+    rate, most = 2000.0, 0
+    async with running(world):
+        await world.put(*events(1))
+        await asyncio.sleep(2)
+        loading = asyncio.create_task(load(world, rate, 1.0))
+        while not loading.done():
+            await asyncio.sleep(0.01)
+            most = max(most, await world.undone())
+    assert most <= COMMIT_AFTER + rate * COMMIT_GAP + 10
+
+
+@virtual
+async def test_little_that_is_done_is_committed_once_a_second() -> None:
+    world, log = await a_watched_world()
+    async with running(world):
+        await asyncio.sleep(2)
+        await load(world, 10.0, 3.0)
+        await asyncio.sleep(COMMIT_EVERY + 0.1)
+        assert await world.undone() == 0
+        assert len(log.committed_at) <= 5
+
+
+@virtual
+async def test_one_commit_of_a_group_is_under_way_and_the_next_waits_a_moment() -> None:
+    world, log = await a_watched_world()
+    log.delay_commits(0.3)
+    async with running(world):
+        await load(world, 2000.0, 2.0)
+        assert log.most == [1]
+        assert min(after - before for before, after in pairwise(log.committed_at)) > 0.299
+        log.delay_commits(0.0)
+        log.committed_at.clear()
+        await asyncio.sleep(0.5)
+        await load(world, 2000.0, 1.0)
+        assert len(log.committed_at) <= 1.6 / COMMIT_GAP
+    assert len(world.client.made) == 6000
