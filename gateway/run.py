@@ -26,9 +26,10 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.unread import Unread
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
-from gateway.log.base import Log
+from gateway.log.base import Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
@@ -228,6 +229,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
+            others=follower.unread,
         )
         self._jobs = Jobs(
             log=log,
@@ -263,6 +265,7 @@ class Gateway:
             metrics=self._metrics,
             log=log,
             unready=self._unready,
+            unread=self._unread,
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
@@ -299,6 +302,9 @@ class Gateway:
         if self._stopping.is_set():
             return "draining"
         return None if self._is_ready else "starting"
+
+    def _unread(self) -> Mapping[Partition, Unread]:
+        return {} if self._worker is None else self._worker.unread
 
     async def _load(self) -> None:
         """Read the first rules. What is written after that is a change, also while the log is still being opened."""

@@ -16,6 +16,7 @@ from time import time
 from zlib import crc32
 
 from gateway.log.base import (
+    ALL,
     Assignment,
     Batch,
     Commit,
@@ -61,6 +62,7 @@ class _State:
     commit_delay: float = 0.0
     join_delay: float = 0.0
     stalled: set[str] = field(default_factory=set)
+    leaderless: set[Partition] = field(default_factory=set)
     patience: float = 0.0
 
     def of(self, topic: str) -> list[Partition]:
@@ -124,6 +126,22 @@ class MemoryLog:
         segment.start = max(segment.start, offset)
         segment.records = [record for record in segment.records if record.offset >= offset]
 
+    def lose_leader(self, partition: Partition) -> None:
+        """Let nothing be read from or written to a partition, until `find_leader`."""
+        self._state.leaderless.add(partition)
+
+    def find_leader(self, partition: Partition) -> None:
+        """Let a partition be read and written again."""
+        self._state.leaderless.discard(partition)
+        for consumer in (*self._state.readers, *(c for group in self._state.members.values() for c in group)):
+            consumer.take_over()
+
+    def grow(self, spec: TopicSpec) -> None:
+        """Give a topic more partitions; its members hear of it with the next rebalance."""
+        self._state.specs[spec.name] = spec
+        for partition in self._state.of(spec.name):
+            self._state.segments.setdefault(partition, _Segment())
+
     def delete(self, topic: str) -> None:
         """Delete a topic; its members hear of it with the next rebalance."""
         for partition in self._state.of(topic):
@@ -153,6 +171,7 @@ class MemoryLog:
             self._state.failing_appends -= 1
             raise LogUnavailableError(f"{topic}: the append was told to fail")
         partition = partitions[crc32(key) % len(partitions)]
+        self._check_leaders(partition)
         segment = self._state.segments[partition]
         record = Record(segment.end, self.now(), key, value, tuple(headers))
         segment.end += 1
@@ -168,6 +187,7 @@ class MemoryLog:
             await asyncio.sleep(self._state.join_delay)
         consumer = MemoryConsumer(self._state, group, topics, listener)
         if group is None:
+            self._check_leaders(*[partition for topic in topics for partition in self._state.of(topic)])
             self._state.readers.append(consumer)
             consumer.assign([partition for topic in topics for partition in self._state.of(topic)])
         else:
@@ -175,7 +195,12 @@ class MemoryLog:
             await _rebalance(self._state, group)
         return consumer
 
+    def _check_leaders(self, *partitions: Partition) -> None:
+        for partition in self._state.leaderless.intersection(partitions):
+            raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
+
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        self._check_leaders(partition)
         while start < end and partition in self._state.segments:
             batch = _head(self._state.segments[partition], start, end)
             if not batch:
@@ -183,11 +208,16 @@ class MemoryLog:
             yield batch
             start = batch[-1].offset + 1
 
+    async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
+        return {topic: len(self._state.of(topic)) for topic in topics if topic in self._state.specs}
+
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        self._check_leaders(*self._state.of(topic))
         segments = self._state.segments
         return {p.number: (segments[p].start, segments[p].end) for p in self._state.of(topic)}
 
     async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+        self._check_leaders(*self._state.of(topic))
         found = {}
         for partition in self._state.of(topic):
             segment = self._state.segments[partition]
@@ -264,6 +294,7 @@ class MemoryConsumer:
         self.topics = topics
         self._listener = listener
         self._positions: dict[Partition, int] = {}
+        self._waiting: list[Partition] = []
         self._paused: set[Partition] = set()
         self._woken = asyncio.Event()
 
@@ -302,7 +333,12 @@ class MemoryConsumer:
 
     def lag(self) -> Mapping[Partition, int]:
         segments = self._state.segments
-        return {p: segments[p].end - position for p, position in self._positions.items() if p in segments}
+        return {p: segments[p].end - at for p, at in self._positions.items() if p in segments.keys() - self.unread()}
+
+    def unread(self) -> Mapping[Partition, str]:
+        gone = {Partition(topic, ALL): "no such topic" for topic in self.topics if topic not in self._state.specs}
+        mine = self._state.leaderless.intersection([*self._positions, *self._waiting])
+        return dict.fromkeys(mine, "no leader") | gone
 
     async def close(self) -> None:
         if self._group is None:
@@ -319,7 +355,14 @@ class MemoryConsumer:
         self._woken.set()
 
     def assign(self, partitions: Sequence[Partition]) -> None:
-        """Own these partitions and tell the listener so."""
+        """Own these partitions, and tell the listener of those that have a leader."""
+        self._waiting = list(partitions)
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Begin to read what is owned and has a leader, if that hasn't begun."""
+        partitions = [partition for partition in self._waiting if partition not in self._state.leaderless]
+        self._waiting = [partition for partition in self._waiting if partition in self._state.leaderless]
         commits = self._state.commits.get(self._group or "", {})
         assignments = []
         for partition in partitions:
@@ -327,13 +370,15 @@ class MemoryConsumer:
             commit = commits.get(partition, Commit(start))
             self._positions[partition] = max(start, commit.base)
             assignments.append(Assignment(partition, commit, start))
-        self._listener.assigned(assignments)
+        if assignments or not self._waiting:
+            self._listener.assigned(assignments)
         self.wake()
 
     async def revoke(self) -> None:
         """Disown everything and store what the listener has finished; a failing commit is lost, as on a real log."""
         positions = list(self._positions)
         self._positions.clear()
+        self._waiting.clear()
         self._paused.clear()
         if not positions:
             return
@@ -351,7 +396,8 @@ class MemoryConsumer:
         if self._group in self._state.stalled:
             return batches
         for partition, position in self._positions.items():
-            if partition in self._paused or partition not in self._state.segments:
+            state = self._state
+            if partition in self._paused or partition in state.leaderless or partition not in state.segments:
                 continue
             segment = self._state.segments[partition]
             records = _head(segment, position, segment.end)

@@ -404,6 +404,16 @@ LOG = Board(
             (f"sum by (topic) ({of('gateway_log_lag_records')})", "{{topic}}"),
         ),
         graph(
+            "Unread",
+            "s",
+            "GatewayPartitionUnread",
+            "For how long partitions could not be read. None is here while all are.",
+            (
+                f"max by (topic, partition) ({of('gateway_log_partition_unread_seconds')}) or vector(0)",
+                "{{topic}} {{partition}}",
+            ),
+        ),
+        graph(
             "Append",
             "s",
             "GatewayAcknowledgementBudgetBurnsFast",

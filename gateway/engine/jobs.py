@@ -53,14 +53,28 @@ class Follower:
         self._log = log
         self._topic = topics.control
         self._logger = logger
+        self._consumer: Consumer | None = None
+
+    def unread(self) -> Mapping[Partition, str]:
+        """Tell what can't be read of the topic, and why: no order is heard of meanwhile."""
+        return {} if self._consumer is None else self._consumer.unread()
+
+    async def _begin(self) -> tuple[Consumer, int, int]:
+        """Begin to read, however long the topic is away; return also its bounds."""
+        while True:
+            try:
+                start, end = (await self._log.bounds(self._topic)).get(0, (0, 0))
+                return await self._log.consume(group=None, topics=[self._topic], listener=self), start, end
+            except LogUnavailableError as error:
+                self._logger.warning("subscription_repeated", topic=self._topic, error=str(error))
+                await asyncio.sleep(1.0)
 
     async def follow(self, caught_up: asyncio.Event) -> None:
         """Apply every order, for ever; `caught_up` is set once all that was there at the start is in force."""
-        ends = await self._log.bounds(self._topic)
-        end = ends[0][1] if 0 in ends else 0
-        consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
+        consumer, start, end = await self._begin()
+        self._consumer = consumer
         try:
-            if not end or ends[0][0] == end:
+            if start == end:
                 caught_up.set()
             while True:
                 for batch in await consumer.fetch(timeout=1.0):

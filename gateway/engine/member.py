@@ -9,12 +9,14 @@ What is done with a record is the affair of the two kinds of members: the `Route
 """
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
 from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates, Reader
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
+from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
 from gateway.model import DeadLettered, Event, LogUnavailableError
 
@@ -56,6 +58,7 @@ class Member(ABC):
         self._out_of_reach: set[Tracker] = set()
         self._consumer: Consumer | None = None
         self.subscribed: frozenset[str] = frozenset()
+        self.unread: Mapping[Partition, Unread] = {}
         self._changed = asyncio.Event()
         self._done_count = 0  # records, since the last commit
         self._much_is_done = asyncio.Event()
@@ -327,6 +330,8 @@ class Member(ABC):
 
     def look(self) -> None:
         """See to what nothing else wakes, a few times a second."""
+        found = self._consumer.unread() if self._consumer is not None else {}
+        self.unread = still_unread(self.unread, found, self._log.now())
         for tracker in list(self.trackers.values()):
             self.look_at(tracker)
 
@@ -335,21 +340,30 @@ class Member(ABC):
         if not tracker.buffered:
             self.unpause(tracker)
 
-    def lag(self) -> dict[str, int]:
-        """Return how many records of each topic weren't taken in yet."""
-        lag: dict[str, int] = dict.fromkeys(self.subscribed, 0)
-        known = self._consumer.lag() if self._consumer is not None else {}
+    def lag(self) -> dict[str, float]:
+        """Return how many records of each topic weren't taken in yet; NaN where that isn't known of each partition."""
+        lag: dict[str, float] = dict.fromkeys(self.subscribed, 0)
+        consumer = self._consumer
+        known = consumer.lag() if consumer is not None else {}
         for partition, tracker in self.trackers.items():
-            lag[partition.topic] = lag.get(partition.topic, 0) + known.get(partition, 0) + len(tracker.buffered)
+            unread = known.get(partition, math.nan)
+            lag[partition.topic] = lag.get(partition.topic, 0) + unread + len(tracker.buffered)
+        for partition in consumer.unread() if consumer is not None else ():
+            lag[partition.topic] = math.nan
         return lag
 
     def oldest_undone(self, now: float) -> dict[str, float]:
-        """Return how long each topic's lowest undone record has waited, of all partitions that are ours."""
+        """Return how long each topic's lowest undone record has waited, of all partitions that are ours.
+
+        Of one that can't be read it isn't known; it counts with the time for which that has been so.
+        """
         oldest: dict[str, float] = dict.fromkeys(self.subscribed, 0.0)
         for partition, tracker in self.trackers.items():
             since = tracker.oldest_undone()
             if since is not None:
                 oldest[partition.topic] = max(oldest.get(partition.topic, 0.0), now - since)
+        for partition, unread in self.unread.items():
+            oldest[partition.topic] = max(oldest.get(partition.topic, 0.0), now - unread.since)
         return oldest
 
     # Progress.

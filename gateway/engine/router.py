@@ -9,7 +9,8 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from typing_extensions import override
@@ -28,6 +29,7 @@ from gateway.model import (
     Delivery,
     Event,
     ExpressionError,
+    LogUnavailableError,
     UndecodableRecordError,
     delivery_id,
 )
@@ -58,6 +60,7 @@ class Router(Member):
         super().__init__(around, dispatch, duplicates, around.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {around.topics.retry(name): delay for name, delay in TIERS.items()}
         self._partitions = 0
+        self._is_counted = True
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
@@ -75,10 +78,13 @@ class Router(Member):
         events = {name for name in present if name.startswith(topics.events(""))}
         begun = present.intersection(self.subscribed.union(await self._log.topics_of(self._group)))
         wanted = frozenset(needed.union(events, begun))
-        self._partitions = 0
-        for topic in wanted:
-            self._partitions += len(await self._log.bounds(topic))
+        await self._count_partitions(wanted)
         return wanted
+
+    async def _count_partitions(self, topics: Collection[str]) -> None:
+        """Count all that there are, of which this member's are a share; a topic may have got more."""
+        self._partitions = sum((await self._log.partitions(topics)).values())
+        self._is_counted = True
 
     @override
     def delay_of(self, topic: str) -> float | None:
@@ -86,8 +92,13 @@ class Router(Member):
 
     @override
     def take_over(self) -> None:
-        share = len(self.trackers) / self._partitions if self._partitions and self.trackers else 1.0
-        self._dispatch.limit(min(1.0, share))
+        self._is_counted = False
+        self._dispatch.limit(self.share)
+
+    @property
+    def share(self) -> float:
+        """What this process may use of a limit of the whole fleet."""
+        return min(1.0, len(self.trackers) / self._partitions) if self._partitions and self.trackers else 1.0
 
     @override
     def resume(self, item: Item, now: float) -> None:
@@ -298,6 +309,10 @@ class Router(Member):
             if turn % max(1, len(self._around.rules().destinations) // GAUGES_AT_ONCE) == 0:
                 await self._dispatch.set_gauges()
             turn += 1
+            if not self._is_counted:
+                with suppress(LogUnavailableError):  # the next time, then
+                    await self._count_partitions(self.subscribed)
+                    self._dispatch.limit(self.share)
             metrics = self._around.metrics
             lag = self.lag()
             oldest = self.oldest_undone(self._log.now())

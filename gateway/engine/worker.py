@@ -1,7 +1,7 @@
 """The delivering side of one process: the router and the ordered routes, with the dispatcher and all they share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
@@ -11,7 +11,8 @@ from gateway.engine.dispatch import Client, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered, ordered_in, seed
 from gateway.engine.router import Router
-from gateway.log.base import Log
+from gateway.engine.unread import Unread, UnreadPartitions, still_unread
+from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from gateway.rules.rules import Rules
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
 REPEAT = 1.0
+LOOK_EVERY = 1.0
 DRAIN_TIMEOUT = 20.0
 """Seconds after which what is under way is left to the next owner."""
 
@@ -40,7 +42,9 @@ class Worker:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         traces: "Traces | None" = None,
+        others: Callable[[], Mapping[Partition, str]] = dict,
     ) -> None:
+        """`others` tells what is unread of what others than the worker read in this process."""
         self._around = Surroundings(
             log=log,
             topics=topics,
@@ -55,6 +59,8 @@ class Worker:
         self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)
         self._router = Router(self._around, self._dispatch, self._duplicates)
         self._ordered: dict[tuple[str, str, str], tuple[Ordered, asyncio.Task[None]]] = {}
+        self._unread = UnreadPartitions(metrics, logger)
+        self._others = others
         self._drain_timeout = DRAIN_TIMEOUT
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -69,6 +75,7 @@ class Worker:
                 tasks.create_task(self._dispatch.run(), name="dispatch"),
                 tasks.create_task(self._duplicates.run(), name="duplicates"),
                 tasks.create_task(self._keep_ordered(tasks), name="ordered"),
+                tasks.create_task(self._keep_looking(), name="unread"),
             ]
             await self._stopped.wait()
             await self._drain(loops)
@@ -127,6 +134,24 @@ class Worker:
             for place in sorted(wanted.difference(self._ordered)):
                 member = Ordered(self._around, self._dispatch, self._duplicates, place, memory=memory)
                 self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
+
+    @property
+    def unread(self) -> Mapping[Partition, Unread]:
+        """What of the log can't be read now, and since when."""
+        return self._unread.partitions
+
+    async def _keep_looking(self) -> None:
+        """See what of the log can't be read."""
+        others: Mapping[Partition, Unread] = {}
+        while True:
+            now = self._around.log.now()
+            others = still_unread(others, self._others(), now)
+            found = dict(others)
+            for member in (self._router, *[member for member, _ in self._ordered.values()]):
+                for partition, unread in member.unread.items():
+                    found[partition] = min(unread, found.get(partition, unread))
+            self._unread.look(found, now)
+            await self._around.sleep(LOOK_EVERY)
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         """Let what is under way end, leave the rest to the next owner, commit, and leave the groups."""

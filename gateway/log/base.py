@@ -19,6 +19,10 @@ class Partition(NamedTuple):
     number: int
 
 
+ALL = -1
+"""Instead of a partition's number: the whole topic."""
+
+
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the number of the partition, of so many, that a record of this key goes to."""
     return crc32(key) % partitions  # Java's murmur2 costs 7 µs in Python.
@@ -80,7 +84,10 @@ class Listener(Protocol):
     """Who owns the records of a consumer. No record is fetched while one of its methods runs."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Take over these partitions; every one not revoked since the last call stays. Returns at once."""
+        """Take over these partitions; every one not revoked since the last call stays. Returns at once.
+
+        A partition of which it isn't known where to go on (it has no leader, say) comes later than the others.
+        """
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         """Give up these partitions; the consumer commits what is returned before another owner can start.
@@ -113,7 +120,14 @@ class Consumer(Protocol):
         """
 
     def lag(self) -> Mapping[Partition, int]:
-        """Tell how many records after the last fetched one each assigned partition has, as far as is known."""
+        """Tell how many records after the last fetched one each assigned partition has; unknown ones are left out."""
+
+    def unread(self) -> Mapping[Partition, str]:
+        """Tell which partitions that are this consumer's can't be read now, and why.
+
+        The number is `ALL` where nothing of a topic can be: it isn't there, or its group can't be joined. A log that
+        is away as a whole says nothing here; see `ping`.
+        """
 
     async def close(self) -> None:
         """Call the listener's `revoked` for all that is assigned, commit what it returns, and leave the group."""
@@ -157,13 +171,22 @@ class Log(Protocol):
         """
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> Consumer:
-        """Join a group (or, with None, read every partition from its start, without commits)."""
+        """Join a group (or, with None, read every partition from its start, without commits).
+
+        A member reads what can be read, and the rest once it can. Without a group all has to be there.
+        """
 
     def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Read the records with `start <= offset < end`, in batches, outside of any group."""
 
+    async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
+        """Return how many partitions each topic has that is there, whether they can be read or not."""
+
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
-        """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none."""
+        """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none.
+
+        Raises LogUnavailableError where one can't be asked, as `offsets_at` does: nothing is left out.
+        """
 
     async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
         """Return of each partition the first offset that was appended at or after a time by the log's clock (seconds).

@@ -1,14 +1,17 @@
 """The admin address: what Prometheus and Kubernetes ask a process. Never to be reached from outside."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from gateway.log.base import Log
+from gateway.engine.unread import Unread, name_of
+from gateway.log.base import Log, Partition
 from gateway.model import LogUnavailableError
 from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 
@@ -21,12 +24,14 @@ def admin_application(
     metrics: Metrics,
     log: Log,
     unready: Callable[[], str | None],
+    unread: Callable[[], Mapping[Partition, Unread]] = dict,
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
     """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`.
 
     `/livez` answers as long as the event loop turns. `/readyz` is 503 for what `unready` says (starting, draining) and
-    while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`.
+    while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`. What of the log is `unread` is
+    told, and is no reason: the rest is served, and no other process could read it either.
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -48,7 +53,17 @@ def admin_application(
         if problem := await _log_problem(log, ping_timeout):
             reasons.append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)
-        answer = {"ready": not reasons, "reasons": reasons}
+        answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
+        if found := unread():
+            answer["unread"] = [
+                {
+                    "topic": partition.topic,
+                    "partition": name_of(partition),
+                    "since": datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
+                    "reason": reason,
+                }
+                for partition, (since, reason) in sorted(found.items())
+            ]
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 
     application = web.Application()

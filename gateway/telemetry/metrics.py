@@ -311,7 +311,13 @@ class Metrics(Collector):
         self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts under way.", "destination")
         self.deliveries_waiting = gauge("deliveries_waiting", "Deliveries queued in this process.", "destination")
         self.oldest_undone = gauge("oldest_undone_seconds", "Age of the oldest event that isn't done.", "topic")
-        self.log_lag = gauge("log_lag_records", "Records that wait to be read.", "topic")
+        self.log_lag = gauge("log_lag_records", "Records that wait to be read; NaN while that is unknown.", "topic")
+        self.partition_unread = gauge(
+            "log_partition_unread_seconds",
+            "For how long a partition could not be read that this process is to read; none while it can.",
+            "topic",
+            "partition",
+        )
         self.retry_backlog = gauge("retry_backlog", "Records that wait in a retry tier.", "tier")
         self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()

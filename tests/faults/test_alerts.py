@@ -26,6 +26,8 @@ import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
+from gateway.log.kafka.log import KafkaLog
+from gateway.log.topics import Topics
 from tests.acceptance.conftest import LogPlace, operators
 from tests.certificates import Authority
 from tests.conftest import start_broker
@@ -316,6 +318,11 @@ async def _log(scenery: "Scenery") -> None:
     scenery.is_failing = False
     scenery.broker.resume()
     scenery.watch.mended()
+    await scenery.watch.clear(*SLOW_TO_CLEAR)
+    async with scenery.watch.fault("a retry topic is deleted", "GatewayPartitionUnread"):
+        await scenery.delete_topic("gateway.retry.20h")
+    await scenery.create_topics()
+    scenery.watch.mended()
 
 
 async def _destinations(scenery: "Scenery") -> None:
@@ -527,6 +534,22 @@ class Scenery:
             await admin.delete_records({each: RecordsToDelete(before_offset=-1) for each in partitions})
         finally:
             await admin.close()
+
+    async def delete_topic(self, topic: str) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
+        await admin.start()
+        try:
+            await admin.delete_topics([topic])
+        finally:
+            await admin.close()
+
+    async def create_topics(self) -> None:
+        """Make what is missing, as `gateway topics create` does."""
+        log = await KafkaLog.open(self.broker.address)
+        try:
+            await log.create(Topics(self._place.prefix).specs([]))
+        finally:
+            await log.close()
 
     @asynccontextmanager
     async def orders(self) -> AsyncIterator[Any]:

@@ -1,15 +1,18 @@
 """The admin address: ready only while events can be taken in, and alive as long as it answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
+from gateway.engine.unread import Unread
+from gateway.log.base import ALL, Partition
 from gateway.model import LogUnavailableError
 from gateway.ops.admin import admin_application
 from gateway.telemetry.metrics import Metrics
@@ -38,6 +41,7 @@ class World:
     log: PingedLog
     registry: CollectorRegistry
     unready: str | None = None
+    unread: Mapping[Partition, Unread] = field(default_factory=dict)
 
     async def get(self, path: str) -> tuple[int, str]:
         async with self.client.get(path) as response:
@@ -52,6 +56,7 @@ async def world() -> AsyncIterator[World]:
         metrics=Metrics(registry),
         log=cast("Log", log),
         unready=lambda: made.unready,
+        unread=lambda: made.unread,
         ping_timeout=0.05,
     )
     async with TestClient(TestServer(application)) as client:
@@ -62,6 +67,24 @@ async def world() -> AsyncIterator[World]:
 async def test_ready_while_events_can_be_taken_in(world: World) -> None:
     assert await world.get("/readyz") == (200, '{"ready":true,"reasons":[]}')
     assert world.registry.get_sample_value("gateway_log_up") == 1
+
+
+async def test_what_cannot_be_read_is_told_and_does_not_make_it_unready(world: World) -> None:
+    world.unread = {
+        Partition("gateway.events.github", 3): Unread(1_700_000_000.0, "no leader"),
+        Partition("gateway.dead", ALL): Unread(1_700_000_060.0, "no such topic"),
+    }
+    status, text = await world.get("/readyz")
+    assert status == 200
+    assert orjson.loads(text)["unread"] == [
+        {"topic": "gateway.dead", "partition": "all", "since": "2023-11-14T22:14:20+00:00", "reason": "no such topic"},
+        {
+            "topic": "gateway.events.github",
+            "partition": "3",
+            "since": "2023-11-14T22:13:20+00:00",
+            "reason": "no leader",
+        },
+    ]
 
 
 def away(world: World) -> None:

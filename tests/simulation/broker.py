@@ -352,6 +352,10 @@ class SimulatedLog:
             yield batch
             start = batch[-1].offset + 1
 
+    async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
+        await self._ask()
+        return {topic: len(self._broker.of(topic)) for topic in topics if topic in self._broker.specs}
+
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         await self._ask()
         return {partition.number: (0, self._broker.segments[partition].end) for partition in self._broker.of(topic)}
@@ -518,6 +522,9 @@ class SimulatedConsumer:
 
     def lag(self) -> Mapping[Partition, int]:
         return {partition: self._broker.segments[partition].end - at for partition, at in self.positions.items()}
+
+    def unread(self) -> Mapping[Partition, str]:
+        return {}
 
     async def close(self) -> None:
         self._check()

@@ -116,6 +116,9 @@ class EmbeddedLog:
             yield chunk.records
             start = chunk.end
 
+    async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
+        return dict.fromkeys(set(topics).intersection(await self.topics()), 1)
+
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         row = await self.read(statements.first_row, "SELECT start, next FROM topics WHERE name = ?", topic)
         return {0: (row[0], row[1])} if row else {}

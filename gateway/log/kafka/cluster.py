@@ -82,8 +82,10 @@ class Cluster:
             async with asyncio.timeout(PING_TIMEOUT):
                 await self._send(MetadataRequest([], allow_auto_topic_creation=False))
 
-    async def describe(self, topics: Iterable[str]) -> Mapping[str, Mapping[int, Sequence[int]]]:
-        """Return the replicas of each partition of the topics that are there, once each has a leader."""
+    async def describe(
+        self, topics: Iterable[str], *, are_led: bool = False
+    ) -> Mapping[str, Mapping[int, Sequence[int]]]:
+        """Return the replicas of each partition of the topics that are there; once all are led, with `are_led`."""
         names = sorted(set(topics))
 
         async def ask() -> Mapping[str, Mapping[int, Sequence[int]]]:
@@ -95,7 +97,7 @@ class Cluster:
                     continue
                 if error is not NoError:
                     raise error(topic)
-                if any(leader < 0 for _, _, leader, *_ in partitions):
+                if are_led and any(leader < 0 for _, _, leader, *_ in partitions):
                     raise LeaderNotAvailableError(topic)
                 described[topic] = {number: replicas for _, number, _, replicas, *_ in partitions}
             return described
@@ -118,26 +120,73 @@ class Cluster:
         """
 
         async def ask() -> Mapping[Partition, int]:
-            names = sorted({partition.topic for partition in partitions})
-            metadata = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
-            leaders = {
-                Partition(topic, number): leader
-                for _, topic, _, described in metadata.topics
-                for _, number, leader, *_ in described
-            }
-            by_leader: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-            for partition in partitions:
-                by_leader[leaders.get(partition, -1)][partition.topic].append((partition.number, at))
-            found = {}
-            for leader, topics in by_leader.items():
-                response = await self._send(OffsetRequest(-1, 0, list(topics.items())), leader)
-                for topic, answers in response.topics:
-                    for number, code, _, offset in answers:
-                        raise_for(code, f"{topic}/{number}")
-                        found[Partition(topic, number)] = offset
+            found, missing = await self._offsets(partitions, at)
+            for error in missing.values():
+                raise error
             return found
 
         return await self._ask("offsets", ask) if partitions else {}
+
+    async def offsets_of_led(
+        self, partitions: Collection[Partition], at: int
+    ) -> tuple[Mapping[Partition, int], Mapping[Partition, str]]:
+        """Return the same of those partitions that answer now, and why the others don't."""
+
+        async def ask() -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
+            return await self._offsets(partitions, at)
+
+        found, missing = await self._ask("offsets", ask) if partitions else ({}, {})
+        return found, {partition: say(error) for partition, error in missing.items()}
+
+    async def _offsets(
+        self, partitions: Collection[Partition], at: int
+    ) -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
+        """Ask each leader once, all at the same time: one that hangs holds up nothing but its own."""
+        names = sorted({partition.topic for partition in partitions})
+        metadata = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
+        leaders = {
+            Partition(topic, number): leader
+            for _, topic, _, described in metadata.topics
+            for _, number, leader, *_ in described
+        }
+        found: dict[Partition, int] = {}
+        missing: dict[Partition, KafkaError] = {}
+        by_leader: dict[int, list[Partition]] = defaultdict(list)
+        for partition in partitions:
+            leader = leaders.get(partition)
+            if leader is None:
+                missing[partition] = UnknownTopicOrPartitionError(f"{partition.topic}/{partition.number}: not there")
+            elif leader < 0:
+                missing[partition] = LeaderNotAvailableError(f"{partition.topic}/{partition.number}: no leader")
+            else:
+                by_leader[leader].append(partition)
+
+        for some in await asyncio.gather(*[self._offsets_at(leader, its, at) for leader, its in by_leader.items()]):
+            for partition, answer in some.items():
+                if isinstance(answer, int):
+                    found[partition] = answer
+                else:
+                    missing[partition] = answer
+        return found, missing
+
+    async def _offsets_at(self, leader: int, its: Sequence[Partition], at: int) -> Mapping[Partition, int | KafkaError]:
+        topics: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for topic, number in its:
+            topics[topic].append((number, at))
+        try:
+            response = await self._send(OffsetRequest(-1, 0, list(topics.items())), leader)
+        except MISCONFIGURED:
+            raise
+        except KafkaError as error:
+            return dict.fromkeys(its, error)
+        answers: dict[Partition, int | KafkaError] = {}
+        for topic, found in response.topics:
+            for number, code, _, offset in found:
+                kind = for_code(code)
+                if kind in MISCONFIGURED:
+                    raise kind(topic)
+                answers[Partition(topic, number)] = offset if kind is NoError else kind(f"{topic}/{number}")
+        return answers
 
     async def commits(self, group: str, partitions: Collection[Partition] | None = None) -> Mapping[Partition, Commit]:
         """Return what a group has committed, where it has: of these partitions, or of all."""
@@ -229,6 +278,7 @@ class Cluster:
         missing = {spec.name: spec for spec in specs if spec.name not in present}
         if not missing:
             return []
+        missing_before = list(missing)
         created = []
 
         async def ask() -> None:
@@ -251,10 +301,10 @@ class Cluster:
         await self._ask("create topics", ask)
 
         async def wait_for_leaders() -> None:
-            described = await self.describe([spec.name for spec in specs])
-            for spec in specs:
-                if spec.name not in described:
-                    raise UnknownTopicOrPartitionError(spec.name)
+            described = await self.describe(missing_before, are_led=True)
+            for name in missing_before:
+                if name not in described:
+                    raise UnknownTopicOrPartitionError(name)
 
         await self._ask("leaders of new topics", wait_for_leaders)
         return created

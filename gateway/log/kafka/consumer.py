@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError
 
-from gateway.log.base import Assignment, Batch, Commit, Listener, Partition, Record
+from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record
 from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_done
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
@@ -29,6 +29,9 @@ PULL_BYTES = 128 << 10
 """Of each partition in one answer: what a tier doesn't take of it at once, it drops and fetches again."""
 END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
+START_AGAIN = 1.0  # From one try to take over what can't be read to the next.
+LEFT_OUT = 10.0  # A rebalance is over by then.
+METADATA_PAUSE = 0.1
 PULL = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
 SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
 HEARTBEAT = 1.0  # By which members learn that the group shares out anew: everyone waits for the last of them.
@@ -72,6 +75,11 @@ class KafkaConsumer:
         # Invariant: what is held was taken under the present assignment; revoking it clears both.
         self._held: dict[Partition, deque[Sequence[Record]]] = {}
         self._paused: set[Partition] = set()
+        # What is assigned, and it isn't known yet where to go on; and why.
+        self._waiting: dict[Partition, str] = {}
+        self._starting: asyncio.Task[None] | None = None
+        # Since when we are no member of the group.
+        self._left_at: float | None = self._loop.time()
         # The ends of partitions as they were asked for, beside what fetches tell.
         self._ends: dict[Partition, int] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -93,7 +101,10 @@ class KafkaConsumer:
                 return
             described = await self._cluster.describe(self._topics)
             partitions = [Partition(topic, number) for topic in self._topics for number in described.get(topic, {})]
-            assignments = await self._read_assignments(partitions)
+            first = await self._cluster.offsets(partitions, EARLIEST)
+            assignments = [
+                Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
+            ]
             self._kafka.assign([TopicPartition(*partition) for partition in partitions])
             self._take_over(self._kafka, assignments)
 
@@ -140,13 +151,33 @@ class KafkaConsumer:
         await self._commit({partition: commit for partition, commit in commits.items() if partition in self._next})
 
     def lag(self) -> Mapping[Partition, int]:
+        unread = self.unread()
         lags = {}
         for partition, position in self._next.items():
-            end = max(self._kafka.highwater(TopicPartition(*partition)) or 0, self._ends.get(partition, 0))
-            if end:
+            highwater, end = self._kafka.highwater(TopicPartition(*partition)), self._ends.get(partition)
+            if partition not in unread and (highwater is not None or end is not None):
                 held = sum([len(records) for records in self._held.get(partition, ())])
-                lags[partition] = max(0, end - position) + held
+                lags[partition] = max(0, max(highwater or 0, end or 0) - position) + held
         return lags
+
+    def unread(self) -> Mapping[Partition, str]:
+        known = self._kafka._client.cluster
+        unread = dict(self._waiting)
+        for partition in self._next:
+            leader = known.leader_for_partition(TopicPartition(*partition))
+            if leader is None or leader < 0:
+                unread[partition] = "no leader"
+        for topic in self._topics:
+            numbers = known.partitions_for_topic(topic)
+            if self._left_at is not None:
+                if self._loop.time() > self._left_at + LEFT_OUT:
+                    unread[Partition(topic, ALL)] = "the group can't be joined"
+            elif numbers is None:
+                unread[Partition(topic, ALL)] = "no such topic"
+            elif self._group is None:
+                for number in numbers - {partition.number for partition in self._next if partition.topic == topic}:
+                    unread[Partition(topic, number)] = "came after the others"
+        return unread
 
     async def close(self) -> None:
         """Revoke, commit and leave, within 5 s and what the listener takes. A log that is away takes no commit."""
@@ -160,11 +191,11 @@ class KafkaConsumer:
         finally:
             grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
             await stop(self._kafka, grace=grace)
-            for task in (self._pulling, self._asking):
+            for task in (self._pulling, self._asking, self._starting):
                 if task is not None:
                     task.cancel()
                     await asyncio.wait({task})
-            self._pulling = self._asking = None
+            self._pulling = self._asking = self._starting = None
 
     # What aiokafka calls. It logs and swallows their errors: ours are kept for fetch.
 
@@ -175,44 +206,55 @@ class KafkaConsumer:
             self._failure = error
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        kafka = self._kafka
         # First of all, and in the same step as the assignment: no record may come before its listener knows.
-        kafka.pause(*assigned)
-        partitions = sorted(Partition(*partition) for partition in assigned)
-        reading = asyncio.create_task(self._read_assignments(partitions), name=f"kafka-commits-{self._group}")
-        await asyncio.wait({reading, self._closing}, return_when=asyncio.FIRST_COMPLETED)
-        if self._closing.done() or kafka is not self._kafka:
-            reading.cancel()
-            await asyncio.wait({reading})
-            return
+        self._kafka.pause(*assigned)
+        self._left_at = None
+        self._waiting = dict.fromkeys(sorted(Partition(*partition) for partition in assigned), "not asked yet")
+        begun = self._loop.create_future()
+        self._starting = asyncio.create_task(self._start_all(begun), name=f"kafka-start-{self._group}")
+        await asyncio.wait({begun, self._closing}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _start_all(self, begun: asyncio.Future[None]) -> None:
+        """Find out where to go on, and take over what can be read, at once; and the rest whenever it can be."""
+        kafka, wait = self._kafka, RETRY_BACKOFF
         try:
-            self._take_over(kafka, reading.result())
+            while self._waiting or not begun.done():
+                assignments = await self._read_assignments(list(self._waiting))
+                for each in assignments:
+                    del self._waiting[each.partition]
+                self._take_over(kafka, assignments)
+                if not begun.done():
+                    begun.set_result(None)
+                await asyncio.sleep(wait)
+                wait = min(START_AGAIN, 2 * wait)
         except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
             self._failure = error
+        finally:
+            if not begun.done():
+                begun.set_result(None)
 
     async def _read_assignments(self, partitions: Sequence[Partition]) -> Sequence[Assignment]:
-        """Ask where to go on, for as long as it takes."""
-        while True:
-            try:
-                first = await self._cluster.offsets(partitions, EARLIEST)
-                if self._group is None:
-                    return [
-                        Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
-                    ]
-                after_last = await self._cluster.offsets(partitions, LATEST)
-                commits = await self._cluster.commits(self._group, partitions)
-            except LogUnavailableError as error:
-                log.warning("log_commits_unread", group=self._group, error=str(error))
-                continue
-            assignments = []
-            for partition in partitions:
-                commit = commits.get(partition, Commit(first[partition]))
-                if commit.base > after_last[partition]:
-                    # Only an unclean leader election makes a log shorter. What was written since is below the base.
-                    log.error("log_truncated", partition=partition, committed=commit.base, end=after_last[partition])
-                    commit = Commit(first[partition])
-                assignments.append(Assignment(partition, commit, first[partition]))
-            return assignments
+        """Ask where to go on, once; those of which it isn't known are left out, and told why."""
+        assert self._group is not None
+        try:
+            first, missing = await self._cluster.offsets_of_led(partitions, EARLIEST)
+            after_last, gone = await self._cluster.offsets_of_led(list(first), LATEST)
+            commits = await self._cluster.commits(self._group, list(after_last))
+        except LogUnavailableError as error:
+            log.warning("log_commits_unread", group=self._group, error=str(error))
+            self._waiting = dict.fromkeys(self._waiting, str(error))
+            return []
+        self._waiting.update(missing)
+        self._waiting.update(gone)
+        assignments = []
+        for partition, end in after_last.items():
+            commit = commits.get(partition, Commit(first[partition]))
+            if commit.base > end:
+                # Only an unclean leader election makes a log shorter. What was written since is below the base.
+                log.error("log_truncated", partition=partition, committed=commit.base, end=end)
+                commit = Commit(first[partition])
+            assignments.append(Assignment(partition, commit, first[partition]))
+        return assignments
 
     def _take_over(self, kafka: AIOKafkaConsumer, assignments: Sequence[Assignment]) -> None:
         for partition, commit, log_start in assignments:
@@ -226,6 +268,11 @@ class KafkaConsumer:
     async def _give_up(self, timeout: float = COMMIT_TIMEOUT) -> None:
         """Tell the listener that nothing is ours any more, and commit what it has finished."""
         async with self._giving_up:  # who closes waits for a revocation under way
+            if self._starting is not None:
+                self._starting.cancel()
+            if self._left_at is None:
+                self._left_at = self._loop.time()
+            self._waiting.clear()
             owned = list(self._next)
             self._next.clear()
             self._held.clear()
@@ -263,7 +310,7 @@ class KafkaConsumer:
 
     async def _ask_ends(self, partitions: Sequence[Partition]) -> None:
         with contextlib.suppress(LogUnavailableError):  # the next time, then
-            ends = await self._cluster.offsets(partitions, LATEST)
+            ends, _ = await self._cluster.offsets_of_led(partitions, LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
 
     def _take(self) -> list[Batch]:
@@ -353,6 +400,7 @@ def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
         request_timeout_ms=int(1000 * FETCH_TIMEOUT),
     )
     _be_patient_with_coordinators(consumer._client)
+    _ask_seldom(consumer._client)
     return consumer
 
 
@@ -384,3 +432,23 @@ def _be_patient_with_coordinators(client: AIOKafkaClient) -> None:
         return connection
 
     client._get_conn = patient  # type: ignore[method-assign] # there is no setting for it
+
+
+def _ask_seldom(client: AIOKafkaClient) -> None:
+    """Let a client wait a moment between two questions: it asks without a pause while a partition has no leader."""
+    loop = asyncio.get_running_loop()
+    asked_at = -METADATA_PAUSE
+
+    def force_metadata_update() -> asyncio.Future[Any]:
+        if client._md_update_fut is None:
+            client._md_update_fut = loop.create_future()
+            loop.call_at(max(loop.time(), asked_at + METADATA_PAUSE), ask)
+        return asyncio.shield(client._md_update_fut)
+
+    def ask() -> None:
+        nonlocal asked_at
+        asked_at = loop.time()
+        if not client._md_update_waiter.done():
+            client._md_update_waiter.set_result(None)
+
+    client.force_metadata_update = force_metadata_update  # type: ignore[method-assign] # there is no setting for it

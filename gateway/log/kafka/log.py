@@ -101,10 +101,11 @@ class KafkaLog:
         return consumer
 
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        bounds = (await self.bounds(partition.topic)).get(partition.number)
-        if bounds is None:
+        if partition.number not in (await self._cluster.describe([partition.topic])).get(partition.topic, {}):
             return
-        start, end = max(start, bounds[0]), min(end, bounds[1])
+        first = await self._cluster.offsets([partition], EARLIEST)
+        after_last = await self._cluster.offsets([partition], LATEST)
+        start, end = max(start, first[partition]), min(end, after_last[partition])
         if start >= end:
             return
         where = TopicPartition(*partition)
@@ -129,6 +130,9 @@ class KafkaLog:
                         raise KafkaTimeoutError(f"no record after offset {start}")
         finally:
             await stop(kafka)
+
+    async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
+        return {topic: len(partitions) for topic, partitions in (await self._cluster.describe(topics)).items()}
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         described = await self._cluster.describe([topic])

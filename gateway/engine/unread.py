@@ -1,0 +1,78 @@
+"""Which partitions can't be read: since when, and why. Told by a metric at once, and by a line when it lasts."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.log.base import ALL, Partition
+from gateway.telemetry.metrics import Metrics
+
+PATIENCE = 5.0
+"""Seconds after which a line tells it: the election of a leader, or a rebalance, takes less."""
+
+
+class Unread(NamedTuple):
+    """Since when (by the log's clock) a partition can't be read, and why."""
+
+    since: float
+    reason: str
+
+
+def still_unread(
+    before: Mapping[Partition, Unread], found: Mapping[Partition, str], now: float
+) -> dict[Partition, Unread]:
+    """Return what is found unread now, each since it was first found."""
+    return {
+        partition: Unread(before[partition].since if partition in before else now, reason)
+        for partition, reason in found.items()
+    }
+
+
+def name_of(partition: Partition) -> str:
+    """Return what operators call a partition's number."""
+    return "all" if partition.number == ALL else str(partition.number)
+
+
+class UnreadPartitions:
+    """What a process can't read. `look` every second or so; `partitions` is how it was then."""
+
+    def __init__(self, metrics: Metrics, logger: FilteringBoundLogger) -> None:
+        self.partitions: Mapping[Partition, Unread] = {}
+        self._told: dict[Partition, Unread] = {}
+        self._metrics = metrics
+        self._logger = logger
+
+    def look(self, found: Mapping[Partition, Unread], now: float) -> None:
+        """Tell what has changed."""
+        family = self._metrics.partition_unread
+        for partition in self.partitions.keys() - found.keys():
+            family.pop((partition.topic, name_of(partition)), None)
+        for partition, unread in found.items():
+            family.labels(partition.topic, name_of(partition)).set(max(0.0, now - unread.since))
+        self.partitions = found
+        begun = {
+            partition: unread
+            for partition, unread in found.items()
+            if partition not in self._told and now >= unread.since + PATIENCE
+        }
+        for topic, those in _by_topic(begun).items():
+            reason = begun[those[0]].reason
+            self._logger.warning(
+                "partitions_unread", topic=topic, partitions=[name_of(each) for each in those], reason=reason
+            )
+        ended = {partition: unread for partition, unread in self._told.items() if partition not in found}
+        for topic, those in _by_topic(ended).items():
+            seconds = round(now - min(ended[each].since for each in those), 1)
+            self._logger.info(
+                "partitions_read_again", topic=topic, partitions=[name_of(each) for each in those], seconds=seconds
+            )
+        self._told = {partition: unread for partition, unread in (self._told | begun).items() if partition in found}
+
+
+def _by_topic(partitions: Mapping[Partition, Unread]) -> Mapping[str, Sequence[Partition]]:
+    topics: dict[str, list[Partition]] = defaultdict(list)
+    for partition in sorted(partitions):
+        topics[partition.topic].append(partition)
+    return topics
