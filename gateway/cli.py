@@ -8,6 +8,7 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -42,7 +43,7 @@ from gateway.model import (
 from gateway.ops import arguments as takes
 from gateway.ops.arguments import Parser
 from gateway.ops.explain import explain, explain_event
-from gateway.ops.history import Found, newest_first, original_of
+from gateway.ops.history import Found, find_event, newest_first, original_of
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.migrate import migrate
 from gateway.ops.orders import Orders, Placed
@@ -71,8 +72,9 @@ from gateway.ops.show import (
     topic_fields,
 )
 from gateway.rules.document import reason_of
+from gateway.rules.expressions import View
 from gateway.rules.load import check_rules, load_rules
-from gateway.rules.rules import Rules
+from gateway.rules.rules import Route, Rules
 from gateway.rules.schema import json_schema
 from gateway.run import Gateway, cannot_listen, event_topics, open_log
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Settings, from_sources, log_target
@@ -734,8 +736,8 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
             output.say("nothing was dropped")
             return 1
         placed = await orders.settle(action, which)
-        done = {"replay": "replayed", "drop": "dropped"}[action]
-        return await _end_of(call, orders, placed, lambda number: f"{done} {count(number, 'dead letter')}")
+        done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
+        return await _end_of(call, orders, placed, lambda number: done.format(count(number, "dead letter")))
 
 
 def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str, str]]") -> None:
@@ -762,6 +764,9 @@ def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
 
 # ---- Replays ----
 
+DUE = "due within 5 seconds, then at their destinations' own pace"
+"""What becomes of deliveries that an order has queued."""
+
 
 @_command(
     "replay",
@@ -772,6 +777,8 @@ def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
 )
 async def _replay(call: Call) -> int:
     arguments = call.arguments
+    if arguments.event is not None:
+        return await _replay_event(call)
     if arguments.follow is None and arguments.cancel is None:
         return await _start_replay(call)
     async with _log(call) as log:
@@ -783,16 +790,18 @@ async def _replay(call: Call) -> int:
 async def _start_replay(call: Call) -> int:
     arguments, output = call.arguments, call.output
     if arguments.route is None or arguments.since is None:
-        raise UsageError("replay: expected --route and --from, or the ID of a replay with --follow or --cancel")
+        raise UsageError("replay: expected --route and --from, or --event, --follow or --cancel with an ID")
     rules = _rules(call.settings.rules)
     sources = _replayed_sources(arguments, rules)
     async with _log(call) as log:
+        now = _to_the_millisecond(log.now())
+        until = None if arguments.until is None else arguments.until.on(now)
         selection = Selection(
             route=arguments.route,
             destination=arguments.destination,
             source=arguments.source,
-            since=arguments.since.on(log.now()),
-            until=None if arguments.until is None else arguments.until.on(log.now()),
+            since=arguments.since.on(now),
+            until=now if until is None and arguments.dry_run else until,
             rate=arguments.rate,
         )
         if selection.since >= (log.now() if selection.until is None else selection.until):
@@ -802,7 +811,8 @@ async def _start_replay(call: Call) -> int:
         window = await window_of(log, topics, selection.since, selection.until)
         selection = replace(selection, starts=window.starts)
         if arguments.dry_run:
-            return await _count_replay(output, log, rules, selection, window)
+            await _count_replay(output, log, rules, selection, window)
+            return 0
         if not window.total:
             output.say("no events were appended then: there is nothing to do")
             if output.json:
@@ -811,12 +821,17 @@ async def _start_replay(call: Call) -> int:
         if rules.routes[selection.route].order is not None:
             output.note(f"route {selection.route} keeps the order of its events, but a replay doesn't")
         placed = await Orders(log, call.topics).replay(selection, window.ends)
-        if arguments.wait:
-            return await _follow_replay(call, log, placed.order.name)
-        output.say(f"replay {placed.order.name} is stored; a running gateway carries it out")
-        if output.json:
-            output.line(replay_fields(Progress(placed.order, 0, window.total, 0)))
-        return 0
+        return await _await_replay(call, log, placed, window.total)
+
+
+async def _await_replay(call: Call, log: Log, placed: Placed, total: int) -> int:
+    """Show how far a replay is that was just ordered, if that is asked for."""
+    if call.arguments.wait:
+        return await _follow_replay(call, log, placed.order.name)
+    call.output.say(f"replay {placed.order.name} is stored; a running gateway carries it out")
+    if call.output.json:
+        call.output.line(replay_fields(Progress(placed.order, 0, total, 0)))
+    return 0
 
 
 def _replayed_sources(arguments: argparse.Namespace, rules: Rules) -> Sequence[str]:
@@ -834,7 +849,7 @@ def _replayed_sources(arguments: argparse.Namespace, rules: Rules) -> Sequence[s
     return route.sources if arguments.source is None else (arguments.source,)
 
 
-async def _count_replay(output: Output, log: Log, rules: Rules, selection: Selection, window: Window) -> int:
+async def _count_replay(output: Output, log: Log, rules: Rules, selection: Selection, window: Window) -> None:
     counts: Counter[tuple[str, str]] = Counter()
     failing = 0
     with output.gauge("reading", window.total) as show:
@@ -844,18 +859,85 @@ async def _count_replay(output: Output, log: Log, rules: Rules, selection: Selec
                 if matched is not None and matched.error is None:
                     counts[matched.event.source, matched.event.type] += 1
                 failing += matched is not None and matched.error is not None
+    route = rules.routes[selection.route]
+    to = route.destinations if selection.destination is None else (selection.destination,)
     if output.json:
         for (source, type_), number in sorted(counts.items()):
-            output.line({"source": source, "type": type_, "count": number})
-        return 0
+            output.line({"source": source, "type": type_, "count": number, "deliveries": number * len(to)})
+        return
     rows = [(*which, str(number)) for which, number in sorted(counts.items())]
     if rows:
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
         output.note(f"for {count(failing, 'event')} the route's condition fails: each would be another dead letter")
-    to = selection.destination or ", ".join(rules.routes[selection.route].destinations)
-    output.say(f"would replay {count(counts.total(), 'event')} to {to}; nothing was done")
-    return 0
+    deliveries = count(counts.total() * len(to), "delivery")
+    output.say(f"would queue {deliveries}: {count(counts.total(), 'event')} to {', '.join(to)}; nothing was done")
+    output.say(f"exactly these: {_command_of(selection)}")
+
+
+def _command_of(selection: Selection) -> str:
+    """Return the command that replays a selection, whenever it is given."""
+    words = ["gateway replay --route", selection.route]
+    for flag, value in (("--destination", selection.destination), ("--source", selection.source)):
+        words += [] if value is None else [flag, value]
+    words += ["--from", rfc3339(selection.since)]
+    words += [] if selection.until is None else ["--to", rfc3339(selection.until)]
+    return " ".join(words)
+
+
+def _to_the_millisecond(at: float) -> float:
+    """Return a time as commands print it, so that what is copied from their output means the same."""
+    return math.floor(at * 1000) / 1000
+
+
+async def _replay_event(call: Call) -> int:
+    """Deliver one event of the log again."""
+    arguments, output = call.arguments, call.output
+    if arguments.since or arguments.until or arguments.source or arguments.follow or arguments.cancel:
+        raise UsageError("replay: expected --route and --destination beside --event, if anything, got others")
+    rules = _rules(call.settings.rules)
+    async with _log(call) as log:
+        with output.waiting(f"looking for {arguments.event}"):
+            found = await find_event(log, event_topics(rules, call.topics), arguments.event)
+        if found is None:
+            output.fail(f"{arguments.event}: expected the id of an event in the log, or its place, got neither")
+            return 1
+        event = decode_event(found.record)
+        routes = _routes_of(arguments, rules, event)
+        for route in routes:
+            to = route.destinations if arguments.destination is None else (arguments.destination,)
+            if arguments.dry_run:
+                what = f"{count(len(to), 'delivery')}: {event.id} by {route.name} to {', '.join(to)}"
+                output.say(f"would queue {what}; nothing was done")
+                if output.json:
+                    output.line({"event": event.id, "route": route.name, "destinations": list(to)})
+        if arguments.dry_run:
+            return 0
+        result = 0
+        place = f"{found.partition.topic}/{found.partition.number}"
+        for route in routes:
+            starts, ends = {place: found.record.offset}, {place: found.record.offset + 1}
+            selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
+            placed = await Orders(log, call.topics).replay(selection, ends)
+            result |= await _await_replay(call, log, placed, 1)
+        return result
+
+
+def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> list[Route]:
+    """Return the routes by which an event is to be delivered again. Raises UsageError where there is none."""
+    if arguments.route is not None:
+        _replayed_sources(arguments, rules)
+    matched = [route for route, _ in rules.table.match(View.of(event))]
+    routes = [
+        route
+        for route in matched
+        if arguments.route in (None, route.name) and arguments.destination in (None, *route.destinations)
+    ]
+    if not routes:
+        wanted = arguments.route or (f"a route to {arguments.destination}" if arguments.destination else "a route")
+        got = ", ".join(route.name for route in matched) or "none"
+        raise UsageError(f"{event.id}: expected {wanted} to match it, got {got}; `gateway explain {event.id}` says why")
+    return routes
 
 
 async def _follow_replay(call: Call, log: Log, name: str) -> int:
@@ -875,7 +957,7 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
                     if output.json:
                         output.line(replay_fields(progress))
                     rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
-                    show(progress.scanned, f"{count(progress.injected, 'delivery')} injected, {rate:,.0f}/s")
+                    show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s")
 
                 tell(first)
                 async for last in steps:
@@ -890,7 +972,7 @@ def _replay_ended(output: Output, last: Progress) -> int:
     told = f"{count(last.injected, 'delivery')} of {count(last.scanned, 'record')}"
     match last.order.state:
         case "done":
-            output.say(f"replayed {told}")
+            output.say(f"queued {told}" + (f": {DUE}" if last.injected else ""))
             return 0
         case "cancelled":
             because = f": {last.order.detail}" if last.order.detail else ""

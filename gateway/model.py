@@ -203,9 +203,13 @@ def identity_of(event: EventId) -> bytes | None:
     return digest if len(digest) == 16 else None  # noqa: PLR2004 - as many as `event_id` asks for
 
 
-def delivery_id(event: EventId, route: str, destination: str) -> DeliveryId:
-    """Make a delivery's id from its event's: the same after every crash, retry and replay."""
-    digest = hashlib.blake2b(f"{event}\0{route}\0{destination}".encode(), digest_size=16)
+def delivery_id(event: EventId, route: str, destination: str, place: str = "") -> DeliveryId:
+    """Make a delivery's id from its event's: the same after every crash, retry and replay.
+
+    With a `place`, where the event's record is, the ids of events that share an identity differ.
+    """
+    told = (event, route, destination, *([place] if place else []))
+    digest = hashlib.blake2b("\0".join(told).encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 
 

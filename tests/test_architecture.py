@@ -42,6 +42,7 @@ PURE = {
     "gateway/client/wire.py",
     "gateway/engine/breaker.py",
     "gateway/engine/dedupe.py",
+    "gateway/engine/identities.py",
     "gateway/engine/lanes.py",
     "gateway/engine/planner.py",
     "gateway/engine/progress.py",

@@ -20,7 +20,7 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from gateway.cli import COMMANDS, main
+from gateway.cli import COMMANDS, DUE, main
 from gateway.engine.control import DeadFilter, Order, Selection, decode
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
@@ -202,9 +202,9 @@ def test_the_version_is_told(run: Run) -> None:
         ("replay --follow x --cancel y", "--cancel: not allowed with argument --follow"),
         (
             "replay --route build",
-            "replay: expected --route and --from, or the ID of a replay with --follow or --cancel",
+            "replay: expected --route and --from, or --event, --follow or --cancel with an ID",
         ),
-        ("replay --from 1h", "replay: expected --route and --from, or the ID of a replay with --follow or --cancel"),
+        ("replay --from 1h", "replay: expected --route and --from, or --event, --follow or --cancel with an ID"),
         ("replay --route biuld --from 1h", "--route: unknown route 'biuld', did you mean 'build'?"),
         (
             "replay --route build --from 1h --destination cii",
@@ -757,9 +757,57 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     code, out, _ = run("replay", "--route", "build", "--from", "1h", "--dry-run")
     assert code == 0
     assert out.splitlines()[2].split() == ["github", "push", "2"]
-    assert out.endswith("would replay 2 events to ci; nothing was done\n")
+    *_, told, command = out.splitlines()
+    assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
+    write_event("evt_late")
+    code, again, _ = run(*command.removeprefix("exactly these: gateway ").split(), "--dry-run")
+    assert (code, again) == (0, out), "what has come since is left out"
     code, out, _ = run("replay", "--route", "customers", "--from", "1h", "--dry-run", "--json")
-    assert (code, lines(out)) == (0, [{"source": "crm", "type": "signup", "count": 1}])
+    assert (code, lines(out)) == (0, [{"source": "crm", "type": "signup", "count": 1, "deliveries": 1}])
+    assert orders() == []
+
+
+@pytest.mark.usefixtures("log")
+def test_one_event_is_replayed_by_each_route_that_matches_it(run: Run) -> None:
+    more = "  - {name: all, from: github, to: [ci, audit]}\n"
+    Path("routes.yaml").write_text(RULES.replace("destinations:", 'destinations:\n  audit: {url: "http://a/"}') + more)
+    for number in range(3):
+        write_event(f"evt_{number}")
+    place = f"{TOPICS.events('github')}/0"
+    code, out, _ = run("replay", "--event", "evt_1", "--dry-run")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "would queue 1 delivery: evt_1 by build to ci; nothing was done",
+            "would queue 2 deliveries: evt_1 by all to ci, audit; nothing was done",
+        ],
+    )
+    assert orders() == []
+    code, out, _ = run("replay", "--event", "evt_1", "--destination", "ci", "--no-wait", "--json")
+    assert (code, [one["total"] for one in lines(out)]) == (0, [1, 1])
+    starts, ends = {place: 1}, {place: 2}
+    assert [(order.selection, order.marker) for order in orders()] == [
+        (Selection(route=route, destination="ci", since=0.0, starts=starts), ends) for route in ("build", "all")
+    ]
+    assert run("replay", "--event", f"{place}@2", "--route", "all", "--no-wait")[0] == 0
+    assert orders()[-1].selection == Selection(route="all", since=0.0, starts={place: 2})
+
+
+@pytest.mark.usefixtures("log")
+def test_an_event_that_cannot_be_replayed_is_told(run: Run) -> None:
+    write_event("evt_1", type="issues")
+    where = "expected the id of an event in the log, or its place, got neither"
+    for name in ("evt_2", f"{TOPICS.events('github')}/0@5", "none/0@0"):
+        assert run("replay", "--event", name) == (1, "", f"error: {name}: {where}\n")
+    why = "to match it, got none; `gateway explain evt_1` says why"
+    for words, wanted in (
+        ((), "a route"),
+        (("--route", "build"), "build"),
+        (("--destination", "ci"), "a route to ci"),
+    ):
+        assert run("replay", "--event", "evt_1", *words) == (2, "", f"error: evt_1: expected {wanted} {why}\n")
+    assert run("replay", "--event", "evt_1", "--from", "1h")[0] == 2
+    assert run("replay", "--event", "evt_1", "--route", "biuld")[0] == 2
     assert orders() == []
 
 
@@ -781,7 +829,7 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     carry_out(order, count=2)
     code, out, _ = run("replay", "--follow", order.name, "--json")
     assert (code, lines(out)) == (0, [told | {"state": "done", "scanned": 2, "injected": 2}])
-    assert run("replay", "--follow", order.name)[:2] == (0, "replayed 2 deliveries of 2 records\n")
+    assert run("replay", "--follow", order.name)[:2] == (0, f"queued 2 deliveries of 2 records: {DUE}\n")
     code, _, err = run("replay", "--follow", "other")
     assert (code, err) == (2, "error: --follow: expected the ID of a replay, got 'other'\n")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")

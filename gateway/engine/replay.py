@@ -18,11 +18,12 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
 from gateway.engine.control import Control, Order, Selection
+from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.progress import WINDOW
 from gateway.engine.successors import Successors
 from gateway.log.base import Commit, Log, Partition, Record
-from gateway.log.records import decode_event
+from gateway.log.records import decode_event, fingerprint
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import (
     DeadLettered,
@@ -33,8 +34,10 @@ from gateway.model import (
     LogUnavailableError,
     UndecodableRecordError,
     delivery_id,
+    identity_of,
 )
 from gateway.rules.expressions import View
+from gateway.rules.identify import Identifier
 from gateway.rules.rules import Route, Rules
 from gateway.rules.table import RouteTable
 
@@ -58,15 +61,21 @@ TURN = 0.003
 """Seconds of matching after which they get it in any case: a rule's condition may take tens of milliseconds."""
 LOOK_EVERY = 0.25
 """Seconds between looks for a replay, or for room in the tier."""
+LOOK_BACK = 20_000
+"""Records before an event among which another one of its identity is looked for: some 0.3 s, once in a partition."""
 LET_GO = 2.0
 """Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
 
 
 class Matched(NamedTuple):
-    """An event that the route matches. Where its condition failed, `error` says how, as for a new event."""
+    """An event that the route matches. Where its condition failed, `error` says how, as for a new event.
+
+    `place` is where its record is, if its identity alone doesn't tell it from others; else it is empty.
+    """
 
     event: Event
     error: ExpressionError | None
+    place: str = ""
 
 
 class Matcher:
@@ -238,6 +247,7 @@ class Replays:
         for place, end in sorted(run.order.marker.items()):
             topic, _, number = place.rpartition("/")
             partition = Partition(topic, int(number))
+            identities: Identities | None = None
             async with aclosing(_records(self._log, partition, run.positions.get(place, 0), end)) as records:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
@@ -245,7 +255,12 @@ class Replays:
                         await self._mark(run)
                         return run.order.with_state("cancelled", count=run.count, detail=problem)
                     matched = run.matcher.match(record)
+                    if matched is not None and identities is None and identity_of(matched.event.id) is not None:
+                        identities = await self._identities_before(partition, record.offset)
+                    is_shared = identities is not None and self._is_shared(identities, record)
                     if matched is not None:
+                        if is_shared:
+                            matched = matched._replace(place=f"{place}@{record.offset}")
                         run.piece.append(matched)
                         run.piece_bytes += len(matched.event.body)
                     run.reached[place] = record.offset + 1
@@ -261,6 +276,33 @@ class Replays:
                 return None
         await self._mark(run)
         return run.order.with_state("done", count=run.count) if self._goes_on(run) else None
+
+    async def _identities_before(self, partition: Partition, offset: int) -> Identities:
+        """Look at what came before a record, and may have its identity, injected or not."""
+        identities, looked = Identities(), 0
+        first, _ = (await self._log.bounds(partition.topic)).get(partition.number, (offset, offset))
+        start = max(first, offset - LOOK_BACK)
+        async with aclosing(_records(self._log, partition, start, offset)) as records:
+            async for record in records:
+                self._is_shared(identities, record)
+                looked += 1
+                if looked % RECORDS_AT_ONCE == 0:
+                    await self._sleep(0)
+        return identities
+
+    def _is_shared(self, identities: Identities, record: Record) -> bool:
+        """Tell whether an event shares its identity with another one, by the log and by the rules in force."""
+        try:
+            event = decode_event(record)
+        except UndecodableRecordError:
+            return False
+
+        def window() -> float | None:
+            source = self._rules().sources.get(event.source)
+            # Where the rules tell its identity otherwise by now, it is no copy by them.
+            return source.dedupe if source is not None and Identifier(source).knows(event) else None
+
+        return identities.is_shared(event.id, fingerprint(event), record.appended_at, window)
 
     def _goes_on(self, run: _Run) -> bool:
         return self._owner() is run.owner and self._control.orders.get(run.order.key) == run.order
@@ -299,7 +341,7 @@ class Replays:
         first = int(order.at * 1000)
         deliveries = [
             Delivery(
-                id=delivery_id(event.id, run.selection.route, destination),
+                id=delivery_id(event.id, run.selection.route, destination, place),
                 event=event,
                 route=run.selection.route,
                 destination=destination,
@@ -307,14 +349,14 @@ class Replays:
                 due=now,
                 since=now,
             )
-            for event, error in run.piece
+            for event, error, place in run.piece
             if error is None
             for destination in run.matcher.destinations
         ]
         if not await self._injector.inject(deliveries, {"replay": order.name}, is_wanted):
             return False
-        for event, error in run.piece:
-            if error is not None and not await self._fail(run, event, error, is_wanted):
+        for matched in run.piece:
+            if matched.error is not None and not await self._fail(run, matched, matched.error, is_wanted):
                 return False
         run.count += len(deliveries)
         run.unchecked += len(deliveries)
@@ -327,12 +369,13 @@ class Replays:
         run.piece_bytes = 0
         return True
 
-    async def _fail(self, run: _Run, event: Event, error: ExpressionError, is_wanted: Callable[[], bool]) -> bool:
+    async def _fail(self, run: _Run, matched: Matched, error: ExpressionError, is_wanted: Callable[[], bool]) -> bool:
         """Dead-letter what no condition can decide on, as the router does."""
         end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-        route = run.selection.route
+        event, route = matched.event, run.selection.route
         for name in run.matcher.destinations:
-            delivery = Delivery(id=delivery_id(event.id, route, name), event=event, route=route, destination=name)
+            identity = delivery_id(event.id, route, name, matched.place)
+            delivery = Delivery(id=identity, event=event, route=route, destination=name)
             if not await self._successors.dead_letter(delivery, end, is_wanted):
                 return False
         return True

@@ -129,8 +129,8 @@ def dead_show_arguments(parser: Parser) -> None:
 
 def replay_arguments(parser: Parser) -> None:
     about = "appended at or after it: 2h ago, or a time such as 2026-11-25T08:00:00Z"
-    parser.add_argument("--route", metavar="NAME", help="whose events; needed, but with --follow or --cancel")
-    parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=f"{about}; needed likewise")
+    parser.add_argument("--route", metavar="NAME", help="whose events; needed beside --from")
+    parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=about)
     parser.add_argument("--to", dest="until", type=moment, metavar="WHEN", help="appended before it, likewise (now)")
     parser.add_argument("--destination", metavar="NAME", help="to this one of the route only")
     parser.add_argument("--source", metavar="NAME", help="from this one of the route only")
@@ -148,6 +148,8 @@ def replay_arguments(parser: Parser) -> None:
         "--timeout", type=duration, default=30.0, metavar="DURATION", help="of the wait for a next sign of life (30s)"
     )
     other = parser.add_mutually_exclusive_group()
+    about = "this one, by its id (of several the newest) or its place, TOPIC/PARTITION@OFFSET"
+    other.add_argument("--event", metavar="ID", help=f"{about}, by the routes that match it, or --route")
     other.add_argument("--follow", metavar="ID", help="wait for this replay, which is under way")
     other.add_argument("--cancel", metavar="ID", help="end this replay")
 

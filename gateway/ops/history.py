@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, UndecodableRecordError, identity_of
 
+_PLACE = re.compile(r"(?P<topic>.+)/(?P<number>\d+)@(?P<offset>\d+)")
 FIRST_PIECE = 50  # offsets
 LARGEST_PIECE = 5_000
 PIECE_BYTES = 1024 * 1024
@@ -49,6 +51,30 @@ async def newest_first(log: Log, topics: Iterable[str], *, since: float | None =
             yield found
             if (following := await anext(readers[index], None)) is not None:
                 heapq.heappush(heads, (-following.record.appended_at, index, following))
+
+
+async def find_event(log: Log, topics: Iterable[str], name: str) -> Found | None:
+    """Return the event that is meant by a place, as `Found` has it, or else by its id: of several the newest."""
+    names = sorted(topics)
+    if (place := _PLACE.fullmatch(name)) is not None and place["topic"] in names:
+        partition, offset = Partition(place["topic"], int(place["number"])), int(place["offset"])
+        async for records in log.scan(partition, offset, offset + 1):
+            for record in records:
+                return Found(partition, record) if _id_of(record) else None
+        return None
+    async with aclosing(newest_first(log, names)) as history:
+        async for found in history:
+            if _id_of(found.record) == name:
+                return found
+    return None
+
+
+def _id_of(record: Record) -> str:
+    """Return an event's id; "" where it can't be read."""
+    try:
+        return decode_event(record).id
+    except UndecodableRecordError:
+        return ""
 
 
 async def original_of(log: Log, found: Found, event: Event, window: float) -> Found | None:

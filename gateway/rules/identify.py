@@ -52,6 +52,16 @@ class Identifier:
             body=request.body,
         )
 
+    def knows(self, event: Event) -> bool:
+        """Tell whether an event of the log would have the same id by these rules, as far as it isn't a credential's."""
+        request = Request(
+            method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
+        )
+        try:
+            return self.event(request, received_at=event.received_at).id == event.id
+        except RefusedError:
+            return False
+
     def identified_by(self, request: Request) -> str:
         """Tell where the identity of a request is read from; "" where it has none, and is an event of its own.
 

@@ -15,7 +15,8 @@ from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
 from gateway.engine.jobs import KEPT, Follower, Jobs
 from gateway.engine.replay import BACKLOG, BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
-from gateway.model import Event, LogUnavailableError
+from gateway.model import Event, LogUnavailableError, delivery_id, event_id
+from gateway.rules.expressions import Expression
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import EVENTS, QUIET, TOPICS, World, a_world, publish, rules_of, running, virtual
 from tests.memory_log import MemoryLog
@@ -260,6 +261,76 @@ async def test_two_replays_of_the_same_events_are_not_copies_of_each_other() -> 
             await asyncio.sleep(0.01)
         await asyncio.sleep(30)
     assert len(world.client.made) == 15
+
+
+SHARED = event_id("github", "customer-7")
+
+
+@pytest.mark.parametrize("bodies", [(b"1", b"2", b"3"), (b"same",) * 3], ids=["of-each-its-own", "the-same"])
+def test_events_that_share_an_identity_are_replayed_under_ids_of_their_own(bodies: tuple[bytes, ...]) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route(to=("ci", "audit")))
+        await world.put(*[an_event(id=SHARED, body=body) for body in bodies], an_event(id="evt_other"))
+        async with owning(world) as control:
+            await an_order(world)
+            await ended(control)
+        ids = [one.delivery.id for one in world.filed(TIER) if one.delivery.event.id == SHARED]
+        assert len(ids) == len(set(ids)) == 6
+        first = {delivery_id(SHARED, "build", name) for name in ("ci", "audit")}
+        assert first < set(ids), "the first of them has the id that it was delivered with"
+        assert {one.delivery.event.id for one in world.filed(TIER)} == {SHARED, "evt_other"}
+
+    run(scenario())
+
+
+@virtual
+async def test_an_identity_is_shared_with_events_before_the_replay_too() -> None:
+    world = await a_world(a_route())
+    await world.put(*[an_event(id=SHARED, body=body) for body in (b"1", b"2")])
+    ends = await world.log.bounds(EVENTS)
+    moment = now() + 10
+    await asyncio.sleep(20)
+    await world.put(an_event(id=SHARED, body=b"3"))
+    assert await world.log.bounds(EVENTS) != ends
+    async with owning(world) as control:
+        await an_order(world, since=moment)
+        await ended(control)
+    (replayed,) = world.filed(TIER)
+    assert replayed.delivery.id != delivery_id(SHARED, "build", "ci")
+
+
+@virtual
+async def test_what_the_rules_take_for_a_copy_keeps_the_id_of_its_original() -> None:
+    """A receiver that deduplicates drops it then, as the gateway would."""
+    world = await a_world(a_route())
+    source = replace(world.rules.sources["github"], id=Expression("headers['x-id']"), dedupe=60.0)
+    copy = an_event(id=event_id("github", "7"), headers={"X-Id": "7"})
+    for seconds in (30, 40, 0):
+        await world.put(copy)
+        await asyncio.sleep(seconds)
+    ids: list[set[str]] = []
+    for told in (source, replace(source, id=Expression("headers['x-other']"))):
+        world.rules = replace(world.rules, sources={"github": told})
+        async with owning(world) as control:
+            await an_order(world, f"by {told.id}")
+            await ended(control, f"by {told.id}")
+        ids.append({one.delivery.id for one in world.filed(TIER)[3 * len(ids) :]})
+    assert [len(each) for each in ids] == [2, 3], "the third came after the window; by other rules none is a copy"
+
+
+@virtual
+async def test_a_replay_that_is_killed_gives_each_event_the_id_that_it_had() -> None:
+    world = await a_world(a_route())
+    await world.put(*[an_event(id=SHARED, body=b"%d" % number) for number in range(40)])
+    order = await an_order(world, rate=10.0)
+    for appends in (7, 15):
+        mortal = MortalLog(world.log, appends=appends, is_stored=True)
+        async with owning(world, mortal):
+            await mortal.died.wait()
+    async with owning(world) as control:
+        await ended(control, order.name)
+    given = {(one.delivery.event.body, one.delivery.id) for one in world.filed(TIER)}
+    assert len({body for body, _ in given}) == len({name for _, name in given}) == len(given) == 40
 
 
 @virtual

@@ -419,7 +419,7 @@ class Ledger:
         )
         if outbound.body != event.body or outbound.headers[: len(event.headers)] != event.headers:
             self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])
-        if made.delivery != delivery_id(event.id, made.route, destination):
+        if made.delivery not in self._ids(number, event, made.route, destination):
             self.violate("6 ids", "the delivery's id isn't that of its event, route and destination", [made])
         self.tries.append(made)
         trail = self.trails[number, made.delivery]
@@ -428,6 +428,19 @@ class Ledger:
         self._see_whose(process, (number, made.delivery))
         self._see_when(made, trail)
         return made
+
+    def _ids(self, number: int, event: Event, route: str, destination: str) -> Iterator[str]:
+        """Yield the ids that a delivery may have: where it is replayed, its record's place may be in it."""
+        yield delivery_id(event.id, route, destination)
+        if self._replays:
+            for row in self._identities_of(event):
+                if row.number == number:
+                    yield delivery_id(event.id, route, destination, f"{_place(row.partition)}@{row.offset}")
+
+    def _identities_of(self, event: Event) -> Iterator[Row]:
+        for (_, name, _), rows in self._identities.items():
+            if name == event.id:
+                yield from rows
 
     def _see_whose(self, process: str, key: Key, *, is_dead: bool = False) -> None:
         """Allow a repetition of what is done for a partition that is another's by now."""
@@ -721,10 +734,23 @@ class Ledger:
                     if row.offset >= end or row.event is None or self.may_be_dropped(row):
                         continue
                     for route, to in self.required(row.event, since, self._now()):
-                        trail = self.trails[row.number, delivery_id(row.event.id, route, to)]
-                        notes = [each.filed.note for each in trail.rows if each.filed is not None]
+                        trails = [self.trails[row.number, each] for each in self._ids(row.number, row.event, route, to)]
+                        notes = [each.filed.note for trail in trails for each in trail.rows if each.filed is not None]
                         if route == wanted and not any(note.get("replay") == name for note in notes):
                             self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
+
+        self._check_ids_of_replays()
+
+    def _check_ids_of_replays(self) -> None:
+        """What has one id in a replay has one content, whatever its identity says."""
+        bodies: dict[tuple[str, str], bytes] = {}
+        for trail in self.trails.values():
+            for row in trail.rows:
+                if row.filed is None or row.event is None or "replay" not in row.filed.note:
+                    continue
+                key = row.filed.note["replay"], row.filed.delivery.id
+                if bodies.setdefault(key, row.event.body) != row.event.body:
+                    self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
     def _see_order(self, order: Order) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
@@ -989,3 +1015,7 @@ def _least_delay(made: Try, policies: Sequence[RouteSpec]) -> float:
 
 def _one(key: Key) -> tuple[int, list[str]]:
     return key[0], [key[1]]
+
+
+def _place(partition: Partition) -> str:
+    return f"{partition.topic}/{partition.number}"
