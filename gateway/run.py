@@ -34,7 +34,7 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogUnavailableError, UsageError
-from gateway.ops.admin import admin_application
+from gateway.ops.admin import admin_application, log_problem
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
@@ -51,7 +51,11 @@ RELOAD_AGAIN = 5.0
 """Seconds until rules are looked at again that came while the log was away, or hadn't allowed a new source's topic."""
 MAX_NAMES = 20
 """Of what a reload has changed, in each list of its log line."""
-PING_EVERY = 5.0
+PING_EVERY = 0.5
+"""Seconds between looks at the log: so late at most is told that it refuses senders."""
+PING_TIMEOUT = 5.0
+TELL_EVERY = 60.0
+"""Seconds between two lines about a log that is still away."""
 LAG_EVERY = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
@@ -389,16 +393,22 @@ class Gateway:
         return True
 
     async def _watch_log(self, log: Log) -> None:
+        """Tell that the log doesn't answer or refuses appends, once and each minute, and that it is back."""
+        since: float | None = None
+        told_at = 0.0
         while True:
             await asyncio.sleep(PING_EVERY)
-            try:
-                async with asyncio.timeout(PING_EVERY):
-                    await log.ping()
-            except (LogUnavailableError, TimeoutError) as error:
-                self._metrics.log_up.set(0)
-                self._logger.warning("log_unavailable", error=str(error) or "no answer")
-            else:
-                self._metrics.log_up.set(1)
+            problem = await log_problem(log, PING_TIMEOUT)
+            now = time.monotonic()
+            self._metrics.log_up.set(0 if problem else 1)
+            if problem is None:
+                if since is not None:
+                    self._logger.info("log_available", seconds=round(now - since, 1))
+                since = None
+            elif since is None or now >= told_at + TELL_EVERY:
+                since = now if since is None else since
+                told_at = now
+                self._logger.warning("log_unavailable", error=problem)
 
     async def _watch_loop(self) -> None:
         """Measure by how much the event loop keeps what is due waiting."""

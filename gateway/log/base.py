@@ -223,7 +223,11 @@ class Log(Protocol):
         """Return the log's clock (Unix seconds), by which `appended_at` is stamped; it never goes back."""
 
     async def ping(self) -> None:
-        """Return when the log answers."""
+        """Return when the log answers, and takes appends.
+
+        Raises LogUnavailableError also while it refuses them: from one that was refused, but for what the record or its
+        topic is, until one has succeeded, or would.
+        """
 
     async def close(self) -> None:
         """Finish the appends under way and let go of everything."""

@@ -50,7 +50,7 @@ def admin_application(
     async def show_readyz(_: web.Request) -> web.Response:
         reason = unready()
         reasons = [] if reason is None else [reason]
-        if problem := await _log_problem(log, ping_timeout):
+        if problem := await log_problem(log, ping_timeout):
             reasons.append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)
         answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
@@ -73,7 +73,8 @@ def admin_application(
     return application
 
 
-async def _log_problem(log: Log, timeout: float) -> str | None:
+async def log_problem(log: Log, timeout: float) -> str | None:
+    """Return why the log is of no use at the moment, if it isn't."""
     try:
         async with asyncio.timeout(timeout):
             await log.ping()

@@ -87,9 +87,18 @@ async def test_without_enough_replicas_nothing_is_acknowledged_until_they_are_ba
                 await asyncio.to_thread(node.end if by == "ended" else node.kill)
             down = time.time()
             await asyncio.sleep(15)
+            for gateway in scene.gateways:
+                assert (await gateway.metrics()).sum("gateway_log_up") == 0
+                if by == "ended":  # a question to one that was killed has no answer either
+                    assert "append to " in gateway.lines("log_unavailable")[-1]["error"]
+                with pytest.raises(AssertionError, match=r"503 Service Unavailable.*log: "):
+                    await gateway.ready(timeout=0)
             back = time.time()
             await asyncio.to_thread(cluster.heal)
             await cluster.until_whole()
+            for gateway in scene.gateways:
+                await gateway.ready(timeout=20)
+                await gateway.line("log_available")
             await scene.acknowledged(300)
             # Commits need as many replicas as events do: nothing comes meanwhile that could be finished.
             scene.explain(began, time.time(), uncommitted=0)

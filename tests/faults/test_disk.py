@@ -3,11 +3,13 @@
 import asyncio
 import os
 import random
+import re
 import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -41,8 +43,14 @@ async def test_on_a_full_disk_no_more_is_acknowledged_than_there_is_room_for(
             with disk.full(gateway):
                 await _refused(scene)
                 full = time.time()
+                refused_at = min(sent.answered_at for sent in scene.sender.answers if sent.status == 503)
+                await _told_of_refusals(gateway, refused_at)
                 await asyncio.sleep(seconds)
                 room = time.time()
+            await gateway.ready(timeout=5)
+            told = await gateway.line("log_available", timeout=5)
+            assert seconds <= told["seconds"] < seconds + 5
+            assert (await gateway.metrics()).sum("gateway_log_up") == 1
             await scene.acknowledged(150)
             # Nothing can be committed on a full disk either; but nothing comes then that could be finished.
             scene.explain(began, time.time(), uncommitted=full - began)
@@ -108,6 +116,17 @@ def _write(wal: Path, at: int, content: bytes) -> None:
     with wal.open("r+b") as file:
         file.seek(at)
         file.write(content)
+
+
+async def _told_of_refusals(gateway: GatewayProcess, since: float) -> None:
+    """Hold that who asks, who scrapes and who reads the log are told within a second, and why."""
+    line = await gateway.line("log_unavailable", timeout=5)
+    assert datetime.fromisoformat(line["timestamp"]).timestamp() < since + 1
+    assert re.search(r"gateway\.db: .+ \(SQLITE_(FULL|IOERR_WRITE)\)", line["error"])
+    await gateway.until("gateway_log_up", 0, timeout=1)
+    with pytest.raises(AssertionError, match=r"503 Service Unavailable.*log: .*SQLITE_"):
+        await gateway.ready(timeout=0)
+    assert len(gateway.lines("log_unavailable")) == 1
 
 
 async def _refused(scene: Scene, *, timeout: float = 20.0) -> None:

@@ -491,6 +491,59 @@ async def test_a_commit_to_a_locked_file_fails_in_time(path: Path) -> None:
         await consumer.close()
 
 
+@pytest.mark.parametrize("limit", ["pages", "bytes", "read-only"])
+async def test_a_ping_tells_of_refused_appends_until_as_much_can_be_written(path: Path, limit: str) -> None:
+    """Nobody appends meanwhile: where the gateway isn't ready, its senders are sent elsewhere."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with opened(path) as log:
+        await append(log, bytes(20_000))
+        execute = log._file.writer.execute
+        if limit == "bytes":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+        else:
+            execute("PRAGMA query_only = 1" if limit == "read-only" else "PRAGMA max_page_count = 20")
+        try:
+            with pytest.raises(LogUnavailableError) as refusal:
+                await append(log, bytes(500_000))
+            for _ in range(2):
+                with pytest.raises(
+                    LogUnavailableError, match=r"gateway\.db: .+ \(SQLITE_(FULL|IOERR_WRITE|READONLY)\)"
+                ):
+                    await log.ping()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            execute("PRAGMA query_only = 0")
+            execute("PRAGMA max_page_count = 1000000")
+        assert "SQLITE_" in str(refusal.value)
+        await log.ping()
+        assert await asyncio.to_thread(left_over, path) == []
+        await append(log, bytes(500_000))
+        await log.ping()
+
+
+def left_over(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM notes")]
+
+
+async def test_an_append_that_succeeds_ends_a_refusal(path: Path) -> None:
+    async with opened(path) as log:
+        log._file.writer.execute("PRAGMA query_only = 1")
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"a")
+        assert log._writer._refused
+        log._file.writer.execute("PRAGMA query_only = 0")
+        await append(log, b"a")
+        assert not log._writer._refused
+
+
+async def test_a_record_for_no_topic_is_no_refusal_of_the_file(path: Path) -> None:
+    async with opened(path) as log:
+        with pytest.raises(LogUnavailableError, match="expected a topic"):
+            await append(log, b"a", topic="nowhere")
+        assert not log._writer._refused
+
+
 async def test_a_closed_log_is_unavailable(path: Path) -> None:
     async with opened(path) as log:
         pass

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import monotonic
@@ -14,10 +14,12 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import KafkaError, RequestTimedOutError
+from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutError
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
+from gateway.log.kafka import appender as appender_module
+from gateway.log.kafka.appender import REFUSED_AFTER
 from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
@@ -807,3 +809,68 @@ async def test_a_topic_that_is_made_again_is_read_within_seconds(kafka: str, log
         assert {record.value for record in await fetch(consumer, 2)} == {b"2", b"kept"}
         assert monotonic() - began < 2 * METADATA_AGE
     await consumer.close()
+
+
+# Appends that are refused
+
+
+async def test_a_ping_tells_of_appends_that_lack_replicas_until_there_are_enough(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody appends meanwhile: where the gateway isn't ready, its senders are sent elsewhere."""
+    # One broker never lacks replicas. `tests/faults/test_brokers.py` takes two of three away.
+    accepting: dict[Partition, bool] = {}
+
+    async def asked(topics: Iterable[str]) -> Mapping[Partition, bool]:
+        assert set(topics) == {partition.topic for partition in accepting}
+        return accepting
+
+    monkeypatch.setattr(log._cluster, "accepting", asked)
+    topic, other = await make_topic(log, partitions=2), await make_topic(log)
+    for each in (topic, other):
+        await append(log, each, b"a")
+    accepting |= {Partition(topic, 0): False, Partition(topic, 1): False, Partition(other, 0): False}
+    log._appender._failed_append(topic, NotEnoughReplicasError())
+    await asyncio.sleep(REFUSED_AFTER)
+    for _ in range(2):
+        with pytest.raises(LogUnavailableError, match=rf"append to {topic}: .*NotEnoughReplicas"):
+            await log.ping()
+    accepting[Partition(topic, 1)] = True
+    await log.ping()  # what one partition lacks stops no other
+    accepting[Partition(topic, 1)] = False
+    with pytest.raises(LogUnavailableError):
+        await log.ping()
+    accepting |= dict.fromkeys(accepting, True)
+    await log.ping()
+    accepting |= dict.fromkeys(accepting, False)
+    await log.ping()  # nothing was refused since
+
+
+async def test_whether_partitions_take_appends_is_asked_of_the_brokers(log: KafkaLog, kafka: str) -> None:
+    topic, strict = await make_topic(log, partitions=2), await make_topic_by(kafka, min_insync_replicas="2")
+    assert await log._cluster.accepting([topic, strict, "nowhere"]) == {
+        Partition(topic, 0): True,
+        Partition(topic, 1): True,
+        Partition(strict, 0): True,  # of the one replica that it has
+    }
+
+
+async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No setting of a broker refuses appends for another reason than these, and doesn't answer a question.
+    topic = await make_topic(log)
+    await append(log, topic, b"a")
+    appender = log._appender
+    monkeypatch.setattr(appender_module, "FORGOTTEN_AFTER", 1.0)
+    appender._failed_append(topic, RequestTimedOutError())
+    await log.ping()
+    await asyncio.sleep(REFUSED_AFTER)
+    with pytest.raises(LogUnavailableError, match=r"got .*RequestTimedOut"):
+        await log.ping()
+    await asyncio.sleep(1.0)
+    await log.ping()
+    appender._failed_append(topic, RequestTimedOutError())
+    await append(log, topic, b"b")
+    await asyncio.sleep(REFUSED_AFTER)
+    await log.ping()

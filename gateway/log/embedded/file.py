@@ -118,4 +118,10 @@ def errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise LogUnavailableError(f"{path}: {error}") from error
+        raise LogUnavailableError(f"{path}: {say(error)}") from error
+
+
+def say(error: Exception) -> str:
+    """Return what SQLite says of an error, with its name for it: "disk I/O error" alone may be anything."""
+    name = getattr(error, "sqlite_errorname", None)
+    return f"{error} ({name})" if name else str(error)

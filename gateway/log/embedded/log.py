@@ -164,8 +164,8 @@ class EmbeddedLog:
         return self._file.now()
 
     async def ping(self) -> None:
-        """Return when the writer has had its turn and could lock the file."""
-        await self.write(statements.lock)
+        """Return when the writer has had its turn, and could lock the file or write what it had to refuse."""
+        await self.write(self._writer.ping)
 
     async def sweep(self) -> None:
         """Delete what is older than its topic's retention; give much free space back to the file system."""

@@ -43,6 +43,8 @@ WHEN (SELECT compacted FROM topics WHERE id = NEW.id >> 48) BEGIN
     DELETE FROM records WHERE id >= NEW.id >> 48 << 48 AND id < NEW.id AND key = NEW.key;
 END;
 """
+# What the owner remembers of the file. Made when it is needed: a file of an older version may be on a full disk.
+NOTES = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
 LAST_OFFSET = (1 << 48) - 1
 # ?1: [[id, where the record begins in ?2, counted from 1, bytes of key, of headers, of value], …]; ?3: microseconds
 INSERT = """
@@ -222,6 +224,14 @@ def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[To
 def lock(connection: sqlite3.Connection) -> None:
     with transaction(connection):
         pass
+
+
+def write_as_much(connection: sqlite3.Connection, size: int) -> None:
+    """Write so many bytes, which nobody reads, and delete them."""
+    with transaction(connection):
+        connection.execute(NOTES)
+        connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('room', zeroblob(?))", (size,))
+    connection.execute("DELETE FROM notes WHERE name = 'room'")
 
 
 class Again:

@@ -14,7 +14,7 @@ import structlog
 
 from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
-from gateway.log.embedded.file import File, errors_of
+from gateway.log.embedded.file import File, errors_of, say
 from gateway.log.embedded.statements import Again, Chunk
 
 COMMIT_BYTES = 4 << 20  # Enough for one fsync; what still waits is the next one's.
@@ -89,12 +89,21 @@ class Writer:
         self._appended = appended
         self._queue: SimpleQueue[Group | Work] = SimpleQueue()
         self._topics: dict[str, tuple[int, int]] = {}  # name → (id, next offset), as last seen
+        self._refused = 0  # Bytes of the last appends, where the file didn't take them.
         self._is_stopping = False
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     def put(self, item: Group | Work) -> None:
         self._queue.put(item)
+
+    def ping(self, connection: sqlite3.Connection) -> None:
+        """Lock the file, in this thread; and where the last appends were refused, write as much as they were."""
+        if self._refused:
+            statements.write_as_much(connection, self._refused)
+            self._refused = 0
+        else:
+            statements.lock(connection)
 
     def stop(self, timeout: float) -> bool:
         """Finish what was put in before and end the thread; tell whether that took less than `timeout` seconds."""
@@ -154,8 +163,11 @@ class Writer:
             if not isinstance(error, sqlite3.Error):
                 log.exception("append_failed", path=str(self._file.path))
             self._topics = {}  # the offsets that were given out weren't used
-            stored = [Stored(append.future, str(error)) for append in appends]
+            self._refused = sum([append.size for append in appends]) or self._refused
+            stored = [Stored(append.future, say(error)) for append in appends]
             stored += self._commit_alone(commits, error) if commits else ()
+        else:
+            self._refused = 0 if appends else self._refused
         post(self._loop, self._appended, groups, stored, tails)
 
     def _commit(self, commits: Sequence[Commits]) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -30,6 +31,8 @@ MAX_RECORD_BYTES = BROKER_LIMIT - BATCH_OVERHEAD
 SURELY_FITS = 524_288  # Below it the headers aren't measured: the producer refuses what is over the limit.
 MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in flight, throughput falls to an eighth.
 SWEEP = 0.25  # How often appends are looked at that have waited too long.
+REFUSED_AFTER = 0.25  # Seconds without a success beside a refusal. Of one partition in twelve, the others tell sooner.
+FORGOTTEN_AFTER = 10.0  # Seconds since the last refusal, where the brokers can't say what it was for.
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +55,8 @@ class Appender:
         self._finished: asyncio.Event | None = None  # Set by the last append under way, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
+        self._refusal: _Refusal | None = None
+        self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._unknown = asyncio.Lock()
         self._is_closed = False
@@ -72,6 +77,7 @@ class Appender:
             places = self._places.get(topic)
             if places is None:
                 places = self._places[topic] = await self._places_of(topic, producer)
+                self._appended_to.add(topic)
             where = places[partition_of(key, len(places))]
             # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
             accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
@@ -86,12 +92,33 @@ class Appender:
             self._under_way -= 1
             if self._finished is not None and not self._under_way:
                 self._finished.set()
-        self._failing_since = None
+        self._failing_since = self._refusal = None
         at = stored.timestamp / 1000
         if at != self._heard and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
             self._heard = at
             self._clock.heard(at)
         return Position(where.partition, stored.offset, at)
+
+    async def look(self) -> None:
+        """Return unless appends are refused. Raises LogUnavailableError with the reason, or where no broker answers.
+
+        Nobody is there to try an append where a load balancer has turned to others. So the brokers are asked whether
+        there are replicas enough by now; of another reason they know nothing, and it is forgotten after a while.
+        """
+        refusal = self._refusal
+        if refusal is None or self._loop.time() < refusal.began + REFUSED_AFTER:
+            return
+        accepting = await self._cluster.accepting(self._appended_to)
+        if self._refusal is not refusal:
+            return  # by an append that has succeeded meanwhile
+        if not any(accepting.values()):
+            refusal.is_explained = True
+            raise LogUnavailableError(refusal.reason)
+        if not all(accepting.values()):
+            return  # what one partition lacks stops no other
+        if not refusal.is_explained and self._loop.time() < refusal.last + FORGOTTEN_AFTER:
+            raise LogUnavailableError(refusal.reason)
+        self._refusal = None
 
     async def learn(self, topics: Iterable[str]) -> None:
         """Let the producer know topics that are there, so that the first append to each doesn't wait for metadata."""
@@ -175,7 +202,12 @@ class Appender:
         )
         if self._replacing is None and not self._is_closed and (is_stuck or has_died(self._producer)):
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
-        return LogUnavailableError(f"append to {topic}: expected an acknowledgement, got {say(error)}")
+        reason = f"append to {topic}: expected an acknowledgement, got {say(error)}"
+        if not isinstance(error, UnknownTopicOrPartitionError):  # which is this topic's, and no other's
+            if self._refusal is None:
+                self._refusal = _Refusal(began=now)
+            self._refusal.last, self._refusal.reason = now, reason
+        return LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:
         """Put a new producer in the place of one that gets no answer; it starts from the servers as configured.
@@ -200,3 +232,13 @@ class Appender:
             await stop(old)
         finally:
             self._replacing = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Refusal:
+    """Appends that were refused, and none that has succeeded since. `is_explained` where the brokers said why."""
+
+    began: float
+    last: float = 0.0
+    reason: str = ""
+    is_explained: bool = False

@@ -82,6 +82,30 @@ class Cluster:
             async with asyncio.timeout(PING_TIMEOUT):
                 await self._send(MetadataRequest([], allow_auto_topic_creation=False))
 
+    async def accepting(self, topics: Iterable[str]) -> Mapping[Partition, bool]:
+        """Tell of each partition of these topics whether appends can succeed: it has a leader, and enough replicas.
+
+        Raises LogUnavailableError within 3 s.
+        """
+        names = sorted(set(topics))
+        with translated("replicas"):
+            async with asyncio.timeout(PING_TIMEOUT):
+                metadata = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
+                configured = await self._send(DescribeConfigsRequest([(TOPIC, name, None) for name in names]))
+        needed = {
+            name: int(entry[1])
+            for code, _, _, name, entries in configured.resources
+            if for_code(code) is NoError
+            for entry in entries
+            if entry[0] == "min.insync.replicas"
+        }
+        return {
+            # No more replicas are asked for than there are.
+            Partition(topic, number): leader >= 0 and len(in_sync) >= min(needed.get(topic, 1), len(replicas))
+            for _, topic, _, partitions in metadata.topics
+            for _, number, leader, replicas, in_sync, *_ in partitions
+        }
+
     async def describe(
         self, topics: Iterable[str], *, are_led: bool = False
     ) -> Mapping[str, Mapping[int, Sequence[int]]]:

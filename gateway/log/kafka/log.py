@@ -192,8 +192,9 @@ class KafkaLog:
         return self._clock.now()
 
     async def ping(self) -> None:
-        """Return when a broker answers. Raises LogUnavailableError within 3 s."""
+        """Return when a broker answers and appends aren't all refused. Raises LogUnavailableError within 6 s."""
         await self._cluster.ping()
+        await self._appender.look()
 
     async def close(self) -> None:
         """Finish the appends under way, close the consumers that are still open, and let go, within 5 s."""
