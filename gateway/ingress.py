@@ -1,10 +1,10 @@
-"""The aiohttp application that senders see: limit → verify → handshake? → identify → append → 202.
+"""The aiohttp application that senders see: limit → look at the head → read → verify → handshake? → identify → append.
 
 Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
 automatic decompression, since a signature covers the bytes as they came.
 
-What is absent on purpose: nothing here looks at a body before its signature has been verified, retries an append, or
-answers 2xx before the append has returned.
+What is absent on purpose: nothing here reads a body whose head can't be let in with any, looks at one before its
+signature has been verified, retries an append, or answers 2xx before the append has returned.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ from gateway.model import (
     RecordTooLargeError,
     RefusedError,
 )
+from gateway.room import Held, Room
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
 from gateway.telemetry.logs import trace_of
@@ -103,7 +104,7 @@ class Ingress:
         self._limits = limits or Limits()
         self._traces = traces
         self._body_limit = log.max_record_bytes - SUCCESSOR_ROOM
-        self._in_flight = 0
+        self._room = Room(self._limits.in_flight_bytes)
         self._known: Rules | None = None
         self._endpoints: dict[str, _Endpoint] = {}
         self._web: _Server | None = None
@@ -189,13 +190,15 @@ class Ingress:
                 [value for name, (_, value) in zip(names, headers, strict=True) if name == TRANSFER_ENCODING]
             )
 
-        body = await self._read(request, self._body_limit - head_bytes)
-        # Invariant: what `_read` has added to `_in_flight` is taken off here, once.
+        verifier = endpoint.source.verifier
+        claim = verifier.look(Request("POST", path, query, headers, b"", names), now=self._clock())
+        held = _Reader(request, self._room, endpoint.name, self._body_limit - head_bytes)
         try:
+            body = await held.read(self._limits.body_seconds)
             line["bytes"] = len(body)
             sent = Request("POST", path, query, headers, body, names)
-            verifier = endpoint.source.verifier
-            identity_at = verifier.verify(sent, now=self._clock())
+            identity_at = claim.prove(sent)
+            self._room.settle(held)
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
                 line["span"] = self._traces.receive(
@@ -219,7 +222,7 @@ class Ingress:
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
         finally:
-            self._in_flight -= len(body)
+            self._room.close(held)
         return _Accepted(event.id)
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
@@ -239,44 +242,6 @@ class Ingress:
             self._metrics.append_duration.observe(seconds)
         else:
             self._metrics.append_duration.observe_traced(seconds, trace_id)
-
-    async def _read(self, request: web.BaseRequest, limit: int) -> bytes:
-        """Return the body, which is then counted in `_in_flight`."""
-        stream = request.content
-        try:
-            if stream.is_eof():
-                whole = stream.read_nowait()
-                self._hold(len(whole), 0, limit)
-                return whole
-            if (request.content_length or 0) > limit:
-                raise _too_large(limit)
-            if "Expect" in request.headers:
-                await _ask_to_continue(request)
-            body = bytearray()  # not a list of what came, which may be single bytes
-            try:
-                async with asyncio.timeout(self._limits.body_seconds):
-                    while chunk := await stream.readany():
-                        self._hold(len(chunk), len(body), limit)
-                        body += chunk
-            except BaseException:
-                self._in_flight -= len(body)
-                raise
-            return bytes(body)
-        except TimeoutError:
-            seconds = self._limits.body_seconds
-            raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
-        except web.RequestPayloadError as error:
-            raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
-        except (ConnectionError, RuntimeError) as error:
-            # aiohttp says "Connection closed." by a RuntimeError. Nobody will read the answer.
-            raise RefusedError(499, "disconnected", "the sender went away") from error
-
-    def _hold(self, more: int, held: int, limit: int) -> None:
-        if held + more > limit:
-            raise _too_large(limit)
-        if self._in_flight + more > self._limits.in_flight_bytes:
-            raise RefusedError(503, "overloaded", "too much is under way")
-        self._in_flight += more
 
     def _endpoint(self, path: str) -> "_Endpoint | None":
         rules = self._rules()
@@ -331,6 +296,67 @@ def _ended(line: dict[str, Any]) -> str | None:
 
 
 _TOLD = (("gateway.event.id", "event_id"), ("gateway.event.type", "type"), ("gateway.handshake", "handshake"))
+
+
+class _Reader(Held):
+    """Reads one body, as far as there is room for it."""
+
+    __slots__ = ("_deadline", "_limit", "_request", "_room")
+
+    def __init__(self, request: web.BaseRequest, room: Room, source: str, limit: int) -> None:
+        super().__init__(source)
+        self._request = request
+        self._room = room
+        self._limit = limit
+        self._deadline: asyncio.Timeout | None = None
+
+    async def read(self, seconds: float) -> bytes:
+        """Return the body, for which there is room until this is closed. Raises RefusedError."""
+        request, stream = self._request, self._request.content
+        try:
+            if stream.is_eof():
+                whole = stream.read_nowait()
+                self._take(len(whole))
+                return whole
+            if (request.content_length or 0) > self._limit:
+                raise self._too_large()
+            if "Expect" in request.headers:
+                await _ask_to_continue(request)
+            body = bytearray()  # not a list of what came, which may be single bytes
+            async with asyncio.timeout(seconds) as self._deadline:
+                while chunk := await stream.readany():
+                    self._take(len(chunk))
+                    body += chunk
+            return bytes(body)
+        except TimeoutError:
+            if self.is_given_up:
+                raise _crowded_out() from None
+            raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
+        except web.RequestPayloadError as error:
+            raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
+        except (ConnectionError, RuntimeError) as error:
+            # aiohttp says "Connection closed." by a RuntimeError. Nobody will read the answer.
+            raise RefusedError(499, "disconnected", "the sender went away") from error
+
+    def _take(self, more: int) -> None:
+        if self.size + more > self._limit:
+            raise self._too_large()
+        if not self._room.take(self, more, now=asyncio.get_running_loop().time()):
+            raise _crowded_out() if self.is_given_up else RefusedError(503, "overloaded", "too much is under way")
+
+    @override
+    def give_up(self) -> None:
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(0.0)
+
+    def _too_large(self) -> RefusedError:
+        limit = self._limit
+        return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+
+
+def _crowded_out() -> RefusedError:
+    # No 503, which says that we can't serve: it was the sender that kept us waiting.
+    return RefusedError(408, "crowded_out", "expected the body at once, as others need the room for it")
 
 
 class _Endpoint:
@@ -520,10 +546,6 @@ def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
     if refusal.status == HTTPStatus.REQUEST_TIMEOUT:
         response.force_close()
     return response
-
-
-def _too_large(limit: int) -> RefusedError:
-    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
 
 
 def _refuse_codings(values: Sequence[bytes]) -> None:

@@ -37,6 +37,7 @@ REJECTIONS = (
     "body_not_json",
     "body_slow",
     "body_too_large",
+    "crowded_out",
     "disconnected",
     "draining",
     "expression_error",

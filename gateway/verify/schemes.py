@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -152,15 +153,24 @@ class Verifier:
 
         Raises RefusedError (401) with a `Reason`; its detail says what was expected where, never which secret failed.
         """
+        return self.look(request, now=now).prove(request)
+
+    def look(self, head: Request, *, now: float) -> "Claim":
+        """Check what the headers and the query alone decide, and return what is left for the body to prove.
+
+        Nobody's body needs to be waited for, nor held, who couldn't be let in with any. The body of `head` isn't looked
+        at. Raises RefusedError as `verify` does.
+        """
+        open_: list[tuple[_Proof, str | None]] = []
         refusals: list[RefusedError] = []
         for check, identity in zip(self.checks, self.ids, strict=True):
             try:
-                check.verify(request, now)
+                open_.append((check.look(head, now), identity))
             except RefusedError as error:
                 refusals.append(error)
-            else:
-                return identity
-        raise _most_telling(refusals)
+        if not open_:
+            raise _most_telling(refusals)
+        return Claim(open_, refusals)
 
     def handshake(self, request: Request) -> Answer | None:
         """Return what a provider's handshake must be answered, None if the request is an event. Verify it first."""
@@ -196,6 +206,29 @@ class Verifier:
         return self.checks[0].query()
 
 
+class Claim:
+    """What the head of a request claims, by each of the ways to sign that it may hold by."""
+
+    __slots__ = ("_open", "_refusals")
+
+    def __init__(self, open_: Sequence[tuple["_Proof", str | None]], refusals: Sequence[RefusedError]) -> None:
+        self._open = open_
+        self._refusals = refusals
+
+    def prove(self, request: Request) -> str | None:
+        """Return where the identity is, if the whole request holds by any of the ways; else as `Verifier.verify`."""
+        digests: _Digests = []
+        refusals: list[RefusedError] = []
+        for proof, identity in self._open:
+            try:
+                proof(request, digests)
+            except RefusedError as error:
+                refusals.append(error)
+            else:
+                return identity
+        raise _most_telling([*refusals, *self._refusals])
+
+
 def build_verifier(config: Mapping[str, object], *, public_url: str | None = None) -> Verifier:
     """Build what a source's `verify:` says; `public_url` is the address that the sender was given, for `{url}`.
 
@@ -229,11 +262,18 @@ def json_schema() -> dict[str, Any]:
 # ---- The checks: one per way to sign ----
 
 
+_Digests = list[tuple[bytes, str, bytes, bytes]]
+"""Key, algorithm, message and HMAC of all that one request has had us compute: nothing is computed twice."""
+
+_Proof = Callable[[Request, _Digests], None]
+"""Returns if the whole request holds, or raises RefusedError."""
+
+
 class _Check(Protocol):
     """One way to sign, with its secrets."""
 
-    def verify(self, request: Request, now: float) -> None:
-        """Return, or raise RefusedError."""
+    def look(self, head: Request, now: float) -> _Proof:
+        """Return what the body has to prove, or raise RefusedError where none could."""
 
     def sign(self, draft: "_Draft", request: Request, now: float, identity: str) -> None:
         """Add to the draft what makes `verify` return."""
@@ -246,8 +286,8 @@ class _Check(Protocol):
 class _Unverified:
     """Scheme `none`: everyone may send. Written out in the rules, never a default."""
 
-    def verify(self, request: Request, now: float) -> None:
-        pass
+    def look(self, head: Request, now: float) -> _Proof:  # noqa: ARG002 - a check's signature
+        return _proved
 
     def sign(self, draft: "_Draft", request: Request, now: float, identity: str) -> None:
         pass
@@ -268,8 +308,8 @@ class _Credential:
     prefix: str = ""
     secrets: tuple[bytes, ...] = field(repr=False)
 
-    def verify(self, request: Request, now: float) -> None:  # noqa: ARG002 - a check's signature
-        given = self._given(request)
+    def look(self, head: Request, now: float) -> _Proof:  # noqa: ARG002 - a check's signature
+        given = self._given(head)
         if not given:
             raise _refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
         is_matched = False
@@ -280,6 +320,7 @@ class _Credential:
                     is_matched |= hmac.compare_digest(value, secret)
         if not is_matched:
             raise _refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
+        return _proved
 
     def sign(self, draft: "_Draft", request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
         if self.header is not None:
@@ -366,8 +407,8 @@ class _Hmac:
     public_url: str | None
     keys: tuple[bytes, ...] = field(repr=False)
 
-    def verify(self, request: Request, now: float) -> None:
-        lines = request.values(self.name)
+    def look(self, head: Request, now: float) -> _Proof:
+        lines = head.values(self.name)
         if not lines:
             raise _refused(Reason.MISSING_SIGNATURE, f"expected a signature in the header {self.header}, got none")
         if len(lines) > MAX_LINES:
@@ -375,15 +416,16 @@ class _Hmac:
                 Reason.MALFORMED_SIGNATURE,
                 f"expected at most {MAX_LINES} header lines {self.header}, got {len(lines)}",
             )
+        read: list[tuple[list[bytes], bytes]] = []
         refusals: list[RefusedError] = []
         for line in lines:
             try:
-                self._verify_line(line, request, now)
+                read.append(self._read(line, head, now))
             except RefusedError as error:
                 refusals.append(error)
-            else:
-                return
-        raise _most_telling(refusals)
+        if not read:
+            raise _most_telling(refusals)
+        return partial(self._prove, read)
 
     def sign(self, draft: "_Draft", request: Request, now: float, identity: str) -> None:
         if self.id_header is not None:
@@ -401,7 +443,7 @@ class _Hmac:
             message = self._message(outgoing, stamp)
         except RefusedError as error:
             raise UsageError(f"a test event for this source: {error.detail}") from error
-        value = self.prefix + self._signature(self.keys[0], message)
+        value = self.prefix + self._signature(self.keys[0], message, [])
         if self.timestamp is not None and self.timestamp.header is None:
             value = self.timestamp.prefix + stamp + (self.separator or b"") + value
         draft.add(self.header, value.decode())
@@ -409,7 +451,8 @@ class _Hmac:
     def query(self) -> str:
         return ""
 
-    def _verify_line(self, line: bytes, request: Request, now: float) -> None:
+    def _read(self, line: bytes, head: Request, now: float) -> tuple[list[bytes], bytes]:
+        """Return the signatures of a line and the time that they are said to cover."""
         candidates, stamps = self._split(line)
         if not candidates or len(candidates) > MAX_CANDIDATES:
             raise _refused(
@@ -421,17 +464,24 @@ class _Hmac:
         stamp = b""
         if self.timestamp is not None:
             if self.timestamp.header is not None:
-                stamps = request.values(self.timestamp.name)
+                stamps = head.values(self.timestamp.name)
             stamp = self._one_stamp(stamps)
             self.timestamp.check(stamp, now)
-        message = self._message(request, stamp)
-        for key in self.keys:
-            expected = self._signature(key, message)
-            is_matched = False
-            for candidate in candidates:
-                is_matched |= hmac.compare_digest(candidate, expected)
-            if is_matched:
-                return
+        for part in self.signed:
+            if isinstance(part, Part) and part.name:
+                _only(head, part.name)
+        return candidates, stamp
+
+    def _prove(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, digests: _Digests) -> None:
+        for candidates, stamp in read:
+            message = self._message(request, stamp)
+            for key in self.keys:
+                expected = self._signature(key, message, digests)
+                is_matched = False
+                for candidate in candidates:
+                    is_matched |= hmac.compare_digest(candidate, expected)
+                if is_matched:
+                    return
         raise _refused(
             Reason.BAD_SIGNATURE, f"expected a signature of this request in the header {self.header}, got another one"
         )
@@ -479,7 +529,7 @@ class _Hmac:
                 return _encode(request.path)
             case "url":
                 return self._url(request)
-            case _:
+            case _:  # it was there once when the head was looked at
                 return _only(request, part.name)
 
     def _url(self, request: Request) -> bytes:
@@ -488,8 +538,13 @@ class _Hmac:
             url += request.path
         return _encode(f"{url}?{request.query}" if request.query else url)
 
-    def _signature(self, key: bytes, message: bytes) -> bytes:
-        return self.encode(hmac.digest(key, message, self.algorithm))
+    def _signature(self, key: bytes, message: bytes, digests: _Digests) -> bytes:
+        for *made, digest in digests:
+            if made == [key, self.algorithm, message]:
+                return self.encode(digest)
+        digest = hmac.digest(key, message, self.algorithm)
+        digests.append((key, self.algorithm, message, digest))
+        return self.encode(digest)
 
 
 class _Draft:
@@ -509,6 +564,10 @@ class _Draft:
 
     def raw(self) -> Headers:
         return tuple([(name.encode(), _encode(value)) for name, value in self._pairs.values()])
+
+
+def _proved(request: Request, digests: _Digests) -> None:
+    """Return: the head has proved it."""
 
 
 def _refused(reason: Reason, detail: str) -> RefusedError:

@@ -1,0 +1,81 @@
+"""Whoever isn't verified takes nothing from those who are."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.acceptance.conftest import RULES, LogPlace
+from tests.gateway_process import GatewayProcess
+from tests.load import Load, report
+from tests.sink import Sink
+
+RATE = 300.0
+SIZE = 4_000
+WARM_UP = 0.25
+"""The share of the events that isn't measured: processes that have just started are slow, and 500 senders connect."""
+PAIRS = 3
+"""Pairs of runs, of which one has to hold: what else goes on on a machine is only a reason to fail."""
+FORGED = (
+    b"POST /in/github HTTP/1.1\r\nHost: gateway.test\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: d\r\n"
+    b"X-Hub-Signature-256: sha256=" + b"0" * 64 + b"\r\nContent-Length: 900000\r\n\r\n"
+)
+PIECES = (420_000, 420_000, 420_000, 20_000, 500)
+"""Bytes after which senders leave off, by turns: 160 large ones fill a room of 64 MiB, the others what is left."""
+
+
+@pytest.mark.timeout(400)
+async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
+    embedded_place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    """500 senders each forge a signature, send half a body, say nothing more, and come again when they are refused."""
+    seconds = 20.0 if is_full else 4.0
+    pairs = []
+    for number in range(PAIRS):
+        places = [embedded_place.another(f"{name}{number}") for name in ("alone", "beside")]
+        alone, beside = [
+            await _p99(place, folder, seconds, stalled=count) for place, count in zip(places, (0, 500), strict=True)
+        ]
+        pairs.append(f"p99 of the answers {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside 500 held open")
+        report(f"senders under {RATE:g}/s of {SIZE} bytes: {pairs[-1]}")
+        if beside <= 2 * alone or (not is_full and beside < alone + 0.05):
+            return
+    pytest.fail("; ".join(pairs))
+
+
+async def _p99(place: LogPlace, folder: Path, seconds: float, *, stalled: int) -> float:
+    """Return the 99th percentile of the seconds to the answers of good senders, each of which is a 202."""
+    async with AsyncExitStack() as stack:
+        sinks = [await stack.enter_async_context(Sink(200)) for _ in range(2)]
+        rules = RULES.format(first=sinks[0].url, second=sinks[1].url)
+        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        await stack.enter_async_context(gateway)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        senders = [tasks.create_task(_hold_open(gateway.port, PIECES[n % len(PIECES)])) for n in range(stalled)]
+        load = Load(gateway.port, rate=RATE, size=SIZE)
+        await load.send_for(seconds)
+        metrics = await gateway.metrics()
+        for sender in senders:
+            sender.cancel()
+    assert load.statuses().keys() == {202}, gateway.story()
+    assert len(load.answers) > 0.9 * RATE * seconds
+    if stalled:  # they were there, and had to make room
+        reasons = ("crowded_out", "overloaded")
+        assert sum(metrics.sum("gateway_rejected_total", source="github", reason=reason) for reason in reasons) > 100
+    times = [sent.answered_at - sent.at for sent in load.answers[int(WARM_UP * len(load.answers)) :]]
+    return sorted(times)[int(0.99 * (len(times) - 1))]
+
+
+async def _hold_open(port: int, size: int) -> None:
+    while True:
+        began = monotonic()
+        with suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(FORGED + b"x" * size)
+                await reader.readuntil(b"\r\n\r\n")
+            finally:
+                writer.close()
+        await asyncio.sleep(max(0.0, began + 5.0 - monotonic()))

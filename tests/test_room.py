@@ -1,0 +1,165 @@
+"""Room for bodies: what is bounded, who gives way, and what a source can't take from another."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing_extensions import override
+
+from gateway.room import PATIENCE, SMALL, Held, Room
+
+TOTAL = 64 * SMALL
+LARGE = 4 * SMALL
+
+
+class Body(Held):
+    """One that keeps whether it was told to go."""
+
+    def __init__(self, source: str = "a") -> None:
+        super().__init__(source)
+        self.told = 0
+
+    @override
+    def give_up(self) -> None:
+        self.told += 1
+
+
+def loose(room: Room, source: str, size: int, *, now: float = 0.0) -> Body:
+    body = Body(source)
+    assert room.take(body, size, now=now)
+    return body
+
+
+def settled(room: Room, source: str, size: int) -> Body:
+    body = loose(room, source, size)
+    room.settle(body)
+    return body
+
+
+def test_what_is_held_open_gives_way_to_what_comes_the_oldest_first() -> None:
+    room = Room(TOTAL)
+    held_open = [loose(room, "a", SMALL) for _ in range(32)]
+    assert room.free == TOTAL // 2
+    for number in range(8):
+        loose(room, "a", SMALL)
+        assert [body.told for body in held_open] == [1] * (number + 1) + [0] * (31 - number)
+    assert not room.take(held_open[0], 1, now=9.0)  # it has been told
+
+
+def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> None:
+    room = Room(TOTAL)
+    slow = loose(room, "b", LARGE)
+    many = [loose(room, "a", SMALL) for _ in range(28)]
+    many += [loose(room, "a", SMALL, now=5.0) for _ in range(100)]
+    assert room.take(slow, LARGE, now=5.0)
+    assert slow.told == 0
+    assert sum(body.told for body in many) == 100 + 4
+
+
+def test_a_large_body_has_others_of_its_source_give_way_only_after_a_while() -> None:
+    room = Room(TOTAL)
+    first = [loose(room, "a", LARGE) for _ in range(8)]
+    assert not room.take(Body(), LARGE, now=PATIENCE / 2)
+    assert room.take(Body(), SMALL, now=PATIENCE / 2)  # a small one is soon done
+    assert [body.told for body in first] == [1] + [0] * 7
+    loose(room, "a", LARGE, now=PATIENCE)
+    assert [body.told for body in first] == [1, 1] + [0] * 6
+
+
+def test_the_oldest_of_all_gives_way_to_nobody_when_it_asks_itself() -> None:
+    room = Room(TOTAL)
+    oldest = loose(room, "a", LARGE)
+    for _ in range(28):
+        loose(room, "a", SMALL)
+    assert not room.take(oldest, LARGE, now=9.0)
+    assert (oldest.told, oldest.size) == (0, LARGE)
+
+
+def test_what_waits_for_its_append_gives_way_to_nobody() -> None:
+    room = Room(TOTAL)
+    kept = []
+    while room.take(body := Body(), SMALL, now=0.0):
+        room.settle(body)
+        kept.append(body)
+    assert len(kept) == 48
+    assert {body.told for body in kept} == {0}
+
+
+@pytest.mark.parametrize(("size", "share"), [(SMALL, 3 / 4), (LARGE, 1 / 2)])
+def test_a_source_leaves_room_for_the_others_and_large_bodies_for_small_ones(size: int, share: float) -> None:
+    room = Room(TOTAL)
+    count = 0
+    while room.take(body := Body("a"), size, now=0.0):
+        room.settle(body)
+        count += 1
+    assert count * size == TOTAL * share
+    if size > SMALL:
+        settled(room, "a", SMALL)
+    for _ in range(4):
+        settled(room, "b", SMALL)
+
+
+def test_an_empty_body_takes_nothing() -> None:
+    room = Room(TOTAL)
+    body = loose(room, "a", 0)
+    room.settle(body)
+    room.close(body)
+    assert room.free == TOTAL
+    assert room._shares == {}
+
+
+class Worlds(RuleBasedStateMachine):
+    """Whatever bodies do, the room adds up, is never exceeded, and is whole again when all are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = Room(TOTAL)
+        self.bodies: list[Body] = []
+        self.now = 0.0
+
+    @rule(source=st.sampled_from("abc"))
+    def open(self, source: str) -> None:
+        self.bodies.append(Body(source))
+
+    @precondition(lambda self: self.bodies)
+    @rule(data=st.data(), more=st.sampled_from([0, 1, SMALL // 2, SMALL, LARGE]), seconds=st.sampled_from([0.0, 0.6]))
+    def grow(self, data: st.DataObject, more: int, seconds: float) -> None:
+        self.now += seconds
+        body = data.draw(st.sampled_from(self.bodies))
+        if not body.is_settled:
+            before = body.size
+            assert self.room.take(body, more, now=self.now) == (body.size == before + more and not body.is_given_up)
+
+    @precondition(lambda self: self.bodies)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        body = data.draw(st.sampled_from(self.bodies))
+        if not body.is_settled and not body.is_given_up:
+            self.room.settle(body)
+
+    @precondition(lambda self: self.bodies)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        body = data.draw(st.sampled_from(self.bodies))
+        self.bodies.remove(body)
+        self.room.close(body)
+        self.room.close(body)
+
+    @invariant()
+    def it_adds_up(self) -> None:
+        assert self.room.free == TOTAL - sum(body.size for body in self.bodies) >= 0
+        assert all(body.told == body.is_given_up for body in self.bodies)
+        assert not any(body.is_given_up and body.size for body in self.bodies)
+        assert sum(body.size for body in self.bodies if not body.is_settled) <= TOTAL // 2
+        assert set(self.room._shares) == {body.source for body in self.bodies if body.size}
+
+    @override
+    def teardown(self) -> None:
+        for body in self.bodies:
+            self.room.close(body)
+        assert self.room.free == TOTAL
+        assert self.room._shares == {}
+
+
+Worlds.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
+TestWorlds = Worlds.TestCase
