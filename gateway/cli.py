@@ -26,7 +26,7 @@ from typing import Any, Literal
 import uvloop
 from rich.text import Text
 
-from gateway.engine.control import DeadFilter, Selection
+from gateway.engine.control import DeadFilter, Order, Selection
 from gateway.log.base import Log
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.log import EmbeddedLog
@@ -49,7 +49,7 @@ from gateway.ops.migrate import migrate
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import Output, printable, rfc3339
 from gateway.ops.receive import Received, Receiver
-from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
+from gateway.ops.replays import LAST_WORD, Progress, Window, follow, window_of, would_replay
 from gateway.ops.send import Answer, Sender, sample, sign, source_of
 from gateway.ops.show import (
     count,
@@ -737,7 +737,7 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
             return 1
         placed = await orders.settle(action, which)
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-        return await _end_of(call, orders, placed, lambda number: done.format(count(number, "dead letter")))
+        return await _end_of(call, orders, placed, lambda ended: done.format(count(ended.count, "dead letter")))
 
 
 def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str, str]]") -> None:
@@ -855,7 +855,7 @@ async def _count_replay(output: Output, log: Log, rules: Rules, selection: Selec
     with output.gauge("reading", window.total) as show:
         async with aclosing(would_replay(log, rules, selection, window)) as looked:
             async for number, matched in looked:
-                show(number, f"{counts.total()} events")
+                show(number, count(counts.total(), "event"))
                 if matched is not None and matched.error is None:
                     counts[matched.event.source, matched.event.type] += 1
                 failing += matched is not None and matched.error is not None
@@ -986,12 +986,22 @@ def _replay_ended(output: Output, last: Progress) -> int:
 
 
 async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
-    order = await orders.cancel(name)
-    if order is None:
+    placed = await orders.cancel(name)
+    if placed is None:
         raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")
-    call.output.say(f"replay {name} is cancelled after about {count(order.count, 'delivery')}")
+    done = None
+    if call.arguments.wait:
+        with call.output.waiting("the gateway comes to a stop with it"):
+            done = await orders.finished(placed, timeout=min(call.arguments.timeout, LAST_WORD))
+    order = done or placed.order
+    told = count(order.count, "delivery")
+    call.output.say(
+        f"replay {name} is cancelled after {told}"
+        if done
+        else f"replay {name} is cancelled after {told} or some more: no gateway has told where it came to a stop"
+    )
     if call.output.json:
-        call.output.line({"replay": name, "state": order.state, "injected": order.count})
+        call.output.line({"replay": name, "state": order.state, "injected": order.count, "final": done is not None})
     return 0
 
 
@@ -1017,7 +1027,7 @@ for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
             f"{_kind} {_action}",
             about=_about.format(_kind),
             example=f"gateway {_kind} {_action} {_name}",
-            takes=takes.pause_arguments if _action == "pause" else takes.order_arguments,
+            takes=takes.order_arguments,
             settings=("rules", *LOG),
         )(_steer(_kind, _action))
 
@@ -1039,11 +1049,20 @@ async def _order(call: Call, name: str, action: str) -> int:
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
-        tell = "resumed {}: {} go on" if action == "resume" else "kicked {}: {} are tried now"
-        return await _end_of(call, orders, placed, lambda number: tell.format(shown, count(number, "delivery")))
+        return await _end_of(call, orders, placed, lambda done: _steered(shown, action, done))
 
 
-async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[int], str]) -> int:
+def _steered(shown: str, action: str, done: Order) -> str:
+    """Tell what came of a resumption or a kick."""
+    ordered = "" if not done.detail else f"; what waits on ordered routes ({done.detail}) isn't counted and does, too"
+    if done.state == "cancelled":
+        return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on{ordered}"
+    if action == "resume":
+        return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}"
+    return f"kicked {shown}: {count(done.count, 'delivery', 'is')} tried now{ordered}"
+
+
+async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Order], str]) -> int:
     """Wait, if that is asked for, until an order was carried out, and say what came of it."""
     arguments, output = call.arguments, call.output
     done = None
@@ -1052,12 +1071,14 @@ async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[in
             done = await orders.finished(placed, timeout=arguments.timeout)
     order = done or placed.order
     if output.json:
-        output.line({"order": order.key, "state": order.state, "count": order.count if done else None})
+        uncounted = order.detail.split(", ") if done and order.detail else []
+        told = {"order": order.key, "state": order.state, "count": order.count if done else None}
+        output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))
     elif done:
-        output.say(tell(done.count))
+        output.say(tell(done))
     else:
         output.say("the order is stored; a running gateway carries it out")
-    return 0 if done or not arguments.wait else 1
+    return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 
 
 def _check_name(call: Call, kind: str, name: str) -> None:

@@ -27,6 +27,7 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import event_id
+from gateway.ops.orders import Orders, Placed
 from gateway.run import cannot_listen
 from gateway.settings import Address
 from tests.builders import NOW, a_delivery, an_attempt, an_event
@@ -850,8 +851,9 @@ def test_a_replay_is_cancelled(run: Run) -> None:
     write_event("evt_1")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
     (order,) = orders()
-    code, out, _ = run("replay", "--cancel", order.name)
-    assert (code, out) == (0, f"replay {order.name} is cancelled after about 0 deliveries\n")
+    code, out, _ = run("replay", "--cancel", order.name, "--no-wait")
+    told = "is cancelled after 0 deliveries or some more: no gateway has told where it came to a stop"
+    assert (code, out) == (0, f"replay {order.name} {told}\n")
     assert [order.state for order in orders()] == ["cancelled"]
     code, _, err = run("replay", "--follow", order.name)
     assert code == 1
@@ -882,6 +884,38 @@ def test_a_route_is_kicked(run: Run) -> None:
     assert run("route", "kick", "build", "--no-wait")[0] == 0
     (kick,) = orders()
     assert (kick.key, kick.state) == ("kick/route/build", "asked")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
+    for flags in (("--no-wait",), ("--timeout", "5s")):
+        code, out, _ = run("route", "pause", "build", *flags)
+        assert code == 0
+        assert out.startswith("route build is paused")
+    assert [order.state for order in orders()] == ["paused"]
+
+
+@pytest.mark.parametrize(
+    ("action", "number", "told"),
+    [
+        ("kick", 0, "kicked route build: 0 deliveries are tried now\n"),
+        ("kick", 1, "kicked route build: 1 delivery is tried now\n"),
+        ("kick", 1200, "kicked route build: 1,200 deliveries are tried now\n"),
+        ("resume", 1, "resumed route build: 1 delivery goes on\n"),
+        ("resume", 2, "resumed route build: 2 deliveries go on\n"),
+    ],
+)
+@pytest.mark.usefixtures("log")
+def test_one_delivery_is_spoken_of_as_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch, action: str, number: int, told: str
+) -> None:
+    async def done(_: Orders, placed: Placed, *, timeout: float) -> Order:
+        assert timeout == 30.0
+        return placed.order.with_state("done", count=number)
+
+    monkeypatch.setattr(Orders, "finished", done)
+    run("route", "pause", "build")
+    assert run("route", action, "build")[:2] == (0, told)
 
 
 @pytest.mark.usefixtures("log")

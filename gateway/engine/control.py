@@ -6,12 +6,15 @@ Each record is an order under its key, and the last one counts (the topic is com
     kick/route/NAME,  kick/destination/NAME     asked ──job──▶ done
     dead/ID                                     asked ──job──▶ done
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
-    marker/KEY                                  up to where the jobs of a pause, kick or replay of that key have scanned
+    marker/KEY                                  up to where the jobs of that key are, and whom they have answered
     marker/hold/KEY                             up to where the job of a kick is about to scan
 
 Operators write orders, and the one owner of the jobs (`engine/jobs.py`) their ends and the markers, each under a key of
 its own, so that neither can undo what the other says. A marker follows the records that its job has injected: a job
 that is killed repeats some, and skips none. A record without a value says that the order of its key is gone.
+
+A newer order takes the place of an older one of its key, and one job may do for both. So each pause, kick and
+cancellation that somebody waits for has an id, and the last marker of the job that did what it asks for answers it.
 """
 
 from bisect import bisect_right
@@ -51,6 +54,15 @@ class DeadFilter:
             and (self.until is None or letter.at < self.until)
         )
 
+    def may_share(self, other: "DeadFilter") -> bool:
+        """Tell whether a dead letter may be covered by both: one that is, is only settled by the first of them."""
+        return not (
+            _differ(self.route, other.route)
+            or _differ(self.destination, other.destination)
+            or _differ(self.reason, other.reason)
+            or (self.ids and other.ids and not set(self.ids).intersection(other.ids))
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
@@ -87,7 +99,9 @@ class Order:
 
     `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
     letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
-    replay's, and `detail` says why a job has cancelled it.
+    replay's, and `detail` says why a job has cancelled it, or what isn't counted. `id` is of an order that waits for an
+    answer, and `answers` of a marker are such ids. `hurried` is of a kick's announcement: up to where what is found in
+    the shortest tier is due at once.
     """
 
     kind: Kind
@@ -100,13 +114,21 @@ class Order:
     selection: Selection | None = None
     count: int = 0
     detail: str = ""
+    id: str = ""
+    answers: tuple[str, ...] = ()
+    hurried: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return f"{self.kind}/{self.name}"
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a job has to carry it out."""
+        return self.state in ("asked", "resuming")
+
     def is_before_marker(self, partition: Partition, offset: int) -> bool:
-        return offset < self.marker.get(_place(partition), 0)
+        return offset < self.marker.get(place_of(partition), 0)
 
     def is_for(self, letter: "Letter") -> bool:
         """Tell whether an order about dead letters means this one; what can't be read can't be replayed."""
@@ -124,6 +146,12 @@ class Order:
             body["selection"] = self.selection
         if self.detail:
             body["detail"] = self.detail
+        if self.id:
+            body["id"] = self.id
+        if self.answers:
+            body["answers"] = self.answers
+        if self.hurried:
+            body["hurried"] = dict(self.hurried)
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "Order":  # noqa: ANN401 - the fields of an Order
@@ -156,6 +184,9 @@ def decode(key: bytes, value: bytes) -> Order:
             filter=DeadFilter(**{**asked, "ids": tuple(asked.get("ids", ()))}),
             selection=None if selection is None else Selection(**selection),
             detail=body.get("detail", ""),
+            id=body.get("id", ""),
+            answers=tuple(body.get("answers", ())),
+            hurried=body.get("hurried", {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecordError(f"control record {key!r}: expected an order, got {error!r}") from error
@@ -167,40 +198,98 @@ class Control:
     def __init__(self, orders: Iterable[Order] = ()) -> None:
         self.orders: dict[str, Order] = {}
         self.settlements = 0
-        """How many ends of orders about dead letters have been applied: when it rises, fewer letters may be open."""
+        """How often it has been told that dead letters were settled: when it rises, fewer may be open."""
         self.kicks = 0
-        """How many kicks have been carried out."""
+        """How many kicks have been announced."""
+        self._asked: dict[str, Order] = {}
+        self._unanswered: dict[str, dict[str, None]] = {}  # key → ids
         self._paused: frozenset[str] = frozenset()
         self._markers: dict[str, Order] = {}
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
         self._settled = _Settled()
+        self._settling: dict[str, Order] = {}  # key → the order as far as it is carried out
+        self._last_settlements: dict[str, int] = {}
         for order in orders:
             self.apply(order)
 
     def apply(self, order: Order) -> None:
         if order.kind == "marker":
-            if order.state == "gone":
-                self._markers.pop(order.name, None)
-            else:
-                self._markers[order.name] = order
-                if order.name.startswith("kick/"):
-                    self.kicks += 1
-                    self._last_kicks[order.name.removeprefix("kick/")] = self.kicks
+            self._apply_marker(order)
             return
-        before = self.orders.get(order.key)
+        key = order.key
+        before = self.orders.get(key)
+        if order.state in ("active", "done") and order.kind in ("pause", "kick") and _stands(before, order):
+            return
+        self._asked.pop(key, None)
         if order.state == "gone":
-            self.orders.pop(order.key, None)
+            self.orders.pop(key, None)
         else:
-            self.orders[order.key] = order
+            self.orders[key] = order
+            if order.is_asked:
+                self._asked[key] = order
+        if order.id:
+            self._unanswered.setdefault(key, {})[order.id] = None
         if order.kind == "pause":
             added = {order.name} if order.state == "paused" else set[str]()
             self._paused = (self._paused - {order.name}) | added
         if order.kind == "dead":
-            if before is not None and before.state == "done":
-                self._settled.remove(before)
-            if order.state == "done":
-                self._settled.add(order)
-                self.settlements += 1
+            self._settle(key)
+
+    def _apply_marker(self, marker: Order) -> None:
+        name = marker.name
+        if marker.state == "gone":
+            self._markers.pop(name, None)
+            return
+        self._markers[name] = marker
+        waiting = self._unanswered.get(name, {})
+        for answered in marker.answers:
+            waiting.pop(answered, None)
+        if not waiting:
+            self._unanswered.pop(name, None)
+        if name.startswith("hold/kick/"):
+            self.kicks += 1
+            self._last_kicks[name.removeprefix("hold/kick/")] = self.kicks
+        if name.startswith("dead/"):
+            self._settle(name)
+
+    def _settle(self, key: str) -> None:
+        """File an order about dead letters as far as it is carried out: up to its marker until it is done."""
+        before = self._settling.pop(key, None)
+        if before is not None:
+            self._settled.remove(before)
+        order, marker = self.orders.get(key), self._markers.get(key)
+        if order is None or (order.state != "done" and marker is None):
+            self._last_settlements.pop(key, None)
+            return
+        reached = order if order.state == "done" or marker is None else replace(order, marker=marker.marker)
+        self._settling[key] = reached
+        self._settled.add(reached)
+        self.settlements += 1
+        self._last_settlements[key] = self.settlements
+
+    def settled_after(self, number: int) -> list[Order]:
+        """Return the orders about dead letters that have come further since `settlements` was that number."""
+        return [
+            self._settling[key]
+            for key, last in self._last_settlements.items()
+            if last > number and key in self._settling
+        ]
+
+    def asked(self, kind: Kind) -> list[Order]:
+        """Return the orders of a kind that a job has to carry out, the first first."""
+        return [order for order in self._asked.values() if order.kind == kind]
+
+    def is_asked(self, order: Order) -> bool:
+        """Tell whether an order is in force and still to be carried out."""
+        return self._asked.get(order.key) == order
+
+    def unanswered(self, key: str) -> tuple[str, ...]:
+        """Return the ids of the orders of a key that nobody has answered yet."""
+        return tuple(self._unanswered.get(key, ()))
+
+    def waiting(self) -> list[Order]:
+        """Return the orders in force of whose keys somebody waits for an answer."""
+        return [self.orders[key] for key in self._unanswered if key in self.orders]
 
     def marker(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of an order have scanned: "topic/partition" → offset."""
@@ -208,17 +297,22 @@ class Control:
         return {} if order is None else order.marker
 
     def injected(self, key: str) -> int:
-        """Return how many deliveries the job of a replay has injected up to its marker."""
+        """Return how many deliveries the job of an order has injected up to its marker."""
         order = self._markers.get(key)
         return 0 if order is None else order.count
 
+    def is_begun(self, key: str) -> bool:
+        """Tell whether a marker of an order was left by a job on its way."""
+        order = self._markers.get(key)
+        return order is not None and order.is_asked
+
     def kicked_at(self, route: str, destination: str) -> float:
-        """Return when the last kick of either was carried out, by the log's clock; 0.0 if none was."""
-        keys = (f"kick/destination/{destination}", f"kick/route/{route}")
+        """Return when the last kick of either was announced, by the log's clock; 0.0 if none was."""
+        keys = (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}")
         return max([self._markers[key].at for key in keys if key in self._markers], default=0.0)
 
     def kicked_after(self, count: int) -> list[str]:
-        """Return the names ("route/…" or "destination/…") whose kick was carried out after that many others."""
+        """Return the names ("route/…" or "destination/…") whose kick was announced after that many others."""
         return [name for name, number in self._last_kicks.items() if number > count]
 
     def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
@@ -251,13 +345,21 @@ class Control:
             f"hold/kick/route/{route}", partition, offset
         )
 
+    def is_hurried(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+        """Tell whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""
+        place = place_of(partition)
+        for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
+            announced = self._markers.get(name)
+            if announced is not None and offset < announced.hurried.get(place, 0):
+                return True
+        return False
+
     def next_replay(self) -> Order | None:
         """Return the replay whose turn it is: of those that are asked for and haven't ended, the first."""
-        orders = self.orders.values()
-        return next((order for order in orders if order.kind == "replay" and order.state == "asked"), None)
+        return next((order for order in self._asked.values() if order.kind == "replay"), None)
 
     def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:
-        """Return the finished order that replayed or dropped a dead letter, if one did; of several the first."""
+        """Return the order that replayed or dropped a dead letter, if one did; of several the first."""
         found = self._settled.of(letter, partition, offset)
         return min(found, key=lambda order: order.at, default=None)
 
@@ -279,7 +381,7 @@ class Control:
 
 
 class _Settled:
-    """The finished orders about dead letters, filed so that a letter is held against few of them.
+    """The orders about dead letters as far as they are carried out, filed so that a letter is held against few of them.
 
     By the deliveries that they name; else by what they filter, and then in a row, in which the first order that reaches
     a record is found by bisection: whoever replays a destination's letters every hour gives hundreds of orders alike.
@@ -337,7 +439,7 @@ class _Row:
 
     def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
         self._count()
-        reach = self._reach.get(_place(partition))
+        reach = self._reach.get(place_of(partition))
         if reach is None:
             return
         for order in islice(self._orders, bisect_right(reach, offset), None):
@@ -359,5 +461,15 @@ def _kind_of(which: DeadFilter) -> tuple[str | None, str | None, str | None]:
     return which.route, which.destination, which.reason
 
 
-def _place(partition: Partition) -> str:
+def place_of(partition: Partition) -> str:
+    """Return a partition's name in markers."""
     return f"{partition.topic}/{partition.number}"
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and one != other
+
+
+def _stands(before: Order | None, end: Order) -> bool:
+    """Tell whether an order is newer than the one that an end is of: both were written at one moment."""
+    return before is not None and (before.is_asked or before.state == "paused") and before.at != end.at

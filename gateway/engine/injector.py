@@ -10,6 +10,8 @@ from gateway.engine.successors import Successors, always
 from gateway.model import DeadLettered, DeadReason, Delivery, RecordTooLargeError
 
 APPENDS_AT_ONCE = 100
+HURRY = "hurry"
+"""The note of what a kick puts into the shortest tier: it doesn't wait there for the tier's 5 s."""
 
 
 class Injector:

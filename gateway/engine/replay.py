@@ -186,7 +186,8 @@ class Replays:
         self._owner = owner
         self._logger = logger
         self._sleep = sleep
-        self._is_busy = False
+        self.under_way: str | None = None
+        """The key of the replay that is under way here."""
 
     async def run(self) -> None:
         """Make the replays, one after the other, whenever the jobs are ours."""
@@ -207,7 +208,7 @@ class Replays:
     async def let_go(self) -> None:
         """Wait until a replay that isn't ours any more has come to a marker, for at most 2 s."""
         until = asyncio.get_running_loop().time() + LET_GO
-        while self._is_busy and asyncio.get_running_loop().time() < until:
+        while self.under_way is not None and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
 
     async def _replay(self, order: Order, owner: object) -> None:
@@ -226,7 +227,7 @@ class Replays:
             marked=count,
             marked_at=self._log.now(),
         )
-        self._is_busy = True
+        self.under_way = order.key
         try:
             self._logger.info("replay_began", order=order.key, count=count)
             ending = await self._scan(run)
@@ -234,7 +235,7 @@ class Replays:
             await self._mark(run)
             raise
         finally:
-            self._is_busy = False
+            self.under_way = None
         if ending is not None:
             await self._publish(ending)
             self._logger.info(
@@ -248,7 +249,7 @@ class Replays:
             topic, _, number = place.rpartition("/")
             partition = Partition(topic, int(number))
             identities: Identities | None = None
-            async with aclosing(_records(self._log, partition, run.positions.get(place, 0), end)) as records:
+            async with aclosing(records_of(self._log, partition, run.positions.get(place, 0), end)) as records:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
                     if problem is not None:
@@ -282,7 +283,7 @@ class Replays:
         identities, looked = Identities(), 0
         first, _ = (await self._log.bounds(partition.topic)).get(partition.number, (offset, offset))
         start = max(first, offset - LOOK_BACK)
-        async with aclosing(_records(self._log, partition, start, offset)) as records:
+        async with aclosing(records_of(self._log, partition, start, offset)) as records:
             async for record in records:
                 self._is_shared(identities, record)
                 looked += 1
@@ -413,7 +414,7 @@ class Replays:
         return undone
 
 
-async def _records(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[Record, None]:
+async def records_of(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[Record, None]:
     """Yield the records of a range one by one; closing it closes the scan, whose reader would else be left behind."""
     batches = log.scan(partition, start, end)
     try:

@@ -15,13 +15,15 @@ from dataclasses import replace
 
 from typing_extensions import override
 
+from gateway.engine import planner
 from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings, is_late
 from gateway.engine.duplicates import Duplicates
+from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Batch, Record
-from gateway.log.records import decode_delivery, decode_event
+from gateway.log.records import decode_delivery, decode_event, note_of
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     DeadLettered,
@@ -233,15 +235,16 @@ class Router(Member):
                 await self._around.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
-        waits = [self._waits_until(tracker) for tracker in self.trackers.values() if tracker.buffered]
-        return max(RELEASE_EVERY, min([IDLE_TICK, *(until - self._log.now() for until in waits)]))
+        now = self._log.now()
+        waits = [self._waits_until(tracker, now) for tracker in self.trackers.values() if tracker.buffered]
+        return max(RELEASE_EVERY, min([IDLE_TICK, *(until - now for until in waits)]))
 
-    def _waits_until(self, tracker: Tracker) -> float:
+    def _waits_until(self, tracker: Tracker, now: float) -> float:
         """Return when the first of the records that are held of a tier is due: never while no commit reaches it."""
         first = tracker.buffered[0]
         if tracker.delay is None or not tracker.progress.reaches(first.offset):
             return math.inf
-        return first.appended_at + tracker.delay
+        return _due_at(tracker, first, now)
 
     def _release(self, tracker: Tracker) -> bool:
         """Take some records of a tier whose delay is over, and tell whether there are more of them.
@@ -252,12 +255,12 @@ class Router(Member):
         now = self._log.now()
         buffered = tracker.buffered
         for _ in range(RETRIES_AT_ONCE):
-            if not buffered or self._waits_until(tracker) > now or not self.has_room:
+            if not buffered or self._waits_until(tracker, now) > now or not self.has_room:
                 break
             self._take_up(tracker, buffered.popleft(), tracker.delay, now)
         if tracker.is_paused and len(buffered) < AHEAD // 2 and self._reads_on(tracker):
             self.unpause(tracker)
-        return bool(buffered) and self._waits_until(tracker) <= now and self.has_room
+        return bool(buffered) and self._waits_until(tracker, now) <= now and self.has_room
 
     def _reads_on(self, tracker: Tracker) -> bool:
         """Tell whether a tier is read on: when nothing of it is held, or little, all of which is due.
@@ -267,8 +270,8 @@ class Router(Member):
         buffered = tracker.buffered
         if not buffered:
             return True
-        assert tracker.delay is not None
-        is_due = buffered[-1].appended_at + tracker.delay <= self._log.now()
+        now = self._log.now()
+        is_due = _due_at(tracker, buffered[-1], now) <= now
         return is_due and len(buffered) < AHEAD and sum([len(record.value) for record in buffered]) < AHEAD_BYTES
 
     def _take_up(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:
@@ -284,9 +287,13 @@ class Router(Member):
         if tracker.is_copy(delivery, record.offset):
             self.done(pending)
             return
-        item = pending.add(delivery, is_retry=True, note=filed.note)
+        is_hurried = HURRY in filed.note
+        note = {name: text for name, text in filed.note.items() if name != HURRY} if is_hurried else filed.note
+        if self._around.control.is_hurried(delivery.route, delivery.destination, tracker.partition, record.offset):
+            delivery = replace(delivery, due=min(delivery.due, now))
+        item = pending.add(delivery, is_retry=True, note=note)
         item.is_late = is_late(delivery, max(delivery.due, filed.at))  # and was counted by who filed it
-        if now < min(delivery.due, filed.at + delay):
+        if now < min(delivery.due, filed.at + delay) and not is_hurried:
             # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
             self._dispatch.wait(item, filed.at + delay)
         else:
@@ -323,3 +330,11 @@ class Router(Member):
                 metrics.retry_backlog.labels(tier).set(lag.get(self._around.topics.retry(tier), 0))
             metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             await self._around.sleep(GAUGES_EVERY)
+
+
+def _due_at(tracker: Tracker, record: Record, now: float) -> float:
+    """Return when a record that is held of a tier comes out: after the tier's delay, at once where a kick wants it."""
+    assert tracker.delay is not None
+    due = record.appended_at + tracker.delay
+    is_hurried = due > now and tracker.delay == TIERS[planner.SHORTEST] and HURRY in note_of(record)
+    return record.appended_at if is_hurried else due

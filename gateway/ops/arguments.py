@@ -154,13 +154,9 @@ def replay_arguments(parser: Parser) -> None:
     other.add_argument("--cancel", metavar="ID", help="end this replay")
 
 
-def pause_arguments(parser: Parser) -> None:
+def order_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="by the rules")
     parser.add_argument("--force", action="store_true", help="though the rules don't know the name")
-
-
-def order_arguments(parser: Parser) -> None:
-    pause_arguments(parser)
     wait_arguments(parser)
 
 

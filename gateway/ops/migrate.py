@@ -31,8 +31,8 @@ from uuid import uuid4
 
 from gateway.engine import planner
 from gateway.engine.control import Control, Order, decode
-from gateway.engine.jobs import read_letter
 from gateway.engine.progress import WINDOW
+from gateway.engine.scans import read_letter
 from gateway.log.base import Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
     SIGHTING,

@@ -9,11 +9,12 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal, NamedTuple
 
-from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
+from gateway.engine.control import Control, DeadFilter, Kind, Order, Selection, State, decode
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import UndecodableRecordError
 
+_DONE: Mapping[Kind, State] = {"pause": "active", "replay": "cancelled"}
 POLL_EVERY = 0.1
 """Seconds between looks at whether an order was carried out."""
 
@@ -54,13 +55,13 @@ class Orders:
 
     async def resume(self, name: str) -> Placed | None:
         """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
-        order = Order(kind="pause", name=name, state="resuming", at=self._log.now())
+        order = Order(kind="pause", name=name, state="resuming", at=self._log.now(), id=self._new_name())
         before = (await self.control()).orders.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
     async def kick(self, name: str) -> Placed:
         """Have everything that waits for a retry tried now."""
-        return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
+        return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now(), id=self._new_name()))
 
     async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> Placed:
         """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
@@ -84,17 +85,20 @@ class Orders:
             Order(kind="replay", name=name, state="asked", at=self._log.now(), marker=ends, selection=selection)
         )
 
-    async def cancel(self, name: str) -> Order | None:
+    async def cancel(self, name: str) -> Placed | None:
         """End a replay; what is just being injected still is. None if there is no such replay, or it has ended."""
         control = await self.control()
         order = control.orders.get(f"replay/{name}")
         if order is None or order.state != "asked":
             return None
-        cancelled = order.with_state("cancelled", count=control.injected(order.key))
-        return (await self._place(cancelled)).order
+        cancelled = order.with_state("cancelled", count=control.injected(order.key), id=self._new_name())
+        return await self._place(cancelled)
 
     async def finished(self, placed: Placed, *, timeout: float) -> Order | None:
-        """Return the order as it was carried out, or None when nobody has within `timeout` seconds."""
+        """Return the order as it was carried out, or None when nobody has within `timeout` seconds.
+
+        It is "cancelled" where a newer one of its name has taken it back, and `count` is what was done of it by then.
+        """
         start = placed.offset + 1
         waited = 0.0
         while True:
@@ -119,11 +123,17 @@ class Orders:
 
 
 def _ending(key: bytes, value: bytes, placed: Order) -> Order | None:
-    if key != placed.key.encode():
+    """Read a record of the control topic: an order's own end, or an answer to it in the marker of its key."""
+    if key not in (placed.key.encode(), f"marker/{placed.key}".encode()):
         return None
     try:
         order = decode(key, value)
     except UndecodableRecordError:
         return None
+    if order.kind == "marker":
+        if placed.id not in order.answers:
+            return None
+        state = order.state if order.state == "cancelled" else _DONE.get(placed.kind, "done")
+        return placed.with_state(state, count=order.count, detail=order.detail)
     # `at` tells it from the end of an order before this one under the same name.
     return order if order.state in ("done", "active") and order.at == placed.at else None

@@ -11,6 +11,8 @@ from gateway.log.topics import Topics
 from gateway.model import UndecodableRecordError, UsageError
 from gateway.rules.rules import Rules
 
+LAST_WORD = 3.0
+"""Seconds within which a gateway tells how far a replay that is cancelled has come."""
 LOOK_EVERY = 0.25
 """Seconds between looks at how far a replay is; it tells once a second."""
 
@@ -110,7 +112,8 @@ async def follow(
         if progress != told:
             told = progress
             yield progress
-        if progress.has_ended or waited >= timeout:
+        is_final = progress.has_ended and not control.unanswered(progress.order.key)
+        if is_final or (progress.has_ended and waited >= LAST_WORD) or waited >= timeout:
             return
         await sleep(LOOK_EVERY)
         waited += LOOK_EVERY

@@ -14,6 +14,9 @@ from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
 from gateway.rules.schema import shown_duration
 
+VERBS = {"is": "are", "goes": "go"}
+"""What one thing does → what several do."""
+
 
 def explained_fields(explained: Explained) -> dict[str, object]:
     event = explained.event
@@ -295,6 +298,8 @@ def _print_fields(output: Output, fields: Mapping[str, str | None]) -> None:
             output.say((f"  {name:<12}", "dim"), value)
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, what: str, verb: str = "") -> str:
+    """Return "1 delivery" or "2 deliveries"; with a verb as of one, "1 delivery goes" or "2 deliveries go"."""
     plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
-    return f"{number:,} {what if number == 1 else plural}"
+    said = f"{number:,} {what if number == 1 else plural}"
+    return f"{said} {verb if number == 1 else VERBS[verb]}" if verb else said

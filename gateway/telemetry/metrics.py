@@ -319,7 +319,9 @@ class Metrics(Collector):
             "topic",
             "partition",
         )
-        self.retry_backlog = gauge("retry_backlog", "Records that wait in a retry tier.", "tier")
+        self.retry_backlog = gauge(
+            "retry_backlog", "Records that wait in a tier; those that a kick has copied to the shortest, too.", "tier"
+        )
         self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
         self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")

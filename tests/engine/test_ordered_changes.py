@@ -23,8 +23,8 @@ async def kick(world: World) -> None:
 
 
 async def kick_at_once(world: World) -> None:
-    """Publish what the job does when it has carried a kick out, for one that comes at a certain moment."""
-    await publish(world, Order(kind="marker", name="kick/route/build", state="done", at=now()))
+    """Announce a kick as its job does, for one that comes at a certain moment."""
+    await publish(world, Order(kind="marker", name="hold/kick/route/build", state="done", at=now()))
 
 
 # Kicks.

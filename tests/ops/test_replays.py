@@ -121,7 +121,9 @@ async def test_only_a_replay_under_way_is_cancelled() -> None:
     assert await orders.cancel("x") is None
     order = (await orders.replay(Selection(route="build", since=0.0), {})).order
     await publish(log, Order(kind="marker", name=order.key, state="done", at=NOW, count=7))
-    cancelled = await orders.cancel(order.name)
-    assert cancelled == order.with_state("cancelled", count=7)
+    placed = await orders.cancel(order.name)
+    assert placed is not None
+    cancelled = placed.order
+    assert cancelled == order.with_state("cancelled", count=7, id=cancelled.id)
     assert (await orders.control()).orders[order.key] == cancelled
     assert await orders.cancel(order.name) is None

@@ -14,20 +14,23 @@ from typing import Any, NamedTuple
 from typing_extensions import override
 
 from gateway.client.request import Outbound
+from gateway.engine import planner
 from gateway.engine.control import Order, decode
+from gateway.engine.injector import HURRY
 from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, decode_delivery, decode_event
-from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, Delivery, Event, Result, UndecodableRecordError, delivery_id
+from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
+from gateway.model import Attempt, Delivery, DeliveryId, Event, Result, UndecodableRecordError, delivery_id
 from tests.simulation.broker import Client
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, HANDOVER, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
+SHORTEST = TOPICS.retry(planner.SHORTEST)
 MARK = b"x-sim-number"
 """A header of every event, by which the sink knows which one it is, whatever its identity says."""
 LATE = 1.0
@@ -200,7 +203,10 @@ class Ledger:
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
         self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
-        self._kicks: dict[tuple[str, float], float] = {}
+        self._asked_at: dict[str, float] = {}
+        """When an order was given, by its id."""
+        self._owners_killed = 0
+        """How often a process died that owned the jobs."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._settlements: list[tuple[Order, float]] = []
@@ -382,6 +388,7 @@ class Ledger:
     def died(self, name: str, owned: Mapping[str, Collection[Partition]]) -> None:
         for group, partitions in owned.items():
             self.hit(group, partitions)
+        self._owners_killed += bool(owned.get(TOPICS.group(JOBS_GROUP)))
         self._zombies.discard(name)
 
     def hit(self, group: str, partitions: Collection[Partition]) -> set[Key]:
@@ -691,6 +698,7 @@ class Ledger:
         self._check_storms()
         self._check_replays()
         self._check_settlements()
+        self._check_injections()
         self._check_copies()
         self._check_order()
         if set(self.plan.faults) <= {"trouble", "gap", "order"}:
@@ -757,31 +765,33 @@ class Ledger:
         if order.kind == "dead" and order.state == "asked":
             self._settlements.append((order, self._now()))
         self._see_kick(order)
-        if order.kind != "kick":
-            return
-        if order.state == "asked":
-            self._kicks[order.key, order.at] = self._now()
-            return
-        since = self._kicks[order.key, order.at]
+        if order.id:
+            self._asked_at[order.id] = self._now()
+        if order.kind == "marker" and order.name.startswith("kick/"):
+            for answered in order.answers:
+                self._see_what_is_left(order.name.removeprefix("kick/"), self._asked_at[answered])
+
+    def _see_what_is_left(self, name: str, since: float) -> None:
+        """Check that what waited in a tier for a name isn't there any more; the shortest lets it out soon anyway."""
         for partition, rows in self.rows.items():
-            if not partition.topic.startswith(TOPICS.retry("")):
+            if not partition.topic.startswith(TOPICS.retry("")) or partition.topic == SHORTEST:
                 continue
             covered = self._covered[ROUTER, partition]
             for offset, row in rows.items():
                 if offset in covered or row.at > since or row.filed is None:
                     continue
                 delivery = row.filed.delivery
-                if order.name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
+                if name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
                     continue
                 if self.undone(row, ROUTER):
                     told = self._told(self.trails[row.number, delivery.id])
-                    self.violate("12 nothing is skipped", f"{order.name} was kicked, and this is where it was", told)
+                    self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
 
     def _see_kick(self, order: Order) -> None:
-        """Note which breakers a kick that was carried out may have moved."""
-        if order.kind != "marker" or not order.name.startswith("kick/"):
+        """Note which breakers a kick that is announced may move."""
+        if order.kind != "marker" or not order.name.startswith("hold/kick/"):
             return
-        _, kind, name = order.name.split("/", 2)
+        _, _, kind, name = order.name.split("/", 3)
         of_route = [to for route in self.plan.routes if route.name == name for to in route.to]
         for destination in [name] if kind == "destination" else of_route:
             self._kicked[destination].append(self._now())
@@ -818,6 +828,26 @@ class Ledger:
                     self.violate("12 nothing is skipped", f"{order.name} left this out", [row, *self._told(trail)])
             if injected and not is_replayed:
                 self.violate("12 what is dropped stays so", "nobody wanted it replayed", self._told(trail))
+
+    def _check_injections(self) -> None:
+        """What jobs inject they inject once, whoever owns them, but for a batch of it after each kill."""
+        if not set(self.plan.faults) <= {*GRACEFUL, HANDOVER, "crash", "order", "trouble", "gap", "poison"}:
+            return
+        injected: Counter[tuple[int, str, int]] = Counter()
+        for trail in self.trails.values():
+            filed = [(row, row.filed) for row in trail.rows if row.filed is not None]
+            parents = {
+                each.delivery.successor for row, each in filed if row.partition.topic in (TOPICS.parked, TOPICS.dead)
+            }
+            for row, each in filed:
+                step = each.delivery.successor
+                if row.partition.topic == SHORTEST and (HURRY in each.note or step - 1 in parents):
+                    injected[row.number, each.delivery.id, step] += 1
+        repeated = {key: count for key, count in injected.items() if count > 1}
+        most = self._owners_killed * self.plan.batch
+        if sum(repeated.values()) - len(repeated) > most:
+            told = [line for number, name, _ in repeated for line in self._told(self.trails[number, DeliveryId(name)])]
+            self.violate("12 jobs go on where they were", f"more than {most} injected once more", told[:40])
 
     def _check_copies(self) -> None:
         """Where nothing fails, what is known of copies is complete, and none is delivered."""

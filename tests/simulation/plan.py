@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from gateway.engine.progress import WINDOW
+from gateway.engine.replay import BATCH
 
 FAULTS = (
     "crash",  # a process is gone at any await
@@ -33,6 +34,8 @@ FAULTS = (
     "gap",  # offsets that are never used
     "trouble",  # destinations that fail in every way
 )
+HANDOVER = "handover"
+"""The process that owns the jobs gives them up in the middle of one: by a drain, or by a kill where others crash."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -86,6 +89,8 @@ class Plan:
     destinations: Mapping[str, Mapping[str, Any]]
     routes: tuple[RouteSpec, ...]
     steps: tuple[Step, ...]
+    batch: int = BATCH
+    """Deliveries that a job injects between two of its markers: a small one is soon full."""
 
     @property
     def is_graceful(self) -> bool:
@@ -118,13 +123,16 @@ def plan_of(seed: int) -> Plan:
     faults = _faults(_stream(seed, "faults"))
     world = _world(_stream(seed, "world"), seed, faults)
     world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
+    world = _handed_over(_stream(seed, "batch"), world)
+    orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
+        *_handovers(_stream(seed, "handovers"), world, orders),
         *_trouble(_stream(seed, "trouble"), world),
         *_log_faults(_stream(seed, "log"), world),
         *_process_faults(_stream(seed, "processes"), world),
         *_reloads(_stream(seed, "reloads"), world),
-        *_orders(_stream(seed, "orders"), world),
+        *orders,
     ]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
 
@@ -231,6 +239,13 @@ def _aged(random: Random, world: Plan) -> Plan:
             route = replace(route, max_age=round(needed * random.uniform(0.3, 0.9), 3))  # noqa: PLW2901 - the same route
         routes.append(route)
     return replace(world, routes=tuple(routes))
+
+
+def _handed_over(random: Random, world: Plan) -> Plan:
+    """Let some runs with orders have many small batches, and owners that change in the middle of them."""
+    if "order" not in world.faults or random.random() < 0.4:
+        return world
+    return replace(world, faults=(*world.faults, HANDOVER), batch=random.choice((2, 3, 5)))
 
 
 def _events(random: Random, world: Plan) -> Iterable[Step]:
@@ -399,3 +414,32 @@ def _orders(random: Random, world: Plan) -> Iterable[Step]:
                 if action == "drop":  # and no replay brings it back
                     at += random.uniform(0, world.horizon / 4)
                     yield Step(round(at, 6), "order", {"kind": "replay", "name": f"o{number}b", "for": name})
+
+
+def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:
+    """A backlog before each order; the order again, perhaps, by somebody else; and soon after it another owner."""
+    if HANDOVER not in world.faults:
+        return
+    number = 1000
+    for step in orders:
+        before = step.at if step.what["kind"] == "pause" else max(0.0, step.at - random.uniform(1.0, 6.0))
+        for _ in range(random.randint(5, 25)):
+            what = {
+                "source": random.choice(world.sources),
+                "id": f"evt_{world.seed:x}_{number}",
+                "type": random.choice(("push", "open")),
+                "key": random.choice(("k1", "k2")) if all(route.is_ordered for route in world.routes) else None,
+                "size": 20,
+                "body": number,
+            }
+            yield Step(round(before + random.uniform(0, 0.5), 6), "event", {"n": number, **what})
+            number += 1
+        if step.what["kind"] == "pause":
+            continue
+        if step.what["kind"] in ("kick", "resume"):
+            for _ in range(random.choice((0, 0, 1, 3))):
+                yield Step(round(step.at + random.uniform(0, 1.5), 6), "order", step.what)
+        begins = 2.5 if step.what["kind"] == "kick" else 0.0
+        at = step.at + begins + random.uniform(0, 0.6)
+        is_killed = "crash" in world.faults and random.random() < 0.5
+        yield Step(round(at, 6), "handover", {"by": "crash" if is_killed else "stop", "steps": random.randint(1, 400)})

@@ -17,14 +17,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
-from gateway.engine import progress
+from gateway.engine import progress, replay, scans
 from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, TopicSpec
 from gateway.log.records import encode_event, event_key
-from gateway.log.topics import TIERS
+from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, LogUnavailableError, RetryPolicy, event_id
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.rules.table import RouteTable, parse_condition
@@ -65,6 +65,9 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "WINDOW", plan.window)
         patch.setitem(defaults, "window", plan.window)
+        for module in (scans, replay):
+            patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))
+            patch.setattr(module, "APPENDS_AT_ONCE", min(plan.batch, module.APPENDS_AT_ONCE))
         return run(_simulate(plan, traced=traced))
 
 
@@ -107,6 +110,7 @@ class World:
         self._born: dict[str, int] = {}
         self._local_steps: dict[str, float] = {}
         self._paused: dict[str, None] = {}
+        self._order_count = 0
         self._chores: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
 
@@ -240,10 +244,10 @@ class World:
         return {partition: segment.end for partition, segment in self.broker.segments.items()}
 
     def _orders_are_done(self) -> bool:
+        """Tell whether each order is carried out, and each that somebody waits for is answered."""
         return all(
-            order.state not in ("resuming", "asked")
+            not any(order.is_asked for order in process.control.orders.values()) and not process.control.waiting()
             for process in self.processes.values()
-            for order in process.control.orders.values()
         )
 
     def _partitions(self, spec: TopicSpec) -> int:
@@ -270,6 +274,7 @@ class World:
             "clock": self._set_clock,
             "reload": self._reload,
             "order": self._order,
+            "handover": self._hand_over,
         }
         takers[step.do](step.what)
 
@@ -307,6 +312,17 @@ class World:
         for consumer in process.log.consumers if process is not None else ():
             if consumer.group is not None:
                 consumer.group.throw_out(consumer, what["learns"])
+
+    def _hand_over(self, what: Mapping[str, Any]) -> None:
+        """Let whoever owns the jobs stop gracefully, or be killed soon."""
+        control = Partition(TOPICS.control, 0)
+        group = TOPICS.group(JOBS_GROUP)
+        for process in list(self.processes.values()):
+            consumers = [each for each in process.log.consumers if each.group is not None and each.group.name == group]
+            if any(control in consumer.owned for consumer in consumers):
+                taker = self._crash if what["by"] == "crash" else self._stop
+                taker({"process": process.place, "steps": what["steps"], "again": 0.1})
+                return
 
     def _set_clock(self, what: Mapping[str, Any]) -> None:
         """Let the process that comes next at this place begin with a wrong clock: it is read once."""
@@ -346,10 +362,10 @@ class World:
             case "resume":
                 self._paused.pop(name, None)
                 self.ledger.resumed(name)
-                order = Order(kind="pause", name=name, state="resuming", at=at)
+                order = Order(kind="pause", name=name, state="resuming", at=at, id=self._order_id())
                 self.ledger.touched.add(name)
             case "kick":
-                order = Order(kind="kick", name=name, state="asked", at=at)
+                order = Order(kind="kick", name=name, state="asked", at=at, id=self._order_id())
                 self.ledger.touched.add(name)
                 self.ledger.hurried.setdefault(name, self.now())
             case "again":
@@ -378,6 +394,10 @@ class World:
                     self.ledger.hurried.setdefault(what["for"], self.now())
         key, value = order.encode()
         self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
+
+    def _order_id(self) -> str:
+        self._order_count += 1
+        return f"order-{self._order_count}"
 
     # Rules.
 

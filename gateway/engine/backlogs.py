@@ -1,0 +1,192 @@
+"""How many dead letters are open, and how much is parked: counted as it comes and goes, never from the start again.
+
+    what was written since ──read──▶ open?  ──▶ remembered: 24 bytes for each
+    an order or a marker that goes further ──▶ what it covers is forgotten
+
+The owner of the jobs counts, a few records at a time, beside everything else.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from gateway.engine.control import Control, Letter, Order
+from gateway.engine.replay import RECORDS_AT_ONCE, records_of
+from gateway.engine.scans import ends_of, read_letter
+from gateway.log.base import Log, Partition, Record
+from gateway.log.records import note_of
+from gateway.log.topics import Topics
+from gateway.telemetry.metrics import Metrics
+
+ROWS_AT_ONCE = 2048
+"""Letters held against an order before other tasks get their turn: about a millisecond."""
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The open letters of one partition, route, destination and reason, by offset."""
+
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    names: "array[int]" = field(default_factory=lambda: array("q"))  # a hash of the delivery's id; 0 if it has none
+
+
+class OpenLetters:
+    """The dead letters that no order has replayed or dropped yet."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._rows: dict[tuple[int, str, str, str], _Rows] = {}
+
+    @property
+    def count(self) -> int:
+        return sum([len(rows.offsets) for rows in self._rows.values()])
+
+    def add(self, number: int, offset: int, letter: Letter) -> None:
+        """Note an open letter of a partition, whose offsets ascend."""
+        rows = self._rows.setdefault((number, letter.route, letter.destination, letter.reason), _Rows())
+        rows.offsets.append(offset)
+        rows.times.append(letter.at)
+        rows.names.append(hash(letter.id) if letter.id else 0)
+
+    def settle(self, order: Order, starts: Mapping[str, int]) -> Iterator[None]:
+        """Forget what an order covers from these offsets up to its marker; yield now and then."""
+        which = order.filter
+        names = {hash(each) for each in which.ids}
+        for (number, route, destination, reason), rows in list(self._rows.items()):
+            if not _fits(which.route, route) or not _fits(which.destination, destination):
+                continue
+            if not _fits(which.reason, reason):
+                continue
+            place = f"{self._topic}/{number}"
+            low = bisect_left(rows.offsets, starts.get(place, 0))
+            high = bisect_left(rows.offsets, order.marker.get(place, 0))
+            kept: list[int] = []
+            for count, index in enumerate(range(low, high), 1):
+                at, name = rows.times[index], rows.names[index]
+                is_covered = (
+                    (not names or name in names)
+                    and (which.since is None or at >= which.since)
+                    and (which.until is None or at < which.until)
+                    and (order.action == "drop" or name != 0)
+                )
+                if not is_covered:
+                    kept.append(index)
+                if count % ROWS_AT_ONCE == 0:
+                    yield
+            if len(kept) < high - low:
+                rows.offsets[low:high] = array("q", [rows.offsets[index] for index in kept])
+                rows.times[low:high] = array("d", [rows.times[index] for index in kept])
+                rows.names[low:high] = array("q", [rows.names[index] for index in kept])
+            yield
+
+    def trim(self, number: int, start: int) -> None:
+        """Forget what retention has deleted of a partition."""
+        for key, rows in list(self._rows.items()):
+            if key[0] == number:
+                gone = bisect_left(rows.offsets, start)
+                del rows.offsets[:gone], rows.times[:gone], rows.names[:gone]
+                if not rows.offsets:
+                    del self._rows[key]
+
+
+class Backlogs:
+    """Sets the gauges of dead letters and of what is parked, whenever `count` is called."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        control: Control,
+        metrics: Metrics,
+        is_ours: Callable[[], bool],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._control = control
+        self._metrics = metrics
+        self._is_ours = is_ours
+        self._sleep = sleep
+        self._looked = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from the start: the jobs have come to this process."""
+        self._letters = OpenLetters(self._topics.dead)
+        self._read: dict[str, int] = {}  # up to where dead letters were read
+        self._settlements = 0
+        self._settled: dict[str, Mapping[str, int]] = {}  # order → up to where what it covers is forgotten
+        self._parked_to: dict[str, int] | None = None  # up to where the parked were read
+        self._parked: dict[tuple[str, int], array[int]] = {}  # offsets of what isn't resumed, by name and partition
+
+    def end(self) -> None:
+        """Leave the gauges to the process that the jobs go to."""
+        for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
+            backlog.set(0)
+
+    async def count(self) -> None:
+        """Take in what has changed since the last look. Raises LogUnavailableError."""
+        await self._count_dead()
+        await self._count_parked()
+
+    async def _count_dead(self) -> None:
+        control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
+        async for partition, record in self._records(topic, read, await ends_of(self._log, topic)):
+            letter, _ = read_letter(record)
+            if not control.settled(letter, partition, record.offset):
+                letters.add(partition.number, record.offset, letter)
+            read[f"{topic}/{partition.number}"] = record.offset + 1
+        # What was read before an order came so far was held against what was known then.
+        settlements = control.settlements
+        for order in control.settled_after(self._settlements):
+            for _ in letters.settle(order, self._settled.get(order.key, {})):
+                await self._sleep(0)
+            self._settled[order.key] = order.marker
+        self._settlements = settlements
+        for number, (start, _) in (await self._log.bounds(topic)).items():
+            letters.trim(number, start)
+        if self._is_ours():
+            self._metrics.dead_letter_backlog.set(letters.count)
+
+    async def _count_parked(self) -> None:
+        """Count what is parked: what came since the last look, as far as no resumption has scanned it."""
+        control, topic = self._control, self._topics.parked
+        bounds = await self._log.bounds(topic)
+        ends = {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
+        if self._parked_to is None:
+            markers = [control.marker(order.key) for order in control.orders.values() if order.kind == "pause"]
+            firsts = {key: [marker.get(key, 0) for marker in markers] for key in ends}
+            self._parked_to = {key: min(firsts[key], default=end) for key, end in ends.items()}
+        seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
+        async for partition, record in self._records(topic, seen, ends):
+            where = (note_of(record).get("by", ""), partition.number)
+            parked.setdefault(where, array("q")).append(record.offset)
+            seen[f"{topic}/{partition.number}"] = record.offset + 1
+        for (name, number), offsets in parked.items():
+            scanned = control.marker(f"pause/{name}").get(f"{topic}/{number}", 0)
+            del offsets[: bisect_left(offsets, max(scanned, bounds[number][0]))]
+        if self._is_ours():
+            self._metrics.parked_backlog.set(sum(map(len, parked.values())))
+
+    async def _records(
+        self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
+    ) -> AsyncIterator[tuple[Partition, Record]]:
+        for number, (first, _) in (await self._log.bounds(topic)).items():
+            place, partition = f"{topic}/{number}", Partition(topic, number)
+            start, end = max(first, starts.get(place, 0)), ends.get(place, 0)
+            async with aclosing(records_of(self._log, partition, start, end)) as records:
+                async for record in records:
+                    self._looked += 1
+                    if self._looked % RECORDS_AT_ONCE == 0:
+                        await self._sleep(0)
+                        if not self._is_ours():
+                            return
+                    yield partition, record
+
+
+def _fits(wanted: str | None, name: str) -> bool:
+    return wanted is None or wanted == name

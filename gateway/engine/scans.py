@@ -1,0 +1,479 @@
+"""The jobs that scan the log and put deliveries into the shortest tier again: resumptions, kicks, and the dead letters.
+
+    scan ──▶ batch (≤ 100) ──ours still?──▶ shortest tier, acknowledged ──▶ marker, at 500 or after 1 s ──▶ … ──▶ end
+
+A marker tells how far a job has come, after what it covers was acknowledged. A job whose process gives the jobs up ends
+with its next batch and a marker, so the next owner repeats nothing; one that is killed repeats what came after its last
+marker, at most 500 deliveries.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine import planner
+from gateway.engine.control import Control, Letter, Order, State, place_of
+from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
+from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
+from gateway.engine.successors import Successors
+from gateway.log.base import Commit, Log, Partition, Record
+from gateway.log.records import Filed, decode_delivery
+from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
+from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
+from gateway.rules.rules import Rules
+
+HOLD = 2.5
+"""Seconds from a kick's announcement to its scan: a quick attempt, a commit every second, and the news on its way.
+
+An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
+GLANCE_EVERY = 0.1
+
+Pick = Callable[[Partition, Record], "Picked"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A job under way: its order, whom it answers, up to where it has scanned, and what it has counted."""
+
+    order: Order
+    answers: tuple[str, ...]
+    detail: str
+    positions: dict[str, int]
+    count: int
+    fresh: int = 0
+    """What is counted of the batch in hand."""
+    told: Mapping[str, int]
+    """What its last marker says."""
+    before: Mapping[str, int]
+    """What the one before said: which is in force may not be known here yet."""
+
+    def is_beyond(self, partition: Partition, offset: int) -> bool:
+        """Tell whether an earlier job of its key has scanned a record."""
+        return offset < self.told.get(place_of(partition), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What comes of a record: a delivery to inject, and the runs that count it."""
+
+    runs: Sequence[Run] = ()
+    delivery: Delivery | None = None
+
+
+NOTHING = Picked()
+
+
+@dataclass(slots=True, kw_only=True)
+class Scan:
+    """One pass over records, for one run or for several at once. `go` over each topic, and then it is told to end."""
+
+    log: Log
+    control: Control
+    injector: Injector
+    publish: Callable[[Order], Awaitable[object]]
+    is_wanted: Callable[[], bool]
+    logger: FilteringBoundLogger
+    sleep: Callable[[float], Awaitable[None]]
+    runs: Collection[Run]
+    note: Mapping[str, str]
+    state: State
+    """Of a marker on the way: "asked" keeps the count for who goes on."""
+    _batch: list[Delivery] = field(default_factory=list)
+    _bytes: int = 0
+    _reached: dict[str, int] = field(default_factory=dict)
+    _unmarked: int = 0
+    _marked_at: float = 0.0
+
+    async def go(self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int], pick: Pick) -> bool:
+        """Scan a range of a topic. False where the job isn't to go on here; how far it has come is marked then.
+
+        Raises LogUnavailableError.
+        """
+        self._marked_at = self._marked_at or self.log.now()
+        looked, until = 0, self.log.now() + TURN
+        for number, (first, _) in sorted((await self.log.bounds(topic)).items()):
+            partition = Partition(topic, number)
+            place = place_of(partition)
+            end = ends.get(place, 0)
+            async with aclosing(records_of(self.log, partition, max(first, starts.get(place, 0)), end)) as records:
+                async for record in records:
+                    self._take(pick(partition, record))
+                    self._reached[place] = record.offset + 1
+                    looked += 1
+                    now = self.log.now()
+                    if self._is_full or now >= self._marked_at + MARK_EVERY:
+                        if not await self.flush():
+                            return False
+                        until = self.log.now() + TURN
+                    elif looked % RECORDS_AT_ONCE == 0 or now > until:
+                        await self.sleep(0)
+                        until = self.log.now() + TURN
+            self._reached[place] = end
+        return await self.flush()
+
+    def _take(self, picked: Picked) -> None:
+        for run in picked.runs:
+            run.fresh += 1
+        if picked.delivery is not None:
+            self._batch.append(picked.delivery)
+            self._bytes += len(picked.delivery.event.body)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._batch) >= APPENDS_AT_ONCE or self._bytes >= PIECE_BYTES
+
+    async def flush(self) -> bool:
+        """Inject the batch in hand, and mark when it is time. False where the job isn't to go on here."""
+        if self.is_wanted() and await self.injector.inject(self._batch, self.note, self.is_wanted):
+            self._unmarked += len(self._batch)
+            self._batch.clear()
+            self._bytes = 0
+            for run in self.runs:
+                run.positions.update(self._reached)
+                run.count += run.fresh
+                run.fresh = 0
+            self._reached.clear()
+            if self.is_wanted():
+                if self._unmarked >= BATCH - APPENDS_AT_ONCE or self.log.now() >= self._marked_at + MARK_EVERY:
+                    await self.mark()
+                return True
+        await self.mark()
+        return False
+
+    async def mark(self) -> None:
+        """Publish how far each run has come: where the next owner goes on."""
+        for run in self.runs:
+            if run.positions != run.told:
+                await self.tell(run, self.state)
+        self._unmarked, self._marked_at = 0, self.log.now()
+
+    async def tell(self, run: Run, state: State, *, answers: tuple[str, ...] = ()) -> None:
+        """Publish a run's marker, unless another owner has gone on from the last one. Tried until it is stored."""
+        key = run.order.key
+        while self.control.marker(key) in (run.told, run.before):
+            marker = Order(
+                kind="marker",
+                name=key,
+                state=state,
+                at=self.log.now(),
+                marker=dict(run.positions),
+                count=run.count,
+                detail=run.detail if answers else "",
+                answers=answers,
+            )
+            try:
+                await self.publish(marker)
+            except LogUnavailableError as error:
+                if not self.is_wanted():
+                    return
+                self.logger.warning("append_repeated", order=key, error=str(error))
+                await self.sleep(1.0)
+            else:
+                run.before, run.told = run.told, marker.marker
+                return
+
+
+class Scans:
+    """The jobs themselves. Each goes on while `owner` returns what it was given, and raises LogUnavailableError."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        rules: Callable[[], Rules],
+        control: Control,
+        successors: Successors,
+        injector: Injector,
+        publish: Callable[[Order], Awaitable[object]],
+        owner: Callable[[], object | None],
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._rules = rules
+        self._control = control
+        self._successors = successors
+        self._injector = injector
+        self._publish = publish
+        self._owner = owner
+        self._logger = logger
+        self._sleep = sleep
+
+    # The jobs.
+
+    async def resume(self, order: Order, owner: object) -> None:
+        """Inject what was parked by a name that is resumed, until it is paused again."""
+        topic = self._topics.parked
+        run = self._run(order)
+
+        def pick(partition: Partition, record: Record) -> Picked:
+            filed = _filed(record)
+            if filed is None or filed.note.get("by") != order.name or run.is_beyond(partition, record.offset):
+                return NOTHING
+            return Picked((run,), self._again(filed.delivery, at_once=False))
+
+        def is_wanted() -> bool:
+            present = self._control.orders.get(order.key)
+            return self._owner() is owner and (present is None or present.state != "paused")
+
+        scan = self._scan([run], is_wanted)
+        if await scan.go(topic, run.told, await ends_of(self._log, topic), pick):
+            await self._end(scan, run, "active")
+        elif self._owner() is owner:  # paused again
+            await self._take_back(scan, run)
+
+    async def refuse(self, order: Order, owner: object) -> None:
+        """Answer who waits for what a newer order of its key has taken back, before or while it was carried out."""
+        run = self._run(order)
+        await self._take_back(self._scan([run], lambda: self._owner() is owner), run)
+
+    async def _take_back(self, scan: Scan, run: Run) -> None:
+        await scan.tell(run, "cancelled", answers=run.answers)
+        self._logger.info("job_finished", order=run.order.key, state="cancelled", count=run.count, detail=run.detail)
+
+    async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> bool:
+        """Inject what a worker parked after the scan of a resumption, since it hadn't read of it yet.
+
+        Return False where it has not come to its end.
+        """
+        runs = {
+            order.name: self._run(order)
+            for order in self._control.orders.values()
+            if order.kind == "pause" and order.state == "active"
+        }
+        found: dict[str, Run] = {}
+        unreadable: list[Record] = []
+
+        def pick(partition: Partition, record: Record) -> Picked:
+            filed = _filed(record)
+            if filed is None:
+                unreadable.append(record)
+                return NOTHING
+            run = runs.get(filed.note.get("by", ""))
+            if run is None or run.is_beyond(partition, record.offset):
+                return NOTHING
+            found[run.order.name] = run
+            return Picked((run,), self._again(filed.delivery, at_once=False))
+
+        scan = self._scan(found.values(), lambda: self._owner() is owner, state="done")
+        is_through = await scan.go(self._topics.parked, starts, ends, pick)
+        for record in unreadable:
+            await self._bury(self._topics.parked, record)
+        return is_through
+
+    async def _bury(self, topic: str, record: Record) -> None:
+        try:
+            decode_delivery(record)
+        except UndecodableRecordError as error:
+            await self._successors.bury(topic, record, error)
+
+    async def kick(self, owner: object) -> None:
+        """Bring on what waits in the tiers for the names that are kicked: of all kicks that are asked for, at once.
+
+        What waits in the shortest tier comes out within 5 s anyway, and is due then.
+        """
+        control = self._control
+        orders = {order.key: order for order in (*control.asked("kick"), *control.waiting()) if order.kind == "kick"}
+        runs = [self._run(order) for order in orders.values()]
+        shortest = self._topics.retry(planner.SHORTEST)
+        topics = [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
+        near = await ends_of(self._log, shortest)
+        ends: dict[str, int] = {}
+        for topic in topics:
+            ends |= await ends_of(self._log, topic)
+        # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
+        for run in runs:
+            await self._publish(
+                Order(
+                    kind="marker",
+                    name=f"hold/{run.order.key}",
+                    state="done",
+                    at=self._log.now(),
+                    marker=ends,
+                    hurried=near,
+                )
+            )
+        if not await self._pass(HOLD, owner):
+            return
+        scan = self._scan(runs, lambda: self._owner() is owner, note={HURRY: "1"})
+        new = [run for run in runs if not self._control.is_begun(run.order.key)]
+        for run, count in zip(new, await self._count(new, shortest, near), strict=True):
+            run.count += count
+        for topic in topics:
+            commits = await self._commits(topic)
+            starts: dict[str, int] = {}
+            for place in ends:
+                starts[place] = min([run.told.get(place, 0) for run in runs])
+            for place, commit in commits.items():
+                starts[place] = max(starts.get(place, 0), commit.base)
+            if not await scan.go(topic, starts, ends, self._kicked(runs, commits)):
+                return
+        for run in runs:
+            await self._end(scan, run, "done")
+
+    def _kicked(self, runs: Sequence[Run], commits: Mapping[str, Commit]) -> Pick:
+        def pick(partition: Partition, record: Record) -> Picked:
+            commit = commits.get(place_of(partition))
+            filed = None if commit is not None and commit.covers(record.offset) else _filed(record)
+            if filed is None:
+                return NOTHING
+            delivery = filed.delivery
+            names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
+            counting = [run for run in runs if run.order.name in names and not run.is_beyond(partition, record.offset)]
+            if not counting or self._control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
+                return NOTHING
+            return Picked(counting, self._again(delivery, at_once=True))
+
+        return pick
+
+    async def _count(self, runs: Sequence[Run], topic: str, ends: Mapping[str, int]) -> list[int]:
+        """Count what waits in the shortest tier for each of these."""
+        counts = dict.fromkeys([run.order.name for run in runs], 0)
+        commits = await self._commits(topic)
+        looked = 0
+        for place, end in ends.items():
+            commit = commits.get(place, Commit(0))
+            partition = Partition(topic, int(place.rpartition("/")[2]))
+            async with aclosing(records_of(self._log, partition, commit.base, end)) as records:
+                async for record in records:
+                    looked += 1
+                    if looked % RECORDS_AT_ONCE == 0:
+                        await self._sleep(0)
+                    filed = None if commit.covers(record.offset) else _filed(record)
+                    if filed is None or HURRY in filed.note:
+                        continue  # an earlier kick has counted it
+                    for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
+                        if name in counts:
+                            counts[name] += 1
+        return list(counts.values())
+
+    async def settle(self, order: Order, owner: object) -> None:
+        """Inject the dead letters that an order is for, with a life of their own, or give them up."""
+        run = self._run(order)
+        now = self._log.now()
+
+        def pick(partition: Partition, record: Record) -> Picked:
+            letter, filed = read_letter(record)
+            if not order.is_for(letter) or self._control.settled(letter, partition, record.offset):
+                return NOTHING
+            if order.action == "drop" or filed is None:
+                return Picked((run,))
+            return Picked((run,), self._again(replace(filed.delivery, attempts=(), since=now), at_once=True))
+
+        scan = self._scan([run], lambda: self._owner() is owner)
+        if await scan.go(self._topics.dead, run.told, order.marker, pick):
+            await self._end(scan, run, "done")
+
+    # What they share.
+
+    def _run(self, order: Order) -> Run:
+        """Go on from the marker of an order's key; what the last job counted stands until it has answered."""
+        key = order.key
+        told = self._control.marker(key)
+        return Run(
+            order=order,
+            answers=self._control.unanswered(key),
+            detail=self._uncounted(order),
+            positions=dict(told),
+            count=self._control.injected(key) if order.kind == "replay" or self._control.is_begun(key) else 0,
+            told=told,
+            before=told,
+        )
+
+    def _uncounted(self, order: Order) -> str:
+        """Tell what an order is for beside what its job counts: what waits for its order waits in no topic."""
+        kind, _, name = order.name.partition("/")
+        if order.kind not in ("kick", "pause"):
+            return ""
+        ordered = [
+            route.name
+            for route in self._rules().routes.values()
+            if route.order is not None and name in ((route.name,) if kind == "route" else route.destinations)
+        ]
+        return ", ".join(ordered)
+
+    def _scan(
+        self,
+        runs: Collection[Run],
+        is_wanted: Callable[[], bool],
+        *,
+        note: Mapping[str, str] | None = None,
+        state: State = "asked",
+    ) -> Scan:
+        return Scan(
+            log=self._log,
+            control=self._control,
+            injector=self._injector,
+            publish=self._publish,
+            is_wanted=is_wanted,
+            logger=self._logger,
+            sleep=self._sleep,
+            runs=runs,
+            note=note or {},
+            state=state,
+        )
+
+    async def _end(self, scan: Scan, run: Run, state: State) -> None:
+        """Answer who waits, and publish an order's end unless a newer one stands in its place."""
+        order = run.order
+        if order.kind != "dead":
+            await scan.tell(run, "done", answers=run.answers)
+        present = self._control.orders.get(order.key)
+        if not scan.is_wanted() or present != order:
+            return
+        await self._publish(order.with_state(state, count=run.count, detail=run.detail, id=""))
+        newer = self._control.orders.get(order.key)
+        if newer is not None and newer.at != order.at:
+            await self._publish(newer)  # it was given in the same moment, and is to be the last of its key
+        self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail)
+
+    async def _pass(self, seconds: float, owner: object) -> bool:
+        """Let some time pass. False if the jobs are another's meanwhile."""
+        until = self._log.now() + seconds
+        while self._owner() is owner:
+            left = until - self._log.now()
+            if left <= 0:
+                return True
+            await self._sleep(min(left, GLANCE_EVERY))
+        return False
+
+    async def _commits(self, topic: str) -> dict[str, Commit]:
+        commits = await self._log.committed(self._topics.group(ROUTER_GROUP), topic)
+        return {f"{topic}/{number}": commit for number, commit in commits.items()}
+
+    def _again(self, delivery: Delivery, *, at_once: bool) -> Delivery:
+        """Return what is injected of a delivery: due now, or not before it was due anyway."""
+        now = self._log.now()
+        return replace(delivery, successor=delivery.successor + 1, due=now if at_once else max(now, delivery.due))
+
+
+async def ends_of(log: Log, topic: str) -> dict[str, int]:
+    """Return the end of each partition of a topic, as "topic/partition" → offset."""
+    return {f"{topic}/{number}": end for number, (_, end) in (await log.bounds(topic)).items()}
+
+
+def read_letter(record: Record) -> tuple[Letter, Filed | None]:
+    """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
+    filed = _filed(record)
+    if filed is None:
+        return Letter(id="", route="", destination="", reason=DeadReason.UNDECODABLE, at=record.appended_at), None
+    delivery = filed.delivery
+    letter = Letter(
+        id=delivery.id,
+        route=delivery.route,
+        destination=delivery.destination,
+        reason=filed.note.get("reason", ""),
+        at=record.appended_at,
+    )
+    return letter, filed
+
+
+def _filed(record: Record) -> Filed | None:
+    try:
+        return decode_delivery(record)
+    except UndecodableRecordError:
+        return None

@@ -1,0 +1,474 @@
+"""What operators order, on the log in memory and in virtual time: each number is held against what is in the log."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from gateway.engine.backlogs import OpenLetters
+from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
+from gateway.engine.replay import BATCH
+from gateway.log.base import Partition, Position, Record, RecordHeaders
+from gateway.log.records import encode_delivery
+from gateway.ops.orders import Orders, Placed
+from tests.builders import a_delivery, a_policy, a_route, an_event
+from tests.engine.test_replay import MortalLog, Owner, events_of, owning
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now, run
+
+TIER = TOPICS.retry("5s")
+NAME = "destination/ci"
+KINDS = ("resume", "kick", "dead")
+FROM = {"resume": TOPICS.parked, "kick": TOPICS.retry("20m"), "dead": TOPICS.dead}
+
+
+class SlowLog(MemoryLog):
+    """A connection whose acknowledgements of what is injected take a while."""
+
+    def __init__(self, log: MemoryLog, seconds: float = 0.05) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self._seconds = seconds
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers)
+        if topic == TIER:
+            await asyncio.sleep(self._seconds)
+        return position
+
+
+class CountingLog(MemoryLog):
+    """A connection that counts what is read of the dead letters."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self.read = 0
+
+    @override
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for records in super().scan(partition, start, end):
+            self.read += len(records) if partition.topic == TOPICS.dead else 0
+            yield records
+
+
+async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fields: Any) -> None:
+    """Let so many deliveries wait where an order of a kind finds them."""
+    note = {"resume": {"by": NAME}, "kick": {}, "dead": {"reason": "exhausted"}}[kind]
+    for number in range(first, first + count):
+        event = an_event(id=f"evt_{number}", received_at=now())
+        delivery = a_delivery(event=event, successor=1, due=now() + 1200, **fields)
+        headers = encode_delivery(delivery, note, at=now())
+        await world.log.append(FROM[kind], key=b"%d" % number, value=event.body, headers=headers)
+
+
+async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> Order:
+    match kind:
+        case "resume":
+            order = Order(kind="pause", name=NAME, state="resuming", at=now())
+        case "kick":
+            order = Order(kind="kick", name=NAME, state="asked", at=now())
+        case _:
+            bounds = await world.log.bounds(TOPICS.dead)
+            ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in bounds.items()}
+            order = Order(kind="dead", name=name, state="asked", at=now(), marker=ends, **fields)
+    await publish(world, order)
+    return order
+
+
+def uncompacted(world: World) -> None:
+    """Keep every order, as a topic does whose last segment isn't compacted yet."""
+    specs = world.log._state.specs
+    specs[TOPICS.control] = replace(specs[TOPICS.control], compacted=False)
+
+
+async def ended(control: Control, order: Order, *, within: float = 600.0) -> Order:
+    until = now() + within
+    while (present := control.orders.get(order.key)) is None or present.is_asked:
+        assert now() < until, "expected the order to be carried out"
+        await asyncio.sleep(0.1)
+    return present
+
+
+def injected(world: World) -> Counter[str]:
+    return Counter(filed.delivery.event.id for filed in world.filed(TIER))
+
+
+def once(count: int) -> Counter[str]:
+    return Counter({f"evt_{number}": 1 for number in range(count)})
+
+
+# Another owner
+
+
+async def _killed_at(kind: str, append: int, *, is_stored: bool, count: int) -> tuple[int, int, int]:
+    """Kill the owner at an append, let another go on, and return what was skipped, repeated, and the count told."""
+    world = await a_world(a_route())
+    await a_backlog(world, kind, count)
+    order = await an_order(world, kind)
+    mortal = MortalLog(world.log, appends=append, is_stored=is_stored)
+    async with owning(world, mortal):
+        async with asyncio.timeout(60):
+            await mortal.died.wait()
+        world.log.fail_commits(1)  # dead, it commits nothing
+    world.log.fail_commits(0)
+    async with owning(world) as control:
+        done = await ended(control, order)
+    ledger = injected(world)
+    return count - len(ledger), ledger.total() - len(ledger), done.count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch(kind: str) -> None:
+    for append in (1, 2, 99, 101, 102, 399, 400, 401, 402, 403, 500, 700, 801, 802, 803, 1003):
+        for is_stored in (False, True):
+            skipped, repeated, told = run(_killed_at(kind, append, is_stored=is_stored, count=1001))
+            assert skipped == 0, f"killed at append {append}"
+            assert repeated <= BATCH, f"killed at append {append}"
+            assert told == 1001, f"killed at append {append}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_that_move_with_a_graceful_stop_repeat_nothing(kind: str) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await a_backlog(world, kind, 1500)
+        order = await an_order(world, kind)
+        moved = 0
+        for number in range(8):
+            before = len(world.log.records(TIER))
+            async with owning(world, SlowLog(world.log)):
+                await asyncio.sleep(0.3 + 0.013 * number + (2.5 if kind == "kick" else 0.0))
+            moved += len(world.log.records(TIER)) > before
+        assert moved > 2, "in the middle of it"
+        async with owning(world) as control:
+            assert (await ended(control, order)).count == 1500
+        assert injected(world) == once(1500)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_that_move_to_another_process_repeat_nothing(kind: str) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await a_backlog(world, kind, 1500)
+        order = await an_order(world, kind)
+        owner = Owner(world, SlowLog(world.log))
+        await owner.start()
+        for seconds in (0.41, 0.33, 0.37):
+            await asyncio.sleep(seconds + (2.5 if kind == "kick" else 0.0))
+            following = Owner(world, SlowLog(world.log))
+            await following.start()  # takes everything from the owner and gives it back
+            await asyncio.sleep(0.37)
+            await owner.stop()
+            owner = following
+        await ended(owner.control, order)
+        await owner.stop()
+        assert injected(world) == once(1500)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_that_has_lost_the_jobs_injects_nothing_more(kind: str) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await a_backlog(world, kind, 1500)
+        order = await an_order(world, kind)
+        owner = Owner(world, SlowLog(world.log))
+        await owner.start()
+        await asyncio.sleep(0.6 + (2.5 if kind == "kick" else 0.0))
+        await owner.jobs.revoked([Partition(TOPICS.control, 0)])
+        before = len(world.log.records(TIER))
+        await asyncio.sleep(0.1)
+        assert owner.control.injected(order.key) == before
+        assert 100 <= before < 1500
+        await asyncio.sleep(10)
+        assert len(world.log.records(TIER)) == before
+        await owner.stop()
+
+    run(scenario())
+
+
+@virtual
+async def test_an_end_does_not_take_back_what_is_ordered_in_the_same_moment() -> None:
+    """The newer order is the last of its key again, so that a compacted topic keeps it."""
+
+    class Racing(MemoryLog):
+        @override
+        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+            if key == b"pause/destination/ci" and b'"active"' in value:
+                await publish(world, Order(kind="pause", name=NAME, state="paused", at=now() + 0.001))
+            return await super().append(topic, key=key, value=value, headers=headers)
+
+    world = await a_world(a_route())
+    racing = Racing()
+    racing.__dict__.update(world.log.__dict__)
+    uncompacted(world)
+    await an_order(world, "resume")
+    async with owning(world, racing) as control:
+        await asyncio.sleep(5)
+        assert control.paused_by("build", "ci") == NAME
+    *_, last = [record for record in world.log.records(TOPICS.control) if record.key == b"pause/destination/ci"]
+    assert b'"paused"' in last.value
+    async with owning(world) as control:
+        assert control.paused_by("build", "ci") == NAME
+
+
+# Beside each other
+
+
+@virtual
+async def test_a_long_replay_of_dead_letters_holds_up_neither_a_resumption_nor_a_kick() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 2000, destination="audit")
+    await a_backlog(world, "resume", 10, first=3000)
+    await a_backlog(world, "kick", 10, first=4000)
+    async with owning(world, SlowLog(world.log, 1.0)) as control:
+        dead = await an_order(world, "dead")
+        await asyncio.sleep(1)
+        orders = [await an_order(world, kind) for kind in ("resume", "kick")]
+        for order in orders:
+            assert (await ended(control, order, within=6)).count == 10
+        assert control.orders[dead.key].is_asked
+        assert (await ended(control, dead)).count == 2000
+
+
+@virtual
+async def test_a_dead_letter_that_two_orders_cover_is_replayed_by_the_first() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 300)
+    await a_backlog(world, "dead", 300, first=300, route="other")
+    async with owning(world, SlowLog(world.log)) as control:
+        asked = [
+            await an_order(world, "dead", "a", filter=DeadFilter(route="build")),
+            await an_order(world, "dead", "b", filter=DeadFilter(route="other")),
+            await an_order(world, "dead", "c", filter=DeadFilter(destination="ci")),
+        ]
+        counts = [(await ended(control, order)).count for order in asked]
+    assert counts == [300, 300, 0]
+    assert injected(world) == once(600)
+
+
+# Answers
+
+
+async def answers(world: World, placed: Sequence[Placed], *, timeout: float = 10.0) -> list[Order | None]:
+    orders = Orders(world.log, TOPICS)
+    return await asyncio.gather(*[orders.finished(each, timeout=timeout) for each in placed])
+
+
+@virtual
+async def test_each_of_six_kicks_given_at_once_is_answered_truly() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 40)
+    orders = Orders(world.log, TOPICS)
+    async with owning(world):
+        began = now()
+        placed = await asyncio.gather(*[orders.kick(NAME) for _ in range(5)], orders.kick("route/build"))
+        done = await answers(world, placed)
+        assert now() - began < 7
+    counts = [order.count for order in done if order is not None]
+    assert counts == [40] * 6, "each of them stands for all that it was given for"
+    assert injected(world) == once(40)
+
+
+@virtual
+async def test_what_an_earlier_kick_has_brought_on_is_not_counted_again() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 40)
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        counts = []
+        for _ in range(2):
+            (done,) = await answers(world, [await orders.kick(NAME)])
+            assert done is not None
+            counts.append(done.count)
+            await asyncio.sleep(2)
+    assert counts == [40, 0]
+    assert len(world.client.made) == 40
+
+
+@virtual
+async def test_ten_kicks_in_a_row_try_it_within_three_seconds_and_once() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 1)
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        began = now()
+        for _ in range(10):
+            await orders.kick(NAME)
+            await asyncio.sleep(0.9)
+        await world.doze(1800)
+    assert len(world.client.made) == 1
+    assert world.client.at[0] - began < 3.2
+
+
+@virtual
+async def test_a_kick_while_more_fails_postpones_nothing() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
+    await world.put(*events(1))
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        for count in range(2, 5):
+            (done,) = await answers(world, [await orders.kick(NAME)])
+            assert done is not None
+            assert done.count == 1
+            await asyncio.sleep(1)
+            assert len(world.client.made) == count
+
+
+@virtual
+async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_comes_out() -> None:
+    world = await a_world(a_route())
+    delivery = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 14)
+    await world.log.append(TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now()))
+    orders = Orders(world.log, TOPICS)
+    began = now()
+    async with operated(world) as control, running(world, world.worker(control)):
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert done.count == 1
+        await asyncio.sleep(60)
+    assert [at - began < 5.5 for at in world.client.at] == [True]
+
+
+@virtual
+async def test_a_pause_during_a_resumption_ends_it_and_its_answer_says_so() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "resume", 1000)
+    orders = Orders(world.log, TOPICS)
+    async with owning(world, SlowLog(world.log)):
+        await orders.pause(NAME)
+        placed = [await orders.resume(NAME)]
+        await asyncio.sleep(0.4)
+        await orders.pause(NAME)
+        (done,) = await answers(world, [each for each in placed if each])
+        assert done is not None
+        assert (done.state, done.count) == ("cancelled", len(world.log.records(TIER)))
+        assert 0 < done.count < 1000
+        await asyncio.sleep(20)
+        assert len(world.log.records(TIER)) == done.count
+        await orders.resume(NAME)
+        await asyncio.sleep(20)
+    assert injected(world) == once(1000)
+
+
+@virtual
+async def test_a_resumption_that_is_taken_back_before_anybody_saw_it_is_answered() -> None:
+    world = await a_world(a_route())
+    orders = Orders(world.log, TOPICS)
+    uncompacted(world)
+    await orders.pause(NAME)
+    placed = await orders.resume(NAME)
+    await orders.pause(NAME)
+    assert placed is not None
+    async with owning(world):
+        (done,) = await answers(world, [placed])
+    assert done is not None
+    assert (done.state, done.count) == ("cancelled", 0)
+
+
+@virtual
+async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 2000)
+    orders = Orders(world.log, TOPICS)
+    async with owning(world, SlowLog(world.log)):
+        bounds = await world.log.bounds(EVENTS)
+        ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
+        selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
+        placed = await orders.replay(selection, ends)
+        waiting = await orders.replay(selection, ends)
+        await asyncio.sleep(0.6)
+        for replay in (placed, waiting):
+            cancelled = await orders.cancel(replay.order.name)
+            assert cancelled is not None
+            (done,) = await answers(world, [cancelled])
+            assert done is not None
+            assert done.state == "cancelled"
+            of_it = [each for each in world.filed(TIER) if each.note["replay"] == replay.order.name]
+            assert done.count == len(of_it)
+        assert 0 < len(world.log.records(TIER)) < 2000
+
+
+@virtual
+async def test_what_waits_on_an_ordered_route_is_told_not_to_be_counted() -> None:
+    world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
+    orders = Orders(world.log, TOPICS)
+    async with owning(world):
+        for name, told in ((NAME, "build"), ("route/build", "build"), ("destination/audit", "")):
+            await orders.pause(name)
+            resumed = await orders.resume(name)
+            kicked = await orders.kick(name)
+            assert resumed is not None
+            for done in await answers(world, [resumed, kicked]):
+                assert done is not None
+                assert (done.count, done.detail) == (0, told)
+
+
+# Backlogs
+
+
+@virtual
+async def test_open_dead_letters_are_counted_as_they_come_and_go_and_never_from_the_start() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 900)
+    await a_backlog(world, "dead", 100, first=900, route="other")
+    log = CountingLog(world.log)
+    gauge = world.metrics.dead_letter_backlog
+    async with owning(world, log) as control:
+        await asyncio.sleep(6)
+        assert (gauge.value, log.read) == (1000, 1000)
+        for name, which, left in (
+            ("a", DeadFilter(route="other"), 900),
+            ("b", DeadFilter(ids=(a_delivery(event=an_event(id="evt_7")).id,)), 899),
+            ("c", DeadFilter(until=now() - 1e6), 899),
+        ):
+            await ended(control, await an_order(world, "dead", name, action="drop", filter=which))
+            read = log.read
+            await asyncio.sleep(6)
+            assert gauge.value == left
+            assert log.read == read
+        await a_backlog(world, "dead", 5, first=2000)
+        await asyncio.sleep(6)
+        assert gauge.value == 904
+
+
+@virtual
+async def test_a_dead_letter_that_a_job_has_replayed_is_not_open_while_the_job_goes_on() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 1500)
+    async with owning(world, SlowLog(world.log, 1.5)) as control:
+        order = await an_order(world, "dead")
+        for _ in range(3):
+            await asyncio.sleep(5.5)
+            replayed = len(world.log.records(TIER))
+            assert control.orders[order.key].is_asked
+            assert replayed - BATCH <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
+
+
+def test_open_letters_are_those_that_no_order_covers() -> None:
+    letters = OpenLetters("d")
+    for offset in range(5000):
+        name = "" if offset % 10 == 0 else f"dlv_{offset}"
+        route = "a" if offset % 2 else "b"
+        letters.add(0, offset, Letter(id=name, route=route, destination="c", reason="gone", at=offset))
+    replayed = Order(
+        kind="dead", name="x", state="done", at=0.0, marker={"d/0": 3000}, filter=DeadFilter(route="b", until=2000.0)
+    )
+    for _ in letters.settle(replayed, {"d/0": 1000}):
+        pass
+    covered = [offset for offset in range(1000, 2000) if offset % 2 == 0 and offset % 10]
+    assert letters.count == 5000 - len(covered)
+    letters.trim(0, 1500)
+    assert letters.count == 3500 - len([offset for offset in covered if offset >= 1500])
