@@ -47,7 +47,7 @@ from gateway.ops.history import Found, find_event, newest_first, original_of
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.migrate import migrate
 from gateway.ops.orders import Orders, Placed
-from gateway.ops.output import Output, printable, rfc3339
+from gateway.ops.output import Output, rfc3339
 from gateway.ops.receive import Received, Receiver
 from gateway.ops.replays import LAST_WORD, Progress, Window, follow, window_of, would_replay
 from gateway.ops.send import Answer, Sender, sample, sign, source_of
@@ -508,7 +508,7 @@ async def _topics_check(call: Call) -> int:
             found = [{"message": problem.message, "fatal": problem.is_fatal} for problem in own]
             call.output.line(topic_fields(spec) | {"ok": not own, "problems": found})
         told = Text("\n").join(
-            [Text(printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
+            [Text(logs.printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
         )
         rows.append((*topic_cells(spec), told if own else Text("fine", style="green")))
     named = {spec.name for spec in specs}

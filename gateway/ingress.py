@@ -40,6 +40,7 @@ from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
 from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_NAME, Metrics
+from gateway.telemetry.quota import Quota
 from gateway.verify.schemes import Request
 
 if TYPE_CHECKING:  # an extra
@@ -60,6 +61,8 @@ MAX_LINE = 16 * 1024
 BACKLOG = 1024
 # Seconds for which a process that ends still answers what comes on open connections.
 LAST_CALL = 0.5
+# Seconds of a window in which only so many refusals of one kind are told each in a line (`telemetry/quota.py`).
+QUOTA_WINDOW = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,8 @@ class Ingress:
         self._traces = traces
         self._body_limit = log.max_record_bytes - SUCCESSOR_ROOM
         self._room = Room(self._limits.in_flight_bytes)
+        self._quota = Quota()
+        self._quota_ends: asyncio.TimerHandle | None = None
         self._known: Rules | None = None
         self._endpoints: dict[str, _Endpoint] = {}
         self._web: _Server | None = None
@@ -137,9 +142,12 @@ class Ingress:
             self._web.pre_shutdown()
             # aiohttp waits that long for the answer, and then once more for the connection.
             await self._web.shutdown(timeout / 2)
+        if self._quota_ends is not None:
+            self._quota_ends.cancel()
+            self._tell_left_out()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, count it, and log it in one line."""
+        """Answer one request, count it, and log it in one line; of many refusals that are alike, only the first."""
         began = perf_counter()
         path, _, query = request.raw_path.partition("?")
         if not path.startswith("/"):  # the absolute form, RFC 9112 §3.2.2
@@ -279,7 +287,20 @@ class Ingress:
             if "reason" in line:
                 self._metrics.rejected.labels(source, line["reason"]).inc()
         line["seconds"] = round(seconds, 6)
+        # A 5xx is ours, or the log's, and is always told.
+        if line["status"] in _SENDERS_FAULT and not self._has_quota(source, line["reason"]):
+            return
         self._logger.info("request_finished", **line)
+
+    def _has_quota(self, source: str, reason: str) -> bool:
+        if self._quota_ends is None:
+            self._quota_ends = asyncio.get_running_loop().call_later(QUOTA_WINDOW, self._tell_left_out)
+        return self._quota.takes(source, reason)
+
+    def _tell_left_out(self) -> None:
+        self._quota_ends = None
+        for source, reason, count in self._quota.end():
+            self._logger.info("refusals_left_out", source=source, reason=reason, count=count)
 
 
 def _ended(line: dict[str, Any]) -> str | None:
@@ -295,6 +316,7 @@ def _ended(line: dict[str, Any]) -> str | None:
     return trace_id
 
 
+_SENDERS_FAULT = range(400, 500)
 _TOLD = (("gateway.event.id", "event_id"), ("gateway.event.type", "type"), ("gateway.handshake", "handshake"))
 
 

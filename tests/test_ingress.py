@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -585,14 +586,13 @@ async def test_a_head_that_does_not_end_closes_its_connection(before: int) -> No
 
 
 async def test_a_head_in_pieces_is_read_and_its_body_has_time_of_its_own() -> None:
-    async with running(limits=Limits(head_seconds=0.2)) as world, world.wire() as wire:
+    async with running(limits=Limits(head_seconds=1.0)) as world, world.wire() as wire:
         request = a_request("/in/open", body=b"xy")
-        for _ in range(2):
-            await drip(wire, request[:-2], every=0.0005)
-            for byte in request[-2:]:
-                await asyncio.sleep(0.15)
-                wire.send(bytes([byte]))
-            assert (await wire.reply()).status == 202
+        await drip(wire, request[:-2], every=0.0005)
+        for byte in request[-2:]:
+            await asyncio.sleep(0.6)
+            wire.send(bytes([byte]))
+        assert (await wire.reply()).status == 202
 
 
 async def drip(wire: Wire, data: bytes, *, every: float) -> None:
@@ -831,6 +831,36 @@ async def test_each_request_is_one_line_and_is_counted(world: World) -> None:
     assert world.count("events_total", source="crm") == 1
     assert world.count("request_duration_seconds_count", source="crm") == 2
     assert world.count("append_duration_seconds_count") == 1
+
+
+async def test_many_refusals_that_are_alike_are_told_by_their_number(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ingress.QUOTA_WINDOW", 0.5)
+    async with world.wire() as wire:
+        for number in range(60):
+            wire.send(a_request(f"/wp-admin/{number}.php") + a_request("/in/crm") + a_request("/in/crm", CRM))
+            for expected in (404, 401, 202):
+                assert (await wire.reply()).status == expected
+        await until(lambda: any(line["event"] == "refusals_left_out" for line in world.lines))
+    statuses = Counter(line["status"] for line in world.lines if line["event"] == "request_finished")
+    assert statuses[202] == 60  # nothing crowds these out
+    await world.ingress.stop(timeout=0.1)
+    left_out = Counter[int]()
+    for line in world.lines:
+        if line["event"] == "refusals_left_out":
+            left_out[401 if line["source"] == "crm" else 404] += line["count"]
+            assert (line["source"], line["reason"]) in {("", "unknown_source"), ("crm", "missing_credentials")}
+    assert statuses + left_out == Counter({202: 60, 404: 60, 401: 60})
+    assert statuses[404] < 60
+    assert world.count("rejected_total", source="", reason="unknown_source") == 60
+
+
+async def test_what_is_the_gateways_fault_is_always_told(world: World) -> None:
+    world.log.failure = LogUnavailableError("no quorum")
+    for _ in range(30):
+        assert (await world.exchange(a_request())).status == 503
+    assert [line["status"] for line in world.lines] == [503] * 30
 
 
 async def test_a_bug_is_a_500_with_its_trace_in_the_log(world: World) -> None:

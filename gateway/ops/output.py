@@ -20,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from gateway.telemetry.logs import printable
+
 PIPE_WIDTH = 160
 """Columns where nobody says how wide the reader is; rich would take 80 and fold the tables."""
 HEX_BYTES = 16  # a line, as `xxd` has it
@@ -125,13 +127,6 @@ def json_line(fields: Mapping[str, object]) -> str:
         return json.dumps(fields)
 
 
-def printable(text: str, *, keep: str = "") -> str:
-    """Return a text with escapes for its control characters, those to keep excepted, and for what wasn't UTF-8."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() or char in keep else _escaped(char) for char in text])
-
-
 def when(at: float) -> str:
     """Return a Unix time as people read it, in their time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
@@ -178,7 +173,3 @@ def _shown(part: "str | tuple[str, str] | Text") -> "str | tuple[str, str] | Tex
     if isinstance(part, Text):
         return part
     return printable(part) if isinstance(part, str) else (printable(part[0]), part[1])
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "surrogatepass").decode()

@@ -11,8 +11,9 @@ from aiohttp import web
 from rich.text import Text
 
 from gateway.model import RefusedError
-from gateway.ops.output import body_fields, json_line, printable, rfc3339
+from gateway.ops.output import body_fields, json_line, rfc3339
 from gateway.settings import Address
+from gateway.telemetry.logs import printable
 from gateway.verify.schemes import Request, build_verifier
 
 MAX_BODY = 64 * 1024 * 1024

@@ -1,7 +1,8 @@
 """The gateway's log: one JSON object a line on stdout, or readable text on a terminal.
 
 A line is one canonical statement in the past tense about a request or a delivery (`request_finished`), with its ids.
-Bodies, signatures and query strings never enter it.
+Bodies, signatures and query strings never enter it. What a sender has written (a type, an id) can be no order to a
+terminal, nor begin a line.
 
 A line costs its caller about 4 µs, and never waits for whoever reads stdout: `Lines` hands it to a thread.
 """
@@ -9,6 +10,7 @@ A line costs its caller about 4 µs, and never waits for whoever reads stdout: `
 import atexit
 import logging
 import os
+import re
 import select
 import sys
 import threading
@@ -86,11 +88,30 @@ def render_json(_: object, level: str, fields: EventDict) -> bytes:
     return _rendered(line)
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text with escapes for its control characters, those to keep excepted, and for what wasn't UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() or char in keep else _escaped(char) for char in text])
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode()
+
+
 def _rendered(line: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(line, default=repr, option=LINE)
+        rendered = orjson.dumps(line, default=repr, option=LINE)
     except orjson.JSONEncodeError:  # lone surrogates, integers of more than 64 bits, keys that aren't text
-        return orjson.dumps({str(key): _plain(value) for key, value in line.items()}, option=LINE)
+        rendered = orjson.dumps({str(key): _plain(value) for key, value in line.items()}, option=LINE)
+    if rendered.isascii() and b"\x7f" not in rendered:
+        return rendered
+    # JSON allows what a terminal takes for an order, or for the other direction.
+    return _ORDERS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), rendered)
+
+
+# DEL, C1, the separators of lines and paragraphs, and what turns the direction of text, in UTF-8.
+_ORDERS = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 
 def trace_of(error: BaseException) -> str:
@@ -206,11 +227,16 @@ def _console(*, colors: bool) -> list[Processor]:
     render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
     def render_text(logger: object, level: str, fields: EventDict) -> bytes:
+        for key, value in fields.items():
+            # What isn't text is shown as Python writes it, which has escapes of its own.
+            if isinstance(value, str):
+                fields[key] = printable(value, keep="\n\t" if key == "exception" else "")
         return f"{render(logger, level, fields)}\n".encode("utf-8", "backslashreplace")
 
     return [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
+        structlog.processors.format_exc_info,
         render_text,
     ]
 

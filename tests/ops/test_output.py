@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from gateway.ops.output import Output, body_fields, body_text, hex_dump, json_line, printable, rfc3339
+from gateway.ops.output import Output, body_fields, body_text, hex_dump, json_line, rfc3339
+from gateway.telemetry.logs import printable
 
 
 def test_control_characters_of_a_stranger_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

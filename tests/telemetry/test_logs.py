@@ -182,6 +182,51 @@ def test_a_terminal_gets_text(pipe: tuple[int, int]) -> None:
     assert text.endswith("\n")
 
 
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n12:00 [info] forged \x9b31m \u202egnp.exe\x7f"
+
+
+def test_what_a_sender_has_written_is_no_order_to_a_terminal_and_begins_no_line(pipe: tuple[int, int]) -> None:
+    def say() -> None:
+        logger = get_logger("x")
+        logger.info("request_finished", type=HOSTILE, types=[HOSTILE], about={"a": HOSTILE})
+        logger.info("request_finished", type="né")
+        logging.getLogger("aiohttp").warning(HOSTILE)
+
+    text = logged(pipe, say, as_json=False)
+    assert text.count("\n") == 3
+    assert text.replace("\n", "").isprintable()
+    assert "type=né" in text
+    assert r"\x1b]0;owned\x07" in text
+    assert r"\u202egnp" in text
+
+
+def refuse() -> None:
+    raise ValueError(HOSTILE)
+
+
+def test_a_trace_keeps_its_lines_on_a_terminal_and_has_no_orders_in_it(pipe: tuple[int, int]) -> None:
+    def say() -> None:
+        try:
+            refuse()
+        except ValueError as error:
+            get_logger("x").error("request_failed", exception=trace_of(error), exc_info=error)
+
+    text = logged(pipe, say, as_json=False)
+    assert "\nTraceback" in text
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+
+
+def test_json_has_nothing_in_it_that_a_terminal_takes_for_an_order(pipe: tuple[int, int]) -> None:
+    text = logged(
+        pipe, lambda: get_logger("x").info("request_finished", type=HOSTILE, other="né", odd="\udcff" + HOSTILE)
+    )
+    assert text.removesuffix("\n").isprintable()
+    line = only(text)
+    assert line["type"] == HOSTILE
+    assert line["other"] == "né"
+
+
 def test_a_bound_logger_can_be_captured(pipe: tuple[int, int]) -> None:
     _, writer = pipe
     lines = configure(json=True, descriptor=writer)
