@@ -30,6 +30,7 @@ from gateway.engine.control import DeadFilter, Order, Selection
 from gateway.log.base import Log
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.embedded.restore import restore
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import (
@@ -1152,6 +1153,26 @@ def _backup(call: Call) -> int:
     call.output.say(f"{copy}: {size / 1e6:,.1f} MB")
     if call.output.json:
         call.output.line({"file": str(copy), "bytes": size})
+    return 0
+
+
+@_command(
+    "restore",
+    about="put a copy in the place of an embedded log, while no gateway runs; what was there is moved aside",
+    example="gateway restore --log sqlite:///gateway.db /backup/gateway.db",
+    takes=takes.restore_arguments,
+    settings=("log",),
+)
+def _restore(call: Call) -> int:
+    target, copy = call.settings.log, Path(call.arguments.file)
+    if not isinstance(target, EmbeddedTarget):
+        raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
+    with call.output.waiting(f"restoring {target.path}"):
+        size, before = restore(target.path, copy)
+    aside = f"; what was there is {before}" if before else ""
+    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, whole{aside}. Start the gateway")
+    if call.output.json:
+        call.output.line({"file": str(target.path), "bytes": size, "before": None if before is None else str(before)})
     return 0
 
 

@@ -243,6 +243,10 @@ class LogUnavailableError(GatewayError):
     """The log can't take or give records at the moment; nothing was acknowledged."""
 
 
+class LogLostError(LogUnavailableError):
+    """The log was taken away under its owner: what it would store now, nobody would read again."""
+
+
 class RecordTooLargeError(GatewayError):
     """The record is larger than the log takes; trying again doesn't help."""
 

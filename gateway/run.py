@@ -33,7 +33,7 @@ from gateway.log.base import Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
-from gateway.model import AddressUnavailableError, GatewayError, LogUnavailableError, UsageError
+from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
@@ -135,6 +135,7 @@ class Gateway:
         self._jobs: Jobs | None = None
         self._client: Client | None = None
         self._traces: Traces | None = None
+        self._lost: LogLostError | None = None
 
     def stop(self) -> None:
         """Let `run` end: gracefully, within 25 seconds."""
@@ -143,7 +144,8 @@ class Gateway:
     async def run(self) -> None:
         """Serve until stopped.
 
-        Raises RulesError, UsageError, LogUnavailableError or AddressUnavailableError when it can't begin.
+        Raises RulesError, UsageError, LogUnavailableError or AddressUnavailableError when it can't begin, LogLostError
+        when the log was taken away.
         """
         settings = self._settings
         _raise_open_files()
@@ -175,6 +177,8 @@ class Gateway:
                 if known is None or unknown is not None:
                     raise
                 raise _first(known) from group
+            if self._lost is not None:
+                raise self._lost
         self._logger.info("stopped")
 
     async def _serve(self, log: Log, stack: AsyncExitStack) -> None:
@@ -203,7 +207,8 @@ class Gateway:
             )
             await self._stopping.wait()
             self._logger.info("stopping")
-            until = time.monotonic() + STOP_TIMEOUT - CLOSE_TIMEOUT
+            # Without a log nothing that ends could be committed, and no successor be written.
+            until = time.monotonic() + (STOP_TIMEOUT - CLOSE_TIMEOUT if self._lost is None else 0.0)
             if self._ingress is not None:
                 await self._ingress.stop(ANSWER_TIMEOUT)
             if self._worker is not None and worker_task is not None:
@@ -393,7 +398,10 @@ class Gateway:
         return True
 
     async def _watch_log(self, log: Log) -> None:
-        """Tell that the log doesn't answer or refuses appends, once and each minute, and that it is back."""
+        """Tell that the log doesn't answer or refuses appends, once and each minute, and that it is back.
+
+        Let `run` end where it was taken away.
+        """
         since: float | None = None
         told_at = 0.0
         while True:
@@ -401,6 +409,11 @@ class Gateway:
             problem = await log_problem(log, PING_TIMEOUT)
             now = time.monotonic()
             self._metrics.log_up.set(0 if problem else 1)
+            if isinstance(problem, LogLostError):
+                self._logger.error("log_lost", error=str(problem))
+                self._lost = problem
+                self.stop()
+                return
             if problem is None:
                 if since is not None:
                     self._logger.info("log_available", seconds=round(now - since, 1))
@@ -408,7 +421,7 @@ class Gateway:
             elif since is None or now >= told_at + TELL_EVERY:
                 since = now if since is None else since
                 told_at = now
-                self._logger.warning("log_unavailable", error=problem)
+                self._logger.warning("log_unavailable", error=str(problem))
 
     async def _watch_loop(self) -> None:
         """Measure by how much the event loop keeps what is due waiting."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing_extensions import override
 from gateway.cli import COMMANDS, DUE, main
 from gateway.engine.control import DeadFilter, Order, Selection, decode
 from gateway.log.base import Log, Partition
+from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
@@ -249,6 +251,23 @@ def test_a_log_is_copied_beside_its_owner(run: Run) -> None:
     code, _, err = run("backup", "gateway.db")  # which is the log
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: gateway.db: expected a file of its own for the copy, got the log's gateway.db")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_copy_is_restored_once_the_log_has_no_owner(run: Run) -> None:
+    write_event("evt_1")
+    run("backup", "copy.db")
+    write_event("evt_2")
+    code, out, _ = run("restore", "copy.db", "--json")
+    assert code == 0
+    [restored] = lines(out)
+    assert restored == {"file": "gateway.db", "bytes": Path("copy.db").stat().st_size, "before": restored["before"]}
+    assert "evt_2" not in run("events", "list")[1]
+    assert "evt_2" in run("events", "list", "--log", f"sqlite:///{restored['before']}")[1]
+    with closing(Lock(Path("gateway.db"))):
+        code, _, err = run("restore", "copy.db")
+    assert code == 1
+    assert "gateway.db is in use by another gateway (pid " in err
 
 
 # ---- Rules ----

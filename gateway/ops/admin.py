@@ -73,13 +73,13 @@ def admin_application(
     return application
 
 
-async def log_problem(log: Log, timeout: float) -> str | None:
+async def log_problem(log: Log, timeout: float) -> LogUnavailableError | None:
     """Return why the log is of no use at the moment, if it isn't."""
     try:
         async with asyncio.timeout(timeout):
             await log.ping()
     except TimeoutError:
-        return f"no answer within {timeout:g} s"
+        return LogUnavailableError(f"no answer within {timeout:g} s")
     except LogUnavailableError as error:
-        return str(error)
+        return error
     return None

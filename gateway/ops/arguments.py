@@ -170,6 +170,10 @@ def backup_arguments(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="where to; what is there already is replaced in one step")
 
 
+def restore_arguments(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a copy that `gateway backup` has made; it stays where it is")
+
+
 # ---- Kinds of values ----
 
 

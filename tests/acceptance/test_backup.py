@@ -1,7 +1,6 @@
 """A copy of the embedded log, made under load, has all that was acknowledged before, and a gateway goes on from it."""
 
 import asyncio
-import shutil
 import sys
 from pathlib import Path
 
@@ -35,12 +34,7 @@ async def test_what_was_acknowledged_before_a_copy_was_begun_is_in_it(
             while load.acknowledged_count < before + rate / 10:  # noqa: ASYNC110 - the load has no event for its half
                 await asyncio.sleep(0.01)
             acknowledged = set(load.acknowledged)
-            backup = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-m", "gateway", "backup", f"--log={embedded_place.url}", str(copy)],
-                cwd=ROOT,
-                stdout=asyncio.subprocess.DEVNULL,
-            )
-            assert await backup.wait() == 0
+            assert await _command("backup", f"--log={embedded_place.url}", str(copy)) == 0
             after = load.acknowledged_count
             enough.set()
             await sending
@@ -52,8 +46,8 @@ async def test_what_was_acknowledged_before_a_copy_was_begun_is_in_it(
         # A machine that is new: of the old one there is the copy alone.
         restored = folder / "restored"
         restored.mkdir()
-        shutil.copy(copy, restored / "gateway.db")
         place = LogPlace(url=f"sqlite:///{restored / 'gateway.db'}", prefix=embedded_place.prefix)
+        assert await _command("restore", f"--log={place.url}", str(copy)) == 0
         lost = acknowledged - await _events(place)
         assert not lost
         delivered = len(first.requests)
@@ -69,6 +63,13 @@ async def test_what_was_acknowledged_before_a_copy_was_begun_is_in_it(
         f"{len(first.requests) - delivered} delivered to the first destination from the copy",
         *ledgers,
     )
+
+
+async def _command(*words: str) -> int:
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "gateway", *words], cwd=ROOT, stdout=asyncio.subprocess.DEVNULL
+    )
+    return await process.wait()
 
 
 async def _events(place: LogPlace) -> set[str]:

@@ -118,6 +118,35 @@ def _write(wal: Path, at: int, content: bytes) -> None:
         file.write(content)
 
 
+@pytest.mark.timeout(120)
+async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_was_acknowledged(
+    embedded_place: LogPlace, folder: Path, table: Table
+) -> None:
+    async with Scene("file moved", embedded_place, folder, table) as scene:
+        [gateway] = scene.gateways
+        file = embedded_place.path
+        old = file.with_name("old.db")
+        async with scene.load():
+            await scene.acknowledged(150)
+            at = time.time()
+            file.rename(old)
+            await _refused(scene)
+            assert await gateway.ended(timeout=15) == 1
+            line = gateway.lines("log_lost")[-1]
+            assert datetime.fromisoformat(line["timestamp"]).timestamp() < at + 1.5
+            ending = "was taken away from its gateway: it isn't there any more: it was moved or deleted"
+            assert ending in line["error"]
+            assert ending in gateway.story().splitlines()[-2]  # what the command itself says, on stderr
+            gateway.spawn()
+            assert await gateway.ended(timeout=15) == 2
+            assert "expected the file that gateway.db-wal beside it is of, got none" in gateway.story()
+            old.rename(file)
+            await gateway.start()
+            scene.explain(at, time.time(), uncommitted=0)
+            await scene.acknowledged(100)
+        await scene.settle()
+
+
 async def _told_of_refusals(gateway: GatewayProcess, since: float) -> None:
     """Hold that who asks, who scrapes and who reads the log are told within a second, and why."""
     line = await gateway.line("log_unavailable", timeout=5)

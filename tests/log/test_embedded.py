@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -22,7 +22,8 @@ from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.consumer import BUFFER_BYTES
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
-from gateway.model import LogUnavailableError, UsageError
+from gateway.log.embedded.restore import restore
+from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
@@ -355,6 +356,283 @@ async def test_the_files_are_readable_by_their_user_alone(path: Path) -> None:
         assert modes(path.parent) == {"gateway.db": 0o600, "gateway.db-wal": 0o600, "gateway.db-shm": 0o600}
 
 
+# A copy in the place of the log
+
+
+async def a_log_and_its_copy(path: Path, copy: Path) -> None:
+    """Have the copy lack what was stored last, which is in the WAL alone: the owner was killed."""
+    async with opened(path) as log:
+        await append(log, b"copied")
+        await asyncio.to_thread(back_up, path, copy)
+        await append(log, b"later")
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{path}{suffix}.killed")
+    for suffix in ("", "-wal"):
+        shutil.move(f"{path}{suffix}.killed", f"{path}{suffix}")
+
+
+async def test_a_restored_copy_is_the_log_and_the_one_before_is_whole_beside_it(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "copy.db"
+    copy.parent.mkdir()
+    await a_log_and_its_copy(path, copy)
+    size, before = await asyncio.to_thread(restore, path, copy)
+    assert before is not None
+    found, copied = contents_of_files(tmp_path), contents(copy.parent)["copy.db"]
+    assert (found["gateway.db"], size) == (copied, len(copied))
+    assert found.keys() - {"gateway.db.lock"} == {"gateway.db", before.name, f"{before.name}-wal"}
+    assert modes(path.parent)["gateway.db"] == 0o600
+    for file, values in ((path, [b"copied"]), (before, [b"copied", b"later"])):
+        async with opened(file) as log:
+            assert [record.value for record in await stored(log)] == values
+
+
+async def test_nothing_is_restored_while_a_gateway_has_the_log(path: Path, tmp_path: Path) -> None:
+    copy, other = tmp_path / "copy.db", tmp_path / "other.db"
+    async with opened(path) as log:
+        await append(log, b"a")
+        await asyncio.to_thread(back_up, path, copy)
+        with pytest.raises(LogUnavailableError, match=rf"in use by another gateway \(pid {os.getpid()}\)"):
+            await asyncio.to_thread(restore, path, copy)
+        shutil.move(path, other)
+        with pytest.raises(LogUnavailableError, match=r"other\.db is in use by a gateway, by another name"):
+            await asyncio.to_thread(restore, other, copy)
+        shutil.move(other, path)
+        await append(log, b"b")
+
+
+@pytest.mark.parametrize("what", ["missing", "letter", "application_id", "user_version", "damaged", "in use"])
+async def test_what_is_not_a_whole_copy_is_not_restored(path: Path, tmp_path: Path, what: str) -> None:
+    copy = tmp_path / "folder" / "copy.db"
+    copy.parent.mkdir()
+    await a_log_and_its_copy(path, copy)
+    if what == "missing":
+        shutil.move(copy, tmp_path / "folder" / "else.db")
+    elif what == "letter":
+        shutil.copy(__file__, copy)
+    elif what == "damaged":
+        damage(copy)
+    elif what == "in use":
+        shutil.copy(path, copy)
+        shutil.copy(f"{path}-wal", f"{copy}-wal")
+    else:
+        with closing(sqlite3.connect(copy)) as connection:
+            connection.execute(f"PRAGMA {what} = 7")
+    before = contents_of_files(tmp_path)
+    with pytest.raises(UsageError, match=r"copy\.db: expected a copy"):
+        await asyncio.to_thread(restore, path, copy)
+    assert contents_of_files(tmp_path) == before
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"copied", b"later"]
+
+
+def damage(copy: Path) -> None:
+    with copy.open("r+b") as file:
+        file.seek(3 * 8192)
+        file.write(b"\xff" * 8192)
+
+
+def contents_of_files(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir() if file.is_file()}
+
+
+async def test_the_logs_own_file_is_not_its_copy(path: Path) -> None:
+    async with opened(path):
+        pass
+    with pytest.raises(UsageError, match="got the log's own"):
+        await asyncio.to_thread(restore, path, path)
+
+
+async def test_a_restore_that_is_killed_halfway_is_refused_by_the_next_owner_and_goes_on(
+    path: Path, tmp_path: Path
+) -> None:
+    """It has renamed the file, and not yet the WAL."""
+    copy = tmp_path / "copy.db"
+    await a_log_and_its_copy(path, copy)
+    shutil.move(path, tmp_path / "gateway.db.before-killed")
+    with pytest.raises(UsageError, match="or run `gateway restore` with a copy"):
+        await EmbeddedLog.open(path, owner=True)
+    assert (await asyncio.to_thread(restore, path, copy)).before is None
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"copied"]
+
+
+async def test_without_room_for_the_copy_all_stays_as_it_is(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    await a_log_and_its_copy(path, copy)
+    before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(UsageError, match=r"expected room for .*copy\.db, got: file too large"):
+            await asyncio.to_thread(restore, path, copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert contents(tmp_path) == before
+
+
+# A file that is taken away
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("old.db"))
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.with_name("copy.db").rename(path)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 5 * 8192)
+
+
+def overwritten(path: Path) -> None:
+    """As `cp copy.db gateway.db` does."""
+    shutil.copyfile(path.with_name("copy.db"), path)
+
+
+def wal_deleted(path: Path) -> None:
+    path.with_name("gateway.db-wal").unlink()
+
+
+def wal_emptied(path: Path) -> None:
+    os.truncate(path.with_name("gateway.db-wal"), 0)
+
+
+def index_deleted(path: Path) -> None:
+    path.with_name("gateway.db-shm").unlink()
+
+
+def folder_moved(path: Path) -> None:
+    path.parent.rename(path.parent.with_name(f"{path.parent.name}-old"))
+
+
+TAKEN: dict[Callable[[Path], None], str] = {
+    moved: "it isn't there any more: it was moved or deleted",
+    deleted: "it isn't there any more: it was moved or deleted",
+    replaced: "it is another file now: it was replaced",
+    emptied: "it has 0 bytes, and had",
+    cut: "it has 40960 bytes, and had",
+    overwritten: "another file was copied over it",
+    wal_deleted: "gateway.db-wal isn't there any more",
+    wal_emptied: "gateway.db-wal has 0 bytes",
+    index_deleted: "gateway.db-shm isn't there any more",
+    folder_moved: "it isn't there any more",
+}
+
+
+@pytest.mark.parametrize("take", TAKEN, ids=lambda take: take.__name__)
+async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
+    path: Path, tmp_path: Path, take: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "folder" / "gateway.db"
+    path.parent.mkdir()
+    async with opened(path) as log:
+        await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
+        await asyncio.to_thread(back_up, path, path.with_name("copy.db"))
+        log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
+        await append(log, b"before")
+        await log.ping()
+        await asyncio.to_thread(take, path)
+        with pytest.raises(LogUnavailableError, match=rf"gateway\.db was taken away from its gateway: {TAKEN[take]}"):
+            await append(log, b"after")
+        for call in (append(log, b"after"), log.ping(), log.bounds("events"), log.check([])):
+            with pytest.raises(LogLostError, match="was taken away"):
+                await call
+
+
+async def test_a_ping_tells_of_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:
+    async with opened(path) as log:
+        await log.ping()
+        moved(path)
+        with pytest.raises(LogLostError):
+            await log.ping()
+
+
+async def test_a_link_that_is_turned_to_another_file_takes_the_log_away(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    async with opened(link) as log:
+        await append(log, b"a")
+        other = tmp_path / "other.link"
+        other.symlink_to(tmp_path / "other.db")
+        (tmp_path / "other.db").touch()
+        other.rename(link)
+        with pytest.raises(LogUnavailableError, match="it is another file now"):
+            await append(log, b"b")
+
+
+async def test_what_was_acknowledged_is_there_when_a_moved_file_is_brought_back(path: Path) -> None:
+    async with opened(path) as log:
+        await append(log, b"a")
+        moved(path)
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"b")
+    path.with_name("old.db").rename(path)
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)][:1] == [b"a"]
+
+
+async def test_a_copy_that_was_put_over_the_file_is_left_as_it_is(path: Path, tmp_path: Path) -> None:
+    """Else closing the file would write into it what its WAL has of the one before."""
+    async with opened(path) as log:
+        await append(log, b"a")
+        await asyncio.to_thread(back_up, path, tmp_path / "copy.db")
+        await append(log, b"b")
+        overwritten(path)
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"c")
+    assert contents(tmp_path)["gateway.db"] == contents(tmp_path)["copy.db"]
+    with pytest.raises(
+        UsageError, match=r"gateway\.db: expected the file that gateway\.db-wal beside it is of, got a copy"
+    ):
+        await EmbeddedLog.open(path, owner=True)
+
+
+@pytest.mark.parametrize("how", ["moved", "emptied"])
+async def test_a_wal_without_its_file_is_not_thrown_away(path: Path, how: str) -> None:
+    async with opened(path) as log:
+        await append(log, b"a")
+        (moved if how == "moved" else emptied)(path)
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"b")
+    before = contents(path.parent)["gateway.db-wal"]
+    assert before
+    with pytest.raises(
+        UsageError, match=r"gateway\.db: expected the file that gateway\.db-wal beside it is of, got none"
+    ):
+        await EmbeddedLog.open(path, owner=True)
+    assert contents(path.parent)["gateway.db-wal"] == before
+
+
+async def test_what_others_may_do_beside_the_owner_takes_nothing_away(path: Path, tmp_path: Path) -> None:
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    await log.create([EVENTS])
+    await asyncio.gather(*[append(log, bytes(20_000)) for _ in range(300)])
+    log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
+    full = len(contents(path.parent)["gateway.db"])
+    async with opened(path, owner=False) as guest:
+        await append(guest, b"from the guest")
+    await append(log, b"a")
+    await asyncio.to_thread(back_up, path, tmp_path / "copy.db")
+    await append(log, b"b")
+    clock.time += 8 * DAY
+    await log.sweep()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert len(contents(path.parent)["gateway.db"]) < full / 5
+    await append(log, b"c")
+    await log.ping()
+    await log.close()
+
+
 # Appends
 
 
@@ -560,6 +838,7 @@ import asyncio, sys
 from pathlib import Path
 from gateway.log.base import TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.embedded.restore import restore
 
 async def append(log, worker):
     for n in range(1_000_000):

@@ -18,5 +18,7 @@ reason a group has a single member. Other processes (the command line) may appen
     statements  what the file holds, and how it is asked and changed
     file        the file's connections and its clock
     lock        whose it is
+    presence    whether it is still the file that was opened
     backup      a copy of it
+    restore     a copy in its place
 """

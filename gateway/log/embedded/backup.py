@@ -26,11 +26,11 @@ def back_up(path: Path, copy: Path) -> int:
     file = File(path, is_owner=False, busy_timeout=BACKUP_PATIENCE, clock=time.time)
     unfinished: Path | None = None
     try:
-        if own := _own_file(path, copy):
+        if own := own_file(path, copy):
             raise UsageError(f"{copy}: expected a file of its own for the copy, got the log's {own}; name another one")
         if is_owned(copy):
             raise UsageError(f"{copy}: expected a file of its own for the copy, got a log in use; name another one")
-        _delete_left_over(copy)
+        delete_left_over(copy)
         # A database that is opened anew would be made for everybody to read.
         descriptor, name = tempfile.mkstemp(prefix=f"{copy.name}.", suffix=UNFINISHED, dir=copy.parent)
         os.close(descriptor)
@@ -52,7 +52,7 @@ def back_up(path: Path, copy: Path) -> int:
         file.close()
 
 
-def _own_file(path: Path, copy: Path) -> Path | None:
+def own_file(path: Path, copy: Path) -> Path | None:
     """Return which of a log's files a path is, whatever it is called there."""
     for base in (path, path.resolve()):  # SQLite has its files beside the one that a link is for.
         for suffix in ("", "-wal", "-shm", ".lock"):
@@ -62,7 +62,7 @@ def _own_file(path: Path, copy: Path) -> Path | None:
     return None
 
 
-def _delete_left_over(copy: Path) -> None:
+def delete_left_over(copy: Path) -> None:
     """Delete what copies of this name have left behind that were killed. Whoever is still at one only fails."""
     for each in copy.parent.iterdir():
         if each.name.startswith(f"{copy.name}.") and each.name.endswith(UNFINISHED):

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.log.embedded.lock import Lock, refuse_strange_name
+from gateway.log.embedded.presence import Presence
 from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
-from gateway.model import LogUnavailableError, UsageError
+from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
 
@@ -25,6 +26,8 @@ class File:
         self._clock = clock
         self._ahead = -time.monotonic()
         self._lock: Lock | None = None
+        self._presence: Presence | None = None
+        self.lost: str | None = None
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
         try:
@@ -40,6 +43,8 @@ class File:
             except BaseException:
                 self.writer.close()
                 raise
+            if self._lock is not None:
+                self._presence = self._present(self._lock)
         except (sqlite3.Error, OSError) as error:
             self._unlock()
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
@@ -57,10 +62,31 @@ class File:
         self._ahead = max(self._ahead, at - ticks)
         return self._ahead + ticks
 
+    def look(self) -> None:
+        """Raise LogLostError, from now on each time, where this isn't the file any more that was opened.
+
+        What was stored before a look that raises nothing is in the file that the next owner will open.
+        """
+        if self.lost is None and self._presence is not None and (trouble := self._presence.trouble()):
+            self.lost = f"{self.path} was taken away from its gateway: {trouble}; nothing is stored in it any more"
+        if self.lost is not None:
+            raise LogLostError(self.lost)
+
     def close(self) -> None:
+        if self.lost is not None and self._lock is not None:
+            self._lock.keep_apart()
         self.reader.close()
         self.writer.close()
         self._unlock()
+
+    def _present(self, lock: Lock) -> Presence:
+        try:
+            self.writer.execute("SELECT count(*) FROM topics").fetchall()  # SQLite makes its files for the first one.
+            return Presence(self.path, lock.descriptor)
+        except BaseException:
+            self.reader.close()
+            self.writer.close()
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -74,6 +100,9 @@ class File:
         return connection
 
     def _unlock(self) -> None:
+        if self._presence is not None:
+            self._presence.close()
+            self._presence = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None

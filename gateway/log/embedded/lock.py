@@ -9,6 +9,9 @@ from pathlib import Path
 
 from gateway.model import LogUnavailableError, UsageError
 
+BEGINNING = struct.Struct("16s2xBB")
+"""Of a database: what it is, and by which version it is written and read: 2 is with a WAL, 1 without."""
+MAGIC = b"SQLite format 3\0"
 OWNERS_BYTE = 0x40000000 + 4096
 """Of the database: behind the bytes that SQLite locks there (from 0x40000000, 512 of them)."""
 SHARED_BYTES = (0x40000000 + 2, 510)
@@ -26,7 +29,7 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._name = _lock_name(path)
+        self._name = lock_name(path)
         try:
             self.descriptor = _open(path)
         except BaseException:
@@ -45,7 +48,7 @@ class Lock:
 
 def is_owned(path: Path) -> bool:
     """Tell whether a file has an owner, under whatever name. Not for the owner's own process."""
-    return _is_name_locked(path) or _is_file_locked(path)
+    return _is_name_locked(path) or is_file_locked(path)
 
 
 def refuse_strange_name(path: Path) -> None:
@@ -54,14 +57,33 @@ def refuse_strange_name(path: Path) -> None:
         return
     _refuse_other_names(path)
     # Without the owner's WAL beside it the file was moved since the owner opened it; else only its lock file is gone.
-    if not wal_of(path).exists() and _is_file_locked(path):
+    if not wal_of(path).exists() and is_file_locked(path):
         raise _in_use(path, "by another name")
+
+
+def is_database(descriptor: int) -> bool:
+    return _beginning(descriptor)[0] == MAGIC
+
+
+def has_wal(descriptor: int) -> bool:
+    """Tell whether it is a database that is used with a WAL: a copy that was made by `VACUUM INTO` isn't one yet."""
+    return _beginning(descriptor) == (MAGIC, 2, 2)
+
+
+def _beginning(descriptor: int) -> tuple[bytes, int, int]:
+    return BEGINNING.unpack(os.pread(descriptor, BEGINNING.size, 0).ljust(BEGINNING.size, b"\0"))
 
 
 def wal_of(path: Path) -> Path:
     """Return where SQLite writes what it hasn't moved into the file yet: beside the file that a link leads to."""
     file = path.resolve()
     return file.with_name(f"{file.name}-wal")
+
+
+def shm_of(path: Path) -> Path:
+    """Return where SQLite has the WAL's index, which its processes share."""
+    file = path.resolve()
+    return file.with_name(f"{file.name}-shm")
 
 
 def _is_name_locked(path: Path) -> bool:
@@ -78,7 +100,8 @@ def _is_name_locked(path: Path) -> bool:
     return False
 
 
-def _is_file_locked(path: Path) -> bool:
+def is_file_locked(path: Path) -> bool:
+    """Tell whether a file has an owner, which may have it under another name. Not for the owner's own process."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -98,12 +121,31 @@ def _refuse_other_names(path: Path) -> None:
             )
 
 
+def _refuse_parts(path: Path) -> None:
+    """Raise UsageError where a WAL isn't of the file beside it: SQLite would delete it, or destroy the file by it."""
+    wal = wal_of(path)
+    if not wal.exists() or not wal.stat().st_size:
+        return
+    if not path.exists() or not path.stat().st_size:
+        raise UsageError(
+            f"{path}: expected the file that {wal.name} beside it is of, got none: it was moved, deleted or truncated "
+            "alone; bring it back under this name, or run `gateway restore` with a copy"
+        )
+    with path.open("rb") as file:
+        if is_database(file.fileno()) and not has_wal(file.fileno()):
+            raise UsageError(
+                f"{path}: expected the file that {wal.name} beside it is of, got a copy that was put in its place; run "
+                "`gateway restore` with that copy, which moves the old files away"
+            )
+
+
 def _name_of(path: Path) -> Path:
     file = path.resolve()  # SQLite has its own files there, too.
     return file.with_name(f"{file.name}.lock")
 
 
-def _lock_name(path: Path) -> int:
+def lock_name(path: Path) -> int:
+    """Lock a name, as its file's owner does, and return a descriptor: closing it is giving it up."""
     lock = os.open(_name_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,6 +163,7 @@ def _lock_name(path: Path) -> int:
 
 def _open(path: Path) -> int:
     _refuse_other_names(path)
+    _refuse_parts(path)
     # Bodies are nobody else's to read; SQLite gives the files beside it the same mode.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     is_locked, is_here = _lock_bytes(file, fcntl.F_WRLCK, OWNERS_BYTE, 1), os.path.samestat(os.fstat(file), path.stat())

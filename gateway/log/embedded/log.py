@@ -17,7 +17,7 @@ from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
 from gateway.log.embedded.file import File, errors_of
 from gateway.log.embedded.writer import Append, Commits, Group, Stored, Work, Writer, post
-from gateway.model import LogUnavailableError, RecordTooLargeError, UsageError
+from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 
 MAX_RECORD_BYTES = 1_047_564  # What a Kafka broker takes by default (1,048,588), less 1 KiB for its framing.
 MAX_WAITING_BYTES = 64 << 20  # Of appends that aren't stored yet; more are refused.
@@ -218,6 +218,8 @@ class EmbeddedLog:
             ) from None
 
     def _check_open(self) -> None:
+        if self._file.lost is not None:
+            raise LogLostError(self._file.lost)
         if self._is_closed:
             raise LogUnavailableError(f"{self._file.path}: expected an open log, got a closed one")
 

@@ -16,6 +16,7 @@ from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
 from gateway.log.embedded.file import File, errors_of, say
 from gateway.log.embedded.statements import Again, Chunk
+from gateway.model import LogLostError
 
 COMMIT_BYTES = 4 << 20  # Enough for one fsync; what still waits is the next one's.
 NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -98,7 +99,8 @@ class Writer:
         self._queue.put(item)
 
     def ping(self, connection: sqlite3.Connection) -> None:
-        """Lock the file, in this thread; and where the last appends were refused, write as much as they were."""
+        """Look at the file, lock it, and where the last appends were refused, write as much as they were."""
+        self._file.look()
         if self._refused:
             statements.write_as_much(connection, self._refused)
             self._refused = 0
@@ -153,14 +155,17 @@ class Writer:
         commits = [commit for group in in_time for commit in group.commits]
         tails: list[Chunk] = []
         try:
+            # Before as well: to write beyond the end of a file that was cut makes it as long as it was.
+            self._file.look()
             with statements.transaction(self._file.writer) if commits else nullcontext():
                 results = self._insert(appends)
                 self._commit(commits)
+            self._file.look()
             stored = [Stored(append.future, result) for append, result in zip(appends, results, strict=True)]
             stored += [Stored(commit.future, None) for commit in commits]
             tails = self._tails(appends, results)
         except Exception as error:
-            if not isinstance(error, sqlite3.Error):
+            if not isinstance(error, sqlite3.Error | OSError | LogLostError):
                 log.exception("append_failed", path=str(self._file.path))
             self._topics = {}  # the offsets that were given out weren't used
             self._refused = sum([append.size for append in appends]) or self._refused

@@ -1,0 +1,114 @@
+"""A copy put in the place of a log, while nobody has it."""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.log.embedded.backup import UNFINISHED, delete_left_over, own_file
+from gateway.log.embedded.file import sync
+from gateway.log.embedded.lock import is_file_locked, lock_name, shm_of, wal_of
+from gateway.log.embedded.statements import APPLICATION_ID, SCHEMA_VERSION
+from gateway.model import LogUnavailableError, UsageError
+
+MANY_PROBLEMS = 3
+
+
+class Restored(NamedTuple):
+    """How many bytes the log has now, and where its file from before is, if there was one, with its WAL beside it."""
+
+    size: int
+    before: Path | None
+
+
+def restore(path: Path, copy: Path) -> Restored:
+    """Put a copy in the place of a log, whose files are moved aside; blocks until that is synced.
+
+    The copy is looked at first, all of it: until then nothing is changed, and it stays where it is. What is left of a
+    call that was killed is refused by the next owner, and another call goes on. Raises LogUnavailableError where the
+    log has an owner, UsageError for a copy that isn't whole or of this version, or where there is no room for it.
+    """
+    if not copy.is_file():
+        raise UsageError(f"{copy}: expected a copy of a log, got no file")
+    if own := own_file(path, copy):
+        raise UsageError(f"{copy}: expected a copy of a log, got the log's own {own}")
+    if (wal := wal_of(copy)).exists() and wal.stat().st_size:
+        raise UsageError(
+            f"{copy}: expected a copy that `gateway backup` has made, got a log with a WAL ({wal.name}), without which "
+            "it isn't whole; make a copy of it by `gateway backup`"
+        )
+    file = path.resolve()
+    unfinished: Path | None = None
+    try:
+        lock = lock_name(path)
+        try:
+            if is_file_locked(path):
+                raise LogUnavailableError(f"{path} is in use by a gateway, by another name; stop it first")
+            delete_left_over(file)
+            unfinished = _copied(copy, file)
+            before = _moved_aside(file)
+            unfinished.replace(file)
+            sync(file.parent)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise UsageError(f"{path}: expected room for {copy}, got: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        if unfinished is not None:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+    return Restored(file.stat().st_size, before)
+
+
+def _copied(copy: Path, file: Path) -> Path:
+    """Return a file beside another one that has what the copy has, is synced and was looked at."""
+    descriptor, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=UNFINISHED, dir=file.parent)
+    os.close(descriptor)
+    unfinished = Path(name)
+    try:
+        shutil.copyfile(copy, unfinished)
+        _check(unfinished, copy)
+        if os.geteuid() == 0:  # Root restores for the gateway's own user.
+            owner = (file if file.exists() else file.parent).stat()
+            os.chown(unfinished, owner.st_uid, owner.st_gid)
+        sync(unfinished)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    return unfinished
+
+
+def _check(unfinished: Path, copy: Path) -> None:
+    try:
+        with closing(sqlite3.connect(unfinished)) as connection:
+            application, version = [
+                connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            ]
+            problems = [problem for (problem,) in connection.execute(f"PRAGMA integrity_check({MANY_PROBLEMS})")]
+    except sqlite3.Error as error:
+        raise UsageError(f"{copy}: expected a copy of a log, got: {error}") from error
+    if application != APPLICATION_ID or version != SCHEMA_VERSION:
+        got = f"version {version}" if application == APPLICATION_ID else "another program's database"
+        raise UsageError(f"{copy}: expected a copy of a log of version {SCHEMA_VERSION}, got {got}")
+    if problems != ["ok"]:
+        raise UsageError(f"{copy}: expected a copy that is whole, got: {'; '.join(problems)}")
+
+
+def _moved_aside(file: Path) -> Path | None:
+    """Rename a log's files so that they are one still, and return its name, or None where there was no file.
+
+    The file goes first: a WAL without its file is refused by the next owner, a file without its WAL isn't.
+    """
+    before = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    was_there = file.exists()
+    if was_there:
+        file.rename(before)
+    with suppress(FileNotFoundError):
+        wal_of(file).rename(wal_of(before))
+    shm_of(file).unlink(missing_ok=True)  # The WAL's index is made anew.
+    sync(file.parent)
+    return before if was_there else None
