@@ -456,6 +456,22 @@ async def test_a_restore_that_is_killed_halfway_is_refused_by_the_next_owner_and
         assert [record.value for record in await stored(log)] == [b"copied"]
 
 
+async def test_a_restore_renames_the_file_before_its_wal(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.db"
+    await a_log_and_its_copy(path, copy)
+    rename, renamed = Path.rename, list[str]()
+
+    def rename_and_note(file: Path, to: Path) -> Path:
+        renamed.append(file.name)
+        return rename(file, to)
+
+    monkeypatch.setattr(Path, "rename", rename_and_note)  # A kill in between leaves what is renamed by then.
+    await asyncio.to_thread(restore, path, copy)
+    assert renamed == ["gateway.db", "gateway.db-wal"]
+
+
 async def test_without_room_for_the_copy_all_stays_as_it_is(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     await a_log_and_its_copy(path, copy)
@@ -545,6 +561,23 @@ async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
         for call in (append(log, b"after"), log.ping(), log.bounds("events"), log.check([])):
             with pytest.raises(LogLostError, match="was taken away"):
                 await call
+
+
+async def test_what_is_stored_while_the_file_is_moved_is_not_acknowledged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An fsync takes a moment, and nothing public stops it halfway.
+    async with opened(path) as log:
+        insert = log._writer._insert
+
+        def insert_and_move(appends: Any) -> Any:
+            results = insert(appends)
+            moved(path)
+            return results
+
+        monkeypatch.setattr(log._writer, "_insert", insert_and_move)
+        with pytest.raises(LogUnavailableError, match="was taken away"):
+            await append(log, b"a")
 
 
 async def test_a_ping_tells_of_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:
