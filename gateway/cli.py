@@ -38,7 +38,7 @@ from gateway.model import (
     GatewayError,
     RefusedError,
     RulesError,
-    UndecodableRecordError,
+    UnreadableRecordError,
     UsageError,
 )
 from gateway.ops import arguments as takes
@@ -613,7 +613,7 @@ def _event_topics(call: Call, source: str | None) -> list[str]:
 def _event_of(found: Found) -> tuple[Event | None, str]:
     try:
         return decode_event(found.record), ""
-    except UndecodableRecordError as error:
+    except UnreadableRecordError as error:
         return None, str(error)
 
 

@@ -5,6 +5,7 @@ Imports nothing of ours. What crosses a module is frozen; plain floats are secon
 
 import hashlib
 import os
+import re
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,11 @@ from typing import NamedTuple, NewType
 
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+"""What sources, routes and destinations may be called."""
+SHOWN = 60
+"""Characters that a message shows of a value from outside."""
 
 # Header pairs as they came: in order, with repeats, undecoded.
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -213,6 +219,20 @@ def delivery_id(event: EventId, route: str, destination: str, place: str = "") -
     return DeliveryId("dlv_" + digest.hexdigest())
 
 
+def shown(value: object) -> str:
+    """Tell in a few words what a value from outside is, however large."""
+    match value:
+        case None:
+            return "none"
+        case bool() | int() | float():
+            text = repr(value)
+        case str() | bytes():
+            text = repr(value[: SHOWN + 1])
+        case _:
+            return "a list" if isinstance(value, list) else "an object"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
 class GatewayError(Exception):
     """Something that the gateway can't go on from; each subclass says who is at fault."""
 
@@ -251,8 +271,22 @@ class RecordTooLargeError(GatewayError):
     """The record is larger than the log takes; trying again doesn't help."""
 
 
-class UndecodableRecordError(GatewayError):
-    """A record in the log isn't one that this version can read."""
+class UnreadableRecordError(GatewayError):
+    """A record in the log isn't one that this version can read; each subclass says whether another one can."""
+
+
+class UndecodableRecordError(UnreadableRecordError):
+    """No version of the gateway wrote this. `where` in the record something else was `expected` than what it `got`."""
+
+    def __init__(self, where: str, expected: str, got: object) -> None:
+        super().__init__(f"{where}: expected {expected}, got {shown(got)}")
+
+
+class NewerRecordError(UnreadableRecordError):
+    """A newer version of the gateway wrote this: it is to be left for that one."""
+
+    def __init__(self, where: str, version: int, known: int) -> None:
+        super().__init__(f"{where}: expected format {known} or older, got {version}, of a newer version of the gateway")
 
 
 class ExpressionError(GatewayError):

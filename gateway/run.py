@@ -27,6 +27,7 @@ from gateway.client.egress import EgressGuard
 from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.unread import Unread
+from gateway.engine.unreadable import notes_of
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
 from gateway.log.base import Log, Partition
@@ -220,7 +221,7 @@ class Gateway:
     async def _start_worker(
         self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack
     ) -> tuple[asyncio.Task[None], list[asyncio.Task[None]]]:
-        follower = Follower(log, self._topics, self._logger)
+        follower = Follower(log, self._topics, self._metrics, self._logger)
         caught_up = asyncio.Event()
         follow = tasks.create_task(follower.follow(caught_up), name="control-follow")
         # Nothing is taken in before what operators have ordered is known, or a paused destination would be called.
@@ -275,6 +276,7 @@ class Gateway:
             log=log,
             unready=self._unready,
             unread=self._unread,
+            notes=lambda: notes_of(self._metrics),
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()

@@ -465,6 +465,20 @@ LOG = Board(
             (f"sum by (topic) ({of('gateway_records_lost_total')})", "{{topic}}"),
         ),
         graph(
+            "Undecodable records",
+            "none",
+            "GatewayRecordsUndecodable",
+            "Records that no version of the gateway wrote, by what their topic is for. They are set aside.",
+            (f"sum by (kind) (increase({of('gateway_records_undecodable_total')}[$__rate_interval]))", "{{kind}}"),
+        ),
+        graph(
+            "Left to a newer version",
+            "none",
+            "GatewayRecordsNewer",
+            "Records that a newer version of the gateway wrote, and that wait for it.",
+            (f"sum by (kind) ({of('gateway_records_newer')})", "{{kind}}"),
+        ),
+        graph(
             "Identities remembered",
             "none",
             "GatewayLagGrows",

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from gateway.engine.control import Control, Letter, Order
 from gateway.engine.replay import RECORDS_AT_ONCE, records_of
-from gateway.engine.scans import ends_of, read_letter
+from gateway.engine.scans import NEWER, ends_of, read_letter
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import note_of
+from gateway.log.records import is_newer, note_of
 from gateway.log.topics import Topics
 from gateway.telemetry.metrics import Metrics
 
@@ -43,6 +43,9 @@ class OpenLetters:
     @property
     def count(self) -> int:
         return sum([len(rows.offsets) for rows in self._rows.values()])
+
+    def count_of(self, reason: str) -> int:
+        return sum([len(rows.offsets) for key, rows in self._rows.items() if key[3] == reason])
 
     def add(self, number: int, offset: int, letter: Letter) -> None:
         """Note an open letter of a partition, whose offsets ascend."""
@@ -127,6 +130,8 @@ class Backlogs:
         """Leave the gauges to the process that the jobs go to."""
         for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
             backlog.set(0)
+        for kind in ("dead", "parked"):
+            self._metrics.records_newer.labels(kind).set(0)
 
     async def count(self) -> None:
         """Take in what has changed since the last look. Raises LogUnavailableError."""
@@ -151,6 +156,7 @@ class Backlogs:
             letters.trim(number, start)
         if self._is_ours():
             self._metrics.dead_letter_backlog.set(letters.count)
+            self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER))
 
     async def _count_parked(self) -> None:
         """Count what is parked: what came since the last look, as far as no resumption has scanned it."""
@@ -163,7 +169,8 @@ class Backlogs:
             self._parked_to = {key: min(firsts[key], default=end) for key, end in ends.items()}
         seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
         async for partition, record in self._records(topic, seen, ends):
-            where = (note_of(record).get("by", ""), partition.number)
+            by = NEWER if is_newer(record) else note_of(record).get("by", "")
+            where = (by, partition.number)
             parked.setdefault(where, array("q")).append(record.offset)
             seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), offsets in parked.items():
@@ -171,6 +178,8 @@ class Backlogs:
             del offsets[: bisect_left(offsets, max(scanned, bounds[number][0]))]
         if self._is_ours():
             self._metrics.parked_backlog.set(sum(map(len, parked.values())))
+            left = [len(offsets) for (name, _), offsets in parked.items() if name == NEWER]
+            self._metrics.records_newer.labels("parked").set(sum(left))
 
     async def _records(
         self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]

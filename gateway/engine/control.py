@@ -17,20 +17,43 @@ A newer order takes the place of an older one of its key, and one job may do for
 cancellation that somebody waits for has an id, and the last marker of the job that did what it asks for answers it.
 """
 
+import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 
 from gateway.log.base import Partition
-from gateway.model import UndecodableRecordError
+from gateway.log.fields import ID, Fields
+from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
 Kind = Literal["pause", "kick", "dead", "replay", "marker"]
 State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "gone"]
-_KINDS: Mapping[str, Kind] = {"pause": "pause", "kick": "kick", "dead": "dead", "replay": "replay", "marker": "marker"}
+T = TypeVar("T")
+FORMAT = 1
+"""Of an order's value (`v`, 1 where it isn't told)."""
+LEAST_RATE = 1e-6
+"""Deliveries a second: with fewer, what is to be waited for is no number any more."""
+_STATES: Mapping[Kind, tuple[State, ...]] = {
+    "pause": ("paused", "resuming", "active"),
+    "kick": ("asked", "done"),
+    "dead": ("asked", "done"),
+    "replay": ("asked", "done", "cancelled"),
+    "marker": ("asked", "done", "cancelled"),
+}
+_ACTIONS: tuple[Literal["replay", "drop"], ...] = ("replay", "drop")
+_NAME = re.compile(f"(route|destination)/{NAME_PATTERN.pattern}")
+_NAMES: Mapping[Kind, re.Pattern[str]] = {
+    "pause": _NAME,
+    "kick": _NAME,
+    "dead": ID,
+    "replay": ID,
+    "marker": ID,
+}
+_PLACE = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +161,8 @@ class Order:
         """Return the record's key and value."""
         if self.state == "gone":
             return self.key.encode(), b""
-        body: dict[str, Any] = {"state": self.state, "at": self.at, "marker": dict(self.marker), "count": self.count}
+        body: dict[str, Any] = {"v": FORMAT, "state": self.state, "at": self.at}
+        body |= {"marker": dict(self.marker), "count": self.count}
         if self.kind == "dead":
             body["action"] = self.action
             body["filter"] = self.filter
@@ -159,37 +183,90 @@ class Order:
 
 
 def decode(key: bytes, value: bytes) -> Order:
-    """Read an order. Raises UndecodableRecordError."""
-    try:
-        word, _, name = key.decode().partition("/")
-        kind = _KINDS.get(word)
-        if kind is None:
-            expected = ", ".join(f"{known}/…" for known in _KINDS)
-            raise UndecodableRecordError(f"control record: expected one of {expected}, got {key!r}")
-        if not value:
-            return Order(kind=kind, name=name, state="gone", at=0.0)
-        body = orjson.loads(value)
-        asked = body.get("filter", {})
-        selection = body.get("selection")
-        if kind == "replay" and selection is None:
-            raise UndecodableRecordError(f"control record {key!r}: expected a selection, got none")
-        return Order(
-            kind=kind,
-            name=name,
-            state=body["state"],
-            at=body["at"],
-            marker=body["marker"],
-            count=body["count"],
-            action=body.get("action", "replay"),
-            filter=DeadFilter(**{**asked, "ids": tuple(asked.get("ids", ()))}),
-            selection=None if selection is None else Selection(**selection),
-            detail=body.get("detail", ""),
-            id=body.get("id", ""),
-            answers=tuple(body.get("answers", ())),
-            hurried=body.get("hurried", {}),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UndecodableRecordError(f"control record {key!r}: expected an order, got {error!r}") from error
+    """Read an order. Raises UndecodableRecordError or NewerRecordError."""
+    kind, name = _split(key)
+    if not value and kind is not None:
+        return Order(kind=kind, name=name, state="gone", at=0.0)
+    body = Fields.parse(f"order {shown(key)}", value)
+    version = body.integer("v", least=1) if body.has("v") else FORMAT
+    if version > FORMAT:
+        raise NewerRecordError(body.where, version, FORMAT)
+    if kind is None:
+        raise UndecodableRecordError(body.where, f"one of {', '.join(f'{known}/…' for known in _STATES)}", key)
+    return Order(
+        kind=kind,
+        name=name,
+        state=_one_of(body, "state", _STATES[kind]),
+        at=body.number("at"),
+        marker=_places(body, "marker"),
+        count=body.integer("count"),
+        action=_one_of(body, "action", _ACTIONS) if body.has("action") else "replay",
+        filter=_filter(body.inside("filter")) if body.has("filter") else DeadFilter(),
+        selection=_selection(body.inside("selection")) if kind == "replay" else None,
+        detail=body.text("detail") if body.has("detail") else "",
+        id=body.text("id") if body.has("id") else "",
+        answers=body.texts("answers") if body.has("answers") else (),
+        hurried=_places(body, "hurried") if body.has("hurried") else {},
+    )
+
+
+def _split(key: bytes) -> tuple[Kind | None, str]:
+    """Return the kind of an order and its name; no kind where the key isn't one of ours."""
+    word, _, name = key.decode(errors="surrogateescape").partition("/")
+    return next((kind for kind, names in _NAMES.items() if kind == word and names.fullmatch(name)), None), name
+
+
+def _one_of(fields: Fields, name: str, values: Collection[T]) -> T:
+    text = fields.text(name)
+    for value in values:
+        if value == text:
+            return value
+    raise fields.error(name, f"one of {', '.join(map(str, values))}")
+
+
+def _places(fields: Fields, name: str) -> Mapping[str, int]:
+    """Return offsets by "topic/partition"."""
+    places = fields.inside(name)
+    for place in places.names():
+        if not _PLACE.fullmatch(place):
+            raise UndecodableRecordError(places.where, "topic/partition", place)
+    return {place: places.integer(place) for place in places.names()}
+
+
+def _filter(fields: Fields) -> DeadFilter:
+    fields.allow("route", "destination", "reason", "ids", "since", "until")
+    return DeadFilter(
+        route=_text(fields, "route"),
+        destination=_text(fields, "destination"),
+        reason=_text(fields, "reason"),
+        ids=fields.texts("ids") if fields.has("ids") else (),
+        since=_time(fields, "since"),
+        until=_time(fields, "until"),
+    )
+
+
+def _selection(fields: Fields) -> Selection:
+    fields.allow("route", "destination", "source", "since", "until", "rate", "starts")
+    rate = _time(fields, "rate")
+    if rate is not None and rate < LEAST_RATE:
+        raise fields.error("rate", "a rate of deliveries a second")
+    return Selection(
+        route=fields.text("route"),
+        destination=_text(fields, "destination"),
+        source=_text(fields, "source"),
+        since=fields.number("since"),
+        until=_time(fields, "until"),
+        rate=rate,
+        starts=_places(fields, "starts") if fields.has("starts") else {},
+    )
+
+
+def _text(fields: Fields, name: str) -> str | None:
+    return fields.text(name) if fields.has(name) else None
+
+
+def _time(fields: Fields, name: str) -> float | None:
+    return fields.number(name) if fields.has(name) else None
 
 
 class Control:
@@ -201,6 +278,8 @@ class Control:
         """How often it has been told that dead letters were settled: when it rises, fewer may be open."""
         self.kicks = 0
         """How many kicks have been announced."""
+        self.newer: set[str] = set()
+        """The keys whose last record a newer version wrote: nobody here acts on what it is about."""
         self._asked: dict[str, Order] = {}
         self._unanswered: dict[str, dict[str, None]] = {}  # key → ids
         self._paused: frozenset[str] = frozenset()
@@ -211,6 +290,30 @@ class Control:
         self._last_settlements: dict[str, int] = {}
         for order in orders:
             self.apply(order)
+
+    def take(self, key: bytes, value: bytes) -> None:
+        """Apply a record of the control topic. Raises UndecodableRecordError, and then it has changed nothing.
+
+        Raises NewerRecordError for one of a newer version: what stood under its key counts no more, and what may have
+        been paused by it is, since a pause that isn't obeyed can't be made good.
+        """
+        name = key.decode(errors="surrogateescape")
+        self.newer.discard(name)
+        kind, called = _split(key)
+        if not value and kind is None:
+            return  # of an order that was a newer version's
+        try:
+            order = decode(key, value)
+        except NewerRecordError:
+            self.newer.add(name)
+            if kind is not None and kind != "marker":
+                self.apply(Order(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0))
+            raise
+        self.apply(order)
+
+    def waits(self, key: str) -> bool:
+        """Tell whether an order is to be left to a newer version, which has written it or how far it has come."""
+        return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/hold/{key}"))
 
     def apply(self, order: Order) -> None:
         if order.kind == "marker":
@@ -277,7 +380,7 @@ class Control:
 
     def asked(self, kind: Kind) -> list[Order]:
         """Return the orders of a kind that a job has to carry out, the first first."""
-        return [order for order in self._asked.values() if order.kind == kind]
+        return [order for order in self._asked.values() if order.kind == kind and not self.waits(order.key)]
 
     def is_asked(self, order: Order) -> bool:
         """Tell whether an order is in force and still to be carried out."""
@@ -289,7 +392,7 @@ class Control:
 
     def waiting(self) -> list[Order]:
         """Return the orders in force of whose keys somebody waits for an answer."""
-        return [self.orders[key] for key in self._unanswered if key in self.orders]
+        return [self.orders[key] for key in self._unanswered if key in self.orders and not self.waits(key)]
 
     def marker(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of an order have scanned: "topic/partition" → offset."""
@@ -356,7 +459,7 @@ class Control:
 
     def next_replay(self) -> Order | None:
         """Return the replay whose turn it is: of those that are asked for and haven't ended, the first."""
-        return next((order for order in self._asked.values() if order.kind == "replay"), None)
+        return next(iter(self.asked("replay")), None)
 
     def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:
         """Return the order that replayed or dropped a dead letter, if one did; of several the first."""

@@ -113,6 +113,7 @@ class Dispatcher:
         self._sleep = sleep = around.sleep
         self._traces = around.traces
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self.unreadable = self._successors.unreadable
         self._lanes: dict[str, Lane] = {}
         self._busy: dict[str, Lane] = {}  # those in which something waits, or did a moment ago: there may be thousands
         self._used: dict[str, Destination] = {}  # as each lane was last told of it

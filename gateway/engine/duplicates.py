@@ -20,10 +20,11 @@ from typing import assert_never
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe import Sightings, Verdict
+from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Assignment, Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_event, decode_sightings, encode_sightings, fingerprint, sightings_key
 from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.model import Event, LogUnavailableError, UndecodableRecordError, identity_of
+from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
@@ -87,6 +88,8 @@ class Duplicates:
         self._sleep = sleep
         self._stores: dict[Partition, _Store] = {}
         self._is_wanted = asyncio.Event()
+        self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+        self._told: dict[int, int] = {}
 
     def acquire(self, assignment: Assignment, *, is_router: bool) -> "Reader":
         """Begin to read a partition of events; the reader is to be released when the partition is lost.
@@ -156,7 +159,7 @@ class Duplicates:
                 for record in records:
                     found = by_key.get(record.key)
                     if found is not None and found.readers:
-                        count += await self._restore(found, record)
+                        count += await self._restore(found, record, number)
                 await self._sleep(0)
         for store, (number, since) in asked.items():
             count += await self._look_at_passed(store, routed[store.partition.topic], since)
@@ -179,6 +182,8 @@ class Duplicates:
                     event = decode_event(record)
                 except UndecodableRecordError:
                     continue  # the router keeps it
+                except NewerRecordError:
+                    continue  # the router leaves it
                 source, identity = self._rules().sources.get(event.source), identity_of(event.id)
                 if source is not None and source.dedupe is not None and identity is not None:
                     at = round(record.appended_at * _MICRO)
@@ -187,11 +192,16 @@ class Duplicates:
             await self._sleep(0)
         return count
 
-    async def _restore(self, store: "_Store", record: Record) -> int:
+    async def _restore(self, store: "_Store", record: Record, number: int) -> int:
         try:
             sighted = decode_sightings(record)
         except UndecodableRecordError as error:
-            self._logger.error("record_undecodable", topic=self._topic, offset=record.offset, error=str(error))
+            if record.offset > self._told.get(number, -1):  # it is read with each rebuilding
+                self._told[number] = record.offset
+                self._unreadable.set_aside(self._topic, record.offset, error)
+            return 0
+        except NewerRecordError as error:
+            self._unreadable.leave(Partition(self._topic, number), record.offset, error)
             return 0
         source = self._rules().sources.get(sighted.source)
         if source is None or source.dedupe is None:

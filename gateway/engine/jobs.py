@@ -21,9 +21,10 @@ from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
 from gateway.engine.scans import Scans, ends_of
 from gateway.engine.successors import Successors
+from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
 from gateway.log.topics import DAY, JOBS_GROUP, Topics
-from gateway.model import LogUnavailableError, UndecodableRecordError
+from gateway.model import LogUnavailableError, NewerRecordError, UndecodableRecordError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
@@ -53,12 +54,13 @@ _Turn = tuple[str, Order | None, Callable[[], Awaitable[object]]]
 class Follower:
     """Keep a `Control` at the state of `gateway.control`."""
 
-    def __init__(self, log: Log, topics: Topics, logger: FilteringBoundLogger) -> None:
+    def __init__(self, log: Log, topics: Topics, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.control = Control()
         self.position = 0
         self._log = log
         self._topic = topics.control
         self._logger = logger
+        self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._consumer: Consumer | None = None
 
     def unread(self) -> Mapping[Partition, str]:
@@ -102,9 +104,12 @@ class Follower:
     def _apply(self, record: Record) -> None:
         self.position = record.offset + 1
         try:
-            self.control.apply(decode(record.key, record.value))
+            self.control.take(record.key, record.value)
         except UndecodableRecordError as error:
-            self._logger.error("control_record_skipped", offset=record.offset, error=str(error))
+            self._unreadable.set_aside(self._topic, record.offset, error)
+        except NewerRecordError as error:
+            self._unreadable.leave(Partition(self._topic, 0), record.offset, error)
+        self._unreadable.left("control", len(self.control.newer))
 
 
 class Jobs:
@@ -235,7 +240,9 @@ class Jobs:
         try:
             order = decode(record.key, record.value)
         except UndecodableRecordError:
-            order = None  # the follower has logged it
+            order = None  # the follower has told of it
+        except NewerRecordError:
+            return  # and stays undone
         if order is None or order.kind == "replay" or not self._follower.control.is_asked(order):
             progress.finished(record.offset)
         elif self._progress is progress:

@@ -18,7 +18,7 @@ from gateway.engine.duplicates import Duplicates, Reader
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
 from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
-from gateway.model import DeadLettered, Event, LogUnavailableError
+from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
 
 COMMIT_EVERY = 1.0
 """Seconds within which what is done is committed, however little it is."""
@@ -313,15 +313,27 @@ class Member(ABC):
             self._held += size
         return pending
 
+    def leave(self, pending: Pending, error: NewerRecordError) -> None:
+        """Leave a record to a newer version: it stays undone, and no commit passes it."""
+        tracker = pending.tracker
+        tracker.newer.add(pending.offset)
+        self._dispatch.unreadable.leave(tracker.partition, pending.offset, error)
+
     def pause(self, tracker: Tracker) -> None:
         if self._consumer is not None and tracker.is_live and not tracker.is_paused:
             tracker.is_paused = True
             self._consumer.pause(tracker.partition)
 
     def unpause(self, tracker: Tracker) -> None:
+        if self._stands(tracker):
+            return
         if self._consumer is not None and tracker.is_paused and tracker.progress.has_room():
             tracker.is_paused = False
             self._consumer.resume(tracker.partition)
+
+    def _stands(self, tracker: Tracker) -> bool:
+        """Tell whether nothing more is taken of a partition: what follows a record that is left may be of its key."""
+        return self.keeps_order and bool(tracker.newer)
 
     async def _keep_watch(self) -> None:
         while not self._is_draining:

@@ -30,6 +30,7 @@ from gateway.model import (
     Delivery,
     DeliveryId,
     Event,
+    NewerRecordError,
     UndecodableRecordError,
     delivery_id,
 )
@@ -100,10 +101,10 @@ class Ordered(Member):
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
         for record in batch.records:
-            if not tracker.is_live or self._is_draining:
-                return
+            if not tracker.is_live or self._is_draining or self._stands(tracker):
+                break
             self._take_in(tracker, record)
-        if not tracker.progress.has_room():
+        if self._stands(tracker) or not tracker.progress.has_room():
             self.pause(tracker)
 
     def _take_in(self, tracker: Tracker, record: Record) -> None:
@@ -114,6 +115,9 @@ class Ordered(Member):
             event = decode_event(record)
         except UndecodableRecordError:
             self.done(pending)  # the router keeps it among the dead
+            return
+        except NewerRecordError as error:
+            self.leave(pending, error)
             return
         if self.is_duplicate(tracker, record, event):
             self.done(pending)

@@ -18,7 +18,7 @@ from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.ordered import ordered_in
 from gateway.engine.successors import Successors
 from gateway.log.base import Log, Partition
-from gateway.log.records import decode_event
+from gateway.log.records import decode_event, is_newer
 from gateway.log.topics import Topics
 from gateway.model import DeadLettered, DeadReason, Delivery, UndecodableRecordError, delivery_id
 from gateway.rules.expressions import View
@@ -92,7 +92,12 @@ class Orphans:
     async def _end(
         self, group: str, topic: str, route: Route | None, destination: str, name: str | None = None
     ) -> None:
-        """Inject the backlog of a route, or dead-letter it where it has a `name` alone; then forget the group."""
+        """Inject the backlog of a route, or dead-letter it where it has a `name` alone; then forget the group.
+
+        Not before a newer version has read what it wrote of it.
+        """
+        if await self._has_newer(group, topic):
+            return
         count = 0
         batch: list[Delivery] = []
         async for delivery in self._backlog(group, topic, route, destination, name):
@@ -111,6 +116,16 @@ class Orphans:
         del self._found[group]
         self._known.pop(group, None)
         self.logger.warning("ordered_group_ended", group=group, count=count, is_removed=name is not None)
+
+    async def _has_newer(self, group: str, topic: str) -> bool:
+        commits = await self.log.committed(group, topic)
+        for number, end in self._found[group].ends.items():
+            commit = commits.get(number)
+            async for records in self.log.scan(Partition(topic, number), commit.base if commit else end, end):
+                for record in records:
+                    if commit and not commit.covers(record.offset) and is_newer(record):
+                        return True
+        return False
 
     async def _backlog(
         self, group: str, topic: str, route: Route | None, destination: str, name: str | None

@@ -32,7 +32,9 @@ from gateway.model import (
     Event,
     ExpressionError,
     LogUnavailableError,
+    NewerRecordError,
     UndecodableRecordError,
+    UnreadableRecordError,
     delivery_id,
     identity_of,
 )
@@ -63,6 +65,8 @@ LOOK_EVERY = 0.25
 """Seconds between looks for a replay, or for room in the tier."""
 LOOK_BACK = 20_000
 """Records before an event among which another one of its identity is looked for: some 0.3 s, once in a partition."""
+LOOK_AGAIN = 30.0
+"""Seconds after which a replay that has come to a record of a newer version looks whether it may go on."""
 LET_GO = 2.0
 """Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
 
@@ -103,7 +107,10 @@ class Matcher:
         return None
 
     def match(self, record: Record) -> Matched | None:
-        """Return the event, if it is one of the selection. What can't be read was dead-lettered when it was routed."""
+        """Return the event, if it is one of the selection. What can't be read was dead-lettered when it was routed.
+
+        Raises NewerRecordError.
+        """
         which = self._selection
         if record.appended_at < which.since or (which.until is not None and record.appended_at >= which.until):
             return None  # the clock of the partition went back within the window
@@ -204,6 +211,9 @@ class Replays:
             except LogUnavailableError as error:
                 self._logger.warning("job_repeated", order=order.key, error=str(error))
                 await self._sleep(1.0)
+            except NewerRecordError as error:
+                self._logger.warning("replay_waits", order=order.key, error=str(error))
+                await self._sleep(LOOK_AGAIN)
 
     async def let_go(self) -> None:
         """Wait until a replay that isn't ours any more has come to a marker, for at most 2 s."""
@@ -255,7 +265,7 @@ class Replays:
                     if problem is not None:
                         await self._mark(run)
                         return run.order.with_state("cancelled", count=run.count, detail=problem)
-                    matched = run.matcher.match(record)
+                    matched = await self._match(run, partition, record)
                     if matched is not None and identities is None and identity_of(matched.event.id) is not None:
                         identities = await self._identities_before(partition, record.offset)
                     is_shared = identities is not None and self._is_shared(identities, record)
@@ -278,6 +288,15 @@ class Replays:
         await self._mark(run)
         return run.order.with_state("done", count=run.count) if self._goes_on(run) else None
 
+    async def _match(self, run: _Run, partition: Partition, record: Record) -> Matched | None:
+        try:
+            return run.matcher.match(record)
+        except NewerRecordError as error:
+            await self._inject(run)  # what comes before it
+            await self._mark(run)
+            self._successors.unreadable.leave(partition, record.offset, error)
+            raise
+
     async def _identities_before(self, partition: Partition, offset: int) -> Identities:
         """Look at what came before a record, and may have its identity, injected or not."""
         identities, looked = Identities(), 0
@@ -295,7 +314,7 @@ class Replays:
         """Tell whether an event shares its identity with another one, by the log and by the rules in force."""
         try:
             event = decode_event(record)
-        except UndecodableRecordError:
+        except UnreadableRecordError:
             return False
 
         def window() -> float | None:

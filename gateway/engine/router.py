@@ -9,6 +9,7 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +33,7 @@ from gateway.model import (
     Event,
     ExpressionError,
     LogUnavailableError,
+    NewerRecordError,
     UndecodableRecordError,
     delivery_id,
 )
@@ -167,6 +169,9 @@ class Router(Member):
         except UndecodableRecordError as error:
             self._dispatch.bury(pending, record, error)
             return None
+        except NewerRecordError as error:
+            self.leave(pending, error)
+            return None
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
@@ -283,6 +288,9 @@ class Router(Member):
         except UndecodableRecordError as error:
             self._dispatch.bury(pending, record, error)
             return
+        except NewerRecordError as error:
+            self.leave(pending, error)
+            return
         delivery = filed.delivery
         if tracker.is_copy(delivery, record.offset):
             self.done(pending)
@@ -326,6 +334,11 @@ class Router(Member):
             for topic, count in lag.items():
                 metrics.log_lag.labels(topic).set(count)
                 metrics.oldest_undone.labels(topic).set(oldest[topic])
+            left = Counter(events=0, retry=0)
+            for partition, tracker in self.trackers.items():
+                left[self._around.topics.kind_of(partition.topic)] += len(tracker.newer)
+            for kind, count in left.items():
+                self._dispatch.unreadable.left(kind, count)
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._around.topics.retry(tier), 0))
             metrics.event_loop_tasks.set(len(asyncio.all_tasks()))

@@ -19,9 +19,9 @@ from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import Successors
 from gateway.log.base import Commit, Log, Partition, Record
-from gateway.log.records import Filed, decode_delivery
+from gateway.log.records import Filed, decode_delivery, is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import DeadReason, Delivery, LogUnavailableError, UndecodableRecordError
+from gateway.model import DeadReason, Delivery, LogUnavailableError, NewerRecordError, UndecodableRecordError
 from gateway.rules.rules import Rules
 
 HOLD = 2.5
@@ -29,6 +29,9 @@ HOLD = 2.5
 
 An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
 GLANCE_EVERY = 0.1
+NEWER = "newer"
+"""The reason of a dead letter that a newer version wrote, as far as this one can tell."""
+LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
 
@@ -76,10 +79,13 @@ class Scan:
     is_wanted: Callable[[], bool]
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
+    leave: Callable[[Partition, int, NewerRecordError], None]
     runs: Collection[Run]
     note: Mapping[str, str]
     state: State
     """Of a marker on the way: "asked" keeps the count for who goes on."""
+    left: dict[str, int] = field(default_factory=dict)
+    """The first record of a partition that a newer version wrote: scan and markers end before it."""
     _batch: list[Delivery] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
@@ -99,7 +105,9 @@ class Scan:
             end = ends.get(place, 0)
             async with aclosing(records_of(self.log, partition, max(first, starts.get(place, 0)), end)) as records:
                 async for record in records:
-                    self._take(pick(partition, record))
+                    if not self._take(pick, partition, record):
+                        end = self.left[place]
+                        break
                     self._reached[place] = record.offset + 1
                     looked += 1
                     now = self.log.now()
@@ -113,12 +121,20 @@ class Scan:
             self._reached[place] = end
         return await self.flush()
 
-    def _take(self, picked: Picked) -> None:
+    def _take(self, pick: Pick, partition: Partition, record: Record) -> bool:
+        """Take a record in. False if it is left to a newer version of the gateway, and with it what follows."""
+        try:
+            picked = pick(partition, record)
+        except NewerRecordError as error:
+            self.left[place_of(partition)] = record.offset
+            self.leave(partition, record.offset, error)
+            return False
         for run in picked.runs:
             run.fresh += 1
         if picked.delivery is not None:
             self._batch.append(picked.delivery)
             self._bytes += len(picked.delivery.event.body)
+        return True
 
     @property
     def _is_full(self) -> bool:
@@ -235,10 +251,10 @@ class Scans:
         await scan.tell(run, "cancelled", answers=run.answers)
         self._logger.info("job_finished", order=run.order.key, state="cancelled", count=run.count, detail=run.detail)
 
-    async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> bool:
+    async def sweep(self, starts: Mapping[str, int], ends: dict[str, int], owner: object) -> bool:
         """Inject what a worker parked after the scan of a resumption, since it hadn't read of it yet.
 
-        Return False where it has not come to its end.
+        Return False where it has not come to its end. The `ends` become those that it has come to.
         """
         runs = {
             order.name: self._run(order)
@@ -252,6 +268,7 @@ class Scans:
             filed = _filed(record)
             if filed is None:
                 unreadable.append(record)
+                found.update(runs)  # whose markers pass it, so that the next owner doesn't bury it again
                 return NOTHING
             run = runs.get(filed.note.get("by", ""))
             if run is None or run.is_beyond(partition, record.offset):
@@ -263,6 +280,7 @@ class Scans:
         is_through = await scan.go(self._topics.parked, starts, ends, pick)
         for record in unreadable:
             await self._bury(self._topics.parked, record)
+        ends.update(scan.left)
         return is_through
 
     async def _bury(self, topic: str, record: Record) -> None:
@@ -286,17 +304,7 @@ class Scans:
         for topic in topics:
             ends |= await ends_of(self._log, topic)
         # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
-        for run in runs:
-            await self._publish(
-                Order(
-                    kind="marker",
-                    name=f"hold/{run.order.key}",
-                    state="done",
-                    at=self._log.now(),
-                    marker=ends,
-                    hurried=near,
-                )
-            )
+        await self._hold(runs, ends, near)
         if not await self._pass(HOLD, owner):
             return
         scan = self._scan(runs, lambda: self._owner() is owner, note={HURRY: "1"})
@@ -312,8 +320,17 @@ class Scans:
                 starts[place] = max(starts.get(place, 0), commit.base)
             if not await scan.go(topic, starts, ends, self._kicked(runs, commits)):
                 return
+        if scan.left:
+            await self._hold(runs, ends | scan.left, near)  # what isn't looked at comes when it is due
         for run in runs:
             await self._end(scan, run, "done")
+
+    async def _hold(self, runs: Sequence[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
+        """Announce what kicks are about to scan."""
+        for run in runs:
+            name = f"hold/{run.order.key}"
+            at = self._log.now()
+            await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, hurried=near))
 
     def _kicked(self, runs: Sequence[Run], commits: Mapping[str, Commit]) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
@@ -343,7 +360,7 @@ class Scans:
                     looked += 1
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
-                    filed = None if commit.covers(record.offset) else _filed(record)
+                    filed = None if commit.covers(record.offset) or is_newer(record) else _filed(record)
                     if filed is None or HURRY in filed.note:
                         continue  # an earlier kick has counted it
                     for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
@@ -358,6 +375,8 @@ class Scans:
 
         def pick(partition: Partition, record: Record) -> Picked:
             letter, filed = read_letter(record)
+            if letter.reason == NEWER:
+                decode_delivery(record)  # which raises
             if not order.is_for(letter) or self._control.settled(letter, partition, record.offset):
                 return NOTHING
             if order.action == "drop" or filed is None:
@@ -412,6 +431,7 @@ class Scans:
             is_wanted=is_wanted,
             logger=self._logger,
             sleep=self._sleep,
+            leave=self._successors.unreadable.leave,
             runs=runs,
             note=note or {},
             state=state,
@@ -425,7 +445,10 @@ class Scans:
         present = self._control.orders.get(order.key)
         if not scan.is_wanted() or present != order:
             return
-        await self._publish(order.with_state(state, count=run.count, detail=run.detail, id=""))
+        done = order.with_state(state, count=run.count, detail=run.detail, id="")
+        if order.kind == "dead" and scan.left:
+            done = replace(done, marker={**order.marker, **scan.left}, detail=LEFT)
+        await self._publish(done)
         newer = self._control.orders.get(order.key)
         if newer is not None and newer.at != order.at:
             await self._publish(newer)  # it was given in the same moment, and is to be the last of its key
@@ -458,9 +481,10 @@ async def ends_of(log: Log, topic: str) -> dict[str, int]:
 
 def read_letter(record: Record) -> tuple[Letter, Filed | None]:
     """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
-    filed = _filed(record)
+    reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
+    filed = None if reason == NEWER else _filed(record)
     if filed is None:
-        return Letter(id="", route="", destination="", reason=DeadReason.UNDECODABLE, at=record.appended_at), None
+        return Letter(id="", route="", destination="", reason=reason, at=record.appended_at), None
     delivery = filed.delivery
     letter = Letter(
         id=delivery.id,

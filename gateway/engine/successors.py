@@ -9,6 +9,7 @@ from dataclasses import replace
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Order
+from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.log.topics import Topics
@@ -52,6 +53,7 @@ class Successors:
         self._logger = logger
         self._sleep = sleep
         self._repeated = Seldom()
+        self.unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
 
     async def carry_on(
         self, topic: str, delivery: Delivery, note: Mapping[str, str], is_wanted: Callable[[], bool] = always
@@ -87,8 +89,8 @@ class Successors:
         self, topic: str, record: Record, error: UndecodableRecordError, is_wanted: Callable[[], bool] = always
     ) -> bool:
         """Keep a record that can't be read among the dead, as it is, or what fits of it."""
-        self._logger.error("record_undecodable", topic=topic, offset=record.offset, error=str(error))
-        headers = [*record.headers, ("gw_undecodable", str(error).encode())]
+        self.unreadable.set_aside(topic, record.offset, error)
+        headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
         try:
             is_stored = await self._append(self._topics.dead, record.key, record.value, headers, is_wanted)
         except RecordTooLargeError:

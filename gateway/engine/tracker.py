@@ -126,6 +126,8 @@ class Tracker:
         self.is_paused = False
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
+        self.newer: set[int] = set()
+        """Offsets of records that are left to a newer version: they stay undone."""
         self._copies: dict[tuple[str, int, float, int], int] = {}
         self._copies_from = self.progress.base - COPIES_KEPT
 
@@ -181,6 +183,8 @@ class Tracker:
                 continue  # another owner has finished it meanwhile
             pending.tracker = self
             self.pendings[offset] = pending
+            if offset in old.newer:
+                self.newer.add(offset)
             waiting += [item for item in pending.items if item.is_waiting]
         return waiting
 

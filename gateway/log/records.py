@@ -29,19 +29,22 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.log.base import Partition, Record
+from gateway.log.fields import ID, LATEST, Fields, check_format
 from gateway.model import (
+    NAME_PATTERN,
     Attempt,
     Delivery,
     DeliveryId,
     Event,
     EventId,
     Headers,
+    NewerRecordError,
     Result,
     TraceContext,
     UndecodableRecordError,
 )
 
-FORMAT = b"1"
+FORMAT = 1
 SIGHTING = struct.Struct(">16s8sQQ")
 """Of an event: the digest of its identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
@@ -79,7 +82,7 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
         ("ce_source", event.source.encode()),
         ("ce_type", event.type.encode("utf-8", "surrogateescape")),
         ("ce_time", _rfc3339(event.received_at)),
-        ("gw_v", FORMAT),
+        ("gw_v", b"%d" % FORMAT),
         ("gw_at", b"%.6f" % event.received_at),
         ("gw_headers", b"\r\n".join([b": ".join(pair) for pair in event.headers])),
     ]
@@ -115,38 +118,49 @@ def encode_delivery(delivery: Delivery, note: Mapping[str, str], *, at: float) -
 
 
 def decode_event(record: Record) -> Event:
-    """Read an event. Raises UndecodableRecordError, saying what is missing or unknown."""
+    """Read an event. Raises UndecodableRecordError or NewerRecordError."""
     return _event(dict(record.headers), record.value)
 
 
 def decode_delivery(record: Record) -> Filed:
-    """Read a delivery with its event. Raises UndecodableRecordError, saying what is missing or unknown."""
-    fields = dict(record.headers)
-    event = _event(fields, record.value)
+    """Read a delivery with its event. Raises UndecodableRecordError or NewerRecordError."""
+    headers = dict(record.headers)
+    event = _event(headers, record.value)
+    state = Fields.parse("gw_delivery", headers.get("gw_delivery"))
+    note = state.inside("note")
+    for name, expected in _NOTES.items():
+        if note.has(name):
+            note.text(name, like=expected, expected="a number")
+    delivery = Delivery(
+        id=DeliveryId(state.text("id", like=ID, expected="an id")),
+        event=event,
+        route=_name(state, "route"),
+        destination=_name(state, "destination"),
+        attempts=tuple([_attempt(attempt) for attempt in state.each("attempts")]),
+        successor=state.integer("successor"),
+        due=state.number("due"),
+        since=state.number("since"),
+    )
+    return Filed(delivery=delivery, note={name: note.text(name) for name in note.names()}, at=state.number("at"))
+
+
+def is_newer(record: Record) -> bool:
+    """Tell whether a newer version of the gateway wrote a record."""
     try:
-        state = orjson.loads(fields["gw_delivery"])
-        delivery = Delivery(
-            id=DeliveryId(_text(state["id"])),
-            event=event,
-            route=_text(state["route"]),
-            destination=_text(state["destination"]),
-            attempts=tuple([_decode_attempt(attempt) for attempt in state["attempts"]]),
-            successor=int(state["successor"]),
-            due=_time(state["due"]),
-            since=_time(state["since"]),
-        )
-        note = {name: _text(text) for name, text in state["note"].items()}
-        return Filed(delivery=delivery, note=note, at=_time(state["at"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UndecodableRecordError(f"gw_delivery: expected a delivery's state, got {error!r}") from error
+        check_format("gw_v", dict(record.headers).get("gw_v"), FORMAT)
+    except NewerRecordError:
+        return True
+    except UndecodableRecordError:
+        return False
+    return False
 
 
 def note_of(record: Record) -> Mapping[str, str]:
     """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
     try:
-        note = orjson.loads(dict(record.headers)["gw_delivery"])["note"]
-        return {name: _text(text) for name, text in note.items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        note = Fields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note")
+        return {name: note.text(name) for name in note.names()}
+    except UndecodableRecordError:
         return {}
 
 
@@ -165,49 +179,85 @@ def sightings_key(partition: Partition) -> bytes:
 
 def encode_sightings(source: str, origin: int) -> list[tuple[str, bytes]]:
     """Return the record headers of rows of `SIGHTING`, which are the record's value."""
-    return [("gw_v", FORMAT), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
+    return [("gw_v", b"%d" % FORMAT), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
 
 
 def decode_sightings(record: Record) -> Sighted:
-    """Read a record of `gateway.dedupe`. Raises UndecodableRecordError, saying what is missing or unknown."""
-    fields = dict(record.headers)
-    if fields.get("gw_v") != FORMAT:
-        raise UndecodableRecordError(f"gw_v: expected 1, got {fields.get('gw_v')!r}")
+    """Read a record of `gateway.dedupe`. Raises UndecodableRecordError or NewerRecordError."""
+    headers = dict(record.headers)
+    check_format("gw_v", headers.get("gw_v"), FORMAT)
+    origin = _header(headers, "gw_origin")
+    # With one from the future, all that is known would be forgotten until then.
+    if not _ORIGIN.fullmatch(origin) or int(origin) > (record.appended_at + 86400) * 1e6:
+        raise UndecodableRecordError("gw_origin", "a time in microseconds", origin)
     if len(record.value) % SIGHTING.size:
-        raise UndecodableRecordError(f"value: expected rows of {SIGHTING.size} bytes, got {len(record.value)} bytes")
+        raise UndecodableRecordError("value", f"rows of {SIGHTING.size} bytes", record.value)
+    return Sighted(_source(headers, "gw_source"), int(origin), record.value)
+
+
+def _event(headers: Mapping[str, bytes], value: bytes) -> Event:
+    if headers.get("gw_v") != b"1":
+        check_format("gw_v", _header(headers, "gw_v"), FORMAT)
+    key = headers.get("gw_key")
+    return Event(
+        id=_event_id(headers),
+        source=_source(headers, "ce_source"),
+        type=_header(headers, "ce_type").decode("utf-8", "surrogateescape"),
+        key=None if key is None else key.decode("utf-8", "surrogateescape"),
+        received_at=_received_at(headers),
+        headers=_pairs(_header(headers, "gw_headers")),
+        query=headers.get("gw_query", b"").decode("utf-8", "surrogateescape"),
+        body=value,
+        trace=_trace(headers) if "ce_traceparent" in headers else None,
+    )
+
+
+def _header(headers: Mapping[str, bytes], name: str) -> bytes:
+    value = headers.get(name)
+    if value is None:
+        raise UndecodableRecordError(name, "this record header", None)
+    return value
+
+
+def _event_id(headers: Mapping[str, bytes]) -> EventId:
+    raw = _header(headers, "ce_id")
+    if not _ID.fullmatch(raw):
+        raise UndecodableRecordError("ce_id", "an id", raw)
+    return EventId(raw.decode("ascii"))
+
+
+def _source(headers: Mapping[str, bytes], header: str) -> str:
+    raw = _header(headers, header)
+    if not _NAME.fullmatch(raw):
+        raise UndecodableRecordError(header, "a source's name", raw)
+    return raw.decode("ascii")
+
+
+def _received_at(headers: Mapping[str, bytes]) -> float:
+    raw = _header(headers, "gw_at")
     try:
-        return Sighted(fields["gw_source"].decode(), int(fields["gw_origin"]), record.value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UndecodableRecordError(f"record headers: expected gw_source and gw_origin, got {error!r}") from error
+        seconds = float(raw)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < LATEST:
+        raise UndecodableRecordError("gw_at", "a time", raw)
+    return seconds
 
 
-def split_headers(raw: bytes) -> Headers:
-    """Read `gw_headers` back into pairs."""
+def _pairs(raw: bytes) -> Headers:
+    """Return header pairs as they may stand in a request (RFC 9110, 5.1 and 5.5)."""
     if not raw:
         return ()
-    return tuple([(name, value) for name, _, value in [line.partition(b": ") for line in raw.split(b"\r\n")]])
-
-
-def _event(fields: Mapping[str, bytes], value: bytes) -> Event:
-    try:
-        if fields["gw_v"] != FORMAT:
-            raise UndecodableRecordError(f"gw_v: expected 1, got {fields['gw_v'].decode(errors='replace')}")
-        key = fields.get("gw_key")
-        return Event(
-            id=EventId(fields["ce_id"].decode()),
-            source=fields["ce_source"].decode(),
-            type=fields["ce_type"].decode("utf-8", "surrogateescape"),
-            key=None if key is None else key.decode("utf-8", "surrogateescape"),
-            received_at=_time(fields["gw_at"]),
-            headers=split_headers(fields["gw_headers"]),
-            query=fields.get("gw_query", b"").decode("utf-8", "surrogateescape"),
-            body=value,
-            trace=_trace(fields) if "ce_traceparent" in fields else None,
-        )
-    except KeyError as error:
-        raise UndecodableRecordError(f"{error.args[0]}: expected this record header, got none") from error
-    except (TypeError, ValueError, AttributeError) as error:  # another client may have written a header without a value
-        raise UndecodableRecordError(f"record headers: expected those of an event, got {error}") from error
+    parts = [line.partition(b": ") for line in raw.split(b"\r\n")]
+    names = [name for name, colon, _ in parts if colon and name]
+    if (
+        len(names) < len(parts)
+        or b"".join(names).translate(None, _TOKEN)
+        or raw.count(b"\r") + raw.count(b"\n") != 2 * (len(parts) - 1)
+        or b"\0" in raw
+    ):
+        raise UndecodableRecordError("gw_headers", "header pairs", raw)
+    return tuple([(name, value) for name, _, value in parts])
 
 
 def _trace(fields: Mapping[str, bytes]) -> TraceContext | None:
@@ -221,17 +271,9 @@ def _trace(fields: Mapping[str, bytes]) -> TraceContext | None:
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a text, got {value!r}")
-    return value
-
-
-def _time(value: float | bytes) -> float:
-    seconds = float(value)
-    if not math.isfinite(seconds):
-        raise ValueError(f"expected a time, got {seconds}")
-    return seconds
+def _name(state: Fields, name: str) -> str:
+    """Return a route's or a destination's name; empty where the source was unknown."""
+    return state.text(name, like=_NAME_OR_NONE, expected="a name")
 
 
 def _rfc3339(at: float) -> bytes:
@@ -255,12 +297,25 @@ def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _decode_attempt(state: Mapping[str, Any]) -> Attempt:
+def _attempt(state: Fields) -> Attempt:
+    result = state.text("result")
+    if result not in _RESULTS:
+        raise state.error("result", "a result")
     return Attempt(
-        number=int(state["n"]),
-        at=_time(state["at"]),
-        seconds=_time(state["s"]),
-        result=Result(state["result"]),
-        status=None if state["status"] is None else int(state["status"]),
-        detail=_text(state["detail"]),
+        number=state.integer("n", least=1),
+        at=state.number("at"),
+        seconds=state.number("s"),
+        result=Result(result),
+        status=state.integer("status", most=999) if state.has("status") else None,
+        detail=state.text("detail"),
     )
+
+
+_ID = re.compile(ID.pattern.encode())
+_NAME = re.compile(NAME_PATTERN.pattern.encode())
+_NAME_OR_NONE = re.compile(f"(?:{NAME_PATTERN.pattern})?")
+_ORIGIN = re.compile(rb"[0-9]{1,17}")
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_RESULTS = frozenset(Result)
+_NOTES = {"unknown_since": re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), "breaks": re.compile(r"[0-9]{1,9}")}
+"""What notes tell in numbers, with which the engine counts."""

@@ -54,6 +54,11 @@ class Topics:
     def control(self) -> str:
         return f"{self.prefix}control"
 
+    def kind_of(self, topic: str) -> str:
+        """Return what a topic is for, as metrics have it: a source's topic may have any name."""
+        kinds = {self.dead: "dead", self.parked: "parked", self.dedupe: "dedupe", self.control: "control"}
+        return kinds.get(topic, "retry" if topic.startswith(self.retry("")) else "events")
+
     def group(self, name: str) -> str:
         return f"{self.prefix}{name}"
 

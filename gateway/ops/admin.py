@@ -1,7 +1,7 @@
 """The admin address: what Prometheus and Kubernetes ask a process. Never to be reached from outside."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +25,7 @@ def admin_application(
     log: Log,
     unready: Callable[[], str | None],
     unread: Callable[[], Mapping[Partition, Unread]] = dict,
+    notes: Callable[[], Sequence[str]] = tuple,
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
     """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`.
@@ -32,6 +33,7 @@ def admin_application(
     `/livez` answers as long as the event loop turns. `/readyz` is 503 for what `unready` says (starting, draining) and
     while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`. What of the log is `unread` is
     told, and is no reason: the rest is served, and no other process could read it either.
+    `notes` say what else somebody should know of.
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -64,6 +66,8 @@ def admin_application(
                 }
                 for partition, (since, reason) in sorted(found.items())
             ]
+        if told := notes():
+            answer["notes"] = told
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 
     application = web.Application()

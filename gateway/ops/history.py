@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
-from gateway.model import Event, UndecodableRecordError, identity_of
+from gateway.model import Event, UnreadableRecordError, identity_of
 
 _PLACE = re.compile(r"(?P<topic>.+)/(?P<number>\d+)@(?P<offset>\d+)")
 FIRST_PIECE = 50  # offsets
@@ -73,7 +73,7 @@ def _id_of(record: Record) -> str:
     """Return an event's id; "" where it can't be read."""
     try:
         return decode_event(record).id
-    except UndecodableRecordError:
+    except UnreadableRecordError:
         return ""
 
 
@@ -95,7 +95,7 @@ async def original_of(log: Log, found: Found, event: Event, window: float) -> Fo
                 break
             try:
                 other = decode_event(earlier.record)
-            except UndecodableRecordError:
+            except UnreadableRecordError:
                 continue
             if other.id == event.id and fingerprint(other) == content:
                 alike.append(earlier)

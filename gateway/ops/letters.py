@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from gateway.engine.control import Control, DeadFilter, Letter, Order
 from gateway.engine.scans import read_letter
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import Filed
+from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import Topics
-from gateway.model import Attempt, UsageError
+from gateway.model import Attempt, UnreadableRecordError, UsageError
 from gateway.ops.history import Found, newest_first
 
 
@@ -143,6 +143,14 @@ def _read(found: Found, control: Control) -> DeadLetter:
         record=record,
         letter=letter,
         filed=filed,
-        problem="" if filed else told.decode(errors="replace") or "expected a dead letter, got another record",
+        problem="" if filed else told.decode(errors="replace") or _problem(record),
         settled_by=control.settled(letter, partition, record.offset),
     )
+
+
+def _problem(record: Record) -> str:
+    try:
+        decode_delivery(record)
+    except UnreadableRecordError as error:
+        return str(error)
+    return ""

@@ -24,13 +24,14 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import NamedTuple
 from uuid import uuid4
 
 from gateway.engine import planner
-from gateway.engine.control import Control, Order, decode
+from gateway.engine.control import Control, Order
 from gateway.engine.progress import WINDOW
 from gateway.engine.scans import read_letter
 from gateway.log.base import Commit, Log, Partition, Record, RecordHeaders, partition_of
@@ -42,7 +43,7 @@ from gateway.log.records import (
     sightings_key,
 )
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
-from gateway.model import LogUnavailableError, UndecodableRecordError, UsageError
+from gateway.model import LogUnavailableError, UndecodableRecordError, UnreadableRecordError, UsageError
 
 MOVED = "gw_moved"
 """The record header that names the source, the topic and the offset that a record was moved from."""
@@ -291,10 +292,8 @@ class _Migration:
     async def _control(self) -> Control:
         control = Control()
         async for record in self._records(self._topics.control):
-            try:
-                control.apply(decode(record.key, record.value))
-            except UndecodableRecordError:
-                continue  # no process obeys it
+            with suppress(UndecodableRecordError):  # no process obeys it
+                control.take(record.key, record.value)
         return control
 
     async def _groups(self, topic: str) -> Mapping[str, Commit]:
@@ -347,7 +346,7 @@ class _Migration:
         async for record in self._records(partition.topic, is_counted=is_counted):
             try:
                 by = decode_delivery(record).note.get("by", "")
-            except UndecodableRecordError:
+            except UnreadableRecordError:
                 by = ""
             if not control.has_scanned(f"pause/{by}", partition, record.offset):
                 yield record
@@ -361,7 +360,7 @@ class _Migration:
             tier: str | None = None
             try:
                 delivery = decode_delivery(record).delivery
-            except UndecodableRecordError:
+            except UnreadableRecordError:
                 pass  # the router keeps it among the dead
             else:
                 if control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
@@ -379,7 +378,7 @@ class _Migration:
             name = by_key.get(record.key)
             try:
                 sighted = decode_sightings(record)
-            except UndecodableRecordError:
+            except UnreadableRecordError:
                 continue
             if name is None:
                 continue
@@ -406,7 +405,8 @@ class _Migration:
         for number, (start, end) in (await self._target.bounds(topic)).items():
             async for records in self._target.scan(Partition(topic, number), start, end):
                 for record in records:
-                    there.apply(decode(record.key, record.value))
+                    with suppress(UndecodableRecordError):
+                        there.take(record.key, record.value)
         moved = [each for order in control.orders.values() for each in await self._order(order, control)]
         wanted = Control(moved)
         # What an earlier run has given, and the old gateway has carried out since.

@@ -7,12 +7,13 @@ resume, kick, replay, drop     are done by the running gateway that owns the job
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from gateway.engine.control import Control, DeadFilter, Kind, Order, Selection, State, decode
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
-from gateway.model import UndecodableRecordError
+from gateway.model import UnreadableRecordError
 
 _DONE: Mapping[Kind, State] = {"pause": "active", "replay": "cancelled"}
 POLL_EVERY = 0.1
@@ -43,10 +44,8 @@ class Orders:
         control = Control()
         async for records in self._log.scan(self._partition, start, end):
             for record in records:
-                try:
-                    control.apply(decode(record.key, record.value))
-                except UndecodableRecordError:
-                    continue  # The running gateway reports it.
+                with suppress(UnreadableRecordError):  # The running gateway reports it.
+                    control.take(record.key, record.value)
         return control
 
     async def pause(self, name: str) -> Placed:
@@ -128,7 +127,7 @@ def _ending(key: bytes, value: bytes, placed: Order) -> Order | None:
         return None
     try:
         order = decode(key, value)
-    except UndecodableRecordError:
+    except UnreadableRecordError:
         return None
     if order.kind == "marker":
         if placed.id not in order.answers:

@@ -1,14 +1,15 @@
 """Replays of events, as operators see them: which records one is about, what it would deliver, and how far it is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
-from gateway.engine.control import Control, Order, Selection, decode
+from gateway.engine.control import Control, Order, Selection
 from gateway.engine.replay import Matched, Matcher
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
-from gateway.model import UndecodableRecordError, UsageError
+from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
 from gateway.rules.rules import Rules
 
 LAST_WORD = 3.0
@@ -62,7 +63,11 @@ async def would_replay(
         start = window.starts[place]
         async for records in log.scan(Partition(topic, int(number)), start, end):
             for record in records:
-                yield before + record.offset + 1 - start, matcher.match(record)
+                try:
+                    matched = matcher.match(record)
+                except NewerRecordError as error:
+                    raise UsageError(f"{place}@{record.offset}: {error}; replay with that one") from error
+                yield before + record.offset + 1 - start, matched
         before += end - start
     yield before, None
 
@@ -103,8 +108,8 @@ async def follow(
         if end > position:
             async for records in log.scan(partition, position, end):
                 for record in records:
-                    for order in _decoded(record.key, record.value):
-                        control.apply(order)
+                    with suppress(UnreadableRecordError):  # the running gateway reports it
+                        control.take(record.key, record.value)
             position, waited = end, 0.0
         progress = _progress(control, name)
         if progress is None:
@@ -117,13 +122,6 @@ async def follow(
             return
         await sleep(LOOK_EVERY)
         waited += LOOK_EVERY
-
-
-def _decoded(key: bytes, value: bytes) -> Iterator[Order]:
-    try:
-        yield decode(key, value)
-    except UndecodableRecordError:
-        return  # the running gateway reports it
 
 
 def _progress(control: Control, name: str) -> Progress | None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import yarl
 
-from gateway.model import Disposition
+from gateway.model import NAME_PATTERN, Disposition
 from gateway.rules.expressions import Expression, Template
 from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle, folded, is_held_back
 from gateway.rules.table import parse_condition
@@ -122,7 +122,6 @@ Kind = Scalar | Tree | Several | Table | NameOr | Record
 # --- Parsers ---------------------------------------------------------------------------------------------------------
 
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
@@ -352,10 +351,10 @@ TEXT = Scalar("a text", _text, {"type": "string"})
 CEL = Scalar("a CEL expression", _expression, {"type": "string"})
 NAME = Scalar(
     "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
-    _matching(_NAME),
-    _pattern(_NAME),
+    _matching(NAME_PATTERN),
+    _pattern(NAME_PATTERN),
 )
-NAME_USE = Scalar("a name", _text, _pattern(_NAME), is_use=True)
+NAME_USE = Scalar("a name", _text, _pattern(NAME_PATTERN), is_use=True)
 FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
 URL = Scalar("an http or https URL", _url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str)
 HEADER = Scalar("a header's name, such as X-Team", _header, _pattern(TOKEN))

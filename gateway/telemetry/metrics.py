@@ -27,6 +27,8 @@ from typing_extensions import override
 from gateway.model import DeadReason, Result, SpillReason
 
 NO_NAME = ""
+RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
+"""What topics are for."""
 
 # Closed sets. A reason or status that isn't here still counts, but its series appears with its first increment, which
 # `increase()` doesn't see.
@@ -294,6 +296,9 @@ class Metrics(Collector):
         self.dead_letters = counter("dead_letters", "Dead letters, by why.", "route", "destination", "reason")
         self.spills = counter("spills", "Deliveries written to the retry store, by why.", "destination", "reason")
         self.records_lost = counter("records_lost", "Records that the log deleted before they were done.", "topic")
+        self.records_undecodable = counter(
+            "records_undecodable", "Records that no version of the gateway can have written, set aside.", "kind"
+        )
         self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
         self.spans = counter("spans", "Spans of traces, by what became of them.", "result")
 
@@ -306,6 +311,9 @@ class Metrics(Collector):
 
         self.event_loop_lag = histogram("event_loop_lag", "How late the event loop was, four times a second.").labels()
 
+        self.records_newer = gauge(
+            "records_newer", "Records that a newer version of the gateway wrote, and that wait for it.", "kind"
+        )
         self.last_event_timestamp = gauge(
             "last_event_timestamp_seconds", "When this process last accepted an event; 0 before the first.", "source"
         )
@@ -354,6 +362,9 @@ class Metrics(Collector):
         _each(self.rejected, (NO_NAME,), ("head_slow", "malformed_request", "unknown_source"))
         for result in RELOADS:
             self.rules_reloads.labels(result)
+        for kind in RECORD_KINDS:
+            self.records_undecodable.labels(kind)
+            self.records_newer.labels(kind)
         self.dead_letters.labels(NO_NAME, NO_NAME, DeadReason.UNDECODABLE)
         for result in SPANS:
             self.spans.labels(result)

@@ -9,6 +9,7 @@ from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
@@ -17,6 +18,7 @@ from gateway.engine.replay import BACKLOG, BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.model import Event, LogUnavailableError, delivery_id, event_id
 from gateway.rules.expressions import Expression
+from gateway.telemetry.metrics import Metrics
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import EVENTS, QUIET, TOPICS, World, a_world, publish, rules_of, running, virtual
 from tests.memory_log import MemoryLog
@@ -111,7 +113,7 @@ class Owner:
 
     def __init__(self, world: World, log: MemoryLog | None = None) -> None:
         log = world.log.another() if log is None else log
-        self.follower = Follower(log, TOPICS, QUIET)
+        self.follower = Follower(log, TOPICS, Metrics(CollectorRegistry()), QUIET)
         self.jobs = Jobs(
             log=log,
             topics=TOPICS,
@@ -309,11 +311,11 @@ async def test_what_the_rules_take_for_a_copy_keeps_the_id_of_its_original() -> 
         await world.put(copy)
         await asyncio.sleep(seconds)
     ids: list[set[str]] = []
-    for told in (source, replace(source, id=Expression("headers['x-other']"))):
+    for name, told in (("one", source), ("other", replace(source, id=Expression("headers['x-other']")))):
         world.rules = replace(world.rules, sources={"github": told})
         async with owning(world) as control:
-            await an_order(world, f"by {told.id}")
-            await ended(control, f"by {told.id}")
+            await an_order(world, name)
+            await ended(control, name)
         ids.append({one.delivery.id for one in world.filed(TIER)[3 * len(ids) :]})
     assert [len(each) for each in ids] == [2, 3], "the third came after the window; by other rules none is a copy"
 

@@ -169,7 +169,7 @@ def events(count: int) -> list[Event]:
 @asynccontextmanager
 async def operated(world: World) -> AsyncIterator[Control]:
     """Let orders be followed and carried out, as a process of the gateway does."""
-    follower = Follower(world.log.another(), TOPICS, QUIET)
+    follower = Follower(world.log.another(), TOPICS, world.metrics, QUIET)
     jobs = Jobs(
         log=world.log.another(),
         topics=TOPICS,
@@ -375,7 +375,7 @@ async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
 @virtual
 async def test_a_record_that_cannot_be_read_is_kept_among_the_dead_and_wedges_nothing() -> None:
     world = await a_world(a_route())
-    await world.log.append(EVENTS, key=b"k", value=b"\xff\x00", headers=[("gw_v", b"99")])
+    await world.log.append(EVENTS, key=b"k", value=b"\xff\x00", headers=[("gw_v", b"x")])
     await world.put(*events(2))
     async with running(world):
         await asyncio.sleep(2)
@@ -383,7 +383,7 @@ async def test_a_record_that_cannot_be_read_is_kept_among_the_dead_and_wedges_no
     assert await world.undone() == 0
     (record,) = world.log.records(TOPICS.dead)
     assert record.value == b"\xff\x00"
-    assert dict(record.headers)["gw_undecodable"] == b"gw_v: expected 1, got 99"
+    assert dict(record.headers)["gw_undecodable"] == b"gw_v: expected 1, got b'x'"
     with pytest.raises(UndecodableRecordError):
         decode_delivery(record)
 

@@ -146,7 +146,7 @@ async def test_a_resumption_that_is_killed_before_its_injection_is_made_by_the_n
 @asynccontextmanager
 async def jobs_on(world: World, log: MemoryLog) -> AsyncIterator[None]:
     """Carry orders out on a log, and be killed."""
-    follower = Follower(log, TOPICS, QUIET)
+    follower = Follower(log, TOPICS, world.metrics, QUIET)
     jobs = Jobs(
         log=log, topics=TOPICS, rules=lambda: world.rules, follower=follower, metrics=world.metrics, logger=QUIET
     )

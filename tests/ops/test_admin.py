@@ -42,6 +42,7 @@ class World:
     registry: CollectorRegistry
     unready: str | None = None
     unread: Mapping[Partition, Unread] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     async def get(self, path: str) -> tuple[int, str]:
         async with self.client.get(path) as response:
@@ -57,11 +58,17 @@ async def world() -> AsyncIterator[World]:
         log=cast("Log", log),
         unready=lambda: made.unready,
         unread=lambda: made.unread,
+        notes=lambda: made.notes,
         ping_timeout=0.05,
     )
     async with TestClient(TestServer(application)) as client:
         made = World(client, log, registry)
         yield made
+
+
+async def test_what_somebody_should_know_of_is_told_beside_ready(world: World) -> None:
+    world.notes.append("events: 1 record waits")
+    assert await world.get("/readyz") == (200, '{"ready":true,"reasons":[],"notes":["events: 1 record waits"]}')
 
 
 async def test_ready_while_events_can_be_taken_in(world: World) -> None:

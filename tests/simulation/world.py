@@ -280,7 +280,7 @@ class World:
 
     def _poison(self, what: Mapping[str, Any]) -> None:
         topic = TOPICS.events(what["source"]) if what["where"] == "events" else TOPICS.retry("5s")
-        self.broker.store(OUTSIDE, Partition(topic, 0), b"", b"poison %d" % what["number"], [("gw_v", b"9")])
+        self.broker.store(OUTSIDE, Partition(topic, 0), b"", b"poison %d" % what["number"], [("gw_v", b"x")])
 
     def _skip(self, what: Mapping[str, Any]) -> None:
         partitions = [partition for partition in self.broker.segments if partition.topic != TOPICS.control]
@@ -511,7 +511,7 @@ class Process:
         self._version, self._rules = world.versions[-1]
         self._logger = world_logger(world, name) if world._is_traced else QUIET
         metrics = Metrics(CollectorRegistry())
-        self._follower = Follower(self.log, TOPICS, self._logger)
+        self._follower = Follower(self.log, TOPICS, metrics, self._logger)
         around: dict[str, Any] = {
             "log": self.log,
             "topics": TOPICS,

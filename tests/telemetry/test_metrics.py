@@ -33,6 +33,8 @@ INTERFACE = {
     "spills_total": ("counter", "destination reason"),
     "rules_reloads_total": ("counter", "result"),
     "records_lost_total": ("counter", "topic"),
+    "records_undecodable_total": ("counter", "kind"),
+    "records_newer": ("gauge", "kind"),
     "spans_total": ("counter", "result"),
     "request_duration_seconds": ("histogram", "source"),
     "append_duration_seconds": ("histogram", ""),

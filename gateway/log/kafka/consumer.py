@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError
 
-from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record
+from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
 from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_done
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
@@ -405,8 +405,15 @@ def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
 
 
 def records_of(found: Iterable[ConsumerRecord[Any, Any]]) -> list[Record]:
-    # A record of another client may have no key, or no value.
-    return [Record(one.offset, one.timestamp / 1000, one.key or b"", one.value or b"", one.headers) for one in found]
+    # A record of another client may have no key, no value, or a header without one.
+    return [
+        Record(one.offset, one.timestamp / 1000, one.key or b"", one.value or b"", headers_of(one.headers))
+        for one in found
+    ]
+
+
+def headers_of(found: Sequence[tuple[str, bytes | None]]) -> RecordHeaders:
+    return tuple([(name, value or b"") for name, value in found])
 
 
 def slices_of(records: Sequence[Record]) -> Iterator[Sequence[Record]]:

@@ -1,0 +1,109 @@
+"""Take what a record tells by type: each value is what it has to be, or UndecodableRecordError says what it was.
+
+Whoever may write to a topic may write anything: a list for a text, a time of 1e308. What passes here can be written
+again, compared and counted with.
+"""
+
+import re
+from collections.abc import Iterator
+
+import orjson
+
+from gateway.model import NewerRecordError, UndecodableRecordError
+
+LATEST = 253_402_300_800.0
+"""Unix seconds at the end of the year 9999: a time from there on has no date."""
+MOST = 1 << 53
+"""Every count and offset is below it, whoever reads it as JSON; one more fits, too."""
+ID = re.compile(r"[!-~]{1,255}")
+"""An id goes into headers, and so has neither blanks nor controls."""
+_DIGITS = re.compile(rb"[1-9][0-9]{0,8}")
+
+
+class Fields:
+    """A JSON object whose fields are taken by name and type. `where` names it in what is said of them."""
+
+    __slots__ = ("_fields", "where")
+
+    def __init__(self, where: str, value: object) -> None:
+        if not isinstance(value, dict):
+            raise UndecodableRecordError(where, "an object", value)
+        self.where = where
+        self._fields: dict[str, object] = value
+
+    @classmethod
+    def parse(cls, where: str, raw: bytes | None) -> "Fields":
+        """Read JSON."""
+        try:
+            return cls(where, None if raw is None else orjson.loads(raw))
+        except ValueError as error:
+            raise UndecodableRecordError(where, "JSON", raw) from error
+
+    def names(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a field, and it isn't null."""
+        return self._fields.get(name) is not None
+
+    def allow(self, *names: str) -> None:
+        """Refuse fields of other names: what they mean would be left out."""
+        for name in self._fields:
+            if name not in names:
+                raise UndecodableRecordError(f"{self.where}.{name}", "no such field", self._fields[name])
+
+    def text(self, name: str, *, like: re.Pattern[str] | None = None, expected: str = "a text") -> str:
+        """Return a text, all of which the pattern matches if there is one."""
+        value = self._fields.get(name)
+        if not isinstance(value, str) or (like is not None and not like.fullmatch(value)):
+            raise self.error(name, expected)
+        return value
+
+    def integer(self, name: str, *, least: int = 0, most: int = MOST) -> int:
+        value = self._fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self.error(name, f"an integer from {least} to {most}")
+        return value
+
+    def number(self, name: str, *, most: float = LATEST) -> float:
+        """Return a number of at least 0, and below `most`: a time, or a length of time, in seconds."""
+        value = self._fields.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < most:
+            raise self.error(name, f"a number from 0 to {most:.0f}")
+        return float(value)
+
+    def inside(self, name: str) -> "Fields":
+        """Return the object that is a field."""
+        return Fields(f"{self.where}.{name}", self._fields.get(name))
+
+    def each(self, name: str) -> Iterator["Fields"]:
+        """Yield the objects of a field that is a list."""
+        for index, value in enumerate(self._list(name)):
+            yield Fields(f"{self.where}.{name}[{index}]", value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a field that is a list of texts."""
+        found: list[str] = []
+        for index, value in enumerate(self._list(name)):
+            if not isinstance(value, str):
+                raise UndecodableRecordError(f"{self.where}.{name}[{index}]", "a text", value)
+            found.append(value)
+        return tuple(found)
+
+    def error(self, name: str, expected: str) -> UndecodableRecordError:
+        """Return what to raise about a field."""
+        return UndecodableRecordError(f"{self.where}.{name}", expected, self._fields.get(name))
+
+    def _list(self, name: str) -> list[object]:
+        value = self._fields.get(name)
+        if not isinstance(value, list):
+            raise self.error(name, "a list")
+        return value
+
+
+def check_format(where: str, got: bytes | None, known: int) -> None:
+    """Raise NewerRecordError for a format above the known one, and UndecodableRecordError for what is none."""
+    if got is None or not _DIGITS.fullmatch(got) or int(got) < known:
+        raise UndecodableRecordError(where, str(known), got)
+    if int(got) > known:
+        raise NewerRecordError(where, int(got), known)

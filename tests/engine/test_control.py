@@ -1,0 +1,158 @@
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
+from gateway.model import NewerRecordError, UndecodableRecordError, UnreadableRecordError
+from tests.log.test_records import misshapen
+
+SELECTION = Selection(
+    route="build", destination="ci", source="github", since=1.5, until=2.5, rate=10.0, starts={"gateway.events.a/0": 3}
+)
+ORDERS = {
+    "pause": Order(kind="pause", name="destination/ci", state="paused", at=1.5),
+    "kick": Order(kind="kick", name="route/build", state="asked", at=1.5, id="1f-ac"),
+    "dead": Order(
+        kind="dead",
+        name="1f-ab",
+        state="done",
+        at=1.5,
+        marker={"gateway.dead/0": 7},
+        action="drop",
+        filter=DeadFilter(route="build", destination="ci", reason="gone", ids=("dlv_1", "dlv_2"), since=1.0, until=2.0),
+        count=2,
+    ),
+    "replay": Order(
+        kind="replay",
+        name="1f-ab",
+        state="cancelled",
+        at=1.5,
+        marker={"gateway.events.a/0": 9},
+        selection=SELECTION,
+        count=3,
+        detail="no route",
+    ),
+    "marker": Order(
+        kind="marker",
+        name="replay/1f-ab",
+        state="asked",
+        at=1.5,
+        marker={"gateway.events.a/0": 9},
+        answers=("1f-ac",),
+        hurried={"gateway.retry.5s/0": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_an_order_is_read_as_it_was_written(kind: str) -> None:
+    assert decode(*ORDERS[kind].encode()) == ORDERS[kind]
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_any_value_is_an_order_or_undecodable(kind: str) -> None:
+    """A field of another type, however deep, that is missing, or cut: one kind of error, or what can be obeyed."""
+    key, value = ORDERS[kind].encode()
+
+    @given(misshapen(orjson.loads(value)) | st.binary(max_size=30))
+    def check(value: bytes) -> None:
+        see_read(key, value)
+
+    check()
+
+
+@given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), st.sampled_from(list(ORDERS)))
+def test_any_key_is_one_of_an_order_or_undecodable(key: bytes, kind: str) -> None:
+    value = ORDERS[kind].encode()[1]
+    for each in (key, kind.encode() + b"/" + key, kind.encode() + b"/route/" + key):
+        see_read(each, value)
+        see_read(each, b"")
+
+
+def see_read(key: bytes, value: bytes) -> None:
+    """See that a record is refused, or read as what can be written and is the same again; and that all go on."""
+    control = Control(ORDERS.values())
+    with suppress(UnreadableRecordError):
+        control.take(key, value)
+    control.next_replay()
+    control.obsolete(1e9, {})
+    control.paused_by("build", "ci")
+    try:
+        order = decode(key, value)
+    except UnreadableRecordError:
+        return
+    assert decode(*order.encode()) == order
+
+
+def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
+    key, value = ORDERS[kind].encode()
+    return key, orjson.dumps({**orjson.loads(value), **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("pause", {"state": "asked"}),
+        ("pause", {"state": ["paused"]}),
+        ("pause", {"marker": {"gateway.parked/0": "3"}}),
+        ("pause", {"marker": {"gateway.parked": 3}}),
+        ("pause", {"at": "now"}),
+        ("pause", {"v": 0}),
+        ("pause", {"v": "2"}),
+        ("dead", {"filter": {"route": ["build"]}}),
+        ("dead", {"filter": {"ids": "dlv_1"}}),
+        ("dead", {"filter": {"narrower": "by what we don't know"}}),
+        ("dead", {"action": "burn"}),
+        ("replay", {"selection": None}),
+        ("replay", {"selection": {"route": "build", "since": 0, "rate": 0}}),
+        ("replay", {"selection": {"route": "build", "since": 0, "starts": {"a/b": 1}}}),
+        ("replay", {"marker": {"gateway.events.a/first": 1}}),
+    ],
+)
+def test_an_order_with_a_field_of_another_kind_is_undecodable(kind: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UndecodableRecordError, match=r"order b'\w+/.*: expected .*, got"):
+        decode(*body(kind, **changes))
+
+
+def test_what_cannot_be_read_changes_nothing_that_is_in_force() -> None:
+    control = Control([ORDERS["pause"]])
+    with pytest.raises(UndecodableRecordError):
+        control.take(b"pause/destination/ci", b'{"state": "active"')
+    assert control.paused_by("", "ci") == "destination/ci"
+
+
+def test_an_order_of_a_newer_version_is_not_obeyed_and_its_pause_stands() -> None:
+    control = Control([ORDERS["dead"], ORDERS["kick"]])
+    for kind, key in (("pause", b"pause/destination/audit"), ("kick", b"kick/route/build"), ("dead", b"dead/1f-ab")):
+        with pytest.raises(NewerRecordError):
+            control.take(key, body(kind, v=2, state={"anything": "else"})[1])
+    assert control.paused_by("", "audit") == "destination/audit"
+    assert set(control.orders) == {"pause/destination/audit"}
+    assert control.waits("kick/route/build")
+
+
+def test_a_kind_of_order_that_only_a_newer_version_knows_is_not_garbage() -> None:
+    control = Control()
+    with pytest.raises(NewerRecordError):
+        control.take(b"throttle/destination/ci", b'{"v": 2}')
+    assert control.newer == {"throttle/destination/ci"}
+    control.take(b"throttle/destination/ci", b"")
+    assert not control.newer
+    with pytest.raises(UndecodableRecordError):
+        control.take(b"throttle/destination/ci", b'{"v": 1}')
+
+
+def test_a_replay_whose_marker_a_newer_version_wrote_is_left_to_it() -> None:
+    asked = Order(kind="replay", name="1f-ab", state="asked", at=1.5, selection=SELECTION)
+    control = Control([asked, ORDERS["marker"]])
+    assert control.next_replay() == asked
+    with pytest.raises(NewerRecordError):
+        control.take(b"marker/replay/1f-ab", b'{"v": 2}')
+    assert control.next_replay() is None
+    assert control.marker("replay/1f-ab") == ORDERS["marker"].marker
+    control.take(*ORDERS["marker"].encode())
+    assert control.next_replay() == asked

@@ -1,0 +1,394 @@
+"""Records that can't be read: garbage is set aside, what a newer version wrote is left for it, and the rest goes on."""
+
+import asyncio
+from dataclasses import replace
+
+import orjson
+import pytest
+from structlog.testing import CapturingLogger
+
+from gateway.engine import control as control_module
+from gateway.engine.control import DeadFilter, Order, Selection
+from gateway.engine.progress import WINDOW
+from gateway.log import records
+from gateway.log.base import Commit, RecordHeaders
+from gateway.log.records import encode_delivery, encode_event, encode_sightings, event_key
+from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
+from gateway.model import Delivery
+from tests.builders import a_delivery, a_policy, a_route, an_event
+from tests.engine.test_ordered import an_ordered_route, by_key, keyed
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    World,
+    a_world,
+    events,
+    operated,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
+from tests.virtual_time import now
+
+NEXT = records.FORMAT + 1
+
+
+def of_version(headers: RecordHeaders, version: bytes = b"%d" % NEXT) -> RecordHeaders:
+    return [(name, version if name == "gw_v" else value) for name, value in headers]
+
+
+async def put_newer(world: World, *names: str, key: str | None = None) -> None:
+    for name in names:
+        event = an_event(id=name, key=key, received_at=now())
+        await world.log.append(EVENTS, key=event_key(event), value=event.body, headers=of_version(encode_event(event)))
+
+
+async def file_newer(world: World, topic: str, delivery: Delivery, **note: str) -> None:
+    headers = of_version(encode_delivery(delivery, note, at=now()))
+    await world.log.append(topic, key=b"ci", value=delivery.event.body, headers=headers)
+
+
+def a_filed(name: str, *, due: float = 0.0) -> Delivery:
+    return a_delivery(event=an_event(id=name, received_at=now()), successor=1, due=due)
+
+
+@pytest.fixture(autouse=True)
+def _of_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what a test rolls forward be this version again."""
+    monkeypatch.setattr(records, "FORMAT", records.FORMAT)
+    monkeypatch.setattr(control_module, "FORMAT", control_module.FORMAT)
+
+
+def roll_forward() -> None:
+    """Have the processes that start from here on be of the newer version."""
+    records.FORMAT = NEXT
+    control_module.FORMAT = NEXT
+
+
+def made(world: World) -> list[str]:
+    return [name for _, name, _ in world.client.made]
+
+
+def told(world: World, kind: str) -> float:
+    return world.metrics.records_newer.labels(kind).value
+
+
+async def covered(world: World, topic: str, offset: int, group: str = ROUTER_GROUP) -> bool:
+    """Tell whether a commit calls the record done; topics have one partition where it is asked for."""
+    return (await world.log.committed(TOPICS.group(group), topic)).get(0, Commit(0)).covers(offset)
+
+
+POISON: list[tuple[str, bytes, bytes, RecordHeaders]] = [
+    (topic, key, value, headers)
+    for topic in (EVENTS, TOPICS.retry("5s"), TOPICS.retry("20h"), TOPICS.parked, TOPICS.dead, TOPICS.dedupe)
+    for key, value, headers in (
+        (b"", b"", []),
+        (b"\xff", b"\xff\x00", [("gw_v", b"1")]),
+        (b"k", b"{}", [("gw_v", b"")]),
+        (b"k", b"{}", [*encode_event(an_event()), ("gw_delivery", b'{"id": ["list"]}')]),
+        (b"k", b"{}", [*encode_event(an_event()), ("gw_delivery", b"[" * 2000)]),
+        (
+            b"k",
+            b"{}",
+            [
+                *encode_event(an_event()),
+                (
+                    "gw_delivery",
+                    orjson.dumps(
+                        {
+                            "id": "dlv_1",
+                            "route": "gone",
+                            "destination": "gone",
+                            "attempts": [],
+                            "successor": 0,
+                            "due": 0,
+                            "since": 0,
+                            "at": 0,
+                            "note": {"unknown_since": "yesterday"},
+                        }
+                    ),
+                ),
+            ],
+        ),
+        (f"{EVENTS}/0".encode(), b"short", encode_sightings("github", 0)),
+        (f"{EVENTS}/0".encode(), b"", encode_sightings("github", 1 << 62)),
+    )
+    if topic != EVENTS or not any(name == "ce_id" for name, _ in headers)
+]
+ORDERS = [
+    (b"", b""),
+    (b"\xff/\xff", b"{}"),
+    (b"pause", b"{}"),
+    (b"pause/destination/ci", b'{"state": "paused"'),
+    (b"pause/destination/ci", b'{"state": 1, "at": "now", "marker": [], "count": null}'),
+    (b"kick/destination/ci", b'{"state": "asked", "at": 0, "marker": {"x": "y"}, "count": 0}'),
+    (b"dead/1", b'{"state": "asked", "at": 0, "marker": {}, "count": 0, "filter": {"ids": 7}}'),
+    (b"replay/1", b'{"state": "asked", "at": 0, "marker": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
+    (b"marker/replay/1", b"[]"),
+]
+
+
+@virtual
+async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(6.0,), max_attempts=3)), ci=[503, 200])
+    world.rules = replace(
+        world.rules, sources={name: replace(each, dedupe=60.0) for name, each in world.rules.sources.items()}
+    )
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(1))
+        for topic, key, value, headers in POISON:
+            await world.log.append(topic, key=key, value=value, headers=headers)
+        for key, value in ORDERS:
+            await world.log.append(TOPICS.control, key=key, value=value, headers=[])
+        await world.put(an_event(id="evt_after", received_at=now()))
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
+        await publish(world, Order(kind="dead", name="1", state="asked", at=now(), marker=ends))
+        await asyncio.sleep(30)
+        states = {order.key: order.state for order in control.orders.values()}
+    async with operated(world) as control, running(world, world.worker(control)):  # those that read all of it again
+        await world.put(an_event(id="evt_again", received_at=now()))
+        await asyncio.sleep(30)
+    assert sorted(made(world)) == ["evt_0", "evt_0", "evt_after", "evt_again"]
+    assert states == {"pause/destination/ci": "active", "kick/destination/ci": "done", "dead/1": "done"}
+    for topic in (EVENTS, TOPICS.retry("5s")):
+        assert await world.undone(topic) == 0
+    counted = {kind: world.metrics.records_undecodable.labels(kind).value for kind in ("events", "retry", "dedupe")}
+    per_topic = {topic: sum(each[0] == topic for each in POISON) for topic in (EVENTS, TOPICS.retry("5s"))}
+    assert counted["events"] == per_topic[EVENTS]
+    assert counted["retry"] == per_topic[TOPICS.retry("5s")]  # the other tier's are due tomorrow
+    assert counted["dedupe"] > 0
+    assert world.metrics.records_undecodable.labels("control").value >= len(ORDERS) - 1  # one says nothing at all
+
+
+@virtual
+async def test_a_line_a_second_tells_of_many_records_that_cannot_be_read() -> None:
+    world = await a_world(a_route())
+    world.logger = logger = CapturingLogger()
+    async with running(world):
+        for _ in range(3):
+            for number in range(500):
+                await world.log.append(EVENTS, key=b"%d" % number, value=b"", headers=[])
+            await asyncio.sleep(1.5)
+    counts = [call.kwargs["count"] for call in logger.calls if call.args == ("record_undecodable",)]
+    assert len(counts) <= 4
+    assert counts[0] == 1
+    assert world.metrics.records_undecodable.labels("events").value == 1500
+
+
+@virtual
+async def test_an_event_of_a_newer_version_waits_for_it_and_the_others_go_on() -> None:
+    world = await a_world(a_route())
+    await put_newer(world, "evt_newer", key="one")
+    first = next(iter(world.log.records(EVENTS)))
+    await world.put(*[an_event(id=f"evt_{number}", key="one", received_at=now()) for number in range(5)])
+    async with running(world):
+        await asyncio.sleep(2)
+        assert told(world, "events") == 1
+    async with running(world), running(world):  # a rebalance, and a rolling restart
+        await asyncio.sleep(2)
+    assert sorted(made(world)) == [f"evt_{number}" for number in range(5)]
+    assert await world.undone() == 1
+    assert world.log.records(TOPICS.dead) == []
+    assert first.value
+    roll_forward()
+    async with running(world):
+        await asyncio.sleep(2)
+    assert made(world)[5:] == ["evt_newer"]
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_no_commit_passes_a_newer_record_however_much_follows() -> None:
+    world = await a_world(a_route())
+    await put_newer(world, "evt_newer", key="one")
+    await world.put(*[an_event(id=f"evt_{n}", key="one", received_at=now()) for n in range(WINDOW + 500)])
+    async with running(world):
+        await asyncio.sleep(60)
+    assert len(made(world)) == WINDOW - 1
+    assert await world.undone() == 502
+    roll_forward()
+    async with running(world):
+        await asyncio.sleep(60)
+    assert len(set(made(world))) == len(made(world)) == WINDOW + 501
+
+
+@virtual
+async def test_an_ordered_route_stands_at_a_newer_event() -> None:
+    """What follows may be of its key."""
+    world = await a_world(an_ordered_route())
+    one, two, *rest = keyed(1, 6)
+    await world.put(one)
+    await world.log.append(EVENTS, key=event_key(two), value=two.body, headers=of_version(encode_event(two)))
+    await world.put(*rest)
+    async with running(world):
+        await asyncio.sleep(5)
+        assert by_key(world) == {"k0": [0]}
+    roll_forward()
+    async with running(world):
+        await asyncio.sleep(5)
+    assert by_key(world) == {"k0": [0, 1, 2, 3, 4, 5]}
+
+
+@virtual
+async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
+    world = await a_world(a_route())
+    tier = TOPICS.retry("20s")
+    await file_newer(world, tier, a_filed("evt_newer", due=now() + 15))
+    later = a_filed("evt_later", due=now() + 15)
+    await world.log.append(tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, {}, at=now()))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await asyncio.sleep(60)
+        assert made(world) == ["evt_later"]
+        assert told(world, "retry") == 1
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+    assert made(world) == ["evt_later", "evt_newer"]
+    assert world.log.records(TOPICS.dead) == []
+
+
+@virtual
+async def test_a_resumption_leaves_what_a_newer_version_parked() -> None:
+    world = await a_world(a_route())
+    for name in ("evt_before", "evt_after"):
+        parked = a_filed(name)
+        note = {"by": "destination/ci"}
+        await world.log.append(
+            TOPICS.parked, key=b"ci", value=parked.event.body, headers=encode_delivery(parked, note, at=now())
+        )
+        if name == "evt_before":
+            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), by="destination/ci")
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await asyncio.sleep(30)
+        assert control.orders["pause/destination/ci"].count == 1
+        assert told(world, "parked") == 1
+    assert made(world) == ["evt_before"]
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+    assert sorted(made(world)) == ["evt_after", "evt_before", "evt_newer"]
+    assert world.log.records(TOPICS.dead) == []
+
+
+@virtual
+async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_settled() -> None:
+    world = await a_world(a_route())
+    for name in ("evt_before", "evt_newer", "evt_after"):
+        letter = a_filed(name)
+        if name == "evt_newer":
+            await file_newer(world, TOPICS.dead, letter, reason="gone", detail="")
+        else:
+            headers = encode_delivery(letter, {"reason": "gone", "detail": ""}, at=now())
+            await world.log.append(TOPICS.dead, key=b"ci", value=letter.event.body, headers=headers)
+    number, (_, end) = next(
+        (number, bounds) for number, bounds in (await world.log.bounds(TOPICS.dead)).items() if bounds[1]
+    )
+    order = Order(
+        kind="dead",
+        name="1",
+        state="asked",
+        at=now(),
+        marker={f"{TOPICS.dead}/{number}": end},
+        filter=DeadFilter(destination="ci"),
+    )
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, order)
+        await asyncio.sleep(30)
+        done = control.orders["dead/1"]
+        assert (done.state, done.count) == ("done", 1)
+        assert "newer version" in done.detail
+        assert told(world, "dead") == 1
+        assert world.metrics.dead_letter_backlog.value == 2
+    assert made(world) == ["evt_before"]
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, replace(order, name="2", at=now()))
+        await asyncio.sleep(30)
+        assert world.metrics.dead_letter_backlog.value == 0
+    assert sorted(made(world)) == ["evt_after", "evt_before", "evt_newer"]
+
+
+@virtual
+async def test_an_order_of_a_newer_version_is_not_lost() -> None:
+    world = await a_world(a_route())
+    waiting = a_filed("evt_waiting", due=now() + 900)
+    await world.log.append(
+        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, {}, at=now())
+    )
+    kick = Order(kind="kick", name="destination/ci", state="asked", at=now())
+    key, value = kick.encode()
+    newer = orjson.dumps({**orjson.loads(value), "v": NEXT})
+    await world.log.append(TOPICS.control, key=key, value=newer, headers=[])
+    await publish(world, Order(kind="kick", name="route/other", state="asked", at=now()))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        assert control.orders["kick/route/other"].state == "done"
+        assert told(world, "control") == 1
+    assert made(world) == []
+    assert not await covered(world, TOPICS.control, 0, JOBS_GROUP)
+    assert await covered(world, TOPICS.control, 1, JOBS_GROUP)
+
+
+@virtual
+async def test_an_order_of_a_newer_version_is_carried_out_by_it() -> None:
+    world = await a_world(a_route())
+    waiting = a_filed("evt_waiting", due=now() + 900)
+    await world.log.append(
+        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, {}, at=now())
+    )
+    key, value = Order(kind="kick", name="destination/ci", state="asked", at=now()).encode()
+    newer = orjson.dumps({**orjson.loads(value), "v": NEXT})
+    await world.log.append(TOPICS.control, key=key, value=newer, headers=[])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+    assert made(world) == []
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+    assert made(world) == ["evt_waiting"]
+
+
+@virtual
+async def test_a_replay_waits_at_a_newer_event_and_goes_on_after_it() -> None:
+    world = await a_world(a_route())
+    await world.put(an_event(id="evt_before", key="one", received_at=now()))
+    await put_newer(world, "evt_newer", key="one")
+    await world.put(an_event(id="evt_after", key="one", received_at=now()))
+    ends = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
+    order = Order(
+        kind="replay", name="1", state="asked", at=now(), marker=ends, selection=Selection(route="build", since=0.0)
+    )
+    await publish(world, order)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(90)
+        assert control.injected("replay/1") == 1
+        assert control.orders["replay/1"].state == "asked"
+    assert sorted(made(world)) == ["evt_after", "evt_before", "evt_before"]
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        assert (control.orders["replay/1"].state, control.orders["replay/1"].count) == ("done", 3)
+    assert sorted(made(world)) == ["evt_after"] * 2 + ["evt_before"] * 2 + ["evt_newer"] * 2
+
+
+@virtual
+async def test_the_backlog_of_an_ordered_route_that_is_gone_waits_for_the_newer_version() -> None:
+    world = await a_world(an_ordered_route(), ci=[503])
+    one, two, three = keyed(1, 3)
+    await world.put(one)
+    await world.log.append(EVENTS, key=event_key(two), value=two.body, headers=of_version(encode_event(two)))
+    await world.put(three)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(5)
+        world.rules = rules_of(a_route("other", match={"body.never": True}))
+        await world.doze(2 * 3600)
+    assert {filed.delivery.event.id for filed in world.dead()} <= {"k0.0"}  # which was under way
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.doze(2 * 3600)
+    assert {filed.delivery.event.id for filed in world.dead()} == {"k0.0", "k0.1", "k0.2"}
