@@ -120,11 +120,22 @@ class MemoryLog:
         """Return what a topic holds, partition by partition."""
         return [record for partition in self._state.of(topic) for record in self._state.segments[partition].records]
 
+    async def make_again(self, topic: str) -> None:
+        """Delete a topic and make it again, before its members notice: they begin anew."""
+        for partition in self._state.of(topic):
+            self._state.segments[partition] = _Segment()
+            for commits in self._state.commits.values():
+                commits.pop(partition, None)
+            for member in [member for group in self._state.members.values() for member in group]:
+                member.begin_anew(partition)
+
     def delete_below(self, partition: Partition, offset: int) -> None:
         """Delete records as retention does: the partition's start moves."""
         segment = self._state.segments[partition]
         segment.start = max(segment.start, offset)
         segment.records = [record for record in segment.records if record.offset >= offset]
+        for consumer in (*self._state.readers, *(c for group in self._state.members.values() for c in group)):
+            consumer.see_deleted(partition)
 
     def lose_leader(self, partition: Partition) -> None:
         """Let nothing be read from or written to a partition, until `find_leader`."""
@@ -273,6 +284,11 @@ class MemoryLog:
             problems.append(TopicProblem(topic=spec.name, message=message, is_fatal=True))
         return problems
 
+    async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
+        specs = self._state.specs
+        kept = {name: specs[name].retention for name in topics if name in specs}
+        return {name: math.inf if seconds is None else seconds for name, seconds in kept.items()}
+
     def now(self) -> float:
         self._last = max(self._last, self._now())
         return self._last
@@ -373,6 +389,18 @@ class MemoryConsumer:
         if assignments or not self._waiting:
             self._listener.assigned(assignments)
         self.wake()
+
+    def see_deleted(self, partition: Partition) -> None:
+        position, start = self._positions.get(partition), self._state.segments[partition].start
+        if position is not None and position < start and self._group is not None:
+            self._positions[partition] = start
+            self._listener.overtaken(partition, range(position, start))
+
+    def begin_anew(self, partition: Partition) -> None:
+        if partition in self._positions:
+            self._positions[partition] = 0
+            self._paused.discard(partition)
+            self._listener.replaced(Assignment(partition, Commit(0), 0))
 
     async def revoke(self) -> None:
         """Disown everything and store what the listener has finished; a failing commit is lost, as on a real log."""

@@ -404,6 +404,13 @@ LOG = Board(
             (f"sum by (topic) ({of('gateway_log_lag_records')})", "{{topic}}"),
         ),
         graph(
+            "Retention left",
+            "s",
+            "GatewayRetentionNear",
+            "How long until the log deletes the oldest record that isn't done, by topic.",
+            (f"min by (topic) ({of('gateway_log_retention_left_seconds')})", "{{topic}}"),
+        ),
+        graph(
             "Unread",
             "s",
             "GatewayPartitionUnread",

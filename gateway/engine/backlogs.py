@@ -8,16 +8,18 @@ The owner of the jobs counts, a few records at a time, beside everything else.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+
+from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control, Letter, Order
 from gateway.engine.replay import RECORDS_AT_ONCE, records_of
 from gateway.engine.scans import NEWER, ends_of, read_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import is_newer, note_of
-from gateway.log.topics import Topics
+from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.telemetry.metrics import Metrics
 
 ROWS_AT_ONCE = 2048
@@ -105,6 +107,7 @@ class Backlogs:
         topics: Topics,
         control: Control,
         metrics: Metrics,
+        logger: FilteringBoundLogger,
         is_ours: Callable[[], bool],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -112,6 +115,7 @@ class Backlogs:
         self._topics = topics
         self._control = control
         self._metrics = metrics
+        self._logger = logger
         self._is_ours = is_ours
         self._sleep = sleep
         self._looked = 0
@@ -125,6 +129,7 @@ class Backlogs:
         self._settled: dict[str, Mapping[str, int]] = {}  # order → up to where what it covers is forgotten
         self._parked_to: dict[str, int] | None = None  # up to where the parked were read
         self._parked: dict[tuple[str, int], array[int]] = {}  # offsets of what isn't resumed, by name and partition
+        self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
 
     def end(self) -> None:
         """Leave the gauges to the process that the jobs go to."""
@@ -175,11 +180,33 @@ class Backlogs:
             seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), offsets in parked.items():
             scanned = control.marker(f"pause/{name}").get(f"{topic}/{number}", 0)
-            del offsets[: bisect_left(offsets, max(scanned, bounds[number][0]))]
+            resumed = bisect_left(offsets, scanned)
+            gone = max(resumed, bisect_left(offsets, bounds[number][0]))
+            if gone > resumed:
+                self._tell_lost(Partition(topic, number), gone - resumed)
+            del offsets[:gone]
         if self._is_ours():
             self._metrics.parked_backlog.set(sum(map(len, parked.values())))
             left = [len(offsets) for (name, _), offsets in parked.items() if name == NEWER]
             self._metrics.records_newer.labels("parked").set(sum(left))
+            await self._tell_retention({(number, offsets[0]) for (_, number), offsets in parked.items() if offsets})
+
+    def _tell_lost(self, partition: Partition, count: int) -> None:
+        """Count what was parked, and deleted before it was resumed."""
+        self._metrics.records_lost.labels(partition.topic).inc(count)
+        group = self._topics.group(JOBS_GROUP)
+        self._logger.error("records_lost", topic=partition.topic, partition=partition.number, group=group, count=count)
+
+    async def _tell_retention(self, firsts: Collection[tuple[int, int]]) -> None:
+        """Tell how long it is until the log deletes the first of what is parked, by partition and offset."""
+        topic, ages = self._topics.parked, [0.0]
+        for number, offset in set(firsts).difference(self._parked_at):
+            async for records in self._log.scan(Partition(topic, number), offset, offset + 1):
+                self._parked_at |= {(number, record.offset): record.appended_at for record in records}
+        self._parked_at = {first: at for first, at in self._parked_at.items() if first in firsts}
+        ages += [self._log.now() - at for at in self._parked_at.values()]
+        for name, kept in (await self._log.retentions([topic])).items():
+            self._metrics.retention_left.labels(name).set(kept - max(ages))
 
     async def _records(
         self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]

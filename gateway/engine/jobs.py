@@ -101,6 +101,12 @@ class Follower:
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}
 
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        """Nothing is deleted of a compacted topic but what newer orders replace."""
+
+    def replaced(self, assignment: Assignment) -> None:
+        """Nothing to begin anew: what is in force stays so until another order says something else."""
+
     def _apply(self, record: Record) -> None:
         self.position = record.offset + 1
         try:
@@ -164,6 +170,7 @@ class Jobs:
             topics=topics,
             control=follower.control,
             metrics=metrics,
+            logger=logger,
             is_ours=lambda: self._progress is not None,
             sleep=sleep,
         )
@@ -205,6 +212,13 @@ class Jobs:
     def _is_busy(self) -> bool:
         """Whether a job has yet to come to a marker."""
         return bool(self._running) or self._replays.under_way is not None
+
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        """Nothing is deleted of a compacted topic but what newer orders replace."""
+
+    def replaced(self, assignment: Assignment) -> None:
+        self._progress = None
+        self.assigned([assignment])
 
     async def run(self) -> None:
         """Carry out orders, for ever."""

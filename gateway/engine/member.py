@@ -160,11 +160,7 @@ class Member(ABC):
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
             if tracker.delay is None:
                 self._readers[tracker] = self._duplicates.acquire(assignment, is_router=not self.keeps_order)
-            self._around.metrics.records_lost.labels(partition.topic).inc(tracker.progress.lost)
-            if tracker.progress.lost:
-                self._around.logger.error(
-                    "records_lost", topic=partition.topic, partition=partition.number, count=tracker.progress.lost
-                )
+            self._tell_lost(partition, tracker.progress.lost)
             old = self._suspended.pop(partition, None)
             if old is not None:
                 if not self.keeps_order:
@@ -191,6 +187,29 @@ class Member(ABC):
             tracker.ownership = Ownership.SUSPENDED
             self._suspended[tracker.partition] = tracker
         return {tracker.partition: commit for tracker, commit in commits.items()}
+
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        """Count what the log has deleted before it was read."""
+        tracker = self.trackers.get(partition)
+        if tracker is not None:
+            self._tell_lost(partition, tracker.progress.overtaken(deleted))
+
+    def replaced(self, assignment: Assignment) -> None:
+        """Forget what was read of a partition, and begin anew."""
+        tracker = self.trackers.pop(assignment.partition, None)
+        if tracker is not None:
+            tracker.ownership = Ownership.LEAVING
+            tracker.buffered.clear()
+            self._dispatch.withdraw(_waiting_in([tracker]))
+            self._lose(tracker)
+        self.assigned([assignment])
+
+    def _tell_lost(self, partition: Partition, count: int) -> None:
+        self._around.metrics.records_lost.labels(partition.topic).inc(count)
+        if count:
+            self._around.logger.error(
+                "records_lost", topic=partition.topic, partition=partition.number, group=self._group, count=count
+            )
 
     async def _let_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
         """Wait for what is under way; what was begun and waits again is carried on by a tier, as reading it repeats."""
@@ -377,6 +396,13 @@ class Member(ABC):
         for partition, unread in self.unread.items():
             oldest[partition.topic] = max(oldest.get(partition.topic, 0.0), now - unread.since)
         return oldest
+
+    def ages(self, now: float) -> dict[str, float]:
+        """Return of each topic how long ago its lowest undone record was appended, or 0 where all is done."""
+        ages = {}
+        for topic, undone in self.oldest_undone(now).items():
+            ages[topic] = undone + (self.delay_of(topic) or 0.0) if undone else 0.0
+        return ages
 
     # Progress.
 

@@ -20,7 +20,7 @@ from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.member import Loop, Member
 from gateway.engine.tracker import Item, Tracker
-from gateway.log.base import Batch, Commit, Partition, Record
+from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import decode_event
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import (
@@ -328,6 +328,13 @@ class Ordered(Member):
                     self._remembered[first.delivery.id] = known
                 del self._queues[key]
         self._ready = [item for item in self._ready if item.pending.tracker.is_live]
+
+    @override
+    def replaced(self, assignment: Assignment) -> None:
+        partition = assignment.partition
+        self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
+        self._ready = [item for item in self._ready if item.pending.tracker.partition != partition]
+        super().replaced(assignment)
 
     @override
     def take_over(self) -> None:

@@ -61,6 +61,22 @@ class Progress:
         self._undone_count += 1
         return True
 
+    def overtaken(self, deleted: range) -> int:
+        """Note that the log has deleted what wasn't received yet of these offsets; return how many weren't done.
+
+        They are done from here on, as any gap is: at once, or when a record is received that comes after them.
+        """
+        start = max(deleted.start, self._next)
+        if start >= deleted.stop:
+            return 0
+        ahead = self._ahead >> (start - self._next)
+        count = deleted.stop - start
+        lost = count - (ahead & ((1 << min(count, ahead.bit_length())) - 1)).bit_count()
+        self.lost += lost
+        if start == self._next:
+            self._move_to(deleted.stop)
+        return lost
+
     def finished(self, offset: int) -> None:
         """Note that a record is done. What isn't undone (finished twice, or a gap) is ignored.
 

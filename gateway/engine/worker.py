@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # an extra
 
 REPEAT = 1.0
 LOOK_EVERY = 1.0
+RETENTION_EVERY = 10.0
 DRAIN_TIMEOUT = 20.0
 """Seconds after which what is under way is left to the next owner."""
 
@@ -143,8 +145,12 @@ class Worker:
     async def _keep_looking(self) -> None:
         """See what of the log can't be read."""
         others: Mapping[Partition, Unread] = {}
+        asked_at = -RETENTION_EVERY
         while True:
             now = self._around.log.now()
+            if now >= asked_at + RETENTION_EVERY:
+                asked_at = now
+                await self._tell_retention(now)
             others = still_unread(others, self._others(), now)
             found = dict(others)
             for member in (self._router, *[member for member, _ in self._ordered.values()]):
@@ -152,6 +158,17 @@ class Worker:
                     found[partition] = min(unread, found.get(partition, unread))
             self._unread.look(found, now)
             await self._around.sleep(LOOK_EVERY)
+
+    async def _tell_retention(self, now: float) -> None:
+        """Tell how long it is until the log deletes what isn't done."""
+        ages: dict[str, float] = {}
+        for member in (self._router, *[member for member, _ in self._ordered.values()]):
+            for topic, age in member.ages(now).items():
+                ages[topic] = max(age, ages.get(topic, 0.0))
+        family = self._around.metrics.retention_left
+        with suppress(LogUnavailableError):  # the next time, then
+            for topic, kept in (await self._around.log.retentions(ages.keys())).items():
+                family.labels(topic).set(kept - ages[topic])
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         """Let what is under way end, leave the rest to the next owner, commit, and leave the groups."""

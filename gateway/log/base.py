@@ -96,6 +96,15 @@ class Listener(Protocol):
         may let what is under way end, for a few seconds.
         """
 
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        """Hear that the log has deleted records before they were returned; what comes next is after their offsets."""
+
+    def replaced(self, assignment: Assignment) -> None:
+        """Begin anew with a partition: its records aren't those any more that were read, whatever their offsets.
+
+        Its topic was made again, or it has lost its end. What was finished of it must not be committed.
+        """
+
 
 class Consumer(Protocol):
     """A member of a consumer group (or, without a group, a reader of every partition from its start)."""
@@ -218,6 +227,12 @@ class Log(Protocol):
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
         """Compare what is there with what has to be."""
+
+    async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
+        """Return for how many seconds each topic keeps its records, as it is; infinity where it is for ever.
+
+        A topic that isn't there, or may not be asked, is left out.
+        """
 
     def now(self) -> float:
         """Return the log's clock (Unix seconds), by which `appended_at` is stamped; it never goes back."""

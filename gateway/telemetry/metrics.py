@@ -321,6 +321,9 @@ class Metrics(Collector):
         self.deliveries_waiting = gauge("deliveries_waiting", "Deliveries queued in this process.", "destination")
         self.oldest_undone = gauge("oldest_undone_seconds", "Age of the oldest event that isn't done.", "topic")
         self.log_lag = gauge("log_lag_records", "Records that wait to be read; NaN while that is unknown.", "topic")
+        self.retention_left = gauge(
+            "log_retention_left_seconds", "How long until the log deletes the oldest record that isn't done.", "topic"
+        )
         self.partition_unread = gauge(
             "log_partition_unread_seconds",
             "For how long a partition could not be read that this process is to read; none while it can.",

@@ -69,8 +69,9 @@ async def test_what_the_log_deleted_unread_is_told_and_the_rest_delivered() -> N
     world.log.delete_below(partition, 7)
     async with running(world):
         await asyncio.sleep(3)
+    router = TOPICS.group("router")
     assert [call.kwargs for call in told.calls] == [
-        {"event": "records_lost", "topic": EVENTS, "partition": partition.number, "count": 6}
+        {"event": "records_lost", "topic": EVENTS, "partition": partition.number, "group": router, "count": 6}
     ]
     assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_7", "evt_8", "evt_9"]
     assert await world.undone() == 0

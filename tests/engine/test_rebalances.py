@@ -23,6 +23,12 @@ class Visitor:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Take nothing over."""
 
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        pass
+
+    def replaced(self, assignment: Assignment) -> None:
+        pass
+
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}
 

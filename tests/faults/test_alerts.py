@@ -25,6 +25,7 @@ import pytest
 import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.topics import Topics
@@ -323,6 +324,11 @@ async def _log(scenery: "Scenery") -> None:
         await scenery.delete_topic("gateway.retry.20h")
     await scenery.create_topics()
     scenery.watch.mended()
+    await scenery.watch.clear(*SLOW_TO_CLEAR)
+    async with scenery.watch.fault("what waits will be deleted within two days", "GatewayRetentionNear"):
+        await scenery.keep("gateway.events.crm", 86400 / FASTER)
+    await scenery.keep("gateway.events.crm", 7 * 86400)
+    scenery.watch.mended()
 
 
 async def _destinations(scenery: "Scenery") -> None:
@@ -540,6 +546,16 @@ class Scenery:
         await admin.start()
         try:
             await admin.delete_topics([topic])
+        finally:
+            await admin.close()
+
+    async def keep(self, topic: str, seconds: float) -> None:
+        """Change how long a topic keeps its records."""
+        settings = {"retention.ms": str(round(1000 * seconds)), "message.timestamp.type": "LogAppendTime"}
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
+        await admin.start()
+        try:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
         finally:
             await admin.close()
 

@@ -27,6 +27,12 @@ class Owner:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         self.owned.update(each.partition for each in assignments)
 
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        pass
+
+    def replaced(self, assignment: Assignment) -> None:
+        pass
+
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         self.owned.difference_update(partitions)
         return {}

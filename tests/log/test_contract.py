@@ -27,11 +27,19 @@ class Owner:
         self.commits = dict(commits or {})
         self.assignments: dict[Partition, Assignment] = {}
         self.told: list[str] = []
+        self.deleted: list[int] = []
         self.revocations: list[set[Partition]] = []
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         self.told.append("assigned")
         self.assignments.update({assignment.partition: assignment for assignment in assignments})
+
+    def overtaken(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
+        self.deleted += list(deleted)
+
+    def replaced(self, assignment: Assignment) -> None:
+        self.told.append("replaced")
+        self.assignments[assignment.partition] = assignment
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         self.told.append("revoked")
@@ -466,6 +474,37 @@ async def test_records_deleted_unread_show_as_a_base_below_the_start_of_the_log(
         async with consuming(log, topic, group=group) as (consumer, owner):
             assert owner.assignments == {partition: Assignment(partition, Commit(1), 3)}
             assert await values(consumer, 1) == [b"3"]
+
+
+async def test_what_is_deleted_before_it_is_read_is_told_to_who_would_have_read_it(subject: Subject) -> None:
+    if subject.delete_below is None:
+        pytest.skip("needs a log whose retention the suite can bring about")
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        partition = Partition(topic, 0)
+        async with consuming(log, topic, group=f"{subject.prefix}g") as (consumer, owner):
+            await append(log, topic, b"0", b"1")
+            assert await values(consumer, 2) == [b"0", b"1"]
+            await append(log, topic, b"2")
+            assert await values(consumer, 1) == [b"2"]
+            consumer.pause(partition)
+            await consumer.fetch(timeout=0.2)
+            await append(log, topic, *[b"%d" % number for number in range(3, 9)])
+            await subject.delete_below(partition, 6)
+            consumer.resume(partition)
+            assert await values(consumer, 3) == [b"6", b"7", b"8"]
+            assert owner.deleted == [3, 4, 5]
+            consumer.pause(partition)
+            await consumer.fetch(timeout=0.2)
+            await append(log, topic, b"9", b"10")
+            await subject.delete_below(partition, 10)
+            async with asyncio.timeout(PATIENCE):
+                while owner.deleted != [3, 4, 5, 9]:  # although nothing is read
+                    assert not await consumer.fetch(timeout=0.1)
+            consumer.resume(partition)
+            assert await values(consumer, 1) == [b"10"]
+            assert owner.deleted == [3, 4, 5, 9]
+            assert "replaced" not in owner.told
 
 
 async def test_a_group_begins_where_it_was_seeded_and_what_it_has_committed_stands(subject: Subject) -> None:

@@ -47,6 +47,12 @@ class Silent:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         pass
 
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        pass
+
+    def replaced(self, assignment: Assignment) -> None:
+        pass
+
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the contract's
         return {}
 

@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutError
+from typing_extensions import override
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
@@ -39,10 +40,18 @@ class Owner:
         self.commit = commit
         self.owned: dict[Partition, Assignment] = {}
         self.told: list[str] = []
+        self.deleted: list[int] = []
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         self.told.append("assigned")
         self.owned.update({each.partition: each for each in assignments})
+
+    def overtaken(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
+        self.deleted += list(deleted)
+
+    def replaced(self, assignment: Assignment) -> None:
+        self.told.append("replaced")
+        self.owned[assignment.partition] = assignment
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         self.told.append("revoked")
@@ -402,12 +411,10 @@ async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_
 
 
 async def test_a_failing_listener_is_heard_by_the_one_who_fetches(log: KafkaLog) -> None:
-    class Failing:
+    class Failing(Owner):
+        @override
         def assigned(self, assignments: Sequence[Assignment]) -> None:
             raise ZeroDivisionError(len(assignments))
-
-        async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
-            return dict.fromkeys(partitions, Commit(0))
 
     topic = await make_topic(log)
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Failing())
@@ -809,6 +816,27 @@ async def test_a_topic_that_is_made_again_is_read_within_seconds(kafka: str, log
         assert {record.value for record in await fetch(consumer, 2)} == {b"2", b"kept"}
         assert monotonic() - began < 2 * METADATA_AGE
     await consumer.close()
+
+
+async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: str, log: KafkaLog) -> None:
+    """Before anybody has noticed that it was away: what is new has the offsets of what was done."""
+    topic, group = await make_topic(log), f"g{uuid4().hex}"
+    owner = Owner()
+    consumer = await log.consume(group=group, topics=[topic], listener=owner)
+    await append(log, topic, *[b"old"] * 10)
+    await fetch(consumer, 10)
+    await consumer.commit({Partition(topic, 0): Commit(10)})
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+
+        async def is_made() -> bool:
+            return bool(await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)]))
+
+        await until(is_made)
+    await append(log, topic, b"0", b"1", b"2")
+    assert [record.value for record in await fetch(consumer, 3)] == [b"0", b"1", b"2"]
+    await consumer.close()
+    assert await log.committed(group, topic) in ({}, {0: Commit(0)})
 
 
 # Appends that are refused

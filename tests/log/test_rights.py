@@ -17,7 +17,7 @@ from aiokafka.errors import for_code
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from dev.kafka import Broker
-from gateway.log.base import Commit, Log, Partition, TopicSpec
+from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
 from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.conftest import start_broker
@@ -162,6 +162,12 @@ class Nobody:
     """A listener that takes its partitions, and keeps no books."""
 
     def assigned(self, assignments: object) -> None:
+        pass
+
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        pass
+
+    def replaced(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:  # noqa: ARG002 - a listener's name for it

@@ -21,7 +21,7 @@ from dev.kafka import Broker
 from gateway import credentials
 from gateway.cli import main
 from gateway.credentials import kafka_certificate_ends
-from gateway.log.base import Commit, Log, Partition, TopicSpec
+from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
 from gateway.run import open_log
@@ -194,6 +194,12 @@ class Owner:
     def assigned(self, assignments: object) -> None:
         assert assignments
         self.assignments += 1
+
+    def overtaken(self, partition: Partition, deleted: range) -> None:
+        pass
+
+    def replaced(self, assignment: Assignment) -> None:
+        pass
 
     async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:
         assert partitions

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
 from gateway.engine.scans import read_letter
-from gateway.log.base import Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
+from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import (
     SIGHTING,
@@ -472,6 +472,12 @@ async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog)
     class Idle:
         def assigned(self, assignments: object) -> None:
             assert assignments
+
+        def overtaken(self, partition: Partition, deleted: range) -> None:
+            pass
+
+        def replaced(self, assignment: Assignment) -> None:
+            pass
 
         async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:
             assert partitions

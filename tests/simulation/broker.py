@@ -9,6 +9,7 @@ What is stored, acknowledged and committed is told to the `Ledger`, at the momen
 """
 
 import asyncio
+import math
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -414,6 +415,12 @@ class SimulatedLog:
             for spec in specs
             if spec.name not in self._broker.specs
         ]
+
+    async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
+        await self._ask()
+        specs = self._broker.specs
+        kept = {name: specs[name].retention for name in topics if name in specs}
+        return {name: math.inf if seconds is None else seconds for name, seconds in kept.items()}
 
     def now(self) -> float:
         return self.clock.now()

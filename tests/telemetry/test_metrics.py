@@ -47,6 +47,7 @@ INTERFACE = {
     "oldest_undone_seconds": ("gauge", "topic"),
     "log_lag_records": ("gauge", "topic"),
     "log_partition_unread_seconds": ("gauge", "topic partition"),
+    "log_retention_left_seconds": ("gauge", "topic"),
     "retry_backlog": ("gauge", "tier"),
     "dead_letter_backlog": ("gauge", ""),
     "parked_backlog": ("gauge", ""),
@@ -116,6 +117,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
         family.labels("x").set(1)
     metrics.records_lost.labels("x").inc()
     metrics.partition_unread.labels("x", "0").set(1)
+    metrics.retention_left.labels("x").set(1)
     metrics.tell_certificates("destination", {"ci/ca": 1.0})
     for family in (metrics.dedupe_identities, metrics.dedupe_rebuilding):
         family.labels("x").set(1)

@@ -1,6 +1,7 @@
 """The contract of a log (`gateway.log.base`), over the writer, a reader thread and consumers."""
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -160,6 +161,14 @@ class EmbeddedLog:
         """Compare the topics, and whether the file is such that an acknowledged append is on the disk."""
         return await self.write(statements.check, specs)
 
+    async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
+        found = dict(
+            await self.read(statements.rows, "SELECT json_group_array(json_array(name, retention)) FROM topics")
+        )
+        return {
+            name: math.inf if found[name] is None else found[name] for name in set(topics).intersection(found.keys())
+        }
+
     def now(self) -> float:
         return self._file.now()
 
@@ -279,6 +288,9 @@ class EmbeddedLog:
             chunks = [
                 statements.select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges
             ]
+            starts = statements.starts(self._file.reader)  # after the records: what was deleted since was read
+            for chunk in chunks:
+                chunk.first = starts.get(chunk.topic, 0)
         except (sqlite3.Error, ValueError) as error:  # ValueError: the file is damaged.
             log.warning("log_read_failed", path=str(self._file.path), error=str(error))
             post(self._loop, deliver, None)
@@ -289,15 +301,18 @@ class EmbeddedLog:
         self._reader.submit(self._look)
 
     def _look(self) -> None:
-        ends: dict[str, int] = {}
+        bounds: list[tuple[str, int, int]] = []
         with suppress(sqlite3.Error):  # A read or an append will say it better.
-            ends = dict(
-                statements.rows(self._file.reader, "SELECT json_group_array(json_array(name, next)) FROM topics")
+            bounds = statements.rows(
+                self._file.reader, "SELECT json_group_array(json_array(name, start, next)) FROM topics"
             )
-        post(self._loop, self._looked, ends)
+        post(self._loop, self._looked, bounds)
 
-    def _looked(self, ends: Mapping[str, int]) -> None:
+    def _looked(self, bounds: Sequence[tuple[str, int, int]]) -> None:
+        starts = {name: start for name, start, _ in bounds}
+        ends = {name: end for name, _, end in bounds}
         for consumer in self._consumers:
+            consumer.overtaken(starts)
             consumer.extend(ends)
         again = self._consumers and not self._is_closed
         self._polling = self._loop.call_later(POLL_INTERVAL, self._poll) if again else None

@@ -85,13 +85,17 @@ OLDEST_SQLITE = (3, 38, 0)  # The first with `->>`.
 
 @dataclass(slots=True)
 class Chunk:
-    """A run of a topic's records; its offsets are `start <= offset < end`, with gaps."""
+    """A run of a topic's records; its offsets are `start <= offset < end`, with gaps.
+
+    `first` is where the topic began when it was read: what is below was deleted.
+    """
 
     topic: str
     start: int
     end: int
     size: int = 0
     records: list[Record] = field(default_factory=list)
+    first: int = 0
 
     def has_room(self, size: int) -> bool:
         """Tell whether a fetch may return another `size` bytes with these records."""
@@ -179,6 +183,11 @@ def assignments(
         commit = Commit(row[0], bytes.fromhex(row[1])) if row else Commit(start)
         assignments.append((Assignment(Partition(topic, 0), commit, start), end))
     return assignments
+
+
+def starts(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return where each topic begins."""
+    return dict(rows(connection, "SELECT json_group_array(json_array(name, start)) FROM topics"))
 
 
 def commit(

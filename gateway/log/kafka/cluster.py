@@ -336,20 +336,13 @@ class Cluster:
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
         described = await self.describe([spec.name for spec in specs])
         names = [spec.name for spec in specs if spec.name in described]
-        settings: dict[str, dict[str, str]] = {}
         problems = []
 
         async def ask() -> int:
-            metadata = await self._send(MetadataRequest([], allow_auto_topic_creation=False))
-            if names:
-                response = await self._send(DescribeConfigsRequest([(TOPIC, name, None) for name in names]))
-                for code, _, _, name, entries in response.resources:
-                    if for_code(code) not in FORBIDDEN:
-                        raise_for(code, name)
-                        settings[name] = {entry[0]: entry[1] for entry in entries}
-            return len(metadata.brokers)
+            return len((await self._send(MetadataRequest([], allow_auto_topic_creation=False))).brokers)
 
-        brokers = await self._ask("configuration of topics", ask)
+        brokers = await self._ask("brokers", ask)
+        settings = await self.settings(names)
         for spec in specs:
             if spec.name not in described:
                 problems.append(TopicProblem(topic=spec.name, message="expected a topic, got none", is_fatal=True))
@@ -370,6 +363,20 @@ class Cluster:
                 TopicProblem(topic=spec.name, message=message, is_fatal=is_fatal) for is_fatal, message in wrong
             ]
         return problems
+
+    async def settings(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
+        """Return the configuration of topics that are there; those that we may not ask about are left out."""
+
+        async def ask() -> Mapping[str, Mapping[str, str]]:
+            settings = {}
+            response = await self._send(DescribeConfigsRequest([(TOPIC, name, None) for name in sorted(topics)]))
+            for code, _, _, name, entries in response.resources:
+                if for_code(code) not in FORBIDDEN:
+                    raise_for(code, name)
+                    settings[name] = {entry[0]: entry[1] for entry in entries}
+            return settings
+
+        return await self._ask("configuration of topics", ask) if topics else {}
 
     async def _send(self, request: Request[Any], node: int | None = None) -> Any:  # noqa: ANN401 - built by version
         if node is None:

@@ -28,6 +28,7 @@ FETCH_BYTES = 1 << 20
 PULL_BYTES = 128 << 10
 """Of each partition in one answer: what a tier doesn't take of it at once, it drops and fetches again."""
 END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
+LOOK_EVERY = 10.0  # Between looks whether the log's start has passed our positions.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
 START_AGAIN = 1.0  # From one try to take over what can't be read to the next.
 LEFT_OUT = 10.0  # A rebalance is over by then.
@@ -83,7 +84,7 @@ class KafkaConsumer:
         # The ends of partitions as they were asked for, beside what fetches tell.
         self._ends: dict[Partition, int] = {}
         self._asking: asyncio.Task[None] | None = None
-        self._asked_at = self._loop.time()
+        self._asked_at = self._looked_at = self._loop.time()
         self._pulling: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._assignments = 0
@@ -110,7 +111,7 @@ class KafkaConsumer:
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = self._loop.time() + timeout
-        self._ask_for_ends()
+        self._ask_for_bounds()
         assignments = self._assignments
         await asyncio.sleep(0)  # Others run, also when there is always something to return.
         while True:
@@ -301,17 +302,75 @@ class KafkaConsumer:
                 if offsets:
                     await self._kafka.commit(offsets)
 
-    def _ask_for_ends(self) -> None:
-        """Keep the ends of paused partitions fresh, for their lag: only a fetch would tell them."""
+    def _ask_for_bounds(self) -> None:
+        """Keep the ends of paused partitions fresh, for their lag: only a fetch would tell them.
+
+        And see now and then whether the log has deleted what wasn't read, or isn't the one any more that was.
+        """
         is_under_way = self._asking is not None and not self._asking.done()
-        if self._paused and not is_under_way and self._loop.time() >= self._asked_at + END_AGE:
-            self._asked_at = self._loop.time()
-            self._asking = asyncio.create_task(self._ask_ends(list(self._paused)), name=f"kafka-ends-{self._group}")
+        now = self._loop.time()
+        if is_under_way or not self._next or now < self._asked_at + END_AGE:
+            return
+        self._asked_at = now
+        is_all = now >= self._looked_at + LOOK_EVERY
+        if is_all:
+            self._looked_at = now
+        if is_all or self._paused:
+            asking = self._look() if is_all else self._ask_ends(list(self._paused))
+            self._asking = asyncio.create_task(asking, name=f"kafka-bounds-{self._group}")
 
     async def _ask_ends(self, partitions: Sequence[Partition]) -> None:
         with contextlib.suppress(LogUnavailableError):  # the next time, then
             ends, _ = await self._cluster.offsets_of_led(partitions, LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
+
+    async def _look(self) -> None:
+        """Compare the bounds of all partitions with where we are."""
+        positions = dict(self._next)
+        with contextlib.suppress(LogUnavailableError):  # the next time, then
+            first, _ = await self._cluster.offsets_of_led(list(positions), EARLIEST)
+            ends, _ = await self._cluster.offsets_of_led(list(first), LATEST)
+            self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
+            # An end that was asked for after the position is behind it only where records are gone that we have read.
+            await self._begin_anew([each for each, end in ends.items() if end < positions[each]])
+            for partition, start in first.items():
+                if self._pass_over(partition, start):
+                    self._kafka.seek(TopicPartition(*partition), start)
+
+    def _pass_over(self, partition: Partition, log_start: int) -> bool:
+        """Tell the owner what the log has deleted between our position and its start, if it has."""
+        position = self._next.get(partition)
+        if position is None or position >= log_start or self._group is None:
+            return False
+        self._next[partition] = log_start
+        self._listener.overtaken(partition, range(position, log_start))
+        return True
+
+    async def _begin_anew(self, partitions: Sequence[Partition]) -> None:
+        """Go on from the first record of partitions whose records aren't those that we have read."""
+        mine = [partition for partition in partitions if partition in self._next]
+        if not mine or self._group is None or self._giving_up.locked():
+            return  # whoever takes them over next compares, too
+        async with self._giving_up:
+            positions = {partition: self._next.pop(partition) for partition in mine}
+            self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
+            for partition in mine:
+                self._held.pop(partition, None)
+                self._ends.pop(partition, None)
+                self._paused.discard(partition)
+            first, missing = await self._cluster.offsets_of_led(mine, EARLIEST)
+            self._next |= {partition: positions[partition] for partition in missing}  # the next time, then
+            try:
+                # A commit of before would have the next owner pass over what is new.
+                await self._commit({partition: Commit(start) for partition, start in first.items()})
+            except LogUnavailableError as error:
+                log.warning("log_commit_lost", group=self._group, error=str(error))
+            for partition, start in first.items():
+                log.error("log_truncated", partition=partition, committed=positions[partition], end=start)
+                self._next[partition] = start
+                self._kafka.seek(TopicPartition(*partition), start)
+                self._listener.replaced(Assignment(partition, Commit(start), start))
+            self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
     def _take(self) -> list[Batch]:
         batches = []
@@ -341,16 +400,48 @@ class KafkaConsumer:
                     self._kafka.seek(TopicPartition(*partition), position)
             found = {}
             await asyncio.sleep(RETRY_BACKOFF)
+        jumped = {}
         for where, records in found.items():
-            taken = records_of(records)
-            last = records[-1]
-            self._next[Partition(*where)] = last.offset + 1
-            # Behind what is held of it already, where it was paused before all of that was returned.
-            self._held.setdefault(Partition(*where), deque()).extend(slices_of(taken))
-            if last.timestamp_type == LOG_APPEND_TIME:
-                self._clock.seen(last.timestamp / 1000)
+            partition = Partition(*where)
+            if records[0].offset == self._next.get(partition):
+                self._hold(partition, records)
+            else:
+                jumped[partition] = records
+        if jumped:
+            await self._see_jumps(jumped)
         if wait and not found and not self._closing.done() and has_died(self._kafka):
             await self._replace()
+
+    def _hold(self, partition: Partition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
+        last = records[-1]
+        self._next[partition] = last.offset + 1
+        # Behind what is held of it already, where it was paused before all of that was returned.
+        self._held.setdefault(partition, deque()).extend(slices_of(records_of(records)))
+        if last.timestamp_type == LOG_APPEND_TIME:
+            self._clock.seen(last.timestamp / 1000)
+
+    async def _see_jumps(self, jumped: Mapping[Partition, Sequence[ConsumerRecord[Any, Any]]]) -> None:
+        """Take records that don't begin at our position: after a gap, or after what the log has deleted meanwhile.
+
+        aiokafka begins at the log's start where that has passed it, or where the log has become another, and says
+        nothing.
+        """
+        assignments = self._assignments
+        ahead = [partition for partition, records in jumped.items() if records[0].offset > self._next.get(partition, 0)]
+        try:
+            starts, _ = await self._cluster.offsets_of_led(ahead if self._group is not None else (), EARLIEST)
+        except LogUnavailableError:
+            starts = {}  # what was deleted passes for a gap
+        for partition, records in jumped.items():
+            if partition not in self._next:
+                continue  # it was taken from us
+            if assignments != self._assignments:
+                self._kafka.seek(TopicPartition(*partition), self._next[partition])
+            elif partition in ahead or self._group is None:
+                self._pass_over(partition, min(starts.get(partition, 0), records[0].offset))
+                self._hold(partition, records)
+            else:
+                await self._begin_anew([partition])
 
     async def _replace(self) -> None:
         """Go on with a new consumer where a task of the old one has ended: it would be silent for ever."""

@@ -14,6 +14,7 @@ from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluste
 from gateway.log.kafka.connection import PLAIN, Connection, Security, quieten, silenced, stop
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import say, translated
+from gateway.log.kafka.topics import kept_for
 from gateway.model import LogUnavailableError, UsageError
 
 APPEND_TIMEOUT = 5.0
@@ -186,6 +187,10 @@ class KafkaLog:
         """Compare what is there with what has to be. On a cluster of one broker, missing replicas aren't fatal."""
         await self._appender.learn((await self._cluster.describe([spec.name for spec in specs])).keys())
         return await self._cluster.check(specs)
+
+    async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
+        there = await self._cluster.describe(topics)
+        return {name: kept_for(found) for name, found in (await self._cluster.settings(there.keys())).items()}
 
     def now(self) -> float:
         """Return the brokers' time, estimated from produce acknowledgements and records; this machine's before any."""

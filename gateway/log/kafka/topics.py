@@ -1,5 +1,6 @@
 """What a topic has to be, in Kafka's settings: those that it is made with, and those that would break a promise."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from gateway.log.base import TopicSpec
@@ -57,6 +58,13 @@ def retention_problems(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator
         yield True, f"retention.ms: expected {wanted}, got {kept}"
     if (size := int(settings.get("retention.bytes", "-1"))) >= 0:
         yield False, f"retention.bytes: expected -1 (no limit), got {size}, which may delete what isn't delivered yet"
+
+
+def kept_for(settings: Mapping[str, str]) -> float:
+    """Return the seconds for which a topic of these settings keeps its records, infinity where it is for ever."""
+    kept = int(settings.get("retention.ms", "-1"))
+    is_deleted = "delete" in settings.get("cleanup.policy", "delete").split(",")
+    return kept / 1000 if is_deleted and kept >= 0 else math.inf
 
 
 def record_problems(settings: Mapping[str, str]) -> Iterator[tuple[bool, str]]:

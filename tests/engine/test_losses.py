@@ -1,0 +1,161 @@
+"""What retention deletes before it was done: counted and told, by every kind of member, while it is alive, too."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from gateway.engine.control import Order
+from gateway.engine.progress import Progress
+from gateway.log.base import Commit, Partition
+from gateway.log.topics import DAY
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.virtual_time import now
+
+
+def lost(world: World, topic: str = EVENTS) -> float:
+    return world.metrics.records_lost.labels(topic).value
+
+
+def keep(world: World, topic: str, seconds: float) -> None:
+    world.log.grow(replace(world.log._state.specs[topic], retention=seconds))
+
+
+async def delete_all(world: World) -> None:
+    for number, (_, end) in (await world.log.bounds(EVENTS)).items():
+        world.log.delete_below(Partition(EVENTS, number), end)
+
+
+def told(lines: Sequence[object]) -> list[tuple[str, int]]:
+    return [
+        (line["group"], line["count"]) for line in lines if isinstance(line, dict) and line["event"] == "records_lost"
+    ]
+
+
+def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
+    progress = Progress(Commit(0, b"\x04"), 0)
+    progress.received(0)
+    assert progress.overtaken(range(1, 5)) == 3
+    assert progress.lost == 3
+    assert progress.lowest_undone() == 0
+    progress.finished(0)
+    assert progress.base == 5
+
+
+def test_what_is_held_elsewhere_is_not_lost_and_can_still_be_received() -> None:
+    progress = Progress(Commit(0), 0)
+    assert progress.overtaken(range(2, 5)) == 3
+    assert progress.received(0)
+    assert progress.received(1)
+    assert progress.received(7)
+    assert not progress.is_done(0)
+    assert progress.is_done(4)
+
+
+def test_what_was_received_is_not_lost() -> None:
+    progress = Progress(Commit(0), 0)
+    progress.received(9)
+    assert progress.overtaken(range(2, 8)) == 0
+
+
+@virtual
+async def test_a_router_counts_what_is_deleted_before_it_was_read() -> None:
+    world = await a_world(a_route())
+    world.logger = structlog.get_logger()
+    with structlog.testing.capture_logs() as lines:
+        async with running(world):
+            await world.put(*events(10))
+            await asyncio.sleep(2)
+            world.log.stall(TOPICS.group("router"))
+            await world.put(*events(10))
+            await delete_all(world)
+            world.log.go_on(TOPICS.group("router"))
+            await asyncio.sleep(2)
+            assert lost(world) == sum(count for _, count in told(lines)) == 10
+        async with running(world):
+            await asyncio.sleep(2)
+    assert lost(world) == 10  # nothing is counted twice
+    assert len(world.client.made) == 10
+
+
+@virtual
+async def test_an_ordered_member_that_stands_still_counts_what_is_deleted_behind_it() -> None:
+    world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
+    world.logger = structlog.get_logger()
+    group = TOPICS.ordered_group("build", "ci", EVENTS)
+    with structlog.testing.capture_logs() as lines:
+        async with running(world):
+            await world.put(*events(4))
+            await asyncio.sleep(3)
+            world.log.stall(group)
+            await world.put(*events(6))
+            await delete_all(world)
+            await asyncio.sleep(2)
+    assert sum(count for name, count in told(lines) if name == group) == 6
+
+
+@virtual
+async def test_a_partition_whose_records_are_others_is_read_from_its_start() -> None:
+    world = await a_world(a_route())
+    async with running(world):
+        await world.put(*events(10))
+        await asyncio.sleep(3)
+        assert len(world.client.made) == 10
+        await world.log.make_again(EVENTS)
+        await world.put(*events(10))
+        await asyncio.sleep(3)
+        assert len(world.client.made) == 20
+    assert await world.undone() == 0
+
+
+@virtual
+async def test_an_ordered_route_begins_anew_with_a_topic_that_is_made_again_though_a_key_has_halted() -> None:
+    world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500, 200])
+    async with running(world):
+        await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(3)])
+        await asyncio.sleep(3)
+        assert len(world.client.made) == 1
+        await world.log.make_again(EVENTS)
+        await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(5, 8)])
+        await asyncio.sleep(3)
+    assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_5", "evt_6", "evt_7"]
+
+
+@virtual
+async def test_it_is_told_how_long_the_log_keeps_what_is_not_done() -> None:
+    world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
+    async with running(world):
+        await asyncio.sleep(15)
+        left = world.metrics.retention_left.labels(EVENTS)
+        assert left.value == 7 * DAY
+        keep(world, EVENTS, 7200.0)
+        await world.put(*events(1))
+        await world.doze(5400)
+        assert left.value == pytest.approx(1800, abs=20)
+        assert world.metrics.retention_left.labels(TOPICS.retry("20h")).value == 7 * DAY + 72000
+
+
+@virtual
+async def test_what_is_parked_is_told_of_before_it_is_deleted_and_counted_when_it_is() -> None:
+    world = await a_world(a_route())
+    world.logger = structlog.get_logger()
+    parked = TOPICS.parked
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await asyncio.sleep(1)
+        await world.put(*events(5))
+        await asyncio.sleep(20)
+        assert world.metrics.parked_backlog.value == 5
+        assert world.metrics.retention_left.labels(parked).value == pytest.approx(30 * DAY, abs=60)
+        keep(world, parked, 7200.0)
+        await world.doze(5400)
+        assert world.metrics.retention_left.labels(parked).value == pytest.approx(1800, abs=40)
+        for number, (_, end) in (await world.log.bounds(parked)).items():
+            world.log.delete_below(Partition(parked, number), end)
+        await asyncio.sleep(20)
+        assert lost(world, parked) == 5
+        assert world.metrics.parked_backlog.value == 0
+        assert world.metrics.retention_left.labels(parked).value == 7200
