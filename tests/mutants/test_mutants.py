@@ -60,7 +60,7 @@ def guarantees() -> Mapping[int, set[str]]:
 
 
 def test_mutants_are_numbered() -> None:
-    assert [mutant.number for mutant in MUTANTS] == list(range(1, len(MUTANTS) + 1))
+    assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
     assert len({mutant.name[3:] for mutant in MUTANTS}) == len(MUTANTS)
 
 
