@@ -47,10 +47,10 @@ from gateway.ops.explain import explain, explain_event
 from gateway.ops.history import Found, find_event, newest_first, original_of
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.migrate import migrate
-from gateway.ops.orders import Orders, Placed
+from gateway.ops.orders import LAST_WORD, Orders, Placed
 from gateway.ops.output import Output, rfc3339
 from gateway.ops.receive import Received, Receiver
-from gateway.ops.replays import LAST_WORD, Progress, Window, follow, window_of, would_replay
+from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
 from gateway.ops.send import Answer, Sender, sample, sign, source_of
 from gateway.ops.show import (
     count,

@@ -2,19 +2,19 @@
 
 Each record is an order under its key, and the last one counts (the topic is compacted):
 
-    pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──job──▶ active
-    kick/route/NAME,  kick/destination/NAME     asked ──job──▶ done
+    pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──marker──▶ active
+    kick/route/NAME,  kick/destination/NAME     asked ──marker──▶ done
     dead/ID                                     asked ──job──▶ done
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
     marker/KEY                                  up to where the jobs of that key are, and whom they have answered
     marker/hold/KEY                             up to where the job of a kick is about to scan
 
-Operators write orders, and the one owner of the jobs (`engine/jobs.py`) their ends and the markers, each under a key of
-its own, so that neither can undo what the other says. A marker follows the records that its job has injected: a job
-that is killed repeats some, and skips none. A record without a value says that the order of its key is gone.
+Operators write orders, and the one owner of the jobs (`engine/jobs.py`) the markers, under keys of its own, so that
+neither can undo what the other says. A marker follows the records that its job has injected: a job that is killed
+repeats some, and skips none. A record without a value says that the order of its key is gone.
 
-A newer order takes the place of an older one of its key, and one job may do for both. So each pause, kick and
-cancellation that somebody waits for has an id, and the last marker of the job that did what it asks for answers it.
+A newer pause, resumption or kick takes the place of an older one of its key, and one job may do for several. So the
+last marker of a job answers all orders of its key up to an offset of the control topic, and that is how these end.
 """
 
 import re
@@ -122,9 +122,9 @@ class Order:
 
     `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
     letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
-    replay's, and `detail` says why a job has cancelled it, or what isn't counted. `id` is of an order that waits for an
-    answer, and `answers` of a marker are such ids. `hurried` is of a kick's announcement: up to where what is found in
-    the shortest tier is due at once.
+    replay's, and `detail` says why a job has cancelled it, or what isn't counted. A marker `answers` the orders of its
+    key below that offset of the control topic. `hurried` is of a kick's announcement: up to where what is found in the
+    shortest tier is due at once.
     """
 
     kind: Kind
@@ -137,8 +137,7 @@ class Order:
     selection: Selection | None = None
     count: int = 0
     detail: str = ""
-    id: str = ""
-    answers: tuple[str, ...] = ()
+    answers: int = 0
     hurried: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -170,10 +169,8 @@ class Order:
             body["selection"] = self.selection
         if self.detail:
             body["detail"] = self.detail
-        if self.id:
-            body["id"] = self.id
         if self.answers:
-            body["answers"] = self.answers
+            body["answered"] = self.answers
         if self.hurried:
             body["hurried"] = dict(self.hurried)
         return self.key.encode(), orjson.dumps(body)
@@ -204,8 +201,7 @@ def decode(key: bytes, value: bytes) -> Order:
         filter=_filter(body.inside("filter")) if body.has("filter") else DeadFilter(),
         selection=_selection(body.inside("selection")) if kind == "replay" else None,
         detail=body.text("detail") if body.has("detail") else "",
-        id=body.text("id") if body.has("id") else "",
-        answers=body.texts("answers") if body.has("answers") else (),
+        answers=body.integer("answered") if body.has("answered") else 0,
         hurried=_places(body, "hurried") if body.has("hurried") else {},
     )
 
@@ -281,7 +277,8 @@ class Control:
         self.newer: set[str] = set()
         """The keys whose last record a newer version wrote: nobody here acts on what it is about."""
         self._asked: dict[str, Order] = {}
-        self._unanswered: dict[str, dict[str, None]] = {}  # key → ids
+        self._offsets: dict[str, int] = {}  # key → where its order stands in the control topic
+        self._unclosed: dict[str, Order] = {}
         self._paused: frozenset[str] = frozenset()
         self._markers: dict[str, Order] = {}
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
@@ -291,8 +288,8 @@ class Control:
         for order in orders:
             self.apply(order)
 
-    def take(self, key: bytes, value: bytes) -> None:
-        """Apply a record of the control topic. Raises UndecodableRecordError, and then it has changed nothing.
+    def take(self, key: bytes, value: bytes, offset: int = 0) -> None:
+        """Apply the record of the control topic at an offset. Raises UndecodableRecordError, and has changed nothing.
 
         Raises NewerRecordError for one of a newer version: what stood under its key counts no more, and what may have
         been paused by it is, since a pause that isn't obeyed can't be made good.
@@ -307,22 +304,20 @@ class Control:
         except NewerRecordError:
             self.newer.add(name)
             if kind is not None and kind != "marker":
-                self.apply(Order(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0))
+                self.apply(Order(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0), offset)
             raise
-        self.apply(order)
+        self.apply(order, offset)
 
     def waits(self, key: str) -> bool:
         """Tell whether an order is to be left to a newer version, which has written it or how far it has come."""
         return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/hold/{key}"))
 
-    def apply(self, order: Order) -> None:
+    def apply(self, order: Order, offset: int = 0) -> None:
+        """Take in the next record of the control topic, and where it stands there."""
         if order.kind == "marker":
             self._apply_marker(order)
             return
         key = order.key
-        before = self.orders.get(key)
-        if order.state in ("active", "done") and order.kind in ("pause", "kick") and _stands(before, order):
-            return
         self._asked.pop(key, None)
         if order.state == "gone":
             self.orders.pop(key, None)
@@ -330,8 +325,9 @@ class Control:
             self.orders[key] = order
             if order.is_asked:
                 self._asked[key] = order
-        if order.id:
-            self._unanswered.setdefault(key, {})[order.id] = None
+        self._offsets[key] = offset
+        if order.kind == "replay":
+            self._close(key)
         if order.kind == "pause":
             added = {order.name} if order.state == "paused" else set[str]()
             self._paused = (self._paused - {order.name}) | added
@@ -344,16 +340,26 @@ class Control:
             self._markers.pop(name, None)
             return
         self._markers[name] = marker
-        waiting = self._unanswered.get(name, {})
-        for answered in marker.answers:
-            waiting.pop(answered, None)
-        if not waiting:
-            self._unanswered.pop(name, None)
+        if marker.state == "done" and name in self._asked and self._offsets[name] < marker.answers:
+            order = self._asked.pop(name)
+            ended: State = "active" if order.kind == "pause" else "done"
+            self.orders[name] = order.with_state(ended, count=marker.count, detail=marker.detail)
         if name.startswith("hold/kick/"):
             self.kicks += 1
             self._last_kicks[name.removeprefix("hold/kick/")] = self.kicks
         if name.startswith("dead/"):
             self._settle(name)
+        if name.startswith("replay/"):
+            self._close(name)
+
+    def _close(self, key: str) -> None:
+        """See whether it is told how far a replay that was cancelled had come."""
+        order, marker = self.orders.get(key), self._markers.get(key)
+        is_closed = marker is not None and marker.state == "cancelled"
+        if order is not None and order.state == "cancelled" and not is_closed:
+            self._unclosed[key] = order
+        else:
+            self._unclosed.pop(key, None)
 
     def _settle(self, key: str) -> None:
         """File an order about dead letters as far as it is carried out: up to its marker until it is done."""
@@ -386,13 +392,14 @@ class Control:
         """Tell whether an order is in force and still to be carried out."""
         return self._asked.get(order.key) == order
 
-    def unanswered(self, key: str) -> tuple[str, ...]:
-        """Return the ids of the orders of a key that nobody has answered yet."""
-        return tuple(self._unanswered.get(key, ()))
+    def answered(self, key: str) -> int:
+        """Return the offset below which the orders of a key are answered."""
+        marker = self._markers.get(key)
+        return 0 if marker is None else marker.answers
 
-    def waiting(self) -> list[Order]:
-        """Return the orders in force of whose keys somebody waits for an answer."""
-        return [self.orders[key] for key in self._unanswered if key in self.orders and not self.waits(key)]
+    def unclosed(self) -> list[Order]:
+        """Return the replays that were cancelled, and of which nobody has told how far they had come."""
+        return [order for key, order in self._unclosed.items() if not self.waits(key)]
 
     def marker(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of an order have scanned: "topic/partition" → offset."""
@@ -571,8 +578,3 @@ def place_of(partition: Partition) -> str:
 
 def _differ(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and one != other
-
-
-def _stands(before: Order | None, end: Order) -> bool:
-    """Tell whether an order is newer than the one that an end is of: both were written at one moment."""
-    return before is not None and (before.is_asked or before.state == "paused") and before.at != end.at

@@ -110,7 +110,7 @@ class Follower:
     def _apply(self, record: Record) -> None:
         self.position = record.offset + 1
         try:
-            self.control.take(record.key, record.value)
+            self.control.take(record.key, record.value, record.offset)
         except UndecodableRecordError as error:
             self._unreadable.set_aside(self._topic, record.offset, error)
         except NewerRecordError as error:
@@ -160,6 +160,7 @@ class Jobs:
             control=follower.control,
             injector=self._injector,
             publish=self._publish,
+            position=lambda: follower.position,
             owner=lambda: self._progress,
             logger=logger,
             sleep=sleep,
@@ -297,13 +298,11 @@ class Jobs:
 
     def _of_names(self, owner: object) -> Iterator[_Turn]:
         control, scans = self._follower.control, self._scans
-        waiting = control.waiting()
-        if control.asked("kick") or any(order.kind == "kick" for order in waiting):
+        if control.asked("kick"):
             yield "kick", None, partial(scans.kick, owner)
-        for order in waiting:
-            is_refused = order.kind == "pause" and not order.is_asked
-            if is_refused or (order.state == "cancelled" and self._replays.under_way != order.key):
-                yield order.key, order, partial(scans.refuse, order, owner)
+        for order in control.unclosed():
+            if self._replays.under_way != order.key:
+                yield order.key, order, partial(scans.close, order, owner)
         if "sweep" in self._running:
             return
         room = AT_ONCE - self._count("pause/")

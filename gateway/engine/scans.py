@@ -38,10 +38,10 @@ Pick = Callable[[Partition, Record], "Picked"]
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A job under way: its order, whom it answers, up to where it has scanned, and what it has counted."""
+    """A job under way: its order, up to which it answers, up to where it has scanned, and what it has counted."""
 
     order: Order
-    answers: tuple[str, ...]
+    answers: int
     detail: str
     positions: dict[str, int]
     count: int
@@ -165,7 +165,7 @@ class Scan:
                 await self.tell(run, self.state)
         self._unmarked, self._marked_at = 0, self.log.now()
 
-    async def tell(self, run: Run, state: State, *, answers: tuple[str, ...] = ()) -> None:
+    async def tell(self, run: Run, state: State, *, is_last: bool = False) -> None:
         """Publish a run's marker, unless another owner has gone on from the last one. Tried until it is stored."""
         key = run.order.key
         while self.control.marker(key) in (run.told, run.before):
@@ -176,8 +176,8 @@ class Scan:
                 at=self.log.now(),
                 marker=dict(run.positions),
                 count=run.count,
-                detail=run.detail if answers else "",
-                answers=answers,
+                detail=run.detail if is_last else "",
+                answers=run.answers if is_last else self.control.answered(key),
             )
             try:
                 await self.publish(marker)
@@ -204,6 +204,7 @@ class Scans:
         successors: Successors,
         injector: Injector,
         publish: Callable[[Order], Awaitable[object]],
+        position: Callable[[], int],
         owner: Callable[[], object | None],
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]],
@@ -215,6 +216,7 @@ class Scans:
         self._successors = successors
         self._injector = injector
         self._publish = publish
+        self._position = position
         self._owner = owner
         self._logger = logger
         self._sleep = sleep
@@ -242,13 +244,13 @@ class Scans:
         elif self._owner() is owner:  # paused again
             await self._take_back(scan, run)
 
-    async def refuse(self, order: Order, owner: object) -> None:
-        """Answer who waits for what a newer order of its key has taken back, before or while it was carried out."""
+    async def close(self, order: Order, owner: object) -> None:
+        """Tell how far a replay had come that is cancelled, and isn't under way any more."""
         run = self._run(order)
         await self._take_back(self._scan([run], lambda: self._owner() is owner), run)
 
     async def _take_back(self, scan: Scan, run: Run) -> None:
-        await scan.tell(run, "cancelled", answers=run.answers)
+        await scan.tell(run, "cancelled", is_last=True)
         self._logger.info("job_finished", order=run.order.key, state="cancelled", count=run.count, detail=run.detail)
 
     async def sweep(self, starts: Mapping[str, int], ends: dict[str, int], owner: object) -> bool:
@@ -295,8 +297,7 @@ class Scans:
         What waits in the shortest tier comes out within 5 s anyway, and is due then.
         """
         control = self._control
-        orders = {order.key: order for order in (*control.asked("kick"), *control.waiting()) if order.kind == "kick"}
-        runs = [self._run(order) for order in orders.values()]
+        runs = [self._run(order) for order in control.asked("kick")]
         shortest = self._topics.retry(planner.SHORTEST)
         topics = [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
         near = await ends_of(self._log, shortest)
@@ -395,7 +396,7 @@ class Scans:
         told = self._control.marker(key)
         return Run(
             order=order,
-            answers=self._control.unanswered(key),
+            answers=self._position(),
             detail=self._uncounted(order),
             positions=dict(told),
             count=self._control.injected(key) if order.kind == "replay" or self._control.is_begun(key) else 0,
@@ -438,20 +439,15 @@ class Scans:
         )
 
     async def _end(self, scan: Scan, run: Run, state: State) -> None:
-        """Answer who waits, and publish an order's end unless a newer one stands in its place."""
+        """Tell that a job is through: by its order's end, or where a newer one may stand there, by the last marker."""
         order = run.order
         if order.kind != "dead":
-            await scan.tell(run, "done", answers=run.answers)
-        present = self._control.orders.get(order.key)
-        if not scan.is_wanted() or present != order:
-            return
-        done = order.with_state(state, count=run.count, detail=run.detail, id="")
-        if order.kind == "dead" and scan.left:
-            done = replace(done, marker={**order.marker, **scan.left}, detail=LEFT)
-        await self._publish(done)
-        newer = self._control.orders.get(order.key)
-        if newer is not None and newer.at != order.at:
-            await self._publish(newer)  # it was given in the same moment, and is to be the last of its key
+            await scan.tell(run, "done", is_last=True)
+        elif scan.is_wanted() and self._control.is_asked(order):
+            done = order.with_state(state, count=run.count)
+            if scan.left:
+                done = replace(done, marker={**order.marker, **scan.left}, detail=LEFT)
+            await self._publish(done)
         self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail)
 
     async def _pass(self, seconds: float, owner: object) -> bool:

@@ -293,7 +293,7 @@ class _Migration:
         control = Control()
         async for record in self._records(self._topics.control):
             with suppress(UndecodableRecordError):  # no process obeys it
-                control.take(record.key, record.value)
+                control.take(record.key, record.value, record.offset)
         return control
 
     async def _groups(self, topic: str) -> Mapping[str, Commit]:
@@ -406,7 +406,7 @@ class _Migration:
             async for records in self._target.scan(Partition(topic, number), start, end):
                 for record in records:
                     with suppress(UndecodableRecordError):
-                        there.take(record.key, record.value)
+                        there.take(record.key, record.value, record.offset)
         moved = [each for order in control.orders.values() for each in await self._order(order, control)]
         wanted = Control(moved)
         # What an earlier run has given, and the old gateway has carried out since.

@@ -5,17 +5,20 @@ resume, kick, replay, drop     are done by the running gateway that owns the job
 """
 
 import asyncio
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from gateway.engine.control import Control, DeadFilter, Kind, Order, Selection, State, decode
-from gateway.log.base import Log, Partition
+from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError
 
-_DONE: Mapping[Kind, State] = {"pause": "active", "replay": "cancelled"}
+LAST_WORD = 3.0
+"""Seconds within which a gateway tells how far it had come with what is taken back."""
+_DONE: Mapping[Kind, State] = {"pause": "active"}
 POLL_EVERY = 0.1
 """Seconds between looks at whether an order was carried out."""
 
@@ -45,7 +48,7 @@ class Orders:
         async for records in self._log.scan(self._partition, start, end):
             for record in records:
                 with suppress(UnreadableRecordError):  # The running gateway reports it.
-                    control.take(record.key, record.value)
+                    control.take(record.key, record.value, record.offset)
         return control
 
     async def pause(self, name: str) -> Placed:
@@ -54,13 +57,13 @@ class Orders:
 
     async def resume(self, name: str) -> Placed | None:
         """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
-        order = Order(kind="pause", name=name, state="resuming", at=self._log.now(), id=self._new_name())
+        order = Order(kind="pause", name=name, state="resuming", at=self._log.now())
         before = (await self.control()).orders.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
     async def kick(self, name: str) -> Placed:
         """Have everything that waits for a retry tried now."""
-        return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now(), id=self._new_name()))
+        return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
 
     async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> Placed:
         """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
@@ -90,7 +93,7 @@ class Orders:
         order = control.orders.get(f"replay/{name}")
         if order is None or order.state != "asked":
             return None
-        cancelled = order.with_state("cancelled", count=control.injected(order.key), id=self._new_name())
+        cancelled = order.with_state("cancelled", count=control.injected(order.key))
         return await self._place(cancelled)
 
     async def finished(self, placed: Placed, *, timeout: float) -> Order | None:
@@ -99,14 +102,21 @@ class Orders:
         It is "cancelled" where a newer one of its name has taken it back, and `count` is what was done of it by then.
         """
         start = placed.offset + 1
-        waited = 0.0
+        waited, taken_back_at = 0.0, math.inf
         while True:
             end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))[1]
             async for records in self._log.scan(self._partition, start, end):
                 for record in records:
-                    if (order := _ending(record.key, record.value, placed.order)) is not None:
-                        return order
+                    order = _of_same(record, placed.order)
+                    if order is None:
+                        continue
+                    if (ended := _ending(order, placed)) is not None:
+                        return ended
+                    if order.state == "paused":
+                        taken_back_at = min(taken_back_at, waited)
             start = max(start, end)
+            if waited >= taken_back_at + LAST_WORD:  # before anybody had begun
+                return placed.order.with_state("cancelled", count=0)
             if waited >= timeout:
                 return None
             await self._sleep(POLL_EVERY)
@@ -121,18 +131,22 @@ class Orders:
         return Placed(order, position.offset)
 
 
-def _ending(key: bytes, value: bytes, placed: Order) -> Order | None:
-    """Read a record of the control topic: an order's own end, or an answer to it in the marker of its key."""
-    if key not in (placed.key.encode(), f"marker/{placed.key}".encode()):
+def _of_same(record: Record, placed: Order) -> Order | None:
+    """Read a record of the control topic, if it is one of the order's key or of its marker's."""
+    if record.key not in (placed.key.encode(), f"marker/{placed.key}".encode()):
         return None
     try:
-        order = decode(key, value)
+        return decode(record.key, record.value)
     except UnreadableRecordError:
         return None
+
+
+def _ending(order: Order, placed: Placed) -> Order | None:
+    """Return how an order has ended: by the marker that answers it, or by an end of its own."""
     if order.kind == "marker":
-        if placed.id not in order.answers:
+        if order.state not in ("done", "cancelled") or order.answers <= placed.offset:
             return None
-        state = order.state if order.state == "cancelled" else _DONE.get(placed.kind, "done")
-        return placed.with_state(state, count=order.count, detail=order.detail)
+        state = order.state if order.state == "cancelled" else _DONE.get(placed.order.kind, "done")
+        return placed.order.with_state(state, count=order.count, detail=order.detail)
     # `at` tells it from the end of an order before this one under the same name.
-    return order if order.state in ("done", "active") and order.at == placed.at else None
+    return order if order.state in ("done", "active") and order.at == placed.order.at else None

@@ -10,10 +10,9 @@ from gateway.engine.replay import Matched, Matcher
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
+from gateway.ops.orders import LAST_WORD
 from gateway.rules.rules import Rules
 
-LAST_WORD = 3.0
-"""Seconds within which a gateway tells how far a replay that is cancelled has come."""
 LOOK_EVERY = 0.25
 """Seconds between looks at how far a replay is; it tells once a second."""
 
@@ -109,7 +108,7 @@ async def follow(
             async for records in log.scan(partition, position, end):
                 for record in records:
                     with suppress(UnreadableRecordError):  # the running gateway reports it
-                        control.take(record.key, record.value)
+                        control.take(record.key, record.value, record.offset)
             position, waited = end, 0.0
         progress = _progress(control, name)
         if progress is None:
@@ -117,7 +116,7 @@ async def follow(
         if progress != told:
             told = progress
             yield progress
-        is_final = progress.has_ended and not control.unanswered(progress.order.key)
+        is_final = progress.has_ended and progress.order not in control.unclosed()
         if is_final or (progress.has_ended and waited >= LAST_WORD) or waited >= timeout:
             return
         await sleep(LOOK_EVERY)

@@ -15,7 +15,7 @@ SELECTION = Selection(
 )
 ORDERS = {
     "pause": Order(kind="pause", name="destination/ci", state="paused", at=1.5),
-    "kick": Order(kind="kick", name="route/build", state="asked", at=1.5, id="1f-ac"),
+    "kick": Order(kind="kick", name="route/build", state="asked", at=1.5),
     "dead": Order(
         kind="dead",
         name="1f-ab",
@@ -42,7 +42,7 @@ ORDERS = {
         state="asked",
         at=1.5,
         marker={"gateway.events.a/0": 9},
-        answers=("1f-ac",),
+        answers=17,
         hurried={"gateway.retry.5s/0": 4},
     ),
 }

@@ -203,8 +203,8 @@ class Ledger:
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
         self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
-        self._asked_at: dict[str, float] = {}
-        """When an order was given, by its id."""
+        self._kicks: dict[str, dict[int, float]] = {}
+        """When kicks were given that aren't answered yet, by key and offset."""
         self._owners_killed = 0
         """How often a process died that owned the jobs."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
@@ -224,7 +224,7 @@ class Ledger:
 
     def stored(self, client: Client, partition: Partition, record: Record) -> None:
         if partition.topic == TOPICS.control:
-            self._see_order(decode(record.key, record.value))
+            self._see_order(decode(record.key, record.value), record.offset)
         if not partition.topic.startswith(OF_EVENTS):
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value)
@@ -760,16 +760,18 @@ class Ledger:
                 if bodies.setdefault(key, row.event.body) != row.event.body:
                     self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
-    def _see_order(self, order: Order) -> None:
+    def _see_order(self, order: Order, offset: int) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
         if order.kind == "dead" and order.state == "asked":
             self._settlements.append((order, self._now()))
         self._see_kick(order)
-        if order.id:
-            self._asked_at[order.id] = self._now()
-        if order.kind == "marker" and order.name.startswith("kick/"):
-            for answered in order.answers:
-                self._see_what_is_left(order.name.removeprefix("kick/"), self._asked_at[answered])
+        if order.kind == "kick" and order.state == "asked":
+            self._kicks.setdefault(order.key, {})[offset] = self._now()
+        if order.kind == "marker" and order.state == "done" and order.name in self._kicks:
+            asked = self._kicks[order.name]
+            answered = [each for each in asked if each < order.answers]
+            if answered:
+                self._see_what_is_left(order.name.removeprefix("kick/"), max(asked.pop(each) for each in answered))
 
     def _see_what_is_left(self, name: str, since: float) -> None:
         """Check that what waited in a tier for a name isn't there any more; the shortest lets it out soon anyway."""

@@ -110,7 +110,6 @@ class World:
         self._born: dict[str, int] = {}
         self._local_steps: dict[str, float] = {}
         self._paused: dict[str, None] = {}
-        self._order_count = 0
         self._chores: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
 
@@ -244,9 +243,8 @@ class World:
         return {partition: segment.end for partition, segment in self.broker.segments.items()}
 
     def _orders_are_done(self) -> bool:
-        """Tell whether each order is carried out, and each that somebody waits for is answered."""
         return all(
-            not any(order.is_asked for order in process.control.orders.values()) and not process.control.waiting()
+            not any(order.is_asked for order in process.control.orders.values()) and not process.control.unclosed()
             for process in self.processes.values()
         )
 
@@ -362,10 +360,10 @@ class World:
             case "resume":
                 self._paused.pop(name, None)
                 self.ledger.resumed(name)
-                order = Order(kind="pause", name=name, state="resuming", at=at, id=self._order_id())
+                order = Order(kind="pause", name=name, state="resuming", at=at)
                 self.ledger.touched.add(name)
             case "kick":
-                order = Order(kind="kick", name=name, state="asked", at=at, id=self._order_id())
+                order = Order(kind="kick", name=name, state="asked", at=at)
                 self.ledger.touched.add(name)
                 self.ledger.hurried.setdefault(name, self.now())
             case "again":
@@ -394,10 +392,6 @@ class World:
                     self.ledger.hurried.setdefault(what["for"], self.now())
         key, value = order.encode()
         self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
-
-    def _order_id(self) -> str:
-        self._order_count += 1
-        return f"order-{self._order_count}"
 
     # Rules.
 
