@@ -198,10 +198,11 @@ class World:
         while self.ledger.violation is None:
             await asyncio.sleep(max(0.5, self.drowsy))
             if halting and self.now() >= next_kick:  # what has halted waits for an operator
-                # Less often than a job looks around, or there would always be one under way.
-                next_kick = self.now() + max(KICK_EVERY, 5 * len(halting) * self.drowsy)
-                for name in halting:
-                    self._order({"kind": "kick", "name": f"route/{name}"})
+                # Less often than a job looks around, or there would always be one under way. One name after the other:
+                # who looks around seldom, since only waiting is left, would let one delivery of a rate out at a time.
+                next_kick = self.now() + max(KICK_EVERY, 5 * len(halting) * self.drowsy) / len(halting)
+                halting.append(halting.pop(0))
+                self._order({"kind": "kick", "name": f"route/{halting[-1]}"})
             if self.ledger.is_finished(self._ends(), groups) and self._orders_are_done():
                 return
             assert self._healed_at is not None
