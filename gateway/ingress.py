@@ -17,7 +17,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from itertools import chain
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from aiohttp import HttpVersion10, StreamReader, web
@@ -54,9 +54,10 @@ RETRY_AFTER = 5
 KEEP_ALIVE = 75.0
 # How long a refused body is read and thrown away, so that its sender sees the answer instead of a reset.
 LINGER = 5.0
-# aiohttp's own limits on a request line and on a header; with its 128 headers they bound what one connection holds
-# before `Limits.head_bytes` is looked at.
+# aiohttp's own limits on a request line and on a header, of which it takes 128.
 MAX_LINE = 16 * 1024
+# So much of a head is kept that hasn't ended, times `Limits.head_bytes`, which don't count what frames them.
+HEAD_FRAMING = 2
 # Sockets that wait to be accepted: a burst of new connections, while the loop is busy for some milliseconds.
 BACKLOG = 1024
 # Seconds for which a process that ends still answers what comes on open connections.
@@ -421,7 +422,7 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """A connection whose errors are problems (RFC 9457), and lines of our log."""
 
-    __slots__ = ("_head_ends", "_head_seconds", "_log", "_metrics", "unread")
+    __slots__ = ("_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
 
     def __init__(self, server: _Server, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -436,7 +437,8 @@ class _Connection(web.RequestHandler):
         )
         self._log = server.logger
         self._metrics = server.metrics
-        self._head_seconds = server.limits.head_seconds
+        self._limits = server.limits
+        self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
 
@@ -445,20 +447,29 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
         # aiohttp waits for a head with this future; what has come without ending that is a piece of one.
         is_open = self._waiter is not None and not self._waiter.done()
-        if is_open and self._head_ends is None and data.strip():  # an empty line is no request yet, RFC 9112 §2.2
-            self._head_ends = self._loop.call_later(self._head_seconds, self._end_slow_head)
-        elif not is_open and self._head_ends is not None:
-            self._head_ends.cancel()
-            self._head_ends = None
+        if not is_open:
+            if self._head_ends is not None:
+                self._head_ends.cancel()
+                self._head_ends = None
+                self._head_size = 0
+            return
+        if self._head_ends is None:
+            if not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
+                return
+            self._head_ends = self._loop.call_later(self._limits.head_seconds, self._end_head, TOO_SLOW)
+        self._head_size += len(data)
+        if self._head_size > HEAD_FRAMING * self._limits.head_bytes:
+            self._end_head(TOO_LARGE)
 
-    def _end_slow_head(self) -> None:
+    def _end_head(self, answer: "_Answer") -> None:
         """Close a connection whose request has begun and doesn't come: it isn't idle, so KEEP_ALIVE isn't for it."""
-        self._head_ends = None
+        if self._head_ends is not None:
+            self._head_ends.cancel()
         if self.transport is not None:
             self._log.debug("request_malformed", error="a head that doesn't end")
-            self._metrics.requests.labels(NO_NAME, "408").inc()
-            self._metrics.rejected.labels(NO_NAME, "head_slow").inc()
-            self.transport.write(TOO_SLOW)
+            self._metrics.requests.labels(NO_NAME, str(answer.status)).inc()
+            self._metrics.rejected.labels(NO_NAME, answer.reason).inc()
+            self.transport.write(answer.data)
             self.force_close()
 
     @override
@@ -529,11 +540,29 @@ ACCEPTED = (
     + b'\r\nDate: %b\r\ngateway-event-id: %b\r\n\r\n{"id":"%b"}'
 )
 
-TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\nServer: "
-    + SERVER.encode()
-    + b"\r\n\r\n"
-)
+
+class _Answer(NamedTuple):
+    """What is said to a sender whose request we have given up before there was one."""
+
+    status: int
+    reason: str
+
+    @property
+    def data(self) -> bytes:
+        title = http.client.responses[self.status]
+        lines = (
+            f"HTTP/1.1 {self.status} {title}",
+            f"Server: {SERVER}",
+            "Connection: close",
+            "Content-Length: 0",
+            "",
+            "",
+        )
+        return "\r\n".join(lines).encode()
+
+
+TOO_SLOW = _Answer(408, "head_slow")
+TOO_LARGE = _Answer(431, "head_too_large")
 TRANSFER_ENCODING = b"transfer-encoding"
 
 

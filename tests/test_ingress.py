@@ -585,6 +585,26 @@ async def test_a_head_that_does_not_end_closes_its_connection(before: int) -> No
         assert world.count("requests_total", source="", status="408") == 2
 
 
+@pytest.mark.parametrize("piece", [1_000, 100_000])
+async def test_a_head_that_does_not_end_is_not_kept_beyond_its_size(piece: int) -> None:
+    """The parser takes 2 MB of it, and a few hundred of those are all the memory that a process has."""
+    async with running() as world, world.wire() as wire:
+        head = a_request("/in/open", *[f"X-{number}: " + "a" * 8_000 for number in range(12)], body=b"")[:-4]
+        await drip_in(wire, head, piece)
+        await until(lambda: world.count("rejected_total", source="", reason="head_too_large") == 1)
+        assert world.count("requests_total", source="", status="431") == 1
+        async with world.wire() as other:
+            for _ in range(5):  # each head counts for itself
+                await drip_in(other, a_request("/in/open", *["X-A: " + "a" * 8_000] * 2), 7_000)
+                assert (await other.reply()).status == 202
+
+
+async def drip_in(wire: Wire, data: bytes, piece: int) -> None:
+    for at in range(0, len(data), piece):
+        wire.send(data[at : at + piece])
+        await asyncio.sleep(0.001)
+
+
 async def test_a_head_in_pieces_is_read_and_its_body_has_time_of_its_own() -> None:
     async with running(limits=Limits(head_seconds=1.0)) as world, world.wire() as wire:
         request = a_request("/in/open", body=b"xy")

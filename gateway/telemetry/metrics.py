@@ -362,7 +362,7 @@ class Metrics(Collector):
         self.build_info = gauge("build_info", "1, with the version that runs.", "version")
 
         _each(self.requests, (NO_NAME,), STATUSES)
-        _each(self.rejected, (NO_NAME,), ("head_slow", "malformed_request", "unknown_source"))
+        _each(self.rejected, (NO_NAME,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
         for result in RELOADS:
             self.rules_reloads.labels(result)
         for kind in RECORD_KINDS:
