@@ -35,7 +35,7 @@ from gateway.model import (
     RecordTooLargeError,
     RefusedError,
 )
-from gateway.room import Held, Room
+from gateway.room import Held, Room, Share
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
 from gateway.telemetry.logs import trace_of
@@ -201,7 +201,7 @@ class Ingress:
 
         verifier = endpoint.source.verifier
         claim = verifier.look(Request("POST", path, query, headers, b"", names), now=self._clock())
-        held = _Reader(request, self._room, endpoint.name, self._body_limit - head_bytes)
+        held = _Reader(request, self._room, endpoint.share, self._body_limit - head_bytes)
         try:
             body = await held.read(self._limits.body_seconds)
             line["bytes"] = len(body)
@@ -256,7 +256,10 @@ class Ingress:
         rules = self._rules()
         if rules is not self._known:
             sources = rules.sources.values()
-            self._endpoints = {source.path: _Endpoint(source, self._topics, self._metrics) for source in sources}
+            self._endpoints = {
+                source.path: _Endpoint(source, self._topics, self._metrics, self._room.share(source.name))
+                for source in sources
+            }
             self._known = rules
         return self._endpoints.get(path)
 
@@ -326,8 +329,8 @@ class _Reader(Held):
 
     __slots__ = ("_deadline", "_limit", "_request", "_room")
 
-    def __init__(self, request: web.BaseRequest, room: Room, source: str, limit: int) -> None:
-        super().__init__(source)
+    def __init__(self, request: web.BaseRequest, room: Room, share: Share, limit: int) -> None:
+        super().__init__(share)
         self._request = request
         self._room = room
         self._limit = limit
@@ -385,9 +388,9 @@ def _crowded_out() -> RefusedError:
 class _Endpoint:
     """A source with what is worked out once per version of the rules."""
 
-    __slots__ = ("accepted", "event", "events", "last", "name", "seconds", "source", "topic")
+    __slots__ = ("accepted", "event", "events", "last", "name", "seconds", "share", "source", "topic")
 
-    def __init__(self, source: Source, topics: Topics, metrics: Metrics) -> None:
+    def __init__(self, source: Source, topics: Topics, metrics: Metrics, share: Share) -> None:
         self.name = source.name
         self.source = source
         self.topic = source.topic or topics.events(source.name)
@@ -395,6 +398,7 @@ class _Endpoint:
         self.events = metrics.events.labels(source.name)
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
+        self.share = share
         self.event = Identifier(source).event
 
 

@@ -9,8 +9,6 @@ What is settled nobody gives up. Of that a source has its share of what all of t
 takes nothing doesn't fill the room. A large body's is smaller, which keeps room for small ones.
 """
 
-from dataclasses import dataclass, field
-
 SMALL = 64 * 1024  # bytes: most events are far below
 SHARE_OF_SMALL, SHARE_OF_LARGE = 3, 1  # times what is left: 3/4 and 1/2 of all, if no other source has any
 # Seconds for which a body does not give way to a large one of its source: else many large ones would end each
@@ -25,28 +23,38 @@ class Room:
         self._total = total
         self._loose = 0
         self._settled = 0
-        self._shares: dict[str, _Share] = {}  # of the sources that hold something
+        self._shares: dict[str, Share] = {}
+        self._crowd: dict[Share, None] = {}  # those with loose bodies
 
     @property
     def free(self) -> int:
         return self._total - self._loose - self._settled
 
+    def share(self, source: str) -> "Share":
+        """Return what a source holds: the same one each time."""
+        return self._shares.setdefault(source, Share())
+
     def take(self, held: "Held", more: int, *, now: float) -> bool:
         """Tell whether a body may grow by that many bytes, and take them if so; others may be given up for them."""
-        size = held.size + more
-        if held.is_given_up or not self._may_settle(held.source, size):
+        share, size = held.share, held.size + more
+        times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
+        if held.is_given_up or share.settled + size > times * (self._total - self._settled - size):
             return False
-        while more > min(self.free, self._total // 2 - self._loose):
+        half = self._total // 2
+        while self._loose + more > half or self._loose + self._settled + more > self._total:
             oldest = self._oldest()
             if oldest is None or oldest is held:
                 return False
-            if oldest.source == held.source and size > SMALL and now < oldest.began + PATIENCE:
+            if oldest.share is share and size > SMALL and now < oldest.began + PATIENCE:
                 return False
-            self._give_up(oldest)
+            self.close(oldest)
+            oldest.is_given_up = True
+            oldest.give_up()
         if more:
-            share = self._shares.setdefault(held.source, _Share())
             if not held.size:
                 held.began = now
+                if not share.loose:
+                    self._crowd[share] = None
                 share.loose[held] = None
             held.size = size
             share.loose_bytes += more
@@ -55,55 +63,55 @@ class Room:
 
     def settle(self, held: "Held") -> None:
         """Keep a body until it is closed: it is whole and verified."""
-        if held.size:
-            share = self._set_loose_free(held)
-            share.settled += held.size
-            self._settled += held.size
+        size = held.size
+        if size:
+            self._no_longer_loose(held)
             held.is_settled = True
+            held.share.settled += size
+            self._settled += size
 
     def close(self, held: "Held") -> None:
         """Give back what a body has taken, wherever it got to."""
-        if not held.size:
-            return
+        size = held.size
         if held.is_settled:
-            share = self._shares[held.source]
-            share.settled -= held.size
-            self._settled -= held.size
-        else:
-            share = self._set_loose_free(held)
+            held.share.settled -= size
+            self._settled -= size
+            held.is_settled = False
+        elif size:
+            self._no_longer_loose(held)
         held.size = 0
-        if not share.loose and not share.settled:
-            del self._shares[held.source]
-
-    def _may_settle(self, source: str, size: int) -> bool:
-        share = self._shares.get(source)
-        times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
-        return (share.settled if share else 0) + size <= times * (self._total - self._settled - size)
 
     def _oldest(self) -> "Held | None":
-        most = max(self._shares.values(), key=lambda share: share.loose_bytes, default=None)
-        return None if most is None else next(iter(most.loose), None)
+        most = max(self._crowd, key=lambda share: share.loose_bytes, default=None)
+        return None if most is None else next(iter(most.loose))
 
-    def _give_up(self, held: "Held") -> None:
-        self.close(held)
-        held.is_given_up = True
-        held.give_up()
-
-    def _set_loose_free(self, held: "Held") -> "_Share":
-        share = self._shares[held.source]
+    def _no_longer_loose(self, held: "Held") -> None:
+        share = held.share
         del share.loose[held]
+        if not share.loose:
+            del self._crowd[share]
         share.loose_bytes -= held.size
         self._loose -= held.size
-        return share
+
+
+class Share:
+    """What a source holds: its loose bodies by age, with their bytes, and the bytes of the settled ones."""
+
+    __slots__ = ("loose", "loose_bytes", "settled")
+
+    def __init__(self) -> None:
+        self.loose: dict[Held, None] = {}
+        self.loose_bytes = 0
+        self.settled = 0
 
 
 class Held:
     """A body's room, which whoever reads the body derives from."""
 
-    __slots__ = ("began", "is_given_up", "is_settled", "size", "source")
+    __slots__ = ("began", "is_given_up", "is_settled", "share", "size")
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, share: Share) -> None:
+        self.share = share
         self.size = 0
         self.began = 0.0
         self.is_settled = False
@@ -111,12 +119,3 @@ class Held:
 
     def give_up(self) -> None:
         """Hear, once, that the room is another's by now: no more of the body is to be kept."""
-
-
-@dataclass(slots=True)
-class _Share:
-    """What a source holds: its loose bodies by age, with their bytes, and the bytes of the settled ones."""
-
-    loose: dict[Held, None] = field(default_factory=dict)
-    loose_bytes: int = 0
-    settled: int = 0

@@ -15,8 +15,8 @@ LARGE = 4 * SMALL
 class Body(Held):
     """One that keeps whether it was told to go."""
 
-    def __init__(self, source: str = "a") -> None:
-        super().__init__(source)
+    def __init__(self, room: Room, source: str = "a") -> None:
+        super().__init__(room.share(source))
         self.told = 0
 
     @override
@@ -25,7 +25,7 @@ class Body(Held):
 
 
 def loose(room: Room, source: str, size: int, *, now: float = 0.0) -> Body:
-    body = Body(source)
+    body = Body(room, source)
     assert room.take(body, size, now=now)
     return body
 
@@ -59,8 +59,8 @@ def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> Non
 def test_a_large_body_has_others_of_its_source_give_way_only_after_a_while() -> None:
     room = Room(TOTAL)
     first = [loose(room, "a", LARGE) for _ in range(8)]
-    assert not room.take(Body(), LARGE, now=PATIENCE / 2)
-    assert room.take(Body(), SMALL, now=PATIENCE / 2)  # a small one is soon done
+    assert not room.take(Body(room), LARGE, now=PATIENCE / 2)
+    assert room.take(Body(room), SMALL, now=PATIENCE / 2)  # a small one is soon done
     assert [body.told for body in first] == [1] + [0] * 7
     loose(room, "a", LARGE, now=PATIENCE)
     assert [body.told for body in first] == [1, 1] + [0] * 6
@@ -78,7 +78,7 @@ def test_the_oldest_of_all_gives_way_to_nobody_when_it_asks_itself() -> None:
 def test_what_waits_for_its_append_gives_way_to_nobody() -> None:
     room = Room(TOTAL)
     kept = []
-    while room.take(body := Body(), SMALL, now=0.0):
+    while room.take(body := Body(room), SMALL, now=0.0):
         room.settle(body)
         kept.append(body)
     assert len(kept) == 48
@@ -89,7 +89,7 @@ def test_what_waits_for_its_append_gives_way_to_nobody() -> None:
 def test_a_source_leaves_room_for_the_others_and_large_bodies_for_small_ones(size: int, share: float) -> None:
     room = Room(TOTAL)
     count = 0
-    while room.take(body := Body("a"), size, now=0.0):
+    while room.take(body := Body(room), size, now=0.0):
         room.settle(body)
         count += 1
     assert count * size == TOTAL * share
@@ -105,7 +105,6 @@ def test_an_empty_body_takes_nothing() -> None:
     room.settle(body)
     room.close(body)
     assert room.free == TOTAL
-    assert room._shares == {}
 
 
 class Worlds(RuleBasedStateMachine):
@@ -119,7 +118,7 @@ class Worlds(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from("abc"))
     def open(self, source: str) -> None:
-        self.bodies.append(Body(source))
+        self.bodies.append(Body(self.room, source))
 
     @precondition(lambda self: self.bodies)
     @rule(data=st.data(), more=st.sampled_from([0, 1, SMALL // 2, SMALL, LARGE]), seconds=st.sampled_from([0.0, 0.6]))
@@ -151,14 +150,17 @@ class Worlds(RuleBasedStateMachine):
         assert all(body.told == body.is_given_up for body in self.bodies)
         assert not any(body.is_given_up and body.size for body in self.bodies)
         assert sum(body.size for body in self.bodies if not body.is_settled) <= TOTAL // 2
-        assert set(self.room._shares) == {body.source for body in self.bodies if body.size}
+        assert set(self.room._crowd) == {body.share for body in self.bodies if body.size and not body.is_settled}
+        for share in self.room._shares.values():
+            assert share.loose_bytes == sum(body.size for body in share.loose)
+            assert share.settled == sum(b.size for b in self.bodies if b.share is share and b.is_settled)
 
     @override
     def teardown(self) -> None:
         for body in self.bodies:
             self.room.close(body)
         assert self.room.free == TOTAL
-        assert self.room._shares == {}
+        assert self.room._crowd == {}
 
 
 Worlds.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
