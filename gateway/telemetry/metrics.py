@@ -43,7 +43,6 @@ REJECTIONS = (
     "disconnected",
     "draining",
     "expression_error",
-    "head_slow",
     "head_too_large",
     "log_unavailable",
     "malformed_body",
