@@ -155,6 +155,8 @@ class TopicSpec:
     retention: float | None
     compacted: bool = False
     whole: bool = False
+    until_done: bool = False
+    """Nobody reads again what is done: the log may delete all below the smallest base that was committed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

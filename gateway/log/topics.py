@@ -74,7 +74,8 @@ class Topics:
         names = sorted(set(event_topics))
         events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in names]
         tiers = [
-            TopicSpec(name=self.retry(tier), partitions=4, retention=delay + 7 * DAY) for tier, delay in TIERS.items()
+            TopicSpec(name=self.retry(tier), partitions=4, retention=delay + 7 * DAY, until_done=True)
+            for tier, delay in TIERS.items()
         ]
         own = (
             *tiers,

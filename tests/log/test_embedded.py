@@ -1094,6 +1094,22 @@ async def test_a_sweep_gives_much_free_space_back_to_the_file_system(path: Path)
     assert len(contents(path.parent)["gateway.db"]) < full / 20
 
 
+async def test_a_file_stops_growing_after_its_retention(path: Path) -> None:
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=None)
+    await log.create([EVENTS])
+    sizes: list[int] = []
+    for _ in range(24):
+        await asyncio.gather(*[append(log, bytes(2500)) for _ in range(200)])
+        clock.time += DAY
+        await log.sweep()
+        log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
+        sizes.append(len(contents(path.parent)["gateway.db"]))
+    await log.close()
+    assert sizes[6] > 6 * 200 * 2500
+    assert max(sizes) < 1.2 * sizes[7]
+
+
 async def test_the_owner_sweeps_by_itself(path: Path) -> None:
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=0.01)
@@ -1104,6 +1120,68 @@ async def test_the_owner_sweeps_by_itself(path: Path) -> None:
         while await log.bounds("events") != {0: (1, 1)}:
             pass
     await log.close()
+
+
+async def test_a_process_that_never_lives_for_an_interval_sweeps_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "SWEEP_SOON", 0.01)
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
+    await log.create([EVENTS])
+    await append(log, b"old")
+    await log.close()
+    for _ in range(3):
+        clock.time += 3 * DAY
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
+        async with asyncio.timeout(5.0):
+            while await asyncio.to_thread(last_sweep, path) < clock.time:
+                pass
+        await log.close()
+    async with opened(path, owner=False) as log:
+        assert await log.bounds("events") == {0: (1, 1)}
+
+
+async def test_a_process_that_starts_soon_after_the_last_sweep_waits_for_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "SWEEP_SOON", 0.01)
+    clock = Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=None)
+    await log.sweep()
+    await log.close()
+    for passed, within in ((0.0, (3500, 3600)), (1800.0, (1700, 1800)), (1801.0, (0, 0.02)), (-7200.0, (3590, 3600))):
+        clock.time += passed
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
+        assert log._sweeping is not None
+        assert within[0] <= log._sweeping.when() - asyncio.get_running_loop().time() <= within[1]
+        await log.close()
+
+
+def last_sweep(path: Path) -> float:
+    with closing(sqlite3.connect(path)) as connection:
+        return statements.swept_at(connection)
+
+
+async def test_a_sweep_deletes_what_is_done_where_nobody_reads_it_again(path: Path) -> None:
+    tier = TopicSpec(name="tier", partitions=1, retention=7 * DAY, until_done=True)
+    async with opened(path) as log:
+        await log.create([tier])
+        for topic in ("tier", "events"):
+            await asyncio.gather(*[append(log, b"%d" % n, topic=topic) for n in range(2500)])
+        await log.sweep()
+        assert await log.bounds("tier") == {0: (0, 2500)}  # of no group is it known what it has done
+        await log.seed("router", {Partition(topic, 0): Commit(2100, b"\x06") for topic in ("tier", "events")})
+        await log.seed("other", {Partition("tier", 0): Commit(2000)})
+        await log.sweep()
+        assert await log.bounds("tier") == {0: (2000, 2500)}
+        assert await log.bounds("events") == {0: (0, 2500)}
+        await log.forget("other")
+        await log.sweep()
+        assert await log.bounds("tier") == {0: (2100, 2500)}
+        consumer = await log.consume(group="router", topics=["tier"], listener=Silent())
+        assert (await consumer.fetch(timeout=5.0))[0].records[0].value == b"2100"
+        await consumer.close()
 
 
 async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError
 
 MAX_RECORD_BYTES = 1_047_564  # What a Kafka broker takes by default (1,048,588), less 1 KiB for its framing.
 MAX_WAITING_BYTES = 64 << 20  # Of appends that aren't stored yet; more are refused.
+SWEEP_INTERVAL = 300.0  # Seconds; also from one process's last sweep to the next one's first.
+SWEEP_SOON = 5.0  # Seconds after the start, where it is due: what was waiting has its turn first.
 POLL_INTERVAL = 0.2  # Seconds until an append of another process is seen.
 
 log = structlog.get_logger(__name__)
@@ -48,9 +50,8 @@ class EmbeddedLog:
         self._polling: asyncio.TimerHandle | None = None
         self._sweep_interval = sweep_interval
         self._sweeping: asyncio.TimerHandle | None = None
+        self._until_done: set[str] = set()
         self._is_closed = False
-        if file.is_owner:
-            self._sweep_later()
 
     @classmethod
     async def open(
@@ -59,7 +60,7 @@ class EmbeddedLog:
         *,
         owner: bool,
         append_timeout: float = 5.0,
-        sweep_interval: float | None = 3600.0,
+        sweep_interval: float | None = SWEEP_INTERVAL,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """Open the file. There is one owner: it makes the file where it is missing, and alone may join groups.
@@ -69,7 +70,11 @@ class EmbeddedLog:
         owner already, or the disk has no room: what may pass.
         """
         file = await asyncio.to_thread(File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
-        return cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
+        log = cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
+        if owner and sweep_interval is not None:
+            due = await log.read(statements.swept_at) + sweep_interval - log.now()
+            log._sweep_later(min(sweep_interval, max(SWEEP_SOON, due)))
+        return log
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         """Store a record in the next commit, together with all that wait."""
@@ -155,6 +160,7 @@ class EmbeddedLog:
         await self.write(statements.forget, group)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        self._until_done |= {spec.name for spec in specs if spec.until_done}
         return await self.write(statements.create, specs)
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
@@ -319,23 +325,23 @@ class EmbeddedLog:
 
     def _start_sweep(self) -> asyncio.Future[None]:
         self._check_open()
-        steps = statements.sweep(self._file.writer, self._file.now)
+        steps = statements.sweep(self._file.writer, self._file.now, frozenset(self._until_done))
         future: asyncio.Future[None] = self._loop.create_future()
         self._writer.put(Work(partial(next, steps, None), future))
         return future
 
-    def _sweep_later(self) -> None:
-        if self._sweep_interval is not None:
-            self._sweeping = self._loop.call_later(self._sweep_interval, self._sweep_by_itself)
+    def _sweep_later(self, seconds: float) -> None:
+        self._sweeping = self._loop.call_later(seconds, self._sweep_by_itself)
 
     def _sweep_by_itself(self) -> None:
-        self._start_sweep().add_done_callback(self._swept)
+        if self._file.lost is None:
+            self._start_sweep().add_done_callback(self._swept)
 
     def _swept(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
             log.warning("sweep_failed", path=str(self._file.path), error=str(error))
-        if not self._is_closed:
-            self._sweep_later()
+        if not self._is_closed and self._sweep_interval is not None:
+            self._sweep_later(self._sweep_interval)
 
     def _stop(self) -> None:
         has_ended = self._writer.stop(self._append_timeout)

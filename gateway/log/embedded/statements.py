@@ -3,7 +3,7 @@
 import math
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,14 +247,33 @@ class Again:
     """What work returns that wants another turn, after those that wait."""
 
 
-def sweep(connection: sqlite3.Connection, now: Callable[[], float]) -> Iterator[Again]:
-    """Delete old records, some at a time; each step is followed by a turn of those who wait."""
+def swept_at(connection: sqlite3.Connection) -> float:
+    """Return when the last sweep ended, by the log's clock; long ago where none has."""
+    if not first_row(connection, "SELECT 1 FROM sqlite_schema WHERE name = 'notes'"):
+        return -math.inf
+    found = first_row(connection, "SELECT value FROM notes WHERE name = 'swept'")
+    return float(found[0]) if found else -math.inf
+
+
+def sweep(
+    connection: sqlite3.Connection, now: Callable[[], float], until_done: Collection[str] = ()
+) -> Iterator[Again]:
+    """Delete old records, some at a time; each step is followed by a turn of those who wait.
+
+    Of the topics that are kept `until_done` also what all groups have committed that have committed something of them.
+    """
     topics = rows(
-        connection, "SELECT json_group_array(json_array(id, retention)) FROM topics WHERE retention IS NOT NULL"
+        connection,
+        "SELECT json_group_array(json_array(id, name, retention, (SELECT min(base) FROM commits WHERE topic = name)))"
+        " FROM topics WHERE retention IS NOT NULL",
     )
-    for topic, retention in topics:
-        while _delete_some(connection, topic, int((now() - retention) * 1e6)):
+    for topic, name, retention, base in topics:
+        done = base if name in until_done and base is not None else 0
+        while _delete_some(connection, topic, int((now() - retention) * 1e6), done):
             yield Again()
+    with transaction(connection):
+        connection.execute(NOTES)
+        connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('swept', ?)", (now(),))
     # Free pages are used again; only when they are many is it worth the moving of others.
     while True:
         free = connection.execute("PRAGMA freelist_count").fetchone()[0]
@@ -264,21 +283,26 @@ def sweep(connection: sqlite3.Connection, now: Callable[[], float]) -> Iterator[
         yield Again()
 
 
-def _delete_some(connection: sqlite3.Connection, topic: int, before: int) -> bool:
-    """Delete of the first records those appended before a time (microseconds), and tell whether there were any."""
+def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done: int) -> bool:
+    """Delete of the first records those from before a time (microseconds) or an offset, and tell if there were any."""
     first, last = topic << 48, topic << 48 | LAST_OFFSET
     found = first_row(
         connection,
-        "SELECT max(id) FROM (SELECT id, at FROM records WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?) WHERE at < ?",
+        "SELECT max(id) FROM (SELECT id, at FROM records WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?)"
+        " WHERE at < ? OR id < ?",
         first,
         last,
         SWEEP_RECORDS,
         before,
+        first + done,
     )
     if found is None or found[0] is None:
         return False
     with transaction(connection):
-        connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ? AND at < ?", (first, found[0], before))
+        connection.execute(
+            "DELETE FROM records WHERE id BETWEEN ? AND ? AND (at < ? OR id < ?)",
+            (first, found[0], before, first + done),
+        )
         connection.execute(
             "UPDATE topics SET start = coalesce((SELECT min(id) & ? FROM records WHERE id BETWEEN ? AND ?), next)"
             " WHERE id = ?",
