@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 # A record's id is its topic's id (the upper 15 bits) and its offset: the records of a topic lie side by side.
 # Invariant: `next` is above every offset ever used, so none is used twice. The trigger holds it against two processes
 # that append at once: the offsets of the second one aren't the next ones any more.
-# `start` moves by retention only: what compaction deletes isn't lost to a consumer that comes later.
+# `start` moves by a sweep only: what compaction deletes isn't lost to a consumer that comes later.
 SCHEMA = """
 CREATE TABLE topics (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, retention REAL, compacted INTEGER NOT NULL,
