@@ -216,7 +216,7 @@ class Ingress:
             if (answer := verifier.handshake(sent)) is not None:
                 line["handshake"] = True
                 return _response(answer.status, answer.content_type, answer.body)
-            event = endpoint.event(sent, received_at=self._clock(), identity_at=identity_at)
+            event = endpoint.event(sent, received_at=self._log.now(), identity_at=identity_at)
             line["event_id"], line["type"] = event.id, event.type
             if self._traces is None:
                 began = perf_counter()

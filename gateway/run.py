@@ -229,7 +229,7 @@ class Gateway:
         _, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()
-        self._client = await stack.enter_async_context(Client(EgressGuard(self._rules.egress)))
+        self._client = await stack.enter_async_context(Client(EgressGuard(self._rules.egress), clock=log.now))
         self._worker = Worker(
             log=log,
             topics=self._topics,

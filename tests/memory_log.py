@@ -293,6 +293,9 @@ class MemoryLog:
         self._last = max(self._last, self._now())
         return self._last
 
+    async def synchronize(self, topic: str) -> None:
+        pass
+
     async def ping(self) -> None:
         if self._state.failing_appends > 0:
             raise LogUnavailableError("the log was told to fail")

@@ -49,12 +49,18 @@ class Client:
 
     Whoever leaves it has ended the attempts; those still under way fail as `transport`.
     `tls` is the context of destinations with https and without one of their own, the system's trust by default. The
-    client closes the resolver.
+    client closes the resolver. `clock` (Unix seconds) stamps attempts, and tells how far off a Retry-After is.
     """
 
     def __init__(
-        self, guard: EgressGuard, *, resolver: Resolver | None = None, tls: ssl.SSLContext | None = None
+        self,
+        guard: EgressGuard,
+        *,
+        resolver: Resolver | None = None,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._guard = guard
         self._resolver = resolver or Resolver()
         self._tls = tls or ssl.create_default_context()
@@ -92,7 +98,7 @@ class Client:
         a destination does; cancelling it closes the connection. With OAuth2, a 401 has a new token fetched and the
         request sent again, once for each token and as the same attempt.
         """
-        at = time.time()
+        at = self._clock()
         started = self._loop.time()
         status: int | None = None
         retry_after: float | None = None

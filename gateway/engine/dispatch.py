@@ -330,17 +330,7 @@ class Dispatcher:
             span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
             trace = None if span is None else span.context
             outbound = compose(delivery, destination, route.request, now=now, trace=trace)
-            try:
-                async with asyncio.timeout(None) as item.scope:
-                    attempt = await self._client.attempt(outbound, timeout=destination.timeout, number=number)
-            except TimeoutError:
-                attempt = Attempt(
-                    number=number,
-                    at=now,
-                    seconds=self._log.now() - now,
-                    result=Result.TIMEOUT,
-                    detail="cut short: the partition's window is full",
-                )
+            attempt = await self._attempt(item, outbound, timeout=destination.timeout, number=number, now=now)
             now = self._log.now()
             verdict = retry.decide(delivery, attempt, route.retry, now=now)
         except ExpressionError as error:
@@ -371,6 +361,21 @@ class Dispatcher:
             self._pause(destination.name)
         self._follow(item, attempt, verdict, now)
         return now
+
+    async def _attempt(self, item: Item, outbound: Outbound, *, timeout: float, number: int, now: float) -> Attempt:
+        """Make an attempt that can be cut short. When it began is told by the log's clock, whatever the client's is."""
+        try:
+            async with asyncio.timeout(None) as item.scope:
+                attempt = await self._client.attempt(outbound, timeout=timeout, number=number)
+        except TimeoutError:
+            return Attempt(
+                number=number,
+                at=now,
+                seconds=self._log.now() - now,
+                result=Result.TIMEOUT,
+                detail="cut short: the partition's window is full",
+            )
+        return attempt if attempt.result is Result.SUCCESS else replace(attempt, at=now)  # nothing is kept of a success
 
     def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict, now: float) -> None:
         """Act on what follows from an attempt."""

@@ -28,6 +28,8 @@ from gateway.model import LogUnavailableError, NewerRecordError, UndecodableReco
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
+CLOCK_TRIES = 3
+"""Appends after which a process goes on by its own machine's clock: a log that takes none must not stop deliveries."""
 REPEAT = 1.0
 AT_ONCE = 4
 """Jobs of one kind beside each other; the rest waits for its turn."""
@@ -59,6 +61,7 @@ class Follower:
         self.position = 0
         self._log = log
         self._topic = topics.control
+        self._clock_topic = topics.dedupe
         self._logger = logger
         self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._consumer: Consumer | None = None
@@ -78,7 +81,11 @@ class Follower:
                 await asyncio.sleep(1.0)
 
     async def follow(self, caught_up: asyncio.Event) -> None:
-        """Apply every order, for ever; `caught_up` is set once all that was there at the start is in force."""
+        """Apply every order, for ever; `caught_up` is set once all that was there at the start is in force.
+
+        By then the log's time is known, too, if the log takes an append: what follows goes by it.
+        """
+        await self._learn_the_time()
         consumer, start, end = await self._begin()
         self._consumer = consumer
         try:
@@ -94,6 +101,15 @@ class Follower:
                     caught_up.set()
         finally:
             await consumer.close()
+
+    async def _learn_the_time(self) -> None:
+        for _ in range(CLOCK_TRIES):
+            try:
+                await self._log.synchronize(self._clock_topic)
+            except LogUnavailableError as error:
+                self._logger.warning("clock_unknown", error=str(error))
+            else:
+                return
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Nothing to take over: a reader without a group starts at the topic's beginning."""

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
+CLOCK = b"clock"
+"""What the key begins with of a record that says nothing, and was appended for the time of its acknowledgement."""
+
 RecordHeaders = Sequence[tuple[str, bytes]]
 
 
@@ -237,7 +240,16 @@ class Log(Protocol):
         """
 
     def now(self) -> float:
-        """Return the log's clock (Unix seconds), by which `appended_at` is stamped; it never goes back."""
+        """Return the log's clock (Unix seconds), by which `appended_at` is stamped; it never goes back.
+
+        Before `synchronize` has returned, it may be this machine's clock, and then go back once.
+        """
+
+    async def synchronize(self, topic: str) -> None:
+        """Let `now` be the log's clock from here on. It may append an empty record to a topic, of the key `CLOCK`.
+
+        Raises LogUnavailableError; the first append that is acknowledged then does it.
+        """
 
     async def ping(self) -> None:
         """Return when the log answers, and takes appends.

@@ -9,7 +9,7 @@ from time import time
 import pytest
 from typing_extensions import override
 
-from gateway.log.base import Assignment, Batch, Commit, Consumer, Log, Partition, Position, Record, TopicSpec
+from gateway.log.base import CLOCK, Assignment, Batch, Commit, Consumer, Log, Partition, Position, Record, TopicSpec
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from tests.log.conftest import Subject
 
@@ -193,6 +193,19 @@ async def test_a_record_is_stamped_by_the_clock_of_the_log(subject: Subject) -> 
         assert second.appended_at == pytest.approx(log.now(), abs=2.0)
         assert log.now() == pytest.approx(time(), abs=5.0)
         assert log.now() <= log.now()
+
+
+async def test_a_log_that_is_synchronized_stamps_by_the_clock_that_it_tells(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject, partitions=3)
+        await log.synchronize(topic)
+        before = log.now()
+        (position,) = await append(log, topic, b"a")
+        assert before - 2.0 <= position.appended_at <= log.now() + 2.0
+        records = [
+            each for number in await log.bounds(topic) for each in await scan(log, Partition(topic, number), 0, 9)
+        ]
+        assert [each.value for each in records if not each.key.startswith(CLOCK)] == [b"a"]
 
 
 # append

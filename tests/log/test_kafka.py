@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -695,16 +696,68 @@ def test_the_clock_follows_the_brokers_and_the_fastest_acknowledgement_tells_it_
     assert clocks.broker.now() == pytest.approx(1_000_040.0, abs=0.003)
 
 
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
+def test_the_first_acknowledgement_sets_a_clock_right_that_began_wrong(skew: float) -> None:
+    clocks = Clocks()
+    clocks.skew = skew
+    clocks.wait(20)
+    clocks.broker.seen(1_000_000.0 + min(skew, 0.0) - 60)
+    assert clocks.broker.now() == 1_000_020.0
+    clocks.acknowledge(latency=0.01)
+    assert clocks.broker.now() == pytest.approx(1_000_020.0 + skew - 0.01)
+    clocks.wait(5)
+    assert clocks.broker.now() == pytest.approx(1_000_025.0 + skew - 0.01)
+
+
+def test_a_record_that_was_seen_before_any_acknowledgement_is_no_more_than_a_least_time() -> None:
+    clocks = Clocks()
+    clocks.broker.seen(1_000_090.0)
+    assert clocks.broker.now() == 1_000_090.0
+    assert not clocks.broker.is_known
+    clocks.skew = 30.0
+    clocks.acknowledge()
+    assert clocks.broker.now() == 1_000_030.0
+
+
+def test_a_machine_whose_clock_drifts_keeps_to_the_brokers_time() -> None:
+    clocks = Clocks()
+    clocks.acknowledge()
+    for _ in range(3600):
+        clocks.wait(1)
+        clocks.skew -= 0.001  # ours is fast by as much
+        clocks.acknowledge()
+        assert clocks.broker.now() == pytest.approx(999_900.0 + clocks.ticks + clocks.skew, abs=0.07)
+
+
+@pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
+async def test_a_log_that_is_synchronized_tells_the_brokers_time_whatever_this_machines_is(
+    kafka: str, wrong_by: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.log.kafka.log.BrokerClock", partial(BrokerClock, local=lambda: time.time() + wrong_by))
+    log = await KafkaLog.open(kafka)
+    topic = await make_topic(log)
+    assert log.now() == pytest.approx(time.time() + wrong_by, abs=10)
+    await log.synchronize(topic)
+    assert log.now() == pytest.approx(time.time(), abs=10)
+    await log.synchronize(topic)
+    assert await log.bounds(topic) == {0: (0, 1)}, "once is enough"
+    await log.close()
+
+
 def test_the_clock_never_goes_back_and_never_stands_still() -> None:
     clocks = Clocks()
-    before = clocks.broker.now()
-    clocks.skew = -3600.0
     clocks.acknowledge()
-    assert clocks.broker.now() == before
+    clocks.skew = -3600.0
+    clocks.wait(31)
+    clocks.acknowledge()
+    clocks.wait(31)
+    before = clocks.broker.now()
+    clocks.acknowledge()
+    assert clocks.broker.now() == before == 1_000_062.0
     clocks.wait(100)
     assert clocks.broker.now() == before + 50
     clocks.wait(2 * 3600)
-    assert clocks.broker.now() == pytest.approx(1_000_000.0 - 3600 + 100 + 2 * 3600)
+    assert clocks.broker.now() == pytest.approx(1_000_000.0 - 3600 + 162 + 2 * 3600)
 
 
 def test_a_step_of_the_brokers_clock_is_forgotten_after_a_minute() -> None:

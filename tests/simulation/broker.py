@@ -21,6 +21,7 @@ from typing import Protocol
 from zlib import crc32
 
 from gateway.log.base import (
+    CLOCK,
     Assignment,
     Batch,
     Commit,
@@ -52,7 +53,25 @@ class Client(Protocol):
     place: str
     """What comes again with the process that follows it: its host and port."""
     is_dead: bool
-    local_skew: float
+
+    @property
+    def machine(self) -> "Machine": ...
+
+
+class Machine:
+    """The clocks of a process's own machine: the wall's is wrong and is set, the other one drifts."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, skew: float = 0.0, drift: float = 0.0) -> None:
+        self.step = 0.0
+        self._loop = loop
+        self._skew = skew
+        self._drift = drift
+
+    def ticks(self) -> float:
+        return self._loop.time() * (1 + self._drift)
+
+    def now(self) -> float:
+        return EPOCH + self.ticks() + self._skew + self.step
 
 
 class Witness(Protocol):
@@ -280,8 +299,7 @@ class SimulatedLog:
         self._client = client
         self._random = random
         self._known: set[str] = set()
-        loop = broker.loop
-        self.clock = BrokerClock(local=lambda: EPOCH + loop.time() + client.local_skew, monotonic=loop.time)
+        self.clock = BrokerClock(local=client.machine.now, monotonic=client.machine.ticks)
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         self._check()
@@ -424,6 +442,10 @@ class SimulatedLog:
 
     def now(self) -> float:
         return self.clock.now()
+
+    async def synchronize(self, topic: str) -> None:
+        if not self.clock.is_known:
+            await self.append(topic, key=CLOCK + b"%d" % self._random.randrange(1000), value=b"", headers=[])
 
     async def ping(self) -> None:
         await self._ask()

@@ -42,6 +42,8 @@ FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Resul
 """What tells that a destination is down: a 429 asks for patience, and a 404 is the event's affair."""
 OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked)
 """What topics of events and deliveries begin with."""
+OFF = 5.0
+"""Seconds by which a process may misjudge the log's time: it hears of it with each append, and its clock drifts."""
 PAUSE_LAG = 2.0
 """Seconds within which every process has read an order."""
 UNKNOWN_SEEN = 300.0
@@ -196,6 +198,8 @@ class Ledger:
         self._begun_by_all: defaultdict[str, deque[Try]] = defaultdict(deque)
         self._is_still = set(plan.faults) <= {"trouble", "gap", "poison", "order"}
         """No process takes anything from another, once all are there."""
+        self._is_time_sure = not {"step", "append"} <= set(plan.faults)
+        """No process has to begin by its own clock, though that is wrong: the log takes an append."""
         self._quiet_until: dict[tuple[str, str], float] = {}
         self._paused_at: dict[str, float] = {}
         self._zombies: set[str] = set()
@@ -261,6 +265,7 @@ class Ledger:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
         if delivery.since:
             trail.lives.add(delivery.since)
+        self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
             reason = filed.note["reason"]
             trail.is_dead = True
@@ -275,6 +280,16 @@ class Ledger:
             why = self._why_not(reason, row, delivery, trail)
             if why:
                 self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
+
+    def _see_times(self, row: Row, delivery: Delivery, trail: Trail) -> None:
+        """Check that what is told of an attempt is the log's time, whatever the clock of the process says."""
+        if (self.plan.skew and "append" in self.plan.faults) or not self._is_time_sure:
+            return
+        for attempt in delivery.attempts:
+            began = [EPOCH + each.began for each in trail.tries if each.attempt == attempt.number]
+            if not any(abs(attempt.at - each) <= 2 * self.plan.skew + OFF for each in began):
+                told = f"attempt {attempt.number} is told to have begun at {attempt.at - EPOCH:.3f}"
+                self.violate("23 one clock", told, [row, *self._told(trail)])
 
     def _policies(self, delivery: Delivery, trail: Trail, until: float) -> list[RouteSpec]:
         """Return the policies by one of which it was decided what followed from a delivery's last attempt."""
@@ -298,7 +313,7 @@ class Ledger:
         asked = [each.result.retry_after or 0.0 for each in trail.tries if each.attempt == last.number and each.result]
         most = max(_most_delay(last, policy) for policy in policies)
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
-        if self.plan.skew or "step" in self.plan.faults:
+        if self.plan.skew or not self._is_time_sure:
             due = math.inf
         age = max(due, EPOCH + row.at) - (delivery.since or delivery.event.received_at)
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
@@ -312,7 +327,7 @@ class Ledger:
 
     def _was_known(self, row: Row, delivery: Delivery) -> str:
         """Return when the rules named what a delivery is for within the hour before it ended as nobody's."""
-        if "step" in self.plan.faults:
+        if not self._is_time_sure:
             return ""
         at = row.at - 3600.0 + 2 * self.plan.skew + 1.0
         while at < row.at:
@@ -465,7 +480,7 @@ class Ledger:
         if self._is_still and made.began > SETTLED:
             self._see_limits_of_all(made)
         # With a clock that jumps it may end early, and a destination that was away is begun with anew.
-        is_sure = not self.plan.skew and not {"step", "reload"} & set(self.plan.faults)
+        is_sure = not self.plan.skew and self._is_time_sure and "reload" not in self.plan.faults
         if is_sure and made.began < self._quiet_until.get(lane, 0.0) - 0.01:
             self.violate(
                 "17 throttled is silent", f"it had asked for silence until {self._quiet_until[lane]:.3f}", [made]
@@ -524,7 +539,7 @@ class Ledger:
             made.attempt == 1
             or any(made.began >= self.hurried.get(name, math.inf) for name in _names(made))
             or self.plan.skew
-            or "step" in self.plan.faults
+            or not self._is_time_sure
             or not policies
         ):
             return

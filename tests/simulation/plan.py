@@ -349,7 +349,10 @@ def _process_faults(random: Random, world: Plan) -> Iterable[Step]:
     def step() -> Iterable[Step]:
         name, at = who(), when()
         yield Step(at, "clock", {"process": name, "by": random.choice((-3600.0, 3600.0))})
-        yield Step(at + 0.001, "stop", {"process": name, "again": random.choice((0.1, 2.0))})  # and reads it
+        if random.random() < 0.7:
+            yield Step(at + 0.001, "stop", {"process": name, "again": random.choice((0.1, 2.0))})  # and begins with it
+        if random.random() < 0.3:
+            yield Step(at + random.uniform(0.5, 20), "clock", {"process": name, "by": 0.0})
 
     kinds: Mapping[str, tuple[int, Callable[[], Iterable[Step]]]] = {
         "crash": (4, lambda: [Step(when(), "crash", _crash(random, who()))]),

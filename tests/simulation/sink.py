@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from gateway.client.request import Outbound
 from gateway.model import Attempt, Result
+from tests.simulation.broker import Machine
 from tests.simulation.ledger import Ledger
 
 HEALTHY: Mapping[str, Any] = {"kind": "healthy"}
@@ -19,7 +20,8 @@ class Caller(Protocol):
     is_dead: bool
 
     @property
-    def log_now(self) -> float: ...
+    def machine(self) -> Machine:
+        """Whose clock stamps the attempts, as the real client's does."""
 
 
 class Sink:
@@ -70,7 +72,7 @@ class SimulatedClient:
         name = outbound.url.rpartition("/")[2]
         made = self._ledger.begin(self._caller.name, name, outbound, number)
         loop = asyncio.get_running_loop()
-        at, began = self._caller.log_now, loop.time()
+        at, began = self._caller.machine.now(), loop.time()
         try:
             result, status, retry_after = await self._sinks(name).answer(timeout)
         except asyncio.CancelledError:

@@ -30,7 +30,7 @@ from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.rules.table import RouteTable, parse_condition
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
-from tests.simulation.broker import Broker, Failure, SimulatedLog
+from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
 from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Version, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
 from tests.simulation.plan import Plan, RouteSpec, Step
@@ -43,6 +43,8 @@ RELOAD_LAG = 2.0
 """Seconds within which processes see new rules, each at its own time."""
 LEAST_SLEEP = 0.0005
 """Seconds; a real loop sleeps no less. Without it, who waits for the rest of a float's rounding goes round for ever."""
+DRIFT = 0.0005
+"""By how much of the time a machine's monotonic clock is fast or slow, at most: what NTP may slew."""
 KICK_EVERY = 60.0
 OPEN_SOURCE = build_verifier({"scheme": "none"})
 
@@ -220,7 +222,7 @@ class World:
         open before. A name that is gone is waited for for an hour, and so are clocks that were wrong, and replays.
         """
         longest = max([1.2 * max(route.schedule) for route in self.plan.routes], default=0.0)
-        if {"reload", "order", "step", "skew"} & set(self.plan.faults):
+        if {"reload", "order", "skew"} & set(self.plan.faults) or {"step", "append"} <= set(self.plan.faults):
             return 3 * 3600.0 + longest * max([route.max_attempts for route in self.plan.routes], default=0)
         return 300.0 + 2 * self.plan.horizon + longest
 
@@ -324,8 +326,11 @@ class World:
                 return
 
     def _set_clock(self, what: Mapping[str, Any]) -> None:
-        """Let the process that comes next at this place begin with a wrong clock: it is read once."""
+        """Set the clock of a machine wrong, or right: of the process there, and of those that follow it."""
         self._local_steps[what["process"]] = what["by"]
+        process = self.processes.get(what["process"])
+        if process is not None:
+            process.machine.step = what["by"]
 
     def _receive(self, what: Mapping[str, Any]) -> None:
         number = what["n"]
@@ -335,7 +340,7 @@ class World:
             source=what["source"],
             type=what["type"],
             key=what["key"],
-            received_at=round(EPOCH + self.now(), 6),
+            received_at=round(EPOCH + self.now() + self._error_of_ingress(number), 6),
             headers=(
                 (b"Content-Type", b"application/octet-stream"),
                 (b"X-Twice", b"1"),
@@ -350,6 +355,12 @@ class World:
         partition = partitions[Random(key).randrange(len(partitions))]
         record = self.broker.store(OUTSIDE, partition, key, body, encode_event(event))
         self.ledger.acknowledged(partition, record.offset)
+
+    def _error_of_ingress(self, number: int) -> float:
+        """Return by how much the clock is wrong by which an event was received: a broker's, but of another one."""
+        if not self.plan.skew:
+            return 0.0
+        return Random(f"{self.plan.seed}/received/{number}").uniform(-self.plan.skew, self.plan.skew)
 
     def _order(self, what: Mapping[str, Any]) -> None:
         kind, name, at = what["kind"], what["name"], EPOCH + self.now()
@@ -428,11 +439,21 @@ class World:
     def start(self, name: str) -> None:
         self._born[name] = self._born.get(name, -1) + 1
         random = Random(f"{self.plan.seed}/{name}/{self._born[name]}")
-        skew = random.uniform(-self.plan.skew, self.plan.skew) + self._local_steps.get(name, 0.0)
-        process = Process(self, name, f"{name}.{self._born[name]}", random, skew)
+        process = Process(self, name, f"{name}.{self._born[name]}", random, self._machine(name))
         self.processes[name] = process
         self.say(f"{process.name} starts")
         process.start()
+
+    def _machine(self, name: str) -> Machine:
+        """Return the clocks of a process that starts: with skew they are off by as much as an hour, and drift."""
+        skew = drift = 0.0
+        if self.plan.skew:
+            random = Random(f"{self.plan.seed}/{name}/{self._born[name]}/clocks")
+            skew = random.choice((self.plan.skew, 3600.0)) * random.uniform(-1, 1)
+            drift = random.uniform(-DRIFT, DRIFT)
+        machine = Machine(self.loop, skew=skew, drift=drift)
+        machine.step = self._local_steps.get(name, 0.0)
+        return machine
 
     def _doom(self, process: "Process", steps: int, again: float) -> None:
         def crash() -> None:
@@ -494,12 +515,12 @@ class World:
 class Process:
     """A `gateway run --role router`, as `gateway/run.py` puts it together. `name` is unique, `place` comes again."""
 
-    def __init__(self, world: World, place: str, name: str, random: Random, skew: float) -> None:
+    def __init__(self, world: World, place: str, name: str, random: Random, machine: Machine) -> None:
         self.place = place
         self.name = name
         self.is_dead = False
         self.is_stopping = False
-        self.local_skew = skew
+        self.machine = machine
         self.log = SimulatedLog(world.broker, self, random, lambda: world.drowsy)
         self.force: InForce | None = None
         self._world = world
@@ -520,10 +541,6 @@ class Process:
         self._jobs = Jobs(follower=self._follower, **around)
         self._task: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
-
-    @property
-    def log_now(self) -> float:
-        return self.log.now()
 
     @property
     def control(self) -> Control:
@@ -604,7 +621,10 @@ class _Outside:
 
     name = place = "outside"
     is_dead = False
-    local_skew = 0.0
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(asyncio.get_running_loop())
 
 
 OUTSIDE = _Outside()

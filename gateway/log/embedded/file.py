@@ -3,6 +3,7 @@
 import errno
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from gateway.log.embedded.lock import Lock, refuse_strange_name
 from gateway.log.embedded.presence import Presence
 from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
+from gateway.log.steady import SteadyClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
@@ -24,7 +26,8 @@ class File:
         self.is_owner = is_owner
         self._busy_timeout = busy_timeout
         self._clock = clock
-        self._ahead = -time.monotonic()
+        self._steady = SteadyClock()
+        self._telling = threading.Lock()
         self._lock: Lock | None = None
         self._presence: Presence | None = None
         self.lost: str | None = None
@@ -55,12 +58,9 @@ class File:
             raise
 
     def now(self) -> float:
-        """Return the time, which goes on with the monotonic clock wherever the handed-in one goes back."""
-        # The monotonic clock is read second: a thread that is stopped in between is behind, and never ahead for ever.
-        at = self._clock()
-        ticks = time.monotonic()
-        self._ahead = max(self._ahead, at - ticks)
-        return self._ahead + ticks
+        """Return the handed-in clock's time, made steady: a step back is caught up with at half speed."""
+        with self._telling:  # the loop and both threads ask
+            return self._steady.tell(self._clock(), time.monotonic())
 
     def look(self) -> None:
         """Raise LogLostError, from now on each time, where this isn't the file any more that was opened.

@@ -178,6 +178,9 @@ class EmbeddedLog:
     def now(self) -> float:
         return self._file.now()
 
+    async def synchronize(self, topic: str) -> None:
+        """The clock is this machine's."""
+
     async def ping(self) -> None:
         """Return when the writer has had its turn, and could lock the file or write what it had to refuse."""
         await self.write(self._writer.ping)

@@ -1,13 +1,24 @@
 """The contract on a Kafka cluster: what appends, reads and asks is put together here."""
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
-from gateway.log.base import Commit, Listener, Partition, Position, Record, RecordHeaders, TopicProblem, TopicSpec
+from gateway.log.base import (
+    CLOCK,
+    Commit,
+    Listener,
+    Partition,
+    Position,
+    Record,
+    RecordHeaders,
+    TopicProblem,
+    TopicSpec,
+)
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
 from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster
@@ -33,6 +44,7 @@ class KafkaLog:
         self._clock = BrokerClock()
         self._cluster = Cluster(connection)
         self._appender = Appender(connection, cluster=self._cluster, clock=self._clock, append_timeout=append_timeout)
+        self._tries = itertools.count()
         self._joined: set[str] = set()
         self._consumers: set[KafkaConsumer] = set()
 
@@ -195,6 +207,11 @@ class KafkaLog:
     def now(self) -> float:
         """Return the brokers' time, estimated from produce acknowledgements and records; this machine's before any."""
         return self._clock.now()
+
+    async def synchronize(self, topic: str) -> None:
+        """Append a record where nothing was acknowledged yet: the next partition each time, for one may be away."""
+        if not self._clock.is_known:
+            await self.append(topic, key=CLOCK + b"%d" % next(self._tries), value=b"", headers=[])
 
     async def ping(self) -> None:
         """Return when a broker answers and appends aren't all refused. Raises LogUnavailableError within 6 s."""

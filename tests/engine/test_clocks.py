@@ -1,0 +1,64 @@
+"""Clocks of processes that are wrong: what is due, too old or over is told by the log's alone; in virtual time."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from typing_extensions import override
+
+from gateway.client.request import Outbound
+from gateway.log.topics import TIERS
+from gateway.model import Attempt
+from tests.builders import a_policy, a_route
+from tests.engine.test_worker import TOPICS, Answer, ScriptedClient, a_world, events, running, virtual
+from tests.virtual_time import now, run
+
+HOUR = 3600.0
+
+
+class OffClient(ScriptedClient):
+    """Stamps its attempts by a clock that is wrong by so many seconds, and drifts by a share of the time."""
+
+    def __init__(self, ahead: float, drift: float = 0.0, **scripts: Sequence[Answer]) -> None:
+        super().__init__(scripts)
+        self._ahead = ahead
+        self._drift = drift
+        self._began = now()
+
+    @override
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
+        attempt = await super().attempt(outbound, timeout=timeout, number=number)
+        return replace(attempt, at=attempt.at + self._ahead + self._drift * (now() - self._began))
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, -16 * 60.0, 16 * 60.0, HOUR])
+def test_a_refusal_has_its_short_budget_whatever_this_machines_clock_says(ahead: float) -> None:
+    run(_refused(ahead))
+
+
+async def _refused(ahead: float) -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(5.0, 5.0, 5.0, 5.0), max_attempts=9)))
+    world.client = OffClient(ahead, ci=[404])
+    began = now()
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(120)
+    assert [number for _, _, number in world.client.made] == [1, 2, 3, 4, 5]
+    [dead] = world.dead()
+    assert dead.note["reason"] == "permanent"
+    kept = [attempt.at - began for attempt in dead.delivery.attempts]
+    assert kept == pytest.approx([at - began for at in world.client.at], abs=0.01)
+
+
+@virtual
+async def test_what_successors_tell_of_attempts_is_by_the_logs_clock() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(30.0,), max_attempts=3)))
+    world.client = OffClient(HOUR, drift=0.01, ci=[503])
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(120)
+    told = [each for tier in TIERS for each in world.filed(TOPICS.retry(tier))] + world.dead()
+    times = {(each.number, each.at) for filed in told for each in filed.delivery.attempts}
+    assert [number for number, _ in sorted(times)] == [1, 2, 3]
+    assert [at for _, at in sorted(times)] == pytest.approx(world.client.at, abs=0.01)
