@@ -13,7 +13,7 @@ it keeps an order, what would go to a tier or to the parked waits in memory inst
 
 import asyncio
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,6 +62,10 @@ TICK = 0.05
 IDLE_TICK = 0.25
 RETRIES_AT_ONCE = 4
 """Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
+WRITE_SIZE = 8192
+"""Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers."""
+MAX_WRITING = 64 << 20
+"""Bytes of memory of all such appends, some six thousand; while a log takes none, the others wait without any."""
 UNKNOWN_RETRY = 60.0
 UNKNOWN_LIMIT = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
@@ -124,6 +128,8 @@ class Dispatcher:
         self._soon_count = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
+        self._writing = 0  # bytes of memory of the appends under way
+        self._unwritten: deque[Callable[[], None]] = deque()  # appends that wait for some of it
         self._is_draining = False
 
     # Ways in.
@@ -186,8 +192,15 @@ class Dispatcher:
             pending.left = 0
             pending.tracker.owner.done(pending)
 
+            self._written(size)
+
         pending.left = 1
-        self._spawn(write, "worker-successor")
+        size = WRITE_SIZE + pending.size // 3
+        if self._writing < MAX_WRITING:
+            self._writing += size
+            self._spawn(write, "worker-successor")
+        else:
+            self._unwritten.append(partial(self.bury, pending, record, error))
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
@@ -456,9 +469,13 @@ class Dispatcher:
         elif not tracker.is_writable:
             item.is_waiting = True
             item.end = end
+        elif self._writing >= MAX_WRITING:
+            item.is_waiting = False
+            self._unwritten.append(partial(self._succeed, item, topic, end))
         else:
             item.is_waiting = False
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
+            self._writing += _size_of_write(item)
             write = self._write if self._traces is None else partial(self._write_traced, self._traces)
             self._spawn(partial(write, item, topic, end), "worker-successor")
 
@@ -478,12 +495,19 @@ class Dispatcher:
             if is_stored:
                 self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0, self._log.now())
         self._finish(item)
+        self._written(_size_of_write(item))
 
     async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
         with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
             if end is not None:
                 span.tell({"gateway.reason": end.reason})
             await self._write(item, topic, end)
+
+    def _written(self, size: int) -> None:
+        """Give back the memory of an append, and begin those that waited for it."""
+        self._writing -= size
+        while self._unwritten and self._writing < MAX_WRITING:
+            self._unwritten.popleft()()
 
     def _finish(self, item: Item) -> None:
         item.pending.left -= 1
@@ -561,13 +585,14 @@ class Dispatcher:
         self._is_draining = True
         for item in begun:
             self.carry_on(item)
-        while self._under_way and asyncio.get_running_loop().time() < until:
+        while (unfinished := len(self._under_way) + len(self._unwritten)) and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
-        if self._under_way:
-            self._logger.warning("drain_cut_short", unfinished=len(self._under_way))
+        if unfinished:
+            self._logger.warning("drain_cut_short", unfinished=unfinished)
 
     def abandon(self) -> None:
         """Cancel what is still under way."""
+        self._unwritten.clear()
         for task in self._under_way:
             task.cancel()
 
@@ -613,6 +638,11 @@ class Dispatcher:
             await work()
         finally:
             self._under_way.discard(task)
+
+
+def _size_of_write(item: Item) -> int:
+    """Return about how many bytes of memory the append of a successor takes: not the body, of which there is one."""
+    return WRITE_SIZE + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects
 
 
 def _observe(histogram: Histogram, seconds: float, event: Event) -> None:

@@ -18,6 +18,7 @@ from gateway.engine.duplicates import Duplicates, Reader
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
 from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
+from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
 
 COMMIT_EVERY = 1.0
@@ -28,8 +29,6 @@ COMMIT_GAP = 0.05
 """Seconds that commits are apart at least: on Kafka each takes a third of a millisecond of processor time."""
 FULL_LOOK = 0.005
 """Seconds after which a member that holds all it may looks whether something has ended."""
-RECORD_OVERHEAD = 1024
-"""Bytes that a record takes in memory beside its value and headers, about."""
 HANDOVER = 2.0
 """Seconds for which a member that gives partitions up lets attempts end. The whole group stands still meanwhile."""
 
@@ -55,7 +54,7 @@ class Member(ABC):
         self._held = 0
         self.trackers: dict[Partition, Tracker] = {}
         self._suspended: dict[Partition, Tracker] = {}
-        self._out_of_reach: set[Tracker] = set()
+        self._aside: set[Tracker] = set()
         self._consumer: Consumer | None = None
         self.subscribed: frozenset[str] = frozenset()
         self.unread: Mapping[Partition, Unread] = {}
@@ -237,7 +236,7 @@ class Member(ABC):
                 continue  # adopted
             pending.left -= sum(item.is_waiting for item in pending.items)
             if pending.left == 0:
-                self._held -= pending.size
+                self._held -= pending.held
 
     # Reading.
 
@@ -268,7 +267,7 @@ class Member(ABC):
             if not self.has_room:
                 await self._around.sleep(FULL_LOOK)
                 continue
-            for beyond in list(self._out_of_reach):
+            for beyond in list(self._aside):
                 await self._take_in_reach(beyond)
             batches = await self._consumer.fetch(timeout=IDLE_TICK)
             # Held against the trackers of this very moment: a batch that waits for the one before it may outlive its
@@ -285,21 +284,22 @@ class Member(ABC):
                 if is_in_reach or tracker.delay is not None:
                     await self.take(tracker, batch)
                 else:
-                    tracker.buffered.extend(batch.records)
-                    self._out_of_reach.add(tracker)
-                    self.pause(tracker)
+                    self.set_aside(tracker, batch.records)
                     await self._take_in_reach(tracker)
 
-    async def _take_in_reach(self, tracker: Tracker) -> None:
-        """Take what was read beyond the reach of a commit, as far as that goes by now.
+    def set_aside(self, tracker: Tracker, records: Sequence[Record]) -> None:
+        """Keep records that were read, and can't be taken yet. What isn't received is read again by another owner."""
+        tracker.buffered.extend(records)
+        self._aside.add(tracker)
+        self.pause(tracker)
 
-        So far beyond the base it can be for a gap in the log. What isn't received is read again by another owner.
-        """
+    async def _take_in_reach(self, tracker: Tracker) -> None:
+        """Take what was set aside, as far as a commit reaches by now (the log may have a gap) and there is room."""
         buffered = tracker.buffered
-        while buffered and tracker.is_live and tracker.progress.reaches(buffered[0].offset):
+        while buffered and tracker.is_live and self.has_room and tracker.progress.reaches(buffered[0].offset):
             await self.take(tracker, Batch(tracker.partition, (buffered.popleft(),)))
         if not buffered or not tracker.is_live:
-            self._out_of_reach.discard(tracker)
+            self._aside.discard(tracker)
 
     async def _get_ready(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
         """Wait, for a moment, until it is known what came before the first records of partitions that are new here."""
@@ -323,14 +323,16 @@ class Member(ABC):
 
     def begin(self, tracker: Tracker, record: Record, now: float) -> Pending | None:
         """Take a record in. None if there's nothing to do for it: it is done already, or still under way here."""
-        size = len(record.value) + RECORD_OVERHEAD
-        for _, value in record.headers:
-            size += len(value)
-        pending = tracker.begin(record, size)
+        pending = tracker.begin(record, footprint(record))
         if pending is not None:
             pending.taken_at = now
-            self._held += size
+            self.hold(pending, pending.size)
         return pending
+
+    def hold(self, pending: Pending, size: int) -> None:
+        """Count so many bytes more, or fewer, as held for a record: all of them until it is done."""
+        pending.held += size
+        self._held += size
 
     def leave(self, pending: Pending, error: NewerRecordError) -> None:
         """Leave a record to a newer version: it stays undone, and no commit passes it."""
@@ -408,7 +410,7 @@ class Member(ABC):
 
     def done(self, pending: Pending) -> None:
         """Note that nothing is left to do for a record."""
-        self._held -= pending.size
+        self._held -= pending.held
         pending.tracker.finish(pending)
         self._done_count += 1
         if self._done_count >= COMMIT_AFTER:

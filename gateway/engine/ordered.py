@@ -100,8 +100,11 @@ class Ordered(Member):
 
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
-        for record in batch.records:
+        for index, record in enumerate(batch.records):
             if not tracker.is_live or self._is_draining or self._stands(tracker):
+                break
+            if not self.has_room:
+                self.set_aside(tracker, batch.records[index:])
                 break
             self._take_in(tracker, record)
         if self._stands(tracker) or not tracker.progress.has_room():

@@ -138,6 +138,9 @@ class Router(Member):
         for count, record in enumerate(batch.records, 1):
             if not tracker.is_live or self._is_draining:
                 return
+            if not self.has_room:  # each may have been for a thousand destinations
+                self.set_aside(tracker, batch.records[count - 1 :])
+                return
             pressed = self._route(tracker, record, now)
             now = self._log.now()
             if pressed is not None:

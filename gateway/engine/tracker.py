@@ -18,6 +18,8 @@ from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Partition, Record
 from gateway.model import DeadLettered, Delivery
 
+ITEM_SIZE = 1024
+"""Bytes of memory that a delivery takes while it waits, with an attempt or two, beside its event."""
 COPIES_KEPT = 4096
 """Offsets below the window of which it is still known what they carried: a copy may come a little later."""
 
@@ -40,6 +42,8 @@ class Owner(Protocol):
 
     def done(self, pending: "Pending") -> None: ...
 
+    def hold(self, pending: "Pending", size: int) -> None: ...
+
 
 class Scope(Protocol):
     """The deadline of an attempt, which can be moved (`asyncio.Timeout`)."""
@@ -49,13 +53,17 @@ class Scope(Protocol):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pending:
-    """A record that was read, at `taken_at`, and isn't done: `left` counts its unfinished deliveries."""
+    """A record that was read, at `taken_at`, and isn't done: `left` counts its unfinished deliveries.
+
+    `size` is the memory that it takes itself, `held` that with what is under way for it.
+    """
 
     tracker: "Tracker"
     offset: int
     appended_at: float
     taken_at: float = 0.0
     size: int
+    held: int = 0
     left: int = 0
     items: "list[Item]" = field(default_factory=list)
 
@@ -64,6 +72,7 @@ class Pending:
         item = Item(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note or {})
         self.items.append(item)
         self.left += 1
+        self.tracker.owner.hold(self, ITEM_SIZE)
         return item
 
     @property

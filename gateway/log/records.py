@@ -74,6 +74,18 @@ def event_key(event: Event) -> bytes:
     return (event.key or event.id).encode("utf-8", "surrogateescape")
 
 
+def footprint(record: Record) -> int:
+    """Return about how many bytes of memory a record takes with the event or delivery that is read from it."""
+    size = _RECORD + len(record.value)
+    for name, value in record.headers:
+        size += len(value)
+        if name == "gw_headers":
+            size += _PAIR * (value.count(b"\r\n") + 1)
+        elif name == "gw_delivery":
+            size += 2 * len(value)  # objects take more than their JSON
+    return size
+
+
 def encode_event(event: Event) -> list[tuple[str, bytes]]:
     """Return the record headers of an event; its value is `event.body`."""
     headers = [
@@ -269,6 +281,10 @@ def _trace(fields: Mapping[str, bytes]) -> TraceContext | None:
 
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+_RECORD, _PAIR = 1024, 128
+"""Bytes of CPython's objects: of a record with its event, and of one of the sender's headers."""
 
 
 def _name(state: Fields, name: str) -> str:

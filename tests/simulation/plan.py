@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from gateway.engine.lanes import MAX_BYTES
 from gateway.engine.progress import WINDOW
 from gateway.engine.replay import BATCH
 
@@ -91,6 +92,8 @@ class Plan:
     steps: tuple[Step, ...]
     batch: int = BATCH
     """Deliveries that a job injects between two of its markers: a small one is soon full."""
+    memory: int = MAX_BYTES
+    """Bytes that a router may hold, and four times what its appends may: a little is soon full."""
 
     @property
     def is_graceful(self) -> bool:
@@ -124,6 +127,7 @@ def plan_of(seed: int) -> Plan:
     world = _world(_stream(seed, "world"), seed, faults)
     world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
     world = _handed_over(_stream(seed, "batch"), world)
+    world = _tight(_stream(seed, "memory"), world)
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
@@ -228,6 +232,13 @@ def _fit(random: Random, world: Plan) -> Plan:
     if first not in route.to:
         route = replace(route, to=(first, *route.to))
     return replace(world, destinations={**world.destinations, first: limits}, routes=(route, *world.routes[1:]))
+
+
+def _tight(random: Random, world: Plan) -> Plan:
+    """Let some processes have little memory; not where nobody may be delayed."""
+    if set(world.faults) <= {"trouble", "gap"} or random.random() < 0.85:
+        return world
+    return replace(world, memory=random.choice((8_000, 40_000, 400_000)))
 
 
 def _aged(random: Random, world: Plan) -> Plan:

@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
-from gateway.engine import progress, replay, scans
+from gateway.engine import dispatch, progress, replay, router, scans
 from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
@@ -66,6 +66,8 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     assert defaults is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "WINDOW", plan.window)
+        patch.setattr(router, "MAX_BYTES", plan.memory)
+        patch.setattr(dispatch, "MAX_WRITING", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
         for module in (scans, replay):
             patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))
@@ -556,6 +558,7 @@ class Process:
             "retries": budget._retries,
             "in doubt": budget._doubtful,
             "bytes under way": budget._bytes_under_way,
+            "bytes of appends": worker._dispatch._writing,
             "bytes of records": sum(member._held for member in members),
         }
 

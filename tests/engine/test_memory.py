@@ -1,0 +1,155 @@
+"""What is held in memory is bounded by what it takes, whatever the fan-out, while the log takes no append."""
+
+import asyncio
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+from gateway.engine.worker import Worker
+from gateway.log.base import Position, RecordHeaders
+from gateway.log.topics import TIERS
+from gateway.model import Event, Result
+from tests.builders import a_route, an_event
+from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, rules_of, running, virtual
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now, run
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+
+class StalledLog(MemoryLog):
+    """Takes events, but no successor before `go_on`: too few replicas are in sync."""
+
+    def __init__(self) -> None:
+        super().__init__(now=now)
+        self.goes_on = asyncio.Event()
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        if topic != EVENTS:
+            await self.goes_on.wait()
+        return await super().append(topic, key=key, value=value, headers=headers)
+
+
+async def a_stalled_world(fan_out: int) -> tuple[World, StalledLog]:
+    log = StalledLog()
+    await log.create(TOPICS.specs([EVENTS]))
+    names = [f"d{number}" for number in range(fan_out)]
+    client = ScriptedClient({name: [Result.CONNECT] for name in names})
+    return World(log=log, rules=rules_of(a_route(to=tuple(names))), client=client), log
+
+
+async def recovered(world: World, log: StalledLog) -> None:
+    """Let the log and all destinations go on, and wait until every delivery has ended well."""
+    world.client.scripts.clear()
+    log.goes_on.set()
+    topics = [EVENTS, *[TOPICS.retry(tier) for tier in TIERS]]
+    async with asyncio.timeout(3600):
+        while any([await world.undone(topic) for topic in topics]):
+            await world.doze(5)
+    assert not world.dead()
+
+
+def large_events(count: int, *, headers: int = 15, size: int = 500) -> list[Event]:
+    named = {f"X-Header-{number}": "a value of thirty characters.." for number in range(headers)}
+    return [
+        an_event(id=f"evt_{number}", headers=named, body=b"%06d" % number + bytes(size), received_at=now())
+        for number in range(count)
+    ]
+
+
+def taken(worker: Worker) -> int:
+    return sum(len(tracker.pendings) for tracker in worker._router.trackers.values())
+
+
+@pytest.mark.parametrize(("count", "fan_out", "headers"), [(60, 50, 15), (1000, 1, 15), (500, 1, 100), (1000, 1, 0)])
+def test_what_is_counted_is_about_what_it_takes(count: int, fan_out: int, headers: int) -> None:
+    run(_counted(count, fan_out, headers))
+
+
+async def _counted(count: int, fan_out: int, headers: int) -> None:
+    world, log = await a_stalled_world(fan_out)
+    await world.put(*large_events(count, headers=headers))
+    async with running(world) as worker:
+        tracemalloc.start()
+        try:
+            await asyncio.sleep(20)
+            traced, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert taken(worker) == count
+        assert 0.6 < traced / (worker._router._held + worker._dispatch._writing) < 1.1
+        await recovered(world, log)
+        assert worker._router._held == 0
+
+
+@virtual
+async def test_a_reader_without_room_sets_the_rest_aside_and_goes_on_with_it_in_order() -> None:
+    world, log = await a_stalled_world(50)
+    await world.put(*large_events(300))
+    worker = world.worker()
+    worker._router.allow(8 * MIB)
+    async with running(world, worker):
+        await asyncio.sleep(20)
+        assert 8 * MIB <= worker._router._held < 9 * MIB
+        assert 100 < taken(worker) < 200
+        await recovered(world, log)
+        assert worker._router._held == 0
+    delivered = {(name, event) for name, event, _ in world.client.made}
+    assert len(delivered) == 300 * 50
+    assert len(world.client.made) == len(set(world.client.made))
+
+
+@virtual
+async def test_what_was_set_aside_is_read_again_where_its_partition_goes_to_another() -> None:
+    world, log = await a_stalled_world(50)
+    await world.put(*large_events(100))
+    worker = world.worker()
+    worker._router.allow(4 * MIB)
+    async with running(world, worker):
+        await asyncio.sleep(5)
+        async with running(world):
+            await recovered(world, log)
+    assert len({(name, event) for name, event, _ in world.client.made}) == 100 * 50
+
+
+STALLED = """
+import asyncio, os, resource
+from tests.engine.test_memory import a_stalled_world, large_events, taken
+from tests.engine.test_worker import Worker
+from tests.virtual_time import run
+
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+def rss():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+async def main():
+    world, log = await a_stalled_world(50)
+    for _ in range(70):
+        await world.put(*large_events(1000, headers=1, size=0))
+    events = rss()
+    worker = world.worker()
+    task = asyncio.create_task(worker.run())
+    for _ in range(60):
+        await asyncio.sleep(1)
+    print(taken(worker), rss() - events, flush=True)
+    os._exit(0)
+
+run(main())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_log_that_stalls_beside_fifty_dead_destinations_an_event_takes_bounded_memory() -> None:
+    """70,000 events, each for 50 destinations that refuse: some 35 GB, were all of them taken."""
+    child = subprocess.run([sys.executable, "-c", STALLED], cwd=ROOT, capture_output=True, check=True, timeout=100)
+    records, grown = map(int, child.stdout.split())
+    assert 1000 < records < 10_000
+    assert grown < 360 * MIB  # the program, its buffers, ordered routes and the ingress have the rest of 512 MiB
