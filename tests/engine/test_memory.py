@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+from gateway.engine import dispatch
+from gateway.engine.dispatch import WRITE_SIZE
 from gateway.engine.worker import Worker
 from gateway.log.base import Position, RecordHeaders
 from gateway.log.topics import TIERS
@@ -103,6 +105,34 @@ async def test_a_reader_without_room_sets_the_rest_aside_and_goes_on_with_it_in_
     delivered = {(name, event) for name, event, _ in world.client.made}
     assert len(delivered) == 300 * 50
     assert len(world.client.made) == len(set(world.client.made))
+
+
+@virtual
+async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_own() -> None:
+    world, log = await a_stalled_world(50)
+    await world.put(*large_events(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "MAX_WRITING", MIB)
+        async with running(world) as worker:
+            await asyncio.sleep(20)
+            assert taken(worker) == 100
+            assert MIB <= worker._dispatch._writing < MIB + 20_000
+            assert len(worker._dispatch._under_way) < MIB / WRITE_SIZE
+            await recovered(world, log)
+            assert (worker._router._held, worker._dispatch._writing) == (0, 0)
+
+
+@virtual
+async def test_a_drain_ends_appends_that_wait_for_others() -> None:
+    world, log = await a_stalled_world(50)
+    await world.put(*large_events(20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "MAX_WRITING", 20_000)
+        async with running(world):
+            await asyncio.sleep(5)
+            log.goes_on.set()
+        assert await world.undone() == 0
+    assert sum([await world.undone(TOPICS.retry(tier)) for tier in TIERS]) == 20 * 50
 
 
 @virtual
