@@ -426,8 +426,8 @@ class Member(ABC):
         """Commit before its second is over what has become much."""
         while True:
             await self._much_is_done.wait()
-            await self.commit(self.trackers)
-            await self._around.sleep(COMMIT_GAP)
+            is_accepted = await self.commit(self.trackers)
+            await self._around.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
 
     async def commit(self, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
         """Commit what is new of these partitions; with `is_proof` also what isn't. Tell whether it was accepted.

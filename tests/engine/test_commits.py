@@ -93,3 +93,15 @@ async def test_one_commit_of_a_group_is_under_way_and_the_next_waits_a_moment() 
         await load(world, 2000.0, 1.0)
         assert len(log.committed_at) <= 1.6 / COMMIT_GAP
     assert len(world.client.made) == 6000
+
+
+@virtual
+async def test_commits_that_are_not_accepted_are_repeated_each_second() -> None:
+    world, log = await a_watched_world()
+    log.fail_commits()
+    async with running(world):
+        await load(world, 1000.0, 5.0)
+        assert len(log.committed_at) <= 12
+        log.fail_commits(0)
+        await asyncio.sleep(COMMIT_EVERY + 0.1)
+        assert await world.undone() == 0
