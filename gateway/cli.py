@@ -15,10 +15,10 @@ import signal
 import sys
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,9 @@ from typing import Any, Literal
 import uvloop
 from rich.text import Text
 
-from gateway.engine.control import DeadFilter, Order, Selection
+from gateway.engine.control import Control, DeadFilter, Order, Selection
+from gateway.engine.replay import Matched
+from gateway.engine.undelivered import Fate, Undelivered, open_letters
 from gateway.log.base import Log
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.log import EmbeddedLog
@@ -73,6 +75,7 @@ from gateway.ops.show import (
     topic_fields,
 )
 from gateway.rules.document import reason_of
+from gateway.rules.edition import edition_of
 from gateway.rules.expressions import View
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Route, Rules
@@ -804,6 +807,7 @@ async def _start_replay(call: Call) -> int:
             since=arguments.since.on(now),
             until=now if until is None and arguments.dry_run else until,
             rate=arguments.rate,
+            undelivered=arguments.undelivered,
         )
         if selection.since >= (log.now() if selection.until is None else selection.until):
             end = "--to" if selection.until is not None else "now"
@@ -811,8 +815,13 @@ async def _start_replay(call: Call) -> int:
         topics = event_topics(replace(rules, sources={name: rules.sources[name] for name in sources}), call.topics)
         window = await window_of(log, topics, selection.since, selection.until)
         selection = replace(selection, starts=window.starts)
+        control = await Orders(log, call.topics).control()
+        if not arguments.undelivered:
+            _propose_end(output, control, rules, selection, window)
         if arguments.dry_run:
-            await _count_replay(output, log, rules, selection, window)
+            dead = await open_letters(log, call.topics, control, selection)
+            known = Undelivered(control, selection.route, dead)
+            await _count_replay(output, log, rules, selection, window, known=known)
             return 0
         if not window.total:
             output.say("no events were appended then: there is nothing to do")
@@ -850,30 +859,70 @@ def _replayed_sources(arguments: argparse.Namespace, rules: Rules) -> Sequence[s
     return route.sources if arguments.source is None else (arguments.source,)
 
 
-async def _count_replay(output: Output, log: Log, rules: Rules, selection: Selection, window: Window) -> None:
-    counts: Counter[tuple[str, str]] = Counter()
+def _propose_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
+    """Say from when on the route has taken events itself, where the replay is about later ones, too."""
+    text = edition_of(rules).routes[selection.route]
+    since = control.history.since(selection.route, text, window.ends)
+    if since is not None and since > selection.since and (selection.until is None or since < selection.until):
+        output.note(
+            f"route {selection.route} has been as it is since {rfc3339(since)}, and what came later it has taken itself"
+            f": --to {rfc3339(since)} or --undelivered leaves that out"
+        )
+
+
+async def _count_replay(
+    output: Output, log: Log, rules: Rules, selection: Selection, window: Window, *, known: Undelivered
+) -> None:
+    """Count what a replay would do: events, and deliveries by what is known of them."""
+    counts: defaultdict[tuple[str, str], _Counted] = defaultdict(_Counted)
     failing = 0
     with output.gauge("reading", window.total) as show:
-        async with aclosing(would_replay(log, rules, selection, window)) as looked:
+        async with aclosing(would_replay(log, rules, selection, window, known)) as looked:
             async for number, matched in looked:
-                show(number, count(counts.total(), "event"))
+                show(number, count(sum([each.count for each in counts.values()]), "event"))
                 if matched is not None and matched.error is None:
-                    counts[matched.event.source, matched.event.type] += 1
+                    counts[matched.event.source, matched.event.type].add(matched, selection)
                 failing += matched is not None and matched.error is not None
     route = rules.routes[selection.route]
     to = route.destinations if selection.destination is None else (selection.destination,)
     if output.json:
-        for (source, type_), number in sorted(counts.items()):
-            output.line({"source": source, "type": type_, "count": number, "deliveries": number * len(to)})
+        for (source, type_), each in sorted(counts.items()):
+            output.line({"source": source, "type": type_, **asdict(each)})
         return
-    rows = [(*which, str(number)) for which, number in sorted(counts.items())]
+    rows = [(*which, f"{each.count:,}") for which, each in sorted(counts.items()) if each.count]
     if rows:
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
         output.note(f"for {count(failing, 'event')} the route's condition fails: each would be another dead letter")
-    deliveries = count(counts.total() * len(to), "delivery")
-    output.say(f"would queue {deliveries}: {count(counts.total(), 'event')} to {', '.join(to)}; nothing was done")
+    total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
+    is_or_are = "is" if total.undelivered == 1 else "are"
+    unknown = f", and of {total.unknown:,} that isn't known" if total.unknown else ""
+    output.say(
+        f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
+        f"{total.undelivered:,} {is_or_are} not delivered by what the log knows{unknown}"
+    )
+    deliveries, events = count(total.deliveries, "delivery"), count(total.count, "event")
+    output.say(f"would queue {deliveries}: {events} to {', '.join(to)}; nothing was done")
     output.say(f"exactly these: {_command_of(selection)}")
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Events that a replay would deliver, to how many destinations, and what of all that match isn't delivered."""
+
+    count: int = 0
+    deliveries: int = 0
+    matching: int = 0
+    undelivered: int = 0
+    unknown: int = 0
+
+    def add(self, matched: Matched, selection: Selection) -> None:
+        chosen = matched.undelivered() if selection.undelivered else matched
+        self.count += bool(chosen.destinations)
+        self.deliveries += len(chosen.destinations)
+        self.matching += len(matched.fates)
+        self.undelivered += matched.fates.count(Fate.UNDELIVERED)
+        self.unknown += matched.fates.count(Fate.UNKNOWN)
 
 
 def _command_of(selection: Selection) -> str:
@@ -883,6 +932,7 @@ def _command_of(selection: Selection) -> str:
         words += [] if value is None else [flag, value]
     words += ["--from", rfc3339(selection.since)]
     words += [] if selection.until is None else ["--to", rfc3339(selection.until)]
+    words += ["--undelivered"] if selection.undelivered else []
     return " ".join(words)
 
 
@@ -894,7 +944,7 @@ def _to_the_millisecond(at: float) -> float:
 async def _replay_event(call: Call) -> int:
     """Deliver one event of the log again."""
     arguments, output = call.arguments, call.output
-    if arguments.since or arguments.until or arguments.source or arguments.follow or arguments.cancel:
+    if arguments.since or arguments.until or arguments.source or arguments.undelivered:
         raise UsageError("replay: expected --route and --destination beside --event, if anything, got others")
     rules = _rules(call.settings.rules)
     async with _log(call) as log:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -30,9 +31,12 @@ from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import event_id
 from gateway.ops.orders import Orders, Placed
+from gateway.ops.output import rfc3339
+from gateway.rules.edition import edition_of, encode
 from gateway.run import cannot_listen
 from gateway.settings import Address
-from tests.builders import NOW, a_delivery, an_attempt, an_event
+from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
+from tests.engine.test_worker import rules_of
 from tests.gateway_process import GatewayProcess, free_ports
 
 ROOT = Path(__file__).parent.parent
@@ -141,10 +145,14 @@ def orders() -> list[Order]:
     return found
 
 
+def give(order: Order) -> None:
+    key, value = order.encode()
+    on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
+
+
 def carry_out(order: Order, **changes: Any) -> None:
     """Publish an order's end, as the running gateway does."""
-    key, value = order.with_state("active" if order.kind == "pause" else "done", **changes).encode()
-    on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
+    give(order.with_state("active" if order.kind == "pause" else "done", **changes))
 
 
 # ---- Calling ----
@@ -777,14 +785,70 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     code, out, _ = run("replay", "--route", "build", "--from", "1h", "--dry-run")
     assert code == 0
     assert out.splitlines()[2].split() == ["github", "push", "2"]
-    *_, told, command = out.splitlines()
+    *_, known, told, command = out.splitlines()
+    assert known == "2 deliveries match; 0 are not delivered by what the log knows, and of 2 that isn't known"
     assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
     write_event("evt_late")
     code, again, _ = run(*command.removeprefix("exactly these: gateway ").split(), "--dry-run")
     assert (code, again) == (0, out), "what has come since is left out"
     code, out, _ = run("replay", "--route", "customers", "--from", "1h", "--dry-run", "--json")
-    assert (code, lines(out)) == (0, [{"source": "crm", "type": "signup", "count": 1, "deliveries": 1}])
+    assert code == 0
+    assert lines(out) == [
+        {
+            "source": "crm",
+            "type": "signup",
+            "count": 1,
+            "deliveries": 1,
+            "matching": 1,
+            "undelivered": 0,
+            "unknown": 1,
+        }
+    ]
     assert orders() == []
+
+
+def write_reading(route: str, offset: int, at: float) -> None:
+    """Say that the events from an offset on are routed by rules with this route alone."""
+    edition = edition_of(rules_of(a_route(route, match={"type": "push"})))
+    place = f"{TOPICS.events('github')}/0"
+    for order in (
+        Order(kind="rules", name=edition.name, state="done", at=at, routes=encode(edition, None)),
+        Order(kind="routed", name=route, state="done", at=at, marker={place: offset}, edition=edition.name),
+    ):
+        give(order)
+
+
+@pytest.mark.usefixtures("log")
+def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> None:
+    for number in range(5):
+        write_event(f"evt_{number}")
+    began = time.time() - 60
+    write_reading("before", 0, began)
+    words = ["replay", "--route", "build", "--from", "1h"]
+    assert "5 deliveries match; 5 are not delivered by what" in run(*words, "--dry-run")[1]
+    write_reading("build", 1, began + 30)
+    code, out, err = run(*words, "--dry-run")
+    assert (code, out.splitlines()[-3:-1]) == (
+        0,
+        [
+            "5 deliveries match; 1 is not delivered by what the log knows",
+            "would queue 5 deliveries: 5 events to ci; nothing was done",
+        ],
+    )
+    moment = rfc3339(began + 30)
+    assert err == (
+        f"route build has been as it is since {moment}, and what came later it has taken itself: "
+        f"--to {moment} or --undelivered leaves that out\n"
+    )
+    code, out, err = run(*words, "--undelivered", "--dry-run")
+    *_, told, command = out.splitlines()
+    assert (code, told, err) == (0, "would queue 1 delivery: 1 event to ci; nothing was done", "")
+    assert command.endswith(" --undelivered")
+    assert run(*words, "--undelivered", "--no-wait")[0] == 0
+    (order,) = [order for order in orders() if order.kind == "replay"]
+    assert order.selection is not None
+    assert order.selection.undelivered
+    assert run(*words, "--to", moment, "--dry-run")[2] == ""
 
 
 @pytest.mark.usefixtures("log")

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control, Letter, Order
+from gateway.engine.letters import NEWER, read_letter
 from gateway.engine.replay import RECORDS_AT_ONCE, records_of
-from gateway.engine.scans import NEWER, ends_of, read_letter
+from gateway.engine.scans import ends_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import is_newer, note_of
 from gateway.log.topics import JOBS_GROUP, Topics

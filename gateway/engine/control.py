@@ -8,6 +8,7 @@ Each record is an order under its key, and the last one counts (the topic is com
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
     marker/KEY                                  up to where the jobs of that key are, and whom they have answered
     marker/hold/KEY                             up to where the job of a kick is about to scan
+    rules/EDITION, routed/ID                    by which rules events are routed, told by those who do (`history.py`)
 
 Operators write orders, and the one owner of the jobs (`engine/jobs.py`) the markers, under keys of its own, so that
 neither can undo what the other says. A marker follows the records that its job has injected: a job that is killed
@@ -18,19 +19,21 @@ last marker of a job answers all orders of its key up to an offset of the contro
 """
 
 import re
+from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import orjson
 
+from gateway.engine.history import History
 from gateway.log.base import Partition
 from gateway.log.fields import ID, Fields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
-Kind = Literal["pause", "kick", "dead", "replay", "marker"]
+Kind = Literal["pause", "kick", "dead", "replay", "marker", "rules", "routed"]
 State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "gone"]
 T = TypeVar("T")
 FORMAT = 1
@@ -43,6 +46,8 @@ _STATES: Mapping[Kind, tuple[State, ...]] = {
     "dead": ("asked", "done"),
     "replay": ("asked", "done", "cancelled"),
     "marker": ("asked", "done", "cancelled"),
+    "rules": ("done",),
+    "routed": ("done",),
 }
 _ACTIONS: tuple[Literal["replay", "drop"], ...] = ("replay", "drop")
 _NAME = re.compile(f"(route|destination)/{NAME_PATTERN.pattern}")
@@ -52,6 +57,8 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "dead": ID,
     "replay": ID,
     "marker": ID,
+    "rules": ID,
+    "routed": ID,
 }
 _PLACE = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
 
@@ -104,7 +111,8 @@ class Selection:
 
     Events count that were appended at `since` or later and before `until`, by the log's clock; `source` None is every
     source of the route. `starts` maps "topic/partition" to the first offset of that time. `rate` is deliveries a
-    second, over the whole fleet; None is as fast as the retry tier takes them.
+    second, over the whole fleet; None is as fast as the retry tier takes them. `undelivered` leaves out what the route
+    has delivered by what the log knows.
     """
 
     route: str
@@ -114,6 +122,7 @@ class Selection:
     until: float | None = None
     rate: float | None = None
     starts: Mapping[str, int] = field(default_factory=dict)
+    undelivered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +134,10 @@ class Order:
     replay's, and `detail` says why a job has cancelled it, or what isn't counted. A marker `answers` the orders of its
     key below that offset of the control topic. `hurried` is of a kick's announcement: up to where what is found in the
     shortest tier is due at once.
+
+    `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
+    replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
+    was done beyond the offsets of a reader's `marker`.
     """
 
     kind: Kind
@@ -139,6 +152,9 @@ class Order:
     detail: str = ""
     answers: int = 0
     hurried: Mapping[str, int] = field(default_factory=dict)
+    edition: str = ""
+    routes: str = ""
+    done: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -166,13 +182,19 @@ class Order:
             body["action"] = self.action
             body["filter"] = self.filter
         if self.selection is not None:
-            body["selection"] = self.selection
-        if self.detail:
-            body["detail"] = self.detail
+            # What isn't asked for isn't told: a process of before it was there can carry out the rest.
+            asked = asdict(self.selection)
+            if not self.selection.undelivered:
+                del asked["undelivered"]
+            body["selection"] = asked
+        texts = {"detail": self.detail, "edition": self.edition, "routes": self.routes}
+        body |= {name: text for name, text in texts.items() if text}
         if self.answers:
             body["answered"] = self.answers
         if self.hurried:
             body["hurried"] = dict(self.hurried)
+        if self.done:
+            body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "Order":  # noqa: ANN401 - the fields of an Order
@@ -203,6 +225,9 @@ def decode(key: bytes, value: bytes) -> Order:
         detail=body.text("detail") if body.has("detail") else "",
         answers=body.integer("answered") if body.has("answered") else 0,
         hurried=_places(body, "hurried") if body.has("hurried") else {},
+        edition=body.text("edition") if body.has("edition") else "",
+        routes=body.text("routes") if body.has("routes") else "",
+        done=_bits(body.inside("done")) if body.has("done") else {},
     )
 
 
@@ -229,6 +254,13 @@ def _places(fields: Fields, name: str) -> Mapping[str, int]:
     return {place: places.integer(place) for place in places.names()}
 
 
+def _bits(fields: Fields) -> Mapping[str, bytes]:
+    try:
+        return {place: b64decode(fields.text(place), validate=True) for place in fields.names()}
+    except ValueError:
+        raise UndecodableRecordError(fields.where, "bits in base64", "something else") from None
+
+
 def _filter(fields: Fields) -> DeadFilter:
     fields.allow("route", "destination", "reason", "ids", "since", "until")
     return DeadFilter(
@@ -242,7 +274,7 @@ def _filter(fields: Fields) -> DeadFilter:
 
 
 def _selection(fields: Fields) -> Selection:
-    fields.allow("route", "destination", "source", "since", "until", "rate", "starts")
+    fields.allow("route", "destination", "source", "since", "until", "rate", "starts", "undelivered")
     rate = _time(fields, "rate")
     if rate is not None and rate < LEAST_RATE:
         raise fields.error("rate", "a rate of deliveries a second")
@@ -254,6 +286,7 @@ def _selection(fields: Fields) -> Selection:
         until=_time(fields, "until"),
         rate=rate,
         starts=_places(fields, "starts") if fields.has("starts") else {},
+        undelivered=fields.has("undelivered"),
     )
 
 
@@ -279,6 +312,7 @@ class Control:
         self._asked: dict[str, Order] = {}
         self._offsets: dict[str, int] = {}  # key → where its order stands in the control topic
         self._unclosed: dict[str, Order] = {}
+        self.history = History()
         self._paused: frozenset[str] = frozenset()
         self._markers: dict[str, Order] = {}
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
@@ -314,6 +348,9 @@ class Control:
 
     def apply(self, order: Order, offset: int = 0) -> None:
         """Take in the next record of the control topic, and where it stands there."""
+        if order.kind in ("rules", "routed"):
+            self.history.apply(order)
+            return
         if order.kind == "marker":
             self._apply_marker(order)
             return
@@ -415,6 +452,11 @@ class Control:
         """Tell whether a marker of an order was left by a job on its way."""
         order = self._markers.get(key)
         return order is not None and order.is_asked
+
+    def replayed_as(self, key: str) -> str:
+        """Return the route of a replay as an edition has it; "" where that has changed on the way, or isn't known."""
+        order = self._markers.get(key)
+        return "" if order is None else order.routes
 
     def kicked_at(self, route: str, destination: str) -> float:
         """Return when the last kick of either was announced, by the log's clock; 0.0 if none was."""

@@ -45,6 +45,10 @@ SWEEP_EVERY = 5.0
 """Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
 KEPT = 30 * DAY
 """Seconds for which an order that was carried out is remembered; longer, while a dead letter is left that it covers."""
+FORGET_RULES_EVERY = 600.0
+"""Seconds between looks for what is known of events that the log no longer has."""
+GONE = 1 << 62
+"""Above every offset."""
 FORGOTTEN_AT_ONCE = 50
 """Orders that are forgotten in one sweep, so that those which wait aren't held up."""
 
@@ -199,7 +203,7 @@ class Jobs:
             injector=self._injector,
             logger=logger,
         )
-        self._next_sweep = self._next_forgetting = self._next_look = 0.0
+        self._next_sweep = self._next_forgetting = self._next_look = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
         self._undone: dict[int, Order] = {}  # by offset: what was read and isn't carried out
@@ -381,6 +385,9 @@ class Jobs:
         if self._progress is not None and now >= self._next_forgetting:
             await self._forget()
             self._next_forgetting = now + SWEEP_EVERY
+        if self._progress is not None and now >= self._next_forgetting_of_rules:
+            await self._forget_rules()
+            self._next_forgetting_of_rules = now + FORGET_RULES_EVERY
         if now >= self._next_look:
             self._orphans.remember()
             is_busy = self._progress is not None and await self._orphans.look()
@@ -411,6 +418,16 @@ class Jobs:
             # The marker first: it is found by way of its order.
             if control.marker(order.key):
                 await self._append_order(Order(kind="marker", name=order.key, state="gone", at=0.0))
+            await self._append_order(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
+
+    async def _forget_rules(self) -> None:
+        """Give up what is known of how events were routed that the log no longer has."""
+        history = self._follower.control.history
+        starts: dict[str, int] = {}
+        for topic, places in history.places().items():
+            bounds = await self._log.bounds(topic)
+            starts |= {place: bounds[number][0] if number in bounds else GONE for place, number in places.items()}
+        for order in list(history.obsolete(self._log.now(), starts)):
             await self._append_order(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
 
     async def _publish(self, order: Order) -> None:

@@ -17,11 +17,12 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
-from gateway.engine.control import Control, Order, Selection
+from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.progress import WINDOW
 from gateway.engine.successors import Successors
+from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -29,6 +30,7 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
+    DeliveryId,
     Event,
     ExpressionError,
     LogUnavailableError,
@@ -38,6 +40,7 @@ from gateway.model import (
     delivery_id,
     identity_of,
 )
+from gateway.rules.edition import edition_of
 from gateway.rules.expressions import View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Route, Rules
@@ -74,20 +77,31 @@ LET_GO = 2.0
 class Matched(NamedTuple):
     """An event that the route matches. Where its condition failed, `error` says how, as for a new event.
 
-    `place` is where its record is, if its identity alone doesn't tell it from others; else it is empty.
+    `fates` tells of each destination what is known of it, where that was asked. `place` is where its record is, if its
+    identity alone doesn't tell it from others; else it is empty.
     """
 
     event: Event
     error: ExpressionError | None
+    destinations: tuple[str, ...]
+    fates: tuple[Fate, ...] = ()
     place: str = ""
+
+    def undelivered(self) -> "Matched":
+        """Return it with those destinations alone that have surely not got it."""
+        fates = zip(self.destinations, self.fates, strict=True)
+        return self._replace(destinations=tuple([name for name, fate in fates if fate is Fate.UNDELIVERED]))
 
 
 class Matcher:
-    """Picks the events that a replay is for, by the rules that it was last told of."""
+    """Picks the events that a replay is for, by the rules that it was last told of. `known` tells of their fates."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, known: Undelivered | None = None) -> None:
         self.destinations: tuple[str, ...] = ()
+        self.text = ""
+        """The route as an edition of the rules has it."""
         self._selection = selection
+        self._known = known
         self._route: Route | None = None
         self._table = RouteTable(())
 
@@ -102,14 +116,15 @@ class Matcher:
         if destination is not None and destination not in route.destinations:
             return f"expected a destination {destination} of route {name}, got rules without it"
         self.destinations = route.destinations if destination is None else (destination,)
+        self.text = edition_of(rules).routes[name]
         self._route = route
         self._table = RouteTable((route,))
         return None
 
-    def match(self, record: Record) -> Matched | None:
+    def match(self, partition: Partition, record: Record) -> Matched | None:
         """Return the event, if it is one of the selection. What can't be read was dead-lettered when it was routed.
 
-        Raises NewerRecordError.
+        To which destinations it has been delivered doesn't matter here. Raises NewerRecordError.
         """
         which = self._selection
         if record.appended_at < which.since or (which.until is not None and record.appended_at >= which.until):
@@ -121,7 +136,11 @@ class Matcher:
         if which.source is not None and event.source != which.source:
             return None
         for _, error in self._table.match(View.of(event)):
-            return Matched(event, error)
+            known = self._known
+            if known is None:
+                return Matched(event, error, self.destinations)
+            fates = [known.fate(partition, record, event, name) for name in self.destinations]
+            return Matched(event, error, self.destinations, tuple(fates))
         return None
 
 
@@ -129,7 +148,9 @@ class Matcher:
 class _Run:
     """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers.
 
-    `told` and `marked` are the positions and the count of the last marker. `next_at` is in the loop's time: the log's
+    `told` and `marked` are the positions and the count of the last marker, and `settled` the dead letters whose
+    deliveries were injected since. `text` is the route as an edition has it, "" once it has changed. `identities` are
+    those of the partition in hand, once they matter. `next_at` is in the loop's time: the log's
     steps a little where its estimate of the brokers' clock is mended, and a rate would go with it.
     """
 
@@ -137,20 +158,24 @@ class _Run:
     selection: Selection
     owner: object
     matcher: Matcher
+    dead: Dead
     positions: dict[str, int]
     count: int
     told: Mapping[str, int]
     marked: int
     marked_at: float
+    text: str | None = None
     next_at: float = 0.0
     unchecked: int = BATCH
     piece: list[Matched] = field(default_factory=list)
     piece_bytes: int = 0
     reached: dict[str, int] = field(default_factory=dict)
+    settled: list[DeliveryId] = field(default_factory=list)
+    identities: Identities | None = None
 
     @property
     def deliveries(self) -> int:
-        return len(self.piece) * len(self.matcher.destinations)
+        return sum([len(matched.destinations) for matched in self.piece])
 
     @property
     def is_full(self) -> bool:
@@ -182,6 +207,7 @@ class Replays:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._log = log
+        self._topics = topics
         self._tier = topics.retry(planner.SHORTEST)
         self._group = topics.group(ROUTER_GROUP)
         self._rules = rules
@@ -226,11 +252,17 @@ class Replays:
         selection = order.selection
         assert selection is not None, order
         count, marker = self._control.injected(order.key), self._control.marker(order.key)
+        dead, known = Dead(), None
+        if selection.undelivered:
+            dead = await open_letters(self._log, self._topics, self._control, selection)
+            known = Undelivered(self._control, selection.route, dead, key=order.key)
         run = _Run(
             order=order,
             selection=selection,
             owner=owner,
-            matcher=Matcher(selection),
+            matcher=Matcher(selection, known),
+            dead=dead,
+            text=self._control.replayed_as(order.key) if marker else None,
             positions={**selection.starts, **marker},
             count=count,
             told=marker,
@@ -258,23 +290,14 @@ class Replays:
         for place, end in sorted(run.order.marker.items()):
             topic, _, number = place.rpartition("/")
             partition = Partition(topic, int(number))
-            identities: Identities | None = None
+            run.identities = None
             async with aclosing(records_of(self._log, partition, run.positions.get(place, 0), end)) as records:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
                     if problem is not None:
                         await self._mark(run)
                         return run.order.with_state("cancelled", count=run.count, detail=problem)
-                    matched = await self._match(run, partition, record)
-                    if matched is not None and identities is None and identity_of(matched.event.id) is not None:
-                        identities = await self._identities_before(partition, record.offset)
-                    is_shared = identities is not None and self._is_shared(identities, record)
-                    if matched is not None:
-                        if is_shared:
-                            matched = matched._replace(place=f"{place}@{record.offset}")
-                        run.piece.append(matched)
-                        run.piece_bytes += len(matched.event.body)
-                    run.reached[place] = record.offset + 1
+                    await self._take(run, partition, record)
                     looked += 1
                     if looked % RECORDS_AT_ONCE == 0 or self._log.now() > until:
                         await self._sleep(0)
@@ -290,12 +313,26 @@ class Replays:
 
     async def _match(self, run: _Run, partition: Partition, record: Record) -> Matched | None:
         try:
-            return run.matcher.match(record)
+            return run.matcher.match(partition, record)
         except NewerRecordError as error:
             await self._inject(run)  # what comes before it
             await self._mark(run)
             self._successors.unreadable.leave(partition, record.offset, error)
             raise
+
+    async def _take(self, run: _Run, partition: Partition, record: Record) -> None:
+        """Add an event to the piece in hand, if it is to be replayed."""
+        run.text = run.matcher.text if run.text in (None, run.matcher.text) else ""
+        matched, place = await self._match(run, partition, record), f"{partition.topic}/{partition.number}"
+        if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
+            run.identities = await self._identities_before(partition, record.offset)
+        is_shared = run.identities is not None and self._is_shared(run.identities, record)
+        if matched is not None and run.selection.undelivered:
+            matched = matched.undelivered()
+        if matched is not None and matched.destinations:
+            run.piece.append(matched._replace(place=f"{place}@{record.offset}") if is_shared else matched)
+            run.piece_bytes += len(matched.event.body)
+        run.reached[place] = record.offset + 1
 
     async def _identities_before(self, partition: Partition, offset: int) -> Identities:
         """Look at what came before a record, and may have its identity, injected or not."""
@@ -361,23 +398,26 @@ class Replays:
         first = int(order.at * 1000)
         deliveries = [
             Delivery(
-                id=delivery_id(event.id, run.selection.route, destination, place),
-                event=event,
+                id=delivery_id(matched.event.id, run.selection.route, destination, matched.place),
+                event=matched.event,
                 route=run.selection.route,
                 destination=destination,
                 successor=first,
                 due=now,
                 since=now,
             )
-            for event, error, place in run.piece
-            if error is None
-            for destination in run.matcher.destinations
+            for matched in run.piece
+            if matched.error is None
+            for destination in matched.destinations
         ]
         if not await self._injector.inject(deliveries, {"replay": order.name}, is_wanted):
             return False
         for matched in run.piece:
             if matched.error is not None and not await self._fail(run, matched, matched.error, is_wanted):
                 return False
+        for matched in run.piece:
+            letters = [run.dead.of(matched.event, destination) for destination in matched.destinations]
+            run.settled += [letter for letter in letters if letter is not None]
         run.count += len(deliveries)
         run.unchecked += len(deliveries)
         if run.selection.rate is not None:
@@ -393,7 +433,7 @@ class Replays:
         """Dead-letter what no condition can decide on, as the router does."""
         end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
         event, route = matched.event, run.selection.route
-        for name in run.matcher.destinations:
+        for name in matched.destinations:
             identity = delivery_id(event.id, route, name, matched.place)
             delivery = Delivery(id=identity, event=event, route=route, destination=name)
             if not await self._successors.dead_letter(delivery, end, is_wanted):
@@ -411,8 +451,12 @@ class Replays:
                 at=self._log.now(),
                 marker=dict(run.positions),
                 count=run.count,
+                routes=run.text or "",
             )
             try:
+                if run.settled:
+                    await self._publish(_settlement(run))
+                    run.settled.clear()
                 await self._publish(marker)
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
@@ -431,6 +475,19 @@ class Replays:
             base, done = commits.get(number, Commit(start))
             undone = max(undone, end - max(base, start) - int.from_bytes(done, "little").bit_count())
         return undone
+
+
+def _settlement(run: _Run) -> Order:
+    """Return the end of an order about the dead letters whose deliveries were injected: they are open no more."""
+    return Order(
+        kind="dead",
+        name=f"{run.order.name}-{run.count}",
+        state="done",
+        at=run.order.at,
+        marker=run.dead.ends,
+        filter=DeadFilter(route=run.selection.route, ids=tuple(run.settled)),
+        count=len(run.settled),
+    )
 
 
 async def records_of(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[Record, None]:

@@ -10,20 +10,22 @@ record stays undone, the partition backs up and `gateway_oldest_undone_seconds` 
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from typing_extensions import override
 
 from gateway.engine import planner
+from gateway.engine.control import Order
 from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
+from gateway.engine.readings import Readings
 from gateway.engine.tracker import Item, Pending, Tracker
-from gateway.log.base import Batch, Record
+from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import decode_delivery, decode_event, note_of
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
@@ -34,9 +36,11 @@ from gateway.model import (
     ExpressionError,
     LogUnavailableError,
     NewerRecordError,
+    RecordTooLargeError,
     UndecodableRecordError,
     delivery_id,
 )
+from gateway.rules.edition import edition_of
 from gateway.rules.expressions import View
 
 GAUGES_EVERY, GAUGES_AT_ONCE = 1.0, 1000
@@ -53,6 +57,9 @@ RELEASE_EVERY = 0.001
 """Seconds between releases of a few records, so that lanes have answers meanwhile and learn what they can take."""
 AHEAD, AHEAD_BYTES = 500, 1 << 20
 """Records of a tier that are held, at which it isn't read on although all of them are due."""
+TELL_AGAIN = 1.0
+TELL_AGAIN_TOO_LARGE = 60.0
+"""Seconds until it is told again by which rules is read, where that couldn't be stored, or was too large to be."""
 CUT_SHORT = 0.75
 """Share of a window at which its lowest undone record is made to end."""
 
@@ -65,10 +72,18 @@ class Router(Member):
         self._tiers = {around.topics.retry(name): delay for name, delay in TIERS.items()}
         self._partitions = 0
         self._is_counted = True
+        self._readings = Readings(around.control.history)
+        self._has_to_tell = asyncio.Event()
+        self._told: set[str] = set()
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
-        return (*super().loops(), ("release", self._keep_releasing), ("gauges", self._keep_gauges))
+        return (
+            *super().loops(),
+            ("release", self._keep_releasing),
+            ("gauges", self._keep_gauges),
+            ("tell", self._keep_telling),
+        )
 
     @override
     async def wanted(self) -> frozenset[str]:
@@ -103,6 +118,73 @@ class Router(Member):
     def share(self) -> float:
         """What this process may use of a limit of the whole fleet."""
         return min(1.0, len(self.trackers) / self._partitions) if self._partitions and self.trackers else 1.0
+
+    # By which rules events are routed: no delivery waits for that to be told.
+
+    @override
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        edition = edition_of(self._around.rules())
+        for partition, commit, _ in assignments:
+            if self.delay_of(partition.topic) is None:
+                self._readings.took_over(partition, commit, edition)
+        super().assigned(assignments)
+        self._has_to_tell.set()
+
+    @override
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        leaving = [self.trackers[partition] for partition in partitions if partition in self.trackers]
+        commits = await super().revoked(partitions)
+        for tracker in leaving:
+            self._readings.left(tracker.partition, tracker.progress.last_received)
+        return commits
+
+    @override
+    def let_go(self) -> None:
+        super().let_go()
+        self._readings.let_go()
+
+    @override
+    def reload(self) -> None:
+        super().reload()
+        taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
+        self._readings.reloaded(edition_of(self._around.rules()), taken)
+        self._has_to_tell.set()
+
+    @override
+    def look(self) -> None:
+        super().look()
+        if self._readings.unsaid() is not None:
+            self._has_to_tell.set()
+
+    async def _keep_telling(self) -> None:
+        while not self._is_draining:
+            await self._has_to_tell.wait()
+            self._has_to_tell.clear()
+            try:
+                await self._tell()
+            except LogUnavailableError as error:
+                self._around.logger.warning("append_repeated", topic=self._around.topics.control, error=str(error))
+                await self._around.sleep(TELL_AGAIN)
+            except RecordTooLargeError as error:  # since the log's limit was lowered, say
+                self._around.logger.warning("rules_not_kept", error=str(error))
+                await self._around.sleep(TELL_AGAIN_TOO_LARGE)
+
+    async def _tell(self) -> None:
+        history = self._around.control.history
+        while (what := self._readings.unsaid()) is not None:
+            now, edition = self._log.now(), what.edition
+            if not history.knows(edition.name) and edition.name not in self._told:
+                text, base = history.told(edition)
+                order = Order(kind="rules", name=edition.name, state="done", at=now, edition=base, routes=text)
+                await self._append(order)
+                self._told.add(edition.name)
+            order = self._readings.order(what, now)
+            await self._append(order)
+            self._readings.said(what, order.name)
+
+    async def _append(self, order: Order) -> None:
+        key, value = order.encode()
+        await self._log.append(self._around.topics.control, key=key, value=value, headers=[])
 
     @override
     def resume(self, item: Item, now: float) -> None:

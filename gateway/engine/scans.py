@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, replace
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
-from gateway.engine.control import Control, Letter, Order, State, place_of
+from gateway.engine.control import Control, Order, State, place_of
 from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
+from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import Successors
 from gateway.log.base import Commit, Log, Partition, Record
-from gateway.log.records import Filed, decode_delivery, is_newer
+from gateway.log.records import decode_delivery, is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import DeadReason, Delivery, LogUnavailableError, NewerRecordError, UndecodableRecordError
+from gateway.model import Delivery, LogUnavailableError, NewerRecordError, UndecodableRecordError
 from gateway.rules.rules import Rules
 
 HOLD = 2.5
@@ -29,8 +30,6 @@ HOLD = 2.5
 
 An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
 GLANCE_EVERY = 0.1
-NEWER = "newer"
-"""The reason of a dead letter that a newer version wrote, as far as this one can tell."""
 LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
@@ -229,7 +228,7 @@ class Scans:
         run = self._run(order)
 
         def pick(partition: Partition, record: Record) -> Picked:
-            filed = _filed(record)
+            filed = filed_in(record)
             if filed is None or filed.note.get("by") != order.name or run.is_beyond(partition, record.offset):
                 return NOTHING
             return Picked((run,), self._again(filed.delivery, at_once=False))
@@ -267,7 +266,7 @@ class Scans:
         unreadable: list[Record] = []
 
         def pick(partition: Partition, record: Record) -> Picked:
-            filed = _filed(record)
+            filed = filed_in(record)
             if filed is None:
                 unreadable.append(record)
                 found.update(runs)  # whose markers pass it, so that the next owner doesn't bury it again
@@ -336,7 +335,7 @@ class Scans:
     def _kicked(self, runs: Sequence[Run], commits: Mapping[str, Commit]) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
             commit = commits.get(place_of(partition))
-            filed = None if commit is not None and commit.covers(record.offset) else _filed(record)
+            filed = None if commit is not None and commit.covers(record.offset) else filed_in(record)
             if filed is None:
                 return NOTHING
             delivery = filed.delivery
@@ -361,7 +360,7 @@ class Scans:
                     looked += 1
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
-                    filed = None if commit.covers(record.offset) or is_newer(record) else _filed(record)
+                    filed = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
                     if filed is None or HURRY in filed.note:
                         continue  # an earlier kick has counted it
                     for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
@@ -473,27 +472,3 @@ class Scans:
 async def ends_of(log: Log, topic: str) -> dict[str, int]:
     """Return the end of each partition of a topic, as "topic/partition" → offset."""
     return {f"{topic}/{number}": end for number, (_, end) in (await log.bounds(topic)).items()}
-
-
-def read_letter(record: Record) -> tuple[Letter, Filed | None]:
-    """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
-    reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
-    filed = None if reason == NEWER else _filed(record)
-    if filed is None:
-        return Letter(id="", route="", destination="", reason=reason, at=record.appended_at), None
-    delivery = filed.delivery
-    letter = Letter(
-        id=delivery.id,
-        route=delivery.route,
-        destination=delivery.destination,
-        reason=filed.note.get("reason", ""),
-        at=record.appended_at,
-    )
-    return letter, filed
-
-
-def _filed(record: Record) -> Filed | None:
-    try:
-        return decode_delivery(record)
-    except UndecodableRecordError:
-        return None

@@ -135,6 +135,9 @@ def replay_arguments(parser: Parser) -> None:
     parser.add_argument("--destination", metavar="NAME", help="to this one of the route only")
     parser.add_argument("--source", metavar="NAME", help="from this one of the route only")
     parser.add_argument(
+        "--undelivered", action="store_true", help="only what the route has not delivered, by what the log knows"
+    )
+    parser.add_argument(
         "--rate",
         type=rate,
         metavar="RATE",

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from gateway.engine.control import Control, DeadFilter, Letter, Order
-from gateway.engine.scans import read_letter
+from gateway.engine.letters import read_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import Topics

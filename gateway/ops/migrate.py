@@ -32,8 +32,8 @@ from uuid import uuid4
 
 from gateway.engine import planner
 from gateway.engine.control import Control, Order
+from gateway.engine.letters import read_letter
 from gateway.engine.progress import WINDOW
-from gateway.engine.scans import read_letter
 from gateway.log.base import Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
     SIGHTING,
@@ -421,7 +421,15 @@ class _Migration:
                 is_there = there.marker(order.name) == order.marker and there.injected(order.name) == order.count
             if not is_there:
                 await self._give(order)
+        await self._move_history(control, there)
         return Moved(topic, len(wanted.orders), len(wanted.orders))
+
+    async def _move_history(self, control: Control, there: Control) -> None:
+        """Tell by which rules the events that were moved had been routed."""
+        for order in control.history.orders():
+            if not (there.history.knows(order.name) or there.history.has(order.name)):
+                marker = {place: end for place, end in order.marker.items() if place.rpartition("/")[0] in self._copies}
+                await self._give(replace(order, marker=self._translated(marker), done={}))
 
     async def _give(self, order: Order) -> None:
         key, value = order.encode()

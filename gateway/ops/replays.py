@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gateway.engine.control import Control, Order, Selection
 from gateway.engine.replay import Matched, Matcher
+from gateway.engine.undelivered import Undelivered
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
@@ -47,23 +48,25 @@ async def window_of(log: Log, topics: Collection[str], since: float, until: floa
 
 
 async def would_replay(
-    log: Log, rules: Rules, selection: Selection, window: Window
+    log: Log, rules: Rules, selection: Selection, window: Window, known: Undelivered | None = None
 ) -> AsyncGenerator[tuple[int, Matched | None], None]:
-    """Yield for each record of a window how many were looked at, and the event if it would be replayed by these rules.
+    """Yield for each record of a window how many were looked at, and the event if these rules match it.
 
-    Raises UsageError where the rules have no such route or destination.
+    Whether it was delivered is told of it, where it is `known`, and leaves nothing out. Raises UsageError where the
+    rules have no such route or destination.
     """
-    matcher = Matcher(selection)
+    matcher = Matcher(selection, known)
     if (problem := matcher.use(rules)) is not None:
         raise UsageError(problem)
     before = 0
     for place, end in window.ends.items():
         topic, _, number = place.rpartition("/")
         start = window.starts[place]
-        async for records in log.scan(Partition(topic, int(number)), start, end):
+        partition = Partition(topic, int(number))
+        async for records in log.scan(partition, start, end):
             for record in records:
                 try:
-                    matched = matcher.match(record)
+                    matched = matcher.match(partition, record)
                 except NewerRecordError as error:
                     raise UsageError(f"{place}@{record.offset}: {error}; replay with that one") from error
                 yield before + record.offset + 1 - start, matched

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from gateway.model import RetryPolicy, RulesError
 from gateway.rules.access import TlsError, basic_authorization, tls_of
 from gateway.rules.document import Node, Problem, Severity, read_document
+from gateway.rules.edition import edition_of
 from gateway.rules.reader import ABSENT, Read, Reader, Use
 from gateway.rules.rules import (
     SIGNED_HEADERS,
@@ -166,7 +167,7 @@ class _Assembly:
         self._warn_of_unused()
         self._warn_of_weak(verifiers)
         routes = {name: _route(name, read) for name, read in self.routes.items()}
-        return Rules(
+        rules = Rules(
             sources={
                 name: _source(name, read, verifier)
                 for name, read in self.sources.items()
@@ -182,6 +183,7 @@ class _Assembly:
             warnings=tuple(map(str, sorted(self.reader.problems))),
             resolved=frozenset(self.reader.resolved),
         )
+        return replace(rules, edition=edition_of(rules))
 
     def _collect(self, file: Read) -> None:
         for what, names in self.written.items():

@@ -6,12 +6,15 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from ssl import SSLContext
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gateway.model import RetryPolicy
 from gateway.rules.expressions import Expression, Template
 from gateway.rules.table import Condition, RouteTable
 from gateway.verify.schemes import Verifier
+
+if TYPE_CHECKING:
+    from gateway.rules.edition import Edition
 
 RESERVED_HEADERS = frozenset(
     (
@@ -201,3 +204,5 @@ class Rules:
     warnings: tuple[str, ...] = ()
     resolved: frozenset[str] = field(default=frozenset(), repr=False)
     """What references were replaced with: secrets, as far as anybody can tell."""
+    edition: "Edition | None" = field(default=None, compare=False, repr=False)
+    """What the routes match, as the log keeps it, where that was worked out beside the event loop."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, prod
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 
 from gateway.model import ExpressionError, MissingFieldError, RulesError
 from gateway.rules.expressions import ABSENT, Step, View
@@ -358,6 +358,39 @@ def parse_condition(match: Mapping[str, object]) -> Condition:
     if reader.problems:
         raise ConditionError(reader.problems)
     return condition
+
+
+def written(condition: Condition) -> dict[str, Any]:
+    """Return a condition as `match:` would have it; `parse_condition` reads the same one from it."""
+    match condition:
+        case Field():
+            return {condition.path.text: _written_test(condition.test)}
+        case AllOf():
+            return {"all_of": [written(each) for each in condition.conditions]}
+        case AnyOf():
+            return {"any_of": [written(each) for each in condition.conditions]}
+        case Not():
+            return {"not": written(condition.condition)}
+        case _ as never:
+            assert_never(never)
+
+
+def _written_test(test: Test) -> Any:  # noqa: ANN401 - what JSON has
+    match test:
+        case OneOf() if len(test.values) == 1 and not test.globs:
+            return {"is": test.values[0]}  # also a text with a star, which a list would take for a pattern
+        case OneOf():
+            return [*test.values, *[glob.text for glob in test.globs]]
+        case Compare():
+            return {test.operator: test.bound}
+        case Exists():
+            return {"exists": test.expected}
+        case Unless():
+            return {"not": _written_test(test.test)}
+        case Every():
+            return {name: operand for each in test.tests for name, operand in _written_test(each).items()}
+        case _ as never:
+            assert_never(never)
 
 
 _GROUPS = ("any_of", "all_of", "not")

@@ -1,7 +1,10 @@
 """A replay of a day's events, whose gateway is killed time and again."""
 
 import asyncio
+import re
+import sys
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -19,7 +22,7 @@ from gateway.ops.replays import Progress, follow, window_of
 from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import SOURCES, LogPlace
-from tests.gateway_process import GatewayProcess
+from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
@@ -100,6 +103,60 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             assert steps[-1].scanned == steps[-1].total == window.total
             told = [(step.scanned, step.injected) for step in steps]
             assert told == sorted(told)
+
+
+async def test_each_number_that_a_replay_tells_is_what_its_destination_got(place: LogPlace, folder: Path) -> None:
+    """A route comes late, while events go on coming; each command's numbers are held against the destination's."""
+
+    async def call(*words: str) -> str:
+        flags = (f"--log={place.url}", f"--topic-prefix={place.prefix}", f"--rules={gateway.rules}")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", *words, *flags, cwd=ROOT, stdout=PIPE, stderr=STDOUT
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 0, out.decode()
+        return out.decode()
+
+    def number(pattern: str, told: str) -> int:
+        found = re.search(pattern, told)
+        assert found is not None, told
+        return int(found[1])
+
+    async with Sink(path="/first") as first, Sink(path="/second") as second:
+        rules = LIVE.format(first=first.url, second=second.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            load, stopped = Load(gateway.port, rate=40), asyncio.Event()
+            sending = asyncio.create_task(load.send_until(stopped))
+            await asyncio.sleep(2)
+            gateway.rules.write_text(WITH_ANOTHER.format(first=first.url, second=second.url))
+            await gateway.line("rules_reloaded", timeout=10)
+            await asyncio.sleep(2)
+            words = ("replay", "--route", "another", "--from", "1h")
+            told = await call(*words, "--dry-run")
+            missed = number(r"(\d+) are not delivered", told)
+            assert re.search("--to .+Z or --undelivered leaves that out", told), told
+            assert number(r"would queue (\d+) deliveries", told) == number(r"(\d+) deliveries match", told) > missed
+            told = await call(*words, "--undelivered")
+            assert number(r"queued (\d+) deliveries of", told) == missed
+            again = await call(*words, "--undelivered", "--dry-run")
+            assert number(r"would queue (\d+) deliveries", again) == 0
+            stopped.set()
+            await sending
+            await all_delivered(load.acknowledged, second, timeout=60)
+            came = Counter(request.header("gateway-event-id") for request in second.requests)
+            assert came == dict.fromkeys(load.acknowledged, 1), gateway.story()
+
+            told = await call(*words, "--dry-run")
+            assert number(r"(\d+) are not delivered", told) == 0
+            assert number(r"would queue (\d+) deliveries", told) == len(came)
+            exactly = told.partition("exactly these: gateway ")[2].split()
+            assert number(r"queued (\d+) deliveries", await call(*exactly)) == len(came)
+            event = next(iter(load.acknowledged))
+            assert "queued 1 delivery of 1 record" in await call("replay", "--event", event, "--destination", "second")
+            await second.received(2 * len(came) + 1, timeout=30)
+            twice = Counter(request.header("gateway-event-id") for request in second.requests)
+            assert twice == dict.fromkeys(came, 2) | {event: 3}
+            report(f"replay of what a route missed, {place.kind}: {missed} of {len(came)} queued, each delivered once")
 
 
 async def _injections(log: Log, topics: Topics, order: Order) -> tuple[set[str], list[float], int]:

@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
-from gateway.engine.scans import read_letter
+from gateway.engine.letters import read_letter
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import (

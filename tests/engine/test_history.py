@@ -1,0 +1,240 @@
+"""By which rules an event was routed: what readers say, and what is made of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.engine.control import Order, decode
+from gateway.engine.history import KEPT, UNUSED, History
+from gateway.engine.progress import Progress
+from gateway.engine.readings import Readings
+from gateway.log.base import Commit, Partition
+from gateway.rules.edition import Edition, edition_of, encode
+from tests.builders import a_route
+from tests.engine.test_worker import rules_of
+
+HERE = Partition("events", 0)
+PLACE = "events/0"
+EDITIONS = [Edition(f"e{number}", {"build": str(number)}) for number in range(3)]
+
+
+def told(order: Order) -> Order:
+    """Return a record as it comes out of the log."""
+    return decode(*order.encode())
+
+
+def a_history(*orders: Order) -> History:
+    history = History()
+    for edition in EDITIONS:
+        history.apply(told(Order(kind="rules", name=edition.name, state="done", at=0.0, routes=encode(edition, None))))
+    for order in orders:
+        history.apply(told(order))
+    return history
+
+
+def a_reading(name: str, offset: int, edition: int, *, at: float = 0.0, place: str = PLACE) -> Order:
+    return Order(kind="routed", name=name, state="done", at=at, marker={place: offset}, edition=EDITIONS[edition].name)
+
+
+@dataclass
+class Process:
+    """A process that reads the partition, or did."""
+
+    readings: Readings
+    edition: int
+    progress: Progress = field(default_factory=lambda: Progress(Commit(0), 0))
+    under_way: dict[int, int] = field(default_factory=dict)
+    """Offset → the edition by which it was routed here."""
+
+
+class Model:
+    """Two processes that take turns in reading a partition. Either may be killed, and get new rules at any time."""
+
+    def __init__(self, *, is_told_late: bool) -> None:
+        self.history = a_history()
+        self.commit = Commit(0)
+        self.routed: dict[int, int] = {}
+        """Offset → the edition by which it was routed in the end."""
+        self._is_told_late = is_told_late
+        self._count = 0
+        self._processes = [Process(Readings(self.history), 0), Process(Readings(self.history), 1)]
+        self._take_over()
+
+    @property
+    def now(self) -> Process:
+        return self._processes[0]
+
+    def tell(self) -> None:
+        while (what := self.now.readings.unsaid()) is not None:
+            self._count += 1
+            order = self.now.readings.order(what, float(self._count))
+            self.now.readings.said(what, order.name)
+            self.history.apply(told(order))
+
+    def read(self, count: int) -> None:
+        last = self.now.progress.last_received
+        start = self.commit.base if last is None else last + 1
+        for offset in range(start, start + count):
+            if self.now.progress.received(offset):
+                self.now.under_way.setdefault(offset, self.now.edition)
+
+    def finish(self, offsets: set[int]) -> None:
+        for offset in offsets & self.now.under_way.keys():
+            self.routed[offset] = self.now.under_way.pop(offset)
+            self.now.progress.finished(offset)
+
+    def store(self, _: int) -> None:
+        self.tell()
+        self.commit = self.now.progress.committable(is_known=True) or self.commit
+
+    def reload(self, edition: int) -> None:
+        self.now.edition = edition
+        self.now.readings.reloaded(EDITIONS[edition], {HERE: self.now.progress.last_received})
+        self._tell_at_once()
+
+    def come_back(self, _: int) -> None:
+        self._give_up()
+        self._take_over()
+
+    def move(self, _: int) -> None:
+        """What was under way ends unheard, and the other reads it again."""
+        self._give_up()
+        self.now.readings.let_go()
+        self._processes.reverse()
+        self.now.progress, self.now.under_way = Progress(self.commit, 0), {}
+        self._take_over()
+
+    def kill(self, edition: int) -> None:
+        """What it has finished since the last commit is done again."""
+        self.tell()
+        self._processes[0] = Process(Readings(self.history), edition)
+        self._take_over()
+
+    def _give_up(self) -> None:
+        self.commit = self.now.progress.committable() or self.commit
+        self.now.readings.left(HERE, self.now.progress.last_received)
+        self.tell()
+
+    def _take_over(self) -> None:
+        self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.edition])
+        before, self.now.progress = self.now.progress, Progress(self.commit, 0)
+        self.now.progress.merge(before)
+        self.now.readings.let_go()
+        self._tell_at_once()
+
+    def _tell_at_once(self) -> None:
+        if not self._is_told_late:
+            self.tell()
+
+
+steps = st.one_of(
+    st.tuples(st.just(Model.read), st.integers(1, 6)),
+    st.tuples(st.just(Model.finish), st.sets(st.integers(0, 30), max_size=6)),
+    st.tuples(st.sampled_from((Model.store, Model.move, Model.come_back)), st.just(0)),
+    st.tuples(st.sampled_from((Model.reload, Model.kill)), st.integers(0, 2)),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(steps, max_size=40), st.booleans())
+def test_of_each_event_that_is_done_the_rules_are_known_by_which_it_was_routed(
+    plan: list[tuple[Any, Any]],
+    is_told_late: bool,  # noqa: FBT001 - drawn
+) -> None:
+    hold(plan, is_told_late=is_told_late)
+
+
+def test_what_is_under_way_when_a_partition_comes_back_stays_as_it_was_routed() -> None:
+    """Also where the rules have changed before it went, or change after it came."""
+    for plan in (
+        [(Model.read, 3), (Model.reload, 1), (Model.come_back, 0), (Model.finish, {0, 1}), (Model.store, 0)],
+        [(Model.read, 3), (Model.come_back, 0), (Model.reload, 1), (Model.finish, {0, 1}), (Model.store, 0)],
+    ):
+        hold(plan, is_told_late=False)
+
+
+def test_a_reading_that_is_told_late_is_followed_by_those_after_it() -> None:
+    plan = [(Model.move, 0), (Model.reload, 0), (Model.read, 1), (Model.finish, {0}), (Model.move, 0)]
+    hold(plan, is_told_late=True)
+
+
+def hold(plan: Sequence[tuple[Any, Any]], *, is_told_late: bool) -> None:
+    """Carry a plan out, and hold what is known against what has happened."""
+    model = Model(is_told_late=is_told_late)
+    for step, value in plan:
+        step(model, value)
+    model.tell()
+    for offset, edition in model.routed.items():
+        if model.commit.covers(offset):
+            known = model.history.edition_at(HERE, offset)
+            assert known is not None
+            assert known.name == EDITIONS[edition].name, f"offset {offset}"
+
+
+def test_what_was_done_when_a_reader_came_was_routed_by_the_one_before() -> None:
+    later = Order(
+        kind="routed", name="b", state="done", at=2.0, marker={PLACE: 10}, done={PLACE: b"\x05"}, edition="e1"
+    )
+    history = a_history(a_reading("a", 4, 0), later)
+    names = [(known := history.edition_at(HERE, offset)) and known.name for offset in (3, 4, 9, 10, 11, 12, 13, 99)]
+    assert names == [None, "e0", "e0", "e0", "e1", "e0", "e1", "e1"]
+    assert history.edition_at(Partition("events", 1), 5) is None
+
+
+def test_a_record_that_is_told_again_counts_once_and_one_that_is_gone_not_at_all() -> None:
+    history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
+    assert history.says(HERE, Commit(5), "e1")
+    assert not history.says(HERE, Commit(4), "e1")
+    assert not history.says(HERE, Commit(5), "e0")
+    history.apply(Order(kind="routed", name="b", state="gone", at=0.0))
+    assert history.says(HERE, Commit(5), "e0")
+    history.apply(Order(kind="routed", name="a", state="gone", at=0.0))
+    history.apply(Order(kind="rules", name="e0", state="gone", at=0.0))
+    assert history.edition_at(HERE, 5) is None
+    assert history.places() == {}
+
+
+def test_a_route_is_as_it_is_since_the_last_partition_came_to_be_read_so() -> None:
+    other = {"events/1": 0, PLACE: 0, "events/2": 0}
+    history = a_history(
+        *[a_reading(f"{place}", 0, 0, place=place) for place in other],
+        a_reading("x", 7, 1, at=50.0),
+        a_reading("y", 7, 1, at=60.0, place="events/1"),
+        a_reading("z", 9, 1, at=70.0),
+    )
+    assert history.since("build", "1", {PLACE: 0}) == 50.0
+    assert history.since("build", "1", {PLACE: 0, "events/1": 0}) == 60.0
+    assert history.since("build", "0", {"events/2": 0}) is None, "it always was"
+    assert history.since("build", "1", {"none/0": 0}) is None, "nothing is known of it"
+
+
+def test_what_tells_of_no_event_that_is_there_is_forgotten() -> None:
+    unused = Order(kind="rules", name="e9", state="done", at=100.0, routes=encode(EDITIONS[0], None))
+    history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("c", 10, 2), unused)
+
+    def names(now: float, start: int) -> list[str]:
+        return [order.name for order in history.obsolete(now, {PLACE: start})]
+
+    assert names(100.0 + UNUSED, 4) == []
+    assert names(0.0, 5) == ["a"]
+    assert names(101.0 + UNUSED, 5) == ["a", "e0", "e9"]
+    assert names(UNUSED + 1, 10) == ["a", "b", "e0", "e1"]
+    many = a_history(*[a_reading(f"n{number}", number, number % 2) for number in range(KEPT + 3)])
+    assert [order.name for order in many.obsolete(0.0, {PLACE: 0})] == ["n0", "n1", "n2"]
+
+
+def test_an_edition_is_kept_as_long_as_another_is_told_by_its_differences() -> None:
+    base = edition_of(rules_of(*[a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(100)]))
+    changed = Edition("changed", {**base.routes, "new": "{}"})
+    history = History()
+    history.apply(Order(kind="rules", name=base.name, state="done", at=0.0, routes=encode(base, None)))
+    text, before = history.told(changed)
+    assert before == base.name
+    history.apply(told(Order(kind="rules", name="changed", state="done", at=0.0, routes=text, edition=before)))
+    history.apply(told(Order(kind="routed", name="x", state="done", at=0.0, marker={PLACE: 0}, edition="changed")))
+    assert history.edition_at(HERE, 3) == changed
+    assert list(history.obsolete(UNUSED + 1, {PLACE: 0})) == []
+    assert history.told(EDITIONS[0])[1] == "", "one that has nothing in common is told in full"

@@ -1,0 +1,310 @@
+"""What the log knows of what a route has delivered: by which rules events were routed, and what a replay makes of it.
+
+Each test ends with a ledger: how often each event reached the route's destination.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from gateway.engine.control import DeadFilter, Order, Selection, decode
+from gateway.engine.replay import Matcher
+from gateway.engine.undelivered import Fate, Undelivered, open_letters
+from gateway.engine.worker import Worker
+from gateway.log.base import Partition
+from gateway.log.topics import ROUTER_GROUP
+from gateway.rules.rules import Route
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_replay import MortalLog, Owner, an_order, ended, owning
+from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
+from tests.virtual_time import now
+
+OTHER = a_route("other", to=("audit",))
+
+
+class Scene:
+    """A process with its worker and its jobs, whose rules change."""
+
+    def __init__(self, world: World, owner: Owner) -> None:
+        self.world = world
+        self.owner = owner
+        self.put = [an_event()][:0]
+
+    async def events(self, count: int, **body: int) -> None:
+        made = [
+            an_event(id=f"evt_{len(self.put) + number}", body={"n": number, **body}, received_at=now())
+            for number in range(count)
+        ]
+        self.put += made
+        await self.world.put(*made)
+        await asyncio.sleep(3)
+
+    def reload(self, worker: Worker, *routes: Route) -> None:
+        self.world.rules = rules_of(*routes)
+        worker.reload()
+
+    async def counts(self) -> Counter[Fate]:
+        """Count as a dry run does: the deliveries that match, by what is known of each."""
+        selection = Selection(route="build", since=0.0)
+        dead = await open_letters(self.world.log, TOPICS, self.owner.control, selection)
+        matcher = Matcher(selection, Undelivered(self.owner.control, "build", dead))
+        assert matcher.use(self.world.rules) is None
+        counts: Counter[Fate] = Counter()
+        for number, (start, end) in (await self.world.log.bounds(EVENTS)).items():
+            partition = Partition(EVENTS, number)
+            async for records in self.world.log.scan(partition, start, end):
+                for record in records:
+                    matched = matcher.match(partition, record)
+                    counts.update(matched.fates if matched else ())
+        return counts
+
+    async def replay(self, name: str = "x") -> Order:
+        """Replay what is undelivered, and hold the number that is told against the dry run's."""
+        expected = (await self.counts())[Fate.UNDELIVERED]
+        await an_order(self.world, name, undelivered=True)
+        done = await ended(self.owner.control, name)
+        assert done.count == expected
+        await asyncio.sleep(10)
+        return done
+
+    def delivered(self, destination: str = "ci") -> list[int]:
+        """Return how often each event reached a destination."""
+        made = Counter(event for name, event, _ in self.world.client.made if name == destination)
+        return [made[event.id] for event in self.put]
+
+
+@asynccontextmanager
+async def a_scene(*routes: Route, **scripts: Sequence[Answer]) -> AsyncIterator[Scene]:
+    world = await a_world(*routes)
+    world.client.scripts.update({name: list(answers) for name, answers in scripts.items()})
+    owner = Owner(world)
+    await owner.start()
+    yield Scene(world, owner)
+    await owner.stop()
+
+
+@virtual
+async def test_a_new_route_gets_what_came_before_it_and_nothing_twice() -> None:
+    async with a_scene(OTHER) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+        await scene.events(10)
+        scene.reload(worker, OTHER, a_route())
+        await scene.events(10)
+        assert await scene.counts() == {Fate.UNDELIVERED: 10, Fate.ENDED: 10}
+        assert (await scene.replay()).count == 10
+        assert scene.delivered() == [1] * 20
+        assert await scene.counts() == {Fate.ENDED: 20}
+        assert (await scene.replay("again")).count == 0
+        assert scene.delivered() == [1] * 20
+
+
+@virtual
+async def test_of_a_changed_condition_only_what_it_missed_is_undelivered() -> None:
+    async with a_scene(a_route(when="body.n > 6")) as scene:
+        async with running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+            await scene.events(10)
+            scene.reload(worker, a_route(when="body.n > 3"))
+            await scene.events(10)
+            assert await scene.counts() == {Fate.UNDELIVERED: 3, Fate.ENDED: 9}
+            await scene.replay()
+        assert scene.delivered() == 2 * ([0] * 4 + [1] * 6)
+
+
+@virtual
+async def test_another_destination_of_a_route_gets_what_it_missed() -> None:
+    async with a_scene(a_route()) as scene:
+        async with running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+            await scene.events(5)
+            scene.reload(worker, a_route(to=("ci", "audit")))
+            await scene.events(5)
+            await scene.replay()
+        assert scene.delivered() == scene.delivered("audit") == [1] * 10
+
+
+@virtual
+async def test_rules_that_change_with_a_restart_are_told_of() -> None:
+    async with a_scene(OTHER) as scene:
+        control = scene.owner.control
+        for routes in ((OTHER,), (OTHER, a_route()), (OTHER, a_route()), (OTHER,), (a_route(), OTHER)):
+            scene.world.rules = rules_of(*routes)
+            async with running(scene.world, scene.world.worker(control)):
+                await scene.events(4)
+        assert await scene.counts() == {Fate.UNDELIVERED: 8, Fate.ENDED: 12}
+        async with running(scene.world, scene.world.worker(control)):
+            await scene.replay()
+        assert scene.delivered() == [1] * 20
+        told = [decode(record.key, record.value).kind for record in scene.world.log.records(TOPICS.control)]
+        assert Counter(told)["rules"] == 2, "an edition is told once"
+        assert Counter(told)["routed"] == 4, "and a reading where it isn't the one before"
+
+
+@virtual
+async def test_open_dead_letters_are_undelivered_and_settled_by_the_replay() -> None:
+    script = [500, *[200] * 3, 500, *[200] * 30]
+    async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=script) as scene:
+        async with running(scene.world, scene.world.worker(scene.owner.control)):
+            await scene.events(6)
+            one, other = scene.world.dead()
+            await publish(
+                scene.world,
+                Order(
+                    kind="dead",
+                    name="d",
+                    state="asked",
+                    at=now(),
+                    action="drop",
+                    marker={f"{TOPICS.dead}/{number}": 100 for number in range(4)},
+                    filter=DeadFilter(ids=(one.delivery.id,)),
+                ),
+            )
+            await asyncio.sleep(5)
+            assert await scene.counts() == {Fate.UNDELIVERED: 1, Fate.ENDED: 5}
+            await scene.replay()
+        counts = dict(zip([event.id for event in scene.put], scene.delivered(), strict=True))
+        assert counts.pop(other.delivery.event.id) == 2, "once in vain"
+        assert set(counts.values()) == {1}
+        assert await scene.counts() == {Fate.ENDED: 6}
+        assert scene.owner.control.orders["dead/x-1"].count == 1
+
+
+@virtual
+async def test_what_a_killed_process_had_routed_is_judged_by_who_routes_it_again() -> None:
+    """It had read on by the new rules, and nothing of that is committed: the next process reads it by the old ones."""
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await scene.events(4)
+        world.rules = rules_of(OTHER, a_route())
+        world.log.fail_commits()
+        doomed = asyncio.create_task(world.worker(control).run())
+        await asyncio.sleep(1)
+        await scene.events(4)
+        doomed.cancel()
+        await asyncio.gather(doomed, return_exceptions=True)
+        del world.log._state.members[TOPICS.group(ROUTER_GROUP)]  # its session is over
+        world.log.fail_commits(0)
+        world.rules = rules_of(OTHER)
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(60)
+            assert scene.delivered("audit") == [1] * 4 + [2] * 4
+            world.rules = rules_of(OTHER, a_route())
+        assert await scene.counts() == {Fate.UNDELIVERED: 8}
+
+
+@virtual
+async def test_what_new_rules_read_again_after_a_kill_they_have_delivered() -> None:
+    """The kill comes after a reload, and before a commit of what the old rules had routed."""
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        world.log.fail_commits()
+        doomed = world.worker(control)
+        task = asyncio.create_task(doomed.run())
+        await asyncio.sleep(1)
+        await scene.events(8)
+        scene.reload(doomed, OTHER, a_route())
+        await asyncio.sleep(1)
+        assert await scene.counts() == {Fate.UNDELIVERED: 8}
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del world.log._state.members[TOPICS.group(ROUTER_GROUP)]
+        world.log.fail_commits(0)
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(60)
+            assert await scene.counts() == {Fate.ENDED: 8}
+            await scene.replay()
+        assert scene.delivered() == [1] * 8
+
+
+@virtual
+async def test_of_processes_with_different_rules_each_tells_what_it_reads() -> None:
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await scene.events(20)
+            newer = World(log=world.log, rules=rules_of(OTHER, a_route()), client=world.client)
+            async with running(newer, newer.worker(control)):
+                await asyncio.sleep(5)
+                await scene.events(20)
+            await scene.events(20)
+        world.rules = newer.rules
+        early = sum(scene.delivered())
+        assert 0 < early < 20, "each of both has some partitions"
+        assert await scene.counts() == {Fate.UNDELIVERED: 60 - early, Fate.ENDED: early}
+        async with running(world, world.worker(control)):
+            await scene.replay()
+        assert scene.delivered() == [1] * 60
+
+
+@virtual
+async def test_a_partition_that_comes_back_is_read_on_by_the_rules_it_was() -> None:
+    """What is under way from before stays as it was routed, though a commit would have it read again."""
+    async with a_scene(OTHER, audit=[503] * 200) as scene:
+        world, control = scene.world, scene.owner.control
+        world.rules = rules_of(a_route("other", to=("audit",), retry=a_policy(schedule=(3.0,), max_attempts=50)))
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(6)
+            scene.reload(worker, *world.rules.routes.values(), a_route())
+            for _ in range(3):
+                async with running(world, world.worker(control)):
+                    await asyncio.sleep(2)
+        assert await scene.counts() == Counter({Fate.UNDELIVERED: 6 - sum(scene.delivered())})
+
+
+@virtual
+async def test_what_was_routed_before_anything_was_told_is_not_known_and_left_out() -> None:
+    async with a_scene(a_route()) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await scene.events(10)
+        world.log.delete_below(Partition(TOPICS.control, 0), (await world.log.bounds(TOPICS.control))[0][1])
+        await scene.owner.stop()
+        scene.owner = Owner(world)
+        await scene.owner.start()
+        async with running(world, world.worker(scene.owner.control)):
+            await scene.events(10)
+            assert await scene.counts() == {Fate.UNKNOWN: 10, Fate.ENDED: 10}
+            assert (await scene.replay()).count == 0
+            await an_order(world, "all")
+            await ended(scene.owner.control, "all")
+            assert await scene.counts() == {Fate.ENDED: 20}, "a replay that leaves nothing out is known to have been"
+            await scene.replay("again")
+        assert scene.delivered() == [2] * 20
+
+
+@virtual
+async def test_a_replay_whose_route_changed_on_the_way_tells_nothing_of_what_it_was_over() -> None:
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(40)
+            scene.reload(worker, OTHER, a_route(when="body.n < 35"))
+            await an_order(world, "x", rate=5.0)
+            await asyncio.sleep(3)
+            scene.reload(worker, OTHER, a_route(when="body.n < 38"))
+            await ended(control, "x")
+            assert set(await scene.counts()) == {Fate.UNKNOWN}
+
+
+@virtual
+async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> None:
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(60)
+            scene.reload(worker, OTHER, a_route())
+            await scene.events(60)
+        await scene.owner.stop()
+        await an_order(world, undelivered=True, rate=20.0)
+        for appends in (5, 30):
+            mortal = MortalLog(world.log, appends=appends, is_stored=True)
+            async with owning(world, mortal):
+                await mortal.died.wait()
+        scene.owner = Owner(world)
+        await scene.owner.start()
+        await ended(scene.owner.control)
+        async with running(world, world.worker(scene.owner.control)):
+            await asyncio.sleep(10)
+        counts = scene.delivered()
+        assert set(counts[:60]) <= {1, 2}
+        assert counts.count(2) <= 2 * 22
+        assert counts[60:] == [1] * 60

@@ -1,0 +1,100 @@
+"""What the log keeps of the rules' routes: it is read back as it was, and holds no secret."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.model import Event
+from gateway.rules.edition import decode, edition_of, encode, route_then
+from gateway.rules.expressions import View
+from gateway.rules.table import RouteTable, parse_condition, written
+from tests.builders import a_route, an_event
+from tests.engine.test_worker import rules_of
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(-1e6, 1e6), st.text(max_size=5))
+numbers = st.integers(-100, 100) | st.floats(-1e6, 1e6)
+tests = st.recursive(
+    scalars | st.lists(scalars | st.sampled_from(("a*", "*.b")), min_size=1, max_size=3),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={"is": scalars, "gt": numbers, "lte": numbers, "exists": st.booleans(), "not": inner},
+    ).filter(bool),
+    max_leaves=3,
+)
+paths = st.sampled_from(("type", "source", "headers.x-a", "query.n", "body.a.b", 'body."a.b".0'))
+conditions = st.recursive(
+    st.dictionaries(paths, tests, min_size=1, max_size=3),
+    lambda inner: st.one_of(
+        st.builds(lambda each: {"any_of": each}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda each: {"all_of": each}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda each: {"not": each}, inner),
+    ),
+    max_leaves=4,
+)
+
+
+@given(conditions)
+def test_a_condition_is_written_as_it_is_read(match: dict[str, object]) -> None:
+    condition = parse_condition(match)
+    assert parse_condition(json.loads(json.dumps(written(condition)))) == condition
+
+
+def matched(text: str, event: Event) -> bool:
+    route = route_then("build", text).route
+    assert route is not None
+    return bool(RouteTable((route,)).match(View.of(event)))
+
+
+def test_an_edition_tells_what_a_route_matched() -> None:
+    rules = rules_of(a_route(match={"type": ["push", "tag*"]}, when="body.n > 3", to=("ci", "audit")))
+    text = edition_of(rules).routes["build"]
+    assert matched(text, an_event(type="tag_made", body={"n": 4}))
+    assert not matched(text, an_event(type="tag_made", body={"n": 3}))
+    then = route_then("build", text)
+    assert (then.sources, then.destinations) == (frozenset({"github"}), frozenset({"ci", "audit"}))
+
+
+def test_editions_differ_where_routes_send_otherwise_and_nowhere_else() -> None:
+    name = edition_of(rules_of(a_route(match={"type": "push"}))).name
+    assert edition_of(rules_of(a_route(match={"type": "push"}, halts=True))).name == name
+    for other in (
+        a_route(),
+        a_route(match={"type": "tag"}),
+        a_route(match={"type": "push"}, when="true"),
+        a_route(match={"type": "push"}, to=("audit",)),
+        a_route(match={"type": "push"}, sources=("github", "gitlab")),
+        a_route("other", match={"type": "push"}),
+    ):
+        assert edition_of(rules_of(other)).name != name
+
+
+def test_an_edition_is_told_in_full_or_by_what_distinguishes_it() -> None:
+    many = [a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(300)]
+    base = edition_of(rules_of(*many))
+    full = encode(base, None)
+    assert decode(base.name, full, None) == base
+    changed = edition_of(rules_of(*many[1:], a_route("r1", when="true"), a_route("new")))
+    told = encode(changed, base)
+    assert decode(changed.name, told, base) == changed
+    assert len(told) < len(full) / 8
+    for text in ("", "!", full[:40], encode(base, None)[:-8]):
+        with pytest.raises(ValueError, match=r"expected an edition|Incorrect padding|base64|Invalid"):
+            decode("x", text, None)
+
+
+def test_a_condition_with_what_a_reference_stands_for_is_not_kept() -> None:
+    rules = rules_of(a_route(when='headers["x-token"] == "s3cr3t-\\"one"'), a_route("plain", when='type == "abc"'))
+    rules = replace(rules, resolved=frozenset({'s3cr3t-\\"one', "abc"}))
+    edition = edition_of(rules)
+    assert "s3cr3t" not in str(edition.routes)
+    assert route_then("build", edition.routes["build"]).route is None
+    assert route_then("plain", edition.routes["plain"]).route is not None, "three letters may stand anywhere"
+
+
+def test_a_condition_of_a_newer_version_is_one_that_is_not_known() -> None:
+    for told in ({"when": "a ==="}, {"when": 3}, {"match": {"type": {"newer": 1}}}, {"match": 3}):
+        then = route_then("build", json.dumps({"from": ["github"], "to": ["ci"], **told}))
+        assert then.route is None
