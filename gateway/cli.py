@@ -28,7 +28,7 @@ from rich.text import Text
 
 from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.replay import Matched
-from gateway.engine.undelivered import Fate, Undelivered, open_letters
+from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.log.base import Log
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.log import EmbeddedLog
@@ -47,6 +47,7 @@ from gateway.ops import arguments as takes
 from gateway.ops.arguments import Parser
 from gateway.ops.explain import explain, explain_event
 from gateway.ops.history import Found, find_event, newest_first, original_of
+from gateway.ops.identities import identities_of
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.migrate import migrate
 from gateway.ops.orders import LAST_WORD, Orders, Placed
@@ -70,7 +71,9 @@ from gateway.ops.show import (
     print_event,
     print_explained,
     print_letter,
+    print_source,
     replay_fields,
+    source_fields,
     topic_cells,
     topic_fields,
 )
@@ -269,10 +272,10 @@ def _run(call: Call) -> int:
     "check",
     about="tell every problem of the rules, with its place",
     example="gateway check routes.yaml",
-    takes=takes.rule_file_argument,
-    settings=("topic_prefix",),
+    takes=takes.check_arguments,
+    settings=LOG,
 )
-def _check(call: Call) -> int:
+async def _check(call: Call) -> int:
     path = _rule_file(call)
     rules, problems = check_rules(path, resolve=False)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -283,6 +286,8 @@ def _check(call: Call) -> int:
         style = "bold red" if problem.severity == "error" else "yellow"
         call.output.say((f"{problem.severity}: ", style), str(problem))
     warnings = len(problems) - len(errors)
+    if rules is not None and not errors and call.arguments.since is not None:
+        warnings += await _check_identities(call, rules)
     if errors:
         call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
         return 2
@@ -295,6 +300,26 @@ def _check(call: Call) -> int:
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
     call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
     return 0
+
+
+async def _check_identities(call: Call, rules: Rules) -> int:
+    """Warn of sources whose events in the log aren't told apart by their identities; return of how many."""
+    count_of_warned = 0
+    async with _log(call) as log:
+        since = log.now() - call.arguments.since
+        with call.output.waiting("reading the log"):
+            found = await identities_of(log, event_topics(rules, call.topics), since)
+    for name, seen in sorted(found.items()):
+        problem = seen.problem(rules.sources[name].dedupe) if name in rules.sources else ""
+        if not problem:
+            continue
+        count_of_warned += 1
+        message = f"{problem}; `gateway explain {name}` tells what identifies its events"
+        if call.output.json:
+            told = {"path": f"sources.{name}.id", "code": "identity", "severity": "warning", "message": message}
+            call.output.line(dict.fromkeys(CHECKED) | told)
+        call.output.say(("warning: ", "yellow"), f"sources.{name}.id: {message}")
+    return count_of_warned
 
 
 EVENT_ID = re.compile("evt_[0-9a-f]{32}")
@@ -318,8 +343,17 @@ async def _explain(call: Call) -> int:
             call.output.fail(f"{arguments.event}: expected the id of an event in the log, got none")
             return 1
         explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
+    elif arguments.source is None and arguments.event in rules.sources:
+        source = rules.sources[arguments.event]
+        routes = [route.name for route in rules.routes.values() if source.name in route.sources]
+        if call.output.json:
+            call.output.line(source_fields(source, routes))
+        else:
+            print_source(call.output, source, routes)
+        return 0
     elif arguments.source is None:
-        raise UsageError("explain: expected --source beside a file, or the id of an event in the log")
+        near = did_you_mean(arguments.event, rules.sources)
+        raise UsageError(f"explain: expected --source beside a file, an event's id, or the name of a source{near}")
     else:
         body = _read(arguments.event)
         try:
@@ -820,7 +854,8 @@ async def _start_replay(call: Call) -> int:
             _propose_end(output, control, rules, selection, window)
         if arguments.dry_run:
             dead = await open_letters(log, call.topics, control, selection)
-            known = Undelivered(control, selection.route, dead)
+            sighted = await sighted_of(log, call.topics, selection, window.ends)
+            known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
             await _count_replay(output, log, rules, selection, window, known=known)
             return 0
         if not window.total:

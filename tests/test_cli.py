@@ -403,7 +403,61 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert f"event {name}  source github  type push" in out
     assert "✓ build  matched" in out
     assert run("explain", event_id("github", "2"))[0] == 1
-    assert "expected --source beside a file, or the id of an event" in run("explain", "push.json")[2]
+    assert "expected --source beside a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
+
+
+def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> None:
+    code, out, _ = run("explain", "github")
+    assert code == 0
+    first, identity, *others = out.splitlines()
+    assert first == "source github  path /in/github"
+    assert identity == (
+        "identity headers['x-github-delivery'], else the header Idempotency-Key; "
+        "dedupe is off: what comes again is delivered again"
+    )
+    assert others == ["type headers['x-github-event'], else the word webhook", "key body.repo", "routes build"]
+    Path("routes.yaml").write_text(RULES.replace("topic: company.crm", "id: body.n, dedupe: 1h"))
+    code, out, _ = run("explain", "crm", "--json")
+    assert (code, lines(out)) == (
+        0,
+        [
+            {
+                "source": "crm",
+                "path": "/in/crm",
+                "identity": {"from": ["body.n", "the header Idempotency-Key"], "dedupe_seconds": 3600.0},
+                "type": [],
+                "key": [],
+                "routes": ["customers"],
+            }
+        ],
+    )
+    code, _, err = run("explain", "githb")
+    assert (code, err.endswith("or the name of a source, did you mean 'github'?\n")) == (2, True)
+
+
+@pytest.mark.usefixtures("log")
+def test_check_warns_of_identities_in_the_log_that_tell_nothing_apart(run: Run) -> None:
+    deduped = RULES.replace("key: body.repo}", "key: body.repo, dedupe: 1h}")
+    Path("routes.yaml").write_text(deduped)
+    for number in range(12):
+        write_event(event_id("github", str(number % 3)))
+        write_event(event_id("crm", "same"), source="crm", topic="company.crm", body={"n": number})
+    code, out, _ = run("check", "--since", "1h")
+    assert code == 0
+    one, other = [line for line in out.splitlines() if line.startswith("warning: sources.")]
+    assert one == (
+        "warning: sources.crm.id: expected an identity that differs from event to event, got one for 12 events; "
+        "`gateway explain crm` tells what identifies its events"
+    )
+    assert "sources.github.id: expected events that differ, got 9 of 12 that are taken for copies of others" in other
+    code, out, _ = run("check", "--since", "1h", "--json")
+    assert [(told["path"], told["code"]) for told in lines(out)][-2:] == [
+        ("sources.crm.id", "identity"),
+        ("sources.github.id", "identity"),
+    ]
+    Path("routes.yaml").write_text(RULES)
+    assert "sources.github" not in run("check", "--since", "1h")[1], "what comes again is meant to be delivered again"
+    assert "sources." not in run("check")[1]
 
 
 def test_explain_tells_what_identifies_an_event_and_whether_it_is_deduplicated(run: Run) -> None:

@@ -73,6 +73,19 @@ class Sightings:
             self._split()
         return verdict
 
+    def original(self, row: bytes, window: int) -> int | None:
+        """Return the offset of the sighting that makes an event a duplicate, the newest; None if none does."""
+        identity = row[_IDENTITY]
+        _, content, offset, at = SIGHTING.unpack(row)
+        found: int | None = None
+        for other in _rows_of(self._buckets[self._number(identity)], identity):
+            _, other_content, other_offset, other_at = SIGHTING.unpack(other)
+            if other[_AT] < self._horizon or other_content != content or at - other_at > window:
+                continue
+            if other_offset < offset and (found is None or other_offset > found):
+                found = other_offset
+        return found
+
     def restore(self, rows: bytes) -> None:
         """Add sightings that the log has kept, in any order, as often as one likes."""
         buckets, half, length = self._buckets, self._half, len(self._buckets)

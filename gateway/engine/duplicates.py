@@ -14,7 +14,7 @@ While it isn't known what had come before, everything is let through, and counte
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from structlog.typing import FilteringBoundLogger
@@ -27,6 +27,7 @@ from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.seldom import Seldom
 
 PATIENCE = 2.0
 """Seconds after an assignment for which a partition waits to know what had come before."""
@@ -51,6 +52,8 @@ class _Surroundings:
     topics: Topics
     rules: Callable[[], Rules]
     metrics: Metrics
+    logger: FilteringBoundLogger
+    seldom: Seldom = field(default_factory=Seldom)
 
     def windows(self, topic: str) -> dict[str, int]:
         """Return the windows, in microseconds, of the sources that append to a topic and have one."""
@@ -78,7 +81,7 @@ class Duplicates:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._around = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics)
+        self._around = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
         self._log = log
         self._topic = topics.dedupe
         self._router = topics.group(ROUTER_GROUP)
@@ -291,7 +294,24 @@ class Reader:
         verdict = store.of(event.source).judge(row, window)
         if self.is_router:
             self._note(event.source, verdict, row, is_known=is_known)
+        if self.is_router and verdict is Verdict.DUPLICATE:
+            self._tell(event, row, window)
         return verdict is Verdict.DUPLICATE
+
+    def _tell(self, event: Event, row: bytes, window: int) -> None:
+        """Say of which event one is a copy: of each source once a second, and how many there were."""
+        count = self._around.seldom.count(event.source, asyncio.get_running_loop().time())
+        if count:
+            (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
+            original = self._store.of(event.source).original(row, window)
+            self._around.logger.info(
+                "event_duplicate",
+                source=event.source,
+                event_id=event.id,
+                place=f"{topic}/{number}@{offset}",
+                copy_of=None if original is None else f"{topic}/{number}@{original}",
+                count=count,
+            )
 
     def _note(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
         metrics = self._around.metrics

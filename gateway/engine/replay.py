@@ -22,7 +22,7 @@ from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.progress import WINDOW
 from gateway.engine.successors import Successors
-from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters
+from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters, sighted_of
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -255,7 +255,8 @@ class Replays:
         dead, known = Dead(), None
         if selection.undelivered:
             dead = await open_letters(self._log, self._topics, self._control, selection)
-            known = Undelivered(self._control, selection.route, dead, key=order.key)
+            sighted = await sighted_of(self._log, self._topics, selection, order.marker, self._sleep)
+            known = Undelivered(self._control, selection.route, dead, sighted=sighted, rules=self._rules, key=order.key)
         run = _Run(
             order=order,
             selection=selection,

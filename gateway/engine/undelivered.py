@@ -1,27 +1,40 @@
 """What a route has delivered, and what it hasn't, by what the log knows. No record tells that a delivery succeeded.
 
-has an open dead letter ─────────────────────────────────▶ undelivered
-routed by an edition in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
-... of which that isn't known ───────────────────────────▶ unknown
-a replay of the route has been over it, as it was then ──▶ ended
-else: the route was another then, or there was none ─────▶ undelivered
+    has an open dead letter ─────────────────────────────────▶ undelivered
+    was let go as a copy, and is none by the rules in force ─▶ undelivered, unless a replay has been over it since
+    routed by an edition in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
+    ... of which that isn't known ───────────────────────────▶ unknown
+    a replay of the route has been over it, as it was then ──▶ ended
+    else: the route was another then, or there was none ─────▶ undelivered
+
+The first of these that holds counts.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from gateway.engine.control import Control, DeadFilter, Order, Selection
+from gateway.engine.control import Control, DeadFilter, Order, Selection, place_of
 from gateway.engine.letters import read_letter
-from gateway.log.base import Log, Partition, Record
-from gateway.log.topics import Topics
-from gateway.model import DeliveryId, Event
+from gateway.log.base import Commit, Log, Partition, Record
+from gateway.log.records import SIGHTING, decode_sightings
+from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.model import DeliveryId, Event, UnreadableRecordError, identity_of
 from gateway.rules.edition import RouteThen, route_then
 from gateway.rules.expressions import View
+from gateway.rules.identify import Identifier
+from gateway.rules.rules import Rules
 from gateway.rules.table import RouteTable
 
 SKEW = 60.0
 """Seconds by which the clocks of two partitions' leaders may differ."""
+BEFORE = 3600.0
+"""Seconds before a selection's time from which on sightings are read; of an event older than all of them nothing is
+said."""
+ROWS_AT_ONCE = 1_000
+"""Sightings between which other tasks get their turn: a millisecond."""
 
 
 class Fate(Enum):
@@ -64,16 +77,82 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
     return Dead(letters=letters, ends=ends)
 
 
+class Sighted:
+    """Which events of some partitions were let through, by what `gateway.dedupe` has: copies aren't sighted."""
+
+    def __init__(self, starts: Mapping[str, int], ends: Mapping[str, int], done: Mapping[str, Commit]) -> None:
+        self._starts = starts
+        self._done = done
+        self._lowest: dict[str, int] = {}
+        self._bits = {place: bytearray((end - starts[place]) // 8 + 1) for place, end in ends.items()}
+
+    def add(self, place: str, rows: bytes) -> None:
+        bits = self._bits[place]
+        start = self._starts[place]
+        for _, _, offset, _ in SIGHTING.iter_unpack(rows):
+            self._lowest[place] = min(offset, self._lowest.get(place, offset))
+            if 0 <= offset - start < 8 * len(bits):
+                bits[(offset - start) // 8] |= 1 << (offset - start) % 8
+
+    def was_let_go(self, partition: Partition, offset: int) -> bool:
+        """Tell whether an event, whose source had `dedupe` when it was read, surely wasn't let through."""
+        place = place_of(partition)
+        if place not in self._bits or place not in self._done or not self._done[place].covers(offset):
+            return False  # what was seen is stored before the commit that covers it
+        index = offset - self._starts[place]
+        return self._lowest.get(place, offset) < offset and not self._bits[place][index // 8] >> index % 8 & 1
+
+
+async def sighted_of(
+    log: Log,
+    topics: Topics,
+    selection: Selection,
+    ends: Mapping[str, int],
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> Sighted:
+    """Read what was sighted of the events of a selection."""
+    done: dict[str, Commit] = {}
+    for topic in {place.rpartition("/")[0] for place in ends}:
+        commits = await log.committed(topics.group(ROUTER_GROUP), topic)
+        done |= {f"{topic}/{number}": commit for number, commit in commits.items()}
+    sighted = Sighted(selection.starts, ends, done)
+    starts = await log.offsets_at(topics.dedupe, max(0.0, selection.since - BEFORE))
+    for number, (first, end) in (await log.bounds(topics.dedupe)).items():
+        partition = Partition(topics.dedupe, number)
+        async for records in log.scan(partition, max(first, starts.get(number, first)), end):
+            for record in records:
+                place = record.key.decode(errors="replace")
+                if place not in ends:
+                    continue
+                with suppress(UnreadableRecordError):
+                    rows = decode_sightings(record).rows
+                    for begin in range(0, len(rows), ROWS_AT_ONCE * SIGHTING.size):
+                        sighted.add(place, rows[begin : begin + ROWS_AT_ONCE * SIGHTING.size])
+                        await sleep(0)
+    return sighted
+
+
 class Undelivered:
     """Tells of the deliveries of one route what has become of them, at the beginning of the replay with the `key`.
 
     Without one, it tells what will have become of them once the replays that are asked for have ended.
     """
 
-    def __init__(self, control: Control, route: str, dead: Dead, *, key: str = "") -> None:
+    def __init__(
+        self,
+        control: Control,
+        route: str,
+        dead: Dead,
+        *,
+        sighted: Sighted | None = None,
+        rules: Callable[[], Rules],
+        key: str = "",
+    ) -> None:
         self._history = control.history
         self._route = route
         self._dead = dead
+        self._sighted = sighted
+        self._rules = rules
         self._replays = [_Replay(order, control) for order in _replays_of(control, route, key)]
         self._known: dict[str, tuple[RouteThen, RouteTable | None]] = {}
 
@@ -83,7 +162,10 @@ class Undelivered:
             return Fate.UNDELIVERED
         view = View.of(event)
         edition = self._history.edition_at(partition, record.offset)
-        known = Fate.UNKNOWN if edition is None else self._by(edition.routes.get(self._route), view, destination)
+        text = None if edition is None else edition.routes.get(self._route)
+        known = Fate.UNKNOWN if edition is None else self._by(text, view, destination)
+        if known is Fate.ENDED and text is not None and self._was_let_go(text, partition, record, event):
+            known = Fate.UNDELIVERED
         fate = known
         if fate is Fate.ENDED:
             return fate
@@ -96,6 +178,15 @@ class Undelivered:
             if replayed is Fate.UNKNOWN:
                 fate = Fate.UNKNOWN
         return fate
+
+    def _was_let_go(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
+        """Tell whether an event went nowhere as a copy, and is to go somewhere by the rules in force."""
+        if self._sighted is None or event.source not in self._known[text][0].deduped or identity_of(event.id) is None:
+            return False
+        if not self._sighted.was_let_go(partition, record.offset):
+            return False
+        source = self._rules().sources.get(event.source)
+        return source is None or source.dedupe is None or not Identifier(source).knows(event)
 
     def _by(self, text: str | None, view: View, destination: str) -> Fate:
         """Tell what has become of an event that was matched by the route as an edition has it; None if it hadn't it."""

@@ -38,9 +38,16 @@ def rule_file_argument(parser: Parser) -> None:
     parser.set_defaults(rules=None)
 
 
+def check_arguments(parser: Parser) -> None:
+    rule_file_argument(parser)
+    about = "look also at the events that the log has of the last 1h: do their identities tell them apart?"
+    parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
+
+
 def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    parser.add_argument("event", metavar="EVENT", help="a file with a body, - for stdin, or an event's id in the log")
+    about = "a file with a body, - for stdin, an event's id in the log, or the name of a source"
+    parser.add_argument("event", metavar="EVENT", help=about)
     parser.add_argument("--source", metavar="SOURCE", help="who would have sent it; needed, but with an event's id")
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
     parser.add_argument("--query", action="append", default=[], type=parameter, metavar="K=V", help="repeatable")

@@ -12,6 +12,8 @@ from gateway.ops.letters import DeadLetter, Group, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
+from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
+from gateway.rules.rules import Source
 from gateway.rules.schema import shown_duration
 
 VERBS = {"is": "are", "goes": "go"}
@@ -47,6 +49,29 @@ def explained_fields(explained: Explained) -> dict[str, object]:
     }
 
 
+def source_fields(source: Source, routes: Sequence[str]) -> dict[str, object]:
+    told = Identifier(source).told_by()
+    return {
+        "source": source.name,
+        "path": source.path,
+        "identity": {"from": [*told["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
+        "type": told["type"],
+        "key": told["key"],
+        "routes": list(routes),
+    }
+
+
+def print_source(output: Output, source: Source, routes: Sequence[str]) -> None:
+    """Print how a source's events are identified, and where they may go."""
+    told = Identifier(source).told_by()
+    output.say(("source ", "bold"), f"{source.name}  path {source.path}")
+    identified_by = ", else ".join([*told["id"], IDEMPOTENCY_KEY])
+    output.say(("identity ", "bold"), _dedupe(identified_by, source.dedupe))
+    output.say(("type ", "bold"), ", else ".join([*told["type"], f"the word {FALLBACK_TYPE}"]))
+    output.say(("key ", "bold"), *(told["key"] or ["none"]))
+    output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and go nowhere")
+
+
 def print_explained(output: Output, explained: Explained) -> None:
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
@@ -63,10 +88,14 @@ def print_explained(output: Output, explained: Explained) -> None:
 def _identity(explained: Explained) -> str:
     if not explained.identified_by:
         return "none: each request is an event of its own, and dedupe finds no copies"
-    if explained.dedupe is None:
-        return f"{explained.identified_by}; dedupe is off: what comes again is delivered again"
-    window = shown_duration(explained.dedupe)
-    return f"{explained.identified_by}; dedupe {window}: the same with the same content isn't delivered again within it"
+    return _dedupe(explained.identified_by, explained.dedupe)
+
+
+def _dedupe(identified_by: str, dedupe: float | None) -> str:
+    if dedupe is None:
+        return f"{identified_by}; dedupe is off: what comes again is delivered again"
+    window = shown_duration(dedupe)
+    return f"{identified_by}; dedupe {window}: the same with the same content isn't delivered again within it"
 
 
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:

@@ -1,8 +1,8 @@
 """What the routes of one version of the rules match, as a text that the log keeps and a later process understands.
 
-Two versions with the same routes, conditions and destinations are one edition: URLs, secrets and retries don't decide
-where an event goes. A condition that holds what a reference was replaced with is kept from the log; of its route it is
-only known that it was there.
+Two versions with the same routes, conditions, destinations and sources with `dedupe` are one edition: URLs, secrets and
+retries don't decide where an event goes. A condition that holds what a reference was replaced with isn't told to the
+log: of its route it is only known that it was there.
 """
 
 import hashlib
@@ -35,6 +35,8 @@ class RouteThen:
     """A route of an edition. `route` has its condition, and is None where that isn't known."""
 
     sources: frozenset[str]
+    deduped: frozenset[str]
+    """Those of them of which copies were let go."""
     destinations: frozenset[str]
     route: Route | None
 
@@ -44,7 +46,8 @@ def edition_of(rules: Rules) -> Edition:
     if rules.edition is not None:
         return rules.edition
     secrets = [secret for secret in rules.resolved if len(secret) >= SHORTEST]
-    routes = {name: _text_of(route, secrets) for name, route in sorted(rules.routes.items())}
+    deduped = {name for name, source in rules.sources.items() if source.dedupe is not None}
+    routes = {name: _text_of(route, deduped, secrets) for name, route in sorted(rules.routes.items())}
     digest = hashlib.blake2b(digest_size=8)
     for name, text in routes.items():
         digest.update(f"{name}\0{text}\0".encode("utf-8", "surrogatepass"))
@@ -91,11 +94,18 @@ def route_then(name: str, text: str) -> RouteThen:
             )
         except (ExpressionError, RulesError, TypeError, AttributeError):
             route = None
-    return RouteThen(sources=frozenset(sources), destinations=frozenset(destinations), route=route)
+    return RouteThen(
+        sources=frozenset(sources),
+        deduped=frozenset(told.get("dedupe", ())),
+        destinations=frozenset(destinations),
+        route=route,
+    )
 
 
-def _text_of(route: Route, secrets: list[str]) -> str:
+def _text_of(route: Route, deduped: set[str], secrets: list[str]) -> str:
     told: dict[str, Any] = {"from": sorted(set(route.sources)), "to": sorted(set(route.destinations))}
+    if not deduped.isdisjoint(route.sources):
+        told["dedupe"] = sorted(deduped.intersection(route.sources))
     condition: dict[str, Any] = {}
     if route.match is not None:
         condition["match"] = written(route.match)

@@ -1,6 +1,6 @@
 """What a verified request is: an event's id, type and key, by its source's expressions and its scheme's defaults."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_plus
 
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
@@ -11,6 +11,8 @@ from gateway.verify.schemes import Request
 # The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
 MAX_FIELD = 1024
 FALLBACK_TYPE = "webhook"
+IDEMPOTENCY_KEY = "the header Idempotency-Key"
+"""What tells an identity where nothing else does."""
 
 
 class Identifier:
@@ -52,6 +54,12 @@ class Identifier:
             body=request.body,
         )
 
+    def told_by(self) -> Mapping[str, Sequence[str]]:
+        """Return the expressions that tell an event's id, type and key: of several the first that finds something."""
+        ids = [field.text for field in self._ids.values() if field.text is not None]
+        others = {"type": self._type.text, "key": self._key.text}
+        return {"id": list(dict.fromkeys(ids)), **{name: [text] if text else [] for name, text in others.items()}}
+
     def knows(self, event: Event) -> bool:
         """Tell whether an event of the log would have the same id by these rules, as far as it isn't a credential's."""
         request = Request(
@@ -71,7 +79,7 @@ class Identifier:
         for field in self._ids.values():
             if field.text is not None and field.read(seen):
                 return field.text
-        return "the header Idempotency-Key" if _idempotency_key(request.headers) else ""
+        return IDEMPOTENCY_KEY if _idempotency_key(request.headers) else ""
 
 
 class _Seen:

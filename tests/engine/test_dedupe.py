@@ -31,6 +31,17 @@ def test_only_the_first_of_several_copies_is_new() -> None:
     assert judged(*[a_row(offset=offset, at=START + offset) for offset in range(4)]) == [NEW, *[DUPLICATE] * 3]
 
 
+def test_a_copy_is_one_of_the_newest_that_was_let_through_before_it() -> None:
+    sightings = Sightings()
+    for row in (a_row(offset=1), a_row(2, offset=2), a_row(1, 2, offset=3), a_row(offset=4, at=START + 2 * WINDOW)):
+        sightings.judge(row, WINDOW)
+    assert sightings.original(a_row(offset=9, at=START + 2), WINDOW) == 4
+    assert sightings.original(a_row(offset=2, at=START + 2), WINDOW) == 1
+    assert sightings.original(a_row(1, 2, offset=9), WINDOW) == 3
+    assert sightings.original(a_row(1, 2, offset=9, at=START + WINDOW + 1), WINDOW) is None
+    assert sightings.original(a_row(5, offset=9), WINDOW) is None
+
+
 def test_other_identities_are_new() -> None:
     assert judged(a_row(1), a_row(2, offset=1), a_row(1 << 64, offset=2)) == [NEW] * 3
 

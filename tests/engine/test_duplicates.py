@@ -192,6 +192,27 @@ def test_nothing_is_a_duplicate_without_an_identity_a_window_or_a_source() -> No
     run(scenario())
 
 
+def test_of_what_is_let_go_it_is_told_of_what_it_is_a_copy_once_a_second() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            await world.put("a", "b", "a", "a", "b")
+            reader = world.acquire(process)
+            await world.read(reader)
+            told = [call.kwargs for call in process.logger.calls if call.args == ("event_duplicate",)]
+            (record, event), identity = world.events()[2], event_id("stripe", "a")
+            place, copy_of = f"events/0@{record.offset}", "events/0@0"
+            first = {"source": "stripe", "event_id": identity, "place": place, "copy_of": copy_of, "count": 1}
+            assert told == [first]
+            await asyncio.sleep(2)
+            assert reader.is_duplicate(record, event)
+            assert process.logger.calls[-1].kwargs == first | {"count": 3}
+            other = world.acquire(process, is_router=False)
+            assert other.is_duplicate(record, event)
+            assert len([call for call in process.logger.calls if call.args == ("event_duplicate",)]) == 2
+
+    run(scenario())
+
+
 def test_a_new_owner_knows_what_was_stored_before_the_commit() -> None:
     async def scenario() -> None:
         async with a_world() as world:

@@ -7,16 +7,19 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from gateway.engine.control import DeadFilter, Order, Selection, decode
 from gateway.engine.replay import Matcher
-from gateway.engine.undelivered import Fate, Undelivered, open_letters
+from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
+from gateway.model import delivery_id, event_id
+from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_replay import MortalLog, Owner, an_order, ended, owning
+from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
 from tests.virtual_time import now
 
@@ -48,7 +51,12 @@ class Scene:
         """Count as a dry run does: the deliveries that match, by what is known of each."""
         selection = Selection(route="build", since=0.0)
         dead = await open_letters(self.world.log, TOPICS, self.owner.control, selection)
-        matcher = Matcher(selection, Undelivered(self.owner.control, "build", dead))
+        bounds = await self.world.log.bounds(EVENTS)
+        ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
+        selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
+        sighted = await sighted_of(self.world.log, TOPICS, selection, ends)
+        known = Undelivered(self.owner.control, "build", dead, sighted=sighted, rules=lambda: self.world.rules)
+        matcher = Matcher(selection, known)
         assert matcher.use(self.world.rules) is None
         counts: Counter[Fate] = Counter()
         for number, (start, end) in (await self.world.log.bounds(EVENTS)).items():
@@ -308,3 +316,32 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
         assert set(counts[:60]) <= {1, 2}
         assert counts.count(2) <= 2 * 22
         assert counts[60:] == [1] * 60
+
+
+@virtual
+async def test_what_was_taken_for_a_copy_and_is_none_by_the_rules_now_is_undelivered() -> None:
+    """An identity that made distinct events equal: the rules are mended, and what was let go is brought."""
+    async with a_scene(a_route()) as scene:
+        world = scene.world
+        source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)
+        world.rules = replace(world.rules, sources={"github": source})
+        async with running(world, world.worker(scene.owner.control)) as worker:
+            for number in range(12):
+                customer = str(number % 3)
+                event = an_event(
+                    id=event_id("github", customer), body={"customer": customer}, headers={"X-Number": str(number)}
+                )
+                await world.put(event)
+            await asyncio.sleep(3)
+            assert len(world.client.made) == 3
+            assert await scene.counts() == {Fate.ENDED: 12}, "they are copies still"
+            for mended in (replace(source, id=Expression("headers['x-number']")), replace(source, dedupe=None)):
+                world.rules = replace(world.rules, sources={"github": mended})
+                assert await scene.counts() == {Fate.ENDED: 3, Fate.UNDELIVERED: 9}
+            worker.reload()
+            await scene.replay()
+            assert len(world.client.made) == 12
+            assert await scene.counts() == {Fate.ENDED: 12}
+        ids = [one.delivery.id for one in world.filed(TIER)]
+        assert len(set(ids)) == 9
+        assert set(ids).isdisjoint(delivery_id(event_id("github", str(number)), "build", "ci") for number in range(3))
