@@ -177,6 +177,7 @@ class Scan:
                 count=run.count,
                 detail=run.detail if is_last else "",
                 answers=run.answers if is_last else self.control.answered(key),
+                routes=self.control.replayed_as(key),
             )
             try:
                 await self.publish(marker)

@@ -294,6 +294,24 @@ async def test_a_replay_whose_route_changed_on_the_way_tells_nothing_of_what_it_
 
 
 @virtual
+async def test_a_replay_that_was_cancelled_has_delivered_what_it_had_come_to() -> None:
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(40)
+            scene.reload(worker, OTHER, a_route())
+            order = await an_order(world, "x", rate=5.0)
+            await asyncio.sleep(3)
+            await publish(world, order.with_state("cancelled"))
+            await asyncio.sleep(8)
+            injected = sum(scene.delivered())
+            assert 10 <= injected <= 25
+            assert await scene.counts() == {Fate.UNDELIVERED: 40 - injected, Fate.ENDED: injected}
+            await scene.replay("rest")
+        assert scene.delivered() == [1] * 40
+
+
+@virtual
 async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
