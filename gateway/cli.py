@@ -1140,9 +1140,10 @@ async def _order(call: Call, name: str, action: str) -> int:
 
 def _steered(shown: str, action: str, done: Order) -> str:
     """Tell what came of a resumption or a kick."""
-    ordered = "" if not done.detail else f"; what waits on ordered routes ({done.detail}) isn't counted and does, too"
+    does = "goes on" if action == "resume" else "is tried"
+    ordered = f"; what waits on ordered routes ({done.detail}) {does}, too, and isn't counted" if done.detail else ""
     if done.state == "cancelled":
-        return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on{ordered}"
+        return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on"
     if action == "resume":
         return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}"
     return f"kicked {shown}: {count(done.count, 'delivery', 'is')} tried now{ordered}"

@@ -23,7 +23,7 @@ import structlog
 from typing_extensions import override
 
 from gateway.cli import COMMANDS, DUE, main
-from gateway.engine.control import DeadFilter, Order, Selection, decode
+from gateway.engine.control import DeadFilter, Order, Selection, State, decode
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
@@ -1055,6 +1055,35 @@ def test_one_delivery_is_spoken_of_as_one(
     assert run("route", action, "build")[:2] == (0, told)
 
 
+@pytest.mark.parametrize(
+    ("action", "state", "told"),
+    [
+        (
+            "kick",
+            "done",
+            (
+                "kicked route build: 1 delivery is tried now; "
+                "what waits on ordered routes (build) is tried, too, and isn't counted"
+            ),
+        ),
+        ("resume", "cancelled", "route build was paused again: 1 delivery had been let go on"),
+    ],
+)
+@pytest.mark.usefixtures("log")
+def test_what_is_not_counted_and_what_is_taken_back_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
+) -> None:
+    async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+        return placed.order.with_state(state, count=1, detail="build" if state == "done" else "")
+
+    monkeypatch.setattr(Orders, "finished", ended)
+    run("route", "pause", "build")
+    code, out, _ = run("route", action, "build")
+    assert (code, out) == (state == "cancelled", told + "\n")
+    code, out, _ = run("route", action, "build", "--json")
+    assert lines(out)[0].get("uncounted_routes") == (["build"] if state == "done" else None)
+
+
 @pytest.mark.usefixtures("log")
 def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) -> None:
     code, _, err = run("route", "pause", "biuld")
@@ -1154,6 +1183,8 @@ async def test_a_gateway_takes_an_event_and_ends_with_its_signal(folder: Path) -
         code, out = await call("destination", "resume", "ci", "--json")
         assert code == 0
         assert json.loads(out)["state"] == "active"
+        kicks = await asyncio.gather(*[call("destination", "kick", "ci", "--json") for _ in range(6)])
+        assert [(code, json.loads(out)["state"]) for code, out in kicks] == [(0, "done")] * 6, "given at once"
         code, out = await call("dead", "replay", "--all", "--json")
         assert (code, json.loads(out)["count"]) == (0, 0)
         code, out = await call("replay", "--route", "build", "--from", "1h", "--json")
