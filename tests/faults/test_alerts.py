@@ -236,6 +236,8 @@ async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
         await watch.clear()
         await _log(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
+        await _records(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
         await _destinations(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
         await _overload(scenery)
@@ -328,6 +330,18 @@ async def _log(scenery: "Scenery") -> None:
     async with scenery.watch.fault("what waits will be deleted within two days", "GatewayRetentionNear"):
         await scenery.keep("gateway.events.crm", 86400 / FASTER)
     await scenery.keep("gateway.events.crm", 7 * 86400)
+    scenery.watch.mended()
+
+
+async def _records(scenery: "Scenery") -> None:
+    """Others write to the gateway's topics: a program that has nothing to do there, and a version of tomorrow."""
+    names = ("GatewayRecordsUndecodable", "GatewayDeadLettersGrow")
+    async with scenery.watch.fault("another program writes to a topic of events", *names):
+        await scenery.write("events.github", b"k", b"not ours")
+    scenery.watch.mended()
+    async with scenery.watch.fault("a newer version gives an order", "GatewayRecordsNewer"):
+        await scenery.write("control", b"throttle/destination/idle", b'{"v": 2}')
+    await scenery.write("control", b"throttle/destination/idle", b"")
     scenery.watch.mended()
 
 
@@ -540,6 +554,13 @@ class Scenery:
             await admin.delete_records({each: RecordsToDelete(before_offset=-1) for each in partitions})
         finally:
             await admin.close()
+
+    async def write(self, topic: str, key: bytes, value: bytes) -> None:
+        log = await KafkaLog.open(self.broker.address)
+        try:
+            await log.append(f"{self._place.prefix}{topic}", key=key, value=value, headers=[])
+        finally:
+            await log.close()
 
     async def delete_topic(self, topic: str) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)

@@ -53,6 +53,8 @@ class Client(Protocol):
     place: str
     """What comes again with the process that follows it: its host and port."""
     is_dead: bool
+    is_newer: bool
+    """Whether it is of a newer version, and writes in its format."""
 
     @property
     def machine(self) -> "Machine": ...
@@ -173,6 +175,8 @@ class Broker:
     def store(self, client: Client, partition: Partition, key: bytes, value: bytes, headers: RecordHeaders) -> Record:
         segment = self.segments[partition]
         at = int(self.clock(segment) * 1000) / 1000  # Kafka's timestamps are of milliseconds
+        if client.is_newer:
+            value, headers = _changed(value, headers, OLD, NEW)
         record = Record(segment.end, at, key, value, tuple(headers))
         segment.end += 1
         if self.specs[partition.topic].compacted:
@@ -287,6 +291,24 @@ class Group:
             member.assign(self.generation, share)
 
 
+OLD, NEW = (b"1", b'{"v":1,'), (b"2", b'{"v":2,')
+"""How records of two versions tell which they are: by `gw_v`, and at the beginning of an order."""
+
+
+def _changed(
+    value: bytes, headers: RecordHeaders, old: tuple[bytes, bytes], new: tuple[bytes, bytes]
+) -> tuple[bytes, RecordHeaders]:
+    if value.startswith(old[1]):
+        value = new[1] + value.removeprefix(old[1])
+    return value, [(name, new[0] if name == "gw_v" and text == old[0] else text) for name, text in headers]
+
+
+def as_newer(record: Record) -> Record:
+    """Return a record as a process of the newer version understands it."""
+    value, headers = _changed(record.value, record.headers, NEW, OLD)
+    return record._replace(value=value, headers=tuple(headers))
+
+
 class SimulatedLog:
     """A process's connection to the cluster: the `Log` contract."""
 
@@ -368,7 +390,7 @@ class SimulatedLog:
             batch = _head(self._broker.segments[partition], start, end)
             if not batch:
                 return
-            yield batch
+            yield [as_newer(record) for record in batch] if self._client.is_newer else batch
             start = batch[-1].offset + 1
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
@@ -693,7 +715,8 @@ class SimulatedConsumer:
             self.positions[partition] = records[-1].offset + 1 if records else segment.end
             if records:
                 self._log.clock.seen(records[-1].appended_at)
-                batches.append(Batch(partition, records))
+                understood = [as_newer(record) for record in records] if self.client.is_newer else records
+                batches.append(Batch(partition, understood))
         return batches
 
 

@@ -7,6 +7,7 @@ acknowledged successor record; that is judged from what went over the wires alon
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, decode_delivery, decode_event
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, Delivery, DeliveryId, Event, Result, UndecodableRecordError, delivery_id
-from tests.simulation.broker import Client
+from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
 from tests.simulation.plan import GRACEFUL, HANDOVER, Plan, RouteSpec
 
@@ -227,8 +228,10 @@ class Ledger:
     # The log's witness.
 
     def stored(self, client: Client, partition: Partition, record: Record) -> None:
+        record = as_newer(record)
         if partition.topic == TOPICS.control:
-            self._see_order(decode(record.key, record.value), record.offset)
+            with suppress(UndecodableRecordError):
+                self._see_order(decode(record.key, record.value), record.offset)
         if not partition.topic.startswith(OF_EVENTS):
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value)
@@ -725,7 +728,8 @@ class Ledger:
         for partition, rows in self.rows.items():
             for row in rows.values():
                 if row.event is None:
-                    if partition.topic != TOPICS.dead and row.value not in self.dead_values:
+                    # What was parked before anything was resumed is looked at by nobody.
+                    if partition.topic not in (TOPICS.dead, TOPICS.parked) and row.value not in self.dead_values:
                         self.violate("21 a defined end", "a record that can't be read isn't among the dead", [row])
                 elif row.filed is None:
                     if self.may_be_dropped(row):
@@ -747,7 +751,7 @@ class Ledger:
         """Yield what was parked and not resumed. What was parked late is found by a job, some seconds later."""
         for partition, rows in self.rows.items():
             if partition.topic == TOPICS.parked:
-                yield from [row for row in rows.values() if self.undone(row, ROUTER)]
+                yield from [row for row in rows.values() if row.event is not None and self.undone(row, ROUTER)]
 
     def _check_replays(self) -> None:
         for name, wanted, ends, since in self._replays:

@@ -31,12 +31,14 @@ FAULTS = (
     "step",  # a process starts with a clock an hour off
     "reload",  # rules change in mid-retry
     "order",  # pauses, kicks, replays
-    "poison",  # records that can't be read
+    "poison",  # records that can't be read, in any topic
     "gap",  # offsets that are never used
     "trouble",  # destinations that fail in every way
 )
 HANDOVER = "handover"
 """The process that owns the jobs gives them up in the middle of one: by a drain, or by a kill where others crash."""
+VERSIONS = "versions"
+"""Processes of a newer version beside those of this one, which write in its format: added to other faults."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -126,11 +128,13 @@ def plan_of(seed: int) -> Plan:
     faults = _faults(_stream(seed, "faults"))
     world = _world(_stream(seed, "world"), seed, faults)
     world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
+    world = _versioned(_stream(seed, "versions"), world)
     world = _handed_over(_stream(seed, "batch"), world)
     world = _tight(_stream(seed, "memory"), world)
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
+        *_versions(_stream(seed, "changes of version"), world),
         *_handovers(_stream(seed, "handovers"), world, orders),
         *_trouble(_stream(seed, "trouble"), world),
         *_log_faults(_stream(seed, "log"), world),
@@ -259,6 +263,27 @@ def _handed_over(random: Random, world: Plan) -> Plan:
     return replace(world, faults=(*world.faults, HANDOVER), batch=random.choice((2, 3, 5)))
 
 
+def _versioned(random: Random, world: Plan) -> Plan:
+    """Let some be upgraded and rolled back meanwhile: a fault of its own, so that other seeds stay as they are."""
+    if set(world.faults) & {"order", "reload", "skew", "step"} or not world.faults or random.random() < 0.7:
+        return world
+    return replace(world, faults=(*world.faults, VERSIONS))
+
+
+def _versions(random: Random, world: Plan) -> Iterable[Step]:
+    """Restart processes as a newer version, and as this one again; in the end all of them are newer."""
+    if VERSIONS not in world.faults:
+        return
+    for _ in range(random.randint(1, 4)):
+        place, at = f"p{random.randrange(world.processes)}", random.uniform(0.2, world.horizon)
+        yield Step(round(at, 6), "version", {"process": place, "is_newer": random.random() < 0.6})
+        yield Step(round(at, 6), "stop", {"process": place, "again": random.choice((0.1, 2.0))})
+    for _ in range(random.randint(0, 2)):
+        at = random.uniform(0.0, world.horizon)
+        yield Step(round(at, 6), "ingress", {"is_newer": True})
+        yield Step(round(at + random.uniform(0.1, 5.0), 6), "ingress", {"is_newer": False})
+
+
 def _events(random: Random, world: Plan) -> Iterable[Step]:
     """Events that come in bursts and by ones, some of them again, as they were or with another body."""
     at = 0.0
@@ -283,8 +308,9 @@ def _events(random: Random, world: Plan) -> Iterable[Step]:
         before.append(what)
         yield Step(round(at, 6), "event", {"n": number, **what})
         if "poison" in world.faults and random.random() < 0.05:
-            where = random.choice(("events", "tier"))
-            yield Step(round(at, 6), "poison", {"where": where, "source": world.sources[0], "number": number})
+            where = random.choice(("events", "tier", "parked", "dead", "dedupe", "control"))
+            what = {"where": where, "source": world.sources[0], "number": number, "kind": random.randrange(100)}
+            yield Step(round(at, 6), "poison", what)
         if "gap" in world.faults and random.random() < 0.2:
             yield Step(round(at, 6), "gap", {"number": random.randrange(1 << 30), "count": random.randint(1, 600)})
 

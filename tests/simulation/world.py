@@ -7,11 +7,13 @@ the ledger is closed
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import Any
 
+import orjson
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
@@ -22,7 +24,7 @@ from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.worker import Worker
-from gateway.log.base import Partition, TopicSpec
+from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, LogUnavailableError, RetryPolicy, event_id
@@ -33,7 +35,7 @@ from gateway.verify.schemes import build_verifier
 from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
 from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Version, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
-from tests.simulation.plan import Plan, RouteSpec, Step
+from tests.simulation.plan import VERSIONS, Plan, RouteSpec, Step
 from tests.simulation.sink import HEALTHY, SimulatedClient, Sink
 
 QUIET: FilteringBoundLogger = structlog.wrap_logger(
@@ -114,6 +116,9 @@ class World:
         self._born: dict[str, int] = {}
         self._local_steps: dict[str, float] = {}
         self._paused: dict[str, None] = {}
+        self.newer: set[str] = set()
+        """Places at which the next process is of the newer version."""
+        self._ingress = OUTSIDE
         self._chores: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
 
@@ -187,6 +192,13 @@ class World:
             sink.how = HEALTHY
         while self._chores:
             await asyncio.wait(list(self._chores))
+        if VERSIONS in self.plan.faults:
+            self.newer = {f"p{number}" for number in range(self.plan.processes)}
+            for process in list(self.processes.values()):
+                if not process.is_newer:
+                    self._chore(self._restart(process, 0.1))
+            while self._chores:
+                await asyncio.wait(list(self._chores))
         for number in range(self.plan.processes):
             if f"p{number}" not in self.processes:
                 self.start(f"p{number}")
@@ -275,6 +287,8 @@ class World:
             "rebalance": self._rebalance,
             "expire": self._expire,
             "clock": self._set_clock,
+            "version": self._set_version,
+            "ingress": self._set_ingress,
             "reload": self._reload,
             "order": self._order,
             "handover": self._hand_over,
@@ -282,8 +296,23 @@ class World:
         takers[step.do](step.what)
 
     def _poison(self, what: Mapping[str, Any]) -> None:
-        topic = TOPICS.events(what["source"]) if what["where"] == "events" else TOPICS.retry("5s")
-        self.broker.store(OUTSIDE, Partition(topic, 0), b"", b"poison %d" % what["number"], [("gw_v", b"x")])
+        where, kind, body = what["where"], what.get("kind", 0), b"poison %d" % what["number"]
+        if where == "control":
+            key, value = poisoned_orders()[kind % len(poisoned_orders())]
+            self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
+            return
+        topics = {
+            "events": TOPICS.events(what["source"]),
+            "tier": TOPICS.retry("5s"),
+            "parked": TOPICS.parked,
+            "dead": TOPICS.dead,
+            "dedupe": TOPICS.dedupe,
+        }
+        poisons: Sequence[RecordHeaders] = poisoned_headers(what["source"])
+        if where == "events":
+            poisons = [headers for headers in poisons if "gw_delivery" not in dict(headers)]  # else it is one
+        key = f"{TOPICS.events(what['source'])}/0".encode() if where == "dedupe" else b""
+        self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, poisons[kind % len(poisons)])
 
     def _skip(self, what: Mapping[str, Any]) -> None:
         partitions = [partition for partition in self.broker.segments if partition.topic != TOPICS.control]
@@ -334,6 +363,13 @@ class World:
         if process is not None:
             process.machine.step = what["by"]
 
+    def _set_version(self, what: Mapping[str, Any]) -> None:
+        """Let the process that comes next at this place be of the newer version, or of this one."""
+        (self.newer.add if what["is_newer"] else self.newer.discard)(what["process"])
+
+    def _set_ingress(self, what: Mapping[str, Any]) -> None:
+        self._ingress = NEWER_OUTSIDE if what["is_newer"] else OUTSIDE
+
     def _receive(self, what: Mapping[str, Any]) -> None:
         number = what["n"]
         body = Random(what["body"]).randbytes(what["size"])
@@ -355,7 +391,7 @@ class World:
         partitions = self.broker.of(TOPICS.events(event.source))
         key = event_key(event)
         partition = partitions[Random(key).randrange(len(partitions))]
-        record = self.broker.store(OUTSIDE, partition, key, body, encode_event(event))
+        record = self.broker.store(self._ingress, partition, key, body, encode_event(event))
         self.ledger.acknowledged(partition, record.offset)
 
     def _error_of_ingress(self, number: int) -> float:
@@ -514,6 +550,52 @@ class World:
         task.add_done_callback(self._chores.discard)
 
 
+@cache
+def poisoned_headers(source: str) -> list[RecordHeaders]:
+    """Return headers of records that are neither events nor deliveries nor sightings."""
+    event = Event(id=event_id(source, "poison"), source=source, type="x", received_at=EPOCH, headers=(), body=b"")
+    written = encode_event(event)
+    state = {"id": "dlv_1", "route": "r0", "destination": "d0", "successor": 0, "due": 0, "since": 0, "at": 0}
+    values: list[object] = [None, 1e300, [[]], {"unknown_since": "x", "breaks": "x"}, True]
+    states: list[dict[str, object]] = [
+        {**state, "attempts": [], "note": {}, name: value}
+        for name in ("id", "attempts", "successor", "due", "note")
+        for value in values
+    ]
+    return [
+        [("gw_v", b"x")],
+        [],
+        [(name, b"nan" if name == "gw_at" else text) for name, text in written],
+        [(name, b"a: b\r\nno colon" if name == "gw_headers" else text) for name, text in written],
+        *[[*written, ("gw_delivery", orjson.dumps(each))] for each in states],
+        [("gw_v", b"1"), ("gw_source", source.encode()), ("gw_origin", b"9" * 17)],
+        [("gw_v", b"1"), ("gw_source", b"\xff"), ("gw_origin", b"0")],
+    ]
+
+
+@cache
+def poisoned_orders() -> list[tuple[bytes, bytes]]:
+    """Return keys and values that are no orders, under keys that no order has."""
+    keys = (
+        b"",
+        b"\xff/x",
+        b"pause/destination/never",
+        b"kick/route/never",
+        b"dead/never",
+        b"replay/never",
+        b"marker/kick/route/never",
+    )
+    values = (
+        b"[]",
+        b'{"state":',
+        b'{"state":["paused"],"at":0,"marker":{},"count":0}',
+        b'{"state":"asked","at":"now","marker":{},"count":0}',
+        b'{"state":"asked","at":0,"marker":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
+        b'{"state":"done","at":0,"marker":[],"count":0}',
+    )
+    return [(key, value) for key in keys for value in values]
+
+
 class Process:
     """A `gateway run --role router`, as `gateway/run.py` puts it together. `name` is unique, `place` comes again."""
 
@@ -523,6 +605,7 @@ class Process:
         self.is_dead = False
         self.is_stopping = False
         self.machine = machine
+        self.is_newer = place in world.newer
         self.log = SimulatedLog(world.broker, self, random, lambda: world.drowsy)
         self.force: InForce | None = None
         self._world = world
@@ -629,8 +712,11 @@ class _Outside:
     def machine(self) -> Machine:
         return Machine(asyncio.get_running_loop())
 
+    def __init__(self, *, is_newer: bool = False) -> None:
+        self.is_newer = is_newer
 
-OUTSIDE = _Outside()
+
+OUTSIDE, NEWER_OUTSIDE = _Outside(), _Outside(is_newer=True)
 
 
 def world_logger(world: World, name: str) -> FilteringBoundLogger:

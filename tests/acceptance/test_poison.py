@@ -1,0 +1,154 @@
+"""Records that no gateway wrote, in every topic of a real cluster, under load: nothing stops, nothing is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from gateway.engine.control import DeadFilter
+from gateway.log.records import encode_delivery, encode_event, encode_sightings
+from gateway.log.topics import TIERS, Topics
+from tests.acceptance.conftest import LogPlace, operators
+from tests.acceptance.test_rollout import Fleet
+from tests.builders import a_delivery, an_event
+from tests.load import SECRET, Ledger, Load, all_delivered, report
+from tests.sink import Sink
+from tests.versions import THIS
+
+RULES = f"""
+version: 1
+sources:
+  github: {{{{verify: {{{{scheme: github, secrets: ["{SECRET}"]}}}}, key: body.n, dedupe: 1h}}}}
+destinations:
+  first: {{{{url: "{{first}}"}}}}
+  second: {{{{url: "{{second}}"}}}}
+routes:
+  - {{{{name: all, from: github, to: first}}}}
+  - {{{{name: in-order, from: github, to: second, order: key}}}}
+"""
+
+Poison = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
+"""Key, value and record headers, any of which may be missing."""
+
+
+def garbage() -> list[Poison]:
+    """Return what is neither an event, nor a delivery, nor a sighting."""
+    event = encode_event(an_event())
+    state = orjson.loads(dict(encode_delivery(a_delivery(), {}, at=0.0))["gw_delivery"])
+    changed = [
+        {**state, name: value}
+        for name in ("id", "route", "attempts", "successor", "due", "note", "at")
+        for value in (None, ["list"], {"an": "object"}, True, -1, 1e300, "\0")
+    ]
+    found: list[Poison] = [
+        (None, b"", []),
+        (b"", b"", [("gw_v", None)]),
+        (b"\xff", b"\xff\x00", [("gw_v", b"1"), ("gw_at", b"nan")]),
+        (b"k", b"x" * 300_000, [("gw_v", b"one")]),
+        (b"k", b"{}", [*event[:-1], ("gw_headers", b"no colon\r\n\r\n"), ("gw_delivery", b"{}")]),
+        (b"k", b"{}", [(name, b"\r\nInjected: 1" if name == "ce_id" else value) for name, value in event]),
+        (b"k", b"{}", [(name, b"9e99" if name == "gw_at" else value) for name, value in event]),
+    ]
+    return found + [(b"k", b"{}", [*event, ("gw_delivery", orjson.dumps(each))]) for each in changed]
+
+
+def orders() -> list[Poison]:
+    keys = (b"pause/destination/first", b"kick/route/all", b"dead/1", b"replay/1", b"marker/replay/1", b"what/is/this")
+    values = (
+        b"",
+        b"[]",
+        b'{"state":',
+        b'{"state":["paused"],"at":0,"marker":{},"count":0}',
+        b'{"state":"done","at":"now","marker":{"a":"b"},"count":{},"filter":[],"selection":7}',
+    )
+    return [(b"", b"{}", []), *[(key, value, []) for key in keys for value in values if key != keys[0] or value]]
+
+
+def sightings(topic: str) -> list[Poison]:
+    key = f"{topic}/0".encode()
+    return [
+        (key, b"too short", encode_sightings("github", 0)),
+        (key, b"", encode_sightings("github", 1 << 62)),
+        (key, b"x" * 40, [("gw_v", b"1"), ("gw_source", b"\xff"), ("gw_origin", None)]),
+        (key, None, []),
+    ]
+
+
+@asynccontextmanager
+async def producer(place: LogPlace) -> AsyncIterator[AIOKafkaProducer]:
+    writer = AIOKafkaProducer(bootstrap_servers=place.servers)
+    await writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.stop()
+
+
+@pytest.mark.timeout(180)
+async def test_what_no_gateway_wrote_stops_none_of_them(kafka_place: LogPlace, folder: Path) -> None:
+    place, topics = kafka_place, Topics(kafka_place.prefix)
+    events = topics.events("github")
+    bad, bad_orders, bad_sightings = garbage(), orders(), sightings(events)
+    poison = {
+        events: [each for each in bad if not any(name == "gw_delivery" and text != b"{}" for name, text in each[2])],
+        **{topics.retry(tier): bad for tier in TIERS},
+        topics.dead: bad,
+        topics.parked: bad,
+        topics.control: bad_orders,
+        topics.dedupe: [*bad_sightings, *bad],
+    }
+    async with (
+        Sink(path="/first") as first,
+        Sink(path="/second") as second,
+        AsyncExitStack() as stack,
+        producer(place) as writer,
+    ):
+        fleet = Fleet(stack, folder, place, RULES.format(first=first.url, second=second.url))
+        [ingress, one] = await fleet.start(THIS, "ingress", "router")
+        [two] = await fleet.start(THIS, "router")
+        load = Load(ingress.port, rate=200.0)
+        stopped = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(load.send_until(stopped))
+            await first.received(100, timeout=20)
+            sent = [
+                writer.send(topic, key=key, value=value, headers=list(headers))
+                for topic, records in poison.items()
+                for key, value, headers in records
+            ]
+            await asyncio.gather(*[await each for each in sent])
+            async with operators(place) as ordered:
+                paused = await ordered.pause("destination/first")
+                assert paused
+                await asyncio.sleep(2)
+                resumed = await ordered.resume("destination/first")
+                assert resumed is not None
+                assert await ordered.finished(resumed, timeout=20), one.story()
+                kicked = await ordered.kick("destination/first")
+                assert await ordered.finished(kicked, timeout=20), one.story()
+                dropped = await ordered.settle("drop", DeadFilter(reason="undecodable"))
+                settled = await ordered.finished(dropped, timeout=20)
+                assert settled is not None, one.story()
+                assert settled.count >= len(bad)
+            [three] = await fleet.start(THIS, "router")  # one that meets all of it as it starts
+            assert await one.stop() == 0, one.story()
+            so_far = load.acknowledged_count
+            await first.received(so_far + 100, timeout=30)
+            await asyncio.sleep(8)  # the shortest tiers, and what each job looks at every few seconds
+            stopped.set()
+        await all_delivered(load.acknowledged, first, second, timeout=30)
+        for gateway in (two, three):
+            assert gateway.is_running, gateway.story()
+            assert (await gateway.metrics()).sum("gateway_log_up") == 1
+        ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
+        report(f"{sum(map(len, poison.values()))} records that no gateway wrote", *ledgers)
+        assert [ledger.lost for ledger in ledgers] == [0, 0], two.story()
+        assert load.statuses().keys() == {202}
+        counted = sum([(await each.metrics()).sum("gateway_records_undecodable_total") for each in (two, three)])
+        assert counted > len(bad_orders)
+        assert await two.stop() == 0, two.story()
+        assert await three.stop() == 0, three.story()
