@@ -112,7 +112,7 @@ def _owner(log: EmbeddedLog, base: int) -> tuple[Reader, Duplicates]:
         metrics=Metrics(CollectorRegistry()),
         logger=structlog.get_logger(),
     )
-    return duplicates.acquire(Assignment(PARTITION, Commit(base), 0), is_router=True), duplicates
+    return duplicates.acquire(Assignment(PARTITION, Commit(base), 0)), duplicates
 
 
 def main() -> None:

@@ -180,6 +180,31 @@ class Bench:
             for count, burst in zip(counts[1:], more, strict=True)
         ]
 
+    async def ordered(self) -> list[Figure]:
+        async with AsyncExitStack() as stack:
+            contestants = [
+                await self._join(stack, self._gateway(f"ordered-{count}", is_embedded=True, ordered=count))
+                for count in (0, 1, 10)
+            ]
+            none, one, ten = await self._compare("ordered routes", contestants)
+        return [
+            Figure(
+                section="ordered",
+                name="whole path, an ordered route beside a plain one: CPU an event",
+                value=one.cpu,
+                reference=none.cpu,
+                unit="µs",
+            ),
+            Figure(
+                section="ordered",
+                name="10 ordered routes, of which one matches, beside one: CPU an event",
+                value=ten.cpu,
+                reference=one.cpu,
+                unit="µs",
+                at_most=3.0,
+            ),
+        ]
+
     async def patterns(self) -> list[Figure]:
         worst = Expression(rf"body.to.exists(t, t.matches('{EMAIL}'))")
         routes = [Expression(f"body.action.matches('^(re)?opened( by .* in {n})?$')") for n in range(1_000)]
@@ -258,9 +283,11 @@ class Bench:
         self._progress.remove_task(task)
         return figures
 
-    def _gateway(self, name: str, *, is_embedded: bool = False, role: str = "all", routes: int = 10) -> Subject:
+    def _gateway(
+        self, name: str, *, is_embedded: bool = False, role: str = "all", routes: int = 10, ordered: int = 0
+    ) -> Subject:
         log = f"sqlite:///{self._folder / name}.db" if is_embedded else f"kafka://{self._servers}"
-        return gateway(name, self._folder, log=log, destination=self._port, role=role, routes=routes)
+        return gateway(name, self._folder, log=log, destination=self._port, role=role, routes=routes, ordered=ordered)
 
     async def _create(self, topic: str) -> None:
         log = await KafkaLog.open(self._servers)
@@ -326,6 +353,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "ingress": Bench.ingress,
     "path": Bench.path,
     "routes": Bench.routes,
+    "ordered": Bench.ordered,
     "patterns": Bench.patterns,
     "embedded": Bench.embedded,
     "latency": Bench.latency,

@@ -79,11 +79,15 @@ def gateway(
     role: str = "all",
     routes: int = 10,
     fan_out: int = 1,
+    ordered: int = 0,
     prefix: str | None = None,
 ) -> Subject:
-    """Start a gateway. Each event has `fan_out` deliveries; those with one `prefix` share their topics and groups."""
+    """Start a gateway. Each event has `fan_out` deliveries; those with one `prefix` share their topics and groups.
+
+    So many routes keep an order, beginning with the one that matches; each event has a key of its own.
+    """
     rules = folder / f"{name}.yaml"
-    rules.write_text(_rules(destination, routes, fan_out))
+    rules.write_text(_rules(destination, routes, fan_out, ordered))
     options = {
         "--rules": str(rules),
         "--log": log,
@@ -103,9 +107,11 @@ def bare(name: str, folder: Path, *, servers: str, topic: str, destination: int 
     return Subject(name, command, folder)
 
 
-def _rules(destination: int, routes: int, fan_out: int) -> str:
+def _rules(destination: int, routes: int, fan_out: int, ordered: int) -> str:
     """Write rules of which one route matches: those of a company with ten repositories a team."""
     lines = ["version: 1", "sources:", "  github:", f'    verify: {{scheme: github, secrets: ["{SECRET}"]}}']
+    if ordered:
+        lines.append("    key: headers['x-github-delivery']")
     lines.append("destinations:")
     lines += [
         f"  team-{team}: {{url: 'http://127.0.0.1:{destination}/hooks/{team}'}}" for team in range((routes + 9) // 10)
@@ -117,5 +123,6 @@ def _rules(destination: int, routes: int, fan_out: int) -> str:
         repository = REPOSITORY if number == routes // 2 else f"acme/service-{number}"
         match = f"{{type: push, body.repository.full_name: {repository}}}"
         to = ", ".join([f"team-{number // 10}", *copies])
-        lines.append(f"  - {{name: build-{number}, from: github, match: {match}, to: [{to}]}}")
+        order = ", order: key" if (number - routes // 2) % routes < ordered else ""
+        lines.append(f"  - {{name: build-{number}, from: github, match: {match}, to: [{to}]{order}}}")
     return "\n".join(lines) + "\n"

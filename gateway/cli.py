@@ -83,7 +83,7 @@ from gateway.rules.expressions import View
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Route, Rules
 from gateway.rules.schema import json_schema
-from gateway.run import Gateway, cannot_listen, event_topics, open_log
+from gateway.run import Gateway, cannot_listen, event_topics, open_log, specs_of
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Settings, from_sources, log_target
 from gateway.telemetry import logs
 from gateway.verify.keys import did_you_mean
@@ -295,7 +295,7 @@ async def _check(call: Call) -> int:
     if rules is None:
         call.output.say(f"{path}: no error{told}; what hangs on an unresolved reference wasn't looked at")
         return 0
-    call.topics.specs(event_topics(rules, call.topics))  # or one is for what is the gateway's own
+    specs_of(rules, call.topics)  # or one is for what is the gateway's own
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
     call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
@@ -515,7 +515,7 @@ async def _log(call: Call, *, may_create: bool = False) -> AsyncIterator[Log]:
     settings=("rules", *LOG),
 )
 async def _topics_create(call: Call) -> int:
-    specs = call.topics.specs(event_topics(_rules(call.settings.rules), call.topics))
+    specs = specs_of(_rules(call.settings.rules), call.topics)
     async with _log(call, may_create=True) as log:
         with call.output.waiting("creating topics"):
             created = set(await log.create(specs))
@@ -534,7 +534,7 @@ async def _topics_create(call: Call) -> int:
     settings=("rules", *LOG),
 )
 async def _topics_check(call: Call) -> int:
-    specs = call.topics.specs(event_topics(_rules(call.settings.rules), call.topics))
+    specs = specs_of(_rules(call.settings.rules), call.topics)
     async with _log(call) as log:
         with call.output.waiting("reading the topics' configuration"):
             problems = await log.check(specs)
@@ -1195,7 +1195,8 @@ async def _migrate(call: Call) -> int:
         raise UsageError("migrate: expected --from sqlite:///FILE and --to kafka://HOST:PORT, got others")
     if not origin.path.exists():
         raise UsageError(f"--from: expected an embedded log, got no file {origin.path}")
-    names = event_topics(_rules(call.settings.rules), call.topics)
+    rules = _rules(call.settings.rules)
+    names = event_topics(rules, call.topics)
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(_log(call))
         # As its owner: a gateway that is at work on it is told of, and none can start meanwhile. What retention would
@@ -1206,7 +1207,7 @@ async def _migrate(call: Call) -> int:
         def show(total: int) -> Callable[[int, str], None]:
             return stack.enter_context(output.gauge("migrate", total))
 
-        moved, left = await migrate(source, target, call.topics, names, show)
+        moved, left = await migrate(source, target, call.topics, names, show, ordered=rules.ordered)
     if output.json:
         for each in moved:
             output.line(each._asdict())

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from gateway.engine.unread import Unread
 from gateway.engine.unreadable import notes_of
 from gateway.engine.worker import Worker
 from gateway.ingress import Ingress
-from gateway.log.base import Log, Partition
+from gateway.log.base import Log, Partition, TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
@@ -97,9 +98,14 @@ def event_topics(rules: Rules, topics: Topics) -> set[str]:
     return {source.topic or topics.events(source.name) for source in rules.sources.values()}
 
 
+def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
+    """Return what the topics have to be by these rules. Raises RulesError where events and ours would share one."""
+    return topics.specs(event_topics(rules, topics), rules.ordered)
+
+
 async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: FilteringBoundLogger) -> None:
     """Hold the topics against what the promises need; a fatal difference is a UsageError, or with `--dev` a warning."""
-    specs = Topics(settings.topic_prefix).specs(event_topics(rules, Topics(settings.topic_prefix)))
+    specs = specs_of(rules, Topics(settings.topic_prefix))
     if settings.dev or isinstance(settings.log, EmbeddedTarget):
         for name in await log.create(specs):
             logger.info("topic_created", topic=name)
@@ -133,7 +139,6 @@ class Gateway:
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
-        self._jobs: Jobs | None = None
         self._client: Client | None = None
         self._traces: Traces | None = None
         self._lost: LogLostError | None = None
@@ -241,7 +246,7 @@ class Gateway:
             traces=self._traces,
             others=follower.unread,
         )
-        self._jobs = Jobs(
+        jobs = Jobs(
             log=log,
             topics=self._topics,
             rules=lambda: self._rules,
@@ -250,7 +255,7 @@ class Gateway:
             logger=self._logger,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
-        return worker, [follow, tasks.create_task(self._jobs.run(), name="jobs")]
+        return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
 
     async def _start_ingress(self, log: Log) -> Address:
         self._ingress = Ingress(
@@ -362,14 +367,12 @@ class Gateway:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
             changed = await asyncio.to_thread(changes, self._rules, rules)
             certificates = await asyncio.to_thread(certificate_ends, rules)
-            added = event_topics(rules, self._topics) - event_topics(self._rules, self._topics)
+            added = set(specs_of(rules, self._topics)).difference(specs_of(self._rules, self._topics))
             if added:
-                # A new source's topic is made and checked before the source is served: a client's request for the
-                # metadata of one that is missing must not create it with the broker's defaults.
-                await log.create(self._topics.specs(added))
+                # The topic of a new source or ordered route is made and checked before that is served: a client's
+                # request for the metadata of one that is missing must not create it with the broker's defaults.
+                await log.create(sorted(added, key=attrgetter("name")))
                 await ensure_topics(log, self._settings, rules, self._logger)
-            if self._worker is not None:
-                await self._worker.prepare(rules)
         except GatewayError as error:
             self._metrics.rules_reloads.labels("error").inc()
             self._metrics.rules_refused.set(1)
@@ -382,8 +385,6 @@ class Gateway:
             self._client.use_guard(EgressGuard(rules.egress))
         if self._worker is not None:
             self._worker.reload()
-        if self._jobs is not None:
-            self._jobs.reload()
         _spare_collector()
         self._metrics.rules_reloads.labels("ok").inc()
         told = {

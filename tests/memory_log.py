@@ -21,6 +21,7 @@ from gateway.log.base import (
     Batch,
     Commit,
     Listener,
+    NewRecord,
     Partition,
     Position,
     Record,
@@ -129,6 +130,10 @@ class MemoryLog:
             for member in [member for group in self._state.members.values() for member in group]:
                 member.begin_anew(partition)
 
+    def forget(self, group: str) -> None:
+        """Delete what a group has committed, as an operator may."""
+        self._state.commits.pop(group, None)
+
     def delete_below(self, partition: Partition, offset: int) -> None:
         """Delete records as retention does: the partition's start moves."""
         segment = self._state.segments[partition]
@@ -183,11 +188,31 @@ class MemoryLog:
             raise LogUnavailableError(f"{topic}: the append was told to fail")
         partition = partitions[crc32(key) % len(partitions)]
         self._check_leaders(partition)
+        return self._store(partition, NewRecord(key, value, headers))
+
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        for key, value, headers in records:
+            size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
+            if size > self.max_record_bytes:
+                raise RecordTooLargeError(f"{partition.topic}: expected at most {self.max_record_bytes}, got {size}")
+        if partition not in self._state.segments:
+            raise LogUnavailableError(f"{partition.topic}: expected a partition, got one that is not there")
+        self._check_leaders(partition)
+        await asyncio.sleep(0)  # as an append to a real log, it lets other tasks run
+        positions = []
+        for record in records:
+            if self._state.failing_appends > 0:
+                self._state.failing_appends -= 1
+                raise LogUnavailableError(f"{partition.topic}: the append was told to fail")
+            positions.append(self._store(partition, record))
+        return positions
+
+    def _store(self, partition: Partition, new: NewRecord) -> Position:
         segment = self._state.segments[partition]
-        record = Record(segment.end, self.now(), key, value, tuple(headers))
+        record = Record(segment.end, self.now(), new.key, new.value, tuple(new.headers))
         segment.end += 1
-        if self._state.specs[topic].compacted:
-            segment.records = [older for older in segment.records if older.key != key]
+        if self._state.specs[partition.topic].compacted:
+            segment.records = [older for older in segment.records if older.key != new.key]
         segment.records.append(record)
         for consumer in (*self._state.readers, *(c for group in self._state.members.values() for c in group)):
             consumer.wake()
@@ -258,11 +283,6 @@ class MemoryLog:
             for group, commits in self._state.commits.items()
             if commits and group.startswith(prefix)
         }
-
-    async def forget(self, group: str) -> None:
-        if self._state.members.get(group):
-            raise LogUnavailableError(f"{group}: expected no members, got some")
-        self._state.commits.pop(group, None)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         missing = [spec for spec in specs if spec.name not in self._state.specs]

@@ -198,7 +198,7 @@ class Dispatcher:
         size = WRITE_SIZE + pending.size // 3
         if self._writing < MAX_WRITING:
             self._writing += size
-            self._spawn(write, "worker-successor")
+            self.spawn(write, "worker-successor")
         else:
             self._unwritten.append(partial(self.bury, pending, record, error))
 
@@ -311,7 +311,7 @@ class Dispatcher:
         if self._is_draining:
             return
         while (item := lane.take(now)) is not None:
-            self._spawn(partial(self._attempts, lane, item), "worker-attempts")
+            self.spawn(partial(self._attempts, lane, item), "worker-attempts")
 
     async def _attempts(self, lane: Lane, item: Item | None) -> None:
         """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
@@ -421,7 +421,7 @@ class Dispatcher:
         name = f"destination/{destination}"
         if name not in self._pausing and self._control.paused_by("", destination) is None:
             self._pausing.add(name)
-            self._spawn(write, "worker-pause")
+            self.spawn(write, "worker-pause")
 
     # Ends and successors.
 
@@ -477,7 +477,7 @@ class Dispatcher:
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
             self._writing += _size_of_write(item)
             write = self._write if self._traces is None else partial(self._write_traced, self._traces)
-            self._spawn(partial(write, item, topic, end), "worker-successor")
+            self.spawn(partial(write, item, topic, end), "worker-successor")
 
     async def _write(self, item: Item, topic: str, end: DeadLettered | None) -> None:
         def is_wanted() -> bool:
@@ -627,7 +627,8 @@ class Dispatcher:
             return IDLE_TICK
         return max(0.001, min(IDLE_TICK, self._soon[0][0] - self._log.now()))
 
-    def _spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
+    def spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
+        """Run an attempt or an append, which a drain waits for."""
         assert self._tasks is not None
         self._under_way.add(self._tasks.create_task(self._tracked(work), name=name))
 

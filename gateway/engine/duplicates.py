@@ -21,9 +21,9 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe import Sightings, Verdict
 from gateway.engine.unreadable import Unreadable
-from gateway.log.base import Assignment, Commit, Log, Partition, Record
-from gateway.log.records import SIGHTING, decode_event, decode_sightings, encode_sightings, fingerprint, sightings_key
-from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.log.base import Assignment, Log, Partition, Record
+from gateway.log.records import SIGHTING, decode_sightings, encode_sightings, fingerprint, sightings_key
+from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
@@ -84,7 +84,6 @@ class Duplicates:
         self._around = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
         self._log = log
         self._topic = topics.dedupe
-        self._router = topics.group(ROUTER_GROUP)
         self._rules = rules
         self._metrics = metrics
         self._logger = logger
@@ -94,11 +93,11 @@ class Duplicates:
         self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._told: dict[int, int] = {}
 
-    def acquire(self, assignment: Assignment, *, is_router: bool) -> "Reader":
+    def acquire(self, assignment: Assignment) -> "Reader":
         """Begin to read a partition of events; the reader is to be released when the partition is lost.
 
-        Several groups may read one partition in this process, and share what is known of it. Where it comes straight
-        back, acquire it again before the reader of before is released: it then knows what that one knew.
+        Where it comes straight back, acquire it again before the reader of before is released: it then knows what that
+        one knew.
         """
         partition, commit, log_start = assignment
         window = self._around.window(partition.topic)
@@ -115,9 +114,7 @@ class Duplicates:
         elif window:
             # Others may have read on, and stored what they saw.
             store.need(store.high_at or since)
-        if not is_router:  # whose sightings are stored
-            store.passed = max(store.passed, commit.base + int.from_bytes(commit.done, "little").bit_length())
-        reader = Reader(self._around, self._stores, store, is_router=is_router)
+        reader = Reader(self._around, self._stores, store)
         store.readers.add(reader)
         return reader
 
@@ -150,8 +147,6 @@ class Duplicates:
             # By the windows in force: what was forgotten before one was made longer is wanted now.
             store.forget(round(began * _MICRO), self._around.windows(store.partition.topic))
         asked = {store: (store.asked, store.wanted) for store in stores}
-        # Before gateway.dedupe, which then has the sightings of all that is covered.
-        routed = {topic: await self._log.committed(self._router, topic) for topic in {s.partition.topic for s in asked}}
         by_key = {store.key: store for store in asked}
         starts = await self._log.offsets_at(
             self._topic, max(0.0, min([since for _, since in asked.values()]) / _MICRO - SKEW)
@@ -165,35 +160,9 @@ class Duplicates:
                         count += await self._restore(found, record, number)
                 await self._sleep(0)
         for store, (number, since) in asked.items():
-            count += await self._look_at_passed(store, routed[store.partition.topic], since)
             store.has_read(since, number)
         seconds = round(self._log.now() - began, 3)
         self._logger.info("dedupe_rebuilt", partitions=len(asked), identities=count, seconds=seconds)
-
-    async def _look_at_passed(self, store: "_Store", routed: Mapping[int, Commit], since: float) -> int:
-        """Look at what an ordered route has passed already, and the router may not have stored the sightings of."""
-        topic, number = store.partition
-        first, end = (await self._log.bounds(topic)).get(number, (0, 0))
-        begin = max(first, routed.get(number, Commit(first)).base)
-        if begin >= min(store.passed, end):
-            return 0
-        begin = max(begin, (await self._log.offsets_at(topic, max(0.0, since / _MICRO))).get(number, first))
-        count = 0
-        async for records in self._log.scan(store.partition, begin, min(store.passed, end)):
-            for record in records:
-                try:
-                    event = decode_event(record)
-                except UndecodableRecordError:
-                    continue  # the router keeps it
-                except NewerRecordError:
-                    continue  # the router leaves it
-                source, identity = self._rules().sources.get(event.source), identity_of(event.id)
-                if source is not None and source.dedupe is not None and identity is not None:
-                    at = round(record.appended_at * _MICRO)
-                    store.of(event.source).restore(SIGHTING.pack(identity, fingerprint(event), record.offset, at))
-                    count += 1
-            await self._sleep(0)
-        return count
 
     async def _restore(self, store: "_Store", record: Record, number: int) -> int:
         try:
@@ -243,16 +212,13 @@ class Duplicates:
 
 
 class Reader:
-    """One group's reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
+    """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
 
-    def __init__(
-        self, around: _Surroundings, stores: "dict[Partition, _Store]", store: "_Store", *, is_router: bool
-    ) -> None:
+    def __init__(self, around: _Surroundings, stores: "dict[Partition, _Store]", store: "_Store") -> None:
         self._around = around
         self._stores = stores
         self._store = store
         self._patient_until = asyncio.get_running_loop().time() + PATIENCE
-        self.is_router = is_router
         self.at: int | None = None
         """When the record was appended that was looked at last."""
 
@@ -292,9 +258,8 @@ class Reader:
         is_known = store.knows(self.at, window)
         row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
         verdict = store.of(event.source).judge(row, window)
-        if self.is_router:
-            self._note(event.source, verdict, row, is_known=is_known)
-        if self.is_router and verdict is Verdict.DUPLICATE:
+        self._note(event.source, verdict, row, is_known=is_known)
+        if verdict is Verdict.DUPLICATE:
             self._tell(event, row, window)
         return verdict is Verdict.DUPLICATE
 
@@ -327,11 +292,11 @@ class Reader:
                 pass
             case _:
                 assert_never(verdict)
-        # Also where the sighting was there: another group may have read the event first, and stores nothing.
+        # Also where the sighting was there: who read the event before may not have stored it.
         self._store.fresh.setdefault(source, bytearray()).extend(row)
 
     async def flush(self) -> None:
-        """Store what was seen up to now. Only the router's readers have something to store.
+        """Store what was seen up to now.
 
         A commit must cover nothing that was seen after the last flush that returned: work out what to commit, flush,
         commit. Raises LogUnavailableError; the commit is then to be left, and flushing again is always safe.
@@ -354,7 +319,7 @@ class Reader:
         """Let go of the partition."""
         store = self._store
         store.readers.discard(self)
-        if not any(other.is_router for other in store.readers):
+        if not store.readers:
             store.fresh.clear()  # whom the partition is now reads those events again
         if not store.readers and self._stores.get(store.partition) is store:
             del self._stores[store.partition]
@@ -381,8 +346,6 @@ class _Store:
         self.origin = 0
         self.high_at = 0
         self.lowest = 0
-        self.passed = 0
-        """Where the first event is that no ordered route of this process's has passed before it came here."""
         self._high_offset = -1
         self._begins_at_next = False
         self._is_wanted = is_wanted

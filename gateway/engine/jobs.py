@@ -16,7 +16,6 @@ from gateway.engine import planner
 from gateway.engine.backlogs import Backlogs
 from gateway.engine.control import Control, Order, decode
 from gateway.engine.injector import Injector
-from gateway.engine.orphans import Orphans
 from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
 from gateway.engine.scans import Scans, ends_of
@@ -39,8 +38,6 @@ GLANCE_EVERY = 0.1
 """Seconds between looks, while something is waited for, at whether the jobs are ours still."""
 LET_GO = 2.0
 """Seconds that jobs have to come to a marker when their process gives them up: an append or two."""
-ORPHANS_EVERY = 30.0
-"""Seconds between looks for ordered routes that are there no more."""
 SWEEP_EVERY = 5.0
 """Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
 KEPT = 30 * DAY
@@ -195,15 +192,7 @@ class Jobs:
             is_ours=lambda: self._progress is not None,
             sleep=sleep,
         )
-        self._orphans = Orphans(
-            log=log,
-            topics=topics,
-            rules=rules,
-            successors=self._successors,
-            injector=self._injector,
-            logger=logger,
-        )
-        self._next_sweep = self._next_forgetting = self._next_look = self._next_forgetting_of_rules = 0.0
+        self._next_sweep = self._next_forgetting = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
         self._undone: dict[int, Order] = {}  # by offset: what was read and isn't carried out
@@ -296,10 +285,6 @@ class Jobs:
             await consumer.commit({self._partition: commit})
             progress.committed(commit)
 
-    def reload(self) -> None:
-        """Look at once for ordered routes that new rules don't have."""
-        self._next_look = 0.0
-
     # Jobs.
 
     async def _keep_starting(self, tasks: asyncio.TaskGroup) -> None:
@@ -388,10 +373,6 @@ class Jobs:
         if self._progress is not None and now >= self._next_forgetting_of_rules:
             await self._forget_rules()
             self._next_forgetting_of_rules = now + FORGET_RULES_EVERY
-        if now >= self._next_look:
-            self._orphans.remember()
-            is_busy = self._progress is not None and await self._orphans.look()
-            self._next_look = now + (SWEEP_EVERY if is_busy else ORPHANS_EVERY)
 
     async def _sweep(self, owner: object) -> None:
         """Have injected what was parked after the scan of its resumption."""

@@ -42,7 +42,7 @@ class Member(ABC):
     """Whether the deliveries of a key follow each other; what has to wait then waits in memory."""
 
     def __init__(
-        self, around: Surroundings, dispatch: Dispatcher, duplicates: Duplicates, group: str, *, memory: int
+        self, around: Surroundings, dispatch: Dispatcher, duplicates: Duplicates | None, group: str, *, memory: int
     ) -> None:
         self._around = around
         self._log = around.log
@@ -95,6 +95,10 @@ class Member(ABC):
     def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router's affair
         """Return how long a topic's records wait after their append, if it is a tier."""
         return None
+
+    def note(self, tracker: Tracker, commit: Commit) -> bytes:  # noqa: ARG002 - an ordered route's affair
+        """Return what a commit is to tell the next owner of a partition."""
+        return b""
 
     def take_over(self) -> None:  # noqa: B027 - the affair of some
         """Hear that other partitions are ours now."""
@@ -157,8 +161,8 @@ class Member(ABC):
         for assignment in assignments:
             partition = assignment.partition
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
-            if tracker.delay is None:
-                self._readers[tracker] = self._duplicates.acquire(assignment, is_router=not self.keeps_order)
+            if tracker.delay is None and self._duplicates is not None:
+                self._readers[tracker] = self._duplicates.acquire(assignment)
             self._tell_lost(partition, tracker.progress.lost)
             old = self._suspended.pop(partition, None)
             if old is not None:
@@ -457,12 +461,10 @@ class Member(ABC):
     async def _committable(self, trackers: Iterable[Tracker], *, is_proof: bool = False) -> dict[Tracker, Commit]:
         """Return what can be committed of these partitions, once what was seen of it is stored for the next owner."""
         commits = {
-            tracker: commit
+            tracker: commit._replace(note=self.note(tracker, commit))
             for tracker in trackers
             if (commit := tracker.progress.committable(is_known=is_proof)) is not None
         }
-        if self.keeps_order:
-            return commits  # the router stores what is seen
         readers = {tracker: self._readers[tracker] for tracker in commits if tracker in self._readers}
         flushes = [reader.flush() for reader in readers.values()]
         for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):

@@ -1,41 +1,39 @@
-"""An ordered route from one topic to one destination: one delivery of a key at a time, in the order of the log.
+"""An ordered route to one destination: one delivery of a key at a time, in the order of the log.
 
-    event ──▶ matches? ──▶ queue of its key ──first──▶ ready ──commit accepted──▶ dispatch ──▶ done ──▶ next of the key
-                                                         ▲                           │
-                                                         └── due again (in memory) ◀─┘ failed, throttled, breaker open
+    record ──▶ seen? ──▶ queue of its key ──first──▶ ready ──commit accepted──▶ dispatch ──▶ done ──▶ next of the key
+                                                       ▲                           │
+                                                       └── due again (in memory) ◀─┘ failed, throttled, breaker open
 
-It is a group of its own, so the backlog is what isn't committed, and nothing is written but dead letters. Before each
-attempt a commit is sent that tells the end of the delivery before: once it is accepted, neither a crash nor a new
-owner begins earlier. So a delivery may be repeated, right after itself, and never after a later one of its key.
+The router has matched the events, and appended their deliveries to a topic of this route and destination, which one
+group reads: the backlog is what isn't committed, and nothing is written but dead letters. Before each attempt a commit
+is sent that tells the end of the delivery before: once it is accepted, neither a crash nor a new owner begins earlier.
+So a delivery may be repeated, right after itself, and never after a later one of its key.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
-from gateway.engine.duplicates import Duplicates
+from gateway.engine.dispatch import IDLE_TICK, UNKNOWN_LIMIT, Dispatcher, Surroundings
 from gateway.engine.member import Loop, Member
+from gateway.engine.seen import Seen
 from gateway.engine.tracker import Item, Tracker
-from gateway.log.base import Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import decode_event
-from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
+from gateway.log.records import decode_delivery, order_key, origin_of
 from gateway.model import (
     Attempt,
     DeadLettered,
     DeadReason,
-    Delivery,
     DeliveryId,
     Event,
     NewerRecordError,
     UndecodableRecordError,
-    delivery_id,
 )
 from gateway.rules.expressions import View
-from gateway.rules.rules import Route, Rules
+from gateway.rules.rules import Route
 
 ALL_MEMORY = 128 << 20
 """Bytes of records in memory over all ordered routes of a process; each has its part, so that none stops another."""
@@ -62,30 +60,23 @@ class Memory:
 
 
 class Ordered(Member):
-    """A member of the group of one ordered route, destination and topic."""
+    """A member of the group of one ordered route and destination, for as long as its topic has what isn't done."""
 
     keeps_order = True
 
-    def __init__(
-        self,
-        around: Surroundings,
-        dispatch: Dispatcher,
-        duplicates: Duplicates,
-        place: tuple[str, str, str],
-        *,
-        memory: int,
-    ) -> None:
-        super().__init__(around, dispatch, duplicates, around.topics.ordered_group(*place), memory=memory)
-        route, destination, topic = place
-        self.route = route
-        self.destination = destination
-        self.topic = topic
+    def __init__(self, around: Surroundings, dispatch: Dispatcher, place: tuple[str, str], *, memory: int) -> None:
+        super().__init__(around, dispatch, None, around.topics.ordered_group(*place), memory=memory)
+        self.route, self.destination = place
+        self.topic = around.topics.ordered(*place)
+        self._seen: dict[Tracker, Seen] = {}
+        self._unknown_since: float | None = None
+        self._look_at_rules()
         # Invariant: each key's first item is ready, in the dispatcher, under way or halted, and none of the others is.
         self._queues: dict[tuple[Partition, str], deque[Item]] = {}
         self._ready: list[Item] = []
         self._woken = asyncio.Event()
         self._remembered: dict[DeliveryId, Memory] = {}
-        self._kicked_at = around.control.kicked_at(route, destination)
+        self._kicked_at = around.control.kicked_at(self.route, self.destination)
         self._changed.set()  # subscribe at once
 
     @override
@@ -95,6 +86,43 @@ class Ordered(Member):
     @override
     async def wanted(self) -> frozenset[str]:
         return frozenset((self.topic,))
+
+    @override
+    def reload(self) -> None:
+        super().reload()
+        self._look_at_rules()
+
+    def _look_at_rules(self) -> None:
+        """Note since when the rules have lost the route or its destination."""
+        rules = self._around.rules()
+        if self.route in rules.routes and self.destination in rules.destinations:
+            self._unknown_since = None
+        elif self._unknown_since is None:
+            self._unknown_since = self._log.now()
+
+    # What is ours, and what is known of it.
+
+    @override
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        super().assigned(assignments)
+        for assignment in assignments:
+            self._seen[self.trackers[assignment.partition]] = Seen(assignment.commit.note)
+
+    @override
+    def _lose(self, tracker: Tracker) -> None:
+        super()._lose(tracker)
+        self._seen.pop(tracker, None)
+
+    @override
+    def note(self, tracker: Tracker, commit: Commit) -> bytes:
+        seen = self._seen[tracker]
+        before = seen.left_out
+        note = seen.note(commit.base, COMMIT_BYTES - len(commit.done))
+        if seen.left_out and not before:
+            self._around.logger.warning(
+                "ordered_note_full", topic=self.topic, partition=tracker.partition.number, count=seen.left_out
+            )
+        return note
 
     # Reading.
 
@@ -111,40 +139,31 @@ class Ordered(Member):
             self.pause(tracker)
 
     def _take_in(self, tracker: Tracker, record: Record) -> None:
+        origin = origin_of(record)
+        # Also of what is done: the next owner is told of it by a commit of a later base.
+        is_copy = origin is not None and self._seen[tracker].is_copy(record.offset, origin)
         pending = self.begin(tracker, record, self._log.now())
         if pending is None:
             return
+        if is_copy:
+            self.done(pending)
+            return
         try:
-            event = decode_event(record)
-        except UndecodableRecordError:
-            self.done(pending)  # the router keeps it among the dead
+            filed = decode_delivery(record)
+        except UndecodableRecordError as error:
+            self._dispatch.bury(pending, record, error)
             return
         except NewerRecordError as error:
             self.leave(pending, error)
             return
-        if self.is_duplicate(tracker, record, event):
+        delivery = filed.delivery
+        if origin is None and tracker.is_copy(delivery, record.offset):
             self.done(pending)
             return
-        is_matched, end = self._match(event)
-        if not is_matched:
-            self.done(pending)
-            return
-        traces = self._around.traces
-        if traces is not None:
-            with traces.process(
-                event, group=self._group, topic=self.topic, partition=tracker.partition.number, offset=record.offset
-            ) as span:
-                span.tell({"gateway.routes": [self.route]})
-            event = replace(event, trace=span.context)
-        delivery = Delivery(
-            id=delivery_id(event.id, self.route, self.destination),
-            event=event,
-            route=self.route,
-            destination=self.destination,
-        )
         item = pending.add(delivery)
         item.is_waiting = True
-        item.end = end
+        if "reason" in filed.note:
+            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=filed.note.get("detail", ""))
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
@@ -178,7 +197,8 @@ class Ordered(Member):
             await self._woken.wait()
             self._woken.clear()
             while self._ready and not self._is_draining:
-                if self._around.control.paused_by(self.route, self.destination):
+                is_known = self._unknown_since is None
+                if is_known and self._around.control.paused_by(self.route, self.destination):
                     await self._around.sleep(IDLE_TICK)
                     continue
                 asked_at = asyncio.get_running_loop().time()
@@ -194,6 +214,10 @@ class Ordered(Member):
                 for item in ready:
                     item.proven_at = asked_at
                     if item.pending.tracker.is_live:
+                        item.note = {}
+                        if self._unknown_since is not None:
+                            since = max(self._unknown_since, item.pending.appended_at)
+                            item.note = {"unknown_since": f"{since:.3f}"}
                         self._dispatch.admit(item, now)
 
     @override
@@ -250,6 +274,7 @@ class Ordered(Member):
     def look(self) -> None:
         super().look()
         self._obey()
+        self._end_what_halted()
         self._set_gauges()
 
     def _obey(self) -> None:
@@ -269,6 +294,18 @@ class Ordered(Member):
             for item in firsts:
                 if item.end is not None and id(item) not in ready:
                     self._make_ready(item)
+
+    def _end_what_halted(self) -> None:
+        """End what has halted of a route that has been gone for so long that it won't come back."""
+        if self._unknown_since is None:
+            return
+        lapsed = self._log.now() - UNKNOWN_LIMIT
+        ready = {id(item) for item in self._ready}
+        for first, *_ in self._queues.values():
+            since = max(self._unknown_since, first.pending.appended_at)
+            if first.is_waiting and first.end is not None and since < lapsed and id(first) not in ready:
+                first.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
+                self._make_ready(first)
 
     def _try_anew(self, item: Item) -> bool:
         """Give a delivery all its attempts again, if it had ended. False if the route no longer takes its event."""
@@ -293,7 +330,7 @@ class Ordered(Member):
             first = queue[0]
             halted += first.end is not None
             blocked += first.end is not None or bool(first.delivery.attempts)
-        where = (self.route, self.destination, self.topic)
+        where = (self.route, self.destination)
         metrics.ordered_blocked_keys.labels(*where).set(blocked)
         metrics.ordered_halted_keys.labels(*where).set(halted)
         metrics.ordered_lag.labels(*where).set(sum(self.lag().values()))
@@ -302,15 +339,17 @@ class Ordered(Member):
     @override
     def let_go(self) -> None:
         super().let_go()
-        metrics, where = self._around.metrics, (self.route, self.destination, self.topic)
+        metrics, where = self._around.metrics, (self.route, self.destination)
         for gauge in (
             metrics.ordered_blocked_keys,
             metrics.ordered_halted_keys,
             metrics.ordered_lag,
             metrics.ordered_oldest_undone,
         ):
-            if where in gauge:  # else its names are gone from the rules
+            if where in gauge:
                 gauge.labels(*where).set(0)
+                if where not in self._around.rules().ordered:
+                    del gauge[where]
 
     # Giving partitions up.
 
@@ -343,36 +382,3 @@ class Ordered(Member):
     def take_over(self) -> None:
         """Forget what is known of partitions that are another's now."""
         self._remembered = {name: known for name, known in self._remembered.items() if known.partition in self.trackers}
-
-
-def order_key(event: Event) -> str:
-    """Return what an event shares with those it must keep its order with: its source and key, or nothing but itself."""
-    return f"{event.source}\0{event.key}" if event.key is not None else event.id
-
-
-async def seed(around: Surroundings, rules: Rules) -> None:
-    """Let the groups of new ordered routes begin where the router stands, before it passes over their events.
-
-    Raises LogUnavailableError.
-    """
-    router = around.topics.group(ROUTER_GROUP)
-    for route, destination, topic in sorted(ordered_in(rules, around.topics)):
-        group = around.topics.ordered_group(route, destination, topic)
-        # Where the router stands is read before it is known that nobody was faster: whoever was, began no later.
-        stands = await around.log.committed(router, topic)
-        bounds = await around.log.bounds(topic)
-        missing = bounds.keys() - (await around.log.committed(group, topic)).keys()
-        if missing:
-            seeds = {Partition(topic, number): stands.get(number, Commit(bounds[number][0])) for number in missing}
-            await around.log.seed(group, seeds)
-
-
-def ordered_in(rules: Rules, topics: Topics) -> frozenset[tuple[str, str, str]]:
-    """Return each ordered route, destination and topic of the rules: a group is one of them."""
-    return frozenset(
-        (route.name, destination, rules.sources[source].topic or topics.events(source))
-        for route in rules.routes.values()
-        if route.order is not None
-        for destination in route.destinations
-        for source in route.sources
-    )

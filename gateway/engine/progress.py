@@ -139,7 +139,7 @@ class Progress:
 
     def committed(self, commit: Commit) -> None:
         """Note that this commit was stored."""
-        self._stored = commit
+        self._stored = commit._replace(note=b"")
 
     def merge(self, other: "Progress") -> None:
         """Adopt what `other`, the tracker of an earlier epoch of the same partition, knows to be done.

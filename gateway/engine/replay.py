@@ -473,7 +473,7 @@ class Replays:
         commits = await self._log.committed(self._group, self._tier)
         undone = 0
         for number, (start, end) in (await self._log.bounds(self._tier)).items():
-            base, done = commits.get(number, Commit(start))
+            base, done, _ = commits.get(number, Commit(start))
             undone = max(undone, end - max(base, start) - int.from_bytes(done, "little").bit_count())
         return undone
 

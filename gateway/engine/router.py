@@ -1,6 +1,7 @@
 """The router: matches each event once, lets its deliveries out, and takes up again what tiers have kept.
 
     event ──────────▶ match ──▶ one Item per route and destination ──▶ dispatch ──▶ done ──▶ commit
+                                     └─ of an ordered route ──▶ its topic ────────────▲
     tier record ──▶ held until due ──▶ its Item ─────────────────────────┘
 
 A record is done when each of its deliveries is; only done records are committed. If a successor can't be written, its
@@ -24,16 +25,16 @@ from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.readings import Readings
+from gateway.engine.sequence import Sequences
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import decode_delivery, decode_event, note_of
+from gateway.log.records import Origin, decode_delivery, decode_event, note_of
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
     Event,
-    ExpressionError,
     LogUnavailableError,
     NewerRecordError,
     RecordTooLargeError,
@@ -75,6 +76,10 @@ class Router(Member):
         self._readings = Readings(around.control.history)
         self._has_to_tell = asyncio.Event()
         self._told: set[str] = set()
+        self._sequences = Sequences(around, dispatch)
+        self._ordered = around.rules().ordered
+        self._unsettled: dict[Partition, list[Pending]] = {}
+        """Of each partition of events the records that would be put in order if they were read again, and weren't."""
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
@@ -149,6 +154,19 @@ class Router(Member):
         taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
         self._readings.reloaded(edition_of(self._around.rules()), taken)
         self._has_to_tell.set()
+        before, self._ordered = self._ordered, self._around.rules().ordered
+        self._unsettle(self._ordered - before)
+
+    def _unsettle(self, added: frozenset[tuple[str, str]]) -> None:
+        """Note which deliveries under way would be put in order if their events were read again."""
+        for tracker in [*self.trackers.values(), *self._suspended.values()] if added else ():
+            unsettled = [
+                pending
+                for pending in tracker.pendings.values()
+                if any((item.delivery.route, item.delivery.destination) in added for item in pending.items)
+            ]
+            if unsettled and tracker.delay is None:
+                self._unsettled[tracker.partition] = [*self._unsettled.get(tracker.partition, ()), *unsettled]
 
     @override
     def look(self) -> None:
@@ -204,7 +222,7 @@ class Router(Member):
         # Its source was unknown when it was read; it goes on from there, or it would pass for a copy of what it was.
         pending.items.clear()
         pending.left = 0
-        self._fan_out(pending, delivery.event, item.note, delivery.successor, now)
+        self._fan_out(pending, delivery.event, item.note, delivery.successor, now=now, origin=None)
 
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
@@ -256,36 +274,47 @@ class Router(Member):
             return None
         except NewerRecordError as error:
             self.leave(pending, error)
+            self._unsettled.setdefault(tracker.partition, []).append(pending)
             return None
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
         traces = self._around.traces
+        origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
-            return self._fan_out(pending, event, {}, 0, now)
+            return self._fan_out(pending, event, {}, 0, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
-            pressed = self._fan_out(pending, replace(event, trace=span.context), {}, 0, now)
+            pressed = self._fan_out(pending, replace(event, trace=span.context), {}, 0, now=now, origin=origin)
             span.tell({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
         return pressed
 
     def _fan_out(
-        self, pending: Pending, event: Event, note: Mapping[str, str], successor: int, now: float
+        self,
+        pending: Pending,
+        event: Event,
+        note: Mapping[str, str],
+        successor: int,
+        *,
+        now: float,
+        origin: Origin | None,
     ) -> Lane | None:
+        """Make an event's deliveries, and send each on. One without an origin has lost its place in the order."""
         rules = self._around.rules()
         if event.source not in rules.sources:
             nowhere = Delivery(
                 id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
             )
+            if origin is not None:
+                self._unsettled[origin.partition] = [*self._still_unsettled(origin), pending]
             self._dispatch.keep_unknown(pending.add(nowhere, note=note))
             return None
         matches = rules.table.match(View.of(event))
         if not matches:
             self._around.metrics.unrouted.labels(event.source).inc()
-        items: list[tuple[Item, ExpressionError | None]] = []
+        items: list[tuple[Item, DeadLettered | None, bool]] = []
         for route, error in matches:
-            if route.order is not None:
-                continue  # a group of its own reads it
+            end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
             for name in route.destinations:
                 delivery = Delivery(
                     id=delivery_id(event.id, route.name, name),
@@ -294,20 +323,40 @@ class Router(Member):
                     destination=name,
                     successor=successor,
                 )
-                items.append((pending.add(delivery), error))
+                items.append((pending.add(delivery), end, route.order is not None))
         if not items:
             self.done(pending)
             return None
         # Invariant: every item is there before the first can end, or the record would be done too early.
         pressed: Lane | None = None
-        for item, error in items:
-            if error is not None:
-                self._dispatch.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
-                continue
-            lane = self._dispatch.admit(item, now)
-            if lane is not None and lane.is_pressed:
-                pressed = lane
+        for item, end, is_ordered in items:
+            if is_ordered:
+                self._put_in_order(item, end, origin)
+            elif end is not None:
+                self._dispatch.end(item, end)
+            else:
+                lane = self._dispatch.admit(item, now)
+                pressed = lane if lane is not None and lane.is_pressed else pressed
         return pressed
+
+    def _put_in_order(self, item: Item, end: DeadLettered | None, origin: Origin | None) -> None:
+        """Send a delivery of an ordered route to its topic, where it ends in its turn if it has to."""
+        if end is not None:
+            item.note = {"reason": end.reason, "detail": end.detail}
+        self._sequences.put(item, origin, self._still_unsettled(origin))
+
+    def _still_unsettled(self, origin: Origin | None) -> list[Pending]:
+        """Return the unsettled records before this one of its partition.
+
+        An ordered delivery waits for them: read once more, after a crash, they would be taken for copies behind it.
+        """
+        if origin is None:
+            return []
+        before = self._unsettled.pop(origin.partition, ())
+        left = [pending for pending in before if not pending.is_settled]
+        if left:
+            self._unsettled[origin.partition] = left
+        return left
 
     # Tiers.
 

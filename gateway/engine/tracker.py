@@ -81,6 +81,11 @@ class Pending:
         return any(not item.is_waiting or item.is_tried for item in self.items)
 
     @property
+    def is_settled(self) -> bool:
+        """Whether nothing can be made of it any more here: it is done, or another owner's."""
+        return self.tracker.is_lost or not (self.left or self.offset in self.tracker.newer)
+
+    @property
     def is_busy(self) -> bool:
         """Whether an attempt or an append for it is under way."""
         return self.left > sum([item.is_waiting for item in self.items])

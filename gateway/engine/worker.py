@@ -1,7 +1,7 @@
 """The delivering side of one process: the router and the ordered routes, with the dispatcher and all they share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control import Control
 from gateway.engine.dispatch import Client, Dispatcher, Surroundings
 from gateway.engine.duplicates import Duplicates
-from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered, ordered_in, seed
+from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered
 from gateway.engine.router import Router
 from gateway.engine.unread import Unread, UnreadPartitions, still_unread
-from gateway.log.base import Log, Partition
+from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from gateway.rules.rules import Rules
@@ -25,12 +25,14 @@ if TYPE_CHECKING:  # an extra
 REPEAT = 1.0
 LOOK_EVERY = 1.0
 RETENTION_EVERY = 10.0
+LEFT_OVER_EVERY = 30.0
+"""Seconds between looks for topics of ordered routes that the rules don't name, and that hold what isn't done."""
 DRAIN_TIMEOUT = 20.0
 """Seconds after which what is under way is left to the next owner."""
 
 
 class Worker:
-    """`run` until `stop`. `prepare` before new rules come into force, and `reload` after."""
+    """`run` until `stop`, and `reload` once new rules are in force."""
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Worker:
         self._dispatch = Dispatcher(self._around, client)
         self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)
         self._router = Router(self._around, self._dispatch, self._duplicates)
-        self._ordered: dict[tuple[str, str, str], tuple[Ordered, asyncio.Task[None]]] = {}
+        self._ordered: dict[tuple[str, str], tuple[Ordered, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
         self._others = others
         self._drain_timeout = DRAIN_TIMEOUT
@@ -83,10 +85,9 @@ class Worker:
             await self._drain(loops)
 
     async def _begin(self) -> None:
-        """Seed and subscribe, however long the log is away: the ingress may serve already."""
+        """Subscribe, however long the log is away: the ingress may serve already."""
         while not self._stopped.is_set():
             try:
-                await self.prepare(self._around.rules())
                 await self._router.subscribe()
             except LogUnavailableError as error:
                 self._around.logger.warning("subscription_repeated", error=str(error))
@@ -100,42 +101,64 @@ class Worker:
         self._drain_timeout = drain_timeout
         self._stopped.set()
 
-    async def prepare(self, rules: Rules) -> None:
-        """Let new ordered routes begin where the router stands now. Raises LogUnavailableError.
-
-        To be called before their rules are in force: from then on the router passes over the events of ordered routes.
-        """
-        await seed(self._around, rules)
-
     def reload(self) -> None:
         """Act on new rules: limits at once, topics with the next fetch."""
         self._dispatch.limit()
-        self._router.reload()
-        wanted = ordered_in(self._around.rules(), self._around.topics)
-        for place, (member, _) in self._ordered.items():
-            if place in wanted:
-                member.reload()
-            else:
-                member.stop_reading()  # in this very step: by the new rules its events would match nothing
+        for member in (self._router, *[member for member, _ in self._ordered.values()]):
+            member.reload()
         self._changed.set()
 
     async def _keep_ordered(self, tasks: asyncio.TaskGroup) -> None:
-        """Have one member for each ordered route, destination and topic of the rules, and none for others."""
+        """Have a member for each ordered route and destination of the rules, and for those that left something."""
         while True:
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(LEFT_OVER_EVERY):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
             self._changed.clear()
-            wanted = ordered_in(self._around.rules(), self._around.topics)
-            for place, (member, task) in [each for each in self._ordered.items() if each[1][0].is_stopped]:
+            wanted = self._around.rules().ordered
+            self._have(wanted.union(self._ordered), tasks)
+            try:
+                left = await self._left_over(wanted)
+            except LogUnavailableError as error:
+                self._around.logger.warning("subscription_repeated", group="ordered", error=str(error))
+                continue
+            self._have(wanted | left, tasks)
+            for place in sorted(self._ordered.keys() - wanted - left):
+                member, task = self._ordered[place]
+                member.stop_reading()
                 await member.close(patiently=True)
                 member.let_go()
                 task.cancel()
                 del self._ordered[place]
-            memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
-            for member, _ in self._ordered.values():
-                member.allow(memory)
-            for place in sorted(wanted.difference(self._ordered)):
-                member = Ordered(self._around, self._dispatch, self._duplicates, place, memory=memory)
-                self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
+
+    def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
+        """Start the members that are missing."""
+        memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
+        for member, _ in self._ordered.values():
+            member.allow(memory)
+        for place in sorted(set(wanted).difference(self._ordered)):
+            member = Ordered(self._around, self._dispatch, place, memory=memory)
+            self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
+
+    async def _left_over(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return the routes and destinations, but for those that are wanted, whose topics hold what isn't done.
+
+        They aren't ordered any more, or aren't there: what was matched by them before still goes its way.
+        """
+        log, topics = self._around.log, self._around.topics
+        left = set()
+        for topic in await log.topics():
+            place = topics.ordered_place(topic)
+            if place is None or place in wanted:
+                continue
+            commits = await log.committed(topics.ordered_group(*place), topic)
+            for number, (start, end) in (await log.bounds(topic)).items():
+                base, done, _ = commits.get(number, Commit(start))
+                if end - max(base, start) > int.from_bytes(done, "little").bit_count():
+                    left.add(place)
+        return left
 
     @property
     def unread(self) -> Mapping[Partition, Unread]:

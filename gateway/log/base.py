@@ -14,6 +14,9 @@ CLOCK = b"clock"
 
 RecordHeaders = Sequence[tuple[str, bytes]]
 
+COMMIT_BYTES = 3_060
+"""Bytes that a commit has for `done` and `note`: in base64 they fit the 4,096 characters that Kafka keeps."""
+
 
 class Partition(NamedTuple):
     """One partition of a topic."""
@@ -41,6 +44,14 @@ class Record(NamedTuple):
     headers: RecordHeaders
 
 
+class NewRecord(NamedTuple):
+    """A record that is to be appended."""
+
+    key: bytes
+    value: bytes
+    headers: RecordHeaders
+
+
 class Batch(NamedTuple):
     """Records of one partition, offsets ascending; an offset that is skipped is a gap, not a loss."""
 
@@ -60,10 +71,12 @@ class Commit(NamedTuple):
     """What a group has finished of a partition: all below `base`, and each bit set in `done`.
 
     Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
+    `note` is what the group wants to know again of the records below `base`; with `done` at most `COMMIT_BYTES`.
     """
 
     base: int
     done: bytes = b""
+    note: bytes = b""
 
     def covers(self, offset: int) -> bool:
         """Tell whether a record is finished by it."""
@@ -150,7 +163,7 @@ class TopicSpec:
     """What a topic has to be. `retention` is in seconds, None keeps records for ever.
 
     `partitions` are those that it is made with. An operator may add some, unless the topic is `whole`: its records keep
-    one order, which more partitions would break.
+    one order, which more partitions would break. One that is `fixed` has its keys in these alone, whatever is added.
     """
 
     name: str
@@ -160,6 +173,7 @@ class TopicSpec:
     whole: bool = False
     until_done: bool = False
     """Nobody reads again what is done: the log may delete all below the smallest base that was committed."""
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +196,14 @@ class Log(Protocol):
 
         The partition follows from the key. Raises LogUnavailableError within the log's append timeout (the record may
         be stored all the same), RecordTooLargeError at once. Cancelling the wait doesn't undo the append.
+        """
+
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        """Store records in one partition, one after the other; when this returns, all of them are durable.
+
+        Where it raises LogUnavailableError, within the append timeout for each 256 KiB, none of them is stored before
+        all that come before it are: whoever repeats it from the first on, until it returns, may append what follows.
+        Raises RecordTooLargeError where one is too large; those before it may be stored. A call at a time.
         """
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> Consumer:
@@ -223,9 +245,6 @@ class Log(Protocol):
 
     async def groups(self, prefix: str) -> Mapping[str, int]:
         """Return the groups that have committed something and whose names begin so, each with its number of members."""
-
-    async def forget(self, group: str) -> None:
-        """Delete what a group without members has committed. Raises LogUnavailableError where it has members."""
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the topics that are missing and return their names; those that exist are left as they are."""

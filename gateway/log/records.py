@@ -8,7 +8,9 @@ its extension for distributed tracing, only where the gateway traces); `gw_*` ar
     gw_headers   the header pairs as they came: `name: value`, joined by CRLF
     gw_query     the raw query string
     gw_key       the order key, where the source has one
-    gw_delivery  JSON, on retry, parked and dead records: which delivery, its attempts, when it is due, why it is here
+    gw_delivery  JSON, on ordered, retry, parked and dead records: which delivery, its attempts, when it is due, why it
+                 is here
+    gw_from      on ordered records: the event's own record, as topic/partition, offset and append time
 
 A record of `gateway.dedupe` is no event. Its key is "topic/partition", its value rows of 40 bytes, and its headers
 are `gw_v`, `gw_source` and `gw_origin`: the time (microseconds) before which that partition had no event, 0 if unknown.
@@ -45,6 +47,7 @@ from gateway.model import (
 )
 
 FORMAT = 1
+_FROM = "gw_from"
 SIGHTING = struct.Struct(">16s8sQQ")
 """Of an event: the digest of its identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
@@ -59,6 +62,14 @@ class Filed:
     delivery: Delivery
     note: Mapping[str, str]
     at: float
+
+
+class Origin(NamedTuple):
+    """The record of an event from which a record of an ordered route was made."""
+
+    partition: Partition
+    offset: int
+    appended_at: float
 
 
 class Sighted(NamedTuple):
@@ -165,6 +176,31 @@ def is_newer(record: Record) -> bool:
     except UndecodableRecordError:
         return False
     return False
+
+
+def encode_origin(origin: Origin) -> tuple[str, bytes]:
+    """Return the record header that tells from which event's record a delivery was made."""
+    (topic, number), offset, at = origin
+    return _FROM, f"{topic}/{number} {offset} {at:.6f}".encode()
+
+
+def origin_of(record: Record) -> Origin | None:
+    """Return from which event's record a delivery was made; None where that isn't told."""
+    told = _PLACE.fullmatch(dict(record.headers).get(_FROM) or b"")
+    if told is None:
+        return None  # no order is promised for what another client has written
+    topic, number, offset, at = told.groups()
+    return Origin(Partition(topic.decode("ascii"), int(number)), int(offset), float(at))
+
+
+def without_origin(record: Record) -> Record:
+    """Return a record that doesn't say from which event's record it was made."""
+    return record._replace(headers=tuple([header for header in record.headers if header[0] != _FROM]))
+
+
+def order_key(event: Event) -> str:
+    """Return what an event shares with those it must keep its order with: its source and key, or nothing but itself."""
+    return f"{event.source}\0{event.key}" if event.key is not None else event.id
 
 
 def note_of(record: Record) -> Mapping[str, str]:
@@ -331,6 +367,7 @@ _ID = re.compile(ID.pattern.encode())
 _NAME = re.compile(NAME_PATTERN.pattern.encode())
 _NAME_OR_NONE = re.compile(f"(?:{NAME_PATTERN.pattern})?")
 _ORIGIN = re.compile(rb"[0-9]{1,17}")
+_PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]{1,10}\.[0-9]{6})")
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _RESULTS = frozenset(Result)
 _NOTES = {"unknown_since": re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), "breaks": re.compile(r"[0-9]{1,9}")}

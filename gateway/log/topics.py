@@ -22,8 +22,13 @@ TIERS: dict[str, float] = {
 }
 """Name → delay in seconds, ascending. Each is about four times the one before, so that any delay takes few hops."""
 
+ORDERED_PARTITIONS = 6
+"""Of a topic of an ordered route, those that have records: however many there are, a key stays in its partition."""
+
 ROUTER_GROUP = "router"
 JOBS_GROUP = "jobs"
+
+_TO = ".TO."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,21 @@ class Topics:
     def group(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
-    def ordered_group(self, route: str, destination: str, topic: str) -> str:
-        """Return the group of an ordered route, one of its destinations and one topic; no name holds a slash."""
-        return f"{self.prefix}ordered/{route}/{destination}/{topic}"
+    def ordered(self, route: str, destination: str) -> str:
+        """Return the topic of an ordered route and one of its destinations; no name holds a capital letter."""
+        return f"{self.prefix}ordered.{route}{_TO}{destination}"
 
-    def specs(self, event_topics: Iterable[str]) -> tuple[TopicSpec, ...]:
-        """Return what every topic has to be, the events' topics first.
+    def ordered_group(self, route: str, destination: str) -> str:
+        """Return the group that reads that topic; no name holds a slash."""
+        return f"{self.prefix}ordered/{route}/{destination}"
+
+    def ordered_place(self, topic: str) -> tuple[str, str] | None:
+        """Return the route and destination whose topic it is; None for any other topic."""
+        route, _, destination = topic.removeprefix(f"{self.prefix}ordered.").partition(_TO)
+        return (route, destination) if topic == self.ordered(route, destination) and route and destination else None
+
+    def specs(self, event_topics: Iterable[str], ordered: Iterable[tuple[str, str]] = ()) -> tuple[TopicSpec, ...]:
+        """Return what every topic has to be, the events' topics first; `ordered` are ordered routes and destinations.
 
         Raises RulesError where events would share a topic with what is the gateway's own.
         """
@@ -78,6 +92,16 @@ class Topics:
             for tier, delay in TIERS.items()
         ]
         own = (
+            *[
+                TopicSpec(
+                    name=self.ordered(*place),
+                    partitions=ORDERED_PARTITIONS,
+                    retention=7 * DAY,
+                    fixed=True,
+                    until_done=True,
+                )
+                for place in sorted(set(ordered))
+            ],
             *tiers,
             TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
             TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
@@ -85,6 +109,7 @@ class Topics:
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, whole=True),
         )
-        if taken := {spec.name for spec in own}.intersection(names):
+        taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_place(name)}
+        if taken:
             raise RulesError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
         return (*events, *own)

@@ -2,6 +2,7 @@
 
     source, one partition a topic                     target
     events  0 1 2 3 4 5 6 …  ── in their order ──▶    each in the partition of its key, as `gw_moved` tells
+    ordered routes' topics   ── in their order ──▶    the same
     commits of each group    ── by what was done ──▶  commits of the same groups
     tiers                    ── what isn't done ───▶  the tier that waits for what is left of the delay
     parked, dead             ── what is open ──────▶  the same topics
@@ -34,13 +35,16 @@ from gateway.engine import planner
 from gateway.engine.control import Control, Order
 from gateway.engine.letters import read_letter
 from gateway.engine.progress import WINDOW
-from gateway.log.base import Commit, Log, Partition, Record, RecordHeaders, partition_of
+from gateway.engine.seen import ROW, Furthest, Seen, note_of
+from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
     SIGHTING,
     decode_delivery,
     decode_sightings,
     encode_sightings,
+    origin_of,
     sightings_key,
+    without_origin,
 )
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import LogUnavailableError, UndecodableRecordError, UnreadableRecordError, UsageError
@@ -52,6 +56,8 @@ PIECE_BYTES = 256 << 10
 PIECE_RECORDS = 500
 
 Show = Callable[[int, str], None]
+Pair = tuple[str, str]
+"""An ordered route and one of its destinations."""
 Place = tuple[str, int]
 """A record of the source: its topic and offset."""
 Commits = Mapping[tuple[str, str], Mapping[int, Commit]]
@@ -78,13 +84,19 @@ class Migrated(NamedTuple):
 
 
 async def migrate(
-    source: Log, target: Log, topics: Topics, event_topics: Iterable[str], show: Callable[[int], Show]
+    source: Log,
+    target: Log,
+    topics: Topics,
+    event_topics: Iterable[str],
+    show: Callable[[int], Show],
+    *,
+    ordered: Iterable[Pair] = (),
 ) -> Migrated:
     """Move all that matters; `show` is told how many records there are, and returns what is told how far it is.
 
     Raises UsageError where one of the logs isn't fit for it, and LogUnavailableError where another run has to go on.
     """
-    return await _Migration(source, target, topics).run(event_topics, show)
+    return await _Migration(source, target, topics).run(event_topics, ordered, show)
 
 
 @dataclass(slots=True)
@@ -161,6 +173,10 @@ class _Migration:
         self._twice: Counter[str] = Counter()
         self._copies: dict[str, _Copies] = defaultdict(_Copies)
         self._found: dict[Partition, _Found] = {}
+        # Of the topics of ordered routes what had come, and what is there twice; of each partition there its last time.
+        self._seen: dict[str, Seen] = {}
+        self._repeated: dict[str, set[int]] = defaultdict(set)
+        self._latest: dict[Partition, int] = defaultdict(int)
         self._anywhere: dict[Place, tuple[Partition, int]] = {}
         self._partitions: dict[str, int] = {}
         # Each with the topics that it comes from and goes to, and its index among the copies of the former.
@@ -169,25 +185,28 @@ class _Migration:
         self._done = 0
         self._show: Show
 
-    async def run(self, event_topics: Iterable[str], show: Callable[[int], Show]) -> Migrated:
+    async def run(self, event_topics: Iterable[str], ordered: Iterable[Pair], show: Callable[[int], Show]) -> Migrated:
         events = await self._events(event_topics)
-        await self._prepare(events)
+        pairs = await self._pairs(ordered)
+        await self._prepare(events, pairs)
+        of_pairs = {self._topics.ordered(*pair): pair for pair in sorted(pairs)}
         names = [topic for topic in self._partitions if topic != self._topics.control]
         bounds = {topic: await self._source.bounds(topic) for topic in names}
         there = sum([end - start for each in bounds.values() for start, end in each.values()])
         self._show = show(2 * there)
         self._committed = await self._commits_there(names)
-        await self._look(self._partitions, ordered=events)
+        await self._look(self._partitions, ordered={*events, *of_pairs})
         control = await self._control()
         await self._see_to_what_ended(control)
         moved = [await self._move_events(topic, await self._groups(topic)) for topic in events]
+        moved += [await self._move_ordered(topic, pair) for topic, pair in of_pairs.items()]
         moved.append(await self._move_dead(control))
         moved.append(await self._move_parked(control))
         moved += [await self._move_tier(topic, control) for topic in self._tiers]
         moved.append(await self._move_sightings(events))
         moved.append(await self._move_orders(control))
         await self._compare(names)
-        await self._commit(names, await self._commits(events))
+        await self._commit(names, {**await self._commits(events), **await self._commits_of(of_pairs, events)})
         return Migrated([each._replace(twice=self._twice[each.topic]) for each in moved], await self._left())
 
     # Before anything is moved.
@@ -212,9 +231,15 @@ class _Migration:
         found = {topic for topic in known if topic.startswith(prefix) or topic in committed} - own
         return sorted(found | set(event_topics))
 
-    async def _prepare(self, events: Collection[str]) -> None:
+    async def _pairs(self, ordered: Iterable[Pair]) -> set[Pair]:
+        """Return the ordered routes and their destinations: those of the rules, and those that either log knows."""
+        known = {*await self._source.topics(), *await self._target.topics()}
+        places = [self._topics.ordered_place(topic) for topic in known]
+        return {place for place in places if place is not None}.union(ordered)
+
+    async def _prepare(self, events: Collection[str], pairs: Collection[Pair]) -> None:
         """See that both logs are fit for it, and give the source a name, once: it tells its records from another's."""
-        specs = self._topics.specs(events)
+        specs = self._topics.specs(events, pairs)
         for spec in specs:
             if len(await self._source.bounds(spec.name)) > 1:
                 raise UsageError(f"{spec.name}: expected one partition in the log to move from, got several")
@@ -229,6 +254,8 @@ class _Migration:
             raise UsageError("\n".join([f"{problem.topic}: {problem.message}" for problem in problems]))
         for spec in specs:
             self._partitions[spec.name] = len(await self._target.bounds(spec.name))
+            if self._topics.ordered_place(spec.name) and self._partitions[spec.name] > spec.partitions:
+                raise UsageError(f"{spec.name}: expected {spec.partitions} partitions, got more; {self._advice}")
         prefix = self._topics.group("moved/")
         given = sorted(await self._source.groups(prefix))
         if not given:
@@ -316,6 +343,24 @@ class _Migration:
         async for record in self._records(topic):
             undone += not all(commit.covers(record.offset) for commit in groups.values())
             await self._keep_order(topic, record)
+        await self._append()
+        return self._moved(topic, undone)
+
+    async def _move_ordered(self, topic: str, pair: Pair) -> Moved:
+        """Move the deliveries of an ordered route; what is there twice counts as done.
+
+        They don't say any more from which event's record they were made, as that has another place now. What had come
+        by then is told by the note of the commit.
+        """
+        commit = (await self._source.committed(self._topics.ordered_group(*pair), topic)).get(0, Commit(0))
+        seen = self._seen[topic] = Seen(commit.note)
+        undone = 0
+        async for record in self._records(topic):
+            origin = origin_of(record) if record.offset >= commit.base else None
+            if origin is not None and seen.is_copy(record.offset, origin):
+                self._repeated[topic].add(record.offset)
+            undone += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
+            await self._keep_order(topic, without_origin(record))
         await self._append()
         return self._moved(topic, undone)
 
@@ -596,6 +641,7 @@ class _Migration:
     def _compared(self, partition: Partition, record: Record) -> str | None:
         """Return the topic that a record was moved from; None, and note it, if it counts for nothing."""
         place = self._origin(record)
+        self._latest[partition] = max(self._latest[partition], int(record.appended_at * 1000))
         if place is None:
             raise UsageError(
                 f"{partition.topic}/{partition.number}@{record.offset}: expected nobody else to write meanwhile, got "
@@ -644,6 +690,30 @@ class _Migration:
         for partition, second in self._second.items():
             if partition.topic in (self._topics.parked, self._topics.dead):
                 self._twice[partition.topic] += len(second)
+        return commits
+
+    async def _commits_of(self, of_pairs: Mapping[str, Pair], events: Collection[str]) -> Commits:
+        """Return what lets each ordered route go on where it was, and know what had come."""
+        commits: dict[tuple[str, str], dict[int, Commit]] = {}
+        for topic, pair in of_pairs.items():
+            group, copies = self._topics.ordered_group(*pair), self._copies[topic]
+            commit = (await self._source.committed(group, topic)).get(0, Commit(0))
+            undone: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
+            for index, offset in enumerate(copies.offsets):
+                if not commit.covers(offset) and offset not in self._repeated[topic]:
+                    undone[copies.numbers[index]].append(copies.places[index])
+            furthest: dict[Partition, Furthest] = {}
+            for name in events:
+                last = self._seen[topic].furthest(Partition(name, 0))
+                if last is not None:
+                    ends = self._copies[name].ends(last.offset + 1, range(self._partitions[name]))
+                    there = {Partition(name, number): end - 1 for number, end in ends.items() if end}
+                    furthest |= {each: Furthest(offset, self._latest[each]) for each, offset in there.items()}
+            of_topic = commits[group, topic] = {}
+            for number, offsets in undone.items():
+                moved = self._commit_of(offsets, Partition(topic, number))
+                room = (COMMIT_BYTES - len(moved.done)) // ROW.size
+                of_topic[number] = moved._replace(note=note_of(dict(list(furthest.items())[:room])))
         return commits
 
     def _commit_of(self, undone: Sequence[int], partition: Partition) -> Commit:

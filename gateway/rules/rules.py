@@ -206,3 +206,9 @@ class Rules:
     """What references were replaced with: secrets, as far as anybody can tell."""
     edition: "Edition | None" = field(default=None, compare=False, repr=False)
     """What the routes match, as the log keeps it, where that was worked out beside the event loop."""
+
+    @property
+    def ordered(self) -> frozenset[tuple[str, str]]:
+        """Return each ordered route with each of its destinations."""
+        routes = [route for route in self.routes.values() if route.order is not None]
+        return frozenset((route.name, destination) for route in routes for destination in route.destinations)

@@ -336,7 +336,7 @@ class Metrics(Collector):
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
         self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
-        where = ("route", "destination", "topic")
+        where = ("route", "destination")
         self.ordered_blocked_keys = gauge("ordered_blocked_keys", "Keys whose first delivery has failed.", *where)
         self.ordered_halted_keys = gauge("ordered_halted_keys", "Keys that wait for an operator's kick.", *where)
         self.ordered_lag = gauge("ordered_lag_records", "Records that an ordered route hasn't read.", *where)

@@ -180,7 +180,7 @@ async def _undone(log: Log, topic: str, topics: Topics) -> int:
     commits = await log.committed(topics.group(ROUTER_GROUP), topic)
     undone = 0
     for number, (start, end) in (await log.bounds(topic)).items():
-        base, done = commits.get(number, Commit(start))
+        base, done, _ = commits.get(number, Commit(start))
         undone += end - max(base, start) - int.from_bytes(done, "little").bit_count()
     return undone
 

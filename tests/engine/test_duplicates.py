@@ -13,7 +13,7 @@ from typing_extensions import override
 from gateway.engine.duplicates import FLUSHED_AT_ONCE, MAX_LAG, PATIENCE, Duplicates, Reader
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
-from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, event_id
 from gateway.rules.rules import Egress, Rules, Source
 from gateway.rules.table import RouteTable
@@ -124,8 +124,8 @@ class World:
             assert not running.done()
             running.cancel()
 
-    def acquire(self, process: Process, base: int = 0, *, is_router: bool = True) -> Reader:
-        return process.duplicates.acquire(Assignment(EVENTS, Commit(base), 0), is_router=is_router)
+    def acquire(self, process: Process, base: int = 0) -> Reader:
+        return process.duplicates.acquire(Assignment(EVENTS, Commit(base), 0))
 
     def events(self, start: int = 0, end: int | None = None) -> list[tuple[Record, Event]]:
         return [(record, decode_event(record)) for record in self.log.records("events")[start:end]]
@@ -206,9 +206,6 @@ def test_of_what_is_let_go_it_is_told_of_what_it_is_a_copy_once_a_second() -> No
             await asyncio.sleep(2)
             assert reader.is_duplicate(record, event)
             assert process.logger.calls[-1].kwargs == first | {"count": 3}
-            other = world.acquire(process, is_router=False)
-            assert other.is_duplicate(record, event)
-            assert len([call for call in process.logger.calls if call.args == ("event_duplicate",)]) == 2
 
     run(scenario())
 
@@ -382,51 +379,28 @@ def test_what_is_lost_takes_no_memory_and_is_stored_by_nobody() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "b")
-            reader, ordered = world.acquire(process), world.acquire(process, is_router=False)
+            reader = world.acquire(process)
             await world.read(reader)
             reader.release()
-            await ordered.flush()
+            await reader.flush()
             await asyncio.sleep(1.5)
-            assert (world.stored(), process.gauges()) == (0, (2, 0))
-            ordered.release()
-            await asyncio.sleep(1.0)
-            assert process.gauges() == (0, 0)
+            assert (world.stored(), process.gauges()) == (0, (0, 0))
 
     run(scenario())
 
 
-def test_another_group_decides_alike_whether_it_is_ahead_or_behind() -> None:
-    async def scenario() -> None:
-        async with a_world() as world, world.process() as process:
-            await world.put("a", "a", "b")
-            await asyncio.sleep(HOUR + 1)
-            await world.put("b", "a", "a")
-            expected = [False, True, False, False, False, True]  # an hour is over
-            ordered, router = world.acquire(process, is_router=False), world.acquire(process)
-            assert await world.read(ordered) == expected
-            assert await world.read(router) == expected
-            behind = world.acquire(process, is_router=False)
-            await asyncio.sleep(5)
-            assert await world.read(behind) == expected
-            assert process.count() == (2, 0, 0)
-            await router.flush()
-            assert world.stored() == 4  # what the router saw, though another saw it first
-
-    run(scenario())
-
-
-def test_a_group_that_is_hours_behind_another_lets_copies_through_and_has_nothing_read_for_them() -> None:
+def test_a_reader_that_is_hours_behind_another_lets_copies_through_and_has_nothing_read_for_them() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "a")
             await asyncio.sleep(HOUR + MAX_LAG + 1)
             await world.put("b", "b")
-            router, ordered = world.acquire(process), world.acquire(process, is_router=False)
-            assert await world.read(router) == [False, True, False, True]
+            ahead, behind = world.acquire(process), world.acquire(process)
+            assert await world.read(ahead) == [False, True, False, True]
             await asyncio.sleep(1.5)
-            assert not await ordered.ready(world.events()[0][0])
+            assert not await behind.ready(world.events()[0][0])
             world.log.fails_to_scan = True
-            assert await world.read(ordered) == [False, False, False, True]
+            assert await world.read(behind) == [False, False, False, True]
             await asyncio.sleep(1.5)
             assert process.gauges() == (1, 0)
 
@@ -447,7 +421,7 @@ def test_sources_that_share_a_topic_have_their_own_windows() -> None:
     run(scenario())
 
 
-def test_a_group_that_begins_behind_another_has_that_read_which_was_forgotten() -> None:
+def test_a_reader_that_begins_behind_another_has_that_read_which_was_forgotten() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             router = world.acquire(process)
@@ -460,8 +434,8 @@ def test_a_group_that_begins_behind_another_has_that_read_which_was_forgotten() 
             await world.read(router, start=3)
             await asyncio.sleep(600)
             assert process.gauges()[0] == 1
-            ordered = world.acquire(process, base=1, is_router=False)
-            assert await world.read(ordered, start=1) == [False, True, False]
+            behind = world.acquire(process, base=1)
+            assert await world.read(behind, start=1) == [False, True, False]
 
     run(scenario())
 
@@ -476,7 +450,7 @@ def test_done_records_after_the_first_are_known_though_none_below_is_committed()
                 await reader.flush()
             await world.put("b")
             async with world.process() as second:
-                reader = second.duplicates.acquire(Assignment(EVENTS, Commit(0, b"\2"), 0), is_router=True)
+                reader = second.duplicates.acquire(Assignment(EVENTS, Commit(0, b"\2"), 0))
                 (undone, _, copy) = world.events()
                 assert await reader.ready(undone[0])
                 assert [reader.is_duplicate(*event) for event in (undone, copy)] == [False, True]
@@ -646,7 +620,7 @@ def test_what_retention_has_deleted_is_known_all_the_same() -> None:
             await world.put("a")
             world.log.delete_below(EVENTS, 1)
             async with world.process() as second:
-                reader = second.duplicates.acquire(Assignment(EVENTS, Commit(2), 1), is_router=True)
+                reader = second.duplicates.acquire(Assignment(EVENTS, Commit(2), 1))
                 assert await world.read(reader, start=1) == [True]
 
     run(scenario())
@@ -696,20 +670,6 @@ def test_memory_is_given_back_after_the_window_also_where_nothing_comes_any_more
     run(scenario())
 
 
-def test_a_new_owner_of_an_ordered_route_knows_what_it_passed_before_the_router_did() -> None:
-    """Its commit is ahead of the router's: nobody has stored these sightings yet, and nobody here reads the events."""
-
-    async def scenario() -> None:
-        async with a_world() as world, world.process() as process:
-            await world.put("a", "b", "c", "a", "b", "c")
-            await world.log.seed(TOPICS.group(ROUTER_GROUP), {EVENTS: Commit(1)})
-            done = Commit(2, done=(0b1).to_bytes(1, "little"))
-            reader = process.duplicates.acquire(Assignment(EVENTS, done, 0), is_router=False)
-            assert await world.read(reader, start=3) == [False, True, True], "of the first the router has told nothing"
-
-    run(scenario())
-
-
 def test_partitions_that_are_assigned_together_are_rebuilt_in_one_scan() -> None:
     async def scenario() -> None:
         async with a_world() as world:
@@ -720,7 +680,7 @@ def test_partitions_that_are_assigned_together_are_rebuilt_in_one_scan() -> None
                 await reader.flush()
             async with world.process() as second:
                 for number in range(6):
-                    second.duplicates.acquire(Assignment(Partition("events", number), Commit(1), 0), is_router=True)
+                    second.duplicates.acquire(Assignment(Partition("events", number), Commit(1), 0))
                 await asyncio.sleep(1.0)
                 assert second.rebuilt() == [1]
 

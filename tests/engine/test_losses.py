@@ -15,6 +15,8 @@ from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
 from tests.virtual_time import now
 
+ORDERED = TOPICS.ordered("build", "ci")
+
 
 def lost(world: World, topic: str = EVENTS) -> float:
     return world.metrics.records_lost.labels(topic).value
@@ -24,9 +26,9 @@ def keep(world: World, topic: str, seconds: float) -> None:
     world.log.grow(replace(world.log._state.specs[topic], retention=seconds))
 
 
-async def delete_all(world: World) -> None:
-    for number, (_, end) in (await world.log.bounds(EVENTS)).items():
-        world.log.delete_below(Partition(EVENTS, number), end)
+async def delete_all(world: World, topic: str = EVENTS) -> None:
+    for number, (_, end) in (await world.log.bounds(topic)).items():
+        world.log.delete_below(Partition(topic, number), end)
 
 
 def told(lines: Sequence[object]) -> list[tuple[str, int]]:
@@ -85,14 +87,15 @@ async def test_a_router_counts_what_is_deleted_before_it_was_read() -> None:
 async def test_an_ordered_member_that_stands_still_counts_what_is_deleted_behind_it() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
     world.logger = structlog.get_logger()
-    group = TOPICS.ordered_group("build", "ci", EVENTS)
+    group = TOPICS.ordered_group("build", "ci")
     with structlog.testing.capture_logs() as lines:
         async with running(world):
             await world.put(*events(4))
             await asyncio.sleep(3)
             world.log.stall(group)
             await world.put(*events(6))
-            await delete_all(world)
+            await asyncio.sleep(2)
+            await delete_all(world, ORDERED)
             await asyncio.sleep(2)
     assert sum(count for name, count in told(lines) if name == group) == 6
 
@@ -118,7 +121,7 @@ async def test_an_ordered_route_begins_anew_with_a_topic_that_is_made_again_thou
         await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(3)])
         await asyncio.sleep(3)
         assert len(world.client.made) == 1
-        await world.log.make_again(EVENTS)
+        await world.log.make_again(ORDERED)
         await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(5, 8)])
         await asyncio.sleep(3)
     assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_5", "evt_6", "evt_7"]
@@ -129,9 +132,9 @@ async def test_it_is_told_how_long_the_log_keeps_what_is_not_done() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
     async with running(world):
         await asyncio.sleep(15)
-        left = world.metrics.retention_left.labels(EVENTS)
+        left = world.metrics.retention_left.labels(ORDERED)
         assert left.value == 7 * DAY
-        keep(world, EVENTS, 7200.0)
+        keep(world, ORDERED, 7200.0)
         await world.put(*events(1))
         await world.doze(5400)
         assert left.value == pytest.approx(1800, abs=20)

@@ -12,8 +12,7 @@ from gateway.engine.control import Order
 from gateway.engine.member import HANDOVER
 from gateway.engine.progress import WINDOW
 from gateway.log.base import Commit, Partition
-from gateway.log.records import event_key
-from gateway.log.topics import ROUTER_GROUP
+from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
 from gateway.rules.expressions import Template
 from gateway.rules.rules import RequestTemplate, Route
@@ -33,7 +32,8 @@ from tests.engine.test_worker import (
 from tests.virtual_time import now
 
 PATIENT = a_policy(schedule=(2.0, 4.0), max_attempts=20, max_age=3600.0)
-GROUP = TOPICS.ordered_group("build", "ci", EVENTS)
+PLACE = ("build", "ci")
+ORDERED, GROUP = TOPICS.ordered(*PLACE), TOPICS.ordered_group(*PLACE)
 
 
 def an_ordered_route(name: str = "build", *, halts: bool = False, **fields: object) -> Route:
@@ -65,11 +65,13 @@ def assert_in_order(tried: list[int], count: int) -> None:
     assert all(later in (earlier, earlier + 1) for earlier, later in pairwise(tried)), tried
 
 
-async def undone(world: World, group: str = GROUP) -> int:
-    commits = await world.log.committed(group, EVENTS)
-    count = 0
-    for number, (_, end) in (await world.log.bounds(EVENTS)).items():
-        base, done = commits.get(number, Commit(0))
+async def undone(world: World, place: tuple[str, str] = PLACE) -> int:
+    """Count what the router hasn't done, and what an ordered route hasn't."""
+    count = await world.undone()
+    topic = TOPICS.ordered(*place)
+    commits = await world.log.committed(TOPICS.ordered_group(*place), topic)
+    for number, (_, end) in (await world.log.bounds(topic)).items():
+        base, done, _ = commits.get(number, Commit(0))
         count += end - base - int.from_bytes(done, "little").bit_count()
     return count
 
@@ -91,7 +93,7 @@ class Refusing(ScriptedClient):
 def keys_of_one_partition(count: int) -> list[str]:
     partitions: dict[int, list[str]] = defaultdict(list)
     for key in map(str, range(1000)):
-        partitions[crc32(event_key(an_event(key=key))) % 6].append(key)
+        partitions[crc32(order_key(an_event(key=key)).encode()) % 6].append(key)
     return partitions[0][:count]
 
 
@@ -108,7 +110,7 @@ async def test_the_events_of_a_key_follow_each_other_and_keys_go_side_by_side() 
 
 
 @virtual
-async def test_the_router_leaves_ordered_routes_alone_and_serves_the_others() -> None:
+async def test_an_ordered_route_and_another_serve_the_same_events() -> None:
     world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)))
     await world.put(*keyed(3, 4))
     async with running(world):
@@ -156,7 +158,7 @@ async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_ord
         await asyncio.sleep(100)
         assert by_key(world) == {"k0": [0, 0], "k1": [0, 0]}
         assert world.dead() == []
-        halted = world.metrics.ordered_halted_keys.labels("build", "ci", EVENTS)
+        halted = world.metrics.ordered_halted_keys.labels(*PLACE)
         assert halted.value == 2
         world.client.scripts["ci"] = [200]
         await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
@@ -277,52 +279,6 @@ async def test_nothing_is_tried_while_commits_are_not_accepted() -> None:
 
 
 @virtual
-async def test_a_new_ordered_route_begins_where_the_router_stands() -> None:
-    world = await a_world(a_route("audit", to=("audit",)))
-    await world.put(*keyed(4, 10))
-    async with running(world) as worker:
-        await asyncio.sleep(5)
-        ordered = rules_of(a_route("audit", to=("audit",)), an_ordered_route())
-        await worker.prepare(ordered)
-        await world.put(*[an_event(id=f"new.{n}", key="new", received_at=now()) for n in range(3)])
-        await asyncio.sleep(0.5)
-        world.rules = ordered
-        worker.reload()
-        await asyncio.sleep(5)
-    assert by_key(world) == {"new": [0, 1, 2]}, "nothing of before, and nothing that came since is missing"
-
-
-@virtual
-async def test_no_event_falls_between_the_router_and_a_new_ordered_route() -> None:
-    world = await a_world(a_route("audit", to=("audit",)), audit=[0.2])
-    async with running(world) as worker:
-        for number in range(200):
-            await world.put(an_event(id=f"k.{number}", key="k", received_at=now()))
-            await asyncio.sleep(0.01)
-            if number == 100:
-                ordered = rules_of(a_route("audit", to=("audit",)), an_ordered_route())
-                await worker.prepare(ordered)
-                world.rules = ordered
-                worker.reload()
-        await asyncio.sleep(60)
-    tried = by_key(world)["k"]
-    assert set(range(101, 200)) <= set(tried)
-    assert tried == sorted(tried)
-
-
-@virtual
-async def test_a_second_process_leaves_the_beginning_as_it_is() -> None:
-    world = await a_world(an_ordered_route())
-    await world.log.seed(TOPICS.group(ROUTER_GROUP), {Partition(EVENTS, number): Commit(0) for number in range(6)})
-    await world.worker().prepare(world.rules)
-    await world.put(*keyed(3, 2))
-    await world.log.seed(GROUP, {Partition(EVENTS, number): Commit(99) for number in range(6)})
-    async with running(world):
-        await asyncio.sleep(5)
-    assert by_key(world) == {f"k{key}": [0, 1] for key in range(3)}
-
-
-@virtual
 async def test_an_event_without_a_key_waits_for_nobody() -> None:
     world = await a_world(an_ordered_route(), ci=[0.5])
     await world.put(*[an_event(id=f"none.{number}", received_at=now()) for number in range(20)])
@@ -346,13 +302,14 @@ async def test_a_key_blocked_for_long_delays_no_other_until_the_window_is_full()
 
     await world.put(an_event(id="bad.0", key=bad, received_at=now()))
     async with running(world):
+        await asyncio.sleep(1)
         await put(range(1, 100))
         await asyncio.sleep(20)
         everything = {f"k{of}": list(range(1, 100)) for of in range(3)}
         assert {**by_key(world), "bad": [0]} == {**everything, "bad": [0]}
         # All but ten offsets of the window are gaps, as a transaction's markers are.
-        partition = Partition(EVENTS, 0)
-        _, end = (await world.log.bounds(EVENTS))[0]
+        partition = Partition(ORDERED, 0)
+        _, end = (await world.log.bounds(ORDERED))[0]
         world.log.skip_offsets(partition, WINDOW - end - 10)
         await put(range(100, 110))
         await asyncio.sleep(20)
@@ -410,4 +367,4 @@ async def test_a_record_that_cannot_be_read_is_one_dead_letter_however_many_grou
     async with running(world):
         await asyncio.sleep(5)
     assert len(world.log.records(TOPICS.dead)) == 1
-    assert [await undone(world, TOPICS.ordered_group(f"ordered-{n}", "ci", EVENTS)) for n in range(3)] == [0, 0, 0]
+    assert [await undone(world, (f"ordered-{n}", "ci")) for n in range(3)] == [0, 0, 0]

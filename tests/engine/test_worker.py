@@ -146,6 +146,13 @@ class World:
         return count
 
 
+async def reload(world: World, worker: Worker, rules: Rules) -> None:
+    """Put rules in force, as a process does once the topics are there."""
+    await world.log.create(TOPICS.specs([], rules.ordered))
+    world.rules = rules
+    worker.reload()
+
+
 @asynccontextmanager
 async def running(world: World, worker: Worker | None = None) -> AsyncIterator[Worker]:
     """Run a worker, and end it gracefully."""
@@ -158,8 +165,9 @@ async def running(world: World, worker: Worker | None = None) -> AsyncIterator[W
 
 async def a_world(*routes: Route, destinations: Sequence[Destination] = (), **scripts: Sequence[Answer]) -> World:
     log = MemoryLog(now=now)
-    await log.create(TOPICS.specs([EVENTS]))
-    return World(log=log, rules=rules_of(*routes, destinations=destinations), client=ScriptedClient(scripts))
+    rules = rules_of(*routes, destinations=destinations)
+    await log.create(TOPICS.specs([EVENTS], rules.ordered))
+    return World(log=log, rules=rules, client=ScriptedClient(scripts))
 
 
 def events(count: int) -> list[Event]:

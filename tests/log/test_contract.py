@@ -9,7 +9,19 @@ from time import time
 import pytest
 from typing_extensions import override
 
-from gateway.log.base import CLOCK, Assignment, Batch, Commit, Consumer, Log, Partition, Position, Record, TopicSpec
+from gateway.log.base import (
+    CLOCK,
+    Assignment,
+    Batch,
+    Commit,
+    Consumer,
+    Log,
+    NewRecord,
+    Partition,
+    Position,
+    Record,
+    TopicSpec,
+)
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from tests.log.conftest import Subject
 
@@ -246,6 +258,37 @@ async def test_an_append_to_a_topic_that_is_not_there_fails(subject: Subject) ->
         assert await log.bounds(f"{subject.prefix}none") == {}
 
 
+async def test_records_are_appended_to_one_partition_in_their_order(subject: Subject) -> None:
+    """Whatever others append meanwhile, and however many batches they are."""
+    async with subject.open() as log, subject.open() as other:
+        topic = await make_topic(log, subject, partitions=3)
+        partition = Partition(topic, len(await log.bounds(topic)) - 1)
+        records = [NewRecord(b"k%d" % (n % 7), b"%d " % n + bytes(n % 11 * 10_000), [("n", b"1")]) for n in range(200)]
+        beside = [asyncio.create_task(append(other, topic, b"x" * n, key=b"%d" % n)) for n in range(100)]
+        positions = await log.append_in_order(partition, records)
+        await asyncio.gather(*beside)
+        assert {position.partition for position in positions} == {partition.number}
+        offsets = [position.offset for position in positions]
+        assert offsets == sorted(set(offsets))
+        stored = {record.offset: record for record in await scan(log, partition, 0, 1000)}
+        assert [(stored[offset].key, stored[offset].value) for offset in offsets] == [each[:2] for each in records]
+        assert all(stored[each.offset].appended_at == each.appended_at for each in positions)
+
+
+async def test_an_append_in_order_of_what_is_too_large_or_nowhere_fails(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        large = NewRecord(b"key", bytes(log.max_record_bytes), [])
+        with pytest.raises(RecordTooLargeError, match=r"expected .* got"):
+            await log.append_in_order(Partition(topic, 0), [NewRecord(b"key", b"small", []), large])
+        for nowhere in (Partition(topic, 7), Partition(f"{subject.prefix}none", 0)):
+            with pytest.raises(LogUnavailableError):
+                await log.append_in_order(nowhere, [NewRecord(b"key", b"small", [])])
+        largest = NewRecord(b"key", bytes(log.max_record_bytes - 3), [])
+        await log.append_in_order(Partition(topic, 0), [largest, NewRecord(b"key", b"last", [])])
+        assert (await scan(log, Partition(topic, 0), 0, 10))[-1].value == b"last"
+
+
 async def test_closing_finishes_the_appends_under_way(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
@@ -413,20 +456,21 @@ async def test_a_group_without_a_commit_starts_at_the_start_of_the_log(subject: 
 
 
 @pytest.mark.parametrize("done", [b"", b"\x05", b"\x00\xff" * 1024], ids=["no bits", "two bits", "2,048 bytes"])
-async def test_a_commit_comes_back_bit_by_bit(subject: Subject, done: bytes) -> None:
+@pytest.mark.parametrize("note", [b"", b"\x00:\xff", bytes(range(253)) * 4], ids=["no note", "a note", "1,012 bytes"])
+async def test_a_commit_comes_back_bit_by_bit(subject: Subject, done: bytes, note: bytes) -> None:
     async with subject.open() as log, subject.open() as other:
         topic = await make_topic(log, subject)
         group, partition = f"{subject.prefix}g", Partition(topic, 0)
         await append(log, topic, b"0", b"1", b"2", b"3")
         async with consuming(log, topic, group=group) as (consumer, _):
             await consumer.commit({partition: Commit(1)})
-            await consumer.commit({partition: Commit(2, done)})
-            await consumer.commit({partition: Commit(2, done)})
-            assert await log.committed(group, topic) == {0: Commit(2, done)}
-            assert await other.committed(group, topic) == {0: Commit(2, done)}
+            await consumer.commit({partition: Commit(2, done, note)})
+            await consumer.commit({partition: Commit(2, done, note)})
+            assert await log.committed(group, topic) == {0: Commit(2, done, note)}
+            assert await other.committed(group, topic) == {0: Commit(2, done, note)}
             assert await log.committed(f"{subject.prefix}other", topic) == {}
         async with consuming(log, topic, group=group) as (consumer, owner):
-            assert owner.assignments == {partition: Assignment(partition, Commit(2, done), 0)}
+            assert owner.assignments == {partition: Assignment(partition, Commit(2, done, note), 0)}
             assert await values(consumer, 2) == [b"2", b"3"]
 
 
@@ -535,7 +579,7 @@ async def test_a_group_begins_where_it_was_seeded_and_what_it_has_committed_stan
         assert await log.committed(group, topic) == {0: Commit(1, b"\x02")}
 
 
-async def test_groups_without_members_can_be_found_and_forgotten(subject: Subject) -> None:
+async def test_groups_are_found_with_the_number_of_their_members(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
         group, *others = [f"{subject.prefix}ordered/{name}" for name in ("g", "h", "i")]
@@ -546,13 +590,7 @@ async def test_groups_without_members_can_be_found_and_forgotten(subject: Subjec
         without = dict.fromkeys(others, 0)
         async with consuming(log, topic, group=group):
             assert await log.groups(f"{subject.prefix}ordered/") == {group: 1, **without}
-            with pytest.raises(LogUnavailableError):
-                await log.forget(group)
         assert await log.groups(f"{subject.prefix}ordered/") == {group: 0, **without}
-        await log.forget(group)
-        await log.forget(group)
-        assert await log.groups(f"{subject.prefix}ordered/") == without
-        assert await log.committed(group, topic) == {}
 
 
 async def test_what_a_listener_finishes_while_it_gives_up_is_committed(subject: Subject) -> None:

@@ -1,5 +1,7 @@
 """Which topics there are."""
 
+import re
+
 import pytest
 
 from gateway.log.topics import TIERS, Topics
@@ -18,8 +20,31 @@ def test_sources_that_share_a_topic_have_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gateway.dead", "gateway.control", "gateway.retry.5s", "gateway.parked", "gateway.dedupe"]
+    "name",
+    [
+        "gateway.dead",
+        "gateway.control",
+        "gateway.retry.5s",
+        "gateway.parked",
+        "gateway.dedupe",
+        "gateway.ordered.build.TO.ci",
+    ],
 )
 def test_events_never_share_a_topic_of_the_gateways_own(name: str) -> None:
     with pytest.raises(RulesError, match="expected a name for events"):
         Topics().specs(["gateway.events.github", name])
+
+
+@pytest.mark.parametrize("place", [("build", "ci"), ("a.to.b", "c"), ("a", "to.b.c"), ("a_b", "c"), ("x-1", "y..z")])
+def test_a_topic_of_an_ordered_route_tells_whose_it_is(place: tuple[str, str]) -> None:
+    topics = Topics("x.")
+    topic = topics.ordered(*place)
+    assert topics.ordered_place(topic) == place
+    assert re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic)
+    assert [topics.ordered_place(name) for name in (topics.events("github"), topics.dead, "x.ordered.a", "a.TO.b")] == [
+        None
+    ] * 4
+
+
+def test_the_longest_names_make_a_topic_that_kafka_takes() -> None:
+    assert len(Topics("gateway." * 8).ordered("r" * 63, "d" * 63)) <= 249

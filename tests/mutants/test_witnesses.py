@@ -12,7 +12,7 @@ from typing_extensions import override
 from gateway.engine.control import Order
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.ordered import PROOF
-from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders
+from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
 from gateway.model import LogUnavailableError, Result, SpillReason, event_id
 from gateway.rules.load import load_rules
@@ -196,30 +196,32 @@ async def test_nothing_of_an_ordered_route_begins_on_a_proof_that_has_grown_old(
         assert world.client.made == []
 
 
-def test_new_rules_are_prepared_for_before_they_are_in_force(tmp_path: Path) -> None:
-    """From then on the router passes over what ordered routes are for: their groups must have begun."""
+def test_the_topic_of_a_new_ordered_route_is_there_before_its_rules_are_in_force(tmp_path: Path) -> None:
+    """From then on the router appends to it."""
     file = tmp_path / "routes.yaml"
-    source = "version: 1\nsources:\n  crm: {verify: {scheme: none}}\n"
+    source = "version: 1\nsources:\n  crm: {verify: {scheme: none}, key: body.id}\n"
     file.write_text(source)
     gateway = Gateway(Settings(rules=file, log=EmbeddedTarget(tmp_path / "log.db")), QUIET)
     gateway._in_force(load_rules(file), {})
-    worker = Preparing(lambda: gateway._rules)
-    gateway._worker = worker  # type: ignore[assignment] # a reload asks no more of it than this
-    route = "routes:\n  - {name: new, from: crm, to: [ci]}\n"
+    log = Telling(lambda: gateway._rules)
+    route = "routes:\n  - {name: new, from: crm, to: [ci], order: key}\n"
     file.write_text(f"{source}destinations:\n  ci: {{url: 'http://127.0.0.1:1/'}}\n{route}")
-    asyncio.run(gateway._try_to_reload(MemoryLog()))
-    assert worker.told == [("prepare", ["new"], []), ("reload", ["new"], ["new"])]
+    asyncio.run(gateway._try_to_reload(log))
+    assert list(gateway._rules.routes) == ["new"]
+    assert log.in_force == []
+    assert TOPICS.ordered("new", "ci") in log._state.specs
 
 
-class Preparing:
-    """Notes which routes it is told of, and which are in force then."""
+class Telling(MemoryLog):
+    """Notes which routes are in force when topics are first made."""
 
     def __init__(self, rules: Callable[[], Rules]) -> None:
-        self.told: list[tuple[str, list[str], list[str]]] = []
+        super().__init__()
         self._rules = rules
+        self.in_force: list[str] | None = None
 
-    async def prepare(self, rules: Rules) -> None:
-        self.told.append(("prepare", list(rules.routes), list(self._rules().routes)))
-
-    def reload(self) -> None:
-        self.told.append(("reload", list(self._rules().routes), list(self._rules().routes)))
+    @override
+    async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
+        if self.in_force is None:
+            self.in_force = list(self._rules().routes)
+        return await super().create(specs)

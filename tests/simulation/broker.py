@@ -26,6 +26,7 @@ from gateway.log.base import (
     Batch,
     Commit,
     Listener,
+    NewRecord,
     Partition,
     Position,
     Record,
@@ -84,7 +85,6 @@ class Witness(Protocol):
     def unacknowledged(self, partition: Partition, offset: int) -> None: ...
     def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None: ...
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None: ...
-    def forgotten(self, group: str) -> None: ...
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
 
@@ -190,6 +190,10 @@ class Broker:
             if partition in reader.positions:
                 reader.wake()
         return record
+
+    def unacknowledged(self, partition: Partition, records: Iterable[Record]) -> None:
+        for record in records:
+            self.witness.unacknowledged(partition, record.offset)
 
     def skip(self, partition: Partition, length: int) -> None:
         """Leave offsets out after the last record, as the markers of a transaction do."""
@@ -325,31 +329,53 @@ class SimulatedLog:
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         self._check()
-        size = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
-        if size > self.max_record_bytes:
-            raise RecordTooLargeError(f"{topic}: expected at most {self.max_record_bytes} bytes, got {size}")
-        broker, loop, random = self._broker, self._broker.loop, self._random
-        partitions = broker.of(topic)
+        new = NewRecord(key, value, headers)
+        self._measure(topic, new)
+        partitions = self._broker.of(topic)
         if not partitions:
             raise LogUnavailableError(f"{topic}: expected a topic, got a name that is not there")
-        partition = partitions[crc32(key) % len(partitions)]
+        [position] = await self._append(partitions[crc32(key) % len(partitions)], [new])
+        return position
+
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        """Append batch by batch, each acknowledged before the next is sent."""
+        self._check()
+        for new in records:
+            self._measure(partition.topic, new)
+        if partition not in self._broker.segments:
+            raise LogUnavailableError(f"{partition.topic}: expected a partition, got one that is not there")
+        positions: list[Position] = []
+        while len(positions) < len(records):
+            batch = records[len(positions) : len(positions) + self._random.randint(1, 8)]
+            positions += await self._append(partition, batch)
+        return positions
+
+    def _measure(self, topic: str, new: NewRecord) -> None:
+        size = len(new.key) + len(new.value) + sum([len(name) + len(text) for name, text in new.headers])
+        if size > self.max_record_bytes:
+            raise RecordTooLargeError(f"{topic}: expected at most {self.max_record_bytes} bytes, got {size}")
+
+    async def _append(self, partition: Partition, batch: Sequence[NewRecord]) -> list[Position]:
+        """Append a batch, which is stored as a whole or not."""
+        broker, loop, random = self._broker, self._broker.loop, self._random
+        topic = partition.topic
         segment = broker.segments[partition]
         failure = broker.failing("append")
         if failure == "refused":
             await asyncio.sleep(random.uniform(0.001, APPEND_TIMEOUT))
             raise LogUnavailableError(f"{topic}: expected an answer, got none")
-        stored: asyncio.Future[Record] = loop.create_future()
+        stored: asyncio.Future[list[Record]] = loop.create_future()
         is_late = failure in ("late", "ghost")
         delay = random.uniform(0.3, 0.9 * APPEND_TIMEOUT) if is_late else random.uniform(0.0005, 0.003)
         # One after the other in a partition, whoever waits for the answer: cancelling doesn't undo it.
         segment.busy_until = max(segment.busy_until + TICK, loop.time() + delay)
 
         def store() -> None:
-            record = broker.store(self._client, partition, key, value, headers)
+            records = [broker.store(self._client, partition, *new) for new in batch]
             if not stored.done():
-                stored.set_result(record)
+                stored.set_result(records)
             elif not stored.cancelled():
-                broker.witness.unacknowledged(partition, record.offset)
+                broker.unacknowledged(partition, records)
 
         loop.call_at(segment.busy_until, store)
         if failure == "ghost":  # given up before it is stored
@@ -359,15 +385,16 @@ class SimulatedLog:
                 stored.set_exception(LogUnavailableError("given up"))
                 stored.exception()
                 raise LogUnavailableError(f"{topic}: expected an answer in time, got none")
-        record = await stored
+        records = await stored
         await asyncio.sleep(random.uniform(0.0005, 0.003))
         if failure == "lost":
-            broker.witness.unacknowledged(partition, record.offset)
+            broker.unacknowledged(partition, records)
             raise LogUnavailableError(f"{topic}: expected an answer, got a connection that broke")
         self._check()
-        broker.witness.acknowledged(partition, record.offset)
-        self.clock.heard(record.appended_at)
-        return Position(partition.number, record.offset, record.appended_at)
+        for record in records:
+            broker.witness.acknowledged(partition, record.offset)
+        self.clock.heard(records[-1].appended_at)
+        return [Position(partition.number, record.offset, record.appended_at) for record in records]
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
         await self._ask()
@@ -436,13 +463,6 @@ class SimulatedLog:
         await self._ask()
         groups = [group for group in self._broker.groups.values() if group.commits and group.name.startswith(prefix)]
         return {group.name: len(group.members) for group in groups}
-
-    async def forget(self, group: str) -> None:
-        await self._ask()
-        if self._broker.group(group).members:
-            raise LogUnavailableError(f"{group}: expected no members, got some")
-        self._broker.group(group).commits.clear()
-        self._broker.witness.forgotten(group)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         await self._ask()

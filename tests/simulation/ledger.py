@@ -22,7 +22,7 @@ from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Commit, Partition, Record
-from gateway.log.records import Filed, decode_delivery, decode_event
+from gateway.log.records import Filed, Origin, decode_delivery, decode_event, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, Delivery, DeliveryId, Event, Result, UndecodableRecordError, delivery_id
 from tests.simulation.broker import Client, as_newer
@@ -41,7 +41,8 @@ OLDEST = 24.0
 second in a lane, an append and a commit."""
 FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS})
 """What tells that a destination is down: a 429 asks for patience, and a 404 is the event's affair."""
-OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked)
+ORDERED = TOPICS.group("ordered.")
+OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked, ORDERED)
 """What topics of events and deliveries begin with."""
 OFF = 5.0
 """Seconds by which a process may misjudge the log's time: it hears of it with each append, and its clock drifts."""
@@ -87,13 +88,10 @@ class Version:
         )
 
     def names(self, delivery: Delivery) -> bool:
-        """Tell whether a delivery is for what the rules know; an ordered route reads its sources itself."""
-        is_source_known = delivery.event.source in self.sources
+        """Tell whether a delivery is for what the rules know."""
         if not delivery.route:
-            return is_source_known
-        return delivery.destination in self.destinations and any(
-            each.name == delivery.route and (is_source_known or not each.is_ordered) for each in self.routes
-        )
+            return delivery.event.source in self.sources
+        return delivery.destination in self.destinations and any(each.name == delivery.route for each in self.routes)
 
 
 @dataclass(slots=True)
@@ -117,6 +115,8 @@ class Row:
     number: int = -1
     event: Event | None = None
     filed: Filed | None = None
+    origin: Origin | None = None
+    """Of a record of an ordered route: the event's record, whose place in the order it has."""
     is_acknowledged: bool = False
 
     @override
@@ -172,6 +172,8 @@ class Trail:
     successor: int = 0  # acknowledged
     written: int = 0  # stored
     hits: int = 0
+    spared: int = 0
+    """Hits that are none as long as its route keeps the order."""
     lives: set[float] = field(default_factory=set)
 
 
@@ -243,6 +245,7 @@ class Ledger:
             else:
                 row.filed = decode_delivery(record)
                 row.event = row.filed.delivery.event
+                row.origin = origin_of(record)
         except UndecodableRecordError:
             if partition.topic == TOPICS.dead:
                 self.dead_values.add(record.value)
@@ -250,7 +253,10 @@ class Ledger:
         row.number = int(dict(row.event.headers)[MARK])
         if row.filed is not None:
             self._carried(row, row.filed)
-            for key in self._keys(row):  # of an event of an unknown source, each delivery that it may come to
+            # What an ordered route's topic has twice is told apart there, and made once.
+            is_one_of_two = row.origin is not None and self._was_ordered(row.filed.delivery.route)
+            self.trails[row.number, row.filed.delivery.id].spared += is_one_of_two
+            for key in () if is_one_of_two else self._keys(row):  # each that an unknown source may come to
                 self._see_whose(client.name, key, is_dead=client.is_dead)
         else:
             self._identities[partition, row.event.id, row.event.body].append(row)
@@ -342,7 +348,8 @@ class Ledger:
 
     def _halts(self, delivery: Delivery) -> bool:
         """Tell whether it waits for an operator instead of ending; a replay of it has no order to keep."""
-        return not delivery.since and any(route.name == delivery.route and route.halts for route in self.plan.routes)
+        routes = [each for force in self.in_force for each in force.version.routes if each.name == delivery.route]
+        return not delivery.since and bool(routes) and all(route.halts for route in routes)
 
     def acknowledged(self, partition: Partition, offset: int) -> None:
         row = self.rows[partition].get(offset)
@@ -355,7 +362,7 @@ class Ledger:
 
     def unacknowledged(self, partition: Partition, offset: int) -> None:
         row = self.rows[partition].get(offset)
-        if row is not None and row.filed is not None:
+        if row is not None and row.filed is not None and row.origin is None:
             self.trails[row.number, row.filed.delivery.id].hits += 1
 
     def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None:
@@ -369,8 +376,6 @@ class Ledger:
         for offset in covers(commit, self.rows[partition].keys() - covered):
             covered.add(offset)
             row = self.rows[partition][offset]
-            if row.event is None and group != ROUTER:
-                continue  # what can't be read is the router's to keep
             undone = self.undone(row, group)
             if undone:
                 self.violate(
@@ -382,10 +387,6 @@ class Ledger:
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None:
         """Note where a new group begins: what is before that is another's affair."""
         self._covered[group, partition].update(covers(commit, self.rows[partition].keys()))
-
-    def forgotten(self, group: str) -> None:
-        for place in [place for place in self._covered if place[0] == group]:
-            del self._covered[place]
 
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
         """What was begun and isn't committed may be done once more by the next owner."""
@@ -417,15 +418,27 @@ class Ledger:
             for offset, row in self.rows[partition].items():
                 if offset in covered or row.event is None:
                     continue
-                nowhere = self.trails.get((row.number, delivery_id(row.event.id, "", "")))
-                is_kept = nowhere is not None and bool(nowhere.rows)  # as one of an unknown source
+                is_kept = bool(self._nowhere(row).rows)
                 for key in self._keys(row):
                     trail = self.trails[key]
+                    if row.filed is None and self._is_sequenced(trail):
+                        trail.spared += 1  # appended again perhaps, and not made again
+                        continue
                     if trail.tries or trail.rows or is_kept:
                         trail.hits += 1
                     else:
                         others.add(key)
         return others
+
+    def _is_sequenced(self, trail: Trail) -> bool:
+        """Tell whether a delivery has its place in the order of a route that keeps one, and always has."""
+        first = next((row for row in trail.rows if row.origin is not None), None)
+        return first is not None and first.filed is not None and self._was_ordered(first.filed.delivery.route)
+
+    def _was_ordered(self, route: str, since: float = 0.0) -> bool:
+        """Tell whether a route kept the order by all rules in force since a time."""
+        versions = self.versions(since, self._now())
+        return all(each.is_ordered for version in versions for each in version.routes if each.name == route)
 
     # Attempts.
 
@@ -567,8 +580,9 @@ class Ledger:
 
     def required(self, event: Event, since: float, until: float) -> frozenset[Pair]:
         """Return the pairs to which an event has to go, whoever read it in that time."""
-        pairs = {version.number: version for version in self.versions(since, until)}
-        sets = [version.pairs(event) for version in pairs.values()]
+        versions = {version.number: version for version in self.versions(since, until)}
+        # By rules that don't know its source an event waits for others.
+        sets = [version.pairs(event) for version in versions.values() if event.source in version.sources]
         return frozenset.intersection(*sets) if sets else frozenset()
 
     def undone(self, row: Row, group: str) -> list[str]:
@@ -582,12 +596,10 @@ class Ledger:
                 return []
             if delivery.route or self._is_nowhere(row, trail):
                 return [delivery.id]
-        if self.may_be_dropped(row):
+        if self.may_be_dropped(row) or (row.filed is None and self._nowhere(row).successor):
             return []
         undone: list[str] = []
         for pair in self.required(row.event, row.at, self._now()):
-            if not self._reads(group, pair, row):
-                continue
             key = row.number, delivery_id(row.event.id, *pair)
             trail = self.trails[key]
             if not (trail.is_delivered or trail.successor):
@@ -634,10 +646,10 @@ class Ledger:
             for other in trail.rows
         )
 
-    def _reads(self, group: str, pair: Pair, row: Row) -> bool:
-        """Tell whether it is this group that sees to a route and destination."""
-        is_ordered = any(route.name == pair[0] and route.is_ordered for route in self.plan.routes)
-        return group == (TOPICS.ordered_group(*pair, row.partition.topic) if is_ordered else ROUTER)
+    def _nowhere(self, row: Row) -> Trail:
+        """Return what became of an event as one of an unknown source."""
+        assert row.event is not None
+        return self.trails.get((row.number, delivery_id(row.event.id, "", "")), Trail())
 
     def _keys(self, row: Row) -> Iterator[Key]:
         if row.filed is not None and row.filed.delivery.route:
@@ -732,16 +744,16 @@ class Ledger:
                     if partition.topic not in (TOPICS.dead, TOPICS.parked) and row.value not in self.dead_values:
                         self.violate("21 a defined end", "a record that can't be read isn't among the dead", [row])
                 elif row.filed is None:
-                    if self.may_be_dropped(row):
+                    if self.may_be_dropped(row) or self._nowhere(row).is_dead:
                         continue
                     for pair in sorted(self.required(row.event, row.at, self._now())):
                         key = row.number, delivery_id(row.event.id, *pair)
                         trail = self.trails[key]
                         if not (trail.is_delivered or trail.is_dead):
                             self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
-                elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.undone(row, ROUTER):
+                elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.undone(row, group_of(partition)):
                     story = self.story(row.number, [row.filed.delivery.id])
-                    self.violate("1 nothing is lost", "a tier's record has no end", [row, *story])
+                    self.violate("1 nothing is lost", "a record of a delivery has no end", [row, *story])
 
     def _check_parked(self) -> None:
         for row in self._parked():
@@ -760,6 +772,8 @@ class Ledger:
                 for row in rows.values() if end else ():
                     if row.offset >= end or row.event is None or self.may_be_dropped(row):
                         continue
+                    if any(row.event.source not in version.sources for version in self.versions(since, self._now())):
+                        continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.number, row.event, route, to)]
                         notes = [each.filed.note for trail in trails for each in trail.rows if each.filed is not None]
@@ -885,6 +899,8 @@ class Ledger:
         for trail in self.trails.values():
             made = Counter(each.attempt for each in trail.tries)
             allowed = 0 if self.plan.is_graceful else trail.hits
+            if trail.tries and not self._was_ordered(trail.tries[0].route):
+                allowed += trail.spared
             lives = 1 + len(trail.lives)
             most = max(made.values(), default=0)
             if trail.tries and _names(trail.tries[0]) & self.touched:
@@ -911,7 +927,7 @@ class Ledger:
             self.violate("7 appends are bounded", f"{len(trail.rows)} records of a delivery", self._told(trail)[:40])
 
     def _check_order(self) -> None:
-        ordered = {route.name for route in self.plan.routes if route.is_ordered}
+        """The events of a key are tried in the order of their partition: so the router reads them, and appends them."""
         last: dict[tuple[str, str, Partition, str], tuple[int, Try]] = {}
         places = {
             row.number: row
@@ -921,12 +937,10 @@ class Ledger:
         }
         for made in self.tries:
             row = places[made.number]
-            if made.route not in ordered or row.event is None or row.event.key is None:
-                continue
             trail = self.trails[made.number, made.delivery]
-            if trail.lives:
-                continue  # a replay goes through the tiers
-            group = TOPICS.ordered_group(made.route, made.destination, row.partition.topic)
+            if row.event is None or row.event.key is None or not self._has_place(row, trail, made):
+                continue
+            group = TOPICS.ordered_group(made.route, made.destination)
             if any(gone <= made.began < gone + PROOF for gone in self._thrown_out_at[made.process, group]):
                 continue  # no group throws a member out that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
@@ -934,14 +948,16 @@ class Ledger:
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
             last[where] = row.offset, made
-            if before.number != made.number and not self._has_gone_by(before, made.began):
+            if before.number != made.number and self.trails[before.number, before.delivery].ended_at > made.began:
                 self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
 
-    def _has_gone_by(self, made: Try, at: float) -> bool:
-        """Tell whether a delivery of an ordered route had ended, or goes through tiers as one of a route removed."""
-        trail = self.trails[made.number, made.delivery]
-        is_orphan = "reload" in self.plan.faults and any(row.at <= at for row in trail.rows)
-        return trail.ended_at <= at or is_orphan
+    def _has_place(self, row: Row, trail: Trail, made: Try) -> bool:
+        """Tell whether the order holds for a delivery: it never was one of an unknown source, nor of a plain route.
+
+        A replay goes through the tiers.
+        """
+        is_read_in_order = any(each.origin is not None for each in trail.rows) and not self._nowhere(row).rows
+        return is_read_in_order and not trail.lives and self._was_ordered(made.route, row.at)
 
     def _check_isolation(self) -> None:
         """What is healthy all the time isn't delayed by what isn't."""
@@ -1007,6 +1023,12 @@ class Ledger:
                 count = sum(at <= row.at for at in failed[row.filed.delivery.destination])
                 if count < 5:
                     self.violate("17 breaker", f"open after {count} failures", [row])
+
+
+def group_of(partition: Partition) -> str:
+    """Return the group that reads a topic of events or deliveries."""
+    place = TOPICS.ordered_place(partition.topic)
+    return ROUTER if place is None else TOPICS.ordered_group(*place)
 
 
 def _shown(commit: Commit) -> str:

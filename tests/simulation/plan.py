@@ -96,6 +96,8 @@ class Plan:
     """Deliveries that a job injects between two of its markers: a small one is soon full."""
     memory: int = MAX_BYTES
     """Bytes that a router may hold, and four times what its appends may: a little is soon full."""
+    is_shared: bool = False
+    """Whether all sources append to one topic, that of the first."""
 
     @property
     def is_graceful(self) -> bool:
@@ -129,6 +131,7 @@ def plan_of(seed: int) -> Plan:
     world = _world(_stream(seed, "world"), seed, faults)
     world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
     world = _versioned(_stream(seed, "versions"), world)
+    world = replace(world, is_shared=_stream(seed, "topics").random() < 0.3)
     world = _handed_over(_stream(seed, "batch"), world)
     world = _tight(_stream(seed, "memory"), world)
     orders = list(_orders(_stream(seed, "orders"), world))
@@ -139,7 +142,7 @@ def plan_of(seed: int) -> Plan:
         *_trouble(_stream(seed, "trouble"), world),
         *_log_faults(_stream(seed, "log"), world),
         *_process_faults(_stream(seed, "processes"), world),
-        *_reloads(_stream(seed, "reloads"), world),
+        *_apart(_stream(seed, "apart"), world, list(_reloads(_stream(seed, "reloads"), world))),
         *orders,
     ]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
@@ -427,6 +430,17 @@ def _reloads(random: Random, world: Plan) -> Iterable[Step]:
         if random.random() < 0.7:
             at += random.uniform(0, world.horizon / 2)
             yield Step(round(at, 6), "reload", {"without": [], "policies": {}})
+
+
+def _apart(random: Random, world: Plan, reloads: Sequence[Step]) -> Iterable[Step]:
+    """Let processes go by different rules for a while, and routes change whether they keep the order."""
+    for step in reloads:
+        toggled = [route.name for route in world.routes if random.random() < 0.25]
+        lag = random.choice((2.0, 2.0, 15.0, 60.0))
+        yield replace(step, what={**step.what, "toggled": toggled, "lag": lag})
+    if reloads and random.random() < 0.3:  # a source, or a route, of which there was nothing at first
+        names = [*world.sources, *(route.name for route in world.routes)]
+        yield Step(0.0, "reload", {"without": [random.choice(names)], "policies": {}, "lag": 0.0})
 
 
 def _orders(random: Random, world: Plan) -> Iterable[Step]:

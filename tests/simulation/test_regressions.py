@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.progress import WINDOW
 from tests.simulation.plan import Plan, RouteSpec, Step, decode, plan_of
 from tests.simulation.world import simulate
 
@@ -76,30 +75,6 @@ def test_an_event_of_an_unknown_source_waits_though_its_leader_has_a_slow_clock(
     plan = a_plan(Step(0.5, "reload", {"without": ["s1"], "policies": {}}), an_event(5.0, 0, "s1"), horizon=30.0)
     for seed in range(6):
         check(replace(plan, seed=seed, skew=30.0, faults=("reload", "skew")))
-
-
-def test_a_new_owner_of_an_ordered_route_knows_a_copy_of_what_only_that_route_has_read() -> None:
-    """The router hasn't read the first of the two yet, and so has stored nothing of it."""
-    first = {"n": 2, "source": "s0", "id": "evt_581_2", "type": "push", "key": None, "size": 200, "body": 2}
-    plan = a_plan(
-        Step(0.032773, "event", first), Step(0.042687, "event", {**first, "n": 3}), horizon=1.042687, timeout=2.0
-    )
-    [route] = plan.routes
-    check(
-        replace(
-            plan,
-            seed=1409,
-            faults=("stop",),
-            processes=2,
-            partitions=2,
-            session=6.0,
-            window=WINDOW,
-            sources=("s0",),
-            windows={"s0": 3600.0},
-            destinations={"d0": {"timeout": 2.0, "concurrency": 50, "rate": None, "latency": 0.005}},
-            routes=(replace(route, name="r1", sources=("s0",), is_ordered=True, halts=True),),
-        )
-    )
 
 
 def test_what_no_commit_reaches_is_not_begun() -> None:

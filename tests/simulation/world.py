@@ -147,8 +147,9 @@ class World:
     # The run.
 
     async def run(self) -> None:
-        self.broker.create(TOPICS.specs(TOPICS.events(name) for name in self.plan.sources))
-        self._new_version(without=(), policies={})
+        self.broker.create(TOPICS.specs(topic_of(self.plan, name) for name in self.plan.sources))
+        self._new_version({})
+        self.broker.create(TOPICS.specs((), self.versions[-1][1].ordered))
         for number in range(self.plan.processes):
             self.start(f"p{number}")
         watch = asyncio.create_task(self._watch()) if set(self.plan.faults) <= {"trouble", "gap"} else None
@@ -249,11 +250,11 @@ class World:
 
     def _groups(self) -> Mapping[str, Collection[str]]:
         tiers = {TOPICS.retry(tier) for tier in TIERS}
-        groups = {ROUTER: tiers | {TOPICS.events(name) for name in self.plan.sources}}
-        for route in self.versions[-1][0].routes:
-            for to in route.to if route.is_ordered else ():
-                for topic in [TOPICS.events(name) for name in route.sources]:
-                    groups[TOPICS.ordered_group(route.name, to, topic)] = {topic}
+        groups = {ROUTER: tiers | {topic_of(self.plan, name) for name in self.plan.sources}}
+        for topic in self.broker.specs:
+            place = TOPICS.ordered_place(topic)
+            if place is not None:
+                groups[TOPICS.ordered_group(*place)] = {topic}
         return groups
 
     def _ends(self) -> Mapping[Partition, int]:
@@ -268,7 +269,8 @@ class World:
     def _partitions(self, spec: TopicSpec) -> int:
         if spec.name == TOPICS.control:
             return 1
-        return self.plan.partitions if spec.name.startswith(TOPICS.events("")) else self.plan.tier_partitions
+        is_of_events = spec.name.startswith(TOPICS.events("")) or TOPICS.ordered_place(spec.name) is not None
+        return self.plan.partitions if is_of_events else self.plan.tier_partitions
 
     # Steps.
 
@@ -302,7 +304,7 @@ class World:
             self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
             return
         topics = {
-            "events": TOPICS.events(what["source"]),
+            "events": topic_of(self.plan, what["source"]),
             "tier": TOPICS.retry("5s"),
             "parked": TOPICS.parked,
             "dead": TOPICS.dead,
@@ -311,7 +313,7 @@ class World:
         poisons: Sequence[RecordHeaders] = poisoned_headers(what["source"])
         if where == "events":
             poisons = [headers for headers in poisons if "gw_delivery" not in dict(headers)]  # else it is one
-        key = f"{TOPICS.events(what['source'])}/0".encode() if where == "dedupe" else b""
+        key = f"{topic_of(self.plan, what['source'])}/0".encode() if where == "dedupe" else b""
         self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, poisons[kind % len(poisons)])
 
     def _skip(self, what: Mapping[str, Any]) -> None:
@@ -388,7 +390,7 @@ class World:
             body=body,
         )
         self.ledger.events[number] = event
-        partitions = self.broker.of(TOPICS.events(event.source))
+        partitions = self.broker.of(topic_of(self.plan, event.source))
         key = event_key(event)
         partition = partitions[Random(key).randrange(len(partitions))]
         record = self.broker.store(self._ingress, partition, key, body, encode_event(event))
@@ -417,7 +419,7 @@ class World:
                 self.ledger.touched.add(name)
                 self.ledger.hurried.setdefault(name, self.now())
             case "again":
-                topics = {TOPICS.events(source) for source in self.plan.sources}
+                topics = {topic_of(self.plan, source) for source in self.plan.sources}
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
                 ends = {place: self.broker.segments[p].end for place, p in places.items()}
                 selection = Selection(
@@ -445,7 +447,9 @@ class World:
 
     # Rules.
 
-    def _new_version(self, *, without: Collection[str], policies: Mapping[str, Any]) -> None:
+    def _new_version(self, what: Mapping[str, Any]) -> None:
+        """Make rules in which some names are missing, some policies others, and some routes keep the order or don't."""
+        without, policies, toggled = what.get("without", ()), what.get("policies", {}), what.get("toggled", ())
         destinations = [name for name in self.plan.destinations if name not in without]
         routes = []
         for route in self.plan.routes:
@@ -457,6 +461,8 @@ class World:
             if route.name in policies:
                 schedule, attempts, age = policies[route.name]
                 changed = replace(changed, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
+            if route.name in toggled:
+                changed = replace(changed, is_ordered=not route.is_ordered, halts=False)
             routes.append(changed)
         version = Version(
             number=len(self.versions),
@@ -467,10 +473,10 @@ class World:
         self.versions.append((version, _rules(self.plan, version)))
 
     def _reload(self, what: Mapping[str, Any]) -> None:
-        self._new_version(without=what["without"], policies=what["policies"])
+        self._new_version(what)
         random = Random(f"{self.plan.seed}/reload/{len(self.versions)}")
         for process in list(self.processes.values()):
-            self._chore(process.reload(random.uniform(0, RELOAD_LAG)), owner=process)
+            self._chore(process.reload(random.uniform(0, what.get("lag", RELOAD_LAG))), owner=process)
 
     # Processes.
 
@@ -653,6 +659,7 @@ class Process:
 
     async def _main(self) -> None:
         try:
+            await self._make_topics(self._rules)
             async with asyncio.TaskGroup() as tasks:
                 caught_up = asyncio.Event()
                 others = [tasks.create_task(self._follower.follow(caught_up))]
@@ -683,15 +690,22 @@ class Process:
         await asyncio.sleep(after)
         while not self.is_dead:
             version, rules = self._world.versions[-1]
-            try:
-                await self._worker.prepare(rules)
-            except LogUnavailableError:
-                await asyncio.sleep(1.0)
+            await self._make_topics(rules)
+            if self._world.versions[-1][0] is not version:
                 continue
             self._rules = rules
             self._go_by(version)
             self._worker.reload()
             return
+
+    async def _make_topics(self, rules: Rules) -> None:
+        while not self.is_dead:
+            try:
+                await self.log.create(TOPICS.specs((), rules.ordered))
+            except LogUnavailableError:
+                await asyncio.sleep(1.0)
+            else:
+                return
 
     def _go_by(self, version: Version) -> None:
         now = self._world.now()
@@ -732,11 +746,22 @@ def world_logger(world: World, name: str) -> FilteringBoundLogger:
     return logger
 
 
+def topic_of(plan: Plan, source: str) -> str:
+    """Return the topic to which a source appends."""
+    return TOPICS.events(plan.sources[0] if plan.is_shared else source)
+
+
 def _rules(plan: Plan, version: Version) -> Rules:
     routes = {route.name: _route(route) for route in version.routes}
     return Rules(
         sources={
-            name: Source(name=name, path=f"/in/{name}", verifier=OPEN_SOURCE, dedupe=plan.windows.get(name))
+            name: Source(
+                name=name,
+                path=f"/in/{name}",
+                verifier=OPEN_SOURCE,
+                topic=topic_of(plan, name),
+                dedupe=plan.windows.get(name),
+            )
             for name in sorted(version.sources)
         },
         destinations={

@@ -55,10 +55,10 @@ INTERFACE = {
     "destination_paused": ("gauge", "destination"),
     "dedupe_identities": ("gauge", "topic"),
     "dedupe_rebuilding": ("gauge", "topic"),
-    "ordered_blocked_keys": ("gauge", "route destination topic"),
-    "ordered_halted_keys": ("gauge", "route destination topic"),
-    "ordered_lag_records": ("gauge", "route destination topic"),
-    "ordered_oldest_undone_seconds": ("gauge", "route destination topic"),
+    "ordered_blocked_keys": ("gauge", "route destination"),
+    "ordered_halted_keys": ("gauge", "route destination"),
+    "ordered_lag_records": ("gauge", "route destination"),
+    "ordered_oldest_undone_seconds": ("gauge", "route destination"),
     "rules_loaded_timestamp_seconds": ("gauge", ""),
     "rules_refused": ("gauge", ""),
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
@@ -122,9 +122,9 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     for family in (metrics.dedupe_identities, metrics.dedupe_rebuilding):
         family.labels("x").set(1)
     for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):
-        family.labels("build", "ci", "x").set(1)
+        family.labels("build", "ci").set(1)
     for family in (metrics.ordered_lag, metrics.ordered_oldest_undone):
-        family.labels("build", "ci", "x").set(1)
+        family.labels("build", "ci").set(1)
     text, content_type = page(registry)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     found = {}

@@ -73,8 +73,8 @@ class EmbeddedConsumer:
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
         rows = [
-            (partition.topic, base, done.hex())
-            for partition, (base, done) in commits.items()
+            (partition.topic, *statements.encode_commit(commit))
+            for partition, commit in commits.items()
             if partition in self._streams
         ]
         if rows and self.group is not None:

@@ -13,7 +13,17 @@ from typing import Self, TypeVar
 
 import structlog
 
-from gateway.log.base import Commit, Listener, Partition, Position, Record, RecordHeaders, TopicProblem, TopicSpec
+from gateway.log.base import (
+    Commit,
+    Listener,
+    NewRecord,
+    Partition,
+    Position,
+    Record,
+    RecordHeaders,
+    TopicProblem,
+    TopicSpec,
+)
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
 from gateway.log.embedded.file import File, errors_of
@@ -78,6 +88,19 @@ class EmbeddedLog:
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         """Store a record in the next commit, together with all that wait."""
+        append = self._append_of(topic, key, value, headers)
+        self._add([append])
+        return await append.future
+
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        """Store records in one commit, all or none."""
+        if partition.number:
+            raise LogUnavailableError(f"{partition.topic}: expected its only partition, got {partition.number}")
+        appends = [self._append_of(partition.topic, *record) for record in records]
+        self._add(appends)  # in one turn of the loop, so with one statement
+        return await asyncio.gather(*[append.future for append in appends])
+
+    def _append_of(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> Append:
         encoded = statements.encode_headers(headers)
         size = len(key) + len(value) + len(encoded)
         if size > MAX_RECORD_BYTES:
@@ -85,15 +108,17 @@ class EmbeddedLog:
             exact = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
             if exact > MAX_RECORD_BYTES:
                 raise RecordTooLargeError(f"{topic}: expected a record of {MAX_RECORD_BYTES} bytes, got {exact}")
+        return Append(topic, key, value, tuple(headers), encoded, size, self._loop.create_future())
+
+    def _add(self, appends: Sequence[Append]) -> None:
         self._check_open()
+        size = sum([append.size for append in appends])
         if self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise LogUnavailableError(f"{self._file.path}: expected room for {size} bytes, got a full queue")
         group = self._next_group()
-        future: asyncio.Future[Position] = self._loop.create_future()
-        group.appends.append(Append(topic, key, value, tuple(headers), encoded, size, future))
+        group.appends += appends
         group.size += size
         self._waiting_bytes += size
-        return await future
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> EmbeddedConsumer:
         """Join a group as its only member. Raises UsageError where it has one, or where this isn't the file's owner."""
@@ -142,10 +167,10 @@ class EmbeddedLog:
         row = await self.read(
             statements.first_row, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic
         )
-        return {0: Commit(row[0], bytes.fromhex(row[1]))} if row else {}
+        return {0: statements.decode_commit(*row)} if row else {}
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
-        rows = [(partition.topic, base, done.hex()) for partition, (base, done) in commits.items()]
+        rows = [(partition.topic, *statements.encode_commit(commit)) for partition, commit in commits.items()]
         await self.write(statements.commit, group, rows, statements.SEED)
 
     async def groups(self, prefix: str) -> Mapping[str, int]:
@@ -153,11 +178,6 @@ class EmbeddedLog:
         names = await self.read(statements.rows, statement, prefix)
         members = [consumer.group for consumer in self._consumers]
         return {name: members.count(name) for name in names}
-
-    async def forget(self, group: str) -> None:
-        if any(consumer.group == group for consumer in self._consumers):
-            raise LogUnavailableError(f"{group}: expected no members, got one")
-        await self.write(statements.forget, group)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         self._until_done |= {spec.name for spec in specs if spec.until_done}

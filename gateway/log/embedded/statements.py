@@ -180,7 +180,7 @@ def assignments(
     for topic in topics:
         start, end = first_row(connection, "SELECT start, next FROM topics WHERE name = ?", topic) or (0, 0)
         row = first_row(connection, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic)
-        commit = Commit(row[0], bytes.fromhex(row[1])) if row else Commit(start)
+        commit = decode_commit(*row) if row else Commit(start)
         assignments.append((Assignment(Partition(topic, 0), commit, start), end))
     return assignments
 
@@ -190,14 +190,20 @@ def starts(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(rows(connection, "SELECT json_group_array(json_array(name, start)) FROM topics"))
 
 
+def encode_commit(commit: Commit) -> tuple[int, str]:
+    """Return the base, and in hexadecimal what is done and, behind a colon, the note."""
+    return commit.base, commit.done.hex() + (f":{commit.note.hex()}" if commit.note else "")
+
+
+def decode_commit(base: int, text: str) -> Commit:
+    done, _, note = text.partition(":")
+    return Commit(base, bytes.fromhex(done), bytes.fromhex(note))
+
+
 def commit(
     connection: sqlite3.Connection, group: str, rows: Sequence[tuple[str, int, str]], statement: str = COMMIT
 ) -> None:
     connection.execute(statement, (group, orjson.dumps(rows).decode()))
-
-
-def forget(connection: sqlite3.Connection, group: str) -> None:
-    connection.execute("DELETE FROM commits WHERE member = ?", (group,))
 
 
 def create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import structlog
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import (
-    GroupIdNotFound,
     KafkaError,
     LeaderNotAvailableError,
     NodeNotReadyError,
@@ -22,7 +21,6 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import (
     CreateTopicsRequest,
-    DeleteGroupsRequest,
     DescribeConfigsRequest,
     DescribeGroupsRequest,
     ListGroupsRequest,
@@ -228,7 +226,7 @@ class Cluster:
                 for number, offset, metadata, code in answers:
                     raise_for(code, f"{topic}/{number}")
                     if offset >= 0:
-                        commits[Partition(topic, number)] = Commit(offset, decode_done(metadata or ""))
+                        commits[Partition(topic, number)] = Commit(offset, *decode_metadata(metadata or ""))
             return commits
 
         return await self._ask(f"commits of {group}", ask) if wanted != [] else {}
@@ -239,9 +237,9 @@ class Cluster:
         async def ask() -> None:
             known = await self.commits(group, list(commits))
             topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-            for partition, (base, done) in commits.items():
+            for partition, commit in commits.items():
                 if partition not in known:
-                    topics[partition.topic].append((partition.number, base, encode_done(done)))
+                    topics[partition.topic].append((partition.number, commit.base, encode_metadata(commit)))
             if not topics:
                 return
             coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
@@ -269,16 +267,6 @@ class Cluster:
             return found
 
         return await self._ask(f"groups of {prefix}", ask)
-
-    async def forget(self, group: str) -> None:
-        async def ask() -> None:
-            coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
-            response = await self._send(DeleteGroupsRequest([group]), coordinator)
-            for _, code in response.results:
-                if for_code(code) is not GroupIdNotFound:
-                    raise_for(code, group)
-
-        await self._ask(f"end of {group}", ask)
 
     async def evict(self, group: str, client_id: str) -> None:
         """Take a client's members out of a group.
@@ -412,14 +400,19 @@ class Cluster:
             raise LogUnavailableError(f"{what}: expected an answer, got {say(last or error)}") from (last or error)
 
 
-def encode_done(done: bytes) -> str:
-    return COMMIT_MARK + b64encode(done).decode() if done else ""
+def encode_metadata(commit: Commit) -> str:
+    """Return what is done, and behind a colon the note, as the metadata of a committed offset."""
+    if not (commit.done or commit.note):
+        return ""
+    note = b":" + b64encode(commit.note) if commit.note else b""
+    return COMMIT_MARK + (b64encode(commit.done) + note).decode()
 
 
-def decode_done(metadata: str) -> bytes:
+def decode_metadata(metadata: str) -> tuple[bytes, bytes]:
     if not metadata.startswith(COMMIT_MARK):
-        return b""
+        return b"", b""
+    done, _, note = metadata.removeprefix(COMMIT_MARK).partition(":")
     try:
-        return b64decode(metadata.removeprefix(COMMIT_MARK), validate=True)
+        return b64decode(done, validate=True), b64decode(note, validate=True)
     except ValueError:
-        return b""
+        return b"", b""

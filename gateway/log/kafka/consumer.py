@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 
 from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_done
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
 from gateway.log.kafka.errors import FORBIDDEN, say, translated
 from gateway.model import LogUnavailableError, UsageError
@@ -293,7 +293,7 @@ class KafkaConsumer:
         if self._group is None:
             return
         offsets = {
-            TopicPartition(*partition): (commit.base, encode_done(commit.done)) for partition, commit in commits.items()
+            TopicPartition(*partition): (commit.base, encode_metadata(commit)) for partition, commit in commits.items()
         }
         # One after the other, and none left behind by a revocation that has nothing to commit itself: aiokafka repeats
         # one that failed with the same offsets, after another that was newer, and in the next generation, too.

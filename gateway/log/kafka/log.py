@@ -12,6 +12,7 @@ from gateway.log.base import (
     CLOCK,
     Commit,
     Listener,
+    NewRecord,
     Partition,
     Position,
     Record,
@@ -85,6 +86,9 @@ class KafkaLog:
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         return await self._appender.append(topic, key=key, value=value, headers=headers)
+
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        return await self._appender.append_in_order(partition, records)
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
         """Join a group, or read everything. Raises UsageError for a topic that isn't there."""
@@ -182,9 +186,6 @@ class KafkaLog:
 
     async def groups(self, prefix: str) -> Mapping[str, int]:
         return await self._cluster.groups(prefix)
-
-    async def forget(self, group: str) -> None:
-        await self._cluster.forget(group)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create what is missing, with three replicas where there are three brokers, and wait until it has leaders.

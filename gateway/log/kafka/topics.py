@@ -27,6 +27,14 @@ def partition_problems(spec: TopicSpec, partitions: int) -> Iterator[tuple[bool,
     if spec.whole and partitions != spec.partitions:
         advice = "what others hold is obeyed by nobody: end all processes, delete the topic, and create it anew"
         yield True, f"partitions: expected exactly {spec.partitions}, got {partitions}; {advice}"
+    if spec.fixed and partitions < spec.partitions:
+        advice = "keys would move once some are added: add them while the topic is empty, or create it anew"
+        yield True, f"partitions: expected {spec.partitions}, got {partitions}; {advice}"
+    if spec.fixed and partitions > spec.partitions:
+        yield (
+            False,
+            f"partitions: expected {spec.partitions}, got {partitions}; more are of no use, keys stay where they are",
+        )
 
 
 def replication_problems(

@@ -1,0 +1,431 @@
+"""Ordered routes where processes go by different rules, and routes that come, leave and come again; in virtual time."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+from typing_extensions import override
+
+from gateway.engine.worker import Worker
+from gateway.log import records
+from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec
+from gateway.log.records import encode_event, event_key
+from gateway.model import Event, LogUnavailableError, RecordTooLargeError, Result
+from gateway.rules.rules import Route, Rules, Source
+from gateway.verify.schemes import build_verifier
+from tests.builders import a_destination, a_policy, a_route, an_event
+from tests.engine.test_ordered import GROUP, ORDERED, PATIENT, an_ordered_route, assert_in_order, by_key, keyed, undone
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, reload, rules_of, running, virtual
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now
+
+FOR_EVER = a_policy(schedule=(5.0,), max_attempts=10**6, max_age=1e9)
+OTHER = a_route("audit", match={"type": "none"}, to=("audit",))
+GITLAB = TOPICS.events("gitlab")
+
+
+def with_gitlab(*routes: Route) -> Rules:
+    rules = rules_of(*routes)
+    gitlab = Source(name="gitlab", path="/in/gitlab", verifier=build_verifier({"scheme": "none"}))
+    return replace(rules, sources={**rules.sources, "gitlab": gitlab})
+
+
+def a_worker(world: World, rules: Callable[[], Rules]) -> Worker:
+    """Make the worker of a process that goes by rules of its own."""
+    return Worker(
+        log=world.log.another(),
+        topics=TOPICS,
+        rules=rules,
+        client=world.client,
+        control=world.control,
+        metrics=world.metrics,
+        logger=world.logger,
+        sleep=world.sleep,
+    )
+
+
+async def put_into(world: World, topic: str, *events: Event) -> None:
+    for event in events:
+        await world.log.append(topic, key=event_key(event), value=event.body, headers=encode_event(event))
+
+
+@virtual
+async def test_an_event_read_before_its_source_was_known_reaches_a_new_ordered_route() -> None:
+    """The ingress reloads first, and a router of older rules reads what it has accepted."""
+    world = await a_world(OTHER)
+    newer = with_gitlab(OTHER, an_ordered_route(sources=("gitlab",)))
+    await world.log.create(TOPICS.specs([GITLAB]))
+    async with running(world) as worker:
+        await asyncio.sleep(1)
+        await put_into(world, GITLAB, *[an_event(id=f"k.{n}", source="gitlab", key="k") for n in range(5)])
+        await asyncio.sleep(5)
+        assert world.client.made == []
+        await reload(world, worker, newer)
+        await asyncio.sleep(120)
+    assert sorted(by_key(world)["k"]) == [0, 1, 2, 3, 4]
+
+
+@virtual
+async def test_what_came_after_an_event_of_an_unknown_source_does_not_make_a_copy_of_it() -> None:
+    """Its tier doesn't take it yet, its source is known meanwhile, and the router is killed: it is read once more."""
+    world = await a_world(OTHER)
+    world.log = TierIsAway(world.log)
+    newer = with_gitlab(OTHER, an_ordered_route(sources=("gitlab",)))
+    await world.log.create(TOPICS.specs([GITLAB]))
+    task = asyncio.create_task((worker := world.worker()).run())
+    await asyncio.sleep(1)
+    await put_into(world, GITLAB, an_event(id="k.0", source="gitlab", key="k"))
+    await asyncio.sleep(1)
+    await reload(world, worker, newer)
+    await put_into(world, GITLAB, *[an_event(id=f"k.{n}", source="gitlab", key="k") for n in range(1, 5)])
+    await asyncio.sleep(3)
+    await killed(world, task)
+    world.log.is_away = False
+    async with running(world):
+        await asyncio.sleep(120)
+    assert by_key(world) == {"k": [0, 1, 2, 3, 4]}
+
+
+@virtual
+async def test_what_came_after_a_plain_delivery_does_not_make_a_copy_of_it() -> None:
+    """Its route gets an order while it is under way, and the router is killed: then it is read once more."""
+    patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
+    world = await a_world(a_route(retry=PATIENT), destinations=[patient], ci=[200.0, 200])
+    task = asyncio.create_task((worker := world.worker()).run())
+    await world.put(an_event(id="k.0", key="k", received_at=now()))
+    await asyncio.sleep(1)
+    await reload(world, worker, rules_of(an_ordered_route(), destinations=[patient]))
+    await world.put(*[an_event(id=f"k.{n}", key="k", received_at=now()) for n in range(1, 5)])
+    await asyncio.sleep(3)
+    await killed(world, task)
+    async with running(world):
+        await asyncio.sleep(20)
+    assert by_key(world) == {"k": [0, 0, 1, 2, 3, 4]}
+
+
+@virtual
+async def test_what_a_newer_version_wrote_is_not_overtaken_in_its_order() -> None:
+    """It is left where it is; read by that version, it would be taken for a copy behind what came after it."""
+    world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)))
+    first = an_event(id="k.0", key="k", received_at=now())
+    headers = [(name, b"2" if name == "gw_v" else value) for name, value in encode_event(first)]
+    await world.log.append(EVENTS, key=event_key(first), value=first.body, headers=headers)
+    await world.put(*[an_event(id=f"k.{n}", key="k", received_at=now()) for n in range(1, 5)])
+    async with running(world):
+        await asyncio.sleep(10)
+    assert by_key(world, "audit") == {"k": [1, 2, 3, 4]}
+    assert by_key(world) == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "FORMAT", 2)
+        async with running(world):
+            await asyncio.sleep(10)
+    assert by_key(world) == {"k": [0, 1, 2, 3, 4]}
+    assert await undone(world) == 0
+
+
+class TierIsAway(MemoryLog):
+    """A log that stores nothing in the tiers for a while."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(now=now)
+        self._state = log._state
+        self.is_away = True
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        if self.is_away and topic.startswith(TOPICS.retry("")):
+            raise LogUnavailableError("no leader")
+        return await super().append(topic, key=key, value=value, headers=headers)
+
+
+async def killed(world: World, task: asyncio.Task[None]) -> None:
+    """Cancel a worker that commits nothing more, as one that is killed."""
+    world.log.fail_commits()
+    world.log.fail_appends()
+    task.cancel()
+    await asyncio.wait([task])
+    world.log._state.members.clear()  # its session is over
+    world.log.fail_commits(0)
+    world.log.fail_appends(0)
+
+
+@virtual
+async def test_what_a_router_appends_again_after_a_crash_is_not_delivered_again() -> None:
+    """A plain route's destination hangs, so the router is to read the events once more; the ordered one is through."""
+    world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)), audit=[9.0])
+    await world.put(*keyed(3, 4))
+    task = asyncio.create_task(world.worker().run())
+    await asyncio.sleep(5)
+    assert by_key(world) == {f"k{key}": [0, 1, 2, 3] for key in range(3)}
+    await killed(world, task)
+    world.client.scripts["audit"] = [200]
+    async with running(world):
+        await asyncio.sleep(20)
+    assert by_key(world) == {f"k{key}": [0, 1, 2, 3] for key in range(3)}
+    assert len(world.log.records(ORDERED)) == 24, "appended twice, each of them"
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_the_order_holds_though_appends_fail() -> None:
+    world = await a_world(an_ordered_route())
+    world.log = Unsteady(world.log)
+    async with running(world):
+        for number in range(200):
+            await world.put(*[an_event(id=f"k{key}.{number}", key=f"k{key}", received_at=now()) for key in range(3)])
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(60)
+    assert by_key(world) == {f"k{key}": list(range(200)) for key in range(3)}
+    assert len(world.log.records(ORDERED)) > 600
+
+
+class Unsteady(MemoryLog):
+    """A log that stores some of what is to be appended in order, or all, and says that it didn't; every other time."""
+
+    def __init__(self, log: MemoryLog, largest: int = 1 << 20) -> None:
+        super().__init__(now=now)
+        self._state = log._state
+        self._largest = largest
+        self._random = Random(5)
+
+    @override
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        if any(len(record.value) > self._largest for record in records):
+            raise RecordTooLargeError(f"{partition.topic}: expected less")
+        if self._largest == 1 << 20 and self._random.random() < 0.5:
+            await super().append_in_order(partition, records[: self._random.randint(0, len(records))])
+            raise LogUnavailableError("no answer")
+        return await super().append_in_order(partition, records)
+
+
+@virtual
+async def test_a_new_ordered_route_begins_with_the_first_event_that_the_router_matches_by_it() -> None:
+    world = await a_world(OTHER)
+    await world.put(*keyed(4, 10))
+    async with running(world) as worker:
+        await asyncio.sleep(5)
+        await reload(world, worker, rules_of(OTHER, an_ordered_route()))
+        await world.put(*[an_event(id=f"new.{n}", key="new", received_at=now()) for n in range(3)])
+        await asyncio.sleep(5)
+    assert by_key(world) == {"new": [0, 1, 2]}
+
+
+@virtual
+async def test_a_route_that_was_away_does_not_deliver_what_it_missed() -> None:
+    """As a plain route doesn't: what comes meanwhile is counted as unrouted."""
+    world = await a_world(OTHER, an_ordered_route())
+    rules = world.rules
+    async with running(world) as worker:
+        await world.put(an_event(id="k.0", key="k", received_at=now()))
+        await asyncio.sleep(5)
+        await reload(world, worker, rules_of(OTHER))
+        await world.put(*[an_event(id=f"missed.{n}", key="k", received_at=now()) for n in range(400)])
+        await asyncio.sleep(60)
+        await reload(world, worker, rules)
+        await world.put(an_event(id="k.1", key="k", received_at=now()))
+        await asyncio.sleep(60)
+    assert by_key(world) == {"k": [0, 1]}
+    assert world.metrics.unrouted.labels("github").value == 400
+
+
+@virtual
+async def test_renamed_there_and_back_each_event_goes_out_once_under_the_name_that_matched_it() -> None:
+    world = await a_world(OTHER, an_ordered_route("one"))
+    names = ["one", "other", "one"]
+    async with running(world) as worker:
+        for turn, name in enumerate(names):
+            await reload(world, worker, rules_of(OTHER, an_ordered_route(name)))
+            await world.put(*[an_event(id=f"k.{4 * turn + n}", key="k", received_at=now()) for n in range(4)])
+            await asyncio.sleep(40)
+    assert by_key(world) == {"k": list(range(12))}
+
+
+@virtual
+async def test_taking_the_order_away_and_giving_it_again_repeats_nothing() -> None:
+    world = await a_world(an_ordered_route(), ci=[0.02])
+    async with running(world), running(world) as worker:
+        for turn in range(7):
+            await world.put(*[an_event(id=f"k{n % 9}.{turn}", key=f"k{n % 9}", received_at=now()) for n in range(9)])
+            await asyncio.sleep(0.3)
+            await reload(world, worker, rules_of(an_ordered_route() if turn % 2 else a_route(retry=PATIENT)))
+        await asyncio.sleep(60)
+    assert by_key(world) == {f"k{key}": list(range(7)) for key in range(9)}
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_what_was_matched_in_order_goes_out_in_order_though_the_route_keeps_none_any_more() -> None:
+    world = await a_world(an_ordered_route(), ci=[503])
+    async with running(world) as worker:
+        await world.put(*keyed(3, 5))
+        await asyncio.sleep(5)
+        await reload(world, worker, rules_of(a_route(retry=PATIENT)))
+        await world.put(an_event(id="plain.0", key="k0", received_at=now()))
+        await asyncio.sleep(30)
+        world.client.scripts["ci"] = [200]
+        await asyncio.sleep(60)
+        assert (await world.log.groups(GROUP))[GROUP] == 0, "nobody reads what is through"
+    async with running(world):
+        await asyncio.sleep(5)
+    tried = by_key(world)
+    assert tried.pop("plain")
+    for numbers in tried.values():
+        assert_in_order(numbers, 5)
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_hour() -> None:
+    world = await a_world(OTHER, an_ordered_route(match={"body.wanted": True}, retry=FOR_EVER), ci=[Result.CONNECT])
+    async with running(world) as worker:
+        for number in range(10):
+            await world.put(an_event(id=f"k.{number}", key="k", body={"wanted": number < 7}, received_at=now()))
+        await asyncio.sleep(20)
+        await reload(world, worker, rules_of(OTHER))
+        await world.doze(3500)
+        assert world.dead() == []
+        await world.doze(300)
+        assert [filed.delivery.event.id for filed in world.dead()] == [f"k.{number}" for number in range(7)]
+        assert {(filed.delivery.route, filed.note["reason"]) for filed in world.dead()} == {("build", "route_removed")}
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_what_has_halted_of_a_removed_route_is_dead_lettered_too() -> None:
+    once = a_policy(schedule=(1.0,), max_attempts=1)
+    world = await a_world(OTHER, an_ordered_route(halts=True, retry=once), ci=[503])
+    async with running(world) as worker:
+        await world.put(*keyed(2, 3))
+        await asyncio.sleep(20)
+        await reload(world, worker, rules_of(OTHER))
+        await world.doze(4000)
+    assert sorted(filed.delivery.event.id for filed in world.dead()) == sorted(event.id for event in keyed(2, 3))
+    assert {filed.note["reason"] for filed in world.dead()} == {"route_removed"}
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_a_route_that_comes_back_within_the_hour_goes_on_in_order() -> None:
+    world = await a_world(OTHER, an_ordered_route(retry=FOR_EVER), ci=[Result.CONNECT])
+    rules = world.rules
+    async with running(world) as worker:
+        await world.put(*keyed(2, 5))
+        await asyncio.sleep(20)
+        await reload(world, worker, rules_of(OTHER))
+        await asyncio.sleep(600)
+        world.client.scripts["ci"] = [200]
+        await reload(world, worker, rules)
+        await asyncio.sleep(120)
+    assert world.dead() == []
+    for numbers in by_key(world).values():
+        assert_in_order(numbers, 5)
+
+
+@virtual
+async def test_what_a_process_of_older_rules_still_appends_is_read_by_those_of_newer_ones() -> None:
+    """A rolling deployment takes `order: key` away, and a process of the old rules goes on for longer than a look."""
+    old = await a_world(an_ordered_route(retry=FOR_EVER), ci=[Result.CONNECT])
+    new = replace(old, rules=rules_of(a_route(retry=FOR_EVER)))
+    async with running(new):
+        async with running(old):
+            await old.put(*keyed(6, 2))
+            await asyncio.sleep(60)
+            await old.put(*[an_event(id=f"late.{number}", key="late", received_at=now()) for number in range(3)])
+            await asyncio.sleep(10)
+        new.client.scripts["ci"] = [200]
+        new.client.made.clear()
+        await asyncio.sleep(300)
+    assert {event for _, event, _ in new.client.made} == {event.id for event in keyed(6, 2)} | {
+        f"late.{number}" for number in range(3)
+    }
+    assert await undone(new) == 0
+
+
+@virtual
+async def test_the_topic_of_one_ordered_route_that_is_away_stops_no_other() -> None:
+    world = await a_world(an_ordered_route("one", to=("one",)), an_ordered_route("two", to=("two",)))
+    world.log.delete(TOPICS.ordered("one", "one"))
+    async with running(world):
+        await world.put(*keyed(3, 20))
+        await asyncio.sleep(30)
+        assert by_key(world, "two") == {f"k{key}": list(range(20)) for key in range(3)}
+        assert await undone(world, ("two", "two")) == 60, "the router waits for the other"
+        await world.log.create(TOPICS.specs([], [("one", "one")]))
+        await world.log.rebalance(TOPICS.ordered_group("one", "one"))
+        await asyncio.sleep(30)
+    assert by_key(world, "one") == {f"k{key}": list(range(20)) for key in range(3)}
+    assert await undone(world, ("one", "one")) == 0
+
+
+@virtual
+async def test_a_topic_of_events_that_was_made_again_is_not_taken_for_what_it_was() -> None:
+    world = await a_world(an_ordered_route())
+    async with running(world):
+        await world.put(*keyed(2, 10))
+        await asyncio.sleep(5)
+    world.log.delete(EVENTS)
+    await world.log.create(TOPICS.specs([EVENTS]))
+    async with running(world):
+        await world.put(
+            *[an_event(id=f"new{key}.{n}", key=f"k{key}", received_at=now()) for n in range(5) for key in range(2)]
+        )
+        await asyncio.sleep(5)
+    tried = by_key(world)
+    assert [tried["new0"], tried["new1"]] == [[0, 1, 2, 3, 4]] * 2
+
+
+@virtual
+async def test_an_event_too_large_for_its_ordered_topic_is_a_dead_letter_and_the_next_goes_on() -> None:
+    world = await a_world(an_ordered_route())
+    sizes = [10, 900_000, 20]
+    made = [an_event(id=f"k.{n}", key="k", body=b"x" * size, received_at=now()) for n, size in enumerate(sizes)]
+    await world.put(*made)
+    world.log = Unsteady(world.log, largest=500_000)
+    async with running(world):
+        await asyncio.sleep(5)
+    assert by_key(world) == {"k": [0, 2]}
+    assert [filed.note["reason"] for filed in world.dead()] == ["too_large"]
+    assert await undone(world) == 0
+
+
+# Topics that grow
+
+
+@virtual
+async def test_a_topic_of_events_that_grows_under_an_ordered_route_loses_and_repeats_nothing() -> None:
+    world = await a_world(an_ordered_route(), ci=[0.01])
+    async with running(world), running(world) as worker:
+        for number in range(60):
+            await world.put(*[an_event(id=f"k{key}.{number}", key=f"k{key}", received_at=now()) for key in range(20)])
+            await asyncio.sleep(0.05)
+            if number == 20:
+                world.log.grow(TopicSpec(name=EVENTS, partitions=12, retention=None))
+                await world.log.rebalance(TOPICS.group("router"))
+            if number == 25:  # a reload needs no group without members
+                await reload(world, worker, rules_of(an_ordered_route(), an_ordered_route("late", to=("late",))))
+        await asyncio.sleep(60)
+    tried = by_key(world)
+    assert {key: sorted(numbers) for key, numbers in tried.items()} == {f"k{k}": list(range(60)) for k in range(20)}
+    settled = {key: [number for number in numbers if number > 30] for key, numbers in tried.items()}
+    assert settled == {f"k{key}": list(range(31, 60)) for key in range(20)}, "what came before the growth is through"
+    assert await undone(world) == 0
+
+
+@virtual
+async def test_keys_stay_where_they_are_in_an_ordered_topic_that_grows() -> None:
+    world = await a_world(an_ordered_route(), ci=[0.01])
+    async with running(world):
+        for number in range(40):
+            await world.put(*[an_event(id=f"k{key}.{number}", key=f"k{key}", received_at=now()) for key in range(20)])
+            await asyncio.sleep(0.05)
+            if number == 20:
+                world.log.grow(TopicSpec(name=ORDERED, partitions=12, retention=None))
+                await world.log.rebalance(GROUP)
+        async with running(world):  # which has never seen it smaller
+            await asyncio.sleep(2)
+            await world.put(*[an_event(id=f"k{key}.40", key=f"k{key}", received_at=now()) for key in range(20)])
+            await asyncio.sleep(60)
+    assert by_key(world) == {f"k{key}": list(range(41)) for key in range(20)}
+    assert {number for number, (_, end) in (await world.log.bounds(ORDERED)).items() if end} <= set(range(6))
