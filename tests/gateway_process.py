@@ -129,6 +129,11 @@ class GatewayProcess:
             assert time.monotonic() < until, f"expected to be ready within {timeout:g} s, got {answer!r}"
             await asyncio.sleep(0.05)
 
+    async def readiness(self) -> dict[str, Any]:
+        """Return what /readyz says."""
+        found: dict[str, Any] = orjson.loads((await self._get("/readyz")).partition(b"\r\n\r\n")[2])
+        return found
+
     async def __aenter__(self) -> Self:
         try:
             return await self.start()

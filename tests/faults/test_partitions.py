@@ -1,17 +1,24 @@
 """Topics of a cluster that lose a leader, are deleted, grow, or have partitions that they must not have."""
 
 import asyncio
+import sys
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from dev.kafka import Cluster
 from gateway.log.base import Assignment, Commit, Consumer, Partition, partition_of
 from gateway.log.kafka.log import KafkaLog
+from gateway.log.topics import Topics
+from tests.acceptance.conftest import RULES, LogPlace
+from tests.faults.scene import Scene, Table
+from tests.gateway_process import ROOT
 
 PATIENCE = 30.0
 
@@ -126,3 +133,117 @@ async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(clus
     finally:
         await log.close()
         await other.close()
+
+
+# Gateways under load
+
+
+async def test_partitions_without_a_leader_for_a_minute_stop_no_other(
+    cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    """Those of events and of a retry topic that one node alone has. Who starts meanwhile serves the rest."""
+    events = f"{cluster_place.prefix}events.github"
+    await make_topic(cluster, events, (1, 2, 3, 1, 2, 3))
+    await make_topic(cluster, f"{cluster_place.prefix}retry.20h", (3, 3, 3, 3), retention=8 * 86400)
+    async with Scene("a minute without leaders", cluster_place, folder, table, count=2, connections=1500) as scene:
+        async with scene.load():
+            await scene.acknowledged(200)
+            began = time.time()
+            await asyncio.to_thread(cluster.nodes[3].kill)
+            await asyncio.sleep(12)  # until the cluster has missed it
+            await scene.restart(scene.gateways[1])
+            ready = await scene.gateways[0].readiness()
+            assert ready["ready"]
+            unread = {(each["topic"], each["partition"]) for each in ready["unread"]}
+            assert unread <= {(events, "2"), (events, "5")} | {
+                (f"{cluster_place.prefix}retry.20h", str(number)) for number in range(4)
+            }
+            assert unread
+            await scene.acknowledged(500, timeout=60)
+            await asyncio.sleep(max(0.0, began + 60 - time.time()))
+            await asyncio.to_thread(cluster.heal)
+            await cluster.until_whole()
+            await scene.acknowledged(300, timeout=60)
+            # What was done of the partitions that were away couldn't be told apart: their commits went on, though.
+            scene.explain(began, time.time(), uncommitted=time.time() - began)
+        await scene.settle(timeout=120)
+        assert (await scene.gateways[0].readiness()).get("unread") is None
+
+
+async def test_topics_grow_under_load(cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table) -> None:
+    async with Scene("topics grow from 6 and 4 to 12", cluster_place, folder, table, count=2) as scene:
+        async with scene.load():
+            await scene.acknowledged(200)
+            began = time.time()
+            async with administering(cluster) as admin:
+                for name in ("events.github", "retry.5s", "dead", "parked"):
+                    grown = {f"{cluster_place.prefix}{name}": NewPartitions(total_count=12)}
+                    await admin.create_partitions(grown)
+            await asyncio.sleep(12)
+            await scene.acknowledged(1500, timeout=60)
+            scene.explain(began, time.time(), uncommitted=0)
+            ends = await bounds_of(cluster, cluster_place, "events.github")
+        assert len(ends) == 12
+        assert all(ends.values()), ends
+        await scene.settle(timeout=90)
+
+
+async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_again_when_it_is_there(
+    cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
+) -> None:
+    tier = f"{cluster_place.prefix}retry.20h"
+    async with Scene("a retry topic deleted", cluster_place, folder, table, count=2) as scene:
+        async with scene.load():
+            await scene.acknowledged(200)
+            began = time.time()
+            async with administering(cluster) as admin:
+                await admin.delete_topics([tier])
+            for gateway in scene.gateways:
+                assert (await gateway.line("partitions_unread", timeout=30))["partitions"] == ["all"]
+            await scene.acknowledged(300)
+            log = await KafkaLog.open(cluster.address)
+            try:
+                await log.create(Topics(cluster_place.prefix).specs([]))
+            finally:
+                await log.close()
+            for gateway in scene.gateways:
+                await gateway.line("partitions_read_again", timeout=30)
+            await scene.acknowledged(200)
+            scene.explain(began, time.time(), uncommitted=0)
+        await scene.settle(timeout=90)
+
+
+async def test_a_control_topic_of_three_partitions_is_refused_at_every_start(
+    cluster: Cluster, cluster_place: LogPlace, folder: Path
+) -> None:
+    topics = Topics(cluster_place.prefix)
+    log = await KafkaLog.open(cluster.address)
+    try:
+        await log.create(topics.specs([topics.events("github")]))
+    finally:
+        await log.close()
+    async with administering(cluster) as admin:
+        await admin.create_partitions({topics.control: NewPartitions(total_count=3)})
+    rules = folder / "routes.yaml"
+    rules.write_text(RULES.format(first="http://127.0.0.1:1/", second="http://127.0.0.1:1/"))
+    where = (f"--rules={rules}", f"--log={cluster_place.url}", f"--topic-prefix={cluster_place.prefix}")
+    for command in (
+        ("topics", "check"),
+        ("run", "--role=ingress", "--admin=127.0.0.1:0"),
+        ("run", "--admin=127.0.0.1:0"),
+    ):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", *command, *where, cwd=ROOT, stdout=PIPE, stderr=STDOUT
+        )
+        async with asyncio.timeout(PATIENCE):
+            output, _ = await process.communicate()
+        assert process.returncode == 2, output.decode()
+        assert b"partitions: expected exactly 1, got 3" in output, output.decode()
+
+
+async def bounds_of(cluster: Cluster, place: LogPlace, name: str) -> Mapping[int, int]:
+    log = await KafkaLog.open(cluster.address)
+    try:
+        return {number: end for number, (_, end) in (await log.bounds(f"{place.prefix}{name}")).items()}
+    finally:
+        await log.close()

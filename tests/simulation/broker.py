@@ -131,6 +131,8 @@ class Broker:
         self.groups: dict[str, Group] = {}
         self.readers: list[SimulatedConsumer] = []
         self.failures: list[Failure] = []
+        self.leaderless: dict[Partition, float] = {}
+        """Until when they have none."""
         self._partitions = partitions
 
     def of(self, topic: str) -> list[Partition]:
@@ -144,6 +146,33 @@ class Broker:
             for partition in self.of(spec.name):
                 self.segments[partition] = Segment(leader=crc32(repr(partition).encode()) % len(self.skews))
         return [spec.name for spec in missing]
+
+    def grow(self, topic: str, by: int) -> None:
+        """Give a topic more partitions, of which its groups hear soon."""
+        self.specs[topic] = replace(self.specs[topic], partitions=self.specs[topic].partitions + by)
+        for partition in self.of(topic):
+            if partition not in self.segments:
+                self.segments[partition] = Segment(leader=crc32(repr(partition).encode()) % len(self.skews))
+        for group in self.groups.values():
+            if any(topic in member.topics for member in group.members):
+                self.loop.call_later(self.random.uniform(0.0, 5.0), group.change)
+
+    def lose_leader(self, partition: Partition, seconds: float) -> None:
+        """Let nobody read or write a partition for so long."""
+        self.leaderless[partition] = max(self.leaderless.get(partition, 0.0), self.loop.time() + seconds)
+        self.loop.call_at(self.leaderless[partition], self.see_leaders)
+
+    def find_leaders(self) -> None:
+        """Give each partition a leader."""
+        self.leaderless.clear()
+        self.see_leaders()
+
+    def see_leaders(self) -> None:
+        """Let readers go on with the partitions that have leaders by now."""
+        now = self.loop.time()
+        self.leaderless = {partition: until for partition, until in self.leaderless.items() if until > now}
+        for reader in [*self.readers, *[member for group in self.groups.values() for member in group.members]]:
+            reader.begin_led()
 
     def group(self, name: str) -> "Group":
         if name not in self.groups:
@@ -360,7 +389,7 @@ class SimulatedLog:
         broker, loop, random = self._broker, self._broker.loop, self._random
         topic = partition.topic
         segment = broker.segments[partition]
-        failure = broker.failing("append")
+        failure = "refused" if partition in broker.leaderless else broker.failing("append")
         if failure == "refused":
             await asyncio.sleep(random.uniform(0.001, APPEND_TIMEOUT))
             raise LogUnavailableError(f"{topic}: expected an answer, got none")
@@ -398,6 +427,8 @@ class SimulatedLog:
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
         await self._ask()
+        if group is None:
+            self._see_leaders(*topics)
         consumer = SimulatedConsumer(self._broker, self, self._client, topics=topics, listener=listener)
         self.consumers.append(consumer)
         if group is None:
@@ -414,6 +445,8 @@ class SimulatedLog:
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         while start < end and partition in self._broker.segments:
             await self._ask()
+            if partition in self._broker.leaderless:
+                raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
             batch = _head(self._broker.segments[partition], start, end)
             if not batch:
                 return
@@ -426,10 +459,12 @@ class SimulatedLog:
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         await self._ask()
+        self._see_leaders(topic)
         return {partition.number: (0, self._broker.segments[partition].end) for partition in self._broker.of(topic)}
 
     async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
         await self._ask()
+        self._see_leaders(topic)
         found = {}
         for partition in self._broker.of(topic):
             segment = self._broker.segments[partition]
@@ -500,6 +535,11 @@ class SimulatedLog:
         if self._client.is_dead:
             raise asyncio.CancelledError
 
+    def _see_leaders(self, *topics: str) -> None:
+        for partition in self._broker.leaderless:
+            if partition.topic in topics:
+                raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
+
     async def _ask(self) -> None:
         """Wait for an answer of the brokers, which may not come."""
         self._check()
@@ -538,6 +578,7 @@ class SimulatedConsumer:
         self._log = log
         self._listener = listener
         self._paused: set[Partition] = set()
+        self._waiting: list[Partition] = []
         self._waiter: asyncio.Future[None] | None = None
         self._share: asyncio.Future[tuple[int, list[Partition]]] | None = None
         self._giving_up = asyncio.Lock()
@@ -592,10 +633,11 @@ class SimulatedConsumer:
         await self._commit({partition: each for partition, each in commits.items() if partition in self.positions})
 
     def lag(self) -> Mapping[Partition, int]:
-        return {partition: self._broker.segments[partition].end - at for partition, at in self.positions.items()}
+        segments, leaderless = self._broker.segments, self._broker.leaderless
+        return {each: segments[each].end - at for each, at in self.positions.items() if each not in leaderless}
 
     def unread(self) -> Mapping[Partition, str]:
-        return {}
+        return dict.fromkeys({*self._waiting, *self._broker.leaderless.keys() & self.positions.keys()}, "no leader")
 
     async def close(self) -> None:
         self._check()
@@ -655,13 +697,27 @@ class SimulatedConsumer:
     def _begin(self, group: Group, share: Sequence[Partition]) -> None:
         """Take over what is ours now, from where the group has got to; too late if we are closed meanwhile."""
         if not self._is_closed:
-            self.take_over([Assignment(each, group.commits.get(each, Commit(0)), 0) for each in share])
+            self._waiting = list(share)
+            self._begin_those_led(group)
+
+    def begin_led(self) -> None:
+        """Begin with what is ours and has a leader by now."""
+        if self._waiting and self.group is not None and not self._is_closed:
+            self._begin_those_led(self.group)
+        self.wake()
+
+    def _begin_those_led(self, group: Group) -> None:
+        led = [partition for partition in self._waiting if partition not in self._broker.leaderless]
+        self._waiting = [partition for partition in self._waiting if partition in self._broker.leaderless]
+        if led or not self._waiting:
+            self.take_over([Assignment(each, group.commits.get(each, Commit(0)), 0) for each in led])
 
     async def _give_up(self) -> None:
         async with self._giving_up:
             owned = list(self.positions)
             self.positions.clear()
             self._paused.clear()
+            self._waiting.clear()
             if not owned or self.group is None:
                 return
             commits = await self._listener.revoked(owned)
@@ -720,13 +776,13 @@ class SimulatedConsumer:
             raise asyncio.CancelledError
 
     def _has_records(self) -> bool:
-        segments, paused = self._broker.segments, self._paused
-        return any(at < segments[partition].end and partition not in paused for partition, at in self.positions.items())
+        segments, quiet = self._broker.segments, self._paused.union(self._broker.leaderless)
+        return any(at < segments[partition].end and partition not in quiet for partition, at in self.positions.items())
 
     def _take(self) -> list[Batch]:
         batches = []
         for partition, position in self.positions.items():
-            if partition in self._paused:
+            if partition in self._paused or partition in self._broker.leaderless:
                 continue
             segment = self._broker.segments[partition]
             if position >= segment.end:

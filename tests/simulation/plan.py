@@ -39,6 +39,11 @@ HANDOVER = "handover"
 """The process that owns the jobs gives them up in the middle of one: by a drain, or by a kill where others crash."""
 VERSIONS = "versions"
 """Processes of a newer version beside those of this one, which write in its format: added to other faults."""
+TOPIC_FAULTS = (
+    "leader",  # partitions that can't be read or written for a time
+    "grow",  # retry topics, the dead and the parked get more partitions
+)
+"""Drawn beside the others, from a stream of their own, where something else fails, too."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -128,6 +133,7 @@ def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
 def plan_of(seed: int) -> Plan:
     """Make the plan of a seed."""
     faults = _faults(_stream(seed, "faults"))
+    faults += _topic_faults(_stream(seed, "topic faults"), faults)
     world = _world(_stream(seed, "world"), seed, faults)
     world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
     world = _versioned(_stream(seed, "versions"), world)
@@ -141,6 +147,7 @@ def plan_of(seed: int) -> Plan:
         *_handovers(_stream(seed, "handovers"), world, orders),
         *_trouble(_stream(seed, "trouble"), world),
         *_log_faults(_stream(seed, "log"), world),
+        *_topics_change(_stream(seed, "topics"), world),
         *_process_faults(_stream(seed, "processes"), world),
         *_apart(_stream(seed, "apart"), world, list(_reloads(_stream(seed, "reloads"), world))),
         *orders,
@@ -372,6 +379,29 @@ def _log_faults(random: Random, world: Plan) -> Iterable[Step]:
         for _ in range(random.randint(0, 2)):
             what = {"node": random.randrange(world.nodes), "to": random.uniform(-world.skew, world.skew)}
             yield Step(round(random.uniform(0, world.horizon), 6), "skew", what)
+
+
+def _topic_faults(random: Random, faults: tuple[str, ...]) -> tuple[str, ...]:
+    if not {"crash", "expire", "append", "commit", "slow"}.intersection(faults):
+        return ()
+    return tuple(fault for fault, share in zip(TOPIC_FAULTS, (0.3, 0.2), strict=True) if random.random() < share)
+
+
+def _topics_change(random: Random, world: Plan) -> Iterable[Step]:
+    """Partitions without a leader, often several at a time, and such as come new."""
+    if "leader" in world.faults:
+        for _ in range(random.randint(1, 3)):
+            at, seconds = random.uniform(0, world.horizon), random.choice((0.5, 5.0, 40.0)) * random.random()
+            for _ in range(random.choice((1, 1, 4))):
+                what = {"number": random.randrange(1 << 30), "seconds": round(seconds, 3)}
+                yield Step(round(at, 6), "leaderless", what)
+    if "grow" in world.faults:
+        for _ in range(random.randint(1, 3)):
+            growth: dict[str, Any] = {
+                "topic": random.choice(("retry.5s", "retry.20s", "dead", "parked")),
+                "by": random.randint(1, 2),
+            }
+            yield Step(round(random.uniform(0, world.horizon), 6), "grow", growth)
 
 
 def _process_faults(random: Random, world: Plan) -> Iterable[Step]:

@@ -189,6 +189,7 @@ class World:
     async def _heal(self) -> None:
         self.say("HEALING")
         self.broker.failures.clear()
+        self.broker.find_leaders()
         for sink in self.sinks.values():
             sink.how = HEALTHY
         while self._chores:
@@ -283,6 +284,8 @@ class World:
             "log": self._fail,
             "skew": lambda what: self.broker.set_clock(what["node"], what["to"]),
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
+            "leaderless": self._lose_leader,
+            "grow": lambda what: self.broker.grow(f"{TOPICS.prefix}{what['topic']}", what["by"]),
             "crash": self._crash,
             "stop": self._stop,
             "start": lambda what: None if what["process"] in self.processes else self.start(what["process"]),
@@ -326,6 +329,10 @@ class World:
     def _fail(self, what: Mapping[str, Any]) -> None:
         until = self.now() + what["seconds"]
         self.broker.failures.append(Failure(what["what"], what["kind"], until, what["share"]))
+
+    def _lose_leader(self, what: Mapping[str, Any]) -> None:
+        partitions = list(self.broker.segments)
+        self.broker.lose_leader(partitions[what["number"] % len(partitions)], what["seconds"])
 
     def _crash(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
