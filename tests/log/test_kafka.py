@@ -955,3 +955,15 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
     await append(log, topic, b"b")
     await asyncio.sleep(REFUSED_AFTER)
     await log.ping()
+
+
+async def test_what_is_read_is_not_told_as_unread_however_long(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.log.kafka.consumer.LEFT_OUT", 0.0)
+    topic = await make_topic(log, partitions=2)
+    for group in (None, f"g{uuid4().hex}"):
+        owner = Owner()
+        consumer = await log.consume(group=group, topics=[topic], listener=owner)
+        while len(owner.owned) < 2:
+            await consumer.fetch(timeout=0.05)
+        assert consumer.unread() == {}
+        await consumer.close()

@@ -79,8 +79,8 @@ class KafkaConsumer:
         # What is assigned, and it isn't known yet where to go on; and why.
         self._waiting: dict[Partition, str] = {}
         self._starting: asyncio.Task[None] | None = None
-        # Since when we are no member of the group.
-        self._left_at: float | None = self._loop.time()
+        # Since when we are no member of the group, if there is one.
+        self._left_at = None if group is None else self._loop.time()
         # The ends of partitions as they were asked for, beside what fetches tell.
         self._ends: dict[Partition, int] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -107,6 +107,8 @@ class KafkaConsumer:
                 Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
             ]
             self._kafka.assign([TopicPartition(*partition) for partition in partitions])
+            async with asyncio.timeout(QUESTION_TIMEOUT):
+                await self._kafka._client._maybe_wait_metadata()  # or nothing seems to have a leader
             self._take_over(self._kafka, assignments)
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
