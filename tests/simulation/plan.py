@@ -149,6 +149,7 @@ def plan_of(seed: int) -> Plan:
         *_log_faults(_stream(seed, "log"), world),
         *_topics_change(_stream(seed, "topics"), world),
         *_process_faults(_stream(seed, "processes"), world),
+        *_of_topics(_stream(seed, "of topics"), world),
         *_apart(_stream(seed, "apart"), world, list(_reloads(_stream(seed, "reloads"), world))),
         *orders,
     ]
@@ -460,6 +461,23 @@ def _reloads(random: Random, world: Plan) -> Iterable[Step]:
         if random.random() < 0.7:
             at += random.uniform(0, world.horizon / 2)
             yield Step(round(at, 6), "reload", {"without": [], "policies": {}})
+
+
+def _of_topics(random: Random, world: Plan) -> Iterable[Step]:
+    """Let a topic of events get more partitions, and strangers write into the topics of ordered routes."""
+    if "rebalance" in world.faults and random.random() < 0.3:
+        source = world.sources[0] if world.is_shared else random.choice(world.sources)
+        grown = {"topic": f"events.{source}", "by": random.randint(1, 3)}
+        yield Step(round(random.uniform(0, world.horizon), 6), "grow", grown)
+    if "poison" in world.faults:
+        for number in range(random.choice((0, 0, 1, 2))):
+            what = {
+                "where": "ordered",
+                "source": world.sources[0],
+                "number": 1000 + number,
+                "kind": random.randrange(100),
+            }
+            yield Step(round(random.uniform(0, world.horizon), 6), "poison", what)
 
 
 def _apart(random: Random, world: Plan, reloads: Sequence[Step]) -> Iterable[Step]:

@@ -306,7 +306,11 @@ class World:
             key, value = poisoned_orders()[kind % len(poisoned_orders())]
             self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
             return
+        ordered = [topic for topic in self.broker.specs if TOPICS.ordered_place(topic) is not None]
+        if where == "ordered" and not ordered:
+            return
         topics = {
+            "ordered": ordered[kind % len(ordered)] if ordered else "",
             "events": topic_of(self.plan, what["source"]),
             "tier": TOPICS.retry("5s"),
             "parked": TOPICS.parked,
