@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gateway.log.topics import Topics
 from tests.acceptance.conftest import LogPlace
 from tests.acceptance.test_ordered import Destination, Keyed, Written, events_by_key, until_answered
 from tests.gateway_process import GatewayProcess
-from tests.load import SECRET, report
+from tests.load import SECRET, post, report, signed_post
 from tests.sink import Sink
 
 SOURCES = f"""
@@ -88,3 +89,57 @@ async def test_a_topic_of_events_grows_under_an_ordered_route(
     assert len({event.partition for events in written.values() for event in events}) > 6
     assert not set(load.acknowledged) - {event for events in destination.answered.values() for event in events}
     report(f"growth: {len(load.acknowledged)} acknowledged, 0 lost, {repeated} answered more than once")
+
+
+SHARED = """  crm: {{verify: {{scheme: none}}, key: string(body.k), topic: {prefix}events.github}}
+"""
+OF_CRM = """  - {{name: crm, from: crm, to: ordered, order: key}}
+"""
+
+
+@pytest.mark.timeout(300)
+async def test_what_a_process_of_older_rules_reads_of_a_new_source_reaches_its_ordered_route(
+    kafka_place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    """The source shares a topic, and half of its events are read by a router that doesn't know it yet."""
+    if not is_full:
+        pytest.skip("needs --full: what waits for a source waits for a minute")
+    destination = Destination()
+    destination.is_blocked = False
+    folders = [folder / "first", folder / "second"]
+    for each in folders:
+        each.mkdir()
+    async with Sink(destination.answer) as sink:
+        older = (SOURCES + ORDERED).format(url=sink.url)
+        newer = (SOURCES + SHARED + ORDERED + OF_CRM).format(url=sink.url, prefix=kafka_place.prefix)
+        first, second = [
+            GatewayProcess(each, rules=older, log=kafka_place.url, prefix=kafka_place.prefix) for each in folders
+        ]
+        async with first, second:
+            first.rules.write_text(newer)
+            await first.line("rules_reloaded", timeout=30)
+            acknowledged: dict[int, list[str]] = defaultdict(list)
+
+            async def send(count: int) -> None:
+                for number in range(count):
+                    key = number % 30
+                    body = b'{"n":%d,"k":%d}' % (number, key)
+                    status, event = await post(first.port, signed_post(body, delivery=str(number), path="/in/crm"))
+                    assert status == 202
+                    acknowledged[key].append(event)
+                    await asyncio.sleep(0.01)
+
+            await send(300)
+            second.rules.write_text(newer)
+            await second.line("rules_reloaded", timeout=30)
+            await send(60)
+            second.kill()
+            await asyncio.sleep(0.5)
+            await second.start()
+            await send(60)
+            await until_answered(destination, acknowledged, timeout=150)
+            assert sum(map(len, acknowledged.values())) == 420
+            assert {key: set(events) for key, events in acknowledged.items()} == {
+                key: set(events) for key, events in destination.answered.items()
+            }
+    report("rules of two ages: 420 acknowledged, 0 lost")
