@@ -137,7 +137,8 @@ def encode_delivery(delivery: Delivery, note: Mapping[str, str], *, at: float) -
         "note": dict(note),
         "at": at,
     }
-    return [*encode_event(delivery.event), ("gw_delivery", orjson.dumps(state))]
+    encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
+    return [*encode_event(delivery.event), ("gw_delivery", encoded)]
 
 
 def decode_event(record: Record) -> Event:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import resource
 import shutil
@@ -7,6 +8,7 @@ import sqlite3
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -23,10 +25,12 @@ from gateway.log.embedded.consumer import BUFFER_BYTES
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
+from gateway.log.embedded.writer import Append
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
+MIB = 1 << 20
 EVENTS = TopicSpec(name="events", partitions=6, retention=7 * DAY)
 CONTROL = TopicSpec(name="control", partitions=1, retention=None, compacted=True)
 
@@ -708,6 +712,32 @@ async def test_a_locked_file_fails_appends_in_time_and_takes_them_again_afterwar
         # What failed while it waited for its turn isn't stored later, when its sender has sent it again.
         assert [record.value for record in await stored(log)][-1:] == [b"afterwards"]
         assert b"waiting" not in [record.value for record in await stored(log)]
+
+
+async def test_appends_that_were_given_up_take_no_memory_while_the_writer_waits(path: Path) -> None:
+    async with opened(path, append_timeout=0.2) as log:
+        may_go_on = threading.Event()
+        busy = asyncio.create_task(log.write(lambda _: may_go_on.wait(10)))
+        await asyncio.sleep(0)
+        try:
+            refused = await asyncio.gather(busy, *[append(log, b"a") for _ in range(100)], return_exceptions=True)
+            assert {type(each) for each in refused} == {LogUnavailableError}
+            assert log._writer._queue.qsize() == 1
+            gc.collect()
+            assert not [each for each in gc.get_objects() if isinstance(each, Append)]
+        finally:
+            may_go_on.set()
+        assert (await append(log, b"b")).offset == 0
+
+
+def test_encoded_headers_take_no_more_memory_than_they_are_long() -> None:
+    headers = [("gw_headers", b"x" * 1500), ("ce_id", b"evt_1")]
+    tracemalloc.start()
+    try:
+        encoded = [statements.encode_headers(headers) for _ in range(100)]
+        assert tracemalloc.get_traced_memory()[0] < 100 * (len(encoded[0]) + 200)
+    finally:
+        tracemalloc.stop()
 
 
 async def test_appends_are_refused_at_once_when_too_many_bytes_wait(

@@ -90,7 +90,10 @@ class EmbeddedLog:
         """Store a record in the next commit, together with all that wait."""
         append = self._append_of(topic, key, value, headers)
         self._add([append])
-        return await append.future
+        try:
+            return await append.future
+        finally:
+            del append  # An error's traceback would keep it, and it the error, until the garbage collector comes.
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         """Store records in one commit, all or none."""
@@ -284,6 +287,9 @@ class EmbeddedLog:
                         f"{self._file.path}: expected the append to end within {self._append_timeout} s, got no answer"
                     )
                 )
+        # A writer that waits for the file may come to this group much later.
+        group.appends.clear()
+        group.commits.clear()
 
     def _appended(self, groups: Sequence[Group], results: Sequence[Stored], tails: Sequence[statements.Chunk]) -> None:
         for group in groups:

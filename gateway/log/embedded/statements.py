@@ -117,7 +117,8 @@ def rows(connection: sqlite3.Connection, statement: str, *parameters: object) ->
 
 
 def encode_headers(headers: RecordHeaders) -> bytes:
-    return orjson.dumps([(name, text.decode("latin-1")) for name, text in headers])
+    encoded = orjson.dumps([(name, text.decode("latin-1")) for name, text in headers])
+    return memoryview(encoded).tobytes()  # orjson's own keeps a buffer of several times its size
 
 
 def _decode_headers(encoded: bytes) -> tuple[tuple[str, bytes], ...]:
