@@ -132,6 +132,11 @@ class Dispatcher:
         self._unwritten: deque[Callable[[], None]] = deque()  # appends that wait for some of it
         self._is_draining = False
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing is started any more."""
+        return self._is_draining
+
     # Ways in.
 
     def admit(self, item: Item, now: float) -> Lane | None:

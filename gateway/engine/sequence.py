@@ -40,6 +40,11 @@ class _Entry:
     def may_go(self) -> bool:
         return all(pending.is_settled for pending in self.after)
 
+    @property
+    def may_come_to_go(self) -> bool:
+        """Whether that is only a matter of time: a record that is left to a newer version isn't settled here."""
+        return all(pending.is_settled or pending.left for pending in self.after)
+
 
 @dataclass(slots=True, eq=False)
 class _Queue:
@@ -117,7 +122,7 @@ class Sequences:
         while True:
             batch = self._next(queue, most)
             if not batch:
-                if not queue.entries:
+                if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].may_come_to_go):
                     queue.is_busy = False
                     return
                 await self._around.sleep(LOOK_EVERY)

@@ -115,6 +115,8 @@ async def test_what_a_newer_version_wrote_is_not_overtaken_in_its_order() -> Non
     await world.put(*[an_event(id=f"k.{n}", key="k", received_at=now()) for n in range(1, 5)])
     async with running(world):
         await asyncio.sleep(10)
+        stopped_at = now()
+    assert now() < stopped_at + 5.0, "nothing that has to wait for that version holds a stop up"
     assert by_key(world, "audit") == {"k": [1, 2, 3, 4]}
     assert by_key(world) == {}
     with pytest.MonkeyPatch.context() as patch:
