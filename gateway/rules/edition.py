@@ -42,7 +42,7 @@ class RouteThen:
 
 
 def edition_of(rules: Rules) -> Edition:
-    """Return the edition of rules: some 10 ms for a thousand routes, unless they have been read from a file."""
+    """Return the edition of rules: some 30 ms for a thousand routes, unless they have been read from a file."""
     if rules.edition is not None:
         return rules.edition
     secrets = [secret for secret in rules.resolved if len(secret) >= SHORTEST]

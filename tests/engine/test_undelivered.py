@@ -21,7 +21,7 @@ from gateway.rules.rules import Route
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 OTHER = a_route("other", to=("audit",))
 
@@ -309,6 +309,33 @@ async def test_a_replay_that_was_cancelled_has_delivered_what_it_had_come_to() -
             assert await scene.counts() == {Fate.UNDELIVERED: 40 - injected, Fate.ENDED: injected}
             await scene.replay("rest")
         assert scene.delivered() == [1] * 40
+
+
+def test_a_killed_replay_leaves_no_letter_open_whose_delivery_it_has_queued() -> None:
+    async def scenario(appends: int) -> bool:
+        retry = a_policy(max_attempts=1)
+        async with a_scene(a_route(retry=retry), ci=[*[500] * 8, 200]) as scene:
+            world = scene.world
+            async with running(world, world.worker(scene.owner.control)):
+                await scene.events(8)
+            await scene.owner.stop()
+            await an_order(world, undelivered=True, rate=4.0)
+            mortal = MortalLog(world.log, appends=appends, is_stored=True)
+            async with owning(world, mortal) as control:
+                await asyncio.wait([asyncio.create_task(mortal.died.wait())], timeout=5)
+            scene.owner = Owner(world)
+            await scene.owner.start()
+            async with running(world, world.worker(scene.owner.control)):
+                await ended(scene.owner.control)
+                await asyncio.sleep(10)
+                assert await scene.counts() == {Fate.ENDED: 8}, f"killed at append {appends}"
+            counts = scene.delivered()
+            assert set(counts) <= {2, 3}
+            assert counts.count(3) <= 6
+            return control.orders["replay/x"].state == "asked"
+
+    killed = [run(scenario(appends)) for appends in range(1, 14)]
+    assert killed.count(True) > 8, "most of them come before its end"
 
 
 @virtual

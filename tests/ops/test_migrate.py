@@ -32,6 +32,7 @@ from gateway.log.records import (
 from gateway.log.topics import TIERS, Topics
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.migrate import MOVED, Moved, migrate
+from gateway.rules.edition import Edition, encode
 from tests.builders import a_delivery, an_event
 from tests.memory_log import MemoryLog
 
@@ -314,6 +315,24 @@ async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedL
     ]
     assert sorted(left) == list(range(20, 40))
     assert control.injected("replay/r") == 9
+
+
+async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(source: EmbeddedLog) -> None:
+    await fill(source)
+    editions = [Edition(f"e{number}", {"build": str(number)}) for number in range(2)]
+    for edition, offset in zip(editions, (0, 12), strict=True):
+        await order(source, Order(kind="rules", name=edition.name, state="done", at=1.0, routes=encode(edition, None)))
+        marker = {f"{EVENTS}/0": offset, "gone/0": 7}
+        told = Order(kind="routed", name=f"r{offset}", state="done", at=1.0, marker=marker, edition=edition.name)
+        await order(source, told)
+    target = MemoryLog()
+    await move(source, target)
+    history = (await control_of(target)).history
+    for partition, record in await records(target, EVENTS):
+        assert history.edition_at(partition, record.offset) == editions[int(record.value) >= 12]
+    given = len(await records(target, TOPICS.control))
+    await move(source, target)
+    assert len(await records(target, TOPICS.control)) == given
 
 
 async def test_an_order_about_dead_letters_is_for_the_same_ones(source: EmbeddedLog) -> None:
