@@ -62,10 +62,11 @@ TICK = 0.05
 IDLE_TICK = 0.25
 RETRIES_AT_ONCE = 4
 """Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
-WRITE_SIZE = 8192
-"""Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers."""
+WRITE_SIZE = 6144
+"""Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers: some 4,000
+here, and what a log keeps of it."""
 MAX_WRITING = 64 << 20
-"""Bytes of memory of all such appends, some six thousand; while a log takes none, the others wait without any."""
+"""Bytes of memory of all such appends, some eight thousand; while a log takes none, the others wait without any."""
 UNKNOWN_RETRY = 60.0
 UNKNOWN_LIMIT = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
