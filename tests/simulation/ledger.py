@@ -209,7 +209,7 @@ class Ledger:
         self._thrown_out_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
-        self._replays: list[tuple[str, str, Mapping[str, int], float]] = []
+        self._replays: list[tuple[str, str, Mapping[str, int], float, bool]] = []
         self._kicks: dict[str, dict[int, float]] = {}
         """When kicks were given that aren't answered yet, by key and offset."""
         self._owners_killed = 0
@@ -625,9 +625,9 @@ class Ledger:
             if other.offset < row.offset and row.at - other.at < window + slack:
                 yield other
 
-    def replayed(self, name: str, route: str, ends: Mapping[str, int]) -> None:
-        """Note that an operator wants the events of a route, up to these ends, once more."""
-        self._replays.append((name, route, ends, self._now()))
+    def replayed(self, name: str, route: str, ends: Mapping[str, int], *, is_of_undelivered: bool) -> None:
+        """Note that an operator wants the events of a route, up to these ends, once more, or what is undelivered."""
+        self._replays.append((name, route, ends, self._now(), is_of_undelivered))
 
     def _is_nowhere(self, row: Row, trail: Trail) -> bool:
         """Tell whether an event of an unknown source was forgotten: nobody knows the source, and nothing carries it."""
@@ -787,7 +787,7 @@ class Ledger:
                 yield from [row for row in rows.values() if row.event is not None and self.undone(row, ROUTER)]
 
     def _check_replays(self) -> None:
-        for name, wanted, ends, since in self._replays:
+        for name, wanted, ends, since, is_of_undelivered in self._replays:
             for partition, rows in self.rows.items():
                 end = ends.get(f"{partition.topic}/{partition.number}", 0)
                 for row in rows.values() if end else ():
@@ -798,10 +798,33 @@ class Ledger:
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.number, row.event, route, to)]
                         notes = [each.filed.note for trail in trails for each in trail.rows if each.filed is not None]
-                        if route == wanted and not any(note.get("replay") == name for note in notes):
+                        is_replayed = any(note.get("replay") == name for note in notes)
+                        if route == wanted and is_of_undelivered:
+                            self._check_undelivered(name, row, trails, is_replayed=is_replayed)
+                        elif route == wanted and not is_replayed:
                             self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
 
         self._check_ids_of_replays()
+
+    def _check_undelivered(self, name: str, row: Row, trails: Sequence[Trail], *, is_replayed: bool) -> None:
+        """Where all is known of how events were routed, a replay brings what nobody has, and nothing else.
+
+        A kill within the moment in which a process has new rules and hasn't said so makes that wrong of some events.
+        """
+        if not set(self.plan.faults) <= {*GRACEFUL, "reload", "order", "trouble", "gap", "poison"}:
+            return
+        if not any(trail.tries or trail.rows for trail in trails):
+            self.violate("31 what is undelivered", f"replay {name} left out what nobody has delivered", [row])
+        before = [trail.ended_at for trail in trails if trail.is_delivered and not trail.is_dead]
+        injected = [
+            each.at
+            for trail in trails
+            for each in trail.rows
+            if each.filed is not None and each.filed.note.get("replay") == name
+        ]
+        if is_replayed and before and min(before) < min(injected) and not self._nowhere(row).rows:
+            told = [line for trail in trails for line in self._told(trail)]
+            self.violate("31 what is undelivered", f"replay {name} repeated what had been delivered", told)
 
     def _check_ids_of_replays(self) -> None:
         """What has one id in a replay has one content, whatever its identity says, as long as its partition is one."""

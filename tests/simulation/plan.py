@@ -510,7 +510,8 @@ def _orders(random: Random, world: Plan) -> Iterable[Step]:
                 yield Step(round(at, 6), "order", {"kind": "kick", "name": name})
             case "again":
                 route, rate = random.choice(world.routes).name, random.choice((None, None, 5.0))
-                yield Step(round(at, 6), "order", {"kind": "again", "name": f"o{number}", "route": route, "rate": rate})
+                again = {"kind": "again", "name": f"o{number}", "route": route, "rate": rate}
+                yield Step(round(at, 6), "order", again | {"undelivered": number % 2 == 1})
             case _:
                 yield Step(round(at, 6), "order", {"kind": action, "name": f"o{number}", "for": name})
                 if action == "drop":  # and no replay brings it back

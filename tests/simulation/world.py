@@ -434,10 +434,14 @@ class World:
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
                 ends = {place: self.broker.segments[p].end for place, p in places.items()}
                 selection = Selection(
-                    route=what["route"], since=at - 1e6, rate=what["rate"], starts=dict.fromkeys(places, 0)
+                    route=what["route"],
+                    since=at - 1e6,
+                    rate=what["rate"],
+                    starts=dict.fromkeys(places, 0),
+                    undelivered=what.get("undelivered", False),
                 )
                 order = Order(kind="replay", name=name, state="asked", at=at, marker=ends, selection=selection)
-                self.ledger.replayed(name, what["route"], ends)
+                self.ledger.replayed(name, what["route"], ends, is_of_undelivered=selection.undelivered)
             case _:
                 word, _, which = what["for"].partition("/")
                 ends = {f"{p.topic}/{p.number}": self.broker.segments[p].end for p in self.broker.of(TOPICS.dead)}
