@@ -97,9 +97,7 @@ async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retrie
         before_the_first = max(2.0, pause)
         for process, wait in ((processes[0], before_the_first), (processes[-1], pause)):
             await asyncio.sleep(wait - 0.25)
-            before = len(sink.requests)
-            await asyncio.sleep(0.25)
-            assert len(sink.requests) > before, "expected a crash amid deliveries, got one at a standstill"
+            await until_it_delivers(sink)
             process.kill()
             await asyncio.sleep(0.5)
             await process.start()
@@ -163,6 +161,16 @@ async def events_by_key(place: LogPlace) -> dict[int, list[Written]]:
     finally:
         await log.close()
     return found
+
+
+async def until_it_delivers(sink: Sink) -> None:
+    """Wait for the end of a rebalance: the crash is to come amid deliveries."""
+    for _ in range(40):
+        before = len(sink.requests)
+        await asyncio.sleep(0.25)
+        if len(sink.requests) > before:
+            return
+    pytest.fail("expected a crash amid deliveries, got one at a standstill")
 
 
 async def until_answered(destination: Destination, expected: dict[int, list[str]], *, timeout: float) -> None:
