@@ -205,6 +205,7 @@ class Ledger:
         """No process has to begin by its own clock, though that is wrong: the log takes an append."""
         self._quiet_until: dict[tuple[str, str], float] = {}
         self._paused_at: dict[str, float] = {}
+        self._deaf_until = 0.0
         self._zombies: set[str] = set()
         self._thrown_out_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
@@ -510,7 +511,8 @@ class Ledger:
             if len(begun) > rate + max(1.0, BURST * rate) + 1:
                 self.violate("24 no more than its rate", f"{len(begun)} attempts within a second", [made])
         for name in _names(made) & self._paused_at.keys():
-            if "slow" not in self.plan.faults and made.began > self._paused_at[name] + PAUSE_LAG:
+            heard_at = max(self._paused_at[name], self._deaf_until) + PAUSE_LAG
+            if "slow" not in self.plan.faults and made.began > heard_at:
                 self.violate("12 paused is silent", f"{name} was paused at {self._paused_at[name]:.3f}", [made])
 
     def _see_limits_of_all(self, made: Try) -> None:
@@ -530,6 +532,10 @@ class Ledger:
 
     def paused(self, name: str) -> None:
         self._paused_at.setdefault(name, self._now())
+
+    def deaf(self, until: float) -> None:
+        """Note until when nobody can read what is ordered."""
+        self._deaf_until = max(self._deaf_until, until)
 
     def resumed(self, name: str) -> None:
         self._paused_at.pop(name, None)

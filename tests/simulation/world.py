@@ -48,6 +48,7 @@ LEAST_SLEEP = 0.0005
 DRIFT = 0.0005
 """By how much of the time a machine's monotonic clock is fast or slow, at most: what NTP may slew."""
 KICK_EVERY = 60.0
+CONTROL = Partition(TOPICS.control, 0)
 OPEN_SOURCE = build_verifier({"scheme": "none"})
 
 
@@ -304,7 +305,7 @@ class World:
         where, kind, body = what["where"], what.get("kind", 0), b"poison %d" % what["number"]
         if where == "control":
             key, value = poisoned_orders()[kind % len(poisoned_orders())]
-            self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
+            self.broker.store(OUTSIDE, CONTROL, key, value, [])
             return
         ordered = [topic for topic in self.broker.specs if TOPICS.ordered_place(topic) is not None]
         if where == "ordered" and not ordered:
@@ -336,7 +337,10 @@ class World:
 
     def _lose_leader(self, what: Mapping[str, Any]) -> None:
         partitions = list(self.broker.segments)
-        self.broker.lose_leader(partitions[what["number"] % len(partitions)], what["seconds"])
+        partition = partitions[what["number"] % len(partitions)]
+        self.broker.lose_leader(partition, what["seconds"])
+        if partition == CONTROL:
+            self.ledger.deaf(self.now() + what["seconds"])
 
     def _crash(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
@@ -360,11 +364,10 @@ class World:
 
     def _hand_over(self, what: Mapping[str, Any]) -> None:
         """Let whoever owns the jobs stop gracefully, or be killed soon."""
-        control = Partition(TOPICS.control, 0)
         group = TOPICS.group(JOBS_GROUP)
         for process in list(self.processes.values()):
             consumers = [each for each in process.log.consumers if each.group is not None and each.group.name == group]
-            if any(control in consumer.owned for consumer in consumers):
+            if any(CONTROL in consumer.owned for consumer in consumers):
                 taker = self._crash if what["by"] == "crash" else self._stop
                 taker({"process": process.place, "steps": what["steps"], "again": 0.1})
                 return
@@ -414,6 +417,8 @@ class World:
         return Random(f"{self.plan.seed}/received/{number}").uniform(-self.plan.skew, self.plan.skew)
 
     def _order(self, what: Mapping[str, Any]) -> None:
+        if CONTROL in self.broker.leaderless:
+            return  # and so says the command to its operator
         kind, name, at = what["kind"], what["name"], EPOCH + self.now()
         match kind:
             case "pause":
@@ -458,7 +463,7 @@ class World:
                     self.ledger.touched.add(what["for"])
                     self.ledger.hurried.setdefault(what["for"], self.now())
         key, value = order.encode()
-        self.broker.store(OUTSIDE, Partition(TOPICS.control, 0), key, value, [])
+        self.broker.store(OUTSIDE, CONTROL, key, value, [])
 
     # Rules.
 
