@@ -74,6 +74,7 @@ from gateway.ops.show import (
     print_source,
     replay_fields,
     source_fields,
+    told_of_kick,
     topic_cells,
     topic_fields,
 )
@@ -1146,7 +1147,7 @@ def _steered(shown: str, action: str, done: Order) -> str:
         return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on"
     if action == "resume":
         return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}"
-    return f"kicked {shown}: {count(done.count, 'delivery', 'is')} tried now{ordered}"
+    return f"kicked {shown}: {told_of_kick(done)}{ordered}"
 
 
 async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Order], str]) -> int:
@@ -1159,7 +1160,9 @@ async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Or
     order = done or placed.order
     if output.json:
         uncounted = order.detail.split(", ") if done and order.detail else []
-        told = {"order": order.key, "state": order.state, "count": order.count if done else None}
+        told: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
+        if done and done.tried is not None:
+            told |= {"tried": done.tried, "waiting": dict(done.waits)}
         output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))
     elif done:
         output.say(tell(done))

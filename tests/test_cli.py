@@ -1035,9 +1035,9 @@ def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
 @pytest.mark.parametrize(
     ("action", "number", "told"),
     [
-        ("kick", 0, "kicked route build: 0 deliveries are tried now\n"),
-        ("kick", 1, "kicked route build: 1 delivery is tried now\n"),
-        ("kick", 1200, "kicked route build: 1,200 deliveries are tried now\n"),
+        ("kick", 0, "kicked route build: nothing was waiting\n"),
+        ("kick", 1, "kicked route build: 1 tried now\n"),
+        ("kick", 1200, "kicked route build: 1,200 tried now\n"),
         ("resume", 1, "resumed route build: 1 delivery goes on\n"),
         ("resume", 2, "resumed route build: 2 deliveries go on\n"),
     ],
@@ -1048,7 +1048,7 @@ def test_one_delivery_is_spoken_of_as_one(
 ) -> None:
     async def done(_: Orders, placed: Placed, *, timeout: float) -> Order:
         assert timeout == 30.0
-        return placed.order.with_state("done", count=number)
+        return placed.order.with_state("done", count=number, tried=number)
 
     monkeypatch.setattr(Orders, "finished", done)
     run("route", "pause", "build")

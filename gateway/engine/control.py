@@ -133,7 +133,9 @@ class Order:
     letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
     replay's, and `detail` says why a job has cancelled it, or what isn't counted. A marker `answers` the orders of its
     key below that offset of the control topic. `hurried` is of a kick's announcement: up to where what is found in the
-    shortest tier is due at once.
+    shortest tier is due at once. Of a kick's last marker are `tried`, how many of the `count` were tried by then (None
+    where that isn't known), `waits`, for each reason how many weren't, and `rate`, if the destination has one. `by` is
+    who has paused something.
 
     `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
     replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
@@ -155,6 +157,10 @@ class Order:
     edition: str = ""
     routes: str = ""
     done: Mapping[str, bytes] = field(default_factory=dict)
+    tried: int | None = None
+    waits: Mapping[str, int] = field(default_factory=dict)
+    rate: float | None = None
+    by: str = ""
 
     @property
     def key(self) -> str:
@@ -195,6 +201,10 @@ class Order:
             body["hurried"] = dict(self.hurried)
         if self.done:
             body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
+        if self.tried is not None:
+            body |= {"tried": self.tried, "waits": dict(self.waits), "rate": self.rate}
+        if self.by:
+            body["by"] = self.by
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "Order":  # noqa: ANN401 - the fields of an Order
@@ -228,6 +238,10 @@ def decode(key: bytes, value: bytes) -> Order:
         edition=body.text("edition") if body.has("edition") else "",
         routes=body.text("routes") if body.has("routes") else "",
         done=_bits(body.inside("done")) if body.has("done") else {},
+        tried=body.integer("tried") if body.has("tried") else None,
+        waits=_counts(body, "waits") if body.has("waits") else {},
+        rate=_time(body, "rate"),
+        by=body.text("by") if body.has("by") else "",
     )
 
 
@@ -259,6 +273,11 @@ def _bits(fields: Fields) -> Mapping[str, bytes]:
         return {place: b64decode(fields.text(place), validate=True) for place in fields.names()}
     except ValueError:
         raise UndecodableRecordError(fields.where, "bits in base64", "something else") from None
+
+
+def _counts(fields: Fields, name: str) -> Mapping[str, int]:
+    counts = fields.inside(name)
+    return {reason: counts.integer(reason) for reason in counts.names()}
 
 
 def _filter(fields: Fields) -> DeadFilter:
@@ -380,7 +399,14 @@ class Control:
         if marker.state == "done" and name in self._asked and self._offsets[name] < marker.answers:
             order = self._asked.pop(name)
             ended: State = "active" if order.kind == "pause" else "done"
-            self.orders[name] = order.with_state(ended, count=marker.count, detail=marker.detail)
+            self.orders[name] = order.with_state(
+                ended,
+                count=marker.count,
+                detail=marker.detail,
+                tried=marker.tried,
+                waits=marker.waits,
+                rate=marker.rate,
+            )
         if name.startswith("hold/kick/"):
             self.kicks += 1
             self._last_kicks[name.removeprefix("hold/kick/")] = self.kicks

@@ -26,7 +26,7 @@ from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
 from gateway.engine.control import Control, Order
 from gateway.engine.lanes import Budget, Lane, Spill
-from gateway.engine.successors import Successors
+from gateway.engine.successors import WHY, Successors
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Log, Record
 from gateway.log.topics import TIERS, Topics
@@ -175,7 +175,7 @@ class Dispatcher:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
-        item.note = {"unknown_since": f"{since:.3f}"}
+        item.note = {"unknown_since": f"{since:.3f}", WHY: SpillReason.UNKNOWN_NAME}
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY)
         self.defer(item, item.delivery.due, now)
 
@@ -297,7 +297,7 @@ class Dispatcher:
         return lane
 
     def _hear_kicks(self) -> None:
-        """Have the breakers of what was kicked let a probe out."""
+        """End the holds of what was kicked."""
         if self._kicks_heard == self._control.kicks:
             return
         routes = self._rules().routes
@@ -309,7 +309,7 @@ class Dispatcher:
             elif name in routes:
                 kicked.update(routes[name].destinations)
         for name in kicked & self._lanes.keys():
-            self._lanes[name].breaker.kick()
+            self._lanes[name].kick()
         self._kicks_heard = self._control.kicks
 
     def _pump(self, lane: Lane, now: float) -> None:
@@ -454,6 +454,7 @@ class Dispatcher:
                 due = max(due, now + max(FIRST_BREAK, longest))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
+            item.note = {**item.note, WHY: spill.reason}
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
@@ -464,7 +465,7 @@ class Dispatcher:
             self.wait(item, self._log.now() + PAUSED_LOOK)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
-        item.note = {"by": name}
+        item.note = {"by": name, WHY: SpillReason.PAUSED}
         self._succeed(item, self._topics.parked)
 
     def _succeed(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:

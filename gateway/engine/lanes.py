@@ -177,6 +177,15 @@ class Lane:
         self._has_failed = False
         self._places = Places()
 
+    def kick(self) -> None:
+        """End what an operator may end: the wait that the destination has asked for, and that of the breaker.
+
+        Its rate and concurrency hold. What was put off comes back with the kick, so that its places are free.
+        """
+        self.breaker.kick()
+        self.throttled_until = 0.0
+        self._places = Places()
+
     @property
     def waiting(self) -> int:
         return len(self._waiting)

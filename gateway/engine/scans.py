@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
 from gateway.engine.control import Control, Order, State, place_of
+from gateway.engine.fates import Fate, Fates
 from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
@@ -50,6 +51,9 @@ class Run:
     """What its last marker says."""
     before: Mapping[str, int]
     """What the one before said: which is in force may not be known here yet."""
+    fate: Fate | None = None
+    """What has become of what it counted, where that is known."""
+    rate: float | None = None
 
     def is_beyond(self, partition: Partition, offset: int) -> bool:
         """Tell whether an earlier job of its key has scanned a record."""
@@ -178,6 +182,9 @@ class Scan:
                 detail=run.detail if is_last else "",
                 answers=run.answers if is_last else self.control.answered(key),
                 routes=self.control.replayed_as(key),
+                tried=None if run.fate is None else run.fate.tried,
+                waits={} if run.fate is None else run.fate.waits,
+                rate=run.rate,
             )
             try:
                 await self.publish(marker)
@@ -309,9 +316,9 @@ class Scans:
         if not await self._pass(HOLD, owner):
             return
         scan = self._scan(runs, lambda: self._owner() is owner, note={HURRY: "1"})
+        fates = await self._fates(near | ends)
         new = [run for run in runs if not self._control.is_begun(run.order.key)]
-        for run, count in zip(new, await self._count(new, shortest, near), strict=True):
-            run.count += count
+        await self._count(new, shortest, near, fates)
         for topic in topics:
             commits = await self._commits(topic)
             starts: dict[str, int] = {}
@@ -319,12 +326,34 @@ class Scans:
                 starts[place] = min([run.told.get(place, 0) for run in runs])
             for place, commit in commits.items():
                 starts[place] = max(starts.get(place, 0), commit.base)
-            if not await scan.go(topic, starts, ends, self._kicked(runs, commits)):
+            if not await scan.go(topic, starts, ends, self._kicked(runs, commits, fates)):
                 return
         if scan.left:
             await self._hold(runs, ends | scan.left, near)  # what isn't looked at comes when it is due
+        await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
+        await fates.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in runs:
+            run.fate = fates.of(run.order.name, run.count)
+            run.rate = self._rate(run.order.name)
             await self._end(scan, run, "done")
+
+    async def _fates(self, ends: Mapping[str, int]) -> Fates:
+        """Follow what kicks bring on, from these ends of the tiers on."""
+        others: dict[str, int] = {}
+        for topic in (self._topics.parked, self._topics.dead):
+            others |= await ends_of(self._log, topic)
+        return Fates(
+            self._log, shortest=self._topics.retry(planner.SHORTEST), dead=self._topics.dead, starts={**ends, **others}
+        )
+
+    def _rate(self, name: str) -> float | None:
+        """Return the rate that limits what waits for a name, if it is one."""
+        kind, _, called = name.partition("/")
+        rules = self._rules()
+        route = rules.routes.get(called)
+        names = (called,) if kind == "destination" else () if route is None else route.destinations
+        rates = {rules.destinations[each].rate for each in names if each in rules.destinations}
+        return rates.pop() if len(rates) == 1 else None
 
     async def _hold(self, runs: Sequence[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
         """Announce what kicks are about to scan."""
@@ -333,7 +362,7 @@ class Scans:
             at = self._log.now()
             await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, hurried=near))
 
-    def _kicked(self, runs: Sequence[Run], commits: Mapping[str, Commit]) -> Pick:
+    def _kicked(self, runs: Sequence[Run], commits: Mapping[str, Commit], fates: Fates) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
             commit = commits.get(place_of(partition))
             filed = None if commit is not None and commit.covers(record.offset) else filed_in(record)
@@ -344,13 +373,15 @@ class Scans:
             counting = [run for run in runs if run.order.name in names and not run.is_beyond(partition, record.offset)]
             if not counting or self._control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
                 return NOTHING
+            for run in counting:
+                fates.follow(run.order.name, delivery)
             return Picked(counting, self._again(delivery, at_once=True))
 
         return pick
 
-    async def _count(self, runs: Sequence[Run], topic: str, ends: Mapping[str, int]) -> list[int]:
+    async def _count(self, runs: Sequence[Run], topic: str, ends: Mapping[str, int], fates: Fates) -> None:
         """Count what waits in the shortest tier for each of these."""
-        counts = dict.fromkeys([run.order.name for run in runs], 0)
+        named = {run.order.name: run for run in runs}
         commits = await self._commits(topic)
         looked = 0
         for place, end in ends.items():
@@ -365,9 +396,9 @@ class Scans:
                     if filed is None or HURRY in filed.note:
                         continue  # an earlier kick has counted it
                     for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
-                        if name in counts:
-                            counts[name] += 1
-        return list(counts.values())
+                        if name in named:
+                            named[name].count += 1
+                            fates.follow(name, filed.delivery, place, record.offset)
 
     async def settle(self, order: Order, owner: object) -> None:
         """Inject the dead letters that an order is for, with a life of their own, or give them up."""
@@ -448,7 +479,8 @@ class Scans:
             if scan.left:
                 done = replace(done, marker={**order.marker, **scan.left}, detail=LEFT)
             await self._publish(done)
-        self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail)
+        told = {} if run.fate is None else {"tried": run.fate.tried, "waiting": dict(run.fate.waits)}
+        self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail, **told)
 
     async def _pass(self, seconds: float, owner: object) -> bool:
         """Let some time pass. False if the jobs are another's meanwhile."""

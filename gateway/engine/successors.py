@@ -24,6 +24,8 @@ from gateway.model import (
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.seldom import Seldom
 
+WHY = "why"
+"""The note that tells why a delivery went to a tier, or to the parked, without an attempt: a SpillReason."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 KEPT_OF_A_GIANT = 64 * 1024

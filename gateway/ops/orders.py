@@ -147,6 +147,8 @@ def _ending(order: Order, placed: Placed) -> Order | None:
         if order.state not in ("done", "cancelled") or order.answers <= placed.offset:
             return None
         state = order.state if order.state == "cancelled" else _DONE.get(placed.order.kind, "done")
-        return placed.order.with_state(state, count=order.count, detail=order.detail)
+        return placed.order.with_state(
+            state, count=order.count, detail=order.detail, tried=order.tried, waits=order.waits, rate=order.rate
+        )
     # `at` tells it from the end of an order before this one under the same name.
     return order if order.state in ("done", "active") and order.at == placed.order.at else None

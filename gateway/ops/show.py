@@ -1,11 +1,14 @@
 """How events, dead letters, explanations and answers look: as fields of JSON for scripts, as text for people."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from gateway.client.request import Outbound
+from gateway.engine.control import Order
+from gateway.engine.fates import ENDED, LATER, ON_ITS_WAY
 from gateway.log.base import TopicSpec
-from gateway.model import Event
+from gateway.model import Event, SpillReason
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.history import Found
 from gateway.ops.letters import DeadLetter, Group, result_of
@@ -310,6 +313,39 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.table(["try", "at", "seconds", "result"], rows, right=("try", "seconds"))
     output.say()
     print_event(output, delivery.event, f"{letter.partition.topic}/{letter.place}")
+
+
+def told_of_kick(done: Order) -> str:
+    """Tell what came of a kick: how many were tried, and why the others wait."""
+    if not done.count:
+        return "nothing was waiting"
+    if done.tried is None:
+        return f"{count(done.count, 'delivery', 'is')} brought on; it isn't known how many were tried by now"
+    waits = Counter[str]()
+    for reason, number in done.waits.items():
+        waits[WAITS.get(reason, f"wait ({reason})")] += number
+    if done.rate is not None and (number := waits.pop(WAITS[ON_ITS_WAY], 0)):
+        waits[f"wait (rate {done.rate:g}/s)"] += number
+    parts = [f"{done.tried:,} tried now"]
+    for told, number in waits.most_common():
+        verb, _, why = told.partition(" ")
+        said = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
+        parts.append(f"{number:,} {said} {why}")
+    return ", ".join(parts)
+
+
+WAITS: Mapping[str, str] = {
+    SpillReason.THROTTLED: "wait (Retry-After)",
+    SpillReason.BREAKER_OPEN: "wait (breaker open)",
+    SpillReason.PAUSED: "wait (paused)",
+    SpillReason.UNKNOWN_NAME: "wait (not in the rules)",
+    LATER: "wait (for another process)",
+    ENDED: "are dead-lettered",
+    **dict.fromkeys(
+        (ON_ITS_WAY, SpillReason.LANE_FULL, SpillReason.OVERDUE, SpillReason.WINDOW_FULL), "are on the way"
+    ),
+}
+"""Why what a kick has brought on wasn't tried by the end of it, as of several deliveries."""
 
 
 def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:

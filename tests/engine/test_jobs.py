@@ -10,13 +10,15 @@ from typing_extensions import override
 
 from gateway.engine.backlogs import OpenLetters
 from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
+from gateway.engine.fates import MOST
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.ops.orders import Orders, Placed
-from tests.builders import a_delivery, a_policy, a_route, an_event
+from gateway.ops.show import told_of_kick
+from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
@@ -477,3 +479,112 @@ def test_open_letters_are_those_that_no_order_covers() -> None:
     assert letters.count == 5000 - len(covered)
     letters.trim(0, 1500)
     assert letters.count == 3500 - len([offset for offset in covered if offset >= 1500])
+
+
+# What a kick does, and says
+
+
+async def _asked_to_wait(world: World, count: int, control: Control) -> None:
+    """Let a destination ask for two hours of silence, while so many deliveries are on their way to it."""
+    await world.put(*events(1))
+    await asyncio.sleep(1)
+    await world.put(*events(count + 1)[1:])
+    await asyncio.sleep(60)
+    assert len(world.client.made) == 1
+    assert not control.asked("kick")
+
+
+@virtual
+async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
+    world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await _asked_to_wait(world, 4, control)
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert told_of_kick(done) == "5 tried now"
+        assert len({event for _, event, _ in world.client.made[1:]}) == 5
+        await asyncio.sleep(30)
+        assert len(world.client.made) == 6
+        assert await world.undone() == 0
+
+
+@virtual
+async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> None:
+    world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0)])
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await _asked_to_wait(world, 24, control)
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        tried = len(world.client.made) - 1
+        assert 0 < tried < 25
+        assert told_of_kick(done) == f"{tried} tried now, {25 - tried} wait (Retry-After)"
+
+
+@virtual
+async def test_a_kick_says_what_a_rate_holds_back() -> None:
+    limited = a_destination("ci", url="http://127.0.0.1:1/ci", rate=1.0)
+    world = await a_world(
+        a_route(retry=a_policy(max_age=86400.0)), destinations=[limited], ci=[Busy(7200.0), *[200] * 50]
+    )
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await _asked_to_wait(world, 9, control)
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert done.tried is not None
+        assert 2 <= done.tried <= len(world.client.made) - 1 <= done.tried + 1, "one may end just now"
+        assert told_of_kick(done) == f"{done.tried} tried now, {10 - done.tried} wait (rate 1/s)"
+        await asyncio.sleep(60)
+        assert {event for _, event, _ in world.client.made} == {f"evt_{number}" for number in range(10)}
+
+
+@virtual
+async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
+    await world.put(*events(40))
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(60)
+        before = len(world.client.made)
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        tried = len(world.client.made) - before
+        assert (done.tried, sum(done.waits.values())) == (tried, 40 - tried)
+        assert done.waits.keys() == {"breaker_open"}
+
+
+@virtual
+async def test_a_kick_of_what_is_paused_says_so() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 3)
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await orders.pause("route/build")
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert told_of_kick(done) == "0 tried now, 3 wait (paused)"
+    assert not world.client.made
+
+
+@virtual
+async def test_a_kick_that_nobody_is_there_to_obey_claims_no_try() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 1)
+    orders = Orders(world.log, TOPICS)
+    async with owning(world):
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert told_of_kick(done) == "0 tried now, 1 is on the way"
+
+
+@virtual
+async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", MOST + 1)
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert told_of_kick(done) == "10,001 deliveries are brought on; it isn't known how many were tried by now"

@@ -41,7 +41,16 @@ QUIET: FilteringBoundLogger = structlog.wrap_logger(
 )
 TOPICS = Topics()
 EVENTS = TOPICS.events("github")
-Answer = int | Result | float
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A 429 that asks for so many seconds of silence."""
+
+    seconds: float
+
+
+Answer = int | Result | float | Busy
 """A status, a failure, or seconds of silence before a 200."""
 
 
@@ -69,6 +78,10 @@ class ScriptedClient:
             finally:
                 self.under_way -= 1
             answer = Result.TIMEOUT if answer >= timeout else 200
+        if isinstance(answer, Busy):
+            return Attempt(
+                number=number, at=began, seconds=0.0, result=Result.THROTTLED, status=429, retry_after=answer.seconds
+            )
         if isinstance(answer, Result):
             return Attempt(number=number, at=began, seconds=now() - began, result=answer, detail="scripted")
         kind = {2: Result.SUCCESS, 4: Result.CLIENT_ERROR, 5: Result.SERVER_ERROR}[answer // 100]

@@ -48,6 +48,8 @@ OFF = 5.0
 """Seconds by which a process may misjudge the log's time: it hears of it with each append, and its clock drifts."""
 PAUSE_LAG = 2.0
 """Seconds within which every process has read an order."""
+COMMIT_LAG = 60.0
+"""Seconds within which it is committed that a delivery has ended, also while a long quiet time is slept through."""
 UNKNOWN_SEEN = 300.0
 """Seconds within which surely somebody has looked whether a name is known by now."""
 SETTLED = 8.0
@@ -203,7 +205,8 @@ class Ledger:
         """No process takes anything from another, once all are there."""
         self._is_time_sure = not {"step", "append"} <= set(plan.faults)
         """No process has to begin by its own clock, though that is wrong: the log takes an append."""
-        self._quiet_until: dict[tuple[str, str], float] = {}
+        self._quiet: dict[tuple[str, str], tuple[float, float]] = {}
+        """Since when and until when a destination has asked a process for silence."""
         self._paused_at: dict[str, float] = {}
         self._deaf_until = 0.0
         self._zombies: set[str] = set()
@@ -498,10 +501,11 @@ class Ledger:
             self._see_limits_of_all(made)
         # With a clock that jumps it may end early, and a destination that was away is begun with anew.
         is_sure = not self.plan.skew and self._is_time_sure and "reload" not in self.plan.faults
-        if is_sure and made.began < self._quiet_until.get(lane, 0.0) - 0.01:
-            self.violate(
-                "17 throttled is silent", f"it had asked for silence until {self._quiet_until[lane]:.3f}", [made]
-            )
+        since, quiet_until = self._quiet.get(lane, (0.0, 0.0))
+        # A kick ends it, in each process as soon as that hears of it.
+        is_kicked = any(at <= made.began and since <= at + PAUSE_LAG for at in self._kicked[made.destination])
+        if is_sure and made.began < quiet_until - 0.01 and not is_kicked:
+            self.violate("17 throttled is silent", f"it had asked for silence until {quiet_until:.3f}", [made])
         rate = self.plan.destinations[made.destination]["rate"]
         if rate is not None:
             begun = self._begun[lane]
@@ -545,7 +549,8 @@ class Ledger:
         lane = made.process, made.destination
         self._under_way[lane] -= 1
         if attempt.retry_after and attempt.status in (429, 503):
-            self._quiet_until[lane] = max(self._quiet_until.get(lane, 0.0), made.ended + attempt.retry_after)
+            until = max(self._quiet.get(lane, (0.0, 0.0))[1], made.ended + attempt.retry_after)
+            self._quiet[lane] = made.ended, until
         if attempt.result is Result.SUCCESS:
             trail = self.trails[made.number, made.delivery]
             trail.is_delivered = True
@@ -856,7 +861,23 @@ class Ledger:
             asked = self._kicks[order.name]
             answered = [each for each in asked if each < order.answers]
             if answered:
+                self._see_what_was_tried(order, min(asked[each] for each in answered))
                 self._see_what_is_left(order.name.removeprefix("kick/"), max(asked.pop(each) for each in answered))
+
+    def _see_what_was_tried(self, answer: Order, since: float) -> None:
+        """A kick tells of no more tries than there were, and nothing of what it has brought on is left out."""
+        if answer.tried is None:
+            return
+        name = answer.name.removeprefix("kick/")
+        tried = {
+            (made.number, made.delivery)
+            for made in self.tries
+            if name in _names(made) and (made.ended is None or made.ended >= since - COMMIT_LAG)
+        }
+        if answer.tried > len(tried):
+            self.violate("12 a kick is told truly", f"{answer.tried} tried, and {len(tried)} were", list(answer.waits))
+        if answer.tried + sum(answer.waits.values()) != answer.count:
+            self.violate("12 a kick is told truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
 
     def _see_what_is_left(self, name: str, since: float) -> None:
         """Check that what waited in a tier for a name isn't there any more; the shortest lets it out soon anyway."""

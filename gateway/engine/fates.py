@@ -1,0 +1,146 @@
+"""What has become of deliveries moments after a kick has brought them on, told by the log alone.
+
+    brought on ──▶ done, and no successor ───────────────────────▶ tried: delivered, or dropped
+        │          a successor with another attempt ─────────────▶ tried: it failed
+        │          a successor without one ──────────────────────▶ waits, and its note says why
+        └────────▶ none of it yet ───────────────────────────────▶ on its way: in a queue, or under way
+
+Any process may have taken a delivery, and all that the one which carries out orders sees of the others is their records
+and commits. So `tried` is never more than what destinations have seen, and what isn't known counts as on its way.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from gateway.engine.injector import HURRY
+from gateway.engine.replay import RECORDS_AT_ONCE, records_of
+from gateway.engine.successors import WHY
+from gateway.log.base import Commit, Log, Partition
+from gateway.log.records import decode_delivery
+from gateway.model import Delivery, UnreadableRecordError
+
+MOST = 10_000
+"""Deliveries of a kick that are followed. Of more, it isn't told how many were tried."""
+LOOK_FOR = 3.5
+"""Seconds from the last that was brought on, at most: a queue, an attempt, and the commit that tells of it."""
+LOOK_EVERY = 0.25
+ON_ITS_WAY = "on_its_way"
+"""Why a delivery waits of which nothing is known yet; else a SpillReason, or LATER or ENDED."""
+LATER = "later"
+ENDED = "ended"
+"""It is a dead letter, and wasn't tried again."""
+
+Key = tuple[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """How many were tried, and for each reason how many wait."""
+
+    tried: int
+    waits: Mapping[str, int]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Followed:
+    attempts: int
+    names: set[str] = field(default_factory=set)
+    place: str | None = None
+    """Where the record is that was brought on, or was in the shortest tier anyway; None until it is found."""
+    offset: int = 0
+    fate: str = ON_ITS_WAY
+    is_tried: bool = False
+
+
+class Fates:
+    """What is followed of one kick, or of several at once; `starts` are the ends of all topics before it began."""
+
+    def __init__(self, log: Log, *, shortest: str, dead: str, starts: Mapping[str, int]) -> None:
+        self._log = log
+        self._shortest = shortest
+        self._dead = dead
+        self._read = dict(starts)
+        self._followed: dict[Key, _Followed] = {}
+
+    def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
+        """Follow a delivery for a name that was kicked; with the place of its record, where it isn't copied."""
+        key = _key(delivery)
+        followed = self._followed.get(key)
+        if followed is None:
+            if len(self._followed) >= MOST:
+                return
+            followed = self._followed[key] = _Followed(attempts=len(delivery.attempts), place=place, offset=offset)
+        followed.names.add(name)
+
+    async def look(
+        self,
+        committed: Callable[[], Awaitable[Mapping[str, Commit]]],
+        *,
+        is_wanted: Callable[[], bool],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """Look until each has been tried or waits, or for some seconds. Raises LogUnavailableError."""
+        until = self._log.now() + LOOK_FOR
+        while is_wanted():
+            # Before the records: what is done by then has its successor among them.
+            commits = await committed()
+            await self._read_on(sleep)
+            self._see_done(commits)
+            if self._log.now() >= until or not any(
+                each.fate == ON_ITS_WAY and not each.is_tried for each in self._followed.values()
+            ):
+                return
+            await sleep(LOOK_EVERY)
+
+    def of(self, name: str, count: int) -> Fate | None:
+        """Return what has become of what a kick has counted; None where not all of it was followed."""
+        followed = [each for each in self._followed.values() if name in each.names]
+        if len(followed) != count:
+            return None
+        waits = Counter([each.fate for each in followed if not each.is_tried])
+        return Fate(tried=count - waits.total(), waits=dict(waits))
+
+    async def _read_on(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        topics = {place.rpartition("/")[0] for place in self._read}
+        looked = 0
+        for topic in sorted(topics):
+            for number, (start, end) in (await self._log.bounds(topic)).items():
+                partition = Partition(topic, number)
+                place = f"{topic}/{number}"
+                first = max(start, self._read.get(place, start))
+                async with aclosing(records_of(self._log, partition, first, end)) as records:
+                    async for record in records:
+                        looked += 1
+                        if looked % RECORDS_AT_ONCE == 0:
+                            await sleep(0)
+                        try:
+                            filed = decode_delivery(record)
+                        except UnreadableRecordError:
+                            continue
+                        self._see(filed.delivery, filed.note, place, record.offset)
+                self._read[place] = end
+
+    def _see(self, delivery: Delivery, note: Mapping[str, str], place: str, offset: int) -> None:
+        followed = self._followed.get(_key(delivery))
+        if followed is None:
+            return
+        topic = place.rpartition("/")[0]
+        if topic == self._shortest and HURRY in note and followed.place is None:
+            followed.place, followed.offset = place, offset
+        elif len(delivery.attempts) > followed.attempts:
+            followed.is_tried = True
+        else:
+            followed.fate = ENDED if topic == self._dead else note.get(WHY, LATER)
+
+    def _see_done(self, commits: Mapping[str, Commit]) -> None:
+        for each in self._followed.values():
+            commit = commits.get(each.place or "")
+            if each.fate == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
+                each.is_tried = True
+
+
+def _key(delivery: Delivery) -> Key:
+    """Two events may share an identity, and then their deliveries do, too."""
+    return delivery.id, delivery.event.received_at
