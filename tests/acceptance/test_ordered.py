@@ -147,9 +147,9 @@ class Written(NamedTuple):
         return self.partition == undone.partition and self.offset >= undone.offset + WINDOW
 
 
-async def events_by_key(place: LogPlace) -> dict[int, list[Written]]:
-    """Return the events of each key, as the log has them."""
-    topic = Topics(place.prefix).events("github")
+async def events_by_key(place: LogPlace, source: str = "github") -> dict[int, list[Written]]:
+    """Return the events of each key in a source's own topic, as the log has them."""
+    topic = Topics(place.prefix).events(source)
     log = await open_log(from_sources({"log": place.url}, {}), owner=False)
     found: dict[int, list[Written]] = defaultdict(list)
     try:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 import pytest
@@ -90,7 +91,21 @@ async def producer(place: LogPlace) -> AsyncIterator[AIOKafkaProducer]:
 
 @pytest.mark.timeout(180)
 async def test_what_no_gateway_wrote_stops_none_of_them(kafka_place: LogPlace, folder: Path) -> None:
-    place, topics = kafka_place, Topics(kafka_place.prefix)
+    await withstood(kafka_place, folder)
+
+
+class Withstood(NamedTuple):
+    """What gateways did that met records which none of them wrote."""
+
+    records: int
+    load: Load
+    first: Sink
+    second: Sink
+
+
+async def withstood(place: LogPlace, folder: Path) -> Withstood:
+    """Write them into every topic, and have gateways meet them under load: as they read, command, start and stop."""
+    topics = Topics(place.prefix)
     events = topics.events("github")
     bad, bad_orders, bad_sightings = garbage(), orders(), sightings(events)
     poison = {
@@ -145,10 +160,12 @@ async def test_what_no_gateway_wrote_stops_none_of_them(kafka_place: LogPlace, f
             assert gateway.is_running, gateway.story()
             assert (await gateway.metrics()).sum("gateway_log_up") == 1
         ledgers = [Ledger.of(sink, load.acknowledged) for sink in (first, second)]
-        report(f"{sum(map(len, poison.values()))} records that no gateway wrote", *ledgers)
+        count = sum(map(len, poison.values()))
+        report(f"{count} records that no gateway wrote", *ledgers)
         assert [ledger.lost for ledger in ledgers] == [0, 0], two.story()
         assert load.statuses().keys() == {202}
         counted = sum([(await each.metrics()).sum("gateway_records_undecodable_total") for each in (two, three)])
         assert counted > len(bad_orders)
         assert await two.stop() == 0, two.story()
         assert await three.stop() == 0, three.story()
+    return Withstood(count, load, first, second)

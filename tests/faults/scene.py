@@ -18,7 +18,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Self
@@ -26,6 +26,7 @@ from typing import Self
 import orjson
 from aiokafka import AIOKafkaConsumer
 
+from dev.kafka import Broker, Cluster
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.faults.books import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
@@ -204,6 +205,26 @@ class Scene:
         at_most = self._rate * (COMMIT_WINDOW + uncommitted)
         self._incidents.append(Incident(since=since - COMMIT_WINDOW, until=until, at_most=at_most))
 
+    @asynccontextmanager
+    async def without_commits(self, node: Broker, cluster: Cluster) -> AsyncIterator[None]:
+        """Let what can't be committed come twice: while a node is away, as long as it coordinates the group."""
+        began = time.time()
+        group = f"{self.place.prefix}router"
+
+        async def until_another() -> float:
+            while await cluster.coordinator(group) is node:  # noqa: ASYNC110 - what brokers agree on sets no event
+                await asyncio.sleep(0.1)
+            return time.time()
+
+        if await cluster.coordinator(group) is not node:
+            yield
+            self.explain(began, time.time(), uncommitted=0)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            taken_over = tasks.create_task(until_another(), name="coordinator")
+            yield
+        self.explain(began, time.time(), uncommitted=taken_over.result() - began)
+
     def explain_in_flight(self, since: float, until: float, *, destination: str) -> None:
         """Let duplicates be of what was in flight to a destination whose connections were cut in this time."""
         cut = Incident(since=since - ANSWERED, until=until, destination=destination, at_most=CONCURRENCY)
@@ -288,6 +309,21 @@ def answer_of_second(request: Request) -> int:
 
 def _is_gone(number: int) -> bool:
     return number % 50 == 7
+
+
+def account_of(loads: Sequence[Load], sinks: Mapping[str, Sink]) -> Account:
+    """Make the account of a fault that excuses no duplicate, at destinations that take whatever comes."""
+    statuses = sum([load.statuses() for load in loads], Counter[int]())
+    return settle(
+        acknowledged={event: at for load in loads for event, at in load.acknowledged.items()},
+        refused=statuses.total() - statuses[202],
+        bodies={event: load.body(number) for load in loads for event, number in load.numbers.items()},
+        arrivals=[Arrival.of(request, name, 200) for name, sink in sinks.items() for request in sink.requests],
+        destinations=sinks.keys(),
+        dead=(),
+        stored={},
+        incidents=(),
+    )
 
 
 async def command(place: LogPlace, *arguments: str) -> bytes:

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -47,7 +45,7 @@ async def test_brokers_are_restarted_in_turn(
         async with scene.load():
             for node in cluster.nodes.values():
                 await scene.acknowledged(150)
-                async with _without_commits(node, cluster, scene):
+                async with scene.without_commits(node, cluster):
                     await asyncio.to_thread(node.end)
                     await asyncio.to_thread(node.restart)
                     await cluster.until_whole()
@@ -61,7 +59,7 @@ async def test_a_leader_that_hangs_loses_nothing(
         async with scene.load():
             await scene.acknowledged(200)
             node = await cluster.leader(f"{cluster_place.prefix}events.github", 0)
-            async with _without_commits(node, cluster, scene):
+            async with scene.without_commits(node, cluster):
                 node.pause()
                 try:
                     await asyncio.sleep(15)
@@ -113,32 +111,11 @@ async def test_without_enough_replicas_nothing_is_acknowledged_until_they_are_ba
 
 async def _down_for(seconds: float, node: Broker, cluster: Cluster, scene: Scene) -> None:
     """Kill a node and bring it back."""
-    async with _without_commits(node, cluster, scene):
+    async with scene.without_commits(node, cluster):
         await asyncio.to_thread(node.kill)
         await asyncio.sleep(seconds)
         await asyncio.to_thread(node.restart)
         await cluster.until_whole()
-
-
-@asynccontextmanager
-async def _without_commits(node: Broker, cluster: Cluster, scene: Scene) -> AsyncIterator[None]:
-    """Let what can't be committed come twice: while the node is away, as long as it coordinates the group."""
-    began = time.time()
-    group = f"{scene.place.prefix}router"
-
-    async def until_another() -> float:
-        while await cluster.coordinator(group) is node:  # noqa: ASYNC110 - what brokers agree on sets no event
-            await asyncio.sleep(0.1)
-        return time.time()
-
-    if await cluster.coordinator(group) is not node:
-        yield
-        scene.explain(began, time.time(), uncommitted=0)
-        return
-    async with asyncio.TaskGroup() as tasks:
-        taken_over = tasks.create_task(until_another(), name="coordinator")
-        yield
-    scene.explain(began, time.time(), uncommitted=taken_over.result() - began)
 
 
 async def _settle(scene: Scene) -> None:
