@@ -365,7 +365,7 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
 
 @virtual
 async def test_what_was_taken_for_a_copy_and_is_none_by_the_rules_now_is_undelivered() -> None:
-    """An identity that made distinct events equal: the rules are mended, and what was let go is brought."""
+    """An identity that made distinct events equal: the rules are corrected, and what was let go is brought."""
     async with a_scene(a_route()) as scene:
         world = scene.world
         source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)
@@ -380,8 +380,8 @@ async def test_what_was_taken_for_a_copy_and_is_none_by_the_rules_now_is_undeliv
             await asyncio.sleep(3)
             assert len(world.client.made) == 3
             assert await scene.counts() == {Fate.ENDED: 12}, "they are copies still"
-            for mended in (replace(source, id=Expression("headers['x-number']")), replace(source, dedupe=None)):
-                world.rules = replace(world.rules, sources={"github": mended})
+            for corrected in (replace(source, id=Expression("headers['x-number']")), replace(source, dedupe=None)):
+                world.rules = replace(world.rules, sources={"github": corrected})
                 assert await scene.counts() == {Fate.ENDED: 3, Fate.UNDELIVERED: 9}
             worker.reload()
             await scene.replay()
