@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEPT = 200
 """Records about one partition, the newest; what was read before the first of them isn't known."""
 UNUSED = 3600.0
-"""Seconds for which an edition is kept that no record names: whoever has written it is about to."""
+"""Seconds for which an edition is kept that no record names: the process that has written it is about to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
