@@ -512,7 +512,9 @@ class Ledger:
             begun.append(made.began)
             while begun[0] <= made.began - 1.0:
                 begun.popleft()
-            if len(begun) > rate + max(1.0, BURST * rate) + 1:
+            # Where the log's clock jumps ahead, what was paced by it is as if it had waited: a burst is due again.
+            bursts = 2 if self.plan.skew else 1
+            if len(begun) > rate + bursts * max(1.0, BURST * rate) + 1:
                 self.violate("24 no more than its rate", f"{len(begun)} attempts within a second", [made])
         for name in _names(made) & self._paused_at.keys():
             heard_at = max(self._paused_at[name], self._deaf_until) + PAUSE_LAG
@@ -945,11 +947,16 @@ class Ledger:
         for trail in self.trails.values():
             filed = [(row, row.filed) for row in trail.rows if row.filed is not None]
             parents = {
-                each.delivery.successor for row, each in filed if row.partition.topic in (TOPICS.parked, TOPICS.dead)
+                (each.delivery.successor, count)
+                for row, each in filed
+                if row.partition.topic in (TOPICS.parked, TOPICS.dead)
+                for count in (0, len(each.delivery.attempts))
             }
             for row, each in filed:
                 step = each.delivery.successor
-                if row.partition.topic == SHORTEST and (HURRY in each.note or step - 1 in parents):
+                # What a breaker has sent away, or an attempt, is the router's, of a copy that was parked, too.
+                is_resumed = "breaks" not in each.note and (step - 1, len(each.delivery.attempts)) in parents
+                if row.partition.topic == SHORTEST and (HURRY in each.note or is_resumed):
                     injected[row.number, each.delivery.id, step] += 1
         repeated = {key: count for key, count in injected.items() if count > 1}
         most = self._owners_killed * self.plan.batch
