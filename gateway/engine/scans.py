@@ -305,6 +305,8 @@ class Scans:
         """
         control = self._control
         runs = [self._run(order) for order in control.asked("kick")]
+        if not runs:
+            return  # the owner before us has answered them
         shortest = self._topics.retry(planner.SHORTEST)
         topics = [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
         near = await ends_of(self._log, shortest)
