@@ -318,10 +318,18 @@ ROUTES = Board(
         graph(
             "Paused",
             "none",
-            "GatewayParkedTooLong",
-            "1 while an operator, or a 410, has paused the destination.",
+            "GatewayPaused",
+            "1 while an operator, or a 410, has paused the destination, or an operator the route.",
             (f"max by (destination) ({of('gateway_destination_paused', DESTINATION)})", "{{destination}}"),
+            (f"max by (route) ({of('gateway_route_paused', ROUTE)})", "{{route}}"),
             maximum=1,
+        ),
+        graph(
+            "Held",
+            "s",
+            "GatewayDestinationHeld",
+            "How long the silence lasts in all that the destination has asked for by Retry-After.",
+            (f"max by (destination) ({of('gateway_destination_held_seconds', DESTINATION)})", "{{destination}}"),
         ),
         graph(
             "In flight",

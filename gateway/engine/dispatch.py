@@ -14,7 +14,7 @@ it keeps an order, what would go to a tier or to the parked waits in memory inst
 import asyncio
 import heapq
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -74,6 +74,8 @@ FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
 
 
+HOLD_TOLD = 10.0
+"""Seconds from which on a hold has a line: a destination that asks for a moment now and then would fill the log."""
 LATE = 30.0
 """Seconds from an event's receipt, or from its replay, after which its delivery is late."""
 
@@ -103,6 +105,16 @@ class Client(Protocol):
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt: ...
 
 
+@dataclass(slots=True, kw_only=True)
+class Hold:
+    """Why a destination is sent nothing, since and until when, and whether that has been told."""
+
+    why: str
+    since: float
+    until: float
+    is_told: bool = False
+
+
 class Dispatcher:
     """Every delivery of one process, from `admit` to its end or its successor, of which the record's owner hears."""
 
@@ -125,6 +137,7 @@ class Dispatcher:
         self._share = 1.0
         self._kicks_heard = 0
         self._pausing: set[str] = set()
+        self._holds: dict[str, Hold] = {}
         self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -419,7 +432,7 @@ class Dispatcher:
         """Order what an operator would, once."""
 
         async def write() -> None:
-            order = Order(kind="pause", name=name, state="paused", at=self._log.now())
+            order = Order(kind="pause", name=name, state="paused", at=self._log.now(), by="its answer 410")
             self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
             await self._successors.order(order)
             self._pausing.discard(name)
@@ -607,6 +620,34 @@ class Dispatcher:
         """Name the group that owns every attempt and append."""
         self._tasks = tasks
 
+    @property
+    def holds(self) -> Mapping[str, Hold]:
+        """What keeps which destinations from being sent anything, as this process has learned."""
+        return self._holds
+
+    def look_at_holds(self) -> None:
+        """See which destinations are sent nothing for a while, and tell when that begins and ends."""
+        now = self._log.now()
+        for name, lane in self._lanes.items():
+            held, known = lane.held(now), self._holds.get(name)
+            if known is not None and (held is None or held[0] != known.why):
+                del self._holds[name]
+                if known.is_told:
+                    self._logger.info(
+                        "destination_released", destination=name, why=known.why, seconds=round(now - known.since, 1)
+                    )
+                known = None
+            if held is None:
+                continue
+            if known is None:
+                known = self._holds[name] = Hold(why=held[0], since=now, until=held[1])
+            known.until = held[1]
+            if not known.is_told and max(known.until, now) - known.since >= HOLD_TOLD:
+                known.is_told = True
+                self._logger.warning(
+                    "destination_held", destination=name, why=known.why, seconds=round(known.until - now, 1)
+                )
+
     async def set_gauges(self) -> None:
         """Tell of each destination how it stands, and forget the lanes of those that are gone."""
         metrics = self._metrics
@@ -622,9 +663,20 @@ class Dispatcher:
             metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])
             metrics.breaker_open.labels(name).set(lane is not None and lane.breaker.is_open)
             metrics.destination_paused.labels(name).set(self._control.paused_by("", name) is not None)
+            hold = self._holds.get(name)
+            lasts = hold.until - hold.since if hold is not None and hold.why == "retry_after" else 0.0
+            metrics.destination_held.labels(name).set(lasts)
+        routes = self._rules().routes
+        for count, name in enumerate(routes, 1):
+            if count % (10 * GAUGES_AT_ONCE) == 0:
+                await self._sleep(0)
+                if self._rules().routes is not routes:
+                    return
+            metrics.route_paused.labels(name).set(self._control.paused_by(name, "") is not None)
         for name, lane in list(self._lanes.items()):
             if name not in destinations and not lane.waiting and not lane.in_flight:
                 del self._lanes[name], self._used[name]
+                self._holds.pop(name, None)
                 self._busy.pop(name, None)
 
     def _until_next_look(self) -> float:

@@ -267,10 +267,19 @@ class Jobs:
             order = None  # the follower has told of it
         except NewerRecordError:
             return  # and stays undone
+        if order is not None and order.kind == "pause":
+            self._tell_pause(order)
         if order is None or order.kind == "replay" or not self._follower.control.is_asked(order):
             progress.finished(record.offset)
         elif self._progress is progress:
             self._undone[record.offset] = order
+
+    def _tell_pause(self, order: Order) -> None:
+        """Tell in one line of all processes that something was paused or resumed."""
+        if order.state == "paused":
+            self._logger.warning("deliveries_paused", name=order.name, by=order.by)
+        elif order.state == "resuming":
+            self._logger.info("deliveries_resumed", name=order.name, by=order.by)
 
     async def _commit(self, consumer: Consumer) -> None:
         progress = self._progress

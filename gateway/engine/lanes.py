@@ -186,6 +186,12 @@ class Lane:
         self.throttled_until = 0.0
         self._places = Places()
 
+    def held(self, now: float) -> tuple[str, float] | None:
+        """Return why it takes nothing now ("retry_after" or "breaker_open"), and until when at least."""
+        if self.throttled_until > now:
+            return "retry_after", self.throttled_until
+        return ("breaker_open", self.breaker.retry_at(now)) if self.breaker.is_open else None
+
     @property
     def waiting(self) -> int:
         return len(self._waiting)

@@ -455,6 +455,7 @@ class Router(Member):
     async def _keep_gauges(self) -> None:
         turn = 0
         while not self._is_draining:
+            self._dispatch.look_at_holds()
             if turn % max(1, len(self._around.rules().destinations) // GAUGES_AT_ONCE) == 0:
                 await self._dispatch.set_gauges()
             turn += 1

@@ -5,8 +5,11 @@ resume, kick, replay, drop     are done by the running gateway that owns the job
 """
 
 import asyncio
+import getpass
 import math
+import os
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
@@ -53,11 +56,11 @@ class Orders:
 
     async def pause(self, name: str) -> Placed:
         """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed."""
-        return await self._place(Order(kind="pause", name=name, state="paused", at=self._log.now()))
+        return await self._place(Order(kind="pause", name=name, state="paused", at=self._log.now(), by=who()))
 
     async def resume(self, name: str) -> Placed | None:
         """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
-        order = Order(kind="pause", name=name, state="resuming", at=self._log.now())
+        order = Order(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
         before = (await self.control()).orders.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
@@ -129,6 +132,15 @@ class Orders:
         key, value = order.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
         return Placed(order, position.offset)
+
+
+def who() -> str:
+    """Return who gives an order, as far as this machine knows: "user@host"."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def _of_same(record: Record, placed: Order) -> Order | None:

@@ -336,6 +336,12 @@ class Metrics(Collector):
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
         self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
+        self.route_paused = gauge("route_paused", "1 while an operator has paused it.", "route")
+        self.destination_held = gauge(
+            "destination_held_seconds",
+            "How long the silence lasts in all that a destination has asked for by Retry-After; 0 while there is none.",
+            "destination",
+        )
         where = ("route", "destination")
         self.ordered_blocked_keys = gauge("ordered_blocked_keys", "Keys whose first delivery has failed.", *where)
         self.ordered_halted_keys = gauge("ordered_halted_keys", "Keys that wait for an operator's kick.", *where)
@@ -416,13 +422,20 @@ class Metrics(Collector):
         _each(self.rejected, (source,), REJECTIONS)
 
     def _prepare_destination(self, destination: str) -> None:
-        for gauges in (self.deliveries_in_flight, self.deliveries_waiting, self.breaker_open, self.destination_paused):
+        for gauges in (
+            self.deliveries_in_flight,
+            self.deliveries_waiting,
+            self.breaker_open,
+            self.destination_paused,
+            self.destination_held,
+        ):
             gauges.labels(destination)
         self.attempt_duration.labels(destination)
         _each(self.attempts, (destination,), tuple(Result))
         _each(self.spills, (destination,), tuple(SpillReason))
 
     def _prepare_pair(self, route: str, destination: str) -> None:
+        self.route_paused.labels(route)
         self.delivery_duration.labels(route)
         self.deliveries_late.labels(route)
         _each(self.retries, (route,), FAILURES)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+import structlog
 from typing_extensions import override
 
 from gateway.engine.backlogs import OpenLetters
@@ -14,7 +15,7 @@ from gateway.engine.fates import MOST
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
-from gateway.ops.orders import Orders, Placed
+from gateway.ops.orders import Orders, Placed, who
 from gateway.ops.show import told_of_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
@@ -588,3 +589,54 @@ async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         assert told_of_kick(done) == "10,001 deliveries are brought on; it isn't known how many were tried by now"
+
+
+@virtual
+async def test_a_hold_is_told_when_it_begins_and_when_a_kick_ends_it() -> None:
+    world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
+    orders = Orders(world.log, TOPICS)
+    with structlog.testing.capture_logs() as lines:
+        world.logger = structlog.get_logger()
+        async with operated(world) as control, running(world, world.worker(control)):
+            await _asked_to_wait(world, 4, control)
+            assert world.metrics.destination_held.labels("ci").value == pytest.approx(7200, abs=2)
+            await answers(world, [await orders.kick(NAME)])
+            await asyncio.sleep(2)
+            assert world.metrics.destination_held.labels("ci").value == 0
+    told = [line for line in lines if line["event"] in ("destination_held", "destination_released")]
+    assert [(line["event"], line["destination"], line["why"]) for line in told] == [
+        ("destination_held", "ci", "retry_after"),
+        ("destination_released", "ci", "retry_after"),
+    ]
+    assert 7190 < told[0]["seconds"] <= 7200
+
+
+@virtual
+async def test_a_moment_of_silence_has_no_line() -> None:
+    world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(3.0), 200])
+    with structlog.testing.capture_logs() as lines:
+        world.logger = structlog.get_logger()
+        async with operated(world) as control, running(world, world.worker(control)):
+            await world.put(*events(1))
+            await asyncio.sleep(30)
+    assert not [line for line in lines if line["event"].startswith("destination_")]
+
+
+@virtual
+async def test_a_pause_of_a_route_has_a_metric_and_a_line_that_says_who() -> None:
+    world = await a_world(a_route())
+    orders = Orders(world.log, TOPICS)
+    with structlog.testing.capture_logs() as lines:
+        world.logger = structlog.get_logger()
+        async with operated(world) as control, running(world, world.worker(control)):
+            await orders.pause("route/build")
+            await asyncio.sleep(3)
+            assert world.metrics.route_paused.labels("build").value == 1
+            assert await orders.resume("route/build") is not None
+            await asyncio.sleep(3)
+            assert world.metrics.route_paused.labels("build").value == 0
+    told = [line for line in lines if line["event"].startswith("deliveries_")]
+    assert [(line["event"], line["name"], line["by"]) for line in told] == [
+        ("deliveries_paused", "route/build", who()),
+        ("deliveries_resumed", "route/build", who()),
+    ]

@@ -190,14 +190,14 @@ def events(count: int) -> list[Event]:
 @asynccontextmanager
 async def operated(world: World) -> AsyncIterator[Control]:
     """Let orders be followed and carried out, as a process of the gateway does."""
-    follower = Follower(world.log.another(), TOPICS, world.metrics, QUIET)
+    follower = Follower(world.log.another(), TOPICS, world.metrics, world.logger)
     jobs = Jobs(
         log=world.log.another(),
         topics=TOPICS,
         rules=lambda: world.rules,
         follower=follower,
         metrics=world.metrics,
-        logger=QUIET,
+        logger=world.logger,
         sleep=world.sleep,
     )
     caught_up = asyncio.Event()

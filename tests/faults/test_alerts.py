@@ -35,7 +35,7 @@ from tests.conftest import start_broker
 from tests.deploy.conftest import tool
 from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import SECRET, Load, post, signed_post
-from tests.sink import Request, Sink
+from tests.sink import Answer, Request, Sink
 
 if TYPE_CHECKING:
     from dev.kafka import Broker
@@ -371,13 +371,20 @@ async def _destinations(scenery: "Scenery") -> None:
             assert await orders.finished(placed, timeout=SOON)
     await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with (
-        scenery.watch.fault("a destination is paused, and nobody resumes it", "GatewayParkedTooLong"),
+        scenery.watch.fault("a destination is paused, and nobody resumes it", "GatewayParkedTooLong", "GatewayPaused"),
         scenery.orders() as orders,
     ):
         await orders.pause("destination/failing")
     async with scenery.orders() as orders:
         assert await orders.resume("destination/failing") is not None
     scenery.watch.mended()
+    scenery.is_busy = True
+    async with scenery.watch.fault("a destination asks for an hour of silence", "GatewayDestinationHeld"):
+        await scenery.send("/in/github", 2)
+    scenery.is_busy = False
+    scenery.watch.mended()
+    async with scenery.orders() as orders:
+        assert await orders.finished(await orders.kick("destination/failing"), timeout=SOON)
 
 
 async def _overload(scenery: "Scenery") -> None:
@@ -430,6 +437,7 @@ class Scenery:
 
     def __init__(self, folder: Path, tool: Callable[[str], Path]) -> None:
         self.is_failing = False
+        self.is_busy = False
         self.began = 0.0
         self.broker: Broker
         self.routers: list[GatewayProcess] = []
@@ -486,7 +494,9 @@ class Scenery:
         gateway = GatewayProcess(folder, rules=rules, log=self._place.url, environ={"GATEWAY_ROLE": role})
         return await self._stack.enter_async_context(gateway)
 
-    def _answer(self, request: Request) -> int:
+    def _answer(self, request: Request) -> int | Answer:
+        if self.is_busy and request.target == "/failing":
+            return Answer(status=429, headers=(("Retry-After", "3600"),))
         if request.target == "/denying":
             return 401
         return 503 if self.is_failing and request.target == "/failing" else 200

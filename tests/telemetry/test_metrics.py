@@ -53,6 +53,8 @@ INTERFACE = {
     "parked_backlog": ("gauge", ""),
     "breaker_open": ("gauge", "destination"),
     "destination_paused": ("gauge", "destination"),
+    "route_paused": ("gauge", "route"),
+    "destination_held_seconds": ("gauge", "destination"),
     "dedupe_identities": ("gauge", "topic"),
     "dedupe_rebuilding": ("gauge", "topic"),
     "ordered_blocked_keys": ("gauge", "route destination"),
