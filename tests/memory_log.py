@@ -252,10 +252,17 @@ class MemoryLog:
         segments = self._state.segments
         return {p.number: (segments[p].start, segments[p].end) for p in self._state.of(topic)}
 
-    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
-        self._check_leaders(*self._state.of(topic))
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        segments, leaderless = self._state.segments, self._state.leaderless
+        led = [partition for partition in self._state.of(topic) if partition not in leaderless]
+        unread = {partition.number: "no leader" for partition in self._state.of(topic) if partition in leaderless}
+        return {p.number: (segments[p].start, segments[p].end) for p in led}, unread
+
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        asked = [each for each in self._state.of(topic) if numbers is None or each.number in numbers]
+        self._check_leaders(*asked)
         found = {}
-        for partition in self._state.of(topic):
+        for partition in asked:
             segment = self._state.segments[partition]
             first = bisect_left(segment.records, at, key=_appended_at)
             found[partition.number] = segment.records[first].offset if first < len(segment.records) else segment.end

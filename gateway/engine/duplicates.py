@@ -15,13 +15,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe import Sightings, Verdict
 from gateway.engine.unreadable import Unreadable
-from gateway.log.base import Assignment, Log, Partition, Record
+from gateway.log.base import Assignment, Log, Partition, Record, partition_of
 from gateway.log.records import SIGHTING, decode_sightings, encode_sightings, fingerprint, sightings_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
@@ -90,6 +90,9 @@ class Duplicates:
         self._sleep = sleep
         self._stores: dict[Partition, _Store] = {}
         self._is_wanted = asyncio.Event()
+        self._is_stuck = asyncio.Event()
+        self._repeated = Seldom()
+        self._unread: Mapping[int, str] = {}
         self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._told: dict[int, int] = {}
 
@@ -105,7 +108,7 @@ class Duplicates:
         since = round((self._log.now() - SKEW) * _MICRO) - window
         store = self._stores.get(partition)
         if store is None:
-            store = self._stores[partition] = _Store(partition, self._is_wanted)
+            store = self._stores[partition] = _Store(partition, self._is_wanted, self._is_stuck)
             if commit.base == log_start and not any(commit.done):
                 # All that there is will be read, and what is said to be older isn't of this log.
                 store.begin_at_next()
@@ -122,7 +125,12 @@ class Duplicates:
         """Rebuild what is acquired, and forget what is out of every window. Raises what a bug makes it raise."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_rebuilding(), name="dedupe-rebuild")
+            tasks.create_task(self._keep_flushing(), name="dedupe-flush")
             tasks.create_task(self._keep_sweeping(), name="dedupe-sweep")
+
+    def unread(self) -> Mapping[Partition, str]:
+        """Tell what of `gateway.dedupe` is wanted and can't be read, and why: copies are let through meanwhile."""
+        return {Partition(self._topic, number): reason for number, reason in self._unread.items()}
 
     # Rebuilding.
 
@@ -130,8 +138,9 @@ class Duplicates:
         while True:
             await self._is_wanted.wait()
             self._is_wanted.clear()
-            stores = [store for store in self._stores.values() if store.wanted < _NEVER]
+            stores = [store for store in self._stores.values() if store.wanted < _NEVER or store.left]
             if not stores:
+                self._unread = {}
                 continue
             try:
                 await self._rebuild(stores)
@@ -139,30 +148,54 @@ class Duplicates:
                 self._logger.warning("dedupe_rebuild_repeated", error=str(error))
                 self._is_wanted.set()
                 await self._sleep(REPEAT_AFTER)
+            else:
+                if self._unread:
+                    self._is_wanted.set()
+                    await self._sleep(REPEAT_AFTER)
 
     async def _rebuild(self, stores: Collection["_Store"]) -> None:
-        """Read what `gateway.dedupe` has of these partitions, all of them in one scan."""
+        """Read what `gateway.dedupe` has of these partitions, all of them in one scan, and of it what can be read.
+
+        What can't is left to the next scan, and only those wait for it whose sightings go there now.
+        """
         began = self._log.now()
         for store in stores:
             # By the windows in force: what was forgotten before one was made longer is wanted now.
             store.forget(round(began * _MICRO), self._around.windows(store.partition.topic))
-        asked = {store: (store.asked, store.wanted) for store in stores}
-        by_key = {store.key: store for store in asked}
-        starts = await self._log.offsets_at(
-            self._topic, max(0.0, min([since for _, since in asked.values()]) / _MICRO - SKEW)
-        )
+        bounds, unread = await self._log.readable(self._topic)
+        partitions = len(bounds) + len(unread)
+        asked = {store: store.asking() for store in stores}
+        wanted = {number for number in bounds if any(each.has(number) for each in asked.values())}
+        first_at = max(0.0, min([each.since for each in asked.values()]) / _MICRO - SKEW)
+        starts = await self._log.offsets_at(self._topic, first_at, wanted) if wanted else {}
+        count, missed = 0, dict(unread)
+        for number in sorted(wanted):
+            by_key = {store.key: store for store, each in asked.items() if each.has(number)}
+            first, end = bounds[number]
+            try:
+                count += await self._read(by_key, number, starts.get(number, first), end)
+            except LogUnavailableError as error:
+                missed[number] = str(error)
+        for store, each in asked.items():
+            left = {number for number in missed if each.has(number)}
+            store.has_read(each, left, is_known=partition_of(store.key, partitions or 1) not in left)
+        self._unread = {
+            number: reason for number, reason in missed.items() if any(each.has(number) for each in asked.values())
+        }
+        if wanted:
+            seconds = round(self._log.now() - began, 3)
+            known = sum([store.wanted == _NEVER for store in asked])
+            self._logger.info("dedupe_rebuilt", partitions=known, identities=count, seconds=seconds)
+
+    async def _read(self, by_key: Mapping[bytes, "_Store"], number: int, start: int, end: int) -> int:
         count = 0
-        for number, (first, end) in (await self._log.bounds(self._topic)).items():
-            async for records in self._log.scan(Partition(self._topic, number), starts.get(number, first), end):
-                for record in records:
-                    found = by_key.get(record.key)
-                    if found is not None and found.readers:
-                        count += await self._restore(found, record, number)
-                await self._sleep(0)
-        for store, (number, since) in asked.items():
-            store.has_read(since, number)
-        seconds = round(self._log.now() - began, 3)
-        self._logger.info("dedupe_rebuilt", partitions=len(asked), identities=count, seconds=seconds)
+        async for records in self._log.scan(Partition(self._topic, number), start, end):
+            for record in records:
+                found = by_key.get(record.key)
+                if found is not None and found.readers:
+                    count += await self._restore(found, record, number)
+            await self._sleep(0)
+        return count
 
     async def _restore(self, store: "_Store", record: Record, number: int) -> int:
         try:
@@ -184,6 +217,26 @@ class Duplicates:
             store.of(sighted.source).restore(sighted.rows[start : start + step])
             await self._sleep(0)
         return len(sighted.rows) // SIGHTING.size
+
+    # Storing again what couldn't be stored.
+
+    async def _keep_flushing(self) -> None:
+        """Store what was seen of partitions whose sightings weren't taken: no commit has to wait for an answer then."""
+        while True:
+            await self._is_stuck.wait()
+            self._is_stuck.clear()
+            next_at = asyncio.get_running_loop().time() + REPEAT_AFTER
+            stuck = [store for store in self._stores.values() if store.is_stuck]
+            for failed in await asyncio.gather(*[store.flush(self._around) for store in stuck], return_exceptions=True):
+                if isinstance(failed, LogUnavailableError):
+                    self._tell_repeated(failed)
+                elif failed is not None:
+                    raise failed
+            await self._sleep(max(0.0, next_at - asyncio.get_running_loop().time()))
+
+    def _tell_repeated(self, error: LogUnavailableError) -> None:
+        if count := self._repeated.count(self._topic, self._log.now()):
+            self._logger.warning("append_repeated", topic=self._topic, count=count, error=str(error))
 
     # Forgetting.
 
@@ -299,21 +352,12 @@ class Reader:
         """Store what was seen up to now.
 
         A commit must cover nothing that was seen after the last flush that returned: work out what to commit, flush,
-        commit. Raises LogUnavailableError; the commit is then to be left, and flushing again is always safe.
+        commit. Raises LogUnavailableError; the commit is then to be left, and flushing again is always safe. Where the
+        last one failed and the next is under way it raises at once: the commits of others don't wait for that.
         """
-        store, log = self._store, self._around.log
-        if not any(store.fresh.values()):
-            return
-        most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
-        async with store.flushing:
-            for source, rows in list(store.fresh.items()):
-                left = len(rows)
-                while left > 0:
-                    chunk = bytes(rows[: min(left, most)])
-                    headers = encode_sightings(source, store.origin)
-                    await log.append(self._around.topics.dedupe, key=store.key, value=chunk, headers=headers)
-                    del rows[: len(chunk)]
-                    left -= len(chunk)
+        if self._store.is_tried_again:
+            raise LogUnavailableError(f"{self._around.topics.dedupe}: what was seen isn't stored yet")
+        await self._store.flush(self._around)
 
     def release(self) -> None:
         """Let go of the partition."""
@@ -325,6 +369,17 @@ class Reader:
             del self._stores[store.partition]
 
 
+class _Asked(NamedTuple):
+    """What a store asks for: what was stored since a time, in these partitions of `gateway.dedupe` or in all."""
+
+    number: int
+    since: float
+    left: frozenset[int] | None
+
+    def has(self, number: int) -> bool:
+        return self.left is None or number in self.left
+
+
 class _Store:
     """What is known of one partition. Times are microseconds of the log's clock.
 
@@ -332,17 +387,23 @@ class _Store:
     since that time have to be read.
     """
 
-    def __init__(self, partition: Partition, is_wanted: asyncio.Event) -> None:
+    def __init__(self, partition: Partition, is_wanted: asyncio.Event, is_stuck_somewhere: asyncio.Event) -> None:
         self.partition = partition
         self.key = sightings_key(partition)
         self.readers: set[Reader] = set()
         self.sources: dict[str, Sightings] = {}
         self.fresh: dict[str, bytearray] = {}
-        self.flushing = asyncio.Lock()
+        self.is_stuck = False
+        """Whether the last flush failed."""
+        self._flushing = asyncio.Lock()
+        self._is_stuck_somewhere = is_stuck_somewhere
         self.covers_from: float = _NEVER
         self.wanted: float = _NEVER
         self.known = asyncio.Event()
         self.asked = 0
+        self.left: frozenset[int] | None = None
+        """Partitions of `gateway.dedupe` that are left of what was asked for; None for all of them."""
+        self.left_since: float = _NEVER
         self.origin = 0
         self.high_at = 0
         self.lowest = 0
@@ -355,17 +416,54 @@ class _Store:
         """Have what was stored since a time read from the log, all of it that is there by now."""
         self.asked += 1
         self.wanted = min(self.wanted, since)
+        self.left = None
         self.known.clear()
         self._is_wanted.set()
 
-    def has_read(self, since: float, asked: int) -> None:
-        """Note that what was stored since a time has been read; `asked` is the number of needs when that began."""
-        self.covers_from = min(self.covers_from, since)
-        if self.asked == asked:
+    def asking(self) -> _Asked:
+        """Return what is asked for now."""
+        return _Asked(self.asked, min(self.wanted, self.left_since), self.left)
+
+    def has_read(self, asked: _Asked, left: Collection[int], *, is_known: bool) -> None:
+        """Note that what was asked for has been read, but for what is `left` of it.
+
+        It is known where none of that is where the sightings go now: that is where they were but for a topic that grew.
+        """
+        if self.asked != asked.number:
+            self._is_wanted.set()
+            return
+        self.left, self.left_since = frozenset(left), asked.since if left else _NEVER
+        if is_known and self.wanted < _NEVER:
+            self.covers_from = min(self.covers_from, self.wanted)
             self.wanted = _NEVER
             self.known.set()
-        else:
-            self._is_wanted.set()
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether a flush is under way after one that failed."""
+        return self.is_stuck and self._flushing.locked()
+
+    async def flush(self, around: _Surroundings) -> None:
+        """Store what was seen up to now. Raises LogUnavailableError."""
+        log = around.log
+        if not any(self.fresh.values()):
+            return
+        most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
+        async with self._flushing:
+            try:
+                for source, rows in list(self.fresh.items()):
+                    left = len(rows)
+                    while left > 0:
+                        chunk = bytes(rows[: min(left, most)])
+                        headers = encode_sightings(source, self.origin)
+                        await log.append(around.topics.dedupe, key=self.key, value=chunk, headers=headers)
+                        del rows[: len(chunk)]
+                        left -= len(chunk)
+            except LogUnavailableError:
+                self.is_stuck = True
+                self._is_stuck_somewhere.set()
+                raise
+            self.is_stuck = False
 
     def is_past(self, at: int) -> bool:
         """Tell whether a time is so long before where others read that nothing is kept for it."""

@@ -20,6 +20,7 @@ from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
 from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
+from gateway.telemetry.seldom import Seldom
 
 COMMIT_EVERY = 1.0
 """Seconds within which what is done is committed, however little it is."""
@@ -62,6 +63,7 @@ class Member(ABC):
         self._done_count = 0  # records, since the last commit
         self._much_is_done = asyncio.Event()
         self._committing = asyncio.Lock()
+        self._unflushed = Seldom()
         self._is_draining = False
         self._is_closing = False
 
@@ -469,7 +471,8 @@ class Member(ABC):
         flushes = [reader.flush() for reader in readers.values()]
         for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
             if isinstance(failed, LogUnavailableError):
-                self._around.logger.warning("commit_repeated", group=self._group, error=str(failed))
+                if self._unflushed.count(self._group, self._log.now()):
+                    self._around.logger.warning("commit_repeated", group=self._group, error=str(failed))
                 del commits[tracker]
             elif failed is not None:
                 raise failed

@@ -174,7 +174,7 @@ class Worker:
             if now >= asked_at + RETENTION_EVERY:
                 asked_at = now
                 await self._tell_retention(now)
-            others = still_unread(others, self._others(), now)
+            others = still_unread(others, {**self._others(), **self._duplicates.unread()}, now)
             found = dict(others)
             for member in (self._router, *[member for member, _ in self._ordered.values()]):
                 for partition, unread in member.unread.items():

@@ -224,11 +224,14 @@ class Log(Protocol):
         Raises LogUnavailableError where one can't be asked, as `offsets_at` does: nothing is left out.
         """
 
-    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
-        """Return of each partition the first offset that was appended at or after a time by the log's clock (seconds).
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        """Return the same of the partitions that can be read now, and why the others can't."""
 
-        That is the partition's end where there is none; empty if there is no such topic. Where the clock of a partition
-        went back (its leader changed), some record that follows may be older.
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        """Return the first offset that was appended at or after a time by the log's clock (seconds).
+
+        Of each partition, or of these alone. That is the partition's end where there is none; empty if there is no such
+        topic. Where the clock of a partition went back (its leader changed), some record that follows may be older.
         """
 
     async def topics(self) -> Collection[str]:

@@ -11,7 +11,7 @@ from structlog.testing import CapturingLogger
 from typing_extensions import override
 
 from gateway.engine.duplicates import FLUSHED_AT_ONCE, MAX_LAG, PATIENCE, Duplicates, Reader
-from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec
+from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, event_id
@@ -20,6 +20,7 @@ from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.builders import an_event
+from tests.engine.test_worker import virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
@@ -55,9 +56,11 @@ class TestLog(MemoryLog):
         self.gate.set()
         self.forgets_to_answer = 0
         self.fails_to_scan = False
+        self.slow = 0.0
 
     @override
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        await asyncio.sleep(self.slow)
         position = await super().append(topic, key=key, value=value, headers=headers)
         if topic == TOPICS.dedupe:
             await self.gate.wait()
@@ -67,10 +70,10 @@ class TestLog(MemoryLog):
         return position
 
     @override
-    async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         if self.fails_to_scan:
             raise LogUnavailableError("no answer")
-        return await super().bounds(topic)
+        return await super().readable(topic)
 
 
 @dataclass
@@ -566,9 +569,9 @@ def test_an_owner_that_asks_while_the_log_is_read_also_gets_what_is_stored_meanw
             await other.flush()
             reader = world.acquire(one, base=2)
             store = one.duplicates._stores[EVENTS]
-            asked, since = store.asked, store.wanted
+            asked = store.asking()
             again = world.acquire(one, base=2)  # it came back while the log was read
-            store.has_read(since, asked)
+            store.has_read(asked, (), is_known=True)
             assert not store.known.is_set()
             reader.release()
             await world.put("a")
@@ -685,3 +688,101 @@ def test_partitions_that_are_assigned_together_are_rebuilt_in_one_scan() -> None
                 assert second.rebuilt() == [1]
 
     run(scenario())
+
+
+async def a_log_with_leaderless(*numbers: int) -> World:
+    world = World()
+    await world.create()
+    for number in numbers:
+        world.log.lose_leader(Partition(TOPICS.dedupe, number))
+    return world
+
+
+def home_of(partition: Partition) -> int:
+    return partition_of(sightings_key(partition), 6)
+
+
+@virtual
+async def test_a_partition_of_sightings_without_a_leader_keeps_nothing_else_from_being_rebuilt() -> None:
+    other = next(number for number in range(6) if number != home_of(EVENTS))
+    world = await a_log_with_leaderless(other)
+    await world.put("a", "a")
+    async with world.process() as process:
+        world.acquire(process, 1)
+        await asyncio.sleep(0.1)
+        assert await settled(process) == 0
+        assert process.duplicates.unread() == {Partition(TOPICS.dedupe, other): "no leader"}
+        scanned = len(process.rebuilt())
+        await asyncio.sleep(30)
+        assert len(process.rebuilt()) == scanned == 1, "what was read isn't read again"
+        world.log.find_leader(Partition(TOPICS.dedupe, other))
+        await asyncio.sleep(2)
+        assert process.duplicates.unread() == {}
+        assert len(process.rebuilt()) == 2
+
+
+async def settled(process: Process) -> float:
+    await asyncio.sleep(1.1)
+    return process.gauges()[1]
+
+
+@virtual
+async def test_sightings_in_a_partition_without_a_leader_are_missed_until_it_has_one_and_no_longer() -> None:
+    home = Partition(TOPICS.dedupe, home_of(EVENTS))
+    world = await a_log_with_leaderless()
+    await world.put("a", "a", "b", "a")
+    events = world.events()
+    async with world.process() as process:
+        reader = world.acquire(process)
+        assert [reader.is_duplicate(*each) for each in events[:1]] == [False]
+        await reader.flush()
+    world.log.lose_leader(home)
+    async with world.process() as process:
+        reader = world.acquire(process, 1)
+        assert not await reader.ready(events[1][0])
+        assert not reader.is_duplicate(*events[1]), "rather twice than never"
+        assert not reader.is_duplicate(*events[2])
+        assert process.count() == (0, 0, 2)
+        assert process.duplicates.unread() == {home: "no leader"}
+        assert await settled(process) == 1
+        world.log.find_leader(home)
+        await asyncio.sleep(2)
+        assert await settled(process) == 0
+        assert reader.is_duplicate(*events[3])
+        assert process.count() == (1, 0, 2)
+
+
+@virtual
+async def test_sightings_that_are_not_taken_hold_up_the_commits_of_their_own_partition_alone() -> None:
+    world = await a_log_with_leaderless(home_of(EVENTS))
+    other = next(
+        partition
+        for partition in (Partition("events", number) for number in range(1, 9))
+        if home_of(partition) != home_of(EVENTS)
+    )
+    await world.put("a", "b")
+    events = world.events()
+    async with world.process() as process:
+        stuck, free = world.acquire(process), process.duplicates.acquire(Assignment(other, Commit(0), 0))
+        stuck.is_duplicate(*events[0])
+        free.is_duplicate(*events[0])
+        with pytest.raises(LogUnavailableError):
+            await stuck.flush()
+        await free.flush()
+        world.log.slow = 5.0
+        await asyncio.sleep(2)
+        began = now()
+        stuck.is_duplicate(*events[1])
+        with pytest.raises(LogUnavailableError, match="isn't stored yet"):
+            await stuck.flush()
+        assert now() == began, "an answer is waited for once"
+        world.log.slow = 0.0
+        await asyncio.sleep(10)
+        told = [call.kwargs for call in process.logger.calls if call.args == ("append_repeated",)]
+        assert told
+        assert len(told) <= 11
+        assert {each["topic"] for each in told} == {TOPICS.dedupe}
+        world.log.find_leader(Partition(TOPICS.dedupe, home_of(EVENTS)))
+        await asyncio.sleep(2)
+        await stuck.flush()
+    assert world.stored() == 3

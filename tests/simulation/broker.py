@@ -428,7 +428,7 @@ class SimulatedLog:
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
         await self._ask()
         if group is None:
-            self._see_leaders(*topics)
+            self._see_leaders([each for topic in topics for each in self._broker.of(topic)])
         consumer = SimulatedConsumer(self._broker, self, self._client, topics=topics, listener=listener)
         self.consumers.append(consumer)
         if group is None:
@@ -459,14 +459,21 @@ class SimulatedLog:
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         await self._ask()
-        self._see_leaders(topic)
+        self._see_leaders(self._broker.of(topic))
         return {partition.number: (0, self._broker.segments[partition].end) for partition in self._broker.of(topic)}
 
-    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         await self._ask()
-        self._see_leaders(topic)
+        segments, leaderless = self._broker.segments, self._broker.leaderless
+        led = {each.number: (0, segments[each].end) for each in self._broker.of(topic) if each not in leaderless}
+        return led, {each.number: "no leader" for each in self._broker.of(topic) if each in leaderless}
+
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        await self._ask()
+        asked = [each for each in self._broker.of(topic) if numbers is None or each.number in numbers]
+        self._see_leaders(asked)
         found = {}
-        for partition in self._broker.of(topic):
+        for partition in asked:
             segment = self._broker.segments[partition]
             later = (record.offset for record in segment.records if record.appended_at >= at)
             found[partition.number] = next(later, segment.end)
@@ -535,9 +542,9 @@ class SimulatedLog:
         if self._client.is_dead:
             raise asyncio.CancelledError
 
-    def _see_leaders(self, *topics: str) -> None:
+    def _see_leaders(self, partitions: Collection[Partition]) -> None:
         for partition in self._broker.leaderless:
-            if partition.topic in topics:
+            if partition in partitions:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
 
     async def _ask(self) -> None:

@@ -157,7 +157,10 @@ class EmbeddedLog:
         row = await self.read(statements.first_row, "SELECT start, next FROM topics WHERE name = ?", topic)
         return {0: (row[0], row[1])} if row else {}
 
-    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        return await self.bounds(topic), {}
+
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:  # noqa: ARG002 - there is one
         return await self.read(statements.offset_at, topic, at, self.now())
 
     async def topics(self) -> Collection[str]:

@@ -158,9 +158,19 @@ class KafkaLog:
         after_last = await self._cluster.offsets(partitions, LATEST)
         return {partition.number: (first[partition], after_last[partition]) for partition in partitions}
 
-    async def offsets_at(self, topic: str, at: float) -> Mapping[int, int]:
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         described = await self._cluster.describe([topic])
         partitions = [Partition(topic, number) for number in described.get(topic, {})]
+        first, silent = await self._cluster.offsets_of_led(partitions, EARLIEST)
+        after_last, fallen = await self._cluster.offsets_of_led(list(first), LATEST)
+        found = {partition.number: (first[partition], end) for partition, end in after_last.items()}
+        return found, {partition.number: reason for partition, reason in (*silent.items(), *fallen.items())}
+
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        described = await self._cluster.describe([topic])
+        partitions = [
+            Partition(topic, number) for number in described.get(topic, {}) if numbers is None or number in numbers
+        ]
         # The ends first: what is appended after they were asked for comes at or after them.
         after_last = await self._cluster.offsets(partitions, LATEST)
         # To the microsecond, so that the millisecond of a record's own `appended_at` isn't rounded up to the next one.
