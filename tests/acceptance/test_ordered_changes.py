@@ -103,7 +103,7 @@ async def test_what_a_process_of_older_rules_reads_of_a_new_source_reaches_its_o
 ) -> None:
     """The source shares a topic, and half of its events are read by a router that doesn't know it yet."""
     if not is_full:
-        pytest.skip("needs --full: what waits for a source waits for a minute")
+        pytest.skip("needs --full: what waits for a source waits for 20 s at a time")
     destination = Destination()
     destination.is_blocked = False
     folders = [folder / "first", folder / "second"]
