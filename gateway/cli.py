@@ -38,6 +38,7 @@ from gateway.log.topics import Topics
 from gateway.model import (
     Event,
     GatewayError,
+    LogUnavailableError,
     RefusedError,
     RulesError,
     UnreadableRecordError,
@@ -54,7 +55,7 @@ from gateway.ops.orders import LAST_WORD, Orders, Placed
 from gateway.ops.output import Output, rfc3339
 from gateway.ops.receive import Received, Receiver
 from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
-from gateway.ops.send import Answer, Sender, sample, sign, source_of
+from gateway.ops.send import Answer, Sender, ask_status, sample, sign, source_of
 from gateway.ops.show import (
     count,
     event_cells,
@@ -72,11 +73,26 @@ from gateway.ops.show import (
     print_explained,
     print_letter,
     print_source,
+    print_status,
     replay_fields,
     source_fields,
     told_of_kick,
     topic_cells,
     topic_fields,
+)
+from gateway.ops.status import (
+    NOT_READ,
+    REFUSED,
+    Finding,
+    Tried,
+    backlogs_of,
+    findings_in,
+    findings_of,
+    last_attempts,
+    paused_in,
+    ranked,
+    unrouted_in,
+    waiting,
 )
 from gateway.rules.document import reason_of
 from gateway.rules.edition import edition_of
@@ -1090,6 +1106,42 @@ async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
     if call.output.json:
         call.output.line({"replay": name, "state": order.state, "injected": order.count, "final": done is not None})
     return 0
+
+
+# ---- Status ----
+
+
+@_command(
+    "status",
+    about="show what keeps deliveries from going out, the worst first",
+    example="gateway status --admin http://127.0.0.1:9090",
+    takes=takes.status_arguments,
+    settings=LOG,
+)
+async def _status(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    found: list[Finding] = []
+    attempts: Sequence[Tried] = ()
+    for address in arguments.asked:
+        found += findings_in(await ask_status(address), address)
+    try:
+        async with _log(call) as log:
+            with output.waiting("reading what waits"):
+                control = await Orders(log, call.topics).control()
+                waits = [filed async for filed in waiting(log, call.topics, control)]
+                found += paused_in(control) + findings_of(backlogs_of(waits), log.now())
+                found += await unrouted_in(log, call.topics)
+                if arguments.destination:
+                    attempts = await last_attempts(log, call.topics, control, arguments.destination, waits)
+    except (UsageError, LogUnavailableError) as error:
+        if not arguments.asked:
+            raise
+        output.note(f"the log isn't read, only what was asked by --admin: {error}")
+    if arguments.destination:
+        name = arguments.destination
+        found = [each for each in found if each.what.rpartition(" ")[2] == name or each.rank in (NOT_READ, REFUSED)]
+    print_status(output, ranked(found), attempts)
+    return 1 if any(each.is_wrong for each in found) else 0
 
 
 # ---- Routes and destinations ----

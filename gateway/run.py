@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -282,6 +282,7 @@ class Gateway:
             unready=self._unready,
             unread=self._unread,
             notes=lambda: notes_of(self._metrics),
+            status=self._status,
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
@@ -321,6 +322,38 @@ class Gateway:
 
     def _unread(self) -> Mapping[Partition, Unread]:
         return {} if self._worker is None else self._worker.unread
+
+    def _status(self) -> Mapping[str, Any]:
+        """Tell what keeps deliveries back in this process."""
+        metrics = self._metrics
+        holds = {} if self._worker is None else self._worker.holds
+        counted = {"events": metrics.events, "duplicates": metrics.duplicates, "unrouted": metrics.unrouted}
+        return {
+            "version": version("webhook-gateway"),
+            "role": self._settings.role,
+            "rules": {
+                "refused": bool(metrics.rules_refused.value),
+                "loaded_at": metrics.rules_loaded_timestamp.value,
+                "routes": len(self._rules.routes),
+            },
+            "holds": [
+                {"destination": name, "why": hold.why, "since": hold.since, "until": hold.until}
+                for name, hold in sorted(holds.items())
+            ],
+            "ordered": [
+                {
+                    "route": labels[0],
+                    "destination": labels[1],
+                    "halted": gauge.value,
+                    "blocked": metrics.ordered_blocked_keys.labels(*labels).value,
+                }
+                for labels, gauge in sorted(metrics.ordered_halted_keys.items())
+            ],
+            "sources": [
+                {"source": name, **{what: family.labels(name).value for what, family in counted.items()}}
+                for name in sorted(self._rules.sources)
+            ],
+        }
 
     async def _load(self) -> None:
         """Read the first rules. What is written after that is a change, also while the log is still being opened."""

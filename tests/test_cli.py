@@ -1061,10 +1061,7 @@ def test_one_delivery_is_spoken_of_as_one(
         (
             "kick",
             "done",
-            (
-                "kicked route build: 1 delivery is tried now; "
-                "what waits on ordered routes (build) is tried, too, and isn't counted"
-            ),
+            ("kicked route build: 1 tried now; what waits on ordered routes (build) is tried, too, and isn't counted"),
         ),
         ("resume", "cancelled", "route build was paused again: 1 delivery had been let go on"),
     ],
@@ -1074,7 +1071,7 @@ def test_what_is_not_counted_and_what_is_taken_back_is_told(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
     async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
-        return placed.order.with_state(state, count=1, detail="build" if state == "done" else "")
+        return placed.order.with_state(state, count=1, tried=1, detail="build" if state == "done" else "")
 
     monkeypatch.setattr(Orders, "finished", ended)
     run("route", "pause", "build")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control
-from gateway.engine.dispatch import Client, Dispatcher, Surroundings
+from gateway.engine.dispatch import Client, Dispatcher, Hold, Surroundings
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered
 from gateway.engine.router import Router
@@ -164,6 +164,11 @@ class Worker:
     def unread(self) -> Mapping[Partition, Unread]:
         """What of the log can't be read now, and since when."""
         return self._unread.partitions
+
+    @property
+    def holds(self) -> Mapping[str, Hold]:
+        """Which destinations are sent nothing for a while, why, and until when at least."""
+        return self._dispatch.holds
 
     async def _keep_looking(self) -> None:
         """See what of the log can't be read."""

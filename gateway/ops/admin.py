@@ -26,14 +26,15 @@ def admin_application(
     unready: Callable[[], str | None],
     unread: Callable[[], Mapping[Partition, Unread]] = dict,
     notes: Callable[[], Sequence[str]] = tuple,
+    status: Callable[[], Mapping[str, Any]] = dict,
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
-    """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`.
+    """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`, `/status`.
 
     `/livez` answers as long as the event loop turns. `/readyz` is 503 for what `unready` says (starting, draining) and
     while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`. What of the log is `unread` is
     told, and is no reason: the rest is served, and no other process could read it either.
-    `notes` say what else somebody should know of.
+    `notes` say what else somebody should know of. `/status` is what keeps deliveries back in this process, as JSON.
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -70,10 +71,18 @@ def admin_application(
             answer["notes"] = told
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 
+    async def show_status(_: web.Request) -> web.Response:
+        found = [
+            {"topic": partition.topic, "partition": partition.number, "since": since, "reason": reason}
+            for partition, (since, reason) in sorted(unread().items())
+        ]
+        return web.json_response(body=orjson.dumps({**status(), "unread": found}))
+
     application = web.Application()
     application.router.add_get("/metrics", show_metrics, allow_head=False)  # the body would follow
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
+    application.router.add_get("/status", show_status)
     return application
 
 

@@ -164,6 +164,12 @@ def replay_arguments(parser: Parser) -> None:
     other.add_argument("--cancel", metavar="ID", help="end this replay")
 
 
+def status_arguments(parser: Parser) -> None:
+    parser.add_argument("destination", nargs="?", metavar="DESTINATION", help="one alone, with its last attempts")
+    about = "http://HOST:PORT of a process, to ask it what it holds in memory; repeatable"
+    parser.add_argument("--admin", dest="asked", action="append", default=[], metavar="URL", help=about)
+
+
 def order_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="by the rules")
     parser.add_argument("--force", action="store_true", help="though the rules don't know the name")

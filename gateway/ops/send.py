@@ -144,6 +144,19 @@ class Sender:
         await self._session.close()
 
 
+async def ask_status(address: str) -> Mapping[str, Any]:
+    """Return what a process answers at `/status` of its admin address. Raises UsageError where none does."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(URL(address) / "status") as answer:
+            found = orjson.loads(await answer.read())
+    except (ValueError, OSError, TimeoutError, aiohttp.ClientError) as error:
+        raise UsageError(f"--admin {address}: expected the status of a gateway, got {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--admin {address}: expected the status of a gateway, got something else")
+    return found
+
+
 def sample(id: str, type: str) -> bytes:  # noqa: A002 - the words of the glossary
     """Return a body for an event that has none: id and type stand where most schemes look for them."""
     return orjson.dumps({"id": id, "type": type, "test": True})

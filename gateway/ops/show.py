@@ -15,6 +15,7 @@ from gateway.ops.letters import DeadLetter, Group, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
+from gateway.ops.status import Finding, Tried
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.rules import Source
 from gateway.rules.schema import shown_duration
@@ -313,6 +314,43 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.table(["try", "at", "seconds", "result"], rows, right=("try", "seconds"))
     output.say()
     print_event(output, delivery.event, f"{letter.partition.topic}/{letter.place}")
+
+
+def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[Tried]) -> None:
+    for each in findings:
+        fields: dict[str, object] = {"what": each.what, "why": each.why, "wrong": each.is_wrong}
+        for name, at in (("since", each.since), ("until", each.until)):
+            fields[name] = None if at is None else rfc3339(at)
+        if output.json:
+            output.line({**fields, "who": each.who, "next": each.next, "count": each.count})
+    for tried in attempts:
+        if output.json:
+            told = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
+            attempt = tried.attempt
+            output.line({**told, "at": rfc3339(attempt.at), "try": attempt.number, "result": result_of(attempt)})
+    rows = [
+        (
+            each.what,
+            "" if each.count is None else f"{each.count:,}",
+            each.why,
+            "" if each.since is None else when(each.since),
+            "" if each.until is None else when(each.until),
+            each.who,
+            each.next,
+        )
+        for each in findings
+    ]
+    if rows:
+        output.table(["what", "number", "why", "since", "until", "who", "next step"], rows, right=("number",))
+    else:
+        output.say("nothing keeps deliveries from going out")
+    if attempts:
+        output.say()
+        cells = [
+            (when(each.attempt.at), each.route, each.event_id, str(each.attempt.number), result_of(each.attempt))
+            for each in attempts
+        ]
+        output.table(["attempt at", "route", "event", "try", "result"], cells, right=("try",))
 
 
 def told_of_kick(done: Order) -> str:

@@ -1,0 +1,292 @@
+"""`gateway status`: what keeps deliveries from going out, the worst first.
+
+The log knows what is paused and by whom, and what waits, for which reason and until when. What a process has in memory
+(breakers, silence that was asked for, keys that halt, rules that it refuses) it answers at `/status` of its admin
+address.
+"""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.engine.control import Control, DeadFilter, place_of
+from gateway.engine.successors import WHY
+from gateway.log.base import Commit, Log, Partition
+from gateway.log.records import Filed, decode_delivery
+from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
+from gateway.model import Attempt, SpillReason, UnreadableRecordError
+from gateway.ops.letters import read_letters, result_of
+
+LATE = 30.0
+"""Seconds from an event's receipt after which its delivery is late, and something is wrong."""
+MOST_ATTEMPTS = 20
+NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, SOURCE = range(7)
+"""Ranks, the worst first."""
+_WHY: Mapping[str, str] = {
+    SpillReason.BREAKER_OPEN: "breaker open",
+    SpillReason.THROTTLED: "Retry-After",
+    SpillReason.LANE_FULL: "its queue is full",
+    SpillReason.OVERDUE: "its queue is slow",
+    SpillReason.WINDOW_FULL: "it held a partition back",
+    SpillReason.PAUSED: "paused",
+    SpillReason.UNKNOWN_NAME: "not in the rules",
+}
+_HOLDS: Mapping[str, str] = {"retry_after": "it has asked for silence (Retry-After)", "breaker_open": "breaker open"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that keeps deliveries from going out, or that waits. Times are Unix seconds."""
+
+    rank: int
+    what: str
+    why: str
+    is_wrong: bool = True
+    since: float | None = None
+    until: float | None = None
+    who: str = ""
+    next: str = ""
+    count: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Backlog:
+    """What waits of one route for one destination."""
+
+    route: str
+    destination: str
+    count: int = 0
+    oldest: float = float("inf")
+    due: float = float("inf")
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, filed: Filed) -> None:
+        delivery = filed.delivery
+        self.count += 1
+        self.oldest = min(self.oldest, delivery.since or delivery.event.received_at)
+        self.due = min(self.due, delivery.due)
+        self.reasons[reason_of_waiting(filed)] += 1
+
+
+def reason_of_waiting(filed: Filed) -> str:
+    """Tell why a delivery waits: by what its record notes, else by its last attempt."""
+    why = filed.note.get(WHY)
+    if why is not None:
+        return _WHY.get(why, why)
+    attempts = filed.delivery.attempts
+    return result_of(attempts[-1]) if attempts else "not tried yet"
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the worst first: what is wrong before what isn't, then by rank, then the longest."""
+    return sorted(findings, key=lambda each: (not each.is_wrong, each.rank, each.since or float("inf"), each.what))
+
+
+def paused_in(control: Control) -> list[Finding]:
+    """Return what operators, or answers, have paused."""
+    found = []
+    for order in control.orders.values():
+        if order.kind != "pause" or order.state not in ("paused", "resuming"):
+            continue
+        kind, _, name = order.name.partition("/")
+        is_paused = order.state == "paused"
+        found.append(
+            Finding(
+                rank=PAUSED,
+                what=f"{kind} {name}",
+                why="paused" if is_paused else "being resumed",
+                is_wrong=is_paused,
+                since=order.at,
+                who=order.by,
+                next=f"gateway {kind} resume {name}" if is_paused else "",
+            )
+        )
+    return found
+
+
+def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
+    """Return what waits, by route and destination."""
+    found = []
+    for each in backlogs:
+        is_held = not {_WHY[SpillReason.BREAKER_OPEN], _WHY[SpillReason.THROTTLED]}.isdisjoint(each.reasons)
+        is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
+        told = ", ".join([f"{number:,} {reason}" for reason, number in each.reasons.most_common(3)])
+        found.append(
+            Finding(
+                rank=HELD if is_held else WAITING,
+                what=f"{each.route} → {each.destination}",
+                why=told,
+                is_wrong=is_held or now - each.oldest > LATE,
+                since=each.oldest,
+                until=None if is_parked else max(each.due, now),
+                next="" if is_parked else f"gateway destination kick {each.destination}",
+                count=each.count,
+            )
+        )
+    return found
+
+
+def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
+    """Return what a process says at `/status` of its admin address."""
+    found = [
+        Finding(
+            rank=HELD,
+            what=f"destination {hold['destination']}",
+            why=_HOLDS.get(hold["why"], hold["why"]),
+            since=hold["since"],
+            until=hold["until"],
+            who=where,
+            next=f"gateway destination kick {hold['destination']}",
+        )
+        for hold in answer.get("holds", ())
+    ]
+    found += [
+        Finding(
+            rank=NOT_READ,
+            what=f"{each['topic']}/{each['partition']}",
+            why=f"not read: {each['reason']}",
+            since=each["since"],
+            who=where,
+            next="see the brokers: it is read again by itself",
+        )
+        for each in answer.get("unread", ())
+    ]
+    rules = answer.get("rules", {})
+    if rules.get("refused"):
+        since = rules.get("loaded_at")
+        why = "the rules on its disk are refused; those in force were loaded then"
+        found.append(Finding(rank=REFUSED, what="rules", why=why, since=since, who=where, next="gateway check"))
+    for each in answer.get("ordered", ()):
+        name = f"{each['route']} → {each['destination']}"
+        for word, following in (("halted", f"gateway route kick {each['route']}"), ("blocked", "")):
+            if each[word]:
+                why = f"keys {word}"
+                found.append(Finding(rank=HALTED, what=name, why=why, who=where, next=following, count=int(each[word])))
+    for source in answer.get("sources", ()):
+        for what, threshold in (("duplicates", source["events"] / 2), ("unrouted", source["events"] / 2)):
+            if source["events"] and source[what] > threshold:
+                why = f"{what}: most of its {int(source['events']):,} events since the process began"
+                next_ = f"gateway events list --source {source['source']}"
+                found.append(
+                    Finding(
+                        rank=SOURCE,
+                        what=f"source {source['source']}",
+                        why=why,
+                        who=where,
+                        next=next_,
+                        count=int(source[what]),
+                    )
+                )
+    return found
+
+
+async def waiting(log: Log, topics: Topics, control: Control) -> AsyncIterator[Filed]:
+    """Yield each delivery that waits in the retry topics, or is parked. Raises LogUnavailableError."""
+    router = topics.group(ROUTER_GROUP)
+    for topic in (*[topics.retry(tier) for tier in TIERS], topics.parked):
+        commits = await log.committed(router, topic)
+        for number, (start, end) in (await log.bounds(topic)).items():
+            partition = Partition(topic, number)
+            commit = commits.get(number, Commit(start))
+            async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:
+                async for offset, filed in found:
+                    route, destination = filed.delivery.route, filed.delivery.destination
+                    if topic == topics.parked:
+                        name = f"pause/{filed.note.get('by', '')}"
+                        if control.marker(name).get(place_of(partition), 0) > offset:
+                            continue  # it was resumed
+                    elif control.is_kicked(route, destination, partition, offset):
+                        continue
+                    yield filed
+
+
+async def _records(
+    log: Log, partition: Partition, start: int, end: int, commit: Commit
+) -> AsyncGenerator[tuple[int, Filed], None]:
+    async for records in log.scan(partition, start, end):
+        for record in records:
+            if commit.covers(record.offset):
+                continue
+            try:
+                yield record.offset, decode_delivery(record)
+            except UnreadableRecordError:
+                continue  # the gateway tells of it
+
+
+async def unrouted_in(log: Log, topics: Topics) -> list[Finding]:
+    """Return what of events, and of ordered routes, wasn't done yet. Raises LogUnavailableError."""
+    found = []
+    for topic in sorted(await log.topics()):
+        place = topics.ordered_place(topic)
+        if place is None and not topic.startswith(topics.events("")):
+            continue
+        group = topics.group(ROUTER_GROUP) if place is None else topics.ordered_group(*place)
+        commits = await log.committed(group, topic)
+        count, oldest = 0, log.now()
+        for number, (start, end) in (await log.bounds(topic)).items():
+            commit = commits.get(number, Commit(start))
+            first = max(start, commit.base)
+            count += max(0, end - first - int.from_bytes(commit.done, "little").bit_count())
+            async with aclosing(_appended(log, Partition(topic, number), first, min(end, first + 1))) as times:
+                async for at in times:
+                    oldest = min(oldest, at)
+        if count:
+            what = f"source {topic.removeprefix(topics.events(''))}" if place is None else " → ".join(place)
+            why = "events that aren't routed and sent out" if place is None else "waits in its order"
+            is_late = log.now() - oldest > LATE
+            found.append(Finding(rank=WAITING, what=what, why=why, is_wrong=is_late, since=oldest, count=count))
+    return found
+
+
+async def _appended(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[float, None]:
+    async for records in log.scan(partition, start, end):
+        for record in records:
+            yield record.appended_at
+
+
+def backlogs_of(filed: Iterable[Filed]) -> list[Backlog]:
+    """Count what waits, by route and destination."""
+    found: dict[tuple[str, str], Backlog] = {}
+    for each in filed:
+        key = each.delivery.route, each.delivery.destination
+        found.setdefault(key, Backlog(route=key[0], destination=key[1])).add(each)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """An attempt of a delivery that waits, or was given up."""
+
+    delivery_id: str
+    event_id: str
+    route: str
+    attempt: Attempt
+
+
+async def last_attempts(
+    log: Log, topics: Topics, control: Control, destination: str, waits: Iterable[Filed]
+) -> Sequence[Tried]:
+    """Return the last attempts at a destination that the log has, newest first: of what waits, and what is dead."""
+    found: dict[tuple[str, int], Tried] = {}
+
+    def add(filed: Filed) -> None:
+        delivery = filed.delivery
+        for attempt in delivery.attempts:
+            found[delivery.id, attempt.number] = Tried(
+                delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt
+            )
+
+    for filed in waits:
+        if filed.delivery.destination == destination:
+            add(filed)
+    which, number = DeadFilter(destination=destination), 0
+    async with aclosing(read_letters(log, topics, control, which, is_all=True)) as letters:
+        async for letter in letters:
+            if letter.filed is not None:
+                add(letter.filed)
+                number += 1
+            if number >= MOST_ATTEMPTS:
+                break
+    return sorted(found.values(), key=lambda each: -each.attempt.at)[:MOST_ATTEMPTS]

@@ -1,0 +1,85 @@
+"""`gateway status` beside a running gateway: what keeps deliveries back, compared with what was done to it."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.conftest import SOURCES, LogPlace, operators
+from tests.gateway_process import GatewayProcess
+from tests.load import Load
+from tests.sink import Answer, Sink
+
+RULES = (
+    SOURCES
+    + """
+destinations:
+  busy: {{url: "{busy}"}}
+  down: {{url: "{down}"}}
+  well: {{url: "{well}"}}
+routes:
+  - {{name: to-busy, from: github, to: [busy], retry: {{schedule: [1h]}}}}
+  - {{name: to-down, from: github, to: [down], retry: {{schedule: [1h]}}}}
+  - {{name: forgotten, from: github, to: [well]}}
+"""
+)
+
+
+async def _status(place: LogPlace, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "status", "--json", "--log", place.url, *words),
+        *(f"--topic-prefix={place.prefix}",),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, [json.loads(line) for line in out.splitlines()]
+
+
+async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_the_next_step(
+    place: LogPlace, folder: Path
+) -> None:
+    silence = Answer(status=429, headers=(("Retry-After", "7200"),))
+    async with Sink(silence) as busy, Sink(503) as down, Sink(200) as well:
+        rules = RULES.format(busy=busy.url, down=down.url, well=well.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            async with operators(place) as orders:
+                assert await _status(place) == (0, [])
+                await orders.pause("route/forgotten")
+                await asyncio.sleep(1)
+                load = Load(gateway.port, rate=20)
+                await load.send(30)
+                await gateway.until("gateway_breaker_open", 1, destination="down")
+                await gateway.until("gateway_parked_backlog", 30)
+            admin = f"http://127.0.0.1:{gateway.admin_port}"
+            async with asyncio.timeout(20):
+                while True:
+                    code, told = await _status(place, "--admin", admin)
+                    if sum(each["count"] or 0 for each in told if "→" in each["what"]) == 90:
+                        break
+            assert code == 1
+            found = {(each["what"], each["why"]): each for each in told}
+            paused = found["route forgotten", "paused"]
+            assert paused["who"]
+            assert paused["next"] == "gateway route resume forgotten"
+            assert found["destination down", "breaker open"]["next"] == "gateway destination kick down"
+            held = found["destination busy", "it has asked for silence (Retry-After)"]
+            assert held["until"] > held["since"]
+            counts = {each["what"]: each["count"] for each in told if "→" in each["what"]}
+            assert counts == {"to-busy → busy": 30, "to-down → down": 30, "forgotten → well": 30}
+            assert told[0]["what"] == "route forgotten", "the worst first"
+            code, told = await _status(place, "down")
+            tries = [each for each in told if "try" in each]
+            assert len(tries) == min(20, len(down.requests))
+            assert all(each["result"].startswith("503") for each in tries)
+        assert len(well.requests) == 0
+
+
+async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:
+    async with Sink(200) as well:
+        rules = RULES.format(busy=well.url, down=well.url, well=well.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            nowhere = LogPlace(url="kafka://127.0.0.1:1", prefix=place.prefix)
+            assert await _status(nowhere, "--admin", f"http://127.0.0.1:{gateway.admin_port}") == (0, [])
+            assert (await _status(nowhere))[0] != 0
