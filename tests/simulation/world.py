@@ -23,6 +23,7 @@ from gateway.engine import dispatch, progress, replay, router, scans
 from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.ordered import PROOF
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
@@ -136,7 +137,10 @@ class World:
         if self._healed_at is None:
             return 1.0 if self.plan.is_long else 0.0
         elapsed = self.now() - self._healed_at
-        return 0.0 if elapsed < 20 else min(20.0, elapsed / 20)
+        # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
+        has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
+        most = PROOF / 2 if has_order else 20.0
+        return 0.0 if elapsed < 20 else min(most, elapsed / 20)
 
     async def sleep(self, seconds: float) -> None:
         if seconds >= IDLE_TICK:
