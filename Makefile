@@ -35,7 +35,7 @@ test: $(READY) ## format, lint, types, tests
 	-@$(BIN)/python dev/tools.py alertmanager amtool helm prometheus promtool systemd-analyze > /dev/null
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-faults: $(READY) ## real faults under load, each with its ledger (some 20 minutes)
+faults: $(READY) ## real faults under load, each with its ledger (some 25 minutes)
 	-@$(BIN)/python dev/tools.py alertmanager prometheus promtool
 	$(BIN)/python -m pytest tests/faults -q --full
 
