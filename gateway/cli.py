@@ -77,6 +77,7 @@ from gateway.ops.show import (
     replay_fields,
     source_fields,
     told_of_kick,
+    told_of_unread,
     topic_cells,
     topic_fields,
 )
@@ -792,7 +793,9 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
             return 1
         placed = await orders.settle(action, which)
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-        return await _end_of(call, orders, placed, lambda ended: done.format(count(ended.count, "dead letter")))
+        return await _end_of(
+            call, orders, placed, lambda ended: done.format(count(ended.count, "dead letter")) + _without(ended)
+        )
 
 
 def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str, str]]") -> None:
@@ -1198,8 +1201,13 @@ def _steered(shown: str, action: str, done: Order) -> str:
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on"
     if action == "resume":
-        return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}"
-    return f"kicked {shown}: {told_of_kick(done)}{ordered}"
+        follows = f"; {told_of_unread(done.unread)}: what is parked there goes on once it can" if done.unread else ""
+        return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}{follows}"
+    return f"kicked {shown}: {told_of_kick(done)}{ordered}{_without(done)}"
+
+
+def _without(done: Order) -> str:
+    return f"; {told_of_unread(done.unread)}: not included" if done.unread else ""
 
 
 async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Order], str]) -> int:
@@ -1215,6 +1223,8 @@ async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Or
         told: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
         if done and done.tried is not None:
             told |= {"tried": done.tried, "waiting": dict(done.waits)}
+        if done and done.unread:
+            told["unread_partitions"] = done.unread
         output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))
     elif done:
         output.say(tell(done))

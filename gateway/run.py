@@ -235,6 +235,14 @@ class Gateway:
         for task in rest:
             task.cancel()
         self._client = await stack.enter_async_context(Client(EgressGuard(self._rules.egress), clock=log.now))
+        jobs = Jobs(
+            log=log,
+            topics=self._topics,
+            rules=lambda: self._rules,
+            follower=follower,
+            metrics=self._metrics,
+            logger=self._logger,
+        )
         self._worker = Worker(
             log=log,
             topics=self._topics,
@@ -244,15 +252,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
-            others=follower.unread,
-        )
-        jobs = Jobs(
-            log=log,
-            topics=self._topics,
-            rules=lambda: self._rules,
-            follower=follower,
-            metrics=self._metrics,
-            logger=self._logger,
+            others=lambda: {**follower.unread(), **jobs.unread()},
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
         return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]

@@ -6,6 +6,7 @@
 The owner of the jobs counts, a few records at a time, beside everything else.
 """
 
+import math
 from array import array
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
@@ -17,7 +18,6 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control import Control, Letter, Order
 from gateway.engine.letters import NEWER, read_letter
 from gateway.engine.replay import RECORDS_AT_ONCE, records_of
-from gateway.engine.scans import ends_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import is_newer, note_of
 from gateway.log.topics import JOBS_GROUP, Topics
@@ -25,6 +25,8 @@ from gateway.telemetry.metrics import Metrics
 
 ROWS_AT_ONCE = 2048
 """Letters held against an order before other tasks get their turn: about a millisecond."""
+
+Bounds = Mapping[int, tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -120,6 +122,7 @@ class Backlogs:
         self._is_ours = is_ours
         self._sleep = sleep
         self._looked = 0
+        self.unread: Mapping[Partition, str] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -128,25 +131,35 @@ class Backlogs:
         self._read: dict[str, int] = {}  # up to where dead letters were read
         self._settlements = 0
         self._settled: dict[str, Mapping[str, int]] = {}  # order → up to where what it covers is forgotten
-        self._parked_to: dict[str, int] | None = None  # up to where the parked were read
+        self._parked_to: dict[str, int] = {}  # up to where the parked were read
         self._parked: dict[tuple[str, int], array[int]] = {}  # offsets of what isn't resumed, by name and partition
         self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
 
     def end(self) -> None:
         """Leave the gauges to the process that the jobs go to."""
+        self.unread = {}
         for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
             backlog.set(0)
         for kind in ("dead", "parked"):
             self._metrics.records_newer.labels(kind).set(0)
 
     async def count(self) -> None:
-        """Take in what has changed since the last look. Raises LogUnavailableError."""
-        await self._count_dead()
-        await self._count_parked()
+        """Take in what has changed since the last look, of what can be read. Raises LogUnavailableError.
 
-    async def _count_dead(self) -> None:
+        What can't counts as it was known last; where nothing is known of it, the whole is unknown (NaN).
+        """
+        dead, parked = await self._log.readable(self._topics.dead), await self._log.readable(self._topics.parked)
+        self.unread = {
+            Partition(topic, number): reason
+            for topic, (_, unread) in ((self._topics.dead, dead), (self._topics.parked, parked))
+            for number, reason in unread.items()
+        }
+        await self._count_dead(*dead)
+        await self._count_parked(*parked)
+
+    async def _count_dead(self, bounds: Bounds, unread: Collection[int]) -> None:
         control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
-        async for partition, record in self._records(topic, read, await ends_of(self._log, topic)):
+        async for partition, record in self._records(topic, read, bounds):
             letter, _ = read_letter(record)
             if not control.settled(letter, partition, record.offset):
                 letters.add(partition.number, record.offset, letter)
@@ -158,23 +171,23 @@ class Backlogs:
                 await self._sleep(0)
             self._settled[order.key] = order.marker
         self._settlements = settlements
-        for number, (start, _) in (await self._log.bounds(topic)).items():
+        for number, (start, end) in bounds.items():
             letters.trim(number, start)
+            read.setdefault(f"{topic}/{number}", end)
         if self._is_ours():
-            self._metrics.dead_letter_backlog.set(letters.count)
+            self._metrics.dead_letter_backlog.set(_known(letters.count, topic, unread, read))
             self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER))
 
-    async def _count_parked(self) -> None:
+    async def _count_parked(self, bounds: Bounds, unread: Collection[int]) -> None:
         """Count what is parked: what came since the last look, as far as no resumption has scanned it."""
         control, topic = self._control, self._topics.parked
-        bounds = await self._log.bounds(topic)
-        ends = {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
-        if self._parked_to is None:
-            markers = [control.marker(order.key) for order in control.orders.values() if order.kind == "pause"]
-            firsts = {key: [marker.get(key, 0) for marker in markers] for key in ends}
-            self._parked_to = {key: min(firsts[key], default=end) for key, end in ends.items()}
         seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
-        async for partition, record in self._records(topic, seen, ends):
+        markers = [control.marker(order.key) for order in control.orders.values() if order.kind == "pause"]
+        for number, (_, end) in bounds.items():
+            place = f"{topic}/{number}"
+            if place not in seen:
+                seen[place] = min([marker.get(place, 0) for marker in markers], default=end)
+        async for partition, record in self._records(topic, seen, bounds):
             by = NEWER if is_newer(record) else note_of(record).get("by", "")
             where = (by, partition.number)
             parked.setdefault(where, array("q")).append(record.offset)
@@ -182,15 +195,17 @@ class Backlogs:
         for (name, number), offsets in parked.items():
             scanned = control.marker(f"pause/{name}").get(f"{topic}/{number}", 0)
             resumed = bisect_left(offsets, scanned)
-            gone = max(resumed, bisect_left(offsets, bounds[number][0]))
+            start = bounds[number][0] if number in bounds else 0
+            gone = max(resumed, bisect_left(offsets, start))
             if gone > resumed:
                 self._tell_lost(Partition(topic, number), gone - resumed)
             del offsets[:gone]
         if self._is_ours():
-            self._metrics.parked_backlog.set(sum(map(len, parked.values())))
+            self._metrics.parked_backlog.set(_known(sum(map(len, parked.values())), topic, unread, seen))
             left = [len(offsets) for (name, _), offsets in parked.items() if name == NEWER]
             self._metrics.records_newer.labels("parked").set(sum(left))
-            await self._tell_retention({(number, offsets[0]) for (_, number), offsets in parked.items() if offsets})
+            firsts = {(number, offsets[0]) for (_, number), offsets in parked.items() if offsets}
+            await self._tell_retention({first for first in firsts if first[0] in bounds or first in self._parked_at})
 
     def _tell_lost(self, partition: Partition, count: int) -> None:
         """Count what was parked, and deleted before it was resumed."""
@@ -210,11 +225,11 @@ class Backlogs:
             self._metrics.retention_left.labels(name).set(kept - max(ages))
 
     async def _records(
-        self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int]
+        self, topic: str, starts: Mapping[str, int], bounds: Bounds
     ) -> AsyncIterator[tuple[Partition, Record]]:
-        for number, (first, _) in (await self._log.bounds(topic)).items():
+        for number, (first, end) in bounds.items():
             place, partition = f"{topic}/{number}", Partition(topic, number)
-            start, end = max(first, starts.get(place, 0)), ends.get(place, 0)
+            start = max(first, starts.get(place, 0))
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
                     self._looked += 1
@@ -223,6 +238,11 @@ class Backlogs:
                         if not self._is_ours():
                             return
                     yield partition, record
+
+
+def _known(count: int, topic: str, unread: Collection[int], read: Mapping[str, int]) -> float:
+    """Return a count, or NaN where of some partition that can't be read nothing was counted."""
+    return math.nan if any(f"{topic}/{number}" not in read for number in unread) else count
 
 
 def _fits(wanted: str | None, name: str) -> bool:

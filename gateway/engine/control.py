@@ -135,7 +135,7 @@ class Order:
     key below that offset of the control topic. `hurried` is of a kick's announcement: up to where what is found in the
     shortest tier is due at once. Of a kick's last marker are `tried`, how many of the `count` were tried by then (None
     where that isn't known), `waits`, for each reason how many weren't, and `rate`, if the destination has one. `by` is
-    who has paused something.
+    who has paused something, `unread` how many partitions a job couldn't read, and went without.
 
     `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
     replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
@@ -161,6 +161,7 @@ class Order:
     waits: Mapping[str, int] = field(default_factory=dict)
     rate: float | None = None
     by: str = ""
+    unread: int = 0
 
     @property
     def key(self) -> str:
@@ -195,8 +196,8 @@ class Order:
             body["selection"] = asked
         texts = {"detail": self.detail, "edition": self.edition, "routes": self.routes}
         body |= {name: text for name, text in texts.items() if text}
-        if self.answers:
-            body["answered"] = self.answers
+        numbers = {"answered": self.answers, "unread": self.unread}
+        body |= {name: number for name, number in numbers.items() if number}
         if self.hurried:
             body["hurried"] = dict(self.hurried)
         if self.done:
@@ -242,6 +243,7 @@ def decode(key: bytes, value: bytes) -> Order:
         waits=_counts(body, "waits") if body.has("waits") else {},
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
+        unread=body.integer("unread") if body.has("unread") else 0,
     )
 
 
@@ -406,6 +408,7 @@ class Control:
                 tried=marker.tried,
                 waits=marker.waits,
                 rate=marker.rate,
+                unread=marker.unread,
             )
         if name.startswith("hold/kick/"):
             self.kicks += 1

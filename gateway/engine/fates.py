@@ -106,7 +106,7 @@ class Fates:
         topics = {place.rpartition("/")[0] for place in self._read}
         looked = 0
         for topic in sorted(topics):
-            for number, (start, end) in (await self._log.bounds(topic)).items():
+            for number, (start, end) in (await self._log.readable(topic))[0].items():
                 partition = Partition(topic, number)
                 place = f"{topic}/{number}"
                 first = max(start, self._read.get(place, start))

@@ -18,7 +18,7 @@ from gateway.engine.control import Control, Order, decode
 from gateway.engine.injector import Injector
 from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
-from gateway.engine.scans import Scans, ends_of
+from gateway.engine.scans import Scans, ends_of_readable
 from gateway.engine.successors import Successors
 from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
@@ -198,6 +198,10 @@ class Jobs:
         self._undone: dict[int, Order] = {}  # by offset: what was read and isn't carried out
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = Partition(topics.control, 0)
+
+    def unread(self) -> Mapping[Partition, str]:
+        """Tell what of the dead letters and of what is parked can't be read, and why."""
+        return self._backlogs.unread
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         for assignment in assignments:
@@ -386,24 +390,27 @@ class Jobs:
     async def _sweep(self, owner: object) -> None:
         """Have injected what was parked after the scan of its resumption."""
         control, topic = self._follower.control, self._topics.parked
-        ends = await ends_of(self._log, topic)
+        ends = await ends_of_readable(self._log, topic)
         if self._swept is None:
             active = [order for order in control.orders.values() if order.kind == "pause" and order.state == "active"]
             markers = [control.marker(order.key) for order in active]
             self._swept = {
                 key: min([marker.get(key, 0) for marker in markers], default=end) for key, end in ends.items()
             }
-        if self._swept == ends or await self._scans.sweep(self._swept, ends, owner):
-            self._swept = ends
+        owed = self._scans.owed & ends.keys()
+        self._scans.owed -= owed
+        self._swept.update(dict.fromkeys(owed, 0))  # what was injected of it is below a marker
+        if self._swept.items() >= ends.items() or await self._scans.sweep(self._swept, ends, owner):
+            self._swept.update(ends)
         self._next_sweep = self._log.now() + SWEEP_EVERY
 
     async def _forget(self) -> None:
         """Give up the keys of orders that can't be about anything any more: the control topic would grow for ever."""
         control = self._follower.control
-        starts = {
-            f"{self._topics.dead}/{number}": start
-            for number, (start, _) in (await self._log.bounds(self._topics.dead)).items()
-        }
+        bounds, unread = await self._log.readable(self._topics.dead)
+        if unread:
+            return  # of whose letters it isn't known which are left
+        starts = {f"{self._topics.dead}/{number}": start for number, (start, _) in bounds.items()}
         for order in control.obsolete(self._log.now() - KEPT, starts)[:FORGOTTEN_AT_ONCE]:
             # The marker first: it is found by way of its order.
             if control.marker(order.key):
@@ -415,8 +422,11 @@ class Jobs:
         history = self._follower.control.history
         starts: dict[str, int] = {}
         for topic, places in history.places().items():
-            bounds = await self._log.bounds(topic)
-            starts |= {place: bounds[number][0] if number in bounds else GONE for place, number in places.items()}
+            bounds, unread = await self._log.readable(topic)
+            gone = {number: (0 if number in unread else GONE) for number in places.values()}
+            starts |= {
+                place: bounds[number][0] if number in bounds else gone[number] for place, number in places.items()
+            }
         for order in list(history.obsolete(self._log.now(), starts)):
             await self._append_order(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
 

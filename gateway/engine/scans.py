@@ -20,6 +20,7 @@ from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import Successors
+from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_delivery, is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
@@ -31,6 +32,8 @@ HOLD = 2.5
 
 An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
 GLANCE_EVERY = 0.1
+PATIENCE = 5.0
+"""Seconds for which a job waits for a partition that can't be read: the election of a leader takes less."""
 LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
@@ -89,6 +92,8 @@ class Scan:
     """Of a marker on the way: "asked" keeps the count for who goes on."""
     left: dict[str, int] = field(default_factory=dict)
     """The first record of a partition that a newer version wrote: scan and markers end before it."""
+    unread: set[str] = field(default_factory=set)
+    """What couldn't be read, as "topic/partition": no marker passes anything of it."""
     _batch: list[Delivery] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
@@ -102,10 +107,14 @@ class Scan:
         """
         self._marked_at = self._marked_at or self.log.now()
         looked, until = 0, self.log.now() + TURN
-        for number, (first, _) in sorted((await self.log.bounds(topic)).items()):
+        bounds, unread = await self.log.readable(topic)
+        self.unread |= {place_of(Partition(topic, number)) for number in unread}
+        for number, (first, _) in sorted(bounds.items()):
             partition = Partition(topic, number)
             place = place_of(partition)
-            end = ends.get(place, 0)
+            if place not in ends:
+                continue
+            end = ends[place]
             async with aclosing(records_of(self.log, partition, max(first, starts.get(place, 0)), end)) as records:
                 async for record in records:
                     if not self._take(pick, partition, record):
@@ -179,6 +188,7 @@ class Scan:
                 at=self.log.now(),
                 marker=dict(run.positions),
                 count=run.count,
+                unread=len(self.unread) if is_last else 0,
                 detail=run.detail if is_last else "",
                 answers=run.answers if is_last else self.control.answered(key),
                 routes=self.control.replayed_as(key),
@@ -227,6 +237,9 @@ class Scans:
         self._owner = owner
         self._logger = logger
         self._sleep = sleep
+        self._unread: Mapping[Partition, Unread] = {}
+        self.owed: set[str] = set()
+        """Partitions of what is parked that a resumption couldn't read: they are swept from their beginning."""
 
     # The jobs.
 
@@ -246,7 +259,9 @@ class Scans:
             return self._owner() is owner and (present is None or present.state != "paused")
 
         scan = self._scan([run], is_wanted)
-        if await scan.go(topic, run.told, await ends_of(self._log, topic), pick):
+        ends = await self._ends(scan, topic)
+        if await scan.go(topic, run.told, ends, pick):
+            self.owed |= scan.unread
             await self._end(scan, run, "active")
         elif self._owner() is owner:  # paused again
             await self._take_back(scan, run)
@@ -287,9 +302,12 @@ class Scans:
 
         scan = self._scan(found.values(), lambda: self._owner() is owner, state="done")
         is_through = await scan.go(self._topics.parked, starts, ends, pick)
+        if is_through:
+            await scan.mark()  # or the next owner would sweep it once more
         for record in unreadable:
             await self._bury(self._topics.parked, record)
         ends.update(scan.left)
+        ends.update({place: starts.get(place, 0) for place in scan.unread})
         return is_through
 
     async def _bury(self, topic: str, record: Record) -> None:
@@ -309,15 +327,15 @@ class Scans:
             return  # the owner before us has answered them
         shortest = self._topics.retry(planner.SHORTEST)
         topics = [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
-        near = await ends_of(self._log, shortest)
+        scan = self._scan(runs, lambda: self._owner() is owner, note={HURRY: "1"})
+        near = await self._ends(scan, shortest)
         ends: dict[str, int] = {}
         for topic in topics:
-            ends |= await ends_of(self._log, topic)
+            ends |= await self._ends(scan, topic)
         # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
         await self._hold(runs, ends, near)
         if not await self._pass(HOLD, owner):
             return
-        scan = self._scan(runs, lambda: self._owner() is owner, note={HURRY: "1"})
         fates = await self._fates(near | ends)
         new = [run for run in runs if not self._control.is_begun(run.order.key)]
         await self._count(new, shortest, near, fates)
@@ -343,7 +361,7 @@ class Scans:
         """Follow what kicks bring on, from these ends of the tiers on."""
         others: dict[str, int] = {}
         for topic in (self._topics.parked, self._topics.dead):
-            others |= await ends_of(self._log, topic)
+            others |= await ends_of_readable(self._log, topic)
         return Fates(
             self._log, shortest=self._topics.retry(planner.SHORTEST), dead=self._topics.dead, starts={**ends, **others}
         )
@@ -418,6 +436,7 @@ class Scans:
             return Picked((run,), self._again(replace(filed.delivery, attempts=(), since=now), at_once=True))
 
         scan = self._scan([run], lambda: self._owner() is owner)
+        await self._ends(scan, self._topics.dead)
         if await scan.go(self._topics.dead, run.told, order.marker, pick):
             await self._end(scan, run, "done")
 
@@ -479,10 +498,33 @@ class Scans:
         elif scan.is_wanted() and self._control.is_asked(order):
             done = order.with_state(state, count=run.count)
             if scan.left:
-                done = replace(done, marker={**order.marker, **scan.left}, detail=LEFT)
+                done = replace(done, marker={**done.marker, **scan.left}, detail=LEFT)
+            missed = {
+                place: reached
+                for place in scan.unread
+                if order.marker.get(place, 0) > (reached := run.positions.get(place, 0))
+            }
+            done = replace(done, marker={**done.marker, **missed}, unread=order.unread + len(missed))
             await self._publish(done)
         told = {} if run.fate is None else {"tried": run.fate.tried, "waiting": dict(run.fate.waits)}
         self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail, **told)
+
+    async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:
+        """Return the ends of what can be read of a topic; the rest is left out of the scan, and of what is told of it.
+
+        Raises LogUnavailableError for what couldn't be read only a moment ago.
+        """
+        bounds, unread = await self._log.readable(topic)
+        found = {Partition(topic, number): reason for number, reason in unread.items()}
+        others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
+        now = self._log.now()
+        mine = still_unread(self._unread, found, now)
+        self._unread = {**others, **mine}
+        for partition, (since, reason) in mine.items():
+            if now < since + PATIENCE:
+                raise LogUnavailableError(f"{place_of(partition)}: {reason}")
+        scan.unread |= {place_of(partition) for partition in mine}
+        return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
 
     async def _pass(self, seconds: float, owner: object) -> bool:
         """Let some time pass. False if the jobs are another's meanwhile."""
@@ -504,6 +546,7 @@ class Scans:
         return replace(delivery, successor=delivery.successor + 1, due=now if at_once else max(now, delivery.due))
 
 
-async def ends_of(log: Log, topic: str) -> dict[str, int]:
-    """Return the end of each partition of a topic, as "topic/partition" → offset."""
-    return {f"{topic}/{number}": end for number, (_, end) in (await log.bounds(topic)).items()}
+async def ends_of_readable(log: Log, topic: str) -> dict[str, int]:
+    """Return the end of each partition of a topic that can be read, as "topic/partition" → offset."""
+    bounds, _ = await log.readable(topic)
+    return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}

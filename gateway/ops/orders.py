@@ -70,7 +70,7 @@ class Orders:
 
     async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> Placed:
         """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
-        ends = await self._log.bounds(self._topics.dead)
+        ends, unread = await self._log.readable(self._topics.dead)
         return await self._place(
             Order(
                 kind="dead",
@@ -80,6 +80,7 @@ class Orders:
                 marker={f"{self._topics.dead}/{number}": end for number, (_, end) in ends.items()},
                 action=action,
                 filter=which,
+                unread=len(unread),
             )
         )
 
@@ -160,7 +161,13 @@ def _ending(order: Order, placed: Placed) -> Order | None:
             return None
         state = order.state if order.state == "cancelled" else _DONE.get(placed.order.kind, "done")
         return placed.order.with_state(
-            state, count=order.count, detail=order.detail, tried=order.tried, waits=order.waits, rate=order.rate
+            state,
+            count=order.count,
+            detail=order.detail,
+            tried=order.tried,
+            waits=order.waits,
+            rate=order.rate,
+            unread=order.unread,
         )
     # `at` tells it from the end of an order before this one under the same name.
     return order if order.state in ("done", "active") and order.at == placed.order.at else None

@@ -353,6 +353,11 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         output.table(["attempt at", "route", "event", "try", "result"], cells, right=("try",))
 
 
+def told_of_unread(number: int) -> str:
+    """Tell how many partitions a job went without."""
+    return f"{count(number, 'partition')} can't be read"
+
+
 def told_of_kick(done: Order) -> str:
     """Tell what came of a kick: how many were tried, and why the others wait."""
     if not done.count:

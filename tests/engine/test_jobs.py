@@ -640,3 +640,15 @@ async def test_a_pause_of_a_route_has_a_metric_and_a_line_that_says_who() -> Non
         ("deliveries_paused", "route/build", who()),
         ("deliveries_resumed", "route/build", who()),
     ]
+
+
+@virtual
+async def test_kicks_that_the_owner_before_has_answered_leave_nothing_to_do() -> None:
+    world = await a_world(a_route())
+    owner = Owner(world)
+    await owner.start()
+    await asyncio.sleep(2)
+    began = now()
+    await owner.jobs._scans.kick(owner.jobs._progress)
+    assert now() == began
+    await owner.stop()

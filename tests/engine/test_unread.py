@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 import structlog
 
+from gateway.engine.control import Order
 from gateway.log.base import ALL, Partition, TopicSpec
 from gateway.log.records import encode_event, event_key
 from gateway.model import EventId, LogUnavailableError
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, running, virtual
+from tests.engine.test_jobs import FROM, KINDS, a_backlog, an_order, ended, injected, once
+from tests.engine.test_replay import owning
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, running, virtual
 from tests.virtual_time import now
 
 
@@ -144,3 +147,119 @@ async def test_a_share_of_a_rate_is_that_of_the_partitions_that_there_are_now() 
         await asyncio.sleep(3)
         shares = [worker._router.share for worker in (first, second)]
     assert sum(shares) == pytest.approx(1)
+
+
+# Jobs: a partition of their topic that can't be read is left out, or follows; the others are served.
+
+
+async def held_by(world: World, partition: Partition) -> int:
+    """Return how many records a partition has."""
+    start, end = (await world.log.bounds(partition.topic))[partition.number]
+    return end - start
+
+
+async def a_job_beside_a_lost_partition(kind: str, *, takes: float = 30.0) -> tuple[World, Order, int, Partition]:
+    """Carry an order out while a partition of its topic has no leader; return how many wait elsewhere, too."""
+    world = await a_world(a_route())
+    await a_backlog(world, kind, 40)
+    lost = Partition(FROM[kind], 1)
+    elsewhere = 40 - await held_by(world, lost)
+    assert 0 < elsewhere < 40
+    order = await an_order(world, kind)
+    world.log.lose_leader(lost)
+    async with owning(world) as control:
+        done = await ended(control, order, within=takes)
+    return world, done, elsewhere, lost
+
+
+@virtual
+async def test_a_kick_takes_what_can_be_read_and_says_what_it_went_without() -> None:
+    await _goes_without("kick")
+
+
+@virtual
+async def test_a_replay_of_letters_takes_what_can_be_read_and_says_what_it_went_without() -> None:
+    await _goes_without("dead")
+
+
+async def _goes_without(kind: str) -> None:
+    world, done, elsewhere, lost = await a_job_beside_a_lost_partition(kind)
+    assert (done.count, done.unread) == (elsewhere, 1)
+    assert len(injected(world)) == elsewhere
+    world.log.find_leader(lost)
+    async with owning(world) as control:
+        await asyncio.sleep(20)
+        assert len(injected(world)) == elsewhere
+        order = await an_order(world, kind, "y")
+        await asyncio.sleep(1)
+        again = await ended(control, order)
+    assert again.unread == 0
+    assert injected(world) == once(40), "the order is given again, and repeats nothing"
+
+
+@virtual
+async def test_a_resumption_lets_go_what_can_be_read_and_the_rest_follows_by_itself() -> None:
+    for is_moved in (False, True):
+        world = await a_world(a_route())
+        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        async with owning(world):
+            await a_backlog(world, "resume", 40)
+            await asyncio.sleep(12)
+            lost = Partition(TOPICS.parked, 1)
+            elsewhere = 40 - await held_by(world, lost)
+            world.log.lose_leader(lost)
+        async with owning(world) as control:
+            await asyncio.sleep(12)
+            assert math.isnan(world.metrics.parked_backlog.value), "nothing is known of the partition"
+            order = await an_order(world, "resume")
+            await asyncio.sleep(1)
+            done = await ended(control, order, within=30)
+            assert (done.count, done.unread) == (elsewhere, 1)
+            await asyncio.sleep(20)
+            assert len(injected(world)) == elsewhere
+            if not is_moved:
+                world.log.find_leader(lost)
+                await asyncio.sleep(12)
+        world.log.find_leader(lost)
+        async with owning(world):
+            await asyncio.sleep(12)
+            assert world.metrics.parked_backlog.value == 0
+        assert injected(world) == once(40)
+
+
+@virtual
+async def test_a_job_waits_for_the_election_of_a_leader() -> None:
+    for kind in KINDS:
+        await _waits_for_an_election(kind)
+
+
+async def _waits_for_an_election(kind: str) -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, kind, 40)
+    order = await an_order(world, kind)
+    world.log.lose_leader(Partition(FROM[kind], 1))
+    async with owning(world) as control:
+        await asyncio.sleep(3)
+        world.log.find_leader(Partition(FROM[kind], 1))
+        done = await ended(control, order, within=30)
+    assert (done.count, done.unread) == (40, 0)
+    assert injected(world) == once(40)
+
+
+@virtual
+async def test_dead_letters_are_counted_where_they_can_be_read() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 40)
+    lost = Partition(TOPICS.dead, 1)
+    async with owning(world):
+        await asyncio.sleep(12)
+        assert world.metrics.dead_letter_backlog.value == 40
+        world.log.lose_leader(lost)
+        await asyncio.sleep(12)
+        assert world.metrics.dead_letter_backlog.value == 40, "as it was known last"
+    async with owning(world):
+        await asyncio.sleep(12)
+        assert math.isnan(world.metrics.dead_letter_backlog.value)
+        world.log.find_leader(lost)
+        await asyncio.sleep(12)
+        assert world.metrics.dead_letter_backlog.value == 40
