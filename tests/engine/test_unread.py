@@ -8,8 +8,9 @@ import pytest
 import structlog
 
 from gateway.engine.control import Order
-from gateway.log.base import ALL, Partition, TopicSpec
+from gateway.log.base import ALL, Partition, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key
+from gateway.log.topics import TIERS
 from gateway.model import EventId, LogUnavailableError
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import FROM, KINDS, a_backlog, an_order, ended, injected, once
@@ -263,3 +264,27 @@ async def test_dead_letters_are_counted_where_they_can_be_read() -> None:
         world.log.find_leader(lost)
         await asyncio.sleep(12)
         assert world.metrics.dead_letter_backlog.value == 40
+
+
+@virtual
+async def test_what_is_to_wait_in_a_tier_without_a_leader_is_stored_once_it_has_one() -> None:
+    route = a_route(to=("ci", "chat"), retry=a_policy(schedule=(20.0,)))
+    world = await a_world(route, ci=[503, 200])
+    world.logger = structlog.get_logger()
+    counts = await world.log.partitions([TOPICS.retry(tier) for tier in TIERS])
+    lost = [Partition(topic, partition_of(b"ci", count)) for topic, count in counts.items()]
+    for partition in lost:
+        world.log.lose_leader(partition)
+    with structlog.testing.capture_logs() as lines:
+        async with running(world):
+            await world.put(an_event(received_at=now()))
+            await asyncio.sleep(30)
+            assert sorted(destination for destination, _, _ in world.client.made) == ["chat", "ci"]
+            assert await world.undone() == 1
+            for partition in lost:
+                world.log.find_leader(partition)
+            await asyncio.sleep(30)
+            assert [destination for destination, _, _ in world.client.made].count("ci") == 2
+            assert await world.undone() == 0
+    assert {line["topic"] for line in lines if line["event"] == "append_repeated"} <= counts.keys()
+    assert [line for line in lines if line["event"] == "append_repeated"]
