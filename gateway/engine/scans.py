@@ -306,6 +306,8 @@ class Scans:
             await scan.mark()  # or the next owner would sweep it once more
         for record in unreadable:
             await self._bury(self._topics.parked, record)
+        if is_through:
+            await scan.mark()  # or the next owner of the jobs would inject it again
         ends.update(scan.left)
         ends.update({place: starts.get(place, 0) for place in scan.unread})
         return is_through
