@@ -457,6 +457,28 @@ async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
 
 
 @virtual
+async def test_what_was_swept_up_once_is_left_by_the_next_owner_of_the_jobs() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control:
+        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(10)
+            assert control.orders["pause/destination/ci"].state == "active"
+            late = a_delivery(event=an_event(received_at=now()), successor=1)
+            await world.log.append(
+                TOPICS.parked,
+                key=b"ci",
+                value=late.event.body,
+                headers=encode_delivery(late, {"by": "destination/ci"}, at=now()),
+            )
+            await asyncio.sleep(20)
+            assert len(world.client.made) == 1
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(20)
+    assert len(world.client.made) == 1
+
+
+@virtual
 async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() -> None:
     policy = a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)
     world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 200])
