@@ -208,7 +208,7 @@ class Router(Member):
     def resume(self, item: Item, now: float) -> None:
         delivery, pending = item.delivery, item.pending
         control, tracker = self._around.control, pending.tracker
-        if tracker.delay is not None:
+        if tracker.delay is not None and not pending.is_made_here:
             place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
             if control.is_kicked(*place):
                 self._dispatch.drop(item)
@@ -222,6 +222,7 @@ class Router(Member):
         # Its source was unknown when it was read; it goes on from there, or it would pass for a copy of what it was.
         pending.items.clear()
         pending.left = 0
+        pending.is_made_here = True
         self._fan_out(pending, delivery.event, item.note, delivery.successor, now=now, origin=None)
 
     @override

@@ -302,8 +302,6 @@ class Scans:
 
         scan = self._scan(found.values(), lambda: self._owner() is owner, state="done")
         is_through = await scan.go(self._topics.parked, starts, ends, pick)
-        if is_through:
-            await scan.mark()  # or the next owner would sweep it once more
         for record in unreadable:
             await self._bury(self._topics.parked, record)
         if is_through:

@@ -55,7 +55,8 @@ class Scope(Protocol):
 class Pending:
     """A record that was read, at `taken_at`, and isn't done: `left` counts its unfinished deliveries.
 
-    `size` is the memory that it takes itself, `held` that with what is under way for it.
+    `size` is the memory that it takes itself, `held` that with what is under way for it. `is_made_here` tells that its
+    deliveries aren't in the record, which was of an unknown source: no kick has injected them again.
     """
 
     tracker: "Tracker"
@@ -65,6 +66,7 @@ class Pending:
     size: int
     held: int = 0
     left: int = 0
+    is_made_here: bool = False
     items: "list[Item]" = field(default_factory=list)
 
     def add(self, delivery: Delivery, *, is_retry: bool = False, note: Mapping[str, str] | None = None) -> "Item":
