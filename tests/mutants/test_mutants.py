@@ -60,8 +60,8 @@ def guarantees() -> Mapping[int, set[str]]:
 
 
 def test_mutants_are_numbered() -> None:
-    assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
-    assert len({mutant.name[3:] for mutant in MUTANTS}) == len(MUTANTS)
+    assert [mutant.number for mutant in MUTANTS] == list(range(1, len(MUTANTS) + 1))
+    assert len({mutant.name[4:] for mutant in MUTANTS}) == len(MUTANTS)
 
 
 @pytest.mark.parametrize(
