@@ -87,6 +87,7 @@ from gateway.ops.status import (
     Finding,
     Tried,
     backlogs_of,
+    dead_in,
     findings_in,
     findings_of,
     last_attempts,
@@ -1125,7 +1126,8 @@ async def _status(call: Call) -> int:
     arguments, output = call.arguments, call.output
     found: list[Finding] = []
     attempts: Sequence[Tried] = ()
-    for address in arguments.asked:
+    asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
+    for address in asked:
         found += findings_in(await ask_status(address), address)
     try:
         async with _log(call) as log:
@@ -1134,16 +1136,19 @@ async def _status(call: Call) -> int:
                 waits = [filed async for filed in waiting(log, call.topics, control)]
                 found += paused_in(control) + findings_of(backlogs_of(waits), log.now())
                 found += await unrouted_in(log, call.topics)
+                found += await dead_in(log, call.topics, control)
                 if arguments.destination:
                     attempts = await last_attempts(log, call.topics, control, arguments.destination, waits)
     except (UsageError, LogUnavailableError) as error:
-        if not arguments.asked:
+        if not asked:
             raise
         output.note(f"the log isn't read, only what was asked by --admin: {error}")
     if arguments.destination:
         name = arguments.destination
         found = [each for each in found if each.what.rpartition(" ")[2] == name or each.rank in (NOT_READ, REFUSED)]
     print_status(output, ranked(found), attempts)
+    if not asked:
+        output.note("no process was asked (--admin) for its breakers, halted keys, refused rules and unrouted events")
     return 1 if any(each.is_wrong for each in found) else 0
 
 

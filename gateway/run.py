@@ -328,6 +328,10 @@ class Gateway:
         metrics = self._metrics
         holds = {} if self._worker is None else self._worker.holds
         counted = {"events": metrics.events, "duplicates": metrics.duplicates, "unrouted": metrics.unrouted}
+        refused: dict[str, dict[str, float]] = {name: {} for name in self._rules.sources}
+        for (name, reason), counter in metrics.rejected.items():
+            if counter.value and name in refused:
+                refused[name][reason] = counter.value
         return {
             "version": version("webhook-gateway"),
             "role": self._settings.role,
@@ -350,7 +354,11 @@ class Gateway:
                 for labels, gauge in sorted(metrics.ordered_halted_keys.items())
             ],
             "sources": [
-                {"source": name, **{what: family.labels(name).value for what, family in counted.items()}}
+                {
+                    "source": name,
+                    "refused": refused[name],
+                    **{what: family.labels(name).value for what, family in counted.items()},
+                }
                 for name in sorted(self._rules.sources)
             ],
         }

@@ -166,8 +166,8 @@ def replay_arguments(parser: Parser) -> None:
 
 def status_arguments(parser: Parser) -> None:
     parser.add_argument("destination", nargs="?", metavar="DESTINATION", help="one alone, with its last attempts")
-    about = "http://HOST:PORT of a process, to ask it what it holds in memory; repeatable"
-    parser.add_argument("--admin", dest="asked", action="append", default=[], metavar="URL", help=about)
+    about = "HOST:PORT of a process, to ask it what it holds in memory; repeatable (the one that GATEWAY_ADMIN names)"
+    parser.add_argument("--admin", dest="asked", action="append", default=[], metavar="HOST:PORT", help=about)
 
 
 def order_arguments(parser: Parser) -> None:

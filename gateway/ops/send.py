@@ -145,10 +145,14 @@ class Sender:
 
 
 async def ask_status(address: str) -> Mapping[str, Any]:
-    """Return what a process answers at `/status` of its admin address. Raises UsageError where none does."""
+    """Return what a process answers at `/status` of its admin address (`http://HOST:PORT`, or without `http://`).
+
+    Raises UsageError where none does.
+    """
     try:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(URL(address) / "status") as answer:
+        url = URL(address if "://" in address else f"http://{address}") / "status"
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
             found = orjson.loads(await answer.read())
     except (ValueError, OSError, TimeoutError, aiohttp.ClientError) as error:
         raise UsageError(f"--admin {address}: expected the status of a gateway, got {error}") from error

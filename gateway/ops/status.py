@@ -15,14 +15,17 @@ from gateway.engine.control import Control, DeadFilter, place_of
 from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
-from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
+from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, SpillReason, UnreadableRecordError
-from gateway.ops.letters import read_letters, result_of
+from gateway.ops.letters import Groups, read_letters, result_of
 
 LATE = 30.0
 """Seconds from an event's receipt after which its delivery is late, and something is wrong."""
 MOST_ATTEMPTS = 20
-NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, SOURCE = range(7)
+MOST_GROUPS = 5
+SHARE = 0.1
+"""Of a source's events, that are copies, unrouted or refused: what is more is told."""
+NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE = range(8)
 """Ranks, the worst first."""
 _WHY: Mapping[str, str] = {
     SpillReason.BREAKER_OPEN: "breaker open",
@@ -113,6 +116,9 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
         is_held = not {_WHY[SpillReason.BREAKER_OPEN], _WHY[SpillReason.THROTTLED]}.isdisjoint(each.reasons)
         is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
         told = ", ".join([f"{number:,} {reason}" for reason, number in each.reasons.most_common(3)])
+        following = f"gateway destination kick {each.destination}"
+        if any(reason.startswith(("401", "403")) for reason in each.reasons):
+            following = f"replace our credential of {each.destination}, then {following}"
         found.append(
             Finding(
                 rank=HELD if is_held else WAITING,
@@ -121,7 +127,7 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
                 is_wrong=is_held or now - each.oldest > LATE,
                 since=each.oldest,
                 until=None if is_parked else max(each.due, now),
-                next="" if is_parked else f"gateway destination kick {each.destination}",
+                next="" if is_parked else following,
                 count=each.count,
             )
         )
@@ -165,21 +171,29 @@ def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
                 why = f"keys {word}"
                 found.append(Finding(rank=HALTED, what=name, why=why, who=where, next=following, count=int(each[word])))
     for source in answer.get("sources", ()):
-        for what, threshold in (("duplicates", source["events"] / 2), ("unrouted", source["events"] / 2)):
-            if source["events"] and source[what] > threshold:
-                why = f"{what}: most of its {int(source['events']):,} events since the process began"
-                next_ = f"gateway events list --source {source['source']}"
-                found.append(
-                    Finding(
-                        rank=SOURCE,
-                        what=f"source {source['source']}",
-                        why=why,
-                        who=where,
-                        next=next_,
-                        count=int(source[what]),
-                    )
-                )
+        found += _of_source(source, where)
     return found
+
+
+def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield what a process has counted of a source since it began, where it is much."""
+    name, events, refused = source["source"], source["events"], source.get("refused", {})
+    told = [
+        (source["unrouted"], events, "unrouted", f"gateway events list --source {name}, then gateway explain EVENT"),
+        (source["duplicates"], events, "copies that dedupe let go", f"gateway explain {name}"),
+    ]
+    for reason, number in refused.items():
+        told.append((number, events + number, f"refused: {reason}", f"the source's `verify`; {where}/metrics"))
+    for number, of_all, what, following in told:
+        if number > of_all * SHARE:
+            yield Finding(
+                rank=SOURCE,
+                what=f"source {name}",
+                why=f"{what}, of {int(of_all):,} since the process began",
+                who=where,
+                next=following,
+                count=int(number),
+            )
 
 
 async def waiting(log: Log, topics: Topics, control: Control) -> AsyncIterator[Filed]:
@@ -232,7 +246,8 @@ async def unrouted_in(log: Log, topics: Topics) -> list[Finding]:
             async with aclosing(_appended(log, Partition(topic, number), first, min(end, first + 1))) as times:
                 async for at in times:
                     oldest = min(oldest, at)
-        if count:
+        # Of events, what is in flight is no news.
+        if count and (place is not None or log.now() - oldest > LATE):
             what = f"source {topic.removeprefix(topics.events(''))}" if place is None else " → ".join(place)
             why = "events that aren't routed and sent out" if place is None else "waits in its order"
             is_late = log.now() - oldest > LATE
@@ -244,6 +259,26 @@ async def _appended(log: Log, partition: Partition, start: int, end: int) -> Asy
     async for records in log.scan(partition, start, end):
         for record in records:
             yield record.appended_at
+
+
+async def dead_in(log: Log, topics: Topics, control: Control) -> list[Finding]:
+    """Return the open dead letters of a day: the largest groups of them. Raises LogUnavailableError."""
+    groups = Groups()
+    which = DeadFilter(since=log.now() - DAY)
+    async with aclosing(read_letters(log, topics, control, which, is_all=False)) as letters:
+        async for letter in letters:
+            groups.add(letter)
+    return [
+        Finding(
+            rank=DEAD,
+            what=f"{group.route} → {group.destination}",
+            why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
+            since=group.oldest,
+            next=f"gateway dead list --route {group.route}",
+            count=group.count,
+        )
+        for group in groups.largest_first()[:MOST_GROUPS]
+    ]
 
 
 def backlogs_of(filed: Iterable[Filed]) -> list[Backlog]:

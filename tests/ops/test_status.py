@@ -90,7 +90,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "holds": [{"destination": "ci", "why": "breaker_open", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
         "sources": [
-            {"source": "shop", "events": 10.0, "duplicates": 9.0, "unrouted": 0.0},
+            {"source": "shop", "events": 10.0, "duplicates": 2.0, "unrouted": 1.0, "refused": {"bad_signature": 5.0}},
             {"source": "quiet", "events": 0.0, "duplicates": 0.0, "unrouted": 0.0},
         ],
     }
@@ -101,5 +101,10 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "destination ci",
         "mirror → ci",
         "source shop",
+        "source shop",
+    ]
+    assert [each.why for each in found[-2:]] == [
+        "copies that dedupe let go, of 10 since the process began",
+        "refused: bad_signature, of 15 since the process began",
     ]
     assert all(each.who == "http://a:9090" for each in found)
