@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+import structlog
 from blockbuster import blockbuster_ctx
 
 from dev.kafka import Broker, KafkaMissingError
@@ -77,3 +78,10 @@ async def no_task_is_left() -> AsyncIterator[None]:
     if left:  # What was cancelled, or whose peer has just gone, ends by itself.
         _, left = await asyncio.wait(left, timeout=0.5)
     assert not left, f"expected no task after the test, got {left}"
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    """Take back how a test has set up the log: by the level of a command before it, another would see no lines."""
+    yield
+    structlog.reset_defaults()
