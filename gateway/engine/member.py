@@ -81,7 +81,7 @@ class Member(ABC):
     def resume(self, item: Item, now: float) -> None:
         """Send a delivery on that has waited in memory, or whose partition has come straight back."""
 
-    def may_begin(self, item: Item) -> bool:  # noqa: ARG002 - an ordered route's affair
+    def may_begin(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
         """Tell whether an attempt may begin this moment."""
         return True
 
@@ -90,7 +90,7 @@ class Member(ABC):
         if not item.pending.left:
             self.done(item.pending)
 
-    def halts(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - an ordered route's affair
+    def halts(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
         """Tell whether a delivery that has ended without success stays where it is, instead of among the dead."""
         return False
 
@@ -98,7 +98,7 @@ class Member(ABC):
         """Return how long a topic's records wait after their append, if it is a tier."""
         return None
 
-    def note(self, tracker: Tracker, commit: Commit) -> bytes:  # noqa: ARG002 - an ordered route's affair
+    def note(self, tracker: Tracker, commit: Commit) -> bytes:  # noqa: ARG002 - ordered routes use it
         """Return what a commit is to tell the next owner of a partition."""
         return b""
 
