@@ -370,7 +370,7 @@ class Member(ABC):
     def look(self) -> None:
         """See to what nothing else wakes, a few times a second."""
         found = self._consumer.unread() if self._consumer is not None else {}
-        self.unread = still_unread(self.unread, found, self._log.now())
+        self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
         for tracker in list(self.trackers.values()):
             self.look_at(tracker)
 

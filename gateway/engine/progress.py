@@ -162,6 +162,8 @@ class Progress:
 
     def _done_from(self, start: int) -> int:
         """Return a bit for each of the `WINDOW` offsets from `start` (at least the base), set if it is done."""
+        if start >= self._next and not self._ahead:
+            return 0
         span = min(max(self._next - start, 0), WINDOW)
         first, skip = divmod(start, _CHUNK)
         chunks = range(first, (start + span) // _CHUNK + 1)

@@ -477,7 +477,6 @@ class Router(Member):
                 self._dispatch.unreadable.left(kind, count)
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._around.topics.retry(tier), 0))
-            metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             await self._around.sleep(GAUGES_EVERY)
 
 

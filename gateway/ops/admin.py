@@ -38,6 +38,7 @@ def admin_application(
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
+        metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         content_type = content_type_for(request.headers.get("Accept", ""))
         page = web.StreamResponse(headers={"Content-Type": content_type})
         with suppress(ConnectionError):  # a scraper that doesn't wait for the end of it

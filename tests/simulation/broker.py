@@ -644,7 +644,10 @@ class SimulatedConsumer:
         return {each: segments[each].end - at for each, at in self.positions.items() if each not in leaderless}
 
     def unread(self) -> Mapping[Partition, str]:
-        return dict.fromkeys({*self._waiting, *self._broker.leaderless.keys() & self.positions.keys()}, "no leader")
+        leaderless = self._broker.leaderless
+        if not self._waiting and not leaderless:
+            return {}
+        return dict.fromkeys({*self._waiting, *leaderless.keys() & self.positions.keys()}, "no leader")
 
     async def close(self) -> None:
         self._check()
@@ -783,8 +786,11 @@ class SimulatedConsumer:
             raise asyncio.CancelledError
 
     def _has_records(self) -> bool:
-        segments, quiet = self._broker.segments, self._paused.union(self._broker.leaderless)
-        return any(at < segments[partition].end and partition not in quiet for partition, at in self.positions.items())
+        segments, paused, leaderless = self._broker.segments, self._paused, self._broker.leaderless
+        for partition, at in self.positions.items():
+            if at < segments[partition].end and partition not in paused and partition not in leaderless:
+                return True
+        return False
 
     def _take(self) -> list[Batch]:
         batches = []

@@ -13,9 +13,10 @@ from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any, TypeVar
 
-from typing_extensions import override
+from typing_extensions import TypeVarTuple, override
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 EPOCH = 1_750_000_000.0
 """Unix time when a loop begins."""
@@ -50,10 +51,23 @@ class SimulatedTask(asyncio.Task[Any]):
         return self is other
 
 
+class _Timer(asyncio.TimerHandle):
+    """A timer that is compared with nothing but others of its kind."""
+
+    _when: float
+    _scheduled: bool
+
+    @override
+    def __lt__(self, other: Any) -> bool:
+        due: float = other._when
+        return self._when < due
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """No selector, no sockets, no threads."""
 
     _ready: deque[asyncio.Handle]
+    _stopping: bool
     _scheduled: list[Any]  # TimerHandles, whose ends asyncio keeps in private attributes
     _timer_cancelled_count: int
 
@@ -74,22 +88,27 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._doomed[victim] = (steps, kill)
 
     def _run_once(self) -> None:
-        self._advance()
-        for _ in range(len(self._ready)):
-            handle: Any = self._ready.popleft()
-            if handle._cancelled:
-                continue
-            handle._run()
-            if self._doomed and (owner := handle._context.get(OWNER)) in self._doomed:
-                steps, kill = self._doomed.pop(owner)
-                if steps > 1:
-                    self._doomed[owner] = (steps - 1, kill)
-                else:
-                    kill()
+        """Run until told to stop: `run_forever` looks after each call, and this loop after each turn."""
+        ready, doomed = self._ready, self._doomed
+        while True:
+            self._advance()
+            for _ in range(len(ready)):
+                handle: Any = ready.popleft()
+                if handle._cancelled:
+                    continue
+                handle._run()
+                if doomed and (owner := handle._context.get(OWNER)) in doomed:
+                    steps, kill = doomed.pop(owner)
+                    if steps > 1:
+                        doomed[owner] = (steps - 1, kill)
+                    else:
+                        kill()
+            if self._stopping:
+                return
 
     def _advance(self) -> None:
         """Make what is due ready; where nothing is, move the clock to the next timer."""
-        scheduled = self._scheduled
+        scheduled, ready = self._scheduled, self._ready
         if self._timer_cancelled_count > 200 and 2 * self._timer_cancelled_count > len(scheduled):
             kept = [handle for handle in scheduled if not handle._cancelled]
             heapq.heapify(kept)
@@ -98,19 +117,43 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         while scheduled and scheduled[0]._cancelled:
             self._timer_cancelled_count -= 1
             heapq.heappop(scheduled)._scheduled = False
-        self._tired += len(self._ready)
-        if self._tired > TIRELESS:
-            raise LivelockError(f"the clock stands still at {self._now:.3f} s: {self._ready[0]!r}")
-        if not self._ready:
-            if not scheduled:
-                raise AssertionError("deadlock: every task waits, and no timer is set")
-            if scheduled[0]._when > self._now:
-                self._now = scheduled[0]._when
-                self._tired = 0
-        while scheduled and scheduled[0]._when <= self._now:
+        if ready:
+            self._tired += len(ready)
+            if self._tired > TIRELESS:
+                raise LivelockError(f"the clock stands still at {self._now:.3f} s: {ready[0]!r}")
+        elif not scheduled:
+            raise AssertionError("deadlock: every task waits, and no timer is set")
+        elif scheduled[0]._when > self._now:
+            self._now = scheduled[0]._when
+            self._tired = 0
+        now = self._now
+        while scheduled and scheduled[0]._when <= now:
             handle = heapq.heappop(scheduled)
             handle._scheduled = False
-            self._ready.append(handle)
+            ready.append(handle)
+
+    @override
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's, without what only its debug mode looks at: most of a run goes through here."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    @override
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As asyncio's, likewise."""
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
 
     def _process_events(self, event_list: object) -> None:
         """Nothing comes from outside."""

@@ -123,6 +123,7 @@ class World:
         self._ingress = OUTSIDE
         self._chores: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
+        self._least_drowsy = 1.0 if plan.is_long else 0.0
 
     def now(self) -> float:
         return self.loop.time()
@@ -135,7 +136,7 @@ class World:
     def drowsy(self) -> float:
         """How long whoever looks around regularly sleeps at least: what is only waited for costs little."""
         if self._healed_at is None:
-            return 1.0 if self.plan.is_long else 0.0
+            return self._least_drowsy
         elapsed = self.now() - self._healed_at
         # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
         has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
