@@ -825,6 +825,8 @@ def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
 
 DUE = "due within 5 seconds, then at their destinations' own pace"
 """What becomes of deliveries that an order has queued."""
+MOST_ROUTES = 100
+"""Whose replays one command orders: each is a look at all events of the time."""
 
 
 @_command(
@@ -848,15 +850,18 @@ async def _replay(call: Call) -> int:
 
 async def _start_replay(call: Call) -> int:
     arguments, output = call.arguments, call.output
-    if arguments.route is None or arguments.since is None:
-        raise UsageError("replay: expected --route and --from, or --event, --follow or --cancel with an ID")
+    if arguments.since is None or (arguments.route is None and not arguments.undelivered):
+        raise UsageError(
+            "replay: expected --route and --from, --from and --undelivered for every route, "
+            "or --event, --follow or --cancel with an ID"
+        )
     rules = _rules(call.settings.rules)
-    sources = _replayed_sources(arguments, rules)
+    routes = _replayed_routes(arguments, rules)
     async with _log(call) as log:
         now = _to_the_millisecond(log.now())
         until = None if arguments.until is None else arguments.until.on(now)
-        selection = Selection(
-            route=arguments.route,
+        asked = Selection(
+            route="",
             destination=arguments.destination,
             source=arguments.source,
             since=arguments.since.on(now),
@@ -864,44 +869,73 @@ async def _start_replay(call: Call) -> int:
             rate=arguments.rate,
             undelivered=arguments.undelivered,
         )
-        if selection.since >= (log.now() if selection.until is None else selection.until):
-            end = "--to" if selection.until is not None else "now"
-            raise UsageError(f"--from: expected a time before {end}, got {rfc3339(selection.since)}")
-        topics = event_topics(replace(rules, sources={name: rules.sources[name] for name in sources}), call.topics)
-        window = await window_of(log, topics, selection.since, selection.until)
-        selection = replace(selection, starts=window.starts)
+        if asked.since >= (log.now() if asked.until is None else asked.until):
+            end = "--to" if asked.until is not None else "now"
+            raise UsageError(f"--from: expected a time before {end}, got {rfc3339(asked.since)}")
         control = await Orders(log, call.topics).control()
-        if not arguments.undelivered:
-            _propose_end(output, control, rules, selection, window)
+        selected: list[tuple[Selection, Window]] = []
+        for route in routes:
+            sources = route.sources if arguments.source is None else (arguments.source,)
+            of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
+            window = await window_of(log, event_topics(of_route, call.topics), asked.since, asked.until)
+            selection = replace(asked, route=route.name, starts=window.starts)
+            if not arguments.undelivered:
+                _propose_end(output, control, rules, selection, window)
+            selected.append((selection, window))
         if arguments.dry_run:
-            dead = await open_letters(log, call.topics, control, selection)
-            sighted = await sighted_of(log, call.topics, selection, window.ends)
-            known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
-            await _count_replay(output, log, rules, selection, window, known=known)
+            await _count_replays(call, log, rules, control, selected)
             return 0
-        if not window.total:
+        begun = [(selection, window) for selection, window in selected if window.total]
+        if not begun:
             output.say("no events were appended then: there is nothing to do")
             if output.json:
                 output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
             return 0
-        if rules.routes[selection.route].order is not None:
-            output.note(f"route {selection.route} keeps the order of its events, but a replay doesn't")
-        placed = await Orders(log, call.topics).replay(selection, window.ends)
-        return await _await_replay(call, log, placed, window.total)
+        ordered = [selection.route for selection, _ in begun if rules.routes[selection.route].order is not None]
+        for name in ordered:
+            output.note(f"route {name} keeps the order of its events, but a replay doesn't")
+        orders = Orders(log, call.topics)
+        placed = [(await orders.replay(selection, window.ends), window.total) for selection, window in begun]
+        return max([await _await_replay(call, log, order, total) for order, total in placed])
 
 
 async def _await_replay(call: Call, log: Log, placed: Placed, total: int) -> int:
     """Show how far a replay is that was just ordered, if that is asked for."""
     if call.arguments.wait:
         return await _follow_replay(call, log, placed.order.name)
-    call.output.say(f"replay {placed.order.name} is stored; a running gateway carries it out")
+    selection = placed.order.selection
+    by = f" of route {selection.route}" if selection is not None else ""
+    call.output.say(f"replay {placed.order.name}{by} is stored; a running gateway carries it out")
     if call.output.json:
         call.output.line(replay_fields(Progress(placed.order, 0, total, 0)))
     return 0
 
 
-def _replayed_sources(arguments: argparse.Namespace, rules: Rules) -> Sequence[str]:
-    """Return the sources whose events are meant. Raises UsageError for a name that isn't there."""
+def _replayed_routes(arguments: argparse.Namespace, rules: Rules) -> Sequence[Route]:
+    """Return the routes that are meant: the one named, or all. Raises UsageError for a name that isn't there."""
+    if arguments.route is not None:
+        return [_replayed_route(arguments, rules)]
+    if arguments.rate is not None:
+        raise UsageError("--rate: expected --route beside it, since it is that of one route's replay, got none")
+    for flag, name, known in (
+        ("--destination", arguments.destination, rules.destinations),
+        ("--source", arguments.source, rules.sources),
+    ):
+        if name is not None and name not in known:
+            raise UsageError(f"{flag}: unknown {flag[2:]} {name!r}{did_you_mean(name, known)}")
+    routes = [
+        route
+        for route in rules.routes.values()
+        if arguments.source in (None, *route.sources) and arguments.destination in (None, *route.destinations)
+    ]
+    if not 0 < len(routes) <= MOST_ROUTES:
+        got = f"{len(routes):,}" if routes else "none"
+        raise UsageError(f"replay: expected at most {MOST_ROUTES} routes, got {got}; --route names one")
+    return routes
+
+
+def _replayed_route(arguments: argparse.Namespace, rules: Rules) -> Route:
+    """Return the route that is named. Raises UsageError for a name that isn't there."""
     route = rules.routes.get(arguments.route)
     if route is None:
         raise UsageError(f"--route: unknown route {arguments.route!r}{did_you_mean(arguments.route, rules.routes)}")
@@ -912,7 +946,7 @@ def _replayed_sources(arguments: argparse.Namespace, rules: Rules) -> Sequence[s
         if name is not None and name not in known:
             near = did_you_mean(name, known)
             raise UsageError(f"{flag}: expected one of route {route.name} ({', '.join(known)}), got {name!r}{near}")
-    return route.sources if arguments.source is None else (arguments.source,)
+    return route
 
 
 def _propose_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
@@ -926,10 +960,26 @@ def _propose_end(output: Output, control: Control, rules: Rules, selection: Sele
         )
 
 
+async def _count_replays(
+    call: Call, log: Log, rules: Rules, control: Control, selected: Sequence[tuple[Selection, Window]]
+) -> None:
+    """Say what replays would do, and how to have exactly that done."""
+    output, queued = call.output, 0
+    for selection, window in selected:
+        dead = await open_letters(log, call.topics, control, selection)
+        sighted = await sighted_of(log, call.topics, selection, window.ends)
+        known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
+        queued += await _count_replay(output, log, rules, selection, window, known=known)
+    if len(selected) > 1:
+        output.say(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
+    first, _ = selected[0]
+    output.say(f"exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
+
+
 async def _count_replay(
     output: Output, log: Log, rules: Rules, selection: Selection, window: Window, *, known: Undelivered
-) -> None:
-    """Count what a replay would do: events, and deliveries by what is known of them."""
+) -> int:
+    """Count what a replay would do: events, and deliveries by what is known of them. Return how many it would queue."""
     counts: defaultdict[tuple[str, str], _Counted] = defaultdict(_Counted)
     failing = 0
     with output.gauge("reading", window.total) as show:
@@ -941,16 +991,17 @@ async def _count_replay(
                 failing += matched is not None and matched.error is not None
     route = rules.routes[selection.route]
     to = route.destinations if selection.destination is None else (selection.destination,)
+    total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
     if output.json:
         for (source, type_), each in sorted(counts.items()):
-            output.line({"source": source, "type": type_, **asdict(each)})
-        return
+            output.line({"route": route.name, "source": source, "type": type_, **asdict(each)})
+        return total.deliveries
+    output.say(("route ", "bold"), route.name)
     rows = [(*which, f"{each.count:,}") for which, each in sorted(counts.items()) if each.count]
     if rows:
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
         output.note(f"for {count(failing, 'event')} the route's condition fails: each would be another dead letter")
-    total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
     is_or_are = "is" if total.undelivered == 1 else "are"
     unknown = f", and of {total.unknown:,} that isn't known" if total.unknown else ""
     output.say(
@@ -959,7 +1010,7 @@ async def _count_replay(
     )
     deliveries, events = count(total.deliveries, "delivery"), count(total.count, "event")
     output.say(f"would queue {deliveries}: {events} to {', '.join(to)}; nothing was done")
-    output.say(f"exactly these: {_command_of(selection)}")
+    return total.deliveries
 
 
 @dataclass(slots=True)
@@ -982,9 +1033,13 @@ class _Counted:
 
 
 def _command_of(selection: Selection) -> str:
-    """Return the command that replays a selection, whenever it is given."""
-    words = ["gateway replay --route", selection.route]
-    for flag, value in (("--destination", selection.destination), ("--source", selection.source)):
+    """Return the command that replays a selection, whenever it is given; without a route that of every route."""
+    words = ["gateway replay"]
+    for flag, value in (
+        ("--route", selection.route or None),
+        ("--destination", selection.destination),
+        ("--source", selection.source),
+    ):
         words += [] if value is None else [flag, value]
     words += ["--from", rfc3339(selection.since)]
     words += [] if selection.until is None else ["--to", rfc3339(selection.until)]
@@ -1033,7 +1088,7 @@ async def _replay_event(call: Call) -> int:
 def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> list[Route]:
     """Return the routes by which an event is to be delivered again. Raises UsageError where there is none."""
     if arguments.route is not None:
-        _replayed_sources(arguments, rules)
+        _replayed_route(arguments, rules)
     matched = [route for route, _ in rules.table.match(View.of(event))]
     routes = [
         route
@@ -1076,7 +1131,8 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
 
 
 def _replay_ended(output: Output, last: Progress) -> int:
-    told = f"{count(last.injected, 'delivery')} of {count(last.scanned, 'record')}"
+    by = f" by {last.order.selection.route}" if last.order.selection is not None else ""
+    told = f"{count(last.injected, 'delivery')}{by}, looking through {count(last.scanned, 'record')} of events"
     match last.order.state:
         case "done":
             output.say(f"queued {told}" + (f": {DUE}" if last.injected else ""))

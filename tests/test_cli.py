@@ -213,9 +213,14 @@ def test_the_version_is_told(run: Run) -> None:
         ("replay --follow x --cancel y", "--cancel: not allowed with argument --follow"),
         (
             "replay --route build",
-            "replay: expected --route and --from, or --event, --follow or --cancel with an ID",
+            "replay: expected --route and --from, --from and --undelivered for every route, or --event,",
         ),
-        ("replay --from 1h", "replay: expected --route and --from, or --event, --follow or --cancel with an ID"),
+        (
+            "replay --from 1h --source github",
+            "replay: expected --route and --from, --from and --undelivered for every ",
+        ),
+        ("replay --from 1h --undelivered --source githup", "--source: unknown source 'githup', did you mean 'github'?"),
+        ("replay --from 1h --undelivered --destination ci --rate 5/s", "--rate: expected --route beside it"),
         ("replay --route biuld --from 1h", "--route: unknown route 'biuld', did you mean 'build'?"),
         (
             "replay --route build --from 1h --destination cii",
@@ -802,7 +807,11 @@ def test_a_replay_of_events_is_stored_for_the_running_gateway(run: Run) -> None:
         write_event(f"evt_{number}")
     code, out, err = run("replay", "--route", "build", "--from", "1h", "--rate", "10/m", "--no-wait")
     (order,) = orders()
-    assert (code, out, err) == (0, f"replay {order.name} is stored; a running gateway carries it out\n", "")
+    assert (code, out, err) == (
+        0,
+        f"replay {order.name} of route build is stored; a running gateway carries it out\n",
+        "",
+    )
     place = f"{TOPICS.events('github')}/0"
     assert (order.kind, order.state, order.marker) == ("replay", "asked", {place: 3})
     assert order.selection is not None
@@ -838,7 +847,8 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     write_event("evt_crm", source="crm", topic="company.crm", type="signup")
     code, out, _ = run("replay", "--route", "build", "--from", "1h", "--dry-run")
     assert code == 0
-    assert out.splitlines()[2].split() == ["github", "push", "2"]
+    assert out.splitlines()[0] == "route build"
+    assert out.splitlines()[3].split() == ["github", "push", "2"]
     *_, known, told, command = out.splitlines()
     assert known == "2 deliveries match; 0 are not delivered by what the log knows, and of 2 that isn't known"
     assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
@@ -849,6 +859,7 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     assert code == 0
     assert lines(out) == [
         {
+            "route": "customers",
             "source": "crm",
             "type": "signup",
             "count": 1,
@@ -903,6 +914,45 @@ def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> 
     assert order.selection is not None
     assert order.selection.undelivered
     assert run(*words, "--to", moment, "--dry-run")[2] == ""
+
+
+@pytest.mark.usefixtures("log")
+def test_what_every_route_of_a_source_has_missed_is_replayed_at_once(run: Run) -> None:
+    more = "  - {name: all, from: [github, crm], to: [ci, audit]}\n"
+    Path("routes.yaml").write_text(RULES.replace("destinations:", 'destinations:\n  audit: {url: "http://a/"}') + more)
+    for number in range(5):
+        write_event(f"evt_{number}", type="push" if number % 2 else "issues")
+    write_event("evt_crm", source="crm", topic="company.crm")
+    write_reading("before", 0, time.time() - 60)
+    words = ["replay", "--source", "github", "--from", "1h", "--undelivered"]
+    code, out, _ = run(*words, "--dry-run")
+    told = [line for line in out.splitlines() if line.startswith(("would", "in all", "route"))]
+    assert (code, told) == (
+        0,
+        [
+            "route build",
+            "would queue 2 deliveries: 2 events to ci; nothing was done",
+            "route all",
+            "would queue 10 deliveries: 5 events to ci, audit; nothing was done",
+            "in all, would queue 12 deliveries by 2 routes",
+        ],
+    )
+    command = out.splitlines()[-1].removeprefix("exactly these: gateway ")
+    assert run(*command.split(), "--dry-run")[1] == out
+    code, out, _ = run(*words, "--dry-run", "--json")
+    assert {(each["route"], each["type"]): each["deliveries"] for each in lines(out)} == {
+        ("build", "push"): 2,
+        ("all", "push"): 4,
+        ("all", "issues"): 6,
+    }
+    assert run(*words, "--no-wait")[0] == 0
+    place = f"{TOPICS.events('github')}/0"
+    asked = [(order.selection, order.marker) for order in orders() if order.kind == "replay"]
+    assert [(one.route, one.source, one.undelivered, one.starts, ends) for one, ends in asked if one is not None] == [
+        (route, "github", True, {place: 0}, {place: 5}) for route in ("build", "all")
+    ]
+    assert run("replay", "--destination", "audit", "--from", "1h", "--undelivered", "--no-wait")[0] == 0
+    assert [order.selection.route for order in orders() if order.selection is not None] == ["build", "all", "all"]
 
 
 @pytest.mark.usefixtures("log")
@@ -967,7 +1017,10 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     carry_out(order, count=2)
     code, out, _ = run("replay", "--follow", order.name, "--json")
     assert (code, lines(out)) == (0, [told | {"state": "done", "scanned": 2, "injected": 2}])
-    assert run("replay", "--follow", order.name)[:2] == (0, f"queued 2 deliveries of 2 records: {DUE}\n")
+    assert run("replay", "--follow", order.name)[:2] == (
+        0,
+        f"queued 2 deliveries by build, looking through 2 records of events: {DUE}\n",
+    )
     code, _, err = run("replay", "--follow", "other")
     assert (code, err) == (2, "error: --follow: expected the ID of a replay, got 'other'\n")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
@@ -994,7 +1047,7 @@ def test_a_replay_is_cancelled(run: Run) -> None:
     assert [order.state for order in orders()] == ["cancelled"]
     code, _, err = run("replay", "--follow", order.name)
     assert code == 1
-    assert f"replay {order.name} was cancelled after 0 deliveries of 0 records" in err
+    assert f"replay {order.name} was cancelled after 0 deliveries by build, looking through 0 records of events" in err
     code, _, err = run("replay", "--cancel", order.name)
     told = f"error: --cancel: expected the ID of a replay that hasn't ended, got '{order.name}'\n"
     assert (code, err) == (2, told)

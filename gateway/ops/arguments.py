@@ -136,11 +136,11 @@ def dead_show_arguments(parser: Parser) -> None:
 
 def replay_arguments(parser: Parser) -> None:
     about = "appended at or after it: 2h ago, or a time such as 2026-11-25T08:00:00Z"
-    parser.add_argument("--route", metavar="NAME", help="whose events; needed beside --from")
+    parser.add_argument("--route", metavar="NAME", help="whose events; every route's with --undelivered alone")
     parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=about)
     parser.add_argument("--to", dest="until", type=moment, metavar="WHEN", help="appended before it, likewise (now)")
-    parser.add_argument("--destination", metavar="NAME", help="to this one of the route only")
-    parser.add_argument("--source", metavar="NAME", help="from this one of the route only")
+    parser.add_argument("--destination", metavar="NAME", help="to this one only")
+    parser.add_argument("--source", metavar="NAME", help="from this one only")
     parser.add_argument(
         "--undelivered", action="store_true", help="only what the route has not delivered, by what the log knows"
     )
