@@ -84,13 +84,13 @@ from gateway.ops.show import (
 from gateway.ops.status import (
     NOT_READ,
     REFUSED,
+    Backlogs,
     Finding,
-    Tried,
-    backlogs_of,
+    LastAttempts,
+    add_dead,
     dead_in,
     findings_in,
     findings_of,
-    last_attempts,
     paused_in,
     ranked,
     unrouted_in,
@@ -1181,7 +1181,8 @@ async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
 async def _status(call: Call) -> int:
     arguments, output = call.arguments, call.output
     found: list[Finding] = []
-    attempts: Sequence[Tried] = ()
+    attempts = LastAttempts(arguments.destination or "")
+    backlogs = Backlogs()
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
     for address in asked:
         found += findings_in(await ask_status(address), address)
@@ -1189,12 +1190,14 @@ async def _status(call: Call) -> int:
         async with _log(call) as log:
             with output.waiting("reading what waits"):
                 control = await Orders(log, call.topics).control()
-                waits = [filed async for filed in waiting(log, call.topics, control)]
-                found += paused_in(control) + findings_of(backlogs_of(waits), log.now())
+                async for filed in waiting(log, call.topics, control):
+                    backlogs.add(filed)
+                    attempts.add(filed)
+                found += paused_in(control) + findings_of(backlogs, log.now())
                 found += await unrouted_in(log, call.topics)
                 found += await dead_in(log, call.topics, control)
                 if arguments.destination:
-                    attempts = await last_attempts(log, call.topics, control, arguments.destination, waits)
+                    await add_dead(log, call.topics, control, arguments.destination, attempts)
     except (UsageError, LogUnavailableError) as error:
         if not asked:
             raise
@@ -1202,7 +1205,7 @@ async def _status(call: Call) -> int:
     if arguments.destination:
         name = arguments.destination
         found = [each for each in found if each.what.rpartition(" ")[2] == name or each.rank in (NOT_READ, REFUSED)]
-    print_status(output, ranked(found), attempts)
+    print_status(output, ranked(found), attempts.newest_first())
     if not asked:
         output.note("no process was asked (--admin) for its breakers, halted keys, refused rules and unrouted events")
     return 1 if any(each.is_wrong for each in found) else 0

@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
@@ -40,7 +42,7 @@ from gateway.ops.admin import admin_application, log_problem
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.watch import Stamp, Watch, changes
+from gateway.rules.watch import Changes, Refusal, Stamp, Watch, changes
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
 
@@ -53,6 +55,10 @@ RELOAD_AGAIN = 5.0
 """Seconds until rules are looked at again that came while the log was away, or hadn't allowed a new source's topic."""
 MAX_NAMES = 20
 """Of what a reload has changed, in each list of its log line."""
+MAX_PROBLEMS = 5
+"""Of refused rules that `/status` tells; the log line has all."""
+REMEMBERED = 3600.0
+"""Seconds for which `/status` tells that rules had been refused: who has mended them wants to know since when."""
 PING_EVERY = 0.5
 """Seconds between looks at the log: so late at most is told that it refuses senders."""
 PING_TIMEOUT = 5.0
@@ -129,13 +135,21 @@ class Gateway:
         self._topics = Topics(settings.topic_prefix)
         self._registry = process_registry()
         self._metrics = Metrics(self._registry)
-        self._metrics.build_info.labels(version("webhook-gateway")).set(1)
+        self._version = version("webhook-gateway")  # from the disk
+        self._metrics.build_info.labels(self._version).set(1)
         self._stopping = asyncio.Event()
         self._reload = asyncio.Event()
         self._rules: Rules
         self._watched: set[Path]
         self._watch: Watch
         self._again = math.inf
+        self._read_at = time.monotonic()
+        self._unchanged_at: float | None = None
+        self._in_force_since: float | None = None
+        self._changed: tuple[str, ...] = ()
+        self._refusal: Refusal | None = None
+        self._refusal_ended = 0.0
+        self._before_rules: Mapping[str, tuple[float, float]] = {}
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
@@ -308,7 +322,7 @@ class Gateway:
         return Traces(
             settings.traces,
             ratio=settings.traces_ratio,
-            version=version("webhook-gateway"),
+            version=self._version,
             instance=f"{socket.gethostname()}:{settings.admin.port}",
             system="gateway" if isinstance(settings.log, EmbeddedTarget) else "kafka",
             metrics=self._metrics,
@@ -333,11 +347,15 @@ class Gateway:
             if counter.value and name in refused:
                 refused[name][reason] = counter.value
         return {
-            "version": version("webhook-gateway"),
+            "version": self._version,
             "role": self._settings.role,
             "rules": {
+                "file": str(self._settings.rules.absolute()),
                 "refused": bool(metrics.rules_refused.value),
                 "loaded_at": metrics.rules_loaded_timestamp.value,
+                "since": self._in_force_since,
+                "changed": self._changed,
+                "refusal": self._told_refusal(),
                 "routes": len(self._rules.routes),
             },
             "holds": [
@@ -358,13 +376,32 @@ class Gateway:
                     "source": name,
                     "refused": refused[name],
                     **{what: family.labels(name).value for what, family in counted.items()},
+                    "by_rules": dict(zip(("events", "unrouted"), self._by_rules(name), strict=True)),
                 }
                 for name in sorted(self._rules.sources)
             ],
         }
 
+    def _told_refusal(self) -> Mapping[str, Any] | None:
+        """Return which rules are refused, or were a while ago."""
+        refusal = self._refusal
+        if refusal is None or (refusal.until is not None and time.monotonic() > self._refusal_ended + REMEMBERED):
+            return None
+        return {**asdict(refusal), "problems": refusal.problems[:MAX_PROBLEMS], "count": len(refusal.problems)}
+
+    def _by_rules(self, source: str) -> tuple[float, float]:
+        """Return how many events of a source came, and how many were unrouted, since the rules are in force."""
+        events, unrouted = self._counted(source)
+        before = self._before_rules.get(source, (0.0, 0.0))
+        return events - before[0], unrouted - before[1]
+
+    def _counted(self, source: str) -> tuple[float, float]:
+        metrics = self._metrics
+        return metrics.events.labels(source).value, metrics.unrouted.labels(source).value
+
     async def _load(self) -> None:
         """Read the first rules. What is written after that is a change, also while the log is still being opened."""
+        self._read_at = time.monotonic()
         before = await asyncio.to_thread(_stamps, [self._settings.rules])
         rules = await asyncio.to_thread(load_rules, self._settings.rules)
         self._in_force(rules, await asyncio.to_thread(certificate_ends, rules))
@@ -379,6 +416,7 @@ class Gateway:
         self._metrics.rules_refused.set(0)
 
     async def _watch_rules(self, log: Log) -> None:
+        self._unchanged_at = log.now() - (time.monotonic() - self._read_at)
         while True:
             try:
                 async with asyncio.timeout(WATCH_EVERY):
@@ -390,14 +428,42 @@ class Gateway:
     async def _look(self, log: Log, *, now: float) -> None:
         """Look at the rule files, and read them if they are due, or if somebody has asked for it."""
         # Stamped before reading: a change while we read is seen at the next look.
+        at = log.now()
         before = await asyncio.to_thread(_stamps, self._watched)
         is_due = self._watch.is_due(before)
+        if self._watch.is_at_rest and not self._is_refused:
+            self._unchanged_at = at
         if not (is_due or self._reload.is_set() or (now >= self._again and self._watch.is_at_rest)):
             return
         self._reload.clear()
         self._again = math.inf if await self._try_to_reload(log) else now + RELOAD_AGAIN
         seen = await asyncio.to_thread(_stamps, self._watched) | before
         self._watch.has_read({file: seen[file] for file in self._watched})
+
+    @property
+    def _is_refused(self) -> bool:
+        return self._refusal is not None and self._refusal.until is None
+
+    async def _refuse(self, error: GatewayError, log: Log) -> None:
+        """Keep the rules that are in force, and tell since when others aren't, and why."""
+        problems = str(error).splitlines()
+        file = Path(error.problems[0].file) if isinstance(error, InvalidRulesError) else self._settings.rules
+        file = file.absolute()
+        stamp = (await asyncio.to_thread(_stamps, [file]))[file]
+        since = log.now() if self._unchanged_at is None else self._unchanged_at
+        if self._refusal is not None and self._is_refused:
+            since = self._refusal.since
+        self._refusal = Refusal(
+            since=since,
+            file=str(file),
+            changed_at=None if stamp is None else stamp[0] / 1e9,
+            problems=tuple(problems),
+        )
+        self._metrics.rules_reloads.labels("error").inc()
+        self._metrics.rules_refused.set(1)
+        self._logger.error("rules_refused", problems=problems, file=str(file), since=_rfc3339(since))
+        if isinstance(error, InvalidRulesError):
+            self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
 
     async def _try_to_reload(self, log: Log) -> bool:
         """Put the rules on disk in force, whole, or keep those that are.
@@ -415,31 +481,43 @@ class Gateway:
                 await log.create(sorted(added, key=attrgetter("name")))
                 await ensure_topics(log, self._settings, rules, self._logger)
         except GatewayError as error:
-            self._metrics.rules_reloads.labels("error").inc()
-            self._metrics.rules_refused.set(1)
-            self._logger.error("rules_refused", problems=str(error).splitlines())
-            if isinstance(error, InvalidRulesError):
-                self._watched = {*self._rules.files, *error.files}  # a file that was missing may come
+            await self._refuse(error, log)
             return not isinstance(error, LogUnavailableError | UsageError)
-        self._in_force(rules, certificates)
+        refused_since = self._take(rules, certificates, changed, log.now())
         if self._client is not None:
             self._client.use_guard(EgressGuard(rules.egress))
         if self._worker is not None:
             self._worker.reload()
         _spare_collector()
         self._metrics.rules_reloads.labels("ok").inc()
-        told = {
+        told: dict[str, Any] = {
             "sources": len(rules.sources),
             "routes": len(rules.routes),
             "added": _bounded(changed.added),
             "changed": _bounded(changed.changed),
             "removed": _bounded(changed.removed),
         }
+        if refused_since is not None:
+            told["refused_since"] = _rfc3339(refused_since)
         if changed.removed:  # meant, or a file that was cut where it is still valid
             self._logger.warning("rules_reloaded", **told)
         else:
             self._logger.info("rules_reloaded", **told)
         return True
+
+    def _take(self, rules: Rules, certificates: Mapping[str, float], changed: Changes, now: float) -> float | None:
+        """Put rules in force. Return since when others had been refused before, if they had."""
+        since = None
+        if self._refusal is not None and self._is_refused:
+            since = self._refusal.since
+            self._refusal, self._refusal_ended = replace(self._refusal, until=now), time.monotonic()
+        self._in_force(rules, certificates)
+        if changed != Changes():
+            self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
+            told = [f"{name} added" for name in changed.added], [f"{name} removed" for name in changed.removed]
+            self._changed = tuple(_bounded([*told[0], *changed.changed, *told[1]]))
+            self._before_rules = {name: self._counted(name) for name in rules.sources}
+        return since
 
     async def _watch_log(self, log: Log) -> None:
         """Tell that the log doesn't answer or refuses appends, once and each minute, and that it is back.
@@ -501,6 +579,10 @@ def _stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
         except OSError:
             stamps[file] = None
     return stamps
+
+
+def _rfc3339(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _bounded(names: Sequence[str]) -> list[str]:

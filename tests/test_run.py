@@ -12,7 +12,7 @@ from typing_extensions import override
 from gateway.log.base import TopicSpec
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.rules.load import load_rules
-from gateway.run import MAX_NAMES, RELOAD_AGAIN, Gateway
+from gateway.run import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Gateway
 from gateway.settings import EmbeddedTarget, Settings
 from tests.engine.test_worker import QUIET
 from tests.memory_log import MemoryLog
@@ -139,7 +139,7 @@ async def test_an_included_file_and_a_secret_are_waited_for_as_well(running: Run
     await written(tmp_path / "secret", "b" * 17)
     assert await running.look() == {"crm", "safe"}
     assert await running.look() == {"crm", "safe", "shop"}
-    assert running.reloads[-1].kwargs["changed"] == ["source safe"]
+    assert running.reloads[-1].kwargs["changed"] == ["source safe: verify"]
 
 
 async def test_what_is_written_while_the_log_is_being_opened_is_a_change(running: Running) -> None:
@@ -173,4 +173,65 @@ async def test_a_reload_tells_what_it_adds_changes_and_removes(running: Running)
     removed = running.reloads[-1]
     assert removed.method_name == "warning"
     assert removed.kwargs["removed"] == [*names, "and 3 more"]
-    assert (removed.kwargs["added"], removed.kwargs["changed"]) == ([], ["source crm"])
+    assert (removed.kwargs["added"], removed.kwargs["changed"]) == ([], ["source crm: verify"])
+
+
+async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Running) -> None:
+    """What was missed was missed since the last look at which the files were as they had been read."""
+    now = 1000.0
+    running.log = MemoryLog(now=lambda: now)
+    rules = running.gateway._status()["rules"]
+    assert (rules["refusal"], rules["since"], rules["file"]) == (None, None, str(running.file))
+    await running.look()
+    now = 1001.0
+    await running.look(SOURCE + "destination: {}\n")
+    now = 1002.0
+    await running.look()
+    now = 1003.0
+    await running.look(SOURCE + "routes: 5\n")
+    await running.look()
+    told = [call.kwargs for call in running.told.calls if call.args == ("rules_refused",)]
+    assert [(one["file"], one["since"]) for one in told] == [(str(running.file), "1970-01-01T00:16:40Z")] * 2
+    refusal = running.gateway._status()["rules"]["refusal"]
+    assert (refusal["since"], refusal["until"], refusal["file"], refusal["count"]) == (
+        1000.0,
+        None,
+        str(running.file),
+        1,
+    )
+    assert refusal["problems"] == tuple(told[-1]["problems"])
+    assert refusal["changed_at"] == (await asyncio.to_thread(running.file.stat)).st_mtime
+    now = 1060.0
+    await running.look(SOURCE + NEW)
+    assert await running.look() == {"crm", "shop"}
+    assert running.reloads[-1].kwargs["refused_since"] == "1970-01-01T00:16:40Z"
+    rules = running.gateway._status()["rules"]
+    assert (rules["refusal"]["since"], rules["refusal"]["until"]) == (1000.0, 1060.0)
+    assert (rules["changed"], rules["since"]) == (("source shop added",), 1000.0)
+    running.gateway._refusal_ended -= REMEMBERED + 1
+    assert running.gateway._status()["rules"]["refusal"] is None
+    now = 1070.0
+    await running.look()
+    await running.look(SOURCE)
+    await running.look()
+    assert "refused_since" not in running.reloads[-1].kwargs
+    assert running.gateway._status()["rules"]["since"] == 1070.0
+
+
+async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: Running) -> None:
+    metrics = running.gateway._metrics
+    metrics.events.labels("crm").inc(10)
+    metrics.unrouted.labels("crm").inc(4)
+    await running.look()
+    (source,) = running.gateway._status()["sources"]
+    assert source["by_rules"] == {"events": 10, "unrouted": 4}
+    await running.look(SOURCE + "# the same\n")
+    await running.look()
+    assert running.gateway._status()["sources"][0]["by_rules"] == {"events": 10, "unrouted": 4}
+    await running.look(SOURCE + NEW)
+    await running.look()
+    metrics.events.labels("crm").inc(3)
+    metrics.unrouted.labels("crm").inc(3)
+    crm, shop = running.gateway._status()["sources"]
+    assert (crm["by_rules"], crm["events"]) == ({"events": 3, "unrouted": 3}, 13)
+    assert shop["by_rules"] == {"events": 0, "unrouted": 0}

@@ -322,7 +322,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         for name, at in (("since", each.since), ("until", each.until)):
             fields[name] = None if at is None else rfc3339(at)
         if output.json:
-            output.line({**fields, "who": each.who, "next": each.next, "count": each.count})
+            output.line({**fields, "who": each.who, "next": list(each.next), "count": each.count})
     for tried in attempts:
         if output.json:
             told = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
@@ -336,12 +336,12 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             "" if each.since is None else when(each.since),
             "" if each.until is None else when(each.until),
             each.who,
-            each.next,
         )
         for each in findings
     ]
     if rows:
-        output.table(["what", "number", "why", "since", "until", "who", "next step"], rows, right=("number",))
+        output.table(["what", "number", "why", "since", "until", "who"], rows, right=("number",))
+        _print_steps(output, findings)
     else:
         output.say("nothing keeps deliveries from going out")
     if attempts:
@@ -351,6 +351,19 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             for each in attempts
         ]
         output.table(["attempt at", "route", "event", "try", "result"], cells, right=("try",))
+
+
+def _print_steps(output: Output, findings: Sequence[Finding]) -> None:
+    """Print what to do next about each: a command a line, which no table folds."""
+    told: dict[tuple[str, ...], dict[str, None]] = {}
+    for each in findings:
+        if each.next:
+            told.setdefault(each.next, {})[each.what] = None
+    for steps, names in told.items():
+        output.say()
+        output.say(("next: ", "bold"), ", ".join(names))
+        for step in steps:
+            output.say("  ", (step, "dim") if step.startswith("#") else step)
 
 
 def told_of_unread(number: int) -> str:

@@ -5,10 +5,13 @@ The log knows what is paused and by whom, and what waits, for which reason and u
 address.
 """
 
+import heapq
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import PurePath
+from shlex import quote
 from typing import Any
 
 from gateway.engine.control import Control, DeadFilter, place_of
@@ -18,10 +21,13 @@ from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, SpillReason, UnreadableRecordError
 from gateway.ops.letters import Groups, read_letters, result_of
+from gateway.ops.output import rfc3339, when
 
 LATE = 30.0
 """Seconds from an event's receipt after which its delivery is late, and something is wrong."""
 MOST_ATTEMPTS = 20
+MOST_REASONS = 100
+"""Of a backlog that are told apart: an answer may name an id."""
 MOST_GROUPS = 5
 SHARE = 0.1
 """Of a source's events, that are copies, unrouted or refused: what is more is told."""
@@ -41,7 +47,10 @@ _HOLDS: Mapping[str, str] = {"retry_after": "it has asked for silence (Retry-Aft
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that keeps deliveries from going out, or that waits. Times are Unix seconds."""
+    """Something that keeps deliveries from going out, or that waits. Times are Unix seconds.
+
+    `next` is what to do about it, a command a line; a line that isn't one begins with `#`.
+    """
 
     rank: int
     what: str
@@ -50,7 +59,7 @@ class Finding:
     since: float | None = None
     until: float | None = None
     who: str = ""
-    next: str = ""
+    next: tuple[str, ...] = ()
     count: int | None = None
 
 
@@ -70,7 +79,8 @@ class Backlog:
         self.count += 1
         self.oldest = min(self.oldest, delivery.since or delivery.event.received_at)
         self.due = min(self.due, delivery.due)
-        self.reasons[reason_of_waiting(filed)] += 1
+        reason = reason_of_waiting(filed)
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_REASONS else "others"] += 1
 
 
 def reason_of_waiting(filed: Filed) -> str:
@@ -103,7 +113,7 @@ def paused_in(control: Control) -> list[Finding]:
                 is_wrong=is_paused,
                 since=order.at,
                 who=order.by,
-                next=f"gateway {kind} resume {name}" if is_paused else "",
+                next=(f"gateway {kind} resume {name}",) if is_paused else (),
             )
         )
     return found
@@ -116,9 +126,9 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
         is_held = not {_WHY[SpillReason.BREAKER_OPEN], _WHY[SpillReason.THROTTLED]}.isdisjoint(each.reasons)
         is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
         told = ", ".join([f"{number:,} {reason}" for reason, number in each.reasons.most_common(3)])
-        following = f"gateway destination kick {each.destination}"
+        following = [f"gateway destination kick {each.destination}"]
         if any(reason.startswith(("401", "403")) for reason in each.reasons):
-            following = f"replace our credential of {each.destination}, then {following}"
+            following.insert(0, f"# replace our credential of {each.destination} first")
         found.append(
             Finding(
                 rank=HELD if is_held else WAITING,
@@ -127,7 +137,7 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
                 is_wrong=is_held or now - each.oldest > LATE,
                 since=each.oldest,
                 until=None if is_parked else max(each.due, now),
-                next="" if is_parked else following,
+                next=() if is_parked else tuple(following),
                 count=each.count,
             )
         )
@@ -144,7 +154,7 @@ def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
             since=hold["since"],
             until=hold["until"],
             who=where,
-            next=f"gateway destination kick {hold['destination']}",
+            next=(f"gateway destination kick {hold['destination']}",),
         )
         for hold in answer.get("holds", ())
     ]
@@ -155,43 +165,104 @@ def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
             why=f"not read: {each['reason']}",
             since=each["since"],
             who=where,
-            next="see the brokers: it is read again by itself",
+            next=("# see the brokers: it is read again by itself",),
         )
         for each in answer.get("unread", ())
     ]
     rules = answer.get("rules", {})
-    if rules.get("refused"):
-        since = rules.get("loaded_at")
-        why = "the rules on its disk are refused; those in force were loaded then"
-        found.append(Finding(rank=REFUSED, what="rules", why=why, since=since, who=where, next="gateway check"))
+    found += _of_rules(rules, where)
     for each in answer.get("ordered", ()):
         name = f"{each['route']} → {each['destination']}"
-        for word, following in (("halted", f"gateway route kick {each['route']}"), ("blocked", "")):
+        for word, following in (("halted", (f"gateway route kick {each['route']}",)), ("blocked", ())):
             if each[word]:
                 why = f"keys {word}"
                 found.append(Finding(rank=HALTED, what=name, why=why, who=where, next=following, count=int(each[word])))
     for source in answer.get("sources", ()):
-        found += _of_source(source, where)
+        found += _of_source(source, rules, where)
     return found
 
 
-def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
-    """Yield what a process has counted of a source since it began, where it is much."""
+def _of_rules(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield which rules a process has refused, and how to bring back what was missed meanwhile."""
+    refusal = rules.get("refusal")
+    if refusal is None:
+        return
+    since, until, file = refusal["since"], refusal["until"], refusal["file"]
+    following = [
+        "# what was missed meanwhile, once the new rules are in force; --dry-run tells how many that is:",
+        f"gateway replay --from {rfc3339(since)} --undelivered",
+    ]
+    if until is None:
+        written = "" if refusal["changed_at"] is None else f" of {when(refusal['changed_at'])}"
+        more = f" (and {refusal['count'] - 1} more)" if refusal["count"] > 1 else ""
+        problem = refusal["problems"][0] if refusal["problems"] else "see the line rules_refused"
+        why = (
+            f"{PurePath(file).name}{written} is refused: {problem}{more}; "
+            f"those of {when(rules['loaded_at'])} are in force"
+        )
+        following.insert(0, f"gateway check {quote(rules['file'])}")
+    else:
+        why = "new rules were refused; they are in force now"
+    yield Finding(
+        rank=REFUSED,
+        what="rules",
+        why=why,
+        is_wrong=until is None,
+        since=since,
+        until=until,
+        who=where,
+        next=tuple(following),
+    )
+
+
+def _of_source(source: Mapping[str, Any], rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield what a process has counted of a source, where it is much: what is unrouted, by the rules in force."""
     name, events, refused = source["source"], source["events"], source.get("refused", {})
+    ever = "since the process began"
+    routed, rules_since = source.get("by_rules", source), rules.get("since")
+    unrouted = [
+        f"gateway events list --source {name}",
+        "# and why one of them matches no route:",
+        "gateway explain evt_…",
+    ]
+    if rules_since is not None:
+        changed = "; ".join(rules["changed"])
+        unrouted = [
+            f"# the rules of {when(rules['loaded_at'])} changed {changed}",
+            *unrouted,
+            "# what was missed since then, once they are as they should be:",
+            f"gateway replay --source {name} --from {rfc3339(rules_since)} --undelivered",
+        ]
     told = [
-        (source["unrouted"], events, "unrouted", f"gateway events list --source {name}, then gateway explain EVENT"),
-        (source["duplicates"], events, "copies that dedupe let go", f"gateway explain {name}"),
+        (
+            routed["unrouted"],
+            routed["events"],
+            "unrouted",
+            ever if rules_since is None else "since these rules are in force",
+            unrouted,
+        ),
+        (
+            source["duplicates"],
+            events,
+            "copies that dedupe let go",
+            ever,
+            ["# are they copies, or distinct events of one identity?", "gateway check --since 1h"],
+        ),
     ]
     for reason, number in refused.items():
-        told.append((number, events + number, f"refused: {reason}", f"the source's `verify`; {where}/metrics"))
-    for number, of_all, what, following in told:
+        following = [f"# {where}/metrics, and the source's `verify`:", f"gateway explain {name}"]
+        told.append((number, events + number, f"refused: {reason}", ever, following))
+    for number, of_all, what, since, following in told:
         if number > of_all * SHARE:
+            # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
+            share = f", of {int(of_all):,}" if of_all >= number else ""
             yield Finding(
                 rank=SOURCE,
                 what=f"source {name}",
-                why=f"{what}, of {int(of_all):,} since the process began",
+                why=f"{what}{share} {since}",
+                since=rules_since if what == "unrouted" else None,
                 who=where,
-                next=following,
+                next=tuple(following),
                 count=int(number),
             )
 
@@ -274,20 +345,27 @@ async def dead_in(log: Log, topics: Topics, control: Control) -> list[Finding]:
             what=f"{group.route} → {group.destination}",
             why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
             since=group.oldest,
-            next=f"gateway dead list --route {group.route}",
+            next=(f"gateway dead list --route {group.route}",),
             count=group.count,
         )
         for group in groups.largest_first()[:MOST_GROUPS]
     ]
 
 
-def backlogs_of(filed: Iterable[Filed]) -> list[Backlog]:
-    """Count what waits, by route and destination."""
-    found: dict[tuple[str, str], Backlog] = {}
-    for each in filed:
-        key = each.delivery.route, each.delivery.destination
-        found.setdefault(key, Backlog(route=key[0], destination=key[1])).add(each)
-    return list(found.values())
+class Backlogs:
+    """What waits, by route and destination, counted as it is read."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Backlog] = {}
+
+    def add(self, filed: Filed) -> None:
+        key = filed.delivery.route, filed.delivery.destination
+        if key not in self._found:
+            self._found[key] = Backlog(route=key[0], destination=key[1])
+        self._found[key].add(filed)
+
+    def __iter__(self) -> Iterator[Backlog]:
+        return iter(self._found.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,28 +378,41 @@ class Tried:
     attempt: Attempt
 
 
-async def last_attempts(
-    log: Log, topics: Topics, control: Control, destination: str, waits: Iterable[Filed]
-) -> Sequence[Tried]:
-    """Return the last attempts at a destination that the log has, newest first: of what waits, and what is dead."""
-    found: dict[tuple[str, int], Tried] = {}
+class LastAttempts:
+    """The last attempts at a destination that the log has: of what waits, and what is dead."""
 
-    def add(filed: Filed) -> None:
+    def __init__(self, destination: str) -> None:
+        self._destination = destination
+        self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
+        self._kept: set[tuple[str, int]] = set()
+
+    def add(self, filed: Filed) -> None:
         delivery = filed.delivery
+        if delivery.destination != self._destination:
+            return
         for attempt in delivery.attempts:
-            found[delivery.id, attempt.number] = Tried(
-                delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt
-            )
+            key = delivery.id, attempt.number
+            if key in self._kept:
+                continue  # two records may tell of one attempt
+            tried = Tried(delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt)
+            self._kept.add(key)
+            heapq.heappush(self._heap, (attempt.at, *key, tried))
+            if len(self._heap) > MOST_ATTEMPTS:
+                _, delivery_id, number, _ = heapq.heappop(self._heap)
+                self._kept.discard((delivery_id, number))
 
-    for filed in waits:
-        if filed.delivery.destination == destination:
-            add(filed)
-    which, number = DeadFilter(destination=destination), 0
+    def newest_first(self) -> Sequence[Tried]:
+        return [tried for *_, tried in sorted(self._heap, key=lambda each: -each[0])]
+
+
+async def add_dead(log: Log, topics: Topics, control: Control, destination: str, attempts: LastAttempts) -> None:
+    """Add the newest dead letters of a destination, settled ones included. Raises LogUnavailableError."""
+    number = 0
+    which = DeadFilter(destination=destination)
     async with aclosing(read_letters(log, topics, control, which, is_all=True)) as letters:
         async for letter in letters:
             if letter.filed is not None:
-                add(letter.filed)
+                attempts.add(letter.filed)
                 number += 1
             if number >= MOST_ATTEMPTS:
                 break
-    return sorted(found.values(), key=lambda each: -each.attempt.at)[:MOST_ATTEMPTS]

@@ -1,10 +1,10 @@
 """When files that change are read again, and what new rules change: pure; `run.py` has the clock and the disk."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gateway.rules.rules import Rules
+from gateway.rules.rules import Access, Destination, Egress, Route, Rules, Source
 
 Stamp = tuple[int, int, int]
 """What changes with a file's content."""
@@ -47,8 +47,27 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Rules that weren't put in force. Times are Unix seconds.
+
+    `since` is the last look, by the log's clock, at which the files were still those in force: what an event since then
+    has missed, it has missed by this. `until` is when rules were taken again, None while they aren't. `changed_at` is
+    the time of the file with the first problem.
+    """
+
+    since: float
+    file: str
+    changed_at: float | None
+    problems: tuple[str, ...]
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What distinguishes two versions of the rules, such as `route build`. A secret's new value changes its source."""
+    """What distinguishes two versions of the rules, such as `route build`.
+
+    What has changed is followed by its keys: `route build: match, retry`. A secret's new value changes its source.
+    """
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
@@ -63,12 +82,12 @@ def changes(old: Rules, new: Rules) -> Changes:
         ),
         changed=tuple(
             [
-                f"{what} {name}"
+                f"{what} {name}: {_keys(before[name], after[name])}"
                 for what, before, after in _kinds(old, new)
                 for name in after
                 if name in before and before[name] != after[name]
             ]
-            + ([] if old.egress == new.egress else ["egress"])
+            + ([] if old.egress == new.egress else [f"egress: {_keys(old.egress, new.egress)}"])
         ),
         removed=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in before if name not in after]
@@ -76,7 +95,38 @@ def changes(old: Rules, new: Rules) -> Changes:
     )
 
 
-def _kinds(old: Rules, new: Rules) -> Iterator[tuple[str, Mapping[str, object], Mapping[str, object]]]:
+_Kind = Source | Destination | Route | Egress
+_KEYS: Mapping[str, str] = {
+    "verifier": "verify",
+    "sources": "from",
+    "destinations": "to",
+    "oauth2": "auth",
+    "is_private_allowed": "private",
+}
+"""What a field is called in a rule file, where it is called otherwise."""
+
+
+def _keys(before: _Kind | Access, after: _Kind | Access) -> str:
+    """Return the keys of a rule file by which two versions of one thing differ."""
+    return ", ".join(dict.fromkeys(_differing(before, after)))
+
+
+def _differing(before: _Kind | Access, after: _Kind | Access) -> Iterator[str]:
+    for field in fields(before):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if not field.compare or old == new:
+            continue
+        if field.name == "access":
+            yield from _differing(old or Access(), new or Access())
+        elif field.name == "headers":  # `auth` writes one of them
+            changed = {name.lower() for name, _ in set(old) ^ set(new)}
+            yield from ["auth"] * ("authorization" in changed)
+            yield from ["headers"] * (changed != {"authorization"})
+        else:
+            yield _KEYS.get(field.name, field.name)
+
+
+def _kinds(old: Rules, new: Rules) -> Iterator[tuple[str, Mapping[str, _Kind], Mapping[str, _Kind]]]:
     yield "source", old.sources, new.sources
     yield "destination", old.destinations, new.destinations
     yield "route", old.routes, new.routes

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
-from tests.gateway_process import GatewayProcess
+from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Load
 from tests.sink import Answer, Sink
 
@@ -62,8 +64,8 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
             found = {(each["what"], each["why"]): each for each in told}
             paused = found["route forgotten", "paused"]
             assert paused["who"]
-            assert paused["next"] == "gateway route resume forgotten"
-            assert found["destination down", "breaker open"]["next"] == "gateway destination kick down"
+            assert paused["next"] == ["gateway route resume forgotten"]
+            assert found["destination down", "breaker open"]["next"] == ["gateway destination kick down"]
             held = found["destination busy", "it has asked for silence (Retry-After)"]
             assert held["until"] > held["since"]
             counts = {each["what"]: each["count"] for each in told if "→" in each["what"]}
@@ -78,6 +80,70 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
                         break
             assert all(each["result"].startswith("503") for each in tries)
         assert len(well.requests) == 0
+
+
+async def _call(gateway: GatewayProcess, place: LogPlace, command: str) -> str:
+    """Run a next step as it is told."""
+    assert command.startswith("gateway ")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *shlex.split(command)),
+        *(f"--rules={gateway.rules}", f"--log={place.url}", f"--topic-prefix={place.prefix}"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()
+
+
+async def test_what_refused_or_mistyped_rules_made_routes_miss_comes_by_the_step_that_is_told(
+    place: LogPlace, folder: Path
+) -> None:
+    async with Sink(200) as first, Sink(200) as late:
+        rules = RULES.format(busy=first.url, down=first.url, well=late.url)
+        before = rules[: rules.index("  - {name: to-down")]
+        mistyped = before + "  - {name: forgotten, from: github, match: {type: pusch}, to: [well]}\n"
+        async with GatewayProcess(folder, rules=before, log=place.url, prefix=place.prefix) as gateway:
+            admin = f"http://127.0.0.1:{gateway.admin_port}"
+            load = Load(gateway.port, rate=40)
+            await load.send(10)
+            await asyncio.sleep(2.5)
+            gateway.rules.write_text(mistyped + "  oops\n")
+            earlier = set(load.acknowledged)
+            await load.send(20)
+            await gateway.until("gateway_rules_refused", 1)
+            code, told = await _status(place, "--admin", admin)
+            (refused,) = [each for each in told if each["what"] == "rules"]
+            assert code == 1
+            assert f"{gateway.rules.name} of " in refused["why"]
+            assert refused["next"][0] == f"gateway check {gateway.rules}"
+            gateway.rules.write_text(rules)
+            await gateway.line("rules_reloaded", timeout=10)
+            await _call(gateway, place, refused["next"][-1])
+            expected = set(load.acknowledged) - earlier
+            await late.received(len(expected), timeout=30)
+
+            await asyncio.sleep(2.5)
+            gateway.rules.write_text(
+                mistyped.replace(
+                    "  - {name: to-busy, from: github,", "  - {name: to-busy, from: github, match: {type: none},"
+                )
+            )
+            await gateway.until("gateway_rules_reloads_total", 2, result="ok")
+            earlier = set(load.acknowledged)
+            await load.send(20)
+            await gateway.until("gateway_unrouted_total", 20)
+            code, told = await _status(place, "--admin", admin)
+            (unrouted,) = [each for each in told if each["what"] == "source github"]
+            assert (code, unrouted["count"]) == (1, 20)
+            assert "route forgotten: match" in unrouted["next"][0]
+            gateway.rules.write_text(rules)
+            await gateway.until("gateway_rules_reloads_total", 3, result="ok")
+            await _call(gateway, place, unrouted["next"][-1])
+            expected |= set(load.acknowledged) - earlier
+            await late.received(len(expected), timeout=30)
+            came = Counter(request.header("gateway-event-id") for request in late.requests)
+            assert came == dict.fromkeys(expected, 1), gateway.story()
 
 
 async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:

@@ -1,30 +1,43 @@
 """What keeps deliveries back, counted against what is in the log."""
 
 import asyncio
+from random import Random
+
+import pytest
 
 from gateway.engine.control import Control, Order
+from gateway.log.records import Filed
 from gateway.ops.orders import Orders
+from gateway.ops.output import Output, when
+from gateway.ops.show import print_status
 from gateway.ops.status import (
     HELD,
+    MOST_ATTEMPTS,
+    MOST_REASONS,
     PAUSED,
+    REFUSED,
     WAITING,
     Backlog,
-    backlogs_of,
+    Backlogs,
+    Finding,
+    LastAttempts,
     findings_in,
     findings_of,
     paused_in,
     ranked,
     waiting,
 )
-from tests.builders import a_route
+from tests.builders import NOW, a_delivery, a_route, an_attempt
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import TOPICS, World, a_world, events, operated, running, virtual
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
     control = await Orders(world.log, TOPICS).control()
-    waits = [filed async for filed in waiting(world.log, TOPICS, control)]
-    return {(each.route, each.destination): each.count for each in backlogs_of(waits)}
+    backlogs = Backlogs()
+    async for filed in waiting(world.log, TOPICS, control):
+        backlogs.add(filed)
+    return {(each.route, each.destination): each.count for each in backlogs}
 
 
 @virtual
@@ -62,7 +75,7 @@ def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
     control = Control([Order(kind="pause", name="route/build", state="paused", at=5.0, by="ada@bastion")])
     (found,) = paused_in(control)
     assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
-    assert found.next == "gateway route resume build"
+    assert found.next == ("gateway route resume build",)
     control.apply(Order(kind="pause", name="route/build", state="active", at=6.0))
     assert paused_in(control) == []
 
@@ -83,9 +96,97 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
     assert (found[0].why, found[0].until, found[0].count) == ("2 Retry-After", 8000.0, 2)
 
 
+REFUSAL = {
+    "since": 100.0,
+    "until": None,
+    "file": "/etc/gateway/team.yaml",
+    "changed_at": 101.0,
+    "problems": ["team.yaml:3:1: a"],
+    "count": 2,
+}
+
+
+def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back_what_was_missed() -> None:
+    rules = {"file": "/etc/a gateway/routes.yaml", "loaded_at": 50.0, "refusal": REFUSAL}
+    (found,) = findings_in({"rules": rules}, "a:9090")
+    assert (found.rank, found.is_wrong, found.since, found.until) == (REFUSED, True, 100.0, None)
+    assert found.why == (
+        f"team.yaml of {when(101.0)} is refused: team.yaml:3:1: a (and 1 more); those of {when(50.0)} are in force"
+    )
+    replay = "gateway replay --from 1970-01-01T00:01:40.000Z --undelivered"
+    check, told, command = found.next
+    assert (check, told[0], command) == ("gateway check '/etc/a gateway/routes.yaml'", "#", replay)
+    (found,) = findings_in({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090")
+    assert (found.is_wrong, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
+    assert findings_in({"rules": rules | {"refusal": None}}, "a:9090") == []
+
+
+def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back() -> None:
+    rules = {"loaded_at": 50.0, "since": 49.0, "changed": ["route build: match"], "refusal": None}
+    source = {"source": "shop", "events": 100.0, "duplicates": 0.0, "unrouted": 20.0}
+    answer = {"rules": rules, "sources": [source | {"by_rules": {"events": 30.0, "unrouted": 15.0}}]}
+    (found,) = findings_in(answer, "a:9090")
+    assert (found.count, found.why, found.since) == (15, "unrouted, of 30 since these rules are in force", 49.0)
+    assert found.next[0] == f"# the rules of {when(50.0)} changed route build: match"
+    assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:49.000Z --undelivered"
+    answer["sources"] = [source | {"by_rules": {"events": 30.0, "unrouted": 0.0}}]
+    assert findings_in(answer, "a:9090") == [], "the rules have been mended"
+    answer["sources"] = [source | {"events": 0.0, "by_rules": {"events": 0.0, "unrouted": 5.0}}]
+    (found,) = findings_in(answer, "a:9090")
+    assert found.why == "unrouted since these rules are in force", "who routes doesn't know how many there were"
+
+
+@pytest.mark.parametrize("columns", ["160", "80"])
+def test_each_next_step_is_one_line(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    command = f"gateway replay --source {'shop' * 15} --from 1970-01-01T00:00:49.000Z --undelivered"
+    alike = [
+        Finding(rank=HELD, what=f"{name} → erp", why="why " * 40, next=("gateway destination kick erp",))
+        for name in ("build", "mirror")
+    ]
+    other = Finding(rank=REFUSED, what="rules", why="w", next=("# then:", command, f"gateway check {'x' * 200}"))
+    print_status(Output(json=False), [*alike, other], ())
+    told = capsys.readouterr().out.splitlines()
+    assert told[-8:] == [
+        "",
+        "next: build → erp, mirror → erp",
+        "  gateway destination kick erp",
+        "",
+        "next: rules",
+        "  # then:",
+        f"  {command}",
+        f"  gateway check {'x' * 200}",
+    ]
+    assert all(len(line) <= int(columns) for line in told[:-8])
+
+
+def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
+    backlogs, attempts, random = Backlogs(), LastAttempts("ci"), Random(5)
+    at = random.sample(range(10_000), 2_000)
+    for number, moment in enumerate(at):
+        tries = (an_attempt(1, at=float(moment), status=500, detail=f"no {number}"),)
+        delivery = a_delivery(id=f"dlv_{number}", destination="ci" if number % 4 else "erp", attempts=tries)
+        for _ in range(1 + number % 2):  # two records may tell of one attempt
+            attempts.add(Filed(delivery=delivery, note={}, at=NOW))
+        backlogs.add(Filed(delivery=delivery, note={}, at=NOW))
+    assert {each.destination: each.count for each in backlogs} == {"ci": 1_500, "erp": 500}
+    reasons = next(each.reasons for each in backlogs if each.destination == "ci")
+    assert (len(reasons), reasons.total()) == (MOST_REASONS + 1, 1_500)
+    expected = sorted([float(moment) for number, moment in enumerate(at) if number % 4], reverse=True)
+    assert [each.attempt.at for each in attempts.newest_first()] == expected[:MOST_ATTEMPTS]
+
+
 def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     answer = {
-        "rules": {"refused": True, "loaded_at": 1.0},
+        "rules": {
+            "file": "/etc/gateway/routes.yaml",
+            "loaded_at": 1.0,
+            "since": None,
+            "changed": [],
+            "refusal": REFUSAL,
+        },
         "unread": [{"topic": "gateway.events.a", "partition": 3, "since": 2.0, "reason": "no leader"}],
         "holds": [{"destination": "ci", "why": "breaker_open", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],

@@ -84,12 +84,20 @@ def test_a_verifier_is_the_same_as_another_made_of_the_same(scheme: str) -> None
 @pytest.mark.parametrize(
     ("written", "instead", "expected"),
     [
-        ("id: body.id", "id: body.uid", Changes(changed=("source crm",))),
-        ("http://ci", "http://cd", Changes(changed=("destination ci",))),
-        ("gte: 1", "gte: 2", Changes(changed=("route all",))),
-        ("body.a }}", "body.b }}", Changes(changed=("route some",))),
+        ("id: body.id", "id: body.uid", Changes(changed=("source crm: id",))),
+        ("http://ci", "http://cd", Changes(changed=("destination ci: url",))),
+        ('"http://ci"', '"http://ci", headers: {x-a: b}', Changes(changed=("destination ci: headers",))),
+        ('"http://ci"', '"http://ci", auth: {bearer: {token: abc}}', Changes(changed=("destination ci: auth",))),
+        ('"http://ci"', '"http://cd", proxy: "http://p:1"', Changes(changed=("destination ci: url, proxy",))),
+        ("gte: 1", "gte: 2", Changes(changed=("route all: match",))),
+        ("body.a }}", "body.b }}", Changes(changed=("route some: request",))),
+        (
+            "from: crm, to: ci,",
+            "from: shop, to: ci, retry: {max_attempts: 3},",
+            Changes(changed=("route some: from, retry",)),
+        ),
         ("name: some", "name: few", Changes(added=("route few",), removed=("route some",))),
-        ("sources:", "egress: {private: refuse}\nsources:", Changes(changed=("egress",))),
+        ("sources:", "egress: {private: refuse}\nsources:", Changes(changed=("egress: private",))),
     ],
 )
 def test_what_new_rules_change_is_told_by_name(tmp_path: Path, written: str, instead: str, expected: Changes) -> None:
@@ -97,7 +105,9 @@ def test_what_new_rules_change_is_told_by_name(tmp_path: Path, written: str, ins
 
 
 def test_a_new_secret_changes_its_sources(tmp_path: Path) -> None:
-    assert changes(read(tmp_path), read(tmp_path, secret="t" * 16)) == Changes(changed=("source crm", "source shop"))
+    assert changes(read(tmp_path), read(tmp_path, secret="t" * 16)) == Changes(
+        changed=("source crm: verify", "source shop: verify")
+    )
 
 
 def test_a_file_cut_where_it_is_still_valid_removes_what_came_after(tmp_path: Path) -> None:
