@@ -854,7 +854,8 @@ class Ledger:
 
     def _see_order(self, order: Order, offset: int) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
-        if order.kind == "dead" and order.state == "asked":
+        # An operator's orders are asked for; a replay's, of the letters whose deliveries it has brought, come done.
+        if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.ids)):
             self._settlements.append((order, self._now()))
         self._see_kick(order)
         if order.kind == "kick" and order.state == "asked":
@@ -923,10 +924,16 @@ class Ledger:
             for row in trail.rows:
                 if row.partition.topic != TOPICS.dead:
                     continue
-                order, at = next((each for each in self._settlements if _is_for(each[0], row)), (None, 0.0))
+                settled_by = [each for each in self._settlements if _is_for(each[0], row)]
+                of_operators = [each for each in settled_by if not each[0].filter.ids]
+                if len(of_operators) < len(settled_by) and not replays:
+                    self.violate("12 nothing is skipped", "a replay settled what it has not brought", [row])
+                order, at = next(iter(of_operators), (None, 0.0))
                 if order is None or order.action == "drop":
                     continue
                 is_replayed = True
+                if len(of_operators) < len(settled_by):
+                    continue  # the replay may have come first
                 before = {each.filed.delivery.since for each in trail.rows if each.filed and each.at <= at}
                 if not any(
                     each.is_acknowledged
@@ -1130,6 +1137,7 @@ def _is_for(order: Order, row: Row) -> bool:
         row.offset < order.marker.get(f"{row.partition.topic}/{row.partition.number}", 0)
         and order.filter.route in (None, delivery.route)
         and order.filter.destination in (None, delivery.destination)
+        and (not order.filter.ids or delivery.id in order.filter.ids)
     )
 
 
