@@ -60,6 +60,8 @@ GAUGES_AT_ONCE = 100
 TICK = 0.05
 """Seconds between looks at lanes in which something waits."""
 IDLE_TICK = 0.25
+MOMENT = 0.25
+"""Seconds for which no attempt is cut short: a gap in the log fills a window in the middle of any."""
 RETRIES_AT_ONCE = 4
 """Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
 WRITE_SIZE = 6144
@@ -271,9 +273,12 @@ class Dispatcher:
         heapq.heapify(self._soon)
 
     def cut_short(self, item: Item, now: float) -> None:
-        """Make a delivery that holds a window back end now: an attempt as a timeout, one that waits by a tier."""
+        """Make a delivery that holds a window back end now: an attempt as a timeout, one that waits by a tier.
+
+        An attempt that has just begun has a moment: most are answered within it, and wouldn't be made again.
+        """
         if item.scope is not None:
-            item.scope.reschedule(asyncio.get_running_loop().time())
+            item.scope.reschedule(asyncio.get_running_loop().time() + max(0.0, item.since + MOMENT - now))
             item.scope = None  # once: a deadline that is expiring can't be moved any more
         elif item.is_waiting:
             self.withdraw([item])

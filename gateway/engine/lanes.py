@@ -247,6 +247,7 @@ class Lane:
         self._waiting.popleft()
         self._waiting_bytes -= item.size
         item.is_waiting = False
+        item.since = now
         self._budget.take(item, is_doubtful=is_doubtful)
         if not self.in_flight:
             self._moved_at = now

@@ -97,7 +97,8 @@ class Pending:
 class Item:
     """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
 
-    `note` goes with it from record to record. `end` is set where its end is decided, and can't be written yet.
+    `note` goes with it from record to record. `since` is when it came into its lane's queue, or its attempt began.
+    `end` is set where its end is decided, and can't be written yet.
     `proven_at` is when (by the loop's clock) a commit was sent that proves that its partition is ours still.
     `is_tried` tells of attempts that no record knows of yet, `is_doubtful` of one that began in doubt of an answer,
     `is_late` that it has been counted as late.
