@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from importlib.metadata import version
@@ -47,8 +47,8 @@ from gateway.model import (
 from gateway.ops import arguments as takes
 from gateway.ops.arguments import Parser
 from gateway.ops.explain import explain, explain_event
-from gateway.ops.history import Found, find_event, newest_first, original_of
-from gateway.ops.identities import identities_of
+from gateway.ops.history import Found, find_event, is_place, newest_first, original_of
+from gateway.ops.identities import Seen, identities_of
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.migrate import migrate
 from gateway.ops.orders import LAST_WORD, Orders, Placed
@@ -304,9 +304,10 @@ async def _check(call: Call) -> int:
             call.output.line({key: fields[key] for key in CHECKED})
         style = "bold red" if problem.severity == "error" else "yellow"
         call.output.say((f"{problem.severity}: ", style), str(problem))
-    warnings = len(problems) - len(errors)
+    warnings, conflicts = len(problems) - len(errors), 0
     if rules is not None and not errors and call.arguments.since is not None:
-        warnings += await _check_identities(call, rules)
+        warned, conflicts = await _check_identities(call, rules)
+        warnings += warned
     if errors:
         call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
         return 2
@@ -317,30 +318,61 @@ async def _check(call: Call) -> int:
     specs_of(rules, call.topics)  # or one is for what is the gateway's own
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
+    if conflicts:
+        whose = f"the identities of {count(conflicts, 'source')} make different events equal"
+        call.output.say((f"{path}: {counted}: {whose}", "bold red"), told)
+        return 1
     call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
     return 0
 
 
-async def _check_identities(call: Call, rules: Rules) -> int:
-    """Warn of sources whose events in the log aren't told apart by their identities; return of how many."""
-    count_of_warned = 0
+async def _check_identities(call: Call, rules: Rules) -> tuple[int, int]:
+    """Tell how the identities of sources tell the events in the log apart.
+
+    Return of how many sources is warned, and how many have identities that make different events equal.
+    """
+    output = call.output
+    warned = conflicts = 0
     async with _log(call) as log:
         since = log.now() - call.arguments.since
         with call.output.waiting("reading the log"):
-            found = await identities_of(log, event_topics(rules, call.topics), since)
+            found = await identities_of(log, event_topics(rules, call.topics), since, rules.sources)
+    _print_identities(output, found)
     for name, seen in sorted(found.items()):
-        problem = seen.problem(rules.sources[name].dedupe) if name in rules.sources else ""
-        if not problem:
-            continue
-        count_of_warned += 1
-        message = f"{problem}; `gateway explain {name}` tells what identifies its events"
-        if call.output.json:
-            told = {"path": f"sources.{name}.id", "code": "identity", "severity": "warning", "message": message}
-            call.output.line(dict.fromkeys(CHECKED) | told)
-        call.output.say(("warning: ", "yellow"), f"sources.{name}.id: {message}")
-    return count_of_warned
+        for severity, problem in (("error", seen.conflict()), ("warning", seen.problem())):
+            if not problem:
+                continue
+            is_conflict = severity == "error"
+            conflicts, warned = conflicts + is_conflict, warned + (not is_conflict)
+            message = f"{problem}; `gateway explain {name}` tells what identifies its events"
+            if output.json:
+                told = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
+                output.line(dict.fromkeys(CHECKED) | told)
+            output.say((f"{severity}: ", "bold red" if is_conflict else "yellow"), f"sources.{name}.id: {message}")
+    return warned, conflicts
 
 
+def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for name, seen in sorted(found.items()):
+        types = seen.by_type()
+        for each in types:
+            if output.json:
+                output.line({"source": name, **asdict(each)})
+        rows += [(name, each.type, *[f"{number:,}" for number in astuple(each)[1:]]) for each in types[:MOST_TYPES]]
+        if rest := types[MOST_TYPES:]:
+            numbers = [sum(column) for column in zip(*[astuple(each)[1:] for each in rest], strict=True)]
+            rows.append((name, f"({count(len(rest), 'other type')})", *[f"{number:,}" for number in numbers]))
+    if rows:
+        output.table(["source", "type", *COUNTED], rows, right=COUNTED)
+        output.say()
+    else:
+        output.say("no events were appended then")
+
+
+COUNTED = ("events", "copies", "conflicts")
+MOST_TYPES = 20
+"""Of a source that are told one by one: a sender may make up as many as it likes."""
 EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 CHECKED = ("file", "line", "column", "path", "code", "severity", "message")
 
@@ -356,11 +388,17 @@ async def _explain(call: Call) -> int:
     arguments = call.arguments
     rules = _rules(_rule_file(call))
     is_secret_shown = arguments.show_secrets
-    if EVENT_ID.fullmatch(arguments.event):
-        event = await _event_in_log(call, rules, arguments.event)
-        if event is None:
-            call.output.fail(f"{arguments.event}: expected the id of an event in the log, got none")
+    place = copy_of = ""
+    if EVENT_ID.fullmatch(arguments.event) or is_place(arguments.event, event_topics(rules, call.topics)):
+        async with _log(call) as log:
+            with call.output.waiting(f"looking for {arguments.event}"):
+                found = await find_event(log, event_topics(rules, call.topics), arguments.event)
+                if found is not None:
+                    place, copy_of = found.place, await _copied(rules, log, found, decode_event(found.record))
+        if found is None:
+            call.output.fail(f"{arguments.event}: expected the id of an event in the log, or its place, got neither")
             return 1
+        event = decode_event(found.record)
         explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
     elif arguments.source is None and arguments.event in rules.sources:
         source = rules.sources[arguments.event]
@@ -389,23 +427,10 @@ async def _explain(call: Call) -> int:
             call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
             return 1
     if call.output.json:
-        call.output.line(explained_fields(explained))
+        call.output.line(explained_fields(explained, copy_of))
     else:
-        print_explained(call.output, explained)
+        print_explained(call.output, explained, place, copy_of)
     return 0
-
-
-async def _event_in_log(call: Call, rules: Rules, name: str) -> Event | None:
-    """Return the newest event with an id."""
-    topics = sorted(event_topics(rules, call.topics))
-    async with _log(call) as log:
-        with call.output.waiting(f"looking for {name}"):
-            async with aclosing(newest_first(log, topics)) as history:
-                async for found in history:
-                    event, _ = _event_of(found)
-                    if event is not None and event.id == name:
-                        return event
-    return None
 
 
 @_command(
@@ -617,13 +642,23 @@ async def _events_list(call: Call) -> int:
 async def _events_show(call: Call) -> int:
     arguments, output = call.arguments, call.output
     found_events: list[tuple[Found, Event, str]] = []
+    topics = _event_topics(call, arguments.source)
+    try:
+        rules = _rules(call.settings.rules)
+    except RulesError:
+        rules = None
     async with _log(call) as log:
         with output.waiting(f"looking for {arguments.id}"):
-            async with aclosing(newest_first(log, _event_topics(call, arguments.source))) as history:
+            if is_place(arguments.id, topics):
+                one = await find_event(log, topics, arguments.id)
+                history = _these([] if one is None else [one])
+            else:
+                history = newest_first(log, topics)
+            async with aclosing(history):
                 async for found in history:
                     event, _ = _event_of(found)
-                    if event is not None and event.id == arguments.id:
-                        found_events.append((found, event, await _copied(call, log, found, event)))
+                    if event is not None and arguments.id in (event.id, found.place):
+                        found_events.append((found, event, await _copied(rules, log, found, event)))
                         if not arguments.all:
                             break
     for found, event, copied in found_events:
@@ -633,16 +668,18 @@ async def _events_show(call: Call) -> int:
         else:
             print_event(output, event, found.place, copied)
     if not found_events:
-        output.fail(f"{arguments.id}: expected the id of an event in the log, got none")
+        output.fail(f"{arguments.id}: expected the id of an event in the log, or its place, got neither")
     return 0 if found_events else 1
 
 
-async def _copied(call: Call, log: Log, found: Found, event: Event) -> str:
+async def _these(found: Sequence[Found]) -> AsyncGenerator[Found, None]:
+    for each in found:
+        yield each
+
+
+async def _copied(rules: Rules | None, log: Log, found: Found, event: Event) -> str:
     """Return the place of the event of which one is a copy, by the rules at hand; "" if it isn't, or there are none."""
-    try:
-        source = _rules(call.settings.rules).sources.get(event.source)
-    except RulesError:
-        return ""
+    source = None if rules is None else rules.sources.get(event.source)
     if source is None or source.dedupe is None:
         return ""
     original = await original_of(log, found, event, source.dedupe)

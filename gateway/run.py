@@ -341,7 +341,12 @@ class Gateway:
         """Tell what keeps deliveries back in this process."""
         metrics = self._metrics
         holds = {} if self._worker is None else self._worker.holds
-        counted = {"events": metrics.events, "duplicates": metrics.duplicates, "unrouted": metrics.unrouted}
+        counted = {
+            "events": metrics.events,
+            "duplicates": metrics.duplicates,
+            "conflicts": metrics.dedupe_conflicts,
+            "unrouted": metrics.unrouted,
+        }
         refused: dict[str, dict[str, float]] = {name: {} for name in self._rules.sources}
         for (name, reason), counter in metrics.rejected.items():
             if counter.value and name in refused:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -443,10 +444,10 @@ def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> No
 @pytest.mark.usefixtures("log")
 def test_check_warns_of_identities_in_the_log_that_tell_nothing_apart(run: Run) -> None:
     deduped = RULES.replace("key: body.repo}", "key: body.repo, dedupe: 1h}")
-    Path("routes.yaml").write_text(deduped)
+    Path("routes.yaml").write_text(deduped.replace("topic: company.crm", "topic: company.crm, id: body.same"))
     for number in range(12):
-        write_event(event_id("github", str(number % 3)))
-        write_event(event_id("crm", "same"), source="crm", topic="company.crm", body={"n": number})
+        write_event(event_id("github", str(number % 9)), headers={"X-GitHub-Delivery": str(number % 9)})
+        write_event(event_id("crm", "1"), source="crm", topic="company.crm", body={"same": 1})
     code, out, _ = run("check", "--since", "1h")
     assert code == 0
     one, other = [line for line in out.splitlines() if line.startswith("warning: sources.")]
@@ -454,15 +455,46 @@ def test_check_warns_of_identities_in_the_log_that_tell_nothing_apart(run: Run) 
         "warning: sources.crm.id: expected an identity that differs from event to event, got one for 12 events; "
         "`gateway explain crm` tells what identifies its events"
     )
-    assert "sources.github.id: expected events that differ, got 9 of 12 that are taken for copies of others" in other
+    assert "sources.github.id: expected events that differ, got 3 of 12 that are taken for copies of others" in other
+    assert [row.split() for row in out.splitlines() if row.startswith(("crm ", "github "))] == [
+        ["crm", "push", "12", "11", "0"],
+        ["github", "push", "12", "3", "0"],
+    ]
     code, out, _ = run("check", "--since", "1h", "--json")
-    assert [(told["path"], told["code"]) for told in lines(out)][-2:] == [
+    assert [(told["path"], told["code"]) for told in lines(out)[-2:]] == [
         ("sources.crm.id", "identity"),
         ("sources.github.id", "identity"),
     ]
     Path("routes.yaml").write_text(RULES)
     assert "sources.github" not in run("check", "--since", "1h")[1], "what comes again is meant to be delivered again"
     assert "sources." not in run("check")[1]
+
+
+@pytest.mark.usefixtures("log")
+def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_another(run: Run) -> None:
+    rules = RULES.replace("topic: company.crm", "topic: company.crm, id: body.customer, dedupe: 1h")
+    Path("routes.yaml").write_text(rules)
+    for number in range(12):
+        body = {"customer": number % 4, "number": number // 4 + 10 * (number % 4)} if number % 2 else {"customer": 0}
+        name = event_id("crm", str(body["customer"]))
+        write_event(name, source="crm", topic="company.crm", type="order" if number % 2 else "ping", body=body)
+    code, out, _ = run("check", "--since", "1h")
+    assert code == 1
+    table = [row.split() for row in out.splitlines() if row.startswith("crm ")]
+    assert table == [["crm", "order", "6", "0", "6"], ["crm", "ping", "6", "5", "0"]]
+    (told,) = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert "sources.crm.id: expected an identity for each event, got 2 identities for 6 different events, such " in told
+    assert out.splitlines()[-1].endswith("the identities of 1 source make different events equal, with 1 warning")
+    (one, other) = re.findall(r"company\.crm/\d@\d+", told)
+    assert one != other
+    code, out, _ = run("check", "--since", "1h", "--json")
+    counts, error, warning = lines(out)[:2], lines(out)[2], lines(out)[3]
+    assert code == 1
+    assert counts[0] == {"source": "crm", "type": "order", "events": 6, "copies": 0, "conflicts": 6}
+    assert (error["path"], error["severity"], warning["severity"]) == ("sources.crm.id", "error", "warning")
+    Path("tried.yaml").write_text(rules.replace("id: body.customer", "id: body.number"))
+    code, out, _ = run("check", "tried.yaml", "--since", "1h")
+    assert (code, "fine" in out) == (0, True), "what has no identity is no copy"
 
 
 def test_explain_tells_what_identifies_an_event_and_whether_it_is_deduplicated(run: Run) -> None:
@@ -602,6 +634,30 @@ def test_a_copy_is_shown_with_the_event_that_was_delivered(run: Run) -> None:
     assert "copy_of" not in other
     assert "copy_of" not in first
     assert "a copy of gateway.events.github/" in run("events", "show", name)[1]
+    place = f"gateway.events.github/{other['partition']}@{other['offset']}"
+    assert [each["offset"] for each in lines(run("events", "show", place, "--json")[1])] == [other["offset"]]
+    assert run("events", "show", "gateway.events.github/0@99")[0] == 1
+
+
+@pytest.mark.usefixtures("log")
+def test_explain_says_of_a_copy_that_it_was_let_go_and_how_to_deliver_it(run: Run) -> None:
+    rules = Path("routes.yaml").read_text()
+    Path("routes.yaml").write_text(rules.replace("key: body.repo", "dedupe: 1h"))
+    name, place = event_id("github", "1"), "gateway.events.github/0@"
+    for body in (b'{"n": 1}', b'{"n": 2}', b'{"n": 1}'):
+        write_event(name, body=body, headers={"X-GitHub-Delivery": "1"})
+    code, out, _ = run("explain", name)
+    assert code == 0
+    assert f"a copy of {place}0, within its source's dedupe: acknowledged, and delivered by no route" in out
+    command = out.splitlines()[-1]
+    assert command == f"  gateway replay --event {place}2"
+    assert run(*command.split()[1:], "--dry-run")[0] == 0
+    assert lines(run("explain", name, "--json")[1])[0]["copy_of"] == f"{place}0"
+    for number in (0, 1):
+        out = run("explain", f"{place}{number}")[1]
+        assert f"event {name}  source github" in out
+        assert ("copy" in out, "gateway replay" in out, "✓ build" in out) == (False, False, True)
+    assert run("explain", f"{place}9")[0] == 1
 
 
 @pytest.mark.usefixtures("log")
@@ -615,7 +671,7 @@ def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
     (event,) = lines(run("events", "show", "evt_2", "--json")[1])
     assert event["body_base64"] == "/wA="
     code, _, err = run("events", "show", "evt_3")
-    assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, got none\n")
+    assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, or its place, got neither\n")
 
 
 def test_a_log_that_is_not_there_is_told(run: Run) -> None:

@@ -40,13 +40,15 @@ def rule_file_argument(parser: Parser) -> None:
 
 def check_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    about = "look also at the events that the log has of the last 1h: do their identities tell them apart?"
+    about = (
+        "look also at the events that the log has of the last 1h: do their identities tell them apart, by these rules?"
+    )
     parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
 
 
 def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    about = "a file with a body, - for stdin, an event's id in the log, or the name of a source"
+    about = "a file with a body, - for stdin, an event of the log by its id or place, or the name of a source"
     parser.add_argument("event", metavar="EVENT", help=about)
     parser.add_argument("--source", metavar="SOURCE", help="who would have sent it; needed, but with an event's id")
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
@@ -125,7 +127,7 @@ def events_arguments(parser: Parser) -> None:
 
 
 def event_arguments(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="the event's id")
+    parser.add_argument("id", metavar="ID", help="the event's id, or its place, TOPIC/PARTITION@OFFSET")
     parser.add_argument("--source", metavar="SOURCE", help="look only there")
     parser.add_argument("--all", action="store_true", help="every copy, not only the newest")
 

@@ -53,6 +53,12 @@ async def newest_first(log: Log, topics: Iterable[str], *, since: float | None =
                 heapq.heappush(heads, (-following.record.appended_at, index, following))
 
 
+def is_place(name: str, topics: Iterable[str]) -> bool:
+    """Tell whether a name is that of a place in one of these topics, as `Found` has it."""
+    place = _PLACE.fullmatch(name)
+    return place is not None and place["topic"] in topics
+
+
 async def find_event(log: Log, topics: Iterable[str], name: str) -> Found | None:
     """Return the event that is meant by a place, as `Found` has it, or else by its id: of several the newest."""
     names = sorted(topics)

@@ -1,42 +1,139 @@
-"""Do the identities of a source tell its events apart? By the events that the log has of the last while."""
+"""Do the identities of a source tell its events apart? By the events that the log has of the last while.
 
-from collections.abc import Iterable
+Their identities are read anew, by the rules at hand: so rules with another `id` can be tried before they are in force.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.log.base import Log
 from gateway.log.records import decode_event, fingerprint
-from gateway.model import UnreadableRecordError, identity_of
+from gateway.model import Event, RefusedError, UnreadableRecordError, identity_of
 from gateway.ops.history import newest_first
+from gateway.rules.identify import Identifier
+from gateway.rules.rules import Source
+from gateway.verify.schemes import Request
 
 MOST = 200_000
 """Events that are looked at, the newest."""
 FEWEST = 10
-"""Events of a source below which nothing is said of it."""
+"""Events of a source below which nothing is said of its copies."""
+SHARE = 0.1
+"""Of a source's events that are copies: what is more is warned of."""
+_DIGEST = 16
+"""Bytes of an identity, of which a content makes a longer key."""
+
+
+class Pair(NamedTuple):
+    """Two different events of one identity, by their places: they may have one id."""
+
+    one: str
+    other: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Of the events of one source and type, how many are copies: identity and content had come before.
+
+    `conflicts` are the different contents, each counted once, that share their identity with another content.
+    """
+
+    type: str
+    events: int
+    copies: int
+    conflicts: int
 
 
 class Seen:
     """What was seen of the events of one source."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source) -> None:
         self.count = 0
         self.identified = 0
-        self.identities: set[bytes] = set()
-        self.contents: set[bytes] = set()
+        self.example: Pair | None = None
+        self._identifier = Identifier(source)
+        self._source = source
+        self._events: Counter[str] = Counter()
+        self._copies: Counter[str] = Counter()
+        self._types: dict[bytes, str] = {}  # identity and content → type
+        self._first: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its place
+        self._shared: set[bytes] = set()
 
-    def problem(self, dedupe: float | None) -> str:
-        """Say what is wrong, if something seems to be."""
+    def add(self, event: Event, place: str) -> None:
+        self.count += 1
+        self._events[event.type] += 1
+        identity = self._identity_of(event)
+        if identity is None:
+            return
+        self.identified += 1
+        content = fingerprint(event)
+        if identity + content in self._types:
+            self._copies[event.type] += 1
+            return
+        self._types[identity + content] = event.type
+        first, first_place = self._first.setdefault(identity, (content, place))
+        if first != content:
+            self._shared.add(identity)
+            self.example = self.example or Pair(first_place, place)
+
+    @property
+    def copies(self) -> int:
+        return self._copies.total()
+
+    @property
+    def conflicts(self) -> int:
+        return self._conflicts().total()
+
+    def by_type(self) -> list[Counted]:
+        """Return the counts of each type, the most frequent first."""
+        conflicts = self._conflicts()
+        return [
+            Counted(type=name, events=events, copies=self._copies[name], conflicts=conflicts[name])
+            for name, events in self._events.most_common()
+        ]
+
+    def conflict(self) -> str:
+        """Say which distinct events this source's identities make equal, if they do."""
+        if self.example is None:
+            return ""
+        number, identities = self.conflicts, len(self._shared)
+        told = "one identity" if identities == 1 else f"{identities:,} identities"
+        one, other = self.example
+        different = f"{number:,} different events, such as {one} and {other}"
+        return f"expected an identity for each event, got {told} for {different} (`gateway events show` shows either)"
+
+    def problem(self) -> str:
+        """Say what else seems to be wrong, if something does."""
         if self.count < FEWEST or not self.identified:
             return ""
-        if len(self.identities) == 1 and self.identified > 1:
+        if len(self._first) == 1:
             return f"expected an identity that differs from event to event, got one for {self.identified:,} events"
-        copies = self.identified - len(self.contents)
-        if dedupe is not None and 2 * copies > self.count:
-            return f"expected events that differ, got {copies:,} of {self.count:,} that are taken for copies of others"
+        if self._source.dedupe is not None and self.copies > SHARE * self.count:
+            copies = self.copies
+            are = "is taken for a copy of another" if copies == 1 else "are taken for copies of others"
+            return f"expected events that differ, got {copies:,} of {self.count:,} that {are}"
         return ""
 
+    def _identity_of(self, event: Event) -> bytes | None:
+        request = Request(
+            method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
+        )
+        try:
+            return identity_of(self._identifier.event(request, received_at=event.received_at).id)
+        except RefusedError:
+            return None
 
-async def identities_of(log: Log, topics: Iterable[str], since: float) -> dict[str, Seen]:
-    """Look at the events that were appended since then; source → what was seen of its own."""
+    def _conflicts(self) -> Counter[str]:
+        return Counter([name for key, name in self._types.items() if key[:_DIGEST] in self._shared])
+
+
+async def identities_of(
+    log: Log, topics: Iterable[str], since: float, sources: Mapping[str, Source]
+) -> dict[str, Seen]:
+    """Look at the events that were appended since then, the newest `MOST`; source → what was seen of its own."""
     found: dict[str, Seen] = {}
     looked = 0
     async with aclosing(newest_first(log, sorted(topics), since=since)) as history:
@@ -48,11 +145,9 @@ async def identities_of(log: Log, topics: Iterable[str], since: float) -> dict[s
                 event = decode_event(each.record)
             except UnreadableRecordError:
                 continue
-            seen = found.setdefault(event.source, Seen())
-            seen.count += 1
-            identity = identity_of(event.id)
-            if identity is not None:
-                seen.identified += 1
-                seen.identities.add(identity)
-                seen.contents.add(identity + fingerprint(event))
+            if event.source not in sources:
+                continue
+            if event.source not in found:
+                found[event.source] = Seen(sources[event.source])
+            found[event.source].add(event, each.place)
     return found

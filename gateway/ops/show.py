@@ -24,10 +24,11 @@ VERBS = {"is": "are", "goes": "go"}
 """What one thing does → what several do."""
 
 
-def explained_fields(explained: Explained) -> dict[str, object]:
+def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, object]:
     event = explained.event
     return {
         "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
+        **({"copy_of": copy_of} if copy_of else {}),
         "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
         "routes": [
             {
@@ -76,17 +77,25 @@ def print_source(output: Output, source: Source, routes: Sequence[str]) -> None:
     output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and go nowhere")
 
 
-def print_explained(output: Output, explained: Explained) -> None:
+def print_explained(output: Output, explained: Explained, place: str = "", copy_of: str = "") -> None:
+    """Print what becomes of an event. One of the log has a `place`, and may be a copy of another."""
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
     output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
     output.say(("identity ", "bold"), _identity(explained))
+    if copy_of:
+        told = f"a copy of {copy_of}, within its source's dedupe: acknowledged, and delivered by no route"
+        output.say((told, "bold yellow"))
+        output.say("what the routes would do with it if it were none:")
     for route in explained.routes:
         mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
         output.say(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
         _print_requests(output, route, event)
     if not any(route.is_matched for route in explained.routes):
         output.say(("no route matches: the event would be acknowledged and go nowhere", "yellow"))
+    elif copy_of:
+        output.say("to deliver it all the same, by each route that matches it:")
+        output.say(f"  gateway replay --event {place}")
 
 
 def _identity(explained: Explained) -> str:

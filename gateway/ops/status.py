@@ -246,7 +246,14 @@ def _of_source(source: Mapping[str, Any], rules: Mapping[str, Any], where: str) 
             events,
             "copies that dedupe let go",
             ever,
-            ["# are they copies, or distinct events of one identity?", "gateway check --since 1h"],
+            ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"],
+        ),
+        (
+            source.get("conflicts", 0.0),
+            events,
+            "delivered though they have the identity of another event",
+            ever,
+            ["# which, and two of them:", "gateway check --since 1h"],
         ),
     ]
     for reason, number in refused.items():

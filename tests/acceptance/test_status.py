@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 import shlex
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from aiohttp import ClientSession
 
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import ROOT, GatewayProcess
@@ -28,9 +31,24 @@ routes:
 )
 
 
+SHARED = """
+version: 1
+sources:
+  shop: {{verify: {{scheme: none}}, type: body.kind, id: body.customer, dedupe: 1h}}
+destinations:
+  well: {{url: "{well}"}}
+routes:
+  - {{name: all, from: shop, to: [well]}}
+"""
+
+
 async def _status(place: LogPlace, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    return await _json(place, "status", *words)
+
+
+async def _json(place: LogPlace, command: str, *words: str) -> tuple[int, list[dict[str, Any]]]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "status", "--json", "--log", place.url, *words),
+        *(sys.executable, "-m", "gateway", command, "--json", "--log", place.url, *words),
         *(f"--topic-prefix={place.prefix}",),
         stdout=asyncio.subprocess.PIPE,
     )
@@ -87,7 +105,12 @@ async def _call(gateway: GatewayProcess, place: LogPlace, command: str) -> str:
     assert command.startswith("gateway ")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *shlex.split(command)),
-        *(f"--rules={gateway.rules}", f"--log={place.url}", f"--topic-prefix={place.prefix}"),
+        env={
+            **os.environ,
+            "GATEWAY_RULES": str(gateway.rules),
+            "GATEWAY_LOG": place.url,
+            "GATEWAY_TOPIC_PREFIX": place.prefix,
+        },
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -144,6 +167,49 @@ async def test_what_refused_or_mistyped_rules_made_routes_miss_comes_by_the_step
             await late.received(len(expected), timeout=30)
             came = Counter(request.header("gateway-event-id") for request in late.requests)
             assert came == dict.fromkeys(expected, 1), gateway.story()
+
+
+async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_and_how_to_deliver_them(
+    place: LogPlace, folder: Path
+) -> None:
+    bodies = [
+        {"kind": "order" if number % 3 else "ping", "customer": number % 5, "n": number % 2} for number in range(60)
+    ]
+    told_apart = {(body["kind"], body["customer"], body["n"]) for body in bodies}
+    async with Sink(200) as well:
+        rules = SHARED.format(well=well.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            ids: list[str] = []
+            async with ClientSession() as session:
+                for body in bodies:
+                    async with session.post(f"http://127.0.0.1:{gateway.port}/in/shop", json=body) as answer:
+                        assert answer.status == 202
+                        ids.append((await answer.json())["id"])
+            await well.received(len(told_apart), timeout=30)
+            await gateway.until("gateway_duplicates_total", 60 - len(told_apart))
+            code, told = await _json(place, "check", str(gateway.rules), "--since", "1h")
+            counts = {each["type"]: each for each in told if "events" in each}
+            assert code == 1
+            for kind in ("order", "ping"):
+                events = [body for body in bodies if body["kind"] == kind]
+                different = {key for key in told_apart if key[0] == kind}
+                assert counts[kind] == {
+                    "source": "shop",
+                    "type": kind,
+                    "events": len(events),
+                    "copies": len(events) - len(different),
+                    "conflicts": len(different),
+                }
+            code, told = await _status(place, "--admin", f"http://127.0.0.1:{gateway.admin_port}")
+            found = {each["why"].partition(",")[0]: each for each in told if each["what"] == "source shop"}
+            assert found["copies that dedupe let go"]["count"] == 60 - len(told_apart)
+            assert found["delivered though they have the identity of another event"]["count"] == len(told_apart) - 5
+            assert "gateway check --since 1h" in found["copies that dedupe let go"]["next"]
+            out = await _call(gateway, place, f"gateway explain {ids[-1]}")
+            assert "acknowledged, and delivered by no route" in out
+            await _call(gateway, place, out.splitlines()[-1].strip())
+            await well.received(len(told_apart) + 1, timeout=30)
+            assert json.loads(well.requests[-1].body) == bodies[-1]
 
 
 async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:
