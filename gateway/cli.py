@@ -1304,7 +1304,9 @@ def _steered(shown: str, action: str, done: Order) -> str:
     if action == "resume":
         follows = f"; {told_of_unread(done.unread)}: what is parked there goes on once it can" if done.unread else ""
         return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}{follows}"
-    return f"kicked {shown}: {told_of_kick(done)}{ordered}{_without(done)}"
+    kind, _, name = shown.partition(" ")
+    more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
+    return f"kicked {shown}: {told_of_kick(done)}{ordered}{_without(done)}{more}"
 
 
 def _without(done: Order) -> str:
@@ -1323,12 +1325,13 @@ async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Or
         uncounted = order.detail.split(", ") if done and order.detail else []
         told: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
         if done and done.tried is not None:
-            told |= {"tried": done.tried, "waiting": dict(done.waits)}
+            told |= {"tried": done.tried, "waiting": dict(done.waits), "got": dict(done.got), "again": dict(done.again)}
         if done and done.unread:
             told["unread_partitions"] = done.unread
         output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))
     elif done:
-        output.say(tell(done))
+        for line in tell(done).splitlines():
+            output.say(line)
     else:
         output.say("the order is stored; a running gateway carries it out")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1

@@ -134,8 +134,9 @@ class Order:
     replay's, and `detail` says why a job has cancelled it, or what isn't counted. A marker `answers` the orders of its
     key below that offset of the control topic. `hurried` is of a kick's announcement: up to where what is found in the
     shortest tier is due at once. Of a kick's last marker are `tried`, how many of the `count` were tried by then (None
-    where that isn't known), `waits`, for each reason how many weren't, and `rate`, if the destination has one. `by` is
-    who has paused something, `unread` how many partitions a job couldn't read, and went without.
+    where that isn't known), `waits`, for each reason how many weren't, `got`, for each answer how many failed by it,
+    `again`, how many of those had got the same before, and `rate`, if the destination has one. `by` is who has paused
+    something, `unread` how many partitions a job couldn't read, and went without.
 
     `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
     replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
@@ -159,6 +160,8 @@ class Order:
     done: Mapping[str, bytes] = field(default_factory=dict)
     tried: int | None = None
     waits: Mapping[str, int] = field(default_factory=dict)
+    got: Mapping[str, int] = field(default_factory=dict)
+    again: Mapping[str, int] = field(default_factory=dict)
     rate: float | None = None
     by: str = ""
     unread: int = 0
@@ -204,6 +207,7 @@ class Order:
             body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
         if self.tried is not None:
             body |= {"tried": self.tried, "waits": dict(self.waits), "rate": self.rate}
+        body |= {name: dict(counts) for name, counts in (("got", self.got), ("again", self.again)) if counts}
         if self.by:
             body["by"] = self.by
         return self.key.encode(), orjson.dumps(body)
@@ -241,6 +245,8 @@ def decode(key: bytes, value: bytes) -> Order:
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
         waits=_counts(body, "waits") if body.has("waits") else {},
+        got=_counts(body, "got") if body.has("got") else {},
+        again=_counts(body, "again") if body.has("again") else {},
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
         unread=body.integer("unread") if body.has("unread") else 0,
@@ -407,6 +413,8 @@ class Control:
                 detail=marker.detail,
                 tried=marker.tried,
                 waits=marker.waits,
+                got=marker.got,
+                again=marker.again,
                 rate=marker.rate,
                 unread=marker.unread,
             )

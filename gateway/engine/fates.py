@@ -37,21 +37,31 @@ Key = tuple[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fate:
-    """How many were tried, and for each reason how many wait."""
+    """How many were tried, and for each reason how many wait.
+
+    Of those that failed, `got` is what the last try got, and `again` how many of them had got the same before. Of the
+    others that were tried nothing is told: they are delivered, or dropped.
+    """
 
     tried: int
     waits: Mapping[str, int]
+    got: Mapping[str, int] = field(default_factory=dict)
+    again: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Followed:
     attempts: int
+    before: str
+    """What its last attempt had got before the kick; "" if there was none."""
     names: set[str] = field(default_factory=set)
     place: str | None = None
     """Where the record is that was brought on, or was in the shortest tier anyway; None until it is found."""
     offset: int = 0
     fate: str = ON_ITS_WAY
     is_tried: bool = False
+    got: str = ""
+    """What its last attempt has got since, where it failed."""
 
 
 class Fates:
@@ -71,7 +81,9 @@ class Fates:
         if followed is None:
             if len(self._followed) >= MOST:
                 return
-            followed = self._followed[key] = _Followed(attempts=len(delivery.attempts), place=place, offset=offset)
+            followed = self._followed[key] = _Followed(
+                attempts=len(delivery.attempts), before=_last_result(delivery), place=place, offset=offset
+            )
         followed.names.add(name)
 
     async def look(
@@ -100,7 +112,13 @@ class Fates:
         if len(followed) != count:
             return None
         waits = Counter([each.fate for each in followed if not each.is_tried])
-        return Fate(tried=count - waits.total(), waits=dict(waits))
+        failed = [each for each in followed if each.is_tried and each.got]
+        return Fate(
+            tried=count - waits.total(),
+            waits=dict(waits),
+            got=dict(Counter([each.got for each in failed])),
+            again=dict(Counter([each.got for each in failed if each.got == each.before])),
+        )
 
     async def _read_on(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         topics = {place.rpartition("/")[0] for place in self._read}
@@ -131,6 +149,7 @@ class Fates:
             followed.place, followed.offset = place, offset
         elif len(delivery.attempts) > followed.attempts:
             followed.is_tried = True
+            followed.got = _last_result(delivery)
         else:
             followed.fate = ENDED if topic == self._dead else note.get(WHY, LATER)
 
@@ -139,6 +158,14 @@ class Fates:
             commit = commits.get(each.place or "")
             if each.fate == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
                 each.is_tried = True
+
+
+def _last_result(delivery: Delivery) -> str:
+    """Return the status that the last attempt got, or the kind of its failure."""
+    if not delivery.attempts:
+        return ""
+    last = delivery.attempts[-1]
+    return last.result.value if last.status is None else str(last.status)
 
 
 def _key(delivery: Delivery) -> Key:

@@ -194,6 +194,8 @@ class Scan:
                 routes=self.control.replayed_as(key),
                 tried=None if run.fate is None else run.fate.tried,
                 waits={} if run.fate is None else run.fate.waits,
+                got={} if run.fate is None else run.fate.got,
+                again={} if run.fate is None else run.fate.again,
                 rate=run.rate,
             )
             try:

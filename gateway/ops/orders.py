@@ -166,6 +166,8 @@ def _ending(order: Order, placed: Placed) -> Order | None:
             detail=order.detail,
             tried=order.tried,
             waits=order.waits,
+            got=order.got,
+            again=order.again,
             rate=order.rate,
             unread=order.unread,
         )

@@ -391,14 +391,27 @@ def told_of_kick(done: Order) -> str:
         waits[WAITS.get(reason, f"wait ({reason})")] += number
     if done.rate is not None and (number := waits.pop(WAITS[ON_ITS_WAY], 0)):
         waits[f"wait (rate {done.rate:g}/s)"] += number
-    parts = [f"{done.tried:,} tried now"]
+    parts = [f"{done.tried:,} tried now{_told_of_answers(done)}"]
     for told, number in waits.most_common():
         verb, _, why = told.partition(" ")
         said = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
         parts.append(f"{number:,} {said} {why}")
-    return ", ".join(parts)
+    return ("; " if done.got else ", ").join(parts)
 
 
+def _told_of_answers(done: Order) -> str:
+    """Tell what the tries of a kick got that failed: ": 3 got 401 again, 1 got 503"."""
+    told = []
+    for answer, number in sorted(done.got.items(), key=lambda each: (-each[1], each[0]))[:MOST_ANSWERS]:
+        again = done.again.get(answer, 0)
+        how = "" if not again else " again" if again == number else f" ({again:,} of them again)"
+        told.append(f"{number:,} got {answer}{how}")
+    rest = sum(done.got.values()) - sum(sorted(done.got.values(), reverse=True)[:MOST_ANSWERS])
+    return (": " if told else "") + ", ".join([*told, *([f"{rest:,} got others"] if rest else [])])
+
+
+MOST_ANSWERS = 5
+"""Of the tries of a kick that are told apart."""
 WAITS: Mapping[str, str] = {
     SpillReason.THROTTLED: "wait (Retry-After)",
     SpillReason.BREAKER_OPEN: "wait (breaker open)",

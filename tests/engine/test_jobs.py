@@ -520,7 +520,31 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
         assert done is not None
         tried = len(world.client.made) - 1
         assert 0 < tried < 25
-        assert told_of_kick(done) == f"{tried} tried now, {25 - tried} wait (Retry-After)"
+        # Only the first event had been tried before.
+        assert (done.got, done.again) == ({"429": tried}, {"429": 1})
+        how = f"{tried} got 429 (1 of them again)"
+        assert told_of_kick(done) == f"{tried} tried now: {how}; {25 - tried} wait (Retry-After)"
+
+
+@virtual
+async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_before() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[401])
+    await world.put(*events(3))
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(5)
+        assert len(world.client.made) == 3
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert len(world.client.made) == 6
+        assert told_of_kick(done) == "3 tried now: 3 got 401 again"
+        world.client.scripts["ci"] = [403, 200]
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert told_of_kick(done) == "3 tried now: 1 got 403", "who got 200 is done, of which no record tells"
+        stored = await Orders(world.log, TOPICS).control()
+        order = stored.orders["kick/destination/ci"]
+        assert (order.tried, order.got, order.again) == (3, {"403": 1}, {})
 
 
 @virtual
