@@ -26,7 +26,7 @@ from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
 from gateway.engine.control import Control, Order
 from gateway.engine.lanes import Budget, Lane, Spill
-from gateway.engine.successors import WHY, Successors
+from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Log, Record
 from gateway.log.topics import TIERS, Topics
@@ -185,12 +185,12 @@ class Dispatcher:
     def keep_unknown(self, item: Item) -> None:
         """Keep what names an unknown source, route or destination for a while: the rules may be on their way."""
         now = self._log.now()
-        since = float(item.note.get("unknown_since", now))
+        since = float(item.note.get(UNKNOWN_SINCE, now))
         if now - since > UNKNOWN_LIMIT:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
-        item.note = {"unknown_since": f"{since:.3f}", WHY: SpillReason.UNKNOWN_NAME}
+        item.note = {UNKNOWN_SINCE: f"{since:.3f}", WHY: SpillReason.UNKNOWN_NAME}
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY)
         self.defer(item, item.delivery.due, now)
 

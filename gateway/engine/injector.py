@@ -22,15 +22,18 @@ class Injector:
         self._topic = topic
 
     async def inject(
-        self, deliveries: Iterable[Delivery], note: Mapping[str, str], is_wanted: Callable[[], bool] = always
+        self, deliveries: Iterable[tuple[Delivery, Mapping[str, str]]], is_wanted: Callable[[], bool] = always
     ) -> bool:
-        """Return True once each is acknowledged, False where one was given up because it isn't wanted any more.
+        """Append deliveries, each with its note.
+
+        Return True once each is acknowledged, False where one was given up because it isn't wanted any more.
 
         An append that fails is made again by itself: a job that began anew would repeat all the others.
         """
         async with asyncio.TaskGroup() as tasks:
             appends = [
-                tasks.create_task(self._inject(delivery, note, is_wanted), name="job-append") for delivery in deliveries
+                tasks.create_task(self._inject(delivery, note, is_wanted), name="job-append")
+                for delivery, note in deliveries
             ]
         return all(append.result() for append in appends)
 

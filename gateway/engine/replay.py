@@ -397,21 +397,25 @@ class Replays:
         # Numbered from a place of this replay's own: what is still on its way of the original, or of another replay,
         # isn't taken for a copy of these. A piece that is injected twice is.
         first = int(order.at * 1000)
+        note = {"replay": order.name}
         deliveries = [
-            Delivery(
-                id=delivery_id(matched.event.id, run.selection.route, destination, matched.place),
-                event=matched.event,
-                route=run.selection.route,
-                destination=destination,
-                successor=first,
-                due=now,
-                since=now,
+            (
+                Delivery(
+                    id=delivery_id(matched.event.id, run.selection.route, destination, matched.place),
+                    event=matched.event,
+                    route=run.selection.route,
+                    destination=destination,
+                    successor=first,
+                    due=now,
+                    since=now,
+                ),
+                note,
             )
             for matched in run.piece
             if matched.error is None
             for destination in matched.destinations
         ]
-        if not await self._injector.inject(deliveries, {"replay": order.name}, is_wanted):
+        if not await self._injector.inject(deliveries, is_wanted):
             return False
         for matched in run.piece:
             if matched.error is not None and not await self._fail(run, matched, matched.error, is_wanted):

@@ -19,7 +19,7 @@ from gateway.engine.fates import Fate, Fates
 from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
-from gateway.engine.successors import Successors
+from gateway.engine.successors import UNKNOWN_SINCE, Successors
 from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_delivery, is_newer
@@ -69,6 +69,8 @@ class Picked:
 
     runs: Sequence[Run] = ()
     delivery: Delivery | None = None
+    note: Mapping[str, str] = field(default_factory=dict)
+    """What goes with it beside the scan's own note."""
 
 
 NOTHING = Picked()
@@ -94,7 +96,7 @@ class Scan:
     """The first record of a partition that a newer version wrote: scan and markers end before it."""
     unread: set[str] = field(default_factory=set)
     """What couldn't be read, as "topic/partition": no marker passes anything of it."""
-    _batch: list[Delivery] = field(default_factory=list)
+    _batch: list[tuple[Delivery, Mapping[str, str]]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
     _unmarked: int = 0
@@ -144,7 +146,7 @@ class Scan:
         for run in picked.runs:
             run.fresh += 1
         if picked.delivery is not None:
-            self._batch.append(picked.delivery)
+            self._batch.append((picked.delivery, {**picked.note, **self.note}))
             self._bytes += len(picked.delivery.event.body)
         return True
 
@@ -154,7 +156,7 @@ class Scan:
 
     async def flush(self) -> bool:
         """Inject the batch in hand, and mark when it is time. False where the job isn't to go on here."""
-        if self.is_wanted() and await self.injector.inject(self._batch, self.note, self.is_wanted):
+        if self.is_wanted() and await self.injector.inject(self._batch, self.is_wanted):
             self._unmarked += len(self._batch)
             self._batch.clear()
             self._bytes = 0
@@ -397,7 +399,9 @@ class Scans:
                 return NOTHING
             for run in counting:
                 fates.follow(run.order.name, delivery)
-            return Picked(counting, self._again(delivery, at_once=True))
+            # For how long its names are unknown goes on: kicked every hour, it would never end.
+            note = {UNKNOWN_SINCE: since} if (since := filed.note.get(UNKNOWN_SINCE)) else {}
+            return Picked(counting, self._again(delivery, at_once=True), note)
 
         return pick
 

@@ -26,6 +26,8 @@ from gateway.telemetry.seldom import Seldom
 
 WHY = "why"
 """The note that tells why a delivery went to a tier, or to the parked, without an attempt: a SpillReason."""
+UNKNOWN_SINCE = "unknown_since"
+"""The note that tells since when (Unix time) a delivery's route or destination has been in nobody's rules."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 KEPT_OF_A_GIANT = 64 * 1024
