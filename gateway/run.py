@@ -57,6 +57,8 @@ MAX_NAMES = 20
 """Of what a reload has changed, in each list of its log line."""
 MAX_PROBLEMS = 5
 """Of refused rules that `/status` tells; the log line has all."""
+REFUSED = "refused/"
+"""What a count is called by its reason, of requests that were refused."""
 REMEMBERED = 3600.0
 """Seconds for which `/status` tells that rules had been refused: who has mended them wants to know since when."""
 PING_EVERY = 0.5
@@ -149,7 +151,7 @@ class Gateway:
         self._changed: tuple[str, ...] = ()
         self._refusal: Refusal | None = None
         self._refusal_ended = 0.0
-        self._before_rules: Mapping[str, tuple[float, float]] = {}
+        self._counts_before: Mapping[str, Mapping[str, float]] = {}
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
@@ -341,16 +343,6 @@ class Gateway:
         """Tell what keeps deliveries back in this process."""
         metrics = self._metrics
         holds = {} if self._worker is None else self._worker.holds
-        counted = {
-            "events": metrics.events,
-            "duplicates": metrics.duplicates,
-            "conflicts": metrics.dedupe_conflicts,
-            "unrouted": metrics.unrouted,
-        }
-        refused: dict[str, dict[str, float]] = {name: {} for name in self._rules.sources}
-        for (name, reason), counter in metrics.rejected.items():
-            if counter.value and name in refused:
-                refused[name][reason] = counter.value
         return {
             "version": self._version,
             "role": self._settings.role,
@@ -376,15 +368,7 @@ class Gateway:
                 }
                 for labels, gauge in sorted(metrics.ordered_halted_keys.items())
             ],
-            "sources": [
-                {
-                    "source": name,
-                    "refused": refused[name],
-                    **{what: family.labels(name).value for what, family in counted.items()},
-                    "by_rules": dict(zip(("events", "unrouted"), self._by_rules(name), strict=True)),
-                }
-                for name in sorted(self._rules.sources)
-            ],
+            "sources": [self._told_source(name, counts) for name, counts in sorted(self._counts().items())],
         }
 
     def _told_refusal(self) -> Mapping[str, Any] | None:
@@ -394,15 +378,29 @@ class Gateway:
             return None
         return {**asdict(refusal), "problems": refusal.problems[:MAX_PROBLEMS], "count": len(refusal.problems)}
 
-    def _by_rules(self, source: str) -> tuple[float, float]:
-        """Return how many events of a source came, and how many were unrouted, since the rules are in force."""
-        events, unrouted = self._counted(source)
-        before = self._before_rules.get(source, (0.0, 0.0))
-        return events - before[0], unrouted - before[1]
+    def _told_source(self, name: str, counts: Mapping[str, float]) -> Mapping[str, Any]:
+        """Tell what was counted of a source since the rules in force have changed, or the process began."""
+        before = self._counts_before.get(name, {})
+        told = {what: number - before.get(what, 0.0) for what, number in counts.items()}
+        refused = {what.removeprefix(REFUSED): told.pop(what) for what in list(told) if what.startswith(REFUSED)}
+        return {"source": name, **told, "refused": {reason: number for reason, number in refused.items() if number}}
 
-    def _counted(self, source: str) -> tuple[float, float]:
+    def _counts(self) -> dict[str, dict[str, float]]:
+        """Return for each source how many events there were, and what has become of them."""
         metrics = self._metrics
-        return metrics.events.labels(source).value, metrics.unrouted.labels(source).value
+        families = {
+            "events": metrics.events,
+            "duplicates": metrics.duplicates,
+            "conflicts": metrics.dedupe_conflicts,
+            "unrouted": metrics.unrouted,
+        }
+        counts = {
+            name: {what: family.labels(name).value for what, family in families.items()} for name in self._rules.sources
+        }
+        for (name, reason), counter in metrics.rejected.items():
+            if name in counts:
+                counts[name][f"{REFUSED}{reason}"] = counter.value
+        return counts
 
     async def _load(self) -> None:
         """Read the first rules. What is written after that is a change, also while the log is still being opened."""
@@ -521,7 +519,7 @@ class Gateway:
             self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
             told = [f"{name} added" for name in changed.added], [f"{name} removed" for name in changed.removed]
             self._changed = tuple(_bounded([*told[0], *changed.changed, *told[1]]))
-            self._before_rules = {name: self._counted(name) for name in rules.sources}
+            self._counts_before = self._counts()
         return since
 
     async def _watch_log(self, log: Log) -> None:

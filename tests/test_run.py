@@ -223,15 +223,17 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     metrics.events.labels("crm").inc(10)
     metrics.unrouted.labels("crm").inc(4)
     await running.look()
+    metrics.rejected.labels("crm", "bad_signature").inc(2)
     (source,) = running.gateway._status()["sources"]
-    assert source["by_rules"] == {"events": 10, "unrouted": 4}
+    told = {"source": "crm", "events": 10, "duplicates": 0, "conflicts": 0, "unrouted": 4}
+    assert source == told | {"refused": {"bad_signature": 2}}
     await running.look(SOURCE + "# the same\n")
     await running.look()
-    assert running.gateway._status()["sources"][0]["by_rules"] == {"events": 10, "unrouted": 4}
+    assert running.gateway._status()["sources"] == [source]
     await running.look(SOURCE + NEW)
     await running.look()
     metrics.events.labels("crm").inc(3)
     metrics.unrouted.labels("crm").inc(3)
     crm, shop = running.gateway._status()["sources"]
-    assert (crm["by_rules"], crm["events"]) == ({"events": 3, "unrouted": 3}, 13)
-    assert shop["by_rules"] == {"events": 0, "unrouted": 0}
+    assert crm == told | {"events": 3, "unrouted": 3, "refused": {}}
+    assert (shop["events"], shop["unrouted"]) == (0, 0)

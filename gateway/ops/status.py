@@ -20,7 +20,7 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, SpillReason, UnreadableRecordError
-from gateway.ops.letters import Groups, read_letters, result_of
+from gateway.ops.letters import Group, Groups, read_letters, result_of
 from gateway.ops.output import rfc3339, when
 
 LATE = 30.0
@@ -125,6 +125,7 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
     for each in backlogs:
         is_held = not {_WHY[SpillReason.BREAKER_OPEN], _WHY[SpillReason.THROTTLED]}.isdisjoint(each.reasons)
         is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
+        is_wrong = is_held or now - each.oldest > LATE
         told = ", ".join([f"{number:,} {reason}" for reason, number in each.reasons.most_common(3)])
         following = [f"gateway destination kick {each.destination}"]
         if any(reason.startswith(("401", "403")) for reason in each.reasons):
@@ -134,10 +135,10 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
                 rank=HELD if is_held else WAITING,
                 what=f"{each.route} → {each.destination}",
                 why=told,
-                is_wrong=is_held or now - each.oldest > LATE,
+                is_wrong=is_wrong,
                 since=each.oldest,
                 until=None if is_parked else max(each.due, now),
-                next=() if is_parked else tuple(following),
+                next=tuple(following) if is_wrong and not is_parked else (),
                 count=each.count,
             )
         )
@@ -216,58 +217,41 @@ def _of_rules(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
 
 
 def _of_source(source: Mapping[str, Any], rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
-    """Yield what a process has counted of a source, where it is much: what is unrouted, by the rules in force."""
-    name, events, refused = source["source"], source["events"], source.get("refused", {})
-    ever = "since the process began"
-    routed, rules_since = source.get("by_rules", source), rules.get("since")
+    """Yield what a process has counted of a source since its rules are in force, where it is much."""
+    name, events = source["source"], source["events"]
+    since = rules.get("since")
+    ever = "since the process began" if since is None else "since these rules are in force"
+    changed: list[str] = []
+    missed: list[str] = []
+    if since is not None:
+        changed = [f"# the rules of {when(rules['loaded_at'])} changed {'; '.join(rules['changed'])}"]
+        missed = [
+            "# what was missed since then, once they are as they should be:",
+            f"gateway replay --source {name} --from {rfc3339(since)} --undelivered",
+        ]
     unrouted = [
         f"gateway events list --source {name}",
         "# and why one of them matches no route:",
         "gateway explain evt_…",
     ]
-    if rules_since is not None:
-        changed = "; ".join(rules["changed"])
-        unrouted = [
-            f"# the rules of {when(rules['loaded_at'])} changed {changed}",
-            *unrouted,
-            "# what was missed since then, once they are as they should be:",
-            f"gateway replay --source {name} --from {rfc3339(rules_since)} --undelivered",
-        ]
+    identity = ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"]
+    verify = [f"# the source's `verify`, and {where}/metrics for how many of which:", f"gateway explain {name}"]
     told = [
-        (
-            routed["unrouted"],
-            routed["events"],
-            "unrouted",
-            ever if rules_since is None else "since these rules are in force",
-            unrouted,
-        ),
-        (
-            source["duplicates"],
-            events,
-            "copies that dedupe let go",
-            ever,
-            ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"],
-        ),
-        (
-            source.get("conflicts", 0.0),
-            events,
-            "delivered though they have the identity of another event",
-            ever,
-            ["# which, and two of them:", "gateway check --since 1h"],
-        ),
+        (source["unrouted"], events, "unrouted", [*changed, *unrouted, *missed]),
+        (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *missed]),
+        (source["conflicts"], events, "distinct, with another event's identity", [*changed, *identity, *missed]),
     ]
-    for reason, number in refused.items():
-        following = [f"# {where}/metrics, and the source's `verify`:", f"gateway explain {name}"]
-        told.append((number, events + number, f"refused: {reason}", ever, following))
-    for number, of_all, what, since, following in told:
+    for reason, number in source.get("refused", {}).items():
+        told.append((number, events + number, f"refused: {reason}", [*changed, *verify]))
+    for number, of_all, what, following in told:
         if number > of_all * SHARE:
             # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
             share = f", of {int(of_all):,}" if of_all >= number else ""
             yield Finding(
                 rank=SOURCE,
                 what=f"source {name}",
-                why=f"{what}{share} {since}",
-                since=rules_since if what == "unrouted" else None,
+                why=f"{what}{share} {ever}",
+                since=since,
                 who=where,
                 next=tuple(following),
                 count=int(number),
@@ -346,17 +330,24 @@ async def dead_in(log: Log, topics: Topics, control: Control) -> list[Finding]:
     async with aclosing(read_letters(log, topics, control, which, is_all=False)) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [
-        Finding(
-            rank=DEAD,
-            what=f"{group.route} → {group.destination}",
-            why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
-            since=group.oldest,
-            next=(f"gateway dead list --route {group.route}",),
-            count=group.count,
-        )
-        for group in groups.largest_first()[:MOST_GROUPS]
-    ]
+    return [_of_group(group) for group in groups.largest_first()[:MOST_GROUPS]]
+
+
+def _of_group(group: Group) -> Finding:
+    which = f"--reason {group.reason}"
+    if group.route:  # or it is a record that can't be read
+        which = f"--route {group.route} --destination {group.destination} {which}"
+    following = [f"gateway dead list {which}"]
+    if group.route:
+        following += ["# once that has been mended:", f"gateway dead replay {which}"]
+    return Finding(
+        rank=DEAD,
+        what=f"{group.route} → {group.destination}" if group.route else "records that can't be read",
+        why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
+        since=group.oldest,
+        next=tuple(following),
+        count=group.count,
+    )
 
 
 class Backlogs:

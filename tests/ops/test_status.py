@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from gateway.engine.control import Control, Order
-from gateway.log.records import Filed
+from gateway.log.records import Filed, encode_delivery
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, when
 from gateway.ops.show import print_status
@@ -21,6 +21,7 @@ from gateway.ops.status import (
     Backlogs,
     Finding,
     LastAttempts,
+    dead_in,
     findings_in,
     findings_of,
     paused_in,
@@ -30,6 +31,7 @@ from gateway.ops.status import (
 from tests.builders import NOW, a_delivery, a_route, an_attempt
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import TOPICS, World, a_world, events, operated, running, virtual
+from tests.memory_log import MemoryLog
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
@@ -94,6 +96,27 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
         ("build → ci", WAITING, False),
     ]
     assert (found[0].why, found[0].until, found[0].count) == ("2 Retry-After", 8000.0, 2)
+    assert [each.next for each in found] == [
+        ("gateway destination kick erp",),
+        ("gateway destination kick ci",),
+        (),
+    ], "what is nothing wrong needs nothing"
+
+
+async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    delivery = a_delivery(attempts=(an_attempt(1, status=500),))
+    for _ in range(2):
+        headers = encode_delivery(delivery, {"reason": "exhausted"}, at=NOW)
+        await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
+    await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
+    known, unknown = await dead_in(log, TOPICS, Control())
+    assert (known.what, known.why, known.count) == ("build → ci", "dead letters: exhausted, 500", 2)
+    which = "--route build --destination ci --reason exhausted"
+    assert known.next == (f"gateway dead list {which}", "# once that has been mended:", f"gateway dead replay {which}")
+    assert (unknown.what, unknown.count) == ("records that can't be read", 1)
+    assert unknown.next == ("gateway dead list --reason undecodable",)
 
 
 REFUSAL = {
@@ -123,15 +146,15 @@ def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back
 
 def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back() -> None:
     rules = {"loaded_at": 50.0, "since": 49.0, "changed": ["route build: match"], "refusal": None}
-    source = {"source": "shop", "events": 100.0, "duplicates": 0.0, "unrouted": 20.0}
-    answer = {"rules": rules, "sources": [source | {"by_rules": {"events": 30.0, "unrouted": 15.0}}]}
+    source = {"source": "shop", "events": 30.0, "duplicates": 0.0, "conflicts": 0.0, "unrouted": 15.0}
+    answer = {"rules": rules, "sources": [source]}
     (found,) = findings_in(answer, "a:9090")
     assert (found.count, found.why, found.since) == (15, "unrouted, of 30 since these rules are in force", 49.0)
     assert found.next[0] == f"# the rules of {when(50.0)} changed route build: match"
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:49.000Z --undelivered"
-    answer["sources"] = [source | {"by_rules": {"events": 30.0, "unrouted": 0.0}}]
-    assert findings_in(answer, "a:9090") == [], "the rules have been mended"
-    answer["sources"] = [source | {"events": 0.0, "by_rules": {"events": 0.0, "unrouted": 5.0}}]
+    answer["sources"] = [source | {"unrouted": 3.0}]
+    assert findings_in(answer, "a:9090") == []
+    answer["sources"] = [source | {"events": 0.0, "unrouted": 5.0}]
     (found,) = findings_in(answer, "a:9090")
     assert found.why == "unrouted since these rules are in force", "who routes doesn't know how many there were"
 
@@ -191,8 +214,15 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "holds": [{"destination": "ci", "why": "breaker_open", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
         "sources": [
-            {"source": "shop", "events": 10.0, "duplicates": 2.0, "unrouted": 1.0, "refused": {"bad_signature": 5.0}},
-            {"source": "quiet", "events": 0.0, "duplicates": 0.0, "unrouted": 0.0},
+            {
+                "source": "shop",
+                "events": 10.0,
+                "duplicates": 2.0,
+                "conflicts": 3.0,
+                "unrouted": 1.0,
+                "refused": {"bad_signature": 5.0},
+            },
+            {"source": "quiet", "events": 0.0, "duplicates": 0.0, "conflicts": 0.0, "unrouted": 0.0},
         ],
     }
     found = ranked(findings_in(answer, "http://a:9090"))
@@ -203,9 +233,11 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "mirror → ci",
         "source shop",
         "source shop",
+        "source shop",
     ]
-    assert [each.why for each in found[-2:]] == [
+    assert [each.why for each in found[-3:]] == [
         "copies that dedupe let go, of 10 since the process began",
+        "distinct, with another event's identity, of 10 since the process began",
         "refused: bad_signature, of 15 since the process began",
     ]
     assert all(each.who == "http://a:9090" for each in found)
