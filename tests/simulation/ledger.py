@@ -665,7 +665,8 @@ class Ledger:
         """Tell whether an ordered record may count as a copy though none of its topic is the first.
 
         Its event was read once more, after later ones, and by new rules: by those before it was for nobody there, or
-        was carried on as one of a plain route.
+        was carried on as one of a plain route. Or its owner took it for a copy, which the owner before, who didn't know
+        yet that it was no longer that, did not.
         """
         origin = row.origin
         if origin is None or row.event is None:
@@ -675,10 +676,11 @@ class Ledger:
             for other in self.rows[row.partition].values()
             if other.offset < row.offset and other.origin is not None
         )
-        since = self.rows[origin.partition][origin.offset].at
+        event = self.rows[origin.partition][origin.offset]
+        since = event.at
         is_for_nobody = (delivery.route, delivery.destination) not in self.required(row.event, since, self._now())
         is_carried_on = any(each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows)
-        return is_behind and (is_for_nobody or is_carried_on)
+        return is_behind and (is_for_nobody or is_carried_on or self.may_be_dropped(event))
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""
