@@ -922,18 +922,36 @@ async def _start_replay(call: Call) -> int:
         if arguments.dry_run:
             await _count_replays(call, log, rules, control, selected)
             return 0
+        unread = {place: reason for _, window in selected for place, reason in window.unread.items()}
         begun = [(selection, window) for selection, window in selected if window.total]
         if not begun:
-            output.say("no events were appended then: there is nothing to do")
-            if output.json:
-                output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
-            return 0
+            return _nothing_to_replay(output, unread)
         ordered = [selection.route for selection, _ in begun if rules.routes[selection.route].order is not None]
         for name in ordered:
             output.note(f"route {name} keeps the order of its events, but a replay doesn't")
+        if unread:
+            output.note(f"{_told_of(unread)}: not included")
         orders = Orders(log, call.topics)
-        placed = [(await orders.replay(selection, window.ends), window.total) for selection, window in begun]
+        placed = [
+            (await orders.replay(selection, window.ends, unread=len(window.unread)), window.total)
+            for selection, window in begun
+        ]
         return max([await _await_replay(call, log, order, total) for order, total in placed])
+
+
+def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
+    if unread:
+        output.fail(f"expected events of that time, got none, but {_told_of(unread)}")
+        return 1
+    output.say("no events were appended then: there is nothing to do")
+    if output.json:
+        output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
+    return 0
+
+
+def _told_of(unread: Mapping[str, str]) -> str:
+    place, reason = next(iter(unread.items()))
+    return f"{told_of_unread(len(unread))} ({place}: {reason})"
 
 
 async def _await_replay(call: Call, log: Log, placed: Placed, total: int) -> int:
@@ -1003,8 +1021,10 @@ async def _count_replays(
     """Say what replays would do, and how to have exactly that done."""
     output, queued = call.output, 0
     for selection, window in selected:
-        dead = await open_letters(log, call.topics, control, selection)
-        sighted = await sighted_of(log, call.topics, selection, window.ends)
+        dead = await open_letters(log, call.topics, control, selection, readable=log.readable)
+        sighted = await sighted_of(log, call.topics, selection, window.ends, readable=log.readable)
+        if missed := [*window.unread, *dead.unread, *sighted.unread]:
+            output.note(f"{told_of_unread(len(missed))}: not counted")
         known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
         queued += await _count_replay(output, log, rules, selection, window, known=known)
     if len(selected) > 1:
@@ -1156,7 +1176,8 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
                     if output.json:
                         output.line(replay_fields(progress))
                     rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
-                    show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s")
+                    waits = f", {told_of_unread(progress.unread)}" if progress.unread else ""
+                    show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s{waits}")
 
                 tell(first)
                 async for last in steps:
@@ -1172,11 +1193,17 @@ def _replay_ended(output: Output, last: Progress) -> int:
     told = f"{count(last.injected, 'delivery')}{by}, looking through {count(last.scanned, 'record')} of events"
     match last.order.state:
         case "done":
-            output.say(f"queued {told}" + (f": {DUE}" if last.injected else ""))
+            output.say(f"queued {told}" + (f": {DUE}" if last.injected else "") + _without(last.order))
             return 0
         case "cancelled":
             because = f": {last.order.detail}" if last.order.detail else ""
             output.fail(f"replay {last.order.name} was cancelled after {told}{because}")
+        case _ if last.unread:
+            name, them = last.order.name, "it" if last.unread == 1 else "them"
+            output.fail(
+                f"queued {told} by now; {told_of_unread(last.unread)}: replay {name} isn't complete, and goes on with "
+                f"{them} by itself; `gateway replay --follow {name}` shows it, --cancel {name} ends it"
+            )
         case _:
             name = last.order.name
             output.fail(

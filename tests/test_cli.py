@@ -1085,6 +1085,25 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
+def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: Run) -> None:
+    write_event("evt_1")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    (order,) = orders()
+    reached = dict.fromkeys(order.marker, 1)
+    give(Order(kind="marker", name=order.key, state="done", at=NOW, marker=reached, count=1, unread=2))
+    code, out, err = run("replay", "--follow", order.name, "--timeout", "0s")
+    assert (code, out) == (1, "")
+    assert "queued 1 delivery by build, looking through 1 record of events by now; 2 partitions can't be read" in err
+    assert f"{order.name} isn't complete, and goes on with them by itself" in err
+    code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
+    [told] = lines(out)
+    assert (code, told["state"], told["unread_partitions"]) == (1, "asked", 2)
+    carry_out(order, count=1, unread=1, detail="gateway.dead/1")
+    code, out, _ = run("replay", "--follow", order.name)
+    assert (code, out.endswith(f": {DUE}; 1 partition can't be read: not included\n")) == (0, True)
+
+
+@pytest.mark.usefixtures("log")
 def test_a_replay_of_an_ordered_route_says_that_it_keeps_no_order(run: Run) -> None:
     Path("routes.yaml").write_text(RULES.replace("match: {type: push}", "match: {type: push}, order: key"))
     write_event("evt_1", key="shop")

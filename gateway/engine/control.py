@@ -131,12 +131,13 @@ class Order:
 
     `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
     letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
-    replay's, and `detail` says why a job has cancelled it, or what isn't counted. A marker `answers` the orders of its
-    key below that offset of the control topic. `hurried` is of a kick's announcement: up to where what is found in the
-    shortest tier is due at once. Of a kick's last marker are `tried`, how many of the `count` were tried by then (None
-    where that isn't known), `waits`, for each reason how many weren't, `got`, for each answer how many failed by it,
-    `again`, how many of those had got the same before, and `rate`, if the destination has one. `by` is who has paused
-    something, `unread` how many partitions a job couldn't read, and went without.
+    replay's, and `detail` says why a job has cancelled it, what isn't counted, or without which partitions a replay has
+    told the undelivered. A marker `answers` the orders of its key below that offset of the control topic. `hurried` is
+    of a kick's announcement: up to where what is found in the shortest tier is due at once. Of a kick's last marker are
+    `tried`, how many of the `count` were tried by then (None where that isn't known), `waits`, for each reason how many
+    weren't, `got`, for each answer how many failed by it, `again`, how many of those had got the same before, and
+    `rate`, if the destination has one. `by` is who has paused something, `unread` how many partitions a job couldn't
+    read, and went without; a replay's marker tells those that it waits for.
 
     `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
     replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
@@ -490,6 +491,16 @@ class Control:
         order = self._markers.get(key)
         return order is not None and order.is_asked
 
+    def unread(self, key: str) -> int:
+        """Return how many partitions the job of an order can't read as of its marker."""
+        order = self._markers.get(key)
+        return 0 if order is None else order.unread
+
+    def missed(self, key: str) -> frozenset[str]:
+        """Return without which partitions of what tells the undelivered a replay has come to its marker."""
+        order = self._markers.get(key)
+        return frozenset() if order is None or not order.detail else frozenset(order.detail.split(", "))
+
     def replayed_as(self, key: str) -> str:
         """Return the route of a replay as an edition has it; "" where that has changed on the way, or isn't known."""
         order = self._markers.get(key)
@@ -543,9 +554,9 @@ class Control:
                 return True
         return False
 
-    def next_replay(self) -> Order | None:
-        """Return the replay whose turn it is: of those that are asked for and haven't ended, the first."""
-        return next(iter(self.asked("replay")), None)
+    def next_replay(self, waiting: Collection[str] = ()) -> Order | None:
+        """Return the replay whose turn it is: of those that are asked for, haven't ended and don't wait, the first."""
+        return next((order for order in self.asked("replay") if order.key not in waiting), None)
 
     def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:
         """Return the order that replayed or dropped a dead letter, if one did; of several the first."""

@@ -6,10 +6,14 @@ The marker is published after what it covers was acknowledged, so a replay that 
 at most what came after the marker, and skips nothing. Where it goes on is told by the orders in force and their markers
 alone, never by what the group of jobs has committed. One replay runs at a time, in the order in which they were asked
 for, beside all other jobs.
+
+A partition of events that can't be read is passed over. The replay isn't complete without: it says so by its marker,
+lets the next one begin, and goes on with that partition once it can. What is undelivered is told without those dead
+letters and sightings that can't be read; what that leaves out is told with its end.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,12 +21,13 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
-from gateway.engine.control import Control, DeadFilter, Order, Selection
+from gateway.engine.control import Control, DeadFilter, Order, Selection, place_of
 from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.progress import WINDOW
 from gateway.engine.successors import Successors
 from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.unread import Patient
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -70,6 +75,8 @@ LOOK_BACK = 20_000
 """Records before an event among which another one of its identity is looked for: some 0.3 s, once in a partition."""
 LOOK_AGAIN = 30.0
 """Seconds after which a replay that has come to a record of a newer version looks whether it may go on."""
+READ_AGAIN = 5.0
+"""Seconds after which one that waits for partitions looks whether they can be read."""
 LET_GO = 2.0
 """Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
 
@@ -149,9 +156,11 @@ class _Run:
     """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers.
 
     `told` and `marked` are the positions and the count of the last marker, and `settled` the dead letters whose
-    deliveries were injected since. `text` is the route as an edition has it, "" once it has changed. `identities` are
-    those of the partition in hand, once they matter. `next_at` is in the loop's time: the log's
-    steps a little where its estimate of the brokers' clock is mended, and a rate would go with it.
+    deliveries were injected since. `unread` are the partitions of events that it has to do without for now,
+    `told_unread` is how many the last marker tells, and `missed` are those of letters and sightings that it lacks.
+    `text` is the route as an edition has it, "" once it has changed. `identities` are those of the partition in hand,
+    once they matter. `next_at` is in the loop's time: the log's steps a little where its estimate of the brokers' clock
+    is mended, and a rate would go with it.
     """
 
     order: Order
@@ -164,6 +173,9 @@ class _Run:
     told: Mapping[str, int]
     marked: int
     marked_at: float
+    unread: Mapping[str, str]
+    told_unread: int
+    missed: frozenset[str]
     text: str | None = None
     next_at: float = 0.0
     unchecked: int = BATCH
@@ -219,6 +231,9 @@ class Replays:
         self._owner = owner
         self._logger = logger
         self._sleep = sleep
+        self._patient = Patient(log)
+        self._waiting: dict[str, float] = {}
+        """The replays that wait for partitions, each until it looks again (in the loop's time)."""
         self.under_way: str | None = None
         """The key of the replay that is under way here."""
 
@@ -226,13 +241,13 @@ class Replays:
         """Make the replays, one after the other, whenever the jobs are ours."""
         while True:
             owner = self._owner()
-            order = None if owner is None else self._control.next_replay()
+            order = None if owner is None else self._next()
             if order is None:
                 await self._sleep(LOOK_EVERY)
                 continue
             try:
                 await self._caught_up()  # with the last marker of the owner before us, and what we have ended ourselves
-                if self._owner() is owner and self._control.next_replay() == order:
+                if self._owner() is owner and self._next() == order:
                     await self._replay(order, owner)
             except LogUnavailableError as error:
                 self._logger.warning("job_repeated", order=order.key, error=str(error))
@@ -240,6 +255,10 @@ class Replays:
             except NewerRecordError as error:
                 self._logger.warning("replay_waits", order=order.key, error=str(error))
                 await self._sleep(LOOK_AGAIN)
+
+    def _next(self) -> Order | None:
+        now = asyncio.get_running_loop().time()
+        return self._control.next_replay([key for key, until in self._waiting.items() if now < until])
 
     async def let_go(self) -> None:
         """Wait until a replay that isn't ours any more has come to a marker, for at most 2 s."""
@@ -252,23 +271,37 @@ class Replays:
         selection = order.selection
         assert selection is not None, order
         count, marker = self._control.injected(order.key), self._control.marker(order.key)
+        positions = {**selection.starts, **marker}
+        left = {place for place, end in order.marker.items() if positions.get(place, 0) < end}
+        unread = await self._unread_of(left)
+        told_unread, missed = self._control.unread(order.key), self._control.missed(order.key)
+        if left and left == unread.keys() and len(unread) == told_unread:
+            self._wait(order, unread)
+            return
         dead, known = Dead(), None
         if selection.undelivered:
-            dead = await open_letters(self._log, self._topics, self._control, selection)
-            sighted = await sighted_of(self._log, self._topics, selection, order.marker, self._sleep)
+            readable = self._patient.readable
+            dead = await open_letters(self._log, self._topics, self._control, selection, readable=readable)
+            sighted = await sighted_of(
+                self._log, self._topics, selection, order.marker, readable=readable, sleep=self._sleep
+            )
             known = Undelivered(self._control, selection.route, dead, sighted=sighted, rules=self._rules, key=order.key)
+            missed |= dead.unread | sighted.unread
         run = _Run(
             order=order,
             selection=selection,
             owner=owner,
             matcher=Matcher(selection, known),
             dead=dead,
-            text=self._control.replayed_as(order.key) if marker else None,
-            positions={**selection.starts, **marker},
+            text=self._control.replayed_as(order.key) if marker and marker != selection.starts else None,
+            positions=positions,
             count=count,
             told=marker,
             marked=count,
             marked_at=self._log.now(),
+            unread=unread,
+            told_unread=told_unread,
+            missed=missed,
         )
         self.under_way = order.key
         try:
@@ -284,15 +317,38 @@ class Replays:
             self._logger.info(
                 "job_finished", order=order.key, state=ending.state, count=ending.count, detail=ending.detail
             )
+        elif run.unread and self._goes_on(run):
+            self._wait(order, run.unread)
+
+    async def _unread_of(self, places: Collection[str]) -> Mapping[str, str]:
+        """Return which of these partitions can't be read, and why."""
+        found: dict[str, str] = {}
+        for topic in {place.rpartition("/")[0] for place in places}:
+            _, unread = await self._patient.readable(topic)
+            found |= {f"{topic}/{number}": reason for number, reason in unread.items()}
+        return {place: found[place] for place in sorted(found.keys() & places)}
+
+    def _wait(self, order: Order, unread: Mapping[str, str]) -> None:
+        """Let a replay wait for what it can't read, and others take their turn meanwhile."""
+        if order.key not in self._waiting:
+            first, reason = next(iter(unread.items()))
+            others = f", and {len(unread) - 1} more" if len(unread) > 1 else ""
+            self._logger.warning("replay_waits", order=order.key, error=f"{first}{others}: {reason}")
+        asked = {each.key for each in self._control.asked("replay")}
+        self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
+        self._waiting[order.key] = asyncio.get_running_loop().time() + READ_AGAIN
 
     async def _scan(self, run: _Run) -> Order | None:
         """Inject what is left of a replay; return its end, None where it isn't to go on here."""
         looked, until = 0, self._log.now() + TURN
         for place, end in sorted(run.order.marker.items()):
+            start = run.positions.get(place, 0)
+            if start >= end or place in run.unread:
+                continue
             topic, _, number = place.rpartition("/")
             partition = Partition(topic, int(number))
             run.identities = None
-            async with aclosing(records_of(self._log, partition, run.positions.get(place, 0), end)) as records:
+            async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
                     if problem is not None:
@@ -310,7 +366,10 @@ class Replays:
             if not await self._inject(run):
                 return None
         await self._mark(run)
-        return run.order.with_state("done", count=run.count) if self._goes_on(run) else None
+        if run.unread or not self._goes_on(run):
+            return None
+        unread = run.order.unread + len(run.missed)
+        return run.order.with_state("done", count=run.count, unread=unread, detail=_listed(run.missed))
 
     async def _match(self, run: _Run, partition: Partition, record: Record) -> Matched | None:
         try:
@@ -338,7 +397,10 @@ class Replays:
     async def _identities_before(self, partition: Partition, offset: int) -> Identities:
         """Look at what came before a record, and may have its identity, injected or not."""
         identities, looked = Identities(), 0
-        first, _ = (await self._log.bounds(partition.topic)).get(partition.number, (offset, offset))
+        bounds, unread = await self._log.readable(partition.topic)
+        if partition.number in unread:
+            raise LogUnavailableError(f"{place_of(partition)}: {unread[partition.number]}")
+        first, _ = bounds.get(partition.number, (offset, offset))
         start = max(first, offset - LOOK_BACK)
         async with aclosing(records_of(self._log, partition, start, offset)) as records:
             async for record in records:
@@ -448,7 +510,7 @@ class Replays:
     async def _mark(self, run: _Run) -> None:
         """Publish how far the replay has come: true whoever owns the jobs now, and the next owner's place to go on."""
         order = run.order
-        while run.positions != run.told:
+        while run.positions != run.told or len(run.unread) != run.told_unread:
             marker = Order(
                 kind="marker",
                 name=order.key,
@@ -457,6 +519,8 @@ class Replays:
                 marker=dict(run.positions),
                 count=run.count,
                 routes=run.text or "",
+                unread=len(run.unread),
+                detail=_listed(run.missed),
             )
             try:
                 if run.settled:
@@ -469,17 +533,22 @@ class Replays:
                 self._logger.warning("append_repeated", order=order.key, error=str(error))
                 await self._sleep(1.0)
             else:
-                run.told, run.marked = marker.marker, marker.count
+                run.told, run.marked, run.told_unread = marker.marker, marker.count, marker.unread
         run.marked_at = self._log.now()
 
     async def _undone(self) -> int:
         """Count what is appended and not done of the fullest partition of the shortest tier."""
         commits = await self._log.committed(self._group, self._tier)
         undone = 0
-        for number, (start, end) in (await self._log.bounds(self._tier)).items():
+        bounds, _ = await self._log.readable(self._tier)
+        for number, (start, end) in bounds.items():
             base, done, _ = commits.get(number, Commit(start))
             undone = max(undone, end - max(base, start) - int.from_bytes(done, "little").bit_count())
         return undone
+
+
+def _listed(places: Collection[str]) -> str:
+    return ", ".join(sorted(places))
 
 
 def _settlement(run: _Run) -> Order:

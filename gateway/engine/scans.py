@@ -20,7 +20,7 @@ from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import UNKNOWN_SINCE, Successors
-from gateway.engine.unread import Unread, still_unread
+from gateway.engine.unread import Patient
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_delivery, is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
@@ -32,8 +32,6 @@ HOLD = 2.5
 
 An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
 GLANCE_EVERY = 0.1
-PATIENCE = 5.0
-"""Seconds for which a job waits for a partition that can't be read: the election of a leader takes less."""
 LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
@@ -241,7 +239,7 @@ class Scans:
         self._owner = owner
         self._logger = logger
         self._sleep = sleep
-        self._unread: Mapping[Partition, Unread] = {}
+        self._patient = Patient(log)
         self.owed: set[str] = set()
         """Partitions of what is parked that a resumption couldn't read: they are swept from their beginning."""
 
@@ -520,16 +518,8 @@ class Scans:
 
         Raises LogUnavailableError for what couldn't be read only a moment ago.
         """
-        bounds, unread = await self._log.readable(topic)
-        found = {Partition(topic, number): reason for number, reason in unread.items()}
-        others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
-        now = self._log.now()
-        mine = still_unread(self._unread, found, now)
-        self._unread = {**others, **mine}
-        for partition, (since, reason) in mine.items():
-            if now < since + PATIENCE:
-                raise LogUnavailableError(f"{place_of(partition)}: {reason}")
-        scan.unread |= {place_of(partition) for partition in mine}
+        bounds, unread = await self._patient.readable(topic)
+        scan.unread |= {f"{topic}/{number}" for number in unread}
         return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
 
     async def _pass(self, seconds: float, owner: object) -> bool:

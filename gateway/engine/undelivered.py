@@ -18,6 +18,7 @@ from enum import Enum, auto
 
 from gateway.engine.control import Control, DeadFilter, Order, Selection, place_of
 from gateway.engine.letters import read_letter
+from gateway.engine.unread import Readable
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -52,19 +53,22 @@ class Dead:
 
     letters: Mapping[tuple[str, float, str], DeliveryId] = field(default_factory=dict)
     ends: Mapping[str, int] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    """Partitions that couldn't be read ("topic/partition"): of their letters nothing is known."""
 
     def of(self, event: Event, destination: str) -> DeliveryId | None:
         return self.letters.get((event.id, event.received_at, destination))
 
 
-async def open_letters(log: Log, topics: Topics, control: Control, selection: Selection) -> Dead:
-    """Read which dead letters of a selection's route are open now."""
+async def open_letters(log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable) -> Dead:
+    """Read which dead letters of a selection's route are open now, of those partitions that are `readable`."""
     letters: dict[tuple[str, float, str], DeliveryId] = {}
     ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # One that was written before the first event was appended isn't of any.
-    starts = await log.offsets_at(topics.dead, max(0.0, selection.since - SKEW))
-    for number, (first, end) in (await log.bounds(topics.dead)).items():
+    bounds, unread = await readable(topics.dead)
+    starts = await log.offsets_at(topics.dead, max(0.0, selection.since - SKEW), bounds.keys())
+    for number, (first, end) in bounds.items():
         partition = Partition(topics.dead, number)
         ends[f"{topics.dead}/{number}"] = end
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
@@ -74,13 +78,21 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
                     continue
                 delivery = filed.delivery
                 letters[delivery.event.id, delivery.event.received_at, delivery.destination] = delivery.id
-    return Dead(letters=letters, ends=ends)
+    return Dead(letters=letters, ends=ends, unread=frozenset([f"{topics.dead}/{number}" for number in unread]))
 
 
 class Sighted:
     """Which events of some partitions were let through, by what `gateway.dedupe` has: copies aren't sighted."""
 
-    def __init__(self, starts: Mapping[str, int], ends: Mapping[str, int], done: Mapping[str, Commit]) -> None:
+    def __init__(
+        self,
+        starts: Mapping[str, int],
+        ends: Mapping[str, int],
+        done: Mapping[str, Commit],
+        unread: frozenset[str] = frozenset(),
+    ) -> None:
+        self.unread = unread
+        """Partitions of sightings that couldn't be read: any may be in them, so nothing is taken for let go."""
         self._starts = starts
         self._done = done
         self._lowest: dict[str, int] = {}
@@ -97,7 +109,7 @@ class Sighted:
     def was_let_go(self, partition: Partition, offset: int) -> bool:
         """Tell whether an event, whose source had `dedupe` when it was read, surely wasn't let through."""
         place = place_of(partition)
-        if place not in self._bits or place not in self._done or not self._done[place].covers(offset):
+        if self.unread or place not in self._bits or place not in self._done or not self._done[place].covers(offset):
             return False  # what was seen is stored before the commit that covers it
         index = offset - self._starts[place]
         return self._lowest.get(place, offset) < offset and not self._bits[place][index // 8] >> index % 8 & 1
@@ -108,16 +120,19 @@ async def sighted_of(
     topics: Topics,
     selection: Selection,
     ends: Mapping[str, int],
+    *,
+    readable: Readable,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Sighted:
-    """Read what was sighted of the events of a selection."""
+    """Read what was sighted of the events of a selection, in those partitions that are `readable`."""
     done: dict[str, Commit] = {}
     for topic in {place.rpartition("/")[0] for place in ends}:
         commits = await log.committed(topics.group(ROUTER_GROUP), topic)
         done |= {f"{topic}/{number}": commit for number, commit in commits.items()}
-    sighted = Sighted(selection.starts, ends, done)
-    starts = await log.offsets_at(topics.dedupe, max(0.0, selection.since - BEFORE))
-    for number, (first, end) in (await log.bounds(topics.dedupe)).items():
+    bounds, unread = await readable(topics.dedupe)
+    sighted = Sighted(selection.starts, ends, done, frozenset([f"{topics.dedupe}/{number}" for number in unread]))
+    starts = await log.offsets_at(topics.dedupe, max(0.0, selection.since - BEFORE), bounds.keys())
+    for number, (first, end) in bounds.items():
         partition = Partition(topics.dedupe, number)
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
@@ -153,7 +168,8 @@ class Undelivered:
         self._dead = dead
         self._sighted = sighted
         self._rules = rules
-        self._replays = [_Replay(order, control) for order in _replays_of(control, route, key)]
+        replays = _replays_of(control, route, key)
+        self._replays = [_Replay(order, control, is_foretold=not key) for order in replays]
         self._known: dict[str, tuple[RouteThen, RouteTable | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
@@ -205,12 +221,16 @@ class Undelivered:
 
 
 class _Replay:
-    """A replay of before: what it was over, and the route as an edition has it; "" if that has changed meanwhile."""
+    """What a replay was over, or is going to be where that is foretold, and the route as an edition has it.
 
-    def __init__(self, order: Order, control: Control) -> None:
+    That is "" if it has changed meanwhile. One that waits for its turn, or for partitions, was over what it has marked.
+    """
+
+    def __init__(self, order: Order, control: Control, *, is_foretold: bool) -> None:
         assert order.selection is not None, order
         self._selection = order.selection
-        self._reach = control.marker(order.key) if order.state == "cancelled" else order.marker
+        is_through = order.state == "done" or (order.state == "asked" and is_foretold)
+        self._reach = order.marker if is_through else control.marker(order.key)
         self.text = control.replayed_as(order.key)
         self.is_of_undelivered = order.selection.undelivered
 
@@ -230,5 +250,4 @@ def _replays_of(control: Control, route: str, key: str) -> Sequence[Order]:
         order
         for order in control.orders.values()
         if order.selection is not None and order.selection.route == route and order.key != key
-        if not (key and order.state == "asked")  # its turn comes after this one's
     ]

@@ -1,16 +1,20 @@
 """Which partitions can't be read: since when, and why. Told by a metric at once, and by a line when it lasts."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.log.base import ALL, Partition
+from gateway.log.base import ALL, Log, Partition
+from gateway.model import LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 
 PATIENCE = 5.0
-"""Seconds after which a line tells it: the election of a leader, or a rebalance, takes less."""
+"""Seconds after which a line tells it, and jobs go on without: the election of a leader, or a rebalance, takes less."""
+
+Readable = Callable[[str], Awaitable[tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]]]
+"""`Log.readable`, or what asks as it does."""
 
 
 class Unread(NamedTuple):
@@ -33,6 +37,27 @@ def still_unread(
 def name_of(partition: Partition) -> str:
     """Return what operators call a partition's number."""
     return "all" if partition.number == ALL else str(partition.number)
+
+
+class Patient:
+    """What jobs ask for what can be read of a topic."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._unread: Mapping[Partition, Unread] = {}
+
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        """Return what `Log.readable` does. Raises LogUnavailableError for what couldn't be read only a moment ago."""
+        bounds, unread = await self._log.readable(topic)
+        found = {Partition(topic, number): reason for number, reason in unread.items()}
+        others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
+        now = self._log.now()
+        mine = still_unread(self._unread, found, now)
+        self._unread = {**others, **mine}
+        for partition, (since, reason) in mine.items():
+            if now < since + PATIENCE:
+                raise LogUnavailableError(f"{partition.topic}/{partition.number}: {reason}")
+        return bounds, unread
 
 
 class UnreadPartitions:

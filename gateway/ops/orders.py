@@ -84,11 +84,21 @@ class Orders:
             )
         )
 
-    async def replay(self, selection: Selection, ends: Mapping[str, int]) -> Placed:
-        """Have the events of a selection delivered again, those below these ends ("topic/partition" → offset)."""
-        name = self._new_name()
+    async def replay(self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0) -> Placed:
+        """Have the events of a selection delivered again, those below these ends ("topic/partition" → offset).
+
+        So many partitions more can't be read, and aren't among them.
+        """
         return await self._place(
-            Order(kind="replay", name=name, state="asked", at=self._log.now(), marker=ends, selection=selection)
+            Order(
+                kind="replay",
+                name=self._new_name(),
+                state="asked",
+                at=self._log.now(),
+                marker=ends,
+                selection=selection,
+                unread=unread,
+            )
         )
 
     async def cancel(self, name: str) -> Placed | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.engine.control import Control, Order, Selection
@@ -19,10 +20,14 @@ LOOK_EVERY = 0.25
 
 
 class Window(NamedTuple):
-    """The records that were appended in a time: "topic/partition" → the first offset, and the one after the last."""
+    """The records that were appended in a time: "topic/partition" → the first offset, and the one after the last.
+
+    Of the partitions that can't be read, why not.
+    """
 
     starts: Mapping[str, int]
     ends: Mapping[str, int]
+    unread: Mapping[str, str] = MappingProxyType({})
 
     @property
     def total(self) -> int:
@@ -34,17 +39,20 @@ async def window_of(log: Log, topics: Collection[str], since: float, until: floa
     """Find the records appended at `since` or later, and before `until` or by now; times are of the log's clock."""
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
+    unread: dict[str, str] = {}
     for topic in sorted(topics):
-        first = await log.offsets_at(topic, since)
+        bounds, missing = await log.readable(topic)
+        unread |= {f"{topic}/{number}": reason for number, reason in missing.items()}
+        first = await log.offsets_at(topic, since, bounds.keys())
         last = (
-            {number: end for number, (_, end) in (await log.bounds(topic)).items()}
+            {number: end for number, (_, end) in bounds.items()}
             if until is None
-            else await log.offsets_at(topic, until)
+            else await log.offsets_at(topic, until, bounds.keys())
         )
         for number, start in first.items():
             starts[f"{topic}/{number}"] = start
             ends[f"{topic}/{number}"] = max(start, last.get(number, start))
-    return Window(starts, ends)
+    return Window(starts, ends, unread)
 
 
 async def would_replay(
@@ -75,12 +83,16 @@ async def would_replay(
 
 
 class Progress(NamedTuple):
-    """How far a replay is: records looked at of how many, and deliveries injected."""
+    """How far a replay is: records looked at of how many, and deliveries injected.
+
+    `unread` are the partitions that it waits for, or once it is done, those that it went without.
+    """
 
     order: Order
     scanned: int
     total: int
     injected: int
+    unread: int = 0
 
     @property
     def has_ended(self) -> bool:
@@ -97,7 +109,8 @@ async def follow(
 ) -> AsyncGenerator[Progress, None]:
     """Yield how far a replay is, now and whenever that changes, until it has ended; nothing if there is none.
 
-    Ends early when nothing happens in the control topic for `timeout` seconds: nobody is at it.
+    Ends early when nothing happens in the control topic for `timeout` seconds: nobody is at it, or it waits for what
+    can't be read.
     """
     control = Control()
     partition = Partition(topics.control, 0)
@@ -132,7 +145,8 @@ def _progress(control: Control, name: str) -> Progress | None:
         return None
     window = Window(order.selection.starts, order.marker)
     if order.state == "done":
-        return Progress(order, window.total, window.total, order.count)
+        return Progress(order, window.total, window.total, order.count, order.unread)
     positions = control.marker(order.key)
     scanned = sum([max(0, positions.get(place, start) - start) for place, start in window.starts.items()])
-    return Progress(order, scanned, window.total, max(order.count, control.injected(order.key)))
+    injected = max(order.count, control.injected(order.key))
+    return Progress(order, scanned, window.total, injected, control.unread(order.key))

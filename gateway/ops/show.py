@@ -179,6 +179,7 @@ def replay_fields(progress: Progress) -> dict[str, object]:
         "total": progress.total,
         "injected": progress.injected,
         **({"detail": order.detail} if order.detail else {}),
+        **({"unread_partitions": progress.unread} if progress.unread else {}),
     }
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
@@ -16,7 +17,9 @@ from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
 from gateway.engine.jobs import KEPT, Follower, Jobs
 from gateway.engine.replay import BACKLOG, BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
+from gateway.log.records import decode_event
 from gateway.model import Event, LogUnavailableError, delivery_id, event_id
+from gateway.ops.replays import follow
 from gateway.rules.expressions import Expression
 from gateway.telemetry.metrics import Metrics
 from tests.builders import a_policy, a_route, an_event
@@ -158,17 +161,20 @@ async def events_of(world: World, count: int, **fields: Any) -> list[Event]:
     return made
 
 
-async def an_order(world: World, name: str = "x", *, ends: int | None = None, **fields: Any) -> Order:
-    """Order a replay of all that there is, or below an offset of each partition."""
+async def an_order(
+    world: World, name: str = "x", *, ends: int | None = None, places: Mapping[str, int] | None = None, **fields: Any
+) -> Order:
+    """Order a replay of all that there is, or below an offset of each partition, or below those of some."""
     values: dict[str, Any] = {"route": "build", "since": 0.0} | fields
-    bounds = await world.log.bounds(EVENTS)
-    starts = await world.log.offsets_at(EVENTS, values["since"])
+    bounds, _ = await world.log.readable(EVENTS)
+    starts = await world.log.offsets_at(EVENTS, values["since"], bounds.keys())
+    all_of_them = {f"{EVENTS}/{number}": end if ends is None else ends for number, (_, end) in bounds.items()}
     order = Order(
         kind="replay",
         name=name,
         state="asked",
         at=now(),
-        marker={f"{EVENTS}/{number}": end if ends is None else ends for number, (_, end) in bounds.items()},
+        marker=all_of_them if places is None else places,
         selection=Selection(**values, starts={f"{EVENTS}/{number}": start for number, start in starts.items()}),
     )
     await publish(world, order)
@@ -460,6 +466,104 @@ async def test_a_log_that_is_away_for_a_while_is_waited_for() -> None:
         world.log.fail_appends(0)
         assert (await ended(control)).count == 700
     assert injected(world) == Counter({f"evt_{number}": 1 for number in range(700)})
+
+
+# Partitions that can't be read
+
+
+async def _beside_a_lost_partition(world: World, count: int = 60) -> tuple[Order, Partition, set[str]]:
+    """Order a replay of events, and lose a partition; return the order, the partition, and which events it has."""
+    await events_of(world, count)
+    order = await an_order(world)
+    lost = Partition(EVENTS, 1)
+    there = {str(event.id) async for event in events_in(world, lost)}
+    assert 0 < len(there) < count
+    world.log.lose_leader(lost)
+    return order, lost, there
+
+
+async def events_in(world: World, partition: Partition) -> AsyncIterator[Event]:
+    start, end = (await world.log.bounds(partition.topic))[partition.number]
+    async for records in world.log.scan(partition, start, end):
+        for record in records:
+            yield decode_event(record)
+
+
+@virtual
+async def test_a_replay_takes_what_can_be_read_and_is_complete_only_with_the_rest() -> None:
+    world = await a_world(a_route())
+    order, lost, there = await _beside_a_lost_partition(world)
+    world.logger = structlog.get_logger()
+    with structlog.testing.capture_logs() as lines:
+        async with owning(world) as control:
+            await asyncio.sleep(30)
+            assert injected(world) == Counter({f"evt_{n}": 1 for n in range(60) if f"evt_{n}" not in there})
+            assert control.orders[order.key] == order, "it isn't complete"
+            assert (control.injected(order.key), control.unread(order.key)) == (60 - len(there), 1)
+            follower = follow(world.log, TOPICS, order.name, timeout=5)
+            (last,) = [progress async for progress in follower]
+            assert (last.order.state, last.injected, last.unread) == ("asked", 60 - len(there), 1)
+            world.log.find_leader(lost)
+            done = await ended(control, within=10)
+    assert (done.state, done.count, done.unread) == ("done", 60, 0)
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(60)})
+    waits = [line["error"] for line in lines if line["event"] == "replay_waits"]
+    assert waits == [f"{EVENTS}/1: no leader"]
+
+
+@virtual
+async def test_a_replay_that_waits_for_a_partition_lets_the_next_one_begin() -> None:
+    world = await a_world(a_route())
+    _, lost, there = await _beside_a_lost_partition(world)
+    async with owning(world) as control:
+        await an_order(world, "next", places={f"{EVENTS}/0": 5})
+        assert (await ended(control, "next", within=20)).count == 5
+        await publish(world, control.orders["replay/x"].with_state("cancelled", count=control.injected("replay/x")))
+        await asyncio.sleep(1)
+        assert control.injected("replay/x") == 60 - len(there)
+        world.log.find_leader(lost)
+        await asyncio.sleep(20)
+    assert Counter(filed.note["replay"] for filed in world.filed(TIER)) == {"x": 60 - len(there), "next": 5}
+
+
+@virtual
+async def test_a_replay_waits_for_the_election_of_a_leader() -> None:
+    world = await a_world(a_route())
+    _, lost, _ = await _beside_a_lost_partition(world)
+    async with owning(world) as control:
+        await asyncio.sleep(3)
+        world.log.find_leader(lost)
+        assert (await ended(control, within=5)).count == 60
+        assert control.unread("replay/x") == 0
+    assert injected(world) == Counter({f"evt_{number}": 1 for number in range(60)})
+
+
+def test_an_owner_killed_while_a_partition_is_away_skips_nothing_and_repeats_at_most_a_batch() -> None:
+    async def scenario(append: int, *, is_stored: bool) -> None:
+        world = await a_world(a_route())
+        order, lost, there = await _beside_a_lost_partition(world)
+        mortal = MortalLog(world.log, appends=append, is_stored=is_stored)
+        async with owning(world, mortal):
+            await asyncio.sleep(10)
+            world.log.find_leader(lost)
+            async with asyncio.timeout(60):
+                await mortal.died.wait()
+            world.log.lose_leader(lost)
+            world.log.fail_commits(1)
+        world.log.fail_commits(0)
+        async with owning(world) as control:
+            await asyncio.sleep(10)
+            assert control.orders[order.key].is_asked == (control.unread(order.key) == 1)
+            world.log.find_leader(lost)
+            done = await ended(control)
+        ledger = injected(world)
+        assert len(ledger) == done.count == 60
+        # All the partitions that were read come before the marker that tells of the one that wasn't.
+        assert ledger.total() - 60 <= max(len(there), 60 - len(there))
+
+    for append in (1, 30, 41, 42, 43, 44, 50, 61, 62):
+        for is_stored in (False, True):
+            run(scenario(append, is_stored=is_stored))
 
 
 # Pace

@@ -50,11 +50,12 @@ class Scene:
     async def counts(self) -> Counter[Fate]:
         """Count as a dry run does: the deliveries that match, by what is known of each."""
         selection = Selection(route="build", since=0.0)
-        dead = await open_letters(self.world.log, TOPICS, self.owner.control, selection)
+        log = self.world.log
+        dead = await open_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
         bounds = await self.world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
-        sighted = await sighted_of(self.world.log, TOPICS, selection, ends)
+        sighted = await sighted_of(log, TOPICS, selection, ends, readable=log.readable)
         known = Undelivered(self.owner.control, "build", dead, sighted=sighted, rules=lambda: self.world.rules)
         matcher = Matcher(selection, known)
         assert matcher.use(self.world.rules) is None
@@ -390,3 +391,96 @@ async def test_what_was_taken_for_a_copy_and_is_none_by_the_rules_now_is_undeliv
         ids = [one.delivery.id for one in world.filed(TIER)]
         assert len(set(ids)) == 9
         assert set(ids).isdisjoint(delivery_id(event_id("github", str(number)), "build", "ci") for number in range(3))
+
+
+# Partitions that can't be read
+
+
+async def held(world: World, topic: str) -> Partition:
+    """Return the first partition of a topic that has a record."""
+    return next(Partition(topic, n) for n, (start, end) in (await world.log.bounds(topic)).items() if end > start)
+
+
+@virtual
+async def test_a_replay_tells_that_it_went_without_letters_which_it_brings_when_it_is_given_again() -> None:
+    async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500, 500, 200]) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(6)
+            letters = await held(world, TOPICS.dead)
+            scene.reload(worker, a_route(to=("ci", "audit"), retry=a_policy(max_attempts=1)))
+            world.log.lose_leader(letters)
+            await an_order(world, undelivered=True)
+            done = await ended(control, within=20)
+            assert (done.count, done.unread) == (6, 1), "what the new destination has missed, without the letters"
+            assert done.detail == f"{letters.topic}/{letters.number}"
+            await asyncio.sleep(10)
+            world.log.find_leader(letters)
+            again = await scene.replay("again")
+            assert (again.count, again.unread) == (2, 0)
+        assert sorted(scene.delivered()) == [1, 1, 1, 1, 2, 2], "two of them in vain at first"
+        assert scene.delivered("audit") == [1] * 6
+
+
+@virtual
+async def test_what_a_replay_went_without_is_told_also_by_who_goes_on_with_it() -> None:
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(40)
+            scene.reload(worker, OTHER, a_route())
+        world.log.lose_leader(Partition(TOPICS.dead, 2))
+        await an_order(world, undelivered=True, rate=4.0)
+        await asyncio.sleep(12)
+        assert 10 < control.injected("replay/x") < 40
+        await scene.owner.stop()
+        world.log.find_leader(Partition(TOPICS.dead, 2))
+        scene.owner = Owner(world)
+        await scene.owner.start()
+        done = await ended(scene.owner.control)
+        assert (done.count, done.unread, done.detail) == (40, 1, f"{TOPICS.dead}/2")
+
+
+@virtual
+async def test_nothing_is_taken_for_let_go_whose_sighting_may_be_where_nobody_can_read() -> None:
+    async with a_scene(a_route()) as scene:
+        world, control = scene.world, scene.owner.control
+        source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)
+        world.rules = replace(world.rules, sources={"github": source})
+        async with running(world, world.worker(control)):
+            for number in range(12):
+                body = {"customer": str(number % 3)}
+                await world.put(an_event(id=event_id("github", body["customer"]), body=body))
+            await asyncio.sleep(3)
+            world.rules = replace(world.rules, sources={"github": replace(source, dedupe=None)})
+            sightings = await held(world, TOPICS.dedupe)
+            world.log.lose_leader(sightings)
+            assert await scene.counts() == {Fate.ENDED: 12}
+            await an_order(world, undelivered=True)
+            done = await ended(control, within=20)
+            assert (done.count, done.unread) == (0, 1)
+            world.log.find_leader(sightings)
+            assert len(world.client.made) == 3
+
+
+@virtual
+async def test_a_replay_that_waits_for_a_partition_has_delivered_what_it_had_come_to() -> None:
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(40)
+            scene.reload(worker, OTHER, a_route())
+            await an_order(world, "all")
+            lost = Partition(EVENTS, 1)
+            world.log.lose_leader(lost)
+            await asyncio.sleep(20)
+            brought = sum(scene.delivered())
+            assert 0 < brought < 40
+            assert control.orders["replay/all"].is_asked
+            await an_order(world, "rest", undelivered=True)
+            assert (await ended(control, "rest", within=20)).count == 0
+            world.log.find_leader(lost)
+            await ended(control, "all", within=20)
+            await asyncio.sleep(10)
+            assert await scene.counts() == {Fate.ENDED: 40}
+        assert scene.delivered() == [1] * 40

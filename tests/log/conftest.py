@@ -24,12 +24,14 @@ IMPLEMENTATIONS = ["memory", "embedded", "kafka"]
 class Subject:
     """One log under test. Each `open()` is what another process would open; all of them see the same records.
 
-    `delete_below` does what retention does, where the suite can make it happen. Names begin with `prefix`, so that
+    `delete_below` does what retention does, and `lose_leader` takes a partition's leader away, where the suite can make
+    it happen. Names begin with `prefix`, so that
     tests on one broker don't meet.
     """
 
     open: Callable[[], AbstractAsyncContextManager[Log]]
     delete_below: Callable[[Partition, int], Awaitable[None]] | None = None
+    lose_leader: Callable[[Partition], None] | None = None
     prefix: str = field(default_factory=lambda: f"t{uuid4().hex[:12]}.")
 
 
@@ -53,7 +55,7 @@ def memory_subject() -> Subject:
     async def delete_below(partition: Partition, offset: int) -> None:
         first.delete_below(partition, offset)
 
-    return Subject(open=open_log, delete_below=delete_below)
+    return Subject(open=open_log, delete_below=delete_below, lose_leader=first.lose_leader)
 
 
 @pytest.fixture

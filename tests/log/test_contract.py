@@ -743,6 +743,61 @@ async def test_a_time_is_looked_up_in_every_partition(subject: Subject) -> None:
         assert await log.offsets_at(topic, log.now() + 60) == {number: end for number, (_, end) in bounds.items()}
 
 
+async def test_a_time_is_looked_up_in_those_partitions_that_are_asked_for(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject, partitions=3)
+        for number in range(30):
+            await append(log, topic, b"", key=b"%d" % number)
+        whole = await log.offsets_at(topic, log.now() + 60)
+        assert await log.offsets_at(topic, log.now() + 60, whole.keys()) == whole
+        for number, end in whole.items():
+            assert await log.offsets_at(topic, log.now() + 60, [number]) == {number: end}
+        assert await log.offsets_at(topic, 0.0, [7]) == {}
+        assert await log.offsets_at(topic, 0.0, []) == {}
+        assert await log.offsets_at(f"{subject.prefix}none", 0.0, [0]) == {}
+
+
+async def test_what_can_be_read_of_a_topic_is_told_with_its_bounds(subject: Subject) -> None:
+    async with subject.open() as log:
+        assert await log.readable(f"{subject.prefix}none") == ({}, {})
+        topic = await make_topic(log, subject, partitions=3)
+        bounds, unread = await log.readable(topic)
+        async with asyncio.timeout(PATIENCE):
+            while unread:  # a broker hears a moment later that it leads what was just made
+                await asyncio.sleep(0.05)
+                bounds, unread = await log.readable(topic)
+        assert bounds == dict.fromkeys(range((await log.partitions([topic]))[topic]), (0, 0))
+        for number in range(30):
+            await append(log, topic, b"", key=b"%d" % number)
+        assert await log.readable(topic) == (await log.bounds(topic), {})
+        if subject.delete_below is not None:
+            await subject.delete_below(Partition(topic, 0), 2)
+            bounds, unread = await log.readable(topic)
+            assert (bounds, unread) == (await log.bounds(topic), {})
+            assert bounds[0][0] == 2
+
+
+async def test_a_partition_without_a_leader_is_told_and_the_others_are_answered(subject: Subject) -> None:
+    if subject.lose_leader is None:
+        pytest.skip("its log has no leaders, or takes a cluster to lose one: tests/log/test_kafka.py")
+    async with subject.open() as log:
+        topic = await make_topic(log, subject, partitions=3)
+        for number in range(30):
+            await append(log, topic, b"", key=b"%d" % number)
+        whole = await log.bounds(topic)
+        subject.lose_leader(Partition(topic, 1))
+        bounds, unread = await log.readable(topic)
+        assert bounds == {number: its for number, its in whole.items() if number != 1}
+        assert unread.keys() == {1}
+        assert unread[1]
+        for question in (log.bounds(topic), log.offsets_at(topic, 0.0), log.offsets_at(topic, 0.0, [1])):
+            with pytest.raises(LogUnavailableError):
+                await question
+        assert await log.offsets_at(topic, 0.0, bounds.keys()) == {
+            number: first for number, (first, _) in bounds.items()
+        }
+
+
 async def test_creating_makes_what_is_missing_and_leaves_the_rest_as_it_is(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject, retention=3600.0)

@@ -1,6 +1,7 @@
 """What the log on Kafka promises beyond the contract: a real broker that dies, hangs, rebalances and compacts."""
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -18,17 +19,18 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutError
 from typing_extensions import override
 
-from dev.kafka import Broker
-from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record, TopicSpec
+from dev.kafka import Broker, Cluster
+from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Partition, Record, TopicSpec
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import REFUSED_AFTER
 from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.cluster import QUESTION_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.model import Event, EventId, LogUnavailableError, UsageError
-from tests.conftest import start_broker
+from tests.conftest import start_broker, start_kafka
 
 PATIENCE = 20.0
 SHORT = 1.0  # The append timeout of logs whose broker is going to fail.
@@ -890,6 +892,85 @@ async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: 
     assert [record.value for record in await fetch(consumer, 3)] == [b"0", b"1", b"2"]
     await consumer.close()
     assert await log.committed(group, topic) in ({}, {0: Commit(0)})
+
+
+# Topics that can't be read
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Return three nodes, of which these tests may take some away."""
+    cluster = start_kafka(Cluster.start)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.timeout(180)
+# aiokafka lets go of a connection whose bootstrap is cancelled, as where a question takes too long, without closing it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_told(cluster: Cluster) -> None:
+    """A leader that hangs, one that is gone, and one that is back: each answer in time, whatever the others do."""
+    topic, lost = f"t{uuid4().hex}", cluster.nodes[3]
+    async with administering(cluster.address) as admin:
+        settings = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "1"}
+        places = {number: [node] for number, node in enumerate(cluster.nodes)}
+        await admin.create_topics([NewTopic(topic, -1, -1, replica_assignments=places, topic_configs=settings)])
+    await cluster.until_whole()
+    log = await KafkaLog.open(cluster.address)
+    try:
+        for number in range(3):
+            for _ in range(number + 1):
+                await log.append_in_order(Partition(topic, number), [NewRecord(b"", b"", [])])
+        whole = {number: (0, number + 1) for number in range(3)}
+        assert await log.readable(topic) == (whole, {})
+        del whole[2]
+        hangs = "no answer in time"
+        in_time = 3 * QUESTION_TIMEOUT  # each is three questions, and any node may be asked first
+
+        async def is_told(reason: str) -> bool:
+            began = monotonic()
+            bounds, unread = await log.readable(topic)
+            assert monotonic() - began < in_time
+            assert bounds.keys() | unread.keys() == {0, 1, 2}
+            if unread.keys() != {2}:
+                return False
+            assert bounds == whole
+            return reason in unread[2] or reason == hangs
+
+        for take_away, reason in ((lost.pause, hangs), (lost.kill, "no leader")):
+            await asyncio.to_thread(take_away)
+            await until(partial(is_told, reason))
+            await took(in_time, log.offsets_at(topic, 0.0, whole), raises=None)
+            assert await log.offsets_at(topic, 0.0, whole) == dict.fromkeys(whole, 0)
+            assert await log.offsets_at(topic, log.now() + 60, [1]) == {1: 2}
+            of_all = (log.bounds(topic), log.offsets_at(topic, 0.0), log.offsets_at(topic, 0.0, [2]))
+            await asyncio.gather(*[took(in_time, each, raises=LogUnavailableError) for each in of_all])
+        await asyncio.to_thread(cluster.heal)
+
+        async def is_whole() -> bool:
+            return await log.readable(topic) == ({**whole, 2: (0, 3)}, {})
+
+        await until(is_whole)
+        assert await log.offsets_at(topic, log.now() + 60) == {0: 1, 1: 2, 2: 3}
+    finally:
+        await log.close()
+        gc.collect()
+
+
+async def test_of_a_topic_that_is_deleted_nothing_is_told(kafka: str, log: KafkaLog) -> None:
+    topic = await make_topic(log, partitions=2)
+    await append(log, topic, b"a")
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+
+    async def is_gone() -> bool:
+        bounds, unread = await log.readable(topic)
+        return not bounds and not unread
+
+    await until(is_gone)
+    assert await log.bounds(topic) == {}
+    assert await log.offsets_at(topic, 0.0) == await log.offsets_at(topic, 0.0, [0, 1]) == {}
+    assert topic not in await log.topics()
 
 
 # Appends that are refused

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.engine.control import Order, Selection
+from gateway.log.base import Partition
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import UsageError
@@ -49,6 +50,17 @@ async def test_a_window_holds_what_was_appended_in_its_time() -> None:
     assert (await window_of(log, [EVENTS], NOW + 900, None)).total == 10
     assert (await window_of(log, [EVENTS], NOW + 10_000, None)).total == 0
     assert (await window_of(log, ["none"], NOW, None)) == Window({}, {})
+
+
+async def test_a_window_says_what_of_its_time_cannot_be_read() -> None:
+    log = await a_log(Clock(), events=100)
+    whole = await window_of(log, [EVENTS], NOW + 100, NOW + 300)
+    log.lose_leader(Partition(EVENTS, 2))
+    for until in (NOW + 300, None):
+        window = await window_of(log, [EVENTS], NOW + 100, until)
+        assert window.unread == {f"{EVENTS}/2": "no leader"}
+        assert window.starts == {place: at for place, at in whole.starts.items() if place != f"{EVENTS}/2"}
+        assert window.ends.keys() == window.starts.keys()
 
 
 async def test_a_trial_finds_what_a_replay_would_deliver() -> None:

@@ -160,7 +160,9 @@ class EmbeddedLog:
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         return await self.bounds(topic), {}
 
-    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:  # noqa: ARG002 - there is one
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        if numbers is not None and 0 not in numbers:
+            return {}
         return await self.read(statements.offset_at, topic, at, self.now())
 
     async def topics(self) -> Collection[str]:
