@@ -1,0 +1,128 @@
+"""What waits in a tier for its source to be known, while its router is killed and a kick is under way.
+
+tier record of no route ──source known──▶ fan-out, attempts ──✗ killed ──▶ successors, in tiers
+                                                     │
+                  kick: announced ──▶ scanned ──▶ marker: covers the record, from which it has copied nothing
+"""
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from typing_extensions import override
+
+from gateway.client.request import Outbound
+from gateway.engine.control import Order
+from gateway.engine.replay import BATCH
+from gateway.engine.worker import Worker
+from gateway.log.topics import ROUTER_GROUP, TIERS
+from gateway.model import Attempt, Result
+from tests.builders import a_policy, a_route
+from tests.engine.test_replay import MortalLog, Owner
+from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, a_world, events, publish, running
+from tests.virtual_time import run
+
+COUNT = 4
+WAITS = 20.0
+"""Seconds from an event of an unknown source to the next look at it."""
+
+
+class Process(MortalLog):
+    """The one connection of a process."""
+
+    @override
+    def another(self) -> "Process":
+        return self
+
+
+class Receipts(ScriptedClient):
+    """Notes which deliveries succeeded."""
+
+    def __init__(self) -> None:
+        super().__init__({"ci": [503] * 3 * COUNT + [200], "audit": [503, 200]})
+        self.got: Counter[tuple[str, str]] = Counter()
+
+    @override
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
+        attempt = await super().attempt(outbound, timeout=timeout, number=number)
+        if attempt.result is Result.SUCCESS:
+            self.got[self.made[-1][:2]] += 1
+        return attempt
+
+
+async def _waiting() -> tuple[World, Receipts]:
+    """Return a world whose events wait for their source, which is known by now: the first retry waits in memory."""
+    retry = a_policy(schedule=(3.0, 30.0), max_attempts=20, max_age=86400.0)
+    world = await a_world(a_route(to=("ci", "audit"), retry=retry))
+    receipts = world.client = Receipts()
+    rules, world.rules = world.rules, replace(world.rules, sources={})
+    async with running(world):
+        await world.put(*events(COUNT))
+        await asyncio.sleep(2)
+    assert [filed.delivery.route for filed in world.filed(TOPICS.retry("20s"))] == [""] * COUNT
+    world.rules = rules
+    return world, receipts
+
+
+async def _undone(world: World) -> int:
+    return sum([await world.undone(topic) for topic in (EVENTS, *map(TOPICS.retry, TIERS))])
+
+
+async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_job: bool) -> bool:
+    """Kill a router at an append, and let another go on; the kick comes so many seconds before the fan-out.
+
+    Return whether it came to that append.
+    """
+    world, receipts = await _waiting()
+    mortal = Process(world.log, appends=append, is_stored=is_stored)
+    owner = Owner(world, mortal if does_the_job else None)
+    await owner.start()
+    doomed = Worker(
+        log=mortal,
+        topics=TOPICS,
+        rules=lambda: world.rules,
+        client=receipts,
+        control=owner.control,
+        metrics=world.metrics,
+        logger=world.logger,
+    )
+    task = asyncio.create_task(doomed.run())
+    await asyncio.sleep(WAITS - 2 - kicked)
+    await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=world.log.now()))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(kicked + 10):
+            await mortal.died.wait()
+    world.log.fail_commits()  # dead, it commits nothing
+    task.cancel()
+    await asyncio.wait([task])
+    del world.log._state.members[TOPICS.group(ROUTER_GROUP)]  # its session is over
+    world.log.fail_commits(0)
+    if does_the_job:
+        await owner.stop()
+        owner = Owner(world)
+        await owner.start()
+    async with running(world, world.worker(owner.control)):
+        async with asyncio.timeout(1800):
+            while await _undone(world) or owner.control.asked("kick"):
+                await world.doze(20)
+    await owner.stop()
+    assert world.dead() == []
+    assert receipts.got.keys() == {(name, f"evt_{n}") for name in ("ci", "audit") for n in range(COUNT)}
+    assert max(receipts.got.values()) <= 2, "a kill leaves one live copy more at most"
+    assert receipts.got.total() - 2 * COUNT <= BATCH
+    return mortal.died.is_set()
+
+
+@pytest.mark.parametrize("kicked", [2.0, 0.2])
+@pytest.mark.parametrize("does_the_job", [False, True], ids=["router", "router-and-jobs"])
+def test_a_router_killed_between_a_fan_out_and_its_successors_loses_nothing_beside_a_kick(
+    kicked: float, *, does_the_job: bool
+) -> None:
+    died = [
+        run(_killed_at(append, is_stored=is_stored, kicked=kicked, does_the_job=does_the_job))
+        for append in range(1, 11)
+        for is_stored in (False, True)
+    ]
+    assert sum(died) >= 2 * COUNT
