@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -26,6 +26,7 @@ import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from typing_extensions import override
 
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.topics import Topics
@@ -33,6 +34,7 @@ from tests.acceptance.conftest import LogPlace, operators
 from tests.certificates import Authority
 from tests.conftest import start_broker
 from tests.deploy.conftest import tool
+from tests.faults.test_disk import Disk
 from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import SECRET, Load, post, signed_post
 from tests.sink import Answer, Request, Sink
@@ -219,6 +221,7 @@ class Watch:
         return Row(alert, fault.name, fired, cleared, was_early=not after)
 
 
+LOG_DOWN = "GatewayLogDown"
 SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudgetBurnsSlowly")
 
 
@@ -249,6 +252,41 @@ async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
         rows = list(watch.rows())
     assert {row.alert for row in rows} == set(re.findall(r"alert: (\w+)", "".join(_texts())))
     assert all(row.fired is not None and (row.cleared is not None or row.was_early) for row in rows)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+async def test_a_full_disk_fires_the_alert_whose_runbook_names_it_and_clears_when_there_is_room(
+    tmp_path: Path, tool: Callable[[str], Path], watches: list[Watch]
+) -> None:
+    async with SmallScenery(tmp_path, tool) as scenery:
+        watch, [gateway] = scenery.watch, scenery.routers
+        watches.append(watch)
+        await asyncio.sleep(5)
+        await watch.clear()  # of what nobody had scraped before
+        with ExitStack() as full:
+            async with watch.fault("the disk of the embedded log is full", LOG_DOWN), scenery.flood(4 * RATE):
+                full.enter_context(scenery.disk.full(gateway))
+                await gateway.line("log_unavailable", timeout=SOON)
+            [told] = [each for each in await scenery.told(LOG_DOWN) if each["labels"]["alertname"] == LOG_DOWN]
+            assert told["receivers"] == [{"name": "page"}]
+            reason = re.search(r"gateway\.db: (.+) \(SQLITE_", (await gateway.line("log_unavailable"))["error"])
+            assert reason is not None
+            runbook, _, anchor = told["annotations"]["runbook_url"].partition("#")
+            sections = re.split(r"^### ", (ROOT / runbook).read_text(), flags=re.MULTILINE)
+            [section] = [each for each in sections if each.partition("\n")[0].lower() == anchor]
+            assert reason[1] in section
+            assert (await gateway.metrics()).sum("gateway_log_up") == 0
+            with pytest.raises(AssertionError, match=r"503 Service Unavailable.*log: .*SQLITE_"):
+                await gateway.ready(timeout=0)
+        watch.mended()
+        await gateway.ready(timeout=SOON)
+        assert (await gateway.metrics()).sum("gateway_log_up") == 1
+        await gateway.line("log_available")
+        await watch.clear(*SLOW_TO_CLEAR)
+        rows = {row.alert: row for row in watch.rows()}
+    assert rows.keys() == {LOG_DOWN}
+    assert rows[LOG_DOWN].cleared is not None
 
 
 def test_the_rules_are_made_shorter_and_nothing_else_of_them_changes() -> None:
@@ -469,12 +507,7 @@ class Scenery:
         for name in ("prometheus", "promtool", "alertmanager"):
             self._tool(name)
         await self._stack.enter_async_context(self._sink)
-        self.broker = await asyncio.to_thread(start_broker)
-        self._stack.callback(self.broker.stop)
-        self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
-        self._ingress = await self._gateway("ingress", "ingress")
-        self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
-        jobs = {"gateway-ingress": [self._ingress], "gateway-router": self.routers}
+        jobs = await self._start_gateways()
         self._alertmanager = await self._stack.enter_async_context(self._start_alertmanager())
         url = await self._stack.enter_async_context(self._start_prometheus(jobs))
         self.watch = Watch(url)
@@ -485,6 +518,15 @@ class Scenery:
         self._sending = tasks.create_task(load.send_until(self._stopped))
         self._stack.callback(looking.cancel)
         self._stack.callback(self._stopped.set)
+
+    async def _start_gateways(self) -> Mapping[str, list[GatewayProcess]]:
+        """Start the log and the gateways, and return these by their jobs."""
+        self.broker = await asyncio.to_thread(start_broker)
+        self._stack.callback(self.broker.stop)
+        self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
+        self._ingress = await self._gateway("ingress", "ingress")
+        self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
+        return {"gateway-ingress": [self._ingress], "gateway-router": self.routers}
 
     async def _gateway(self, name: str, role: str) -> GatewayProcess:
         folder = self._folder / name
@@ -686,6 +728,26 @@ class Scenery:
         command = (self._tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", file, folder / "data")
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert result.returncode == 0, result.stderr
+
+
+class SmallScenery(Scenery):
+    """One gateway on the embedded log, beside the same Prometheus, which knows of nothing before it."""
+
+    def __init__(self, folder: Path, tool: Callable[[str], Path]) -> None:
+        super().__init__(folder, tool)
+        self.disk = Disk(folder / "disk")
+
+    @override
+    async def _start_gateways(self) -> Mapping[str, list[GatewayProcess]]:
+        self.disk.folder.mkdir()
+        self._place = LogPlace(url=f"sqlite:///{self.disk.folder / 'gateway.db'}", prefix="gateway.")
+        self._ingress = await self._gateway("gateway", "all")
+        self.routers = [self._ingress]
+        return {"gateway-all": self.routers}
+
+    @override
+    def _write_history(self, folder: Path) -> None:
+        """Tell nothing."""
 
 
 @contextmanager
