@@ -54,7 +54,7 @@ from gateway.ops.migrate import migrate
 from gateway.ops.orders import LAST_WORD, Orders, Placed
 from gateway.ops.output import Output, rfc3339
 from gateway.ops.receive import Received, Receiver
-from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
+from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
 from gateway.ops.send import Answer, Sender, ask_status, sample, sign, source_of
 from gateway.ops.show import (
     count,
@@ -911,6 +911,7 @@ async def _start_replay(call: Call) -> int:
             raise UsageError(f"--from: expected a time before {end}, got {rfc3339(asked.since)}")
         control = await Orders(log, call.topics).control()
         selected: list[tuple[Selection, Window]] = []
+        await until_elected(log, event_topics(rules, call.topics))
         for route in routes:
             sources = route.sources if arguments.source is None else (arguments.source,)
             of_route = replace(rules, sources={name: rules.sources[name] for name in sources})

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gateway.engine.control import Control, Order, Selection
 from gateway.engine.replay import Matched, Matcher
 from gateway.engine.undelivered import Undelivered
+from gateway.engine.unread import PATIENCE
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
@@ -33,6 +34,19 @@ class Window(NamedTuple):
     def total(self) -> int:
         """How many records that is, at most: some offsets may be gaps."""
         return sum([end - self.starts[place] for place, end in self.ends.items()])
+
+
+async def until_elected(
+    log: Log, topics: Collection[str], *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+) -> None:
+    """Wait until all of these topics can be read, but no longer than the election of a leader takes."""
+    waited = 0.0
+    for topic in sorted(topics):
+        _, unread = await log.readable(topic)
+        while unread and waited < PATIENCE:
+            await sleep(LOOK_EVERY)
+            waited += LOOK_EVERY
+            _, unread = await log.readable(topic)
 
 
 async def window_of(log: Log, topics: Collection[str], since: float, until: float | None) -> Window:

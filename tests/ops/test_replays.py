@@ -3,12 +3,13 @@
 import pytest
 
 from gateway.engine.control import Order, Selection
+from gateway.engine.unread import PATIENCE
 from gateway.log.base import Partition
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import UsageError
 from gateway.ops.orders import Orders
-from gateway.ops.replays import Progress, Window, follow, window_of, would_replay
+from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
 from tests.builders import NOW, a_route, an_event
 from tests.engine.test_worker import rules_of
 from tests.memory_log import MemoryLog
@@ -61,6 +62,22 @@ async def test_a_window_says_what_of_its_time_cannot_be_read() -> None:
         assert window.unread == {f"{EVENTS}/2": "no leader"}
         assert window.starts == {place: at for place, at in whole.starts.items() if place != f"{EVENTS}/2"}
         assert window.ends.keys() == window.starts.keys()
+
+
+async def test_a_leader_that_is_being_elected_is_waited_for_and_no_longer() -> None:
+    log = await a_log(Clock())
+    for seconds in (2.0, 100.0):
+        log.lose_leader(Partition(EVENTS, 2))
+        slept = 0.0
+
+        async def sleep(for_seconds: float, *, elected_after: float = seconds) -> None:
+            nonlocal slept
+            slept += for_seconds
+            if slept >= elected_after:
+                log.find_leader(Partition(EVENTS, 2))
+
+        await until_elected(log, [EVENTS, "none", EVENTS], sleep=sleep)
+        assert slept == pytest.approx(min(seconds, PATIENCE))
 
 
 async def test_a_trial_finds_what_a_replay_would_deliver() -> None:
