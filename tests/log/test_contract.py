@@ -28,6 +28,9 @@ from tests.log.conftest import Subject
 PATIENCE = 20.0  # Seconds; a broker's group takes a few until it has settled.
 MIB = 1 << 20
 
+# The embedded log has no leaders, and on Kafka it takes a cluster to lose one: tests/log/test_kafka.py.
+WITH_LEADERS = pytest.mark.parametrize("subject", ["memory"], indirect=True)
+
 # The embedded log is one process's, and a group of it has one member.
 WITH_REBALANCES = pytest.mark.parametrize("subject", ["memory", "kafka"], indirect=True)
 
@@ -777,9 +780,9 @@ async def test_what_can_be_read_of_a_topic_is_told_with_its_bounds(subject: Subj
             assert bounds[0][0] == 2
 
 
+@WITH_LEADERS
 async def test_a_partition_without_a_leader_is_told_and_the_others_are_answered(subject: Subject) -> None:
-    if subject.lose_leader is None:
-        pytest.skip("its log has no leaders, or takes a cluster to lose one: tests/log/test_kafka.py")
+    assert subject.lose_leader is not None
     async with subject.open() as log:
         topic = await make_topic(log, subject, partitions=3)
         for number in range(30):
