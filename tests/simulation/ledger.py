@@ -147,6 +147,8 @@ class Try:
     destination: str
     attempt: int
     began: float
+    is_timed: bool = True
+    """Whether its process knows the log's clock: without one that takes appends it goes by its own."""
     ended: float | None = None
     result: Attempt | None = None
 
@@ -296,11 +298,9 @@ class Ledger:
 
     def _see_times(self, row: Row, delivery: Delivery, trail: Trail) -> None:
         """Check that what is told of an attempt is the log's time, whatever the clock of the process says."""
-        if (self.plan.skew and "append" in self.plan.faults) or not self._is_time_sure:
-            return
         for attempt in delivery.attempts:
-            began = [EPOCH + each.began for each in trail.tries if each.attempt == attempt.number]
-            if not any(abs(attempt.at - each) <= 2 * self.plan.skew + OFF for each in began):
+            tries = [each for each in trail.tries if each.attempt == attempt.number]
+            if all(each.is_timed and abs(attempt.at - EPOCH - each.began) > 2 * self.plan.skew + OFF for each in tries):
                 told = f"attempt {attempt.number} is told to have begun at {attempt.at - EPOCH:.3f}"
                 self.violate("23 one clock", told, [row, *self._told(trail)])
 
@@ -446,7 +446,7 @@ class Ledger:
 
     # Attempts.
 
-    def begin(self, process: str, destination: str, outbound: Outbound, attempt: int) -> Try:
+    def begin(self, process: str, destination: str, outbound: Outbound, attempt: int, *, is_timed: bool) -> Try:
         headers = dict(outbound.headers)
         number = int(headers[MARK])
         event = self.events[number]
@@ -458,6 +458,7 @@ class Ledger:
             destination=destination,
             attempt=attempt,
             began=self._now(),
+            is_timed=is_timed,
         )
         if outbound.body != event.body or outbound.headers[: len(event.headers)] != event.headers:
             self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from gateway.client.request import Outbound
 from gateway.model import Attempt, Result
-from tests.simulation.broker import Machine
+from tests.simulation.broker import Machine, SimulatedLog
 from tests.simulation.ledger import Ledger
 
 HEALTHY: Mapping[str, Any] = {"kind": "healthy"}
@@ -18,6 +18,7 @@ class Caller(Protocol):
 
     name: str
     is_dead: bool
+    log: SimulatedLog
 
     @property
     def machine(self) -> Machine:
@@ -70,7 +71,8 @@ class SimulatedClient:
         if self._caller.is_dead:
             raise asyncio.CancelledError
         name = outbound.url.rpartition("/")[2]
-        made = self._ledger.begin(self._caller.name, name, outbound, number)
+        is_timed = self._caller.log.clock.is_known
+        made = self._ledger.begin(self._caller.name, name, outbound, number, is_timed=is_timed)
         loop = asyncio.get_running_loop()
         at, began = self._caller.machine.now(), loop.time()
         try:
