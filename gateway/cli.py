@@ -304,9 +304,10 @@ async def _check(call: Call) -> int:
             call.output.line({key: fields[key] for key in CHECKED})
         style = "bold red" if problem.severity == "error" else "yellow"
         call.output.say((f"{problem.severity}: ", style), str(problem))
-    warnings, conflicts = len(problems) - len(errors), 0
+    warnings = len(problems) - len(errors)
+    failures: Sequence[str] = ()
     if rules is not None and not errors and call.arguments.since is not None:
-        warned, conflicts = await _check_identities(call, rules)
+        warned, failures = await _check_identities(call, rules)
         warnings += warned
     if errors:
         call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
@@ -318,38 +319,46 @@ async def _check(call: Call) -> int:
     specs_of(rules, call.topics)  # or one is for what is the gateway's own
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
-    if conflicts:
-        whose = f"the identities of {count(conflicts, 'source')} make different events equal"
-        call.output.say((f"{path}: {counted}: {whose}", "bold red"), told)
+    if failures:
+        call.output.say((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), told)
         return 1
     call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
     return 0
 
 
-async def _check_identities(call: Call, rules: Rules) -> tuple[int, int]:
+async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str]]:
     """Tell how the identities of sources tell the events in the log apart.
 
-    Return of how many sources is warned, and how many have identities that make different events equal.
+    Return how many warnings that makes, and what is wrong with how many sources.
     """
     output = call.output
-    warned = conflicts = 0
     async with _log(call) as log:
         since = log.now() - call.arguments.since
         with call.output.waiting("reading the log"):
             found = await identities_of(log, event_topics(rules, call.topics), since, rules.sources)
     _print_identities(output, found)
+    warned = conflicts = unidentified = 0
     for name, seen in sorted(found.items()):
-        for severity, problem in (("error", seen.conflict()), ("warning", seen.problem())):
-            if not problem:
+        conflict, absence, problem = seen.conflict(), seen.absence(), seen.problem()
+        conflicts += bool(conflict)
+        unidentified += seen.is_unidentified
+        told = [(conflict, True), (absence, seen.is_unidentified), (problem, False)]
+        for what, is_error in told:
+            if not what:
                 continue
-            is_conflict = severity == "error"
-            conflicts, warned = conflicts + is_conflict, warned + (not is_conflict)
-            message = f"{problem}; `gateway explain {name}` tells what identifies its events"
+            warned += not is_error
+            severity = "error" if is_error else "warning"
+            message = f"{what}; `gateway explain {name}` tells what identifies its events"
             if output.json:
-                told = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
-                output.line(dict.fromkeys(CHECKED) | told)
-            output.say((f"{severity}: ", "bold red" if is_conflict else "yellow"), f"sources.{name}.id: {message}")
-    return warned, conflicts
+                line = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
+                output.line(dict.fromkeys(CHECKED) | line)
+            output.say((f"{severity}: ", "bold red" if is_error else "yellow"), f"sources.{name}.id: {message}")
+    failures = []
+    if conflicts:
+        failures.append(f"the identities of {count(conflicts, 'source')} make different events equal")
+    if unidentified:
+        failures.append(f"the `id` of {count(unidentified, 'source')} is in none of the events")
+    return warned, failures
 
 
 def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
@@ -370,7 +379,7 @@ def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
         output.say("no events were appended then")
 
 
-COUNTED = ("events", "copies", "conflicts")
+COUNTED = ("events", "copies", "conflicts", "without identity")
 MOST_TYPES = 20
 """Of a source that are told one by one: a sender may make up as many as it likes."""
 EVENT_ID = re.compile("evt_[0-9a-f]{32}")

@@ -457,8 +457,8 @@ def test_check_warns_of_identities_in_the_log_that_tell_nothing_apart(run: Run) 
     )
     assert "sources.github.id: expected events that differ, got 3 of 12 that are taken for copies of others" in other
     assert [row.split() for row in out.splitlines() if row.startswith(("crm ", "github "))] == [
-        ["crm", "push", "12", "11", "0"],
-        ["github", "push", "12", "3", "0"],
+        ["crm", "push", "12", "11", "0", "0"],
+        ["github", "push", "12", "3", "0", "0"],
     ]
     code, out, _ = run("check", "--since", "1h", "--json")
     assert [(told["path"], told["code"]) for told in lines(out)[-2:]] == [
@@ -481,7 +481,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
     code, out, _ = run("check", "--since", "1h")
     assert code == 1
     table = [row.split() for row in out.splitlines() if row.startswith("crm ")]
-    assert table == [["crm", "order", "6", "0", "6"], ["crm", "ping", "6", "5", "0"]]
+    assert table == [["crm", "order", "6", "0", "6", "0"], ["crm", "ping", "6", "5", "0", "0"]]
     (told,) = [line for line in out.splitlines() if line.startswith("error: ")]
     assert "sources.crm.id: expected an identity for each event, got 2 identities for 6 different events, such " in told
     assert out.splitlines()[-1].endswith("the identities of 1 source make different events equal, with 1 warning")
@@ -490,11 +490,46 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
     code, out, _ = run("check", "--since", "1h", "--json")
     counts, error, warning = lines(out)[:2], lines(out)[2], lines(out)[3]
     assert code == 1
-    assert counts[0] == {"source": "crm", "type": "order", "events": 6, "copies": 0, "conflicts": 6}
+    expected = {"events": 6, "copies": 0, "conflicts": 6, "without_identity": 0}
+    assert counts[0] == {"source": "crm", "type": "order"} | expected
     assert (error["path"], error["severity"], warning["severity"]) == ("sources.crm.id", "error", "warning")
     Path("tried.yaml").write_text(rules.replace("id: body.customer", "id: body.number"))
     code, out, _ = run("check", "tried.yaml", "--since", "1h")
     assert (code, "fine" in out) == (0, True), "what has no identity is no copy"
+    (told,) = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert "sources.crm.id: expected an identity in each event, got none in 6 of 12, such as company.crm/" in told
+    assert ": `id: body.number` gives nothing; " in told
+    table = [row.split() for row in out.splitlines() if row.startswith("crm ")]
+    assert table == [["crm", "order", "6", "0", "0", "0"], ["crm", "ping", "6", "0", "0", "6"]]
+
+
+@pytest.mark.usefixtures("log")
+def test_check_fails_where_an_id_is_in_no_event_or_is_refused_in_all(run: Run) -> None:
+    for number in range(3):
+        headers = {"Idempotency-Key": str(number)}  # which identifies them, but isn't what the source names
+        write_event(event_id("crm", str(number)), source="crm", topic="company.crm", headers=headers, body={"a": {}})
+        write_event(event_id("github", str(number)), headers={"X-GitHub-Delivery": str(number)})
+    assert "warning" not in run("check", "--since", "1h")[1]
+    why = {
+        "headers['x-nope']": "`id: headers['x-nope']` gives nothing",
+        "body.b.c": "`id: body.b.c` gives nothing",
+        "body.a": "the ingress would refuse it, 400: id: body.a: expected a text or number, got a mapping",
+    }
+    for tried, told in why.items():
+        rules = RULES.replace("topic: company.crm", f'topic: company.crm, id: "{tried}"')
+        Path("tried.yaml").write_text(rules)
+        code, out, _ = run("check", "tried.yaml", "--since", "1h")
+        assert (code, "fine" in out) == (1, False)
+        (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
+        assert "sources.crm.id: expected an identity in each event, got none in 3 of 3, such as company.crm/" in line
+        assert f": {told}; " in line
+        assert out.splitlines()[-1].endswith("the `id` of 1 source is in none of the events")
+        code, out, _ = run("check", "tried.yaml", "--since", "1h", "--json")
+        crm, github, error = lines(out)
+        assert (crm["without_identity"], github["without_identity"], error["severity"]) == (3, 0, "error")
+    rules = RULES.replace("topic: company.crm", "topic: company.crm, id: \"headers['idempotency-key']\"")
+    Path("tried.yaml").write_text(rules)
+    assert run("check", "tried.yaml", "--since", "1h")[0] == 0
 
 
 def test_explain_tells_what_identifies_an_event_and_whether_it_is_deduplicated(run: Run) -> None:

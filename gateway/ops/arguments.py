@@ -40,9 +40,7 @@ def rule_file_argument(parser: Parser) -> None:
 
 def check_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    about = (
-        "look also at the events that the log has of the last 1h: do their identities tell them apart, by these rules?"
-    )
+    about = "look also at the events that the log has of the last 1h: do identities tell each apart, by these rules?"
     parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
 
 

@@ -38,13 +38,15 @@ class Pair(NamedTuple):
 class Counted:
     """Of the events of one source and type, how many are copies: identity and content had come before.
 
-    `conflicts` are the different contents, each counted once, that share their identity with another content.
+    `conflicts` are the different contents, each counted once, that share their identity with another content. The
+    events `without_identity` are those that the source's `id` tells nothing of; without one, that nothing identifies.
     """
 
     type: str
     events: int
     copies: int
     conflicts: int
+    without_identity: int
 
 
 class Seen:
@@ -54,6 +56,8 @@ class Seen:
         self.count = 0
         self.identified = 0
         self.example: Pair | None = None
+        self._without: Counter[str] = Counter()
+        self._absence = ""  # why the `id` told nothing of one of them
         self._identifier = Identifier(source)
         self._source = source
         self._events: Counter[str] = Counter()
@@ -65,7 +69,7 @@ class Seen:
     def add(self, event: Event, place: str) -> None:
         self.count += 1
         self._events[event.type] += 1
-        identity = self._identity_of(event)
+        identity = self._identity_of(event, place)
         if identity is None:
             return
         self.identified += 1
@@ -91,7 +95,13 @@ class Seen:
         """Return the counts of each type, the most frequent first."""
         conflicts = self._conflicts()
         return [
-            Counted(type=name, events=events, copies=self._copies[name], conflicts=conflicts[name])
+            Counted(
+                type=name,
+                events=events,
+                copies=self._copies[name],
+                conflicts=conflicts[name],
+                without_identity=self._without[name],
+            )
             for name, events in self._events.most_common()
         ]
 
@@ -105,6 +115,18 @@ class Seen:
         different = f"{number:,} different events, such as {one} and {other}"
         return f"expected an identity for each event, got {told} for {different} (`gateway events show` shows either)"
 
+    @property
+    def is_unidentified(self) -> bool:
+        """Tell whether the source names an `id` that is in none of its events."""
+        return self._source.id is not None and self._without.total() == self.count
+
+    def absence(self) -> str:
+        """Say of how many events the source's own `id` tells nothing, and why, if there are any."""
+        if self._source.id is None or not self._without:
+            return ""
+        number = f"{self._without.total():,} of {self.count:,}"
+        return f"expected an identity in each event, got none in {number}, such as {self._absence}"
+
     def problem(self) -> str:
         """Say what else seems to be wrong, if something does."""
         if self.count < FEWEST or not self.identified:
@@ -117,10 +139,19 @@ class Seen:
             return f"expected events that differ, got {copies:,} of {self.count:,} that {are}"
         return ""
 
-    def _identity_of(self, event: Event) -> bytes | None:
+    def _identity_of(self, event: Event, place: str) -> bytes | None:
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
+        own = self._source.id
+        try:
+            found = self._identifier.identified_by(request)
+            why = "" if own is None else f"`id: {' '.join(own.text.split())}` gives nothing"
+        except RefusedError as error:
+            found, why = "", f"the ingress would refuse it, {error.status}: {error.detail}"
+        if not found or (own is not None and found != own.text):
+            self._without[event.type] += 1
+            self._absence = self._absence or f"{place}: {why}"
         try:
             return identity_of(self._identifier.event(request, received_at=event.received_at).id)
         except RefusedError:

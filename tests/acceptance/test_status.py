@@ -199,6 +199,7 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
                     "events": len(events),
                     "copies": len(events) - len(different),
                     "conflicts": len(different),
+                    "without_identity": 0,
                 }
             code, told = await _status(place, "--admin", f"http://127.0.0.1:{gateway.admin_port}")
             found = {each["why"].partition(",")[0]: each for each in told if each["what"] == "source shop"}
