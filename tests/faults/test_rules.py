@@ -177,7 +177,7 @@ async def test_a_route_that_one_router_has_lost_before_the_other_misses_what_tha
                 assert await are_in_order(cluster_place, "github", came), stories
             words = ("replay", "--route", name, "--from", "1h", "--undelivered", f"--rules={first.rules}")
             told = (await command(cluster_place, *words)).decode()
-            assert f"queued {len(missed):,} deliveries of" in told
+            assert f"queued {len(missed):,} deliveries by {name}," in told
         await all_delivered(load.acknowledged, plain, ordered, timeout=60)
         await asyncio.sleep(MOMENT)
         account = account_of([load], {"kept": kept, "plain": plain, "ordered": ordered})
