@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gateway.model import Delivery, ExpressionError, Headers, TraceContext
-from gateway.rules.expressions import Template, View
+from gateway.rules.expressions import AbsentFieldError, Template, View
 from gateway.rules.rules import (
     HELD_BACK_BEGINNINGS,
     HELD_BACK_HEADERS,
@@ -141,7 +141,8 @@ def _render(template: Template, view: View, where: str) -> tuple[bytes, str | No
     try:
         return template.render_bytes(view)
     except ExpressionError as error:
-        raise ExpressionError(f"{where}: {error}") from error
+        hint = f" ({error.hint})" if isinstance(error, AbsentFieldError) and error.hint else ""
+        raise ExpressionError(f"{where}: {error}{hint}") from error
 
 
 def _add(added: dict[bytes, tuple[bytes, bytes]], name: str, value: bytes, where: str) -> None:

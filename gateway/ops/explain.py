@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
-from gateway.rules.expressions import View
+from gateway.rules.expressions import AbsentFieldError, View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
 from gateway.verify.keys import did_you_mean
@@ -20,11 +20,15 @@ SHORTEST = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """The first request of one delivery; `problem` says why there would be none, which dead-letters it."""
+    """The first request of one delivery; `problem` says why there would be none, which dead-letters it.
+
+    Where a field isn't there, `beside` says what is.
+    """
 
     destination: str
     request: Outbound | None
     problem: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,7 @@ class _Mask:
             request = replace(
                 request, url=self.url(request.url), headers=tuple(headers), body=self._bytes(request.body)
             )
-        return replace(planned, request=request, problem=self._text(planned.problem))
+        return replace(planned, request=request, problem=self._text(planned.problem), beside=self._text(planned.beside))
 
     def _bytes(self, content: bytes) -> bytes:
         for secret in self._secrets:
@@ -159,7 +163,9 @@ def _plan(event: Event, route: Route, destination: Destination, now: float) -> P
     try:
         request = compose(delivery, destination, route.request, now=now)
     except ExpressionError as error:
-        return Planned(destination=destination.name, request=None, problem=str(error))
+        absent = error.__cause__
+        beside = absent.beside if isinstance(absent, AbsentFieldError) else ""
+        return Planned(destination=destination.name, request=None, problem=str(error), beside=beside)
     if destination.access is not None and destination.access.oauth2 is not None:
         # Fetched by the attempt itself, so that even with secrets shown there is none to show.
         request = replace(request, headers=(*request.headers, (b"authorization", f"Bearer {MASK}".encode())))

@@ -36,7 +36,7 @@ def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, objec
                 "matched": route.is_matched,
                 "reason": route.reason,
                 "requests": [
-                    {"destination": planned.destination, "error": planned.problem}
+                    {"destination": planned.destination, "error": planned.problem, "beside": planned.beside or None}
                     if planned.request is None
                     else {
                         "destination": planned.destination,
@@ -115,6 +115,8 @@ def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None
     for planned in route.requests:
         if planned.request is None:
             output.say(f"    {planned.destination}: ", ("dead-lettered as expression_error: ", "red"), planned.problem)
+            if planned.beside:
+                output.say(f"      {planned.beside}")
             continue
         output.say(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
         for name, value in planned.request.headers:

@@ -37,6 +37,7 @@ MAX_NESTING = 3  # macros inside macros
 # With the parsing of the body before and the look at its size, the worst event stops it for a quarter of a second.
 MAX_COST = 2_000_000
 HANDING, READING, CONVERTING = 15, 10, 20  # Steps for each value: into CEL, named by an expression, and out as JSON.
+FEW_NAMES = 20  # of an event's fields that are told
 FEW = 64  # Values that take less to name than to count.
 LONG_TEXT = 1024  # characters from which a copy costs as much as a step
 MAX_INFLATED = 2 << 20  # bytes: twice a body that comes as it is, and 0.1 s to parse at worst.
@@ -245,7 +246,7 @@ class Expression:
             return self._execute(view)
         value = view.get(path.root, path.steps)
         if value is ABSENT:
-            raise MissingFieldError(f"{path.text} isn't there")
+            raise AbsentFieldError(path, view)
         return value
 
     @property
@@ -316,7 +317,7 @@ class Expression:
         path = self._analysis.paths[0]
         text = view.get(path.root, path.steps)
         if text is ABSENT:
-            raise MissingFieldError(f"{path.text} isn't there")
+            raise AbsentFieldError(path, view)
         if type(text) is not str:
             raise ExpressionError(f"{_shortened(self.text)}: {_NO_MATCHES}")
         is_found = _found(self._patterns[0], text, view)
@@ -362,30 +363,76 @@ class Expression:
 
     def _translated(self, error: Exception, view: View) -> ExpressionError:
         """Tell a missing field from other failures; CEL calls a step into null or a scalar a missing overload."""
-        missing: str | None = None
+        missing: _Path | None = None
         if isinstance(error, LookupError):
-            # A key that doesn't stand in the expression is the event's.
             key = str(error.args[0])
-            missing = self._missing(view) or _shortened(key if key in self.text else f"a key of {self.text}")
+            missing = self._missing(view, key.rpartition(" ")[2] if isinstance(error, IndexError) else key)
+            if missing is None:
+                # A key that doesn't stand in the expression is the event's.
+                name = _shortened(key if key in self.text else f"a key of {self.text}")
+                return MissingFieldError(f"{name} isn't there")
         elif isinstance(error, TypeError) or not view.has_body:
-            missing = self._missing(view, breaks_off=True)
+            missing = self._missing(view)
         if missing is not None:
-            return MissingFieldError(f"{missing} isn't there")
+            return AbsentFieldError(missing, view)
         return ExpressionError(f"{_shortened(self.text)}: {_reason(error)}")
 
-    def _missing(self, view: View, *, breaks_off: bool = False) -> str | None:
-        """Return the first path that isn't there, or of those only the first that steps into what has no fields."""
+    def _missing(self, view: View, key: str | None = None) -> "_Path | None":
+        """Return the first path that breaks off at that key; without one, the first that steps into what has no fields.
+
+        Others may not be there, either: those that `has` has asked for.
+        """
         for path in self._analysis.paths:
             if view.get(path.root, path.steps) is not ABSENT:
                 continue
-            depth = 0
-            while view.get(path.root, path.steps[:depth]) is not ABSENT:
-                depth += 1
-            parent = view.get(path.root, path.steps[: depth - 1]) if depth else ABSENT
-            has_fields = isinstance(parent, dict) or (isinstance(parent, list) and path.steps[depth - 1].key is None)
-            if not (breaks_off and has_fields):
-                return path.text
+            gap = _gap(path, view)
+            if gap.key == key if key is not None else not gap.is_between_fields:
+                return path
         return None
+
+
+class AbsentFieldError(MissingFieldError):
+    """A path that is written out leads to a field that the event doesn't have."""
+
+    def __init__(self, path: "_Path", view: View) -> None:
+        super().__init__(f"{path.text} isn't there")
+        self._path = path
+        self._view = view
+
+    @property
+    def hint(self) -> str:
+        """Say by which expression to ask for the field first, or which value of the event has no fields; "" at length.
+
+        It holds nothing of the event but a value's type.
+        """
+        path, gap = self._path, _gap(self._path, self._view)
+        parent = path.up_to(gap.depth - 1).text
+        if gap.depth == 0:
+            told = "there is no JSON body"
+        elif not gap.is_between_fields:
+            told = f"{parent} is {_kind(gap.parent)}"
+        elif isinstance(gap.parent, list):
+            told = f"size({parent}) tells"
+        elif gap.key.isidentifier():
+            told = f"has({path.up_to(gap.depth).text}) tells"
+        else:
+            told = f"'{gap.key}' in {parent} tells"
+        return told if len(told) <= 80 else ""  # noqa: PLR2004 - a line of a terminal
+
+    @property
+    def beside(self) -> str:
+        """Say what is there instead, with the names of the event's fields: nothing for a line of the log."""
+        gap = _gap(self._path, self._view)
+        if gap.depth == 0:
+            return "the event has no JSON body"
+        parent = self._path.up_to(gap.depth - 1).text
+        if isinstance(gap.parent, list):
+            return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
+        if not isinstance(gap.parent, dict):
+            return f"{parent} is {_kind(gap.parent)}"
+        names = [_shortened(name) for name in list(gap.parent)[:FEW_NAMES]]
+        rest = len(gap.parent) - len(names)
+        return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"
 
 
 class TemplateError(ExpressionError):
@@ -797,6 +844,36 @@ class _Path(NamedTuple):
             f"[{position}]" if key is None else f".{key}" if key.isidentifier() else f"['{key}']"
             for key, position in self.steps
         )
+
+    def up_to(self, depth: int) -> "_Path":
+        return self._replace(steps=self.steps[:depth])
+
+
+class _Gap(NamedTuple):
+    """Where a path breaks off: after how many steps, the last of them into nothing; `parent` is what is before that."""
+
+    depth: int
+    parent: object
+    step: Step
+
+    @property
+    def key(self) -> str:
+        return str(self.step.position) if self.step.key is None else self.step.key
+
+    @property
+    def is_between_fields(self) -> bool:
+        """Tell whether the parent has fields, or elements, as the step wants, though not this one."""
+        return isinstance(self.parent, list if self.step.key is None else dict)
+
+
+def _gap(path: _Path, view: View) -> _Gap:
+    """Find where a path that isn't there breaks off; at 0 where not even its root is."""
+    depth = 0
+    while view.get(path.root, path.steps[:depth]) is not ABSENT:
+        depth += 1
+    if depth == 0:
+        return _Gap(0, ABSENT, Step(None, -1))
+    return _Gap(depth, view.get(path.root, path.steps[: depth - 1]), path.steps[depth - 1])
 
 
 class _Match(NamedTuple):

@@ -113,7 +113,9 @@ def test_a_template_that_fails_is_told_as_the_dead_letter_that_it_would_be(tmp_p
     (planned,) = rendered.requests
     assert rendered.is_matched
     assert planned.request is None
-    assert planned.problem.startswith("request.body: ")
+    assert planned.problem == "request.body: body.who isn't there (has(body.who) tells)"
+    _, rendered, *_ = explained(tmp_path, b'{"whom": "jo", "when": 1}').routes
+    assert rendered.requests[0].beside == "body has: whom, when"
 
 
 def test_a_condition_that_fails_matches_and_sends_nothing(tmp_path: Path) -> None:

@@ -3,18 +3,21 @@
 import contextlib
 import gzip
 import random
+import re
 import sys
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.expressions import ABSENT, Expression, Template, TemplateError, View
+from gateway.rules.expressions import ABSENT, AbsentFieldError, Expression, Template, TemplateError, View
 from tests.builders import an_event
 
 BODY = {
@@ -618,6 +621,53 @@ def test_a_field_that_is_missing_in_a_template_is_an_error() -> None:
     for template in ("${{ body.zz }}", "x ${{ body.zz }}", {"a": ["${{ body.zz }}"]}):
         with pytest.raises(MissingFieldError, match=r"^body\.zz isn't there$"):
             Template(template).render(a_view())
+
+
+def test_what_the_readme_says_of_fields_that_are_not_in_each_event_is_so() -> None:
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(request:\n.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    template = Template(yaml.safe_load(text)["request"]["body"])
+    absent = a_view({"customer": {"id": 7}, "items": []})
+    assert template.render(absent) == {"customer": 7, "phone": None, "first": "nothing", "trace": "none"}
+    customer = {"id": 7, "email": "a@b.test", "phone": None}
+    view = a_view({"customer": customer, "items": [{"name": "tea"}]}, headers={"X-Trace-Id": "t1"})
+    assert template.render(view) == {"customer": "a@b.test", "phone": None, "first": "tea", "trace": "t1"}
+    with pytest.raises(MissingFieldError, match=r"^body\.customer\.email isn't there$"):
+        template.render(a_view({"items": []}))
+
+
+@pytest.mark.parametrize(
+    ("text", "body", "message", "hint", "beside"),
+    [
+        ("body.c.email", {"c": {"id": 1}}, "body.c.email", "has(body.c.email) tells", "body.c has: id"),
+        ("body.c.email", {"b": 1, "a": 2}, "body.c.email", "has(body.c) tells", "body has: b, a"),
+        ("body.c.email", {"c": None}, "body.c.email", "body.c is null", "body.c is null"),
+        ("body.c.email + 'x'", {"c": "secret"}, "body.c.email", "body.c is a text", "body.c is a text"),
+        ("body.c['a b']", {"c": {}}, "body.c['a b']", "'a b' in body.c tells", "body.c has: nothing"),
+        ("body.c[1].id", {"c": [1]}, "body.c[1].id", "size(body.c) tells", "body.c has 1 element"),
+        ("body.c.email", {"c": [1, 2]}, "body.c.email", "body.c is a list", "body.c has 2 elements"),
+        ("headers['x-none']", {}, "headers['x-none']", "'x-none' in headers tells", "headers has: nothing"),
+        ("body.a + 'x'", ABSENT, "body.a", "there is no JSON body", "the event has no JSON body"),
+        ("has(body.a) ? body.a : body.b", {"c": 1}, "body.b", "has(body.b) tells", "body has: c"),
+        ("has(body.l) ? 'x' : body.m[2]", {"m": []}, "body.m[2]", "size(body.m) tells", "body.m has 0 elements"),
+        (f"body.{'n' * 99}", {}, f"body.{'n' * 99}", "", "body has: nothing"),
+    ],
+)
+def test_a_field_that_is_missing_is_told_with_how_to_ask_for_it_and_what_is_there(
+    text: str, body: object, message: str, hint: str, beside: str
+) -> None:
+    view = View(source="s", headers=(), query="", body=b"" if body is ABSENT else orjson.dumps(body))
+    with pytest.raises(AbsentFieldError) as caught:
+        Expression(text).evaluate(view)
+    assert (str(caught.value), caught.value.hint, caught.value.beside) == (f"{message} isn't there", hint, beside)
+    if hint.endswith(" tells"):
+        Expression(hint.removesuffix(" tells")).evaluate(view)
+
+
+def test_of_many_fields_that_are_there_the_first_are_told() -> None:
+    with pytest.raises(AbsentFieldError) as caught:
+        Expression("body.zz").evaluate(a_view({f"n{number}": number for number in range(23)}))
+    assert caught.value.beside.endswith(", n19 and 3 more")
 
 
 def test_a_rendered_body_is_bounded() -> None:
