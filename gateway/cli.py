@@ -1258,8 +1258,8 @@ async def _status(call: Call) -> int:
     attempts = LastAttempts(arguments.destination or "")
     backlogs = Backlogs()
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
-    for address in asked:
-        found += findings_in(await ask_status(address), address)
+    answers = [(await ask_status(address), address) for address in asked]
+    control = Control()
     try:
         async with _log(call) as log:
             with output.waiting("reading what waits"):
@@ -1276,6 +1276,8 @@ async def _status(call: Call) -> int:
         if not asked:
             raise
         output.note(f"the log isn't read, only what was asked by --admin: {error}")
+    for answer, address in answers:
+        found += findings_in(answer, address, control)
     if arguments.destination:
         name = arguments.destination
         found = [each for each in found if each.what.rpartition(" ")[2] == name or each.rank in (NOT_READ, REFUSED)]

@@ -39,6 +39,7 @@ from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
+from gateway.ops.tally import MOST_ROUTES, InForce, Tally
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
@@ -151,7 +152,8 @@ class Gateway:
         self._changed: tuple[str, ...] = ()
         self._refusal: Refusal | None = None
         self._refusal_ended = 0.0
-        self._counts_before: Mapping[str, Mapping[str, float]] = {}
+        self._refused_routes: Mapping[str, frozenset[str]] = {}
+        self._tally = Tally(self._metrics.unrouted_events, remembered=REMEMBERED)
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
@@ -376,12 +378,18 @@ class Gateway:
         refusal = self._refusal
         if refusal is None or (refusal.until is not None and time.monotonic() > self._refusal_ended + REMEMBERED):
             return None
-        return {**asdict(refusal), "problems": refusal.problems[:MAX_PROBLEMS], "count": len(refusal.problems)}
+        routes = self._refused_routes
+        is_told = sum(map(len, routes.values())) <= MOST_ROUTES
+        return {
+            **asdict(refusal),
+            "problems": refusal.problems[:MAX_PROBLEMS],
+            "count": len(refusal.problems),
+            "routes": {source: sorted(names) for source, names in routes.items()} if is_told else {},
+        }
 
     def _told_source(self, name: str, counts: Mapping[str, float]) -> Mapping[str, Any]:
-        """Tell what was counted of a source since the rules in force have changed, or the process began."""
-        before = self._counts_before.get(name, {})
-        told = {what: number - before.get(what, 0.0) for what, number in counts.items()}
+        """Tell what was counted of a source since the rules for it have changed, or the process began."""
+        told = dict(self._tally.of(name, counts, at=time.monotonic()))
         refused = {what.removeprefix(REFUSED): told.pop(what) for what in list(told) if what.startswith(REFUSED)}
         return {"source": name, **told, "refused": {reason: number for reason, number in refused.items() if number}}
 
@@ -456,6 +464,7 @@ class Gateway:
         since = log.now() if self._unchanged_at is None else self._unchanged_at
         if self._refusal is not None and self._is_refused:
             since = self._refusal.since
+        self._refused_routes = {}
         self._refusal = Refusal(
             since=since,
             file=str(file),
@@ -514,12 +523,18 @@ class Gateway:
         if self._refusal is not None and self._is_refused:
             since = self._refusal.since
             self._refusal, self._refusal_ended = replace(self._refusal, until=now), time.monotonic()
+            self._refused_routes = {source: routes for source, routes in changed.touched.items() if routes}
         self._in_force(rules, certificates)
         if changed != Changes():
             self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
             told = [f"{name} added" for name in changed.added], [f"{name} removed" for name in changed.removed]
             self._changed = tuple(_bounded([*told[0], *changed.changed, *told[1]]))
-            self._counts_before = self._counts()
+            in_force = InForce(
+                since=self._in_force_since,
+                loaded_at=self._metrics.rules_loaded_timestamp.value,
+                changed=self._changed,
+            )
+            self._tally.change(changed, self._counts(), in_force, now=now, at=time.monotonic())
         return since
 
     async def _watch_log(self, log: Log) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
@@ -226,7 +228,7 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     metrics.rejected.labels("crm", "bad_signature").inc(2)
     (source,) = running.gateway._status()["sources"]
     told = {"source": "crm", "events": 10, "duplicates": 0, "conflicts": 0, "unrouted": 4}
-    assert source == told | {"refused": {"bad_signature": 2}}
+    assert source.items() >= (told | {"refused": {"bad_signature": 2}}).items()
     await running.look(SOURCE + "# the same\n")
     await running.look()
     assert running.gateway._status()["sources"] == [source]
@@ -235,5 +237,66 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     metrics.events.labels("crm").inc(3)
     metrics.unrouted.labels("crm").inc(3)
     crm, shop = running.gateway._status()["sources"]
-    assert crm == told | {"events": 3, "unrouted": 3, "refused": {}}
+    assert crm.items() >= (told | {"events": 13, "unrouted": 7}).items(), "nothing of its rules has changed"
     assert (shop["events"], shop["unrouted"]) == (0, 0)
+
+
+ROUTED = """
+version: 1
+sources: {{crm: {{verify: {{scheme: none}}, type: body.kind}}, shop: {{verify: {{scheme: none}}}}}}
+destinations: {{ci: {{url: "http://ci"}}}}
+routes:
+  - {{name: build, from: crm, match: {{type: {build}}}, to: [ci]}}
+  - {{name: rest, from: shop, to: [ci], retry: {{schedule: [{rest}]}}}}
+"""
+
+
+async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mended(running: Running) -> None:
+    metrics, now = running.gateway._metrics, 1000.0
+    running.log = MemoryLog(now=lambda: now)
+
+    def leave_unrouted(count: int) -> None:
+        metrics.events.labels("crm").inc(count)
+        metrics.unrouted.labels("crm").inc(count)
+        for _ in range(count):
+            metrics.unrouted_events.add("crm", "order", now)
+
+    async def reload(at: float, **values: str) -> dict[str, Any]:
+        nonlocal now
+        now = at
+        await running.look()  # at which nothing has changed
+        await running.look(ROUTED.format(**{"build": "order", "rest": "1s"} | values))
+        await running.look()
+        crm, _ = running.gateway._status()["sources"]
+        return dict(crm)
+
+    await reload(1000.0)
+    crm = await reload(1010.0, build="ordre")
+    assert (crm["since"], crm["changed"], crm["missed"]) == (1010.0, ("route build: match",), None)
+    leave_unrouted(7)
+    crm = await reload(1020.0, build="ordre", rest="2s")
+    assert (crm["unrouted"], crm["since"], crm["missed"]) == (7, 1010.0, None), "another's rules"
+    assert (crm["missed_since"], crm["types"]) == (1009.0, [("order", 7)])
+    now = 1025.0
+    leave_unrouted(2)
+    crm = await reload(1030.0, build="odrer")
+    assert (crm["unrouted"], crm["types"], crm["missed_since"]) == (0, [], 1030.0)
+    missed = {"unrouted": 9, "events": 9, "since": 1009.0, "until": 1030.0, "routes": ["build"]}
+    assert crm["missed"] == missed | {"types": [("order", 9)]}
+    leave_unrouted(3)
+    crm = await reload(1040.0)
+    missed = {"unrouted": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
+    assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was mended by halves isn't half forgotten"
+    kept = running.gateway._tally._missed["crm"]
+    running.gateway._tally._missed["crm"] = replace(kept, ended=kept.ended - REMEMBERED - 1)
+    assert running.gateway._status()["sources"][0]["missed"] is None
+    crm = await reload(1050.0, build="ordre")
+    assert crm["missed"] is None
+
+
+async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_first_event(running: Running) -> None:
+    metrics = running.gateway._metrics
+    metrics.unrouted.labels("crm").inc()
+    metrics.unrouted_events.add("crm", "order", 990.0)
+    (crm,) = running.gateway._status()["sources"]
+    assert (crm["since"], crm["missed_since"]) == (None, 989.0)

@@ -14,7 +14,9 @@ from pathlib import PurePath
 from shlex import quote
 from typing import Any
 
-from gateway.engine.control import Control, DeadFilter, place_of
+from typing_extensions import override
+
+from gateway.engine.control import Control, DeadFilter, Order, place_of
 from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
@@ -31,6 +33,8 @@ MOST_REASONS = 100
 MOST_GROUPS = 5
 SHARE = 0.1
 """Of a source's events, that are copies, unrouted or refused: what is more is told."""
+MOMENT = 0.001
+"""Seconds to which a replay step tells its time."""
 NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE = range(8)
 """Ranks, the worst first."""
 _WHY: Mapping[str, str] = {
@@ -145,8 +149,8 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
     return found
 
 
-def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
-    """Return what a process says at `/status` of its admin address."""
+def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
+    """Return what a process says at `/status` of its admin address, as far as no replay has brought it back."""
     found = [
         Finding(
             rank=HELD,
@@ -171,7 +175,7 @@ def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
         for each in answer.get("unread", ())
     ]
     rules = answer.get("rules", {})
-    found += _of_rules(rules, where)
+    found += _of_rules(rules, where, control)
     for each in answer.get("ordered", ()):
         name = f"{each['route']} → {each['destination']}"
         for word, following in (("halted", (f"gateway route kick {each['route']}",)), ("blocked", ())):
@@ -179,11 +183,60 @@ def findings_in(answer: Mapping[str, Any], where: str) -> list[Finding]:
                 why = f"keys {word}"
                 found.append(Finding(rank=HALTED, what=name, why=why, who=where, next=following, count=int(each[word])))
     for source in answer.get("sources", ()):
-        found += _of_source(source, rules, where)
+        found += _of_source(source, where)
+        found += _of_missed(source, where, control)
     return found
 
 
-def _of_rules(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What replays have queued that cover what was missed; `is_done` once all of them have ended."""
+
+    queued: int
+    is_done: bool
+
+    @override
+    def __str__(self) -> str:
+        return f"replayed since: {self.queued:,} queued" if self.is_done else f"being replayed: {self.queued:,} queued"
+
+
+def replayed(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
+    """Return what the replays have queued that bring back what these routes (by source) missed in a time.
+
+    None where they don't for each: a replay counts that was given after `until`, when the rules had come into force,
+    and leaves out no destination, partition or moment.
+    """
+    orders: dict[str, Order] = {}
+    for source, names in routes.items():
+        for name in names:
+            found = [order for order in control.orders.values() if _covers(order, source, name, since, until)]
+            if not found:
+                return None
+            orders |= {order.key: order for order in found}
+    queued = [order.count if order.state == "done" else control.injected(order.key) for order in orders.values()]
+    return (
+        Replayed(queued=sum(queued), is_done=all(order.state == "done" for order in orders.values()))
+        if orders
+        else None
+    )
+
+
+def _covers(order: Order, source: str, route: str, since: float, until: float) -> bool:
+    which = order.selection
+    return (
+        which is not None
+        and order.state in ("asked", "done")
+        and not order.unread
+        and order.at >= until
+        and which.route == route
+        and which.source in (None, source)
+        and which.destination is None
+        and which.since <= since + MOMENT
+        and (which.until is None or which.until >= until)
+    )
+
+
+def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield which rules a process has refused, and how to bring back what was missed meanwhile."""
     refusal = rules.get("refusal")
     if refusal is None:
@@ -204,6 +257,8 @@ def _of_rules(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
         following.insert(0, f"gateway check {quote(rules['file'])}")
     else:
         why = "new rules were refused; they are in force now"
+        if (done := replayed(control, refusal["routes"], since=since, until=until)) is not None:
+            why, following = f"{why}; {done}", []
     yield Finding(
         rank=REFUSED,
         what="rules",
@@ -216,19 +271,55 @@ def _of_rules(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
     )
 
 
-def _of_source(source: Mapping[str, Any], rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
-    """Yield what a process has counted of a source since its rules are in force, where it is much."""
-    name, events = source["source"], source["events"]
-    since = rules.get("since")
+def _of_missed(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield what no route of a source took before the rules for it were changed, where that was much."""
+    name, missed = source["source"], source["missed"]
+    if missed is None or missed["unrouted"] <= missed["events"] * SHARE:
+        return
+    since, until = missed["since"], missed["until"]
+    why = f"{_were(missed['unrouted'])} unrouted{_types(missed['types'])} by the rules until {when(until)}"
+    done = replayed(control, {name: missed["routes"] or ()}, since=since, until=until)
+    following = [
+        "# if the rules that are in force now are as they should be; --dry-run tells how many that is:",
+        _replay(name, since),
+    ]
+    yield Finding(
+        rank=SOURCE,
+        what=f"source {name}",
+        why=why if done is None else f"{why}; {done}",
+        is_wrong=done is None,
+        since=since,
+        until=until,
+        who=where,
+        next=tuple(following) if done is None else (),
+        count=missed["unrouted"],
+    )
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _types(types: Sequence[tuple[str, int]]) -> str:
+    """Tell the most frequent types of a source's events: " (12 push, 3 ping)"."""
+    return f" ({', '.join([f'{number:,} {name}' for name, number in types])})" if types else ""
+
+
+def _replay(source: str, since: float) -> str:
+    return f"gateway replay --source {source} --from {rfc3339(since)} --undelivered"
+
+
+def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield what a process has counted of a source since the rules for it are in force, where it is much."""
+    name, events, since = source["source"], source["events"], source["since"]
     ever = "since the process began" if since is None else "since these rules are in force"
     changed: list[str] = []
-    missed: list[str] = []
     if since is not None:
-        changed = [f"# the rules of {when(rules['loaded_at'])} changed {'; '.join(rules['changed'])}"]
-        missed = [
-            "# what was missed since then, once they are as they should be:",
-            f"gateway replay --source {name} --from {rfc3339(since)} --undelivered",
-        ]
+        changed = [f"# the rules of {when(source['loaded_at'])} changed {'; '.join(source['changed'])}"]
+    missed, let_go = [
+        [] if at is None else ["# what was missed since then, once they are as they should be:", _replay(name, at)]
+        for at in (source["missed_since"], since)
+    ]
     unrouted = [
         f"gateway events list --source {name}",
         "# and why one of them matches no route:",
@@ -237,9 +328,9 @@ def _of_source(source: Mapping[str, Any], rules: Mapping[str, Any], where: str) 
     identity = ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"]
     verify = [f"# the source's `verify`, and {where}/metrics for how many of which:", f"gateway explain {name}"]
     told = [
-        (source["unrouted"], events, "unrouted", [*changed, *unrouted, *missed]),
-        (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *missed]),
-        (source["conflicts"], events, "distinct, with another event's identity", [*changed, *identity, *missed]),
+        (source["unrouted"], events, f"unrouted{_types(source['types'])}", [*changed, *unrouted, *missed]),
+        (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *let_go]),
+        (source["conflicts"], events, "distinct, with another event's identity", [*changed, *identity, *let_go]),
     ]
     for reason, number in source.get("refused", {}).items():
         told.append((number, events + number, f"refused: {reason}", [*changed, *verify]))

@@ -1,7 +1,7 @@
 """When files that change are read again, and what new rules change: pure; `run.py` has the clock and the disk."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from gateway.rules.rules import Access, Destination, Egress, Route, Rules, Source
@@ -67,11 +67,13 @@ class Changes:
     """What distinguishes two versions of the rules, such as `route build`.
 
     What has changed is followed by its keys: `route build: match, retry`. A secret's new value changes its source.
+    `touched` tells of which sources the events may fare otherwise, and by which routes of the new rules.
     """
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    touched: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
 
 
 def changes(old: Rules, new: Rules) -> Changes:
@@ -92,7 +94,25 @@ def changes(old: Rules, new: Rules) -> Changes:
         removed=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in before if name not in after]
         ),
+        touched=_touched(old, new),
     )
+
+
+def _touched(old: Rules, new: Rules) -> Mapping[str, frozenset[str]]:
+    others = {name for name, source in new.sources.items() if old.sources.get(name) != source}
+    found: dict[str, set[str]] = {name: set() for name in others}
+    for name in old.routes.keys() | new.routes.keys():
+        before, after = old.routes.get(name), new.routes.get(name)
+        is_other = before is None or after is None or _aim(before) != _aim(after)
+        for route in (before, after):
+            for source in () if route is None else route.sources:
+                if is_other or source in others:
+                    found.setdefault(source, set()).update(() if after is None else (name,))
+    return {source: frozenset(routes) for source, routes in found.items()}
+
+
+def _aim(route: Route) -> tuple[object, ...]:
+    return route.sources, route.match, route.when, route.destinations
 
 
 _Kind = Source | Destination | Route | Egress
@@ -112,18 +132,18 @@ def _keys(before: _Kind | Access, after: _Kind | Access) -> str:
 
 
 def _differing(before: _Kind | Access, after: _Kind | Access) -> Iterator[str]:
-    for field in fields(before):
-        old, new = getattr(before, field.name), getattr(after, field.name)
-        if not field.compare or old == new:
+    for each in fields(before):
+        old, new = getattr(before, each.name), getattr(after, each.name)
+        if not each.compare or old == new:
             continue
-        if field.name == "access":
+        if each.name == "access":
             yield from _differing(old or Access(), new or Access())
-        elif field.name == "headers":  # `auth` writes one of them
+        elif each.name == "headers":  # `auth` writes one of them
             changed = {name.lower() for name, _ in set(old) ^ set(new)}
             yield from ["auth"] * ("authorization" in changed)
             yield from ["headers"] * (changed != {"authorization"})
         else:
-            yield _KEYS.get(field.name, field.name)
+            yield _KEYS.get(each.name, each.name)
 
 
 def _kinds(old: Rules, new: Rules) -> Iterator[tuple[str, Mapping[str, _Kind], Mapping[str, _Kind]]]:

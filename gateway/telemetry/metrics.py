@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from gateway.model import DeadReason, Result, SpillReason
+from gateway.telemetry.unrouted import UnroutedEvents
 
 NO_NAME = ""
 RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
@@ -286,6 +287,7 @@ class Metrics(Collector):
             "dedupe_undecided", "Events delivered while it wasn't known yet what had come before.", "source"
         )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
+        self.unrouted_events = UnroutedEvents()
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
         self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")
         self.deliveries_late = counter(

@@ -119,13 +119,28 @@ async def _call(gateway: GatewayProcess, place: LogPlace, command: str) -> str:
     return out.decode()
 
 
-async def test_what_refused_or_mistyped_rules_made_routes_miss_comes_by_the_step_that_is_told(
+def _rules_of(first: Sink, late: Sink) -> tuple[str, str, str]:
+    """Return rules without two routes, with one of them mistyped, and whole."""
+    rules = RULES.format(busy=first.url, down=first.url, well=late.url)
+    before = rules[: rules.index("  - {name: to-down")]
+    return before, before + "  - {name: forgotten, from: github, match: {type: pusch}, to: [well]}\n", rules
+
+
+async def _once_replayed(place: LogPlace, admin: str, what: str) -> tuple[int, dict[str, Any]]:
+    """Return the row of what was missed, once it says that this was replayed."""
+    async with asyncio.timeout(20):
+        while True:
+            code, told = await _status(place, "--admin", admin)
+            (row,) = [each for each in told if each["what"] == what]
+            if "replayed since" in row["why"]:
+                return code, row
+
+
+async def test_what_refused_rules_made_routes_miss_comes_by_the_step_that_is_told(
     place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as first, Sink(200) as late:
-        rules = RULES.format(busy=first.url, down=first.url, well=late.url)
-        before = rules[: rules.index("  - {name: to-down")]
-        mistyped = before + "  - {name: forgotten, from: github, match: {type: pusch}, to: [well]}\n"
+        before, mistyped, rules = _rules_of(first, late)
         async with GatewayProcess(folder, rules=before, log=place.url, prefix=place.prefix) as gateway:
             admin = f"http://127.0.0.1:{gateway.admin_port}"
             load = Load(gateway.port, rate=40)
@@ -142,29 +157,58 @@ async def test_what_refused_or_mistyped_rules_made_routes_miss_comes_by_the_step
             assert refused["next"][0] == f"gateway check {gateway.rules}"
             gateway.rules.write_text(rules)
             await gateway.line("rules_reloaded", timeout=10)
+            code, told = await _status(place, "--admin", admin)
+            assert (code, [each["next"][-1] for each in told]) == (0, [refused["next"][-1]])
+            await first.received(len(load.acknowledged), timeout=30)
+            had = len(first.requests) + len(late.requests)
             await _call(gateway, place, refused["next"][-1])
             expected = set(load.acknowledged) - earlier
             await late.received(len(expected), timeout=30)
+            code, row = await _once_replayed(place, admin, "rules")
+            came = Counter(request.header("gateway-event-id") for request in late.requests)
+            assert came == dict.fromkeys(expected, 1), gateway.story()
+            assert (code, row["next"]) == (0, [])
+            await first.received(had + len(expected), timeout=30)  # by `to-down`; `to-busy` had delivered them
+            assert row["why"].endswith(f"replayed since: {len(first.requests) + len(late.requests) - had} queued")
 
+
+async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_before_and_after_they_are_mended(
+    place: LogPlace, folder: Path
+) -> None:
+    async with Sink(200) as first, Sink(200) as late:
+        before, mistyped, rules = _rules_of(first, late)
+        async with GatewayProcess(folder, rules=before, log=place.url, prefix=place.prefix) as gateway:
+            admin = f"http://127.0.0.1:{gateway.admin_port}"
+            load = Load(gateway.port, rate=40)
+            await load.send(10)
+            await first.received(10, timeout=30)
             await asyncio.sleep(2.5)
             gateway.rules.write_text(
                 mistyped.replace(
                     "  - {name: to-busy, from: github,", "  - {name: to-busy, from: github, match: {type: none},"
                 )
             )
-            await gateway.until("gateway_rules_reloads_total", 2, result="ok")
+            await gateway.until("gateway_rules_reloads_total", 1, result="ok")
             earlier = set(load.acknowledged)
             await load.send(20)
             await gateway.until("gateway_unrouted_total", 20)
             code, told = await _status(place, "--admin", admin)
             (unrouted,) = [each for each in told if each["what"] == "source github"]
             assert (code, unrouted["count"]) == (1, 20)
-            assert "route forgotten: match" in unrouted["next"][0]
+            assert "route forgotten added" in unrouted["next"][0]
             gateway.rules.write_text(rules)
-            await gateway.until("gateway_rules_reloads_total", 3, result="ok")
-            await _call(gateway, place, unrouted["next"][-1])
-            expected |= set(load.acknowledged) - earlier
-            await late.received(len(expected), timeout=30)
+            await gateway.until("gateway_rules_reloads_total", 2, result="ok")
+            code, told = await _status(place, "--admin", admin)
+            (missed,) = told
+            assert (code, missed["what"], missed["count"]) == (1, "source github", 20)
+            assert missed["next"][-1] == unrouted["next"][-1]
+            await _call(gateway, place, missed["next"][-1])
+            expected = set(load.acknowledged) - earlier
+            await late.received(20, timeout=30)
+            await first.received(10 + 2 * 20, timeout=30)  # by `to-busy` and `to-down`
+            code, row = await _once_replayed(place, admin, "source github")
+            assert (code, row["count"], row["next"]) == (0, 20, [])
+            assert row["why"].endswith(f"replayed since: {len(first.requests) - 10 + len(late.requests)} queued")
             came = Counter(request.header("gateway-event-id") for request in late.requests)
             assert came == dict.fromkeys(expected, 1), gateway.story()
 

@@ -1,11 +1,13 @@
 """What keeps deliveries back, counted against what is in the log."""
 
 import asyncio
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
-from gateway.engine.control import Control, Order
+from gateway.engine.control import Control, Order, Selection
 from gateway.log.records import Filed, encode_delivery
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, when
@@ -119,19 +121,20 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     assert unknown.next == ("gateway dead list --reason undecodable",)
 
 
-REFUSAL = {
+REFUSAL: dict[str, Any] = {
     "since": 100.0,
     "until": None,
     "file": "/etc/gateway/team.yaml",
     "changed_at": 101.0,
     "problems": ["team.yaml:3:1: a"],
     "count": 2,
+    "routes": {},
 }
 
 
 def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back_what_was_missed() -> None:
     rules = {"file": "/etc/a gateway/routes.yaml", "loaded_at": 50.0, "refusal": REFUSAL}
-    (found,) = findings_in({"rules": rules}, "a:9090")
+    (found,) = findings_in({"rules": rules}, "a:9090", Control())
     assert (found.rank, found.is_wrong, found.since, found.until) == (REFUSED, True, 100.0, None)
     assert found.why == (
         f"team.yaml of {when(101.0)} is refused: team.yaml:3:1: a (and 1 more); those of {when(50.0)} are in force"
@@ -139,24 +142,92 @@ def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back
     replay = "gateway replay --from 1970-01-01T00:01:40.000Z --undelivered"
     check, told, command = found.next
     assert (check, told[0], command) == ("gateway check '/etc/a gateway/routes.yaml'", "#", replay)
-    (found,) = findings_in({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090")
+    (found,) = findings_in({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090", Control())
     assert (found.is_wrong, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
-    assert findings_in({"rules": rules | {"refusal": None}}, "a:9090") == []
+    assert findings_in({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
+
+
+def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: Any) -> Order:
+    selection = replace(Selection(route=route, since=100.0, undelivered=True), **selected)
+    return Order(kind="replay", name=name, state="done", at=at, selection=selection, count=count)
+
+
+def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_replayed() -> None:
+    refusal = REFUSAL | {"until": 160.0, "routes": {"shop": ["build", "mirror"], "crm": ["mirror"]}}
+    answer = {"rules": {"file": "r", "loaded_at": 50.0, "refusal": refusal}}
+    enough = [_replay("1", "build", 70), _replay("2", "mirror", 50)]
+    (found,) = findings_in(answer, "a:9090", Control(enough))
+    assert found.why == "new rules were refused; they are in force now; replayed since: 120 queued"
+    assert (found.next, found.is_wrong) == ((), False)
+    under_way = enough[1].with_state("asked", count=0)
+    (found,) = findings_in(answer, "a:9090", Control([enough[0], under_way]))
+    assert found.why.endswith("being replayed: 70 queued")
+    for other in (
+        [],
+        [_replay("2", "mirror", 50, at=159.0)],  # before the rules were in force
+        [_replay("2", "mirror", 50, since=100.5)],
+        [_replay("2", "mirror", 50, until=159.0)],
+        [_replay("2", "mirror", 50, destination="ci")],
+        [_replay("2", "mirror", 50, source="shop")],
+        [enough[1].with_state("cancelled")],
+        [enough[1].with_state("done", unread=1)],
+    ):
+        (found,) = findings_in(answer, "a:9090", Control([enough[0], *other]))
+        assert "replayed" not in found.why
+        assert found.next[-1].startswith("gateway replay"), other
+    by_source = [_replay("2", "mirror", 30, source="shop"), _replay("3", "mirror", 20, source="crm", until=160.0)]
+    (found,) = findings_in(answer, "a:9090", Control([enough[0], *by_source]))
+    assert found.why.endswith("replayed since: 120 queued")
+
+
+def a_source(**told: Any) -> dict[str, Any]:
+    counts = {"events": 0.0, "duplicates": 0.0, "conflicts": 0.0, "unrouted": 0.0}
+    rest: dict[str, Any] = {
+        "since": None,
+        "loaded_at": None,
+        "changed": (),
+        "missed_since": None,
+        "types": [],
+        "missed": None,
+    }
+    return {"source": "shop", **counts, **rest} | told
+
+
+def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been_replayed() -> None:
+    missed = {"unrouted": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
+    source = a_source(missed=missed | {"types": [["order", 370], ["ping", 3]]})
+    answer: dict[str, Any] = {"rules": {}, "sources": [source]}
+    (found,) = findings_in(answer, "a:9090", Control())
+    why = f"were unrouted (370 order, 3 ping) by the rules until {when(160.0)}"
+    assert (found.count, found.why, found.is_wrong) == (373, why, True)
+    assert (found.since, found.until) == (100.0, 160.0)
+    assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
+    (found,) = findings_in(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
+    assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 373 queued", False, ())
+    for few in ({"unrouted": 30}, {"unrouted": 0, "events": 0}):
+        answer["sources"] = [a_source(missed=missed | {"types": []} | few)]
+        assert findings_in(answer, "a:9090", Control()) == []
 
 
 def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back() -> None:
-    rules = {"loaded_at": 50.0, "since": 49.0, "changed": ["route build: match"], "refusal": None}
-    source = {"source": "shop", "events": 30.0, "duplicates": 0.0, "conflicts": 0.0, "unrouted": 15.0}
-    answer = {"rules": rules, "sources": [source]}
-    (found,) = findings_in(answer, "a:9090")
-    assert (found.count, found.why, found.since) == (15, "unrouted, of 30 since these rules are in force", 49.0)
+    rules = {"since": 49.0, "loaded_at": 50.0, "changed": ["route build: match"], "missed_since": 48.0}
+    source = a_source(events=30.0, unrouted=15.0, types=[("push", 15)], **rules)
+    answer: dict[str, Any] = {"rules": {}, "sources": [source]}
+    (found,) = findings_in(answer, "a:9090", Control())
+    assert (found.count, found.why, found.since) == (
+        15,
+        "unrouted (15 push), of 30 since these rules are in force",
+        49.0,
+    )
     assert found.next[0] == f"# the rules of {when(50.0)} changed route build: match"
-    assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:49.000Z --undelivered"
+    assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
     answer["sources"] = [source | {"unrouted": 3.0}]
-    assert findings_in(answer, "a:9090") == []
-    answer["sources"] = [source | {"events": 0.0, "unrouted": 5.0}]
-    (found,) = findings_in(answer, "a:9090")
-    assert found.why == "unrouted since these rules are in force", "who routes doesn't know how many there were"
+    assert findings_in(answer, "a:9090", Control()) == []
+    answer["sources"] = [source | {"events": 0.0, "unrouted": 5.0, "types": [("push", 5)]}]
+    (found,) = findings_in(answer, "a:9090", Control())
+    assert found.why == "unrouted (5 push) since these rules are in force", (
+        "who routes doesn't know how many there were"
+    )
 
 
 @pytest.mark.parametrize("columns", ["160", "80"])
@@ -214,18 +285,11 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "holds": [{"destination": "ci", "why": "breaker_open", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
         "sources": [
-            {
-                "source": "shop",
-                "events": 10.0,
-                "duplicates": 2.0,
-                "conflicts": 3.0,
-                "unrouted": 1.0,
-                "refused": {"bad_signature": 5.0},
-            },
-            {"source": "quiet", "events": 0.0, "duplicates": 0.0, "conflicts": 0.0, "unrouted": 0.0},
+            a_source(events=10.0, duplicates=2.0, conflicts=3.0, unrouted=1.0, refused={"bad_signature": 5.0}),
+            a_source(source="quiet"),
         ],
     }
-    found = ranked(findings_in(answer, "http://a:9090"))
+    found = ranked(findings_in(answer, "http://a:9090", Control()))
     assert [each.what for each in found] == [
         "gateway.events.a/3",
         "rules",

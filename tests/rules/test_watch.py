@@ -113,3 +113,21 @@ def test_a_new_secret_changes_its_sources(tmp_path: Path) -> None:
 def test_a_file_cut_where_it_is_still_valid_removes_what_came_after(tmp_path: Path) -> None:
     cut = RULES[: RULES.index("  - {name: some")]
     assert changes(read(tmp_path), read(tmp_path, cut)) == Changes(removed=("route some",))
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "expected"),
+    [
+        ("http://ci", "http://cd", {}),
+        ("from: crm, to: ci,", "from: crm, to: ci, retry: {max_attempts: 3},", {}),
+        ("from: crm, to: ci,", "from: shop, to: ci,", {"crm": {"some"}, "shop": {"some"}}),
+        ("name: some", "name: few", {"crm": {"few"}}),
+        ("id: body.id", "id: body.uid", {"crm": {"all", "some"}}),
+    ],
+)
+def test_of_which_sources_the_events_may_fare_otherwise_is_told_by_what_their_routes_take(
+    tmp_path: Path, written: str, instead: str, expected: dict[str, set[str]]
+) -> None:
+    assert written in RULES
+    old = read(tmp_path)
+    assert changes(old, read(tmp_path, RULES.replace(written, instead))).touched == expected
