@@ -489,11 +489,11 @@ class Dispatcher:
     def _succeed(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:
         """Write the successor, or hold the item until it is known whose its partition is."""
         tracker = item.pending.tracker
+        item.end = end
         if tracker.is_lost:
             self._finish(item)  # another owner reads it again; only the memory is given back
         elif not tracker.is_writable:
             item.is_waiting = True
-            item.end = end
         elif self._writing >= MAX_WRITING:
             item.is_waiting = False
             self._unwritten.append(partial(self._succeed, item, topic, end))

@@ -391,17 +391,20 @@ class Jobs:
         """Have injected what was parked after the scan of its resumption."""
         control, topic = self._follower.control, self._topics.parked
         ends = await ends_of_readable(self._log, topic)
+        if self._progress is not owner:
+            return  # what was swept is forgotten with that
         if self._swept is None:
             active = [order for order in control.orders.values() if order.kind == "pause" and order.state == "active"]
             markers = [control.marker(order.key) for order in active]
             self._swept = {
                 key: min([marker.get(key, 0) for marker in markers], default=end) for key, end in ends.items()
             }
+        swept = self._swept
         owed = self._scans.owed & ends.keys()
         self._scans.owed -= owed
-        self._swept.update(dict.fromkeys(owed, 0))  # what was injected of it is below a marker
-        if self._swept.items() >= ends.items() or await self._scans.sweep(self._swept, ends, owner):
-            self._swept.update(ends)
+        swept.update(dict.fromkeys(owed, 0))  # what was injected of it is below a marker
+        if swept.items() >= ends.items() or await self._scans.sweep(swept, ends, owner):
+            swept.update(ends)
         self._next_sweep = self._log.now() + SWEEP_EVERY
 
     async def _forget(self) -> None:

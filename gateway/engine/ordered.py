@@ -328,7 +328,7 @@ class Ordered(Member):
         blocked = halted = 0
         for queue in self._queues.values():
             first = queue[0]
-            halted += first.end is not None
+            halted += first.end is not None and first.is_waiting  # or it is on its way to the dead letters
             blocked += first.end is not None or bool(first.delivery.attempts)
         where = (self.route, self.destination)
         metrics.ordered_blocked_keys.labels(*where).set(blocked)

@@ -929,7 +929,7 @@ class Ledger:
                     continue
                 settled_by = [each for each in self._settlements if _is_for(each[0], row)]
                 of_operators = [each for each in settled_by if not each[0].filter.ids]
-                if len(of_operators) < len(settled_by) and not replays:
+                if len(of_operators) < len(settled_by) and not self._is_replayed(row):
                     self.violate("12 nothing is skipped", "a replay settled what it has not brought", [row])
                 order, at = next(iter(of_operators), (None, 0.0))
                 if order is None or order.action == "drop":
@@ -948,6 +948,15 @@ class Ledger:
                     self.violate("12 nothing is skipped", f"{order.name} left this out", [row, *self._told(trail)])
             if injected and not is_replayed:
                 self.violate("12 what is dropped stays so", "nobody wanted it replayed", self._told(trail))
+
+    def _is_replayed(self, row: Row) -> bool:
+        """Tell whether a replay has brought what a letter holds, under an id of its own where that one is shared."""
+        assert row.event is not None
+        assert row.filed is not None
+        delivery = row.filed.delivery
+        ids = self._ids(row.number, row.event, delivery.route, delivery.destination)
+        rows = [other for each in ids for other in self.trails[row.number, each].rows]
+        return any("replay" in other.filed.note for other in rows if other.filed is not None)
 
     def _check_injections(self) -> None:
         """What jobs inject they inject once, whoever owns them, but for a batch of it after each kill."""
