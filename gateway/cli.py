@@ -1269,7 +1269,7 @@ async def _status(call: Call) -> int:
                     attempts.add(filed)
                 found += paused_in(control) + findings_of(backlogs, log.now())
                 found += await unrouted_in(log, call.topics)
-                found += await dead_in(log, call.topics, control)
+                found += await dead_in(log, call.topics, control, [answer for answer, _ in answers])
                 if arguments.destination:
                     await add_dead(log, call.topics, control, arguments.destination, attempts)
     except (UsageError, LogUnavailableError) as error:

@@ -73,18 +73,29 @@ async def read_letters(
 
 
 class Group:
-    """Dead letters alike: one reason, answer, route and destination."""
+    """Dead letters alike: one reason, answer, route and destination.
+
+    `event` is the id of the newest one's event, and `received` when the first of their events came; "" and the oldest
+    letter's time where none can be read.
+    """
 
     def __init__(self, letter: DeadLetter) -> None:
         self.reason = letter.letter.reason
         self.answer = letter.answer
         self.route, self.destination = letter.letter.route, letter.letter.destination
         self.count = 0
-        self.oldest = self.newest = letter.letter.at
+        self.oldest = self.newest = self.received = letter.letter.at
+        self.event = ""
 
     def add(self, letter: DeadLetter) -> None:
         self.count += 1
-        self.oldest, self.newest = min(self.oldest, letter.letter.at), max(self.newest, letter.letter.at)
+        at = letter.letter.at
+        if letter.filed is not None:
+            event = letter.filed.delivery.event
+            self.received = min(self.received, event.received_at)
+            if not self.event or at > self.newest:
+                self.event = event.id
+        self.oldest, self.newest = min(self.oldest, at), max(self.newest, at)
 
 
 class Groups:

@@ -21,7 +21,7 @@ from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, SpillReason, UnreadableRecordError
+from gateway.model import Attempt, DeadReason, SpillReason, UnreadableRecordError
 from gateway.ops.letters import Group, Groups, read_letters, result_of
 from gateway.ops.output import rfc3339, when
 
@@ -31,6 +31,7 @@ MOST_ATTEMPTS = 20
 MOST_REASONS = 100
 """Of a backlog that are told apart: an answer may name an id."""
 MOST_GROUPS = 5
+CONFLICTS = "conflicts: different events of one identity, all delivered"
 SHARE = 0.1
 """Of a source's events, that are copies, unrouted or refused: what is more is told."""
 MOMENT = 0.001
@@ -326,11 +327,12 @@ def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
         "gateway explain evt_…",
     ]
     identity = ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"]
+    mend = ["# mend the source's id; try it in a copy of the rules:", "gateway check NEW.yaml --since 1h"]
     verify = [f"# the source's `verify`, and {where}/metrics for how many of which:", f"gateway explain {name}"]
     told = [
         (source["unrouted"], events, f"unrouted{_types(source['types'])}", [*changed, *unrouted, *missed]),
-        (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *let_go]),
-        (source["conflicts"], events, "distinct, with another event's identity", [*changed, *identity, *let_go]),
+        (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *mend, *let_go]),
+        (source["conflicts"], events, CONFLICTS, [*changed, *mend, *identity]),
     ]
     for reason, number in source.get("refused", {}).items():
         told.append((number, events + number, f"refused: {reason}", [*changed, *verify]))
@@ -414,22 +416,29 @@ async def _appended(log: Log, partition: Partition, start: int, end: int) -> Asy
             yield record.appended_at
 
 
-async def dead_in(log: Log, topics: Topics, control: Control) -> list[Finding]:
-    """Return the open dead letters of a day: the largest groups of them. Raises LogUnavailableError."""
+async def dead_in(
+    log: Log, topics: Topics, control: Control, answers: Sequence[Mapping[str, Any]] = ()
+) -> list[Finding]:
+    """Return the open dead letters of a day: the largest groups of them. Raises LogUnavailableError.
+
+    `answers` are those of processes at `/status`, which know what of the rules was changed last.
+    """
     groups = Groups()
     which = DeadFilter(since=log.now() - DAY)
     async with aclosing(read_letters(log, topics, control, which, is_all=False)) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [_of_group(group) for group in groups.largest_first()[:MOST_GROUPS]]
+    return [_of_group(group, answers) for group in groups.largest_first()[:MOST_GROUPS]]
 
 
-def _of_group(group: Group) -> Finding:
+def _of_group(group: Group, answers: Sequence[Mapping[str, Any]]) -> Finding:
     which = f"--reason {group.reason}"
     if group.route:  # or it is a record that can't be read
         which = f"--route {group.route} --destination {group.destination} {which}"
     following = [f"gateway dead list {which}"]
-    if group.route:
+    if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
+        following = _of_expression(group, which, answers)
+    elif group.route:
         following += ["# once that has been mended:", f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
@@ -439,6 +448,34 @@ def _of_group(group: Group) -> Finding:
         next=tuple(following),
         count=group.count,
     )
+
+
+def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what to do about letters that an expression failed for: that of a request, or a condition.
+
+    A letter is replayed to where it was to go, by the request as the rules have it then. Which events the condition
+    takes once it is mended, only a replay of the events tells.
+    """
+    following = [
+        f"# the rules of {when(source['loaded_at'])} changed {change}"
+        for answer in answers
+        for source in answer.get("sources", ())
+        if source["since"] is not None
+        for change in source["changed"]
+        if change.startswith(f"route {group.route}: ")
+    ]
+    following = [*dict.fromkeys(following), f"gateway explain {group.event}"]
+    if group.answer.startswith(("request.", "destinations.")):
+        return [
+            *following,
+            "# once the rule is mended (a field that isn't always there: has(body.a) ? body.a : …):",
+            f"gateway dead replay {which}",
+        ]
+    return [
+        *following,
+        "# once the condition is mended; events are matched anew, and the letters of those that it takes settled:",
+        f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered",
+    ]
 
 
 class Backlogs:

@@ -248,7 +248,7 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
             code, told = await _status(place, "--admin", f"http://127.0.0.1:{gateway.admin_port}")
             found = {each["why"].partition(",")[0]: each for each in told if each["what"] == "source shop"}
             assert found["copies that dedupe let go"]["count"] == 60 - len(told_apart)
-            assert found["distinct"]["count"] == len(told_apart) - 5
+            assert found["conflicts: different events of one identity"]["count"] == len(told_apart) - 5
             assert "gateway check --since 1h" in found["copies that dedupe let go"]["next"]
             out = await _call(gateway, place, f"gateway explain {ids[-1]}")
             assert "acknowledged, and delivered by no route" in out

@@ -16,8 +16,8 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import delivery_id, event_id
-from gateway.rules.expressions import Expression
-from gateway.rules.rules import Route
+from gateway.rules.expressions import Expression, Template
+from gateway.rules.rules import RequestTemplate, Route
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
@@ -174,6 +174,37 @@ async def test_open_dead_letters_are_undelivered_and_settled_by_the_replay() -> 
         assert set(counts.values()) == {1}
         assert await scene.counts() == {Fate.ENDED: 6}
         assert scene.owner.control.orders["dead/x-1"].count == 1
+
+
+@virtual
+async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_takes_once_it_is_mended() -> None:
+    failing, mended = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
+    async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+        await scene.events(6)
+        assert [filed.note["reason"] for filed in scene.world.dead()] == ["expression_error"] * 6
+        scene.reload(worker, mended)
+        assert (await scene.replay()).count == 4
+        assert scene.delivered() == [1, 1, 1, 1, 0, 0]
+        assert scene.owner.control.orders["dead/x-4"].count == 4
+
+
+@virtual
+async def test_a_dead_letter_is_replayed_by_the_request_in_force_now_and_without_asking_the_condition() -> None:
+    template = RequestTemplate(headers=(("X-N", Template("${{ body.m }}")),), body=None)
+    other = replace(template, headers=(("X-N", Template("${{ body.n }}")),))
+    async with (
+        a_scene(a_route(request=template)) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)) as worker,
+    ):
+        await scene.events(2)
+        assert [filed.note["reason"] for filed in scene.world.dead()] == ["expression_error"] * 2
+        scene.reload(worker, a_route(request=other, when="body.n > 0"))
+        marker = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
+        which = DeadFilter(reason="expression_error")
+        order = Order(kind="dead", name="d", state="asked", at=now(), action="replay", marker=marker, filter=which)
+        await publish(scene.world, order)
+        await asyncio.sleep(10)
+        assert scene.delivered() == [1, 1], "also what the route would no longer take"
 
 
 @virtual

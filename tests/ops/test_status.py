@@ -10,7 +10,7 @@ import pytest
 from gateway.engine.control import Control, Order, Selection
 from gateway.log.records import Filed, encode_delivery
 from gateway.ops.orders import Orders
-from gateway.ops.output import Output, when
+from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.show import print_status
 from gateway.ops.status import (
     HELD,
@@ -30,7 +30,7 @@ from gateway.ops.status import (
     ranked,
     waiting,
 )
-from tests.builders import NOW, a_delivery, a_route, an_attempt
+from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import TOPICS, World, a_world, events, operated, running, virtual
 from tests.memory_log import MemoryLog
@@ -119,6 +119,37 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     assert known.next == (f"gateway dead list {which}", "# once that has been mended:", f"gateway dead replay {which}")
     assert (unknown.what, unknown.count) == ("records that can't be read", 1)
     assert unknown.next == ("gateway dead list --reason undecodable",)
+
+
+async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_to_bring_what_was_missed() -> None:
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    details = [
+        ("build", 3, "request.body: body.who isn't there (has(body.who) tells)"),
+        ("build", 2, "request.body: body.who isn't there (has(body.who) tells)"),
+        ("other", 1, "body.n + 1 > 2: unsupported operation: string + int"),
+    ]
+    for route, number, detail in details:
+        event = an_event(id=f"evt_{number}", received_at=NOW - number - 0.5)
+        note = {"reason": "expression_error", "detail": detail}
+        headers = encode_delivery(a_delivery(route=route, event=event), note, at=NOW - number)
+        await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
+    source = {"source": "shop", "since": 40.0, "loaded_at": 50.0}
+    changed = ["route build: request", "route builder: to", "source shop: id"]
+    told = {"sources": [source | {"changed": changed}, source | {"since": None, "changed": ["route build: when"]}]}
+    request, condition = await dead_in(log, TOPICS, Control(), [told, told, {}])
+    assert request.why == "dead letters: expression_error, request.body: body.who isn't there (has(body.who) tells)"
+    assert request.next == (
+        f"# the rules of {when(50.0)} changed route build: request",
+        "gateway explain evt_2",
+        "# once the rule is mended (a field that isn't always there: has(body.a) ? body.a : …):",
+        "gateway dead replay --route build --destination ci --reason expression_error",
+    )
+    assert condition.next == (
+        "gateway explain evt_1",
+        "# once the condition is mended; events are matched anew, and the letters of those that it takes settled:",
+        f"gateway replay --route other --from {rfc3339(int(NOW - 1.5))} --undelivered",
+    )
 
 
 REFUSAL: dict[str, Any] = {
@@ -301,7 +332,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     ]
     assert [each.why for each in found[-3:]] == [
         "copies that dedupe let go, of 10 since the process began",
-        "distinct, with another event's identity, of 10 since the process began",
+        "conflicts: different events of one identity, all delivered, of 10 since the process began",
         "refused: bad_signature, of 15 since the process began",
     ]
     assert all(each.who == "http://a:9090" for each in found)
