@@ -85,7 +85,8 @@ class Sequences:
         pause = FIRST_PAUSE
         while any(not entry.item.pending.tracker.is_lost for entry in entries):
             try:
-                count = len(await self._around.log.bounds(topic))
+                bounds, unread = await self._around.log.readable(topic)
+                count = len(bounds) + len(unread)
                 if count:
                     # Not over those that were added later, or a key's next event could overtake.
                     self._spread[topic] = min(count, ORDERED_PARTITIONS)

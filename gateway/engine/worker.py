@@ -154,7 +154,10 @@ class Worker:
             if place is None or place in wanted:
                 continue
             commits = await log.committed(topics.ordered_group(*place), topic)
-            for number, (start, end) in (await log.bounds(topic)).items():
+            bounds, unread = await log.readable(topic)
+            if unread:
+                left.add(place)  # perhaps; its member is told which they are, and goes when they can be read
+            for number, (start, end) in bounds.items():
                 base, done, _ = commits.get(number, Commit(start))
                 if end - max(base, start) > int.from_bytes(done, "little").bit_count():
                     left.add(place)

@@ -9,13 +9,14 @@ import structlog
 
 from gateway.engine.control import Order
 from gateway.log.base import ALL, Partition, TopicSpec, partition_of
-from gateway.log.records import encode_event, event_key
+from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import TIERS
 from gateway.model import EventId, LogUnavailableError
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import FROM, KINDS, a_backlog, an_order, ended, injected, once
+from tests.engine.test_ordered import an_ordered_route, keyed
 from tests.engine.test_replay import owning
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, running, virtual
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, rules_of, running, virtual
 from tests.virtual_time import now
 
 
@@ -288,3 +289,41 @@ async def test_what_is_to_wait_in_a_tier_without_a_leader_is_stored_once_it_has_
             assert await world.undone() == 0
     assert {line["topic"] for line in lines if line["event"] == "append_repeated"} <= counts.keys()
     assert [line for line in lines if line["event"] == "append_repeated"]
+
+
+@virtual
+async def test_a_partition_of_an_ordered_route_that_cannot_be_written_stops_no_key_of_another() -> None:
+    """From the first event on: over how many partitions keys are spread is known without a leader of each."""
+    world = await a_world(an_ordered_route())
+    topic = TOPICS.ordered("build", "ci")
+    count = len(await world.log.bounds(topic))
+    world.log.lose_leader(Partition(topic, 1))
+    made = keyed(keys=12, each=2)
+    await world.put(*made)
+    async with running(world):
+        await asyncio.sleep(10)
+        others = {str(event.id) for event in made if partition_of(order_key(event).encode(), count) != 1}
+        assert 0 < len(others) < len(made)
+        assert delivered(world) == others
+        world.log.find_leader(Partition(topic, 1))
+        await asyncio.sleep(10)
+        assert delivered(world) == {event.id for event in made}
+    assert len(world.client.made) == len(made)
+
+
+@virtual
+async def test_what_one_removed_route_has_left_goes_on_though_what_another_has_left_cannot_be_read() -> None:
+    first, second = an_ordered_route("first"), an_ordered_route("second")
+    other = a_route("other", match={"type": "never"})
+    world = await a_world(other, first, second, ci=[503])
+    await world.put(*keyed(keys=6, each=1))
+    async with running(world):
+        await asyncio.sleep(2)
+    topic = TOPICS.ordered("first", "ci")
+    for number in await world.log.bounds(topic):
+        world.log.lose_leader(Partition(topic, number))
+    world.rules = rules_of(other)
+    async with running(world):
+        await world.doze(4000)
+        assert {each.delivery.route for each in world.dead()} == {"second"}
+        assert len(world.dead()) == 6
