@@ -96,6 +96,7 @@ from gateway.ops.status import (
     unrouted_in,
     waiting,
 )
+from gateway.ops.verification import verification_of
 from gateway.rules.document import reason_of
 from gateway.rules.edition import edition_of
 from gateway.rules.expressions import View
@@ -413,9 +414,9 @@ async def _explain(call: Call) -> int:
         source = rules.sources[arguments.event]
         routes = [route.name for route in rules.routes.values() if source.name in route.sources]
         if call.output.json:
-            call.output.line(source_fields(source, routes))
+            call.output.line(source_fields(source, verification_of(rules.files, source), routes))
         else:
-            print_source(call.output, source, routes)
+            print_source(call.output, source, verification_of(rules.files, source), routes)
         return 0
     elif arguments.source is None:
         near = did_you_mean(arguments.event, rules.sources)

@@ -290,6 +290,9 @@ class Ingress:
             self._metrics.request_duration.labels(source).observe(seconds)
             if "reason" in line:
                 self._metrics.rejected.labels(source, line["reason"]).inc()
+                if endpoint is not None:
+                    taken = self._metrics.events.labels(source).value
+                    self._metrics.refused_requests.add(source, line["reason"], at=self._log.now(), events=taken)
         line["seconds"] = round(seconds, 6)
         # A 5xx is ours, or the log's, and is always told.
         if line["status"] in _SENDERS_FAULT and not self._has_quota(source, line["reason"]):

@@ -58,8 +58,6 @@ MAX_NAMES = 20
 """Of what a reload has changed, in each list of its log line."""
 MAX_PROBLEMS = 5
 """Of refused rules that `/status` tells; the log line has all."""
-REFUSED = "refused/"
-"""What a count is called by its reason, of requests that were refused."""
 REMEMBERED = 3600.0
 """Seconds for which `/status` tells that rules had been refused: who has mended them wants to know since when."""
 PING_EVERY = 0.5
@@ -300,7 +298,7 @@ class Gateway:
             unready=self._unready,
             unread=self._unread,
             notes=lambda: notes_of(self._metrics),
-            status=self._status,
+            status=lambda: self._status(log.now()),
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
@@ -341,7 +339,7 @@ class Gateway:
     def _unread(self) -> Mapping[Partition, Unread]:
         return {} if self._worker is None else self._worker.unread
 
-    def _status(self) -> Mapping[str, Any]:
+    def _status(self, now: float) -> Mapping[str, Any]:
         """Tell what keeps deliveries back in this process."""
         metrics = self._metrics
         holds = {} if self._worker is None else self._worker.holds
@@ -370,7 +368,7 @@ class Gateway:
                 }
                 for labels, gauge in sorted(metrics.ordered_halted_keys.items())
             ],
-            "sources": [self._told_source(name, counts) for name, counts in sorted(self._counts().items())],
+            "sources": [self._told_source(name, counts, now) for name, counts in sorted(self._counts().items())],
         }
 
     def _told_refusal(self) -> Mapping[str, Any] | None:
@@ -387,11 +385,19 @@ class Gateway:
             "routes": {source: sorted(names) for source, names in routes.items()} if is_told else {},
         }
 
-    def _told_source(self, name: str, counts: Mapping[str, float]) -> Mapping[str, Any]:
+    def _told_source(self, name: str, counts: Mapping[str, float], now: float) -> Mapping[str, Any]:
         """Tell what was counted of a source since the rules for it have changed, or the process began."""
-        told = dict(self._tally.of(name, counts, at=time.monotonic()))
-        refused = {what.removeprefix(REFUSED): told.pop(what) for what in list(told) if what.startswith(REFUSED)}
-        return {"source": name, **told, "refused": {reason: number for reason, number in refused.items() if number}}
+        told = self._tally.of(name, counts, at=time.monotonic())
+        refused = {
+            reason: {
+                "count": run.count,
+                "of": run.count + counts["events"] - run.events,
+                "since": run.since,
+                "last": run.last,
+            }
+            for reason, run in sorted(self._metrics.refused_requests.of(name, now).items())
+        }
+        return {**told, "refused": refused}
 
     def _counts(self) -> dict[str, dict[str, float]]:
         """Return for each source how many events there were, and what has become of them."""
@@ -402,13 +408,9 @@ class Gateway:
             "conflicts": metrics.dedupe_conflicts,
             "unrouted": metrics.unrouted,
         }
-        counts = {
+        return {
             name: {what: family.labels(name).value for what, family in families.items()} for name in self._rules.sources
         }
-        for (name, reason), counter in metrics.rejected.items():
-            if name in counts:
-                counts[name][f"{REFUSED}{reason}"] = counter.value
-        return counts
 
     async def _load(self) -> None:
         """Read the first rules. What is written after that is a change, also while the log is still being opened."""
@@ -535,6 +537,9 @@ class Gateway:
                 changed=self._changed,
             )
             self._tally.change(changed, self._counts(), in_force, now=now, at=time.monotonic())
+            for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
+                if kind == "source":
+                    self._metrics.refused_requests.forget(name)
         return since
 
     async def _watch_log(self, log: Log) -> None:

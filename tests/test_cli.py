@@ -415,8 +415,13 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
 def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> None:
     code, out, _ = run("explain", "github")
     assert code == 0
-    first, identity, *others = out.splitlines()
+    first, verify, way, secrets, identity, *others = out.splitlines()
     assert first == "source github  path /in/github"
+    assert (verify, way) == (
+        "verify github  routes.yaml:4",
+        "  sha256 signature in the header X-Hub-Signature-256",
+    )
+    assert secrets == "  1 secret: ${SECRET}"
     assert identity == (
         "identity headers['x-github-delivery'], else the header Idempotency-Key; "
         "dedupe is off: what comes again is delivered again"
@@ -424,7 +429,10 @@ def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> No
     assert others == ["type headers['x-github-event'], else the word webhook", "key body.repo", "routes build"]
     Path("routes.yaml").write_text(RULES.replace("topic: company.crm", "id: body.n, dedupe: 1h"))
     code, out, _ = run("explain", "crm", "--json")
-    assert (code, lines(out)) == (
+    (told,) = lines(out)
+    verify = told.pop("verify")
+    assert (verify["scheme"], verify["secrets"], verify["ways"][0]["header"]) == ("token", ["***"], "X-Token")
+    assert (code, [told]) == (
         0,
         [
             {

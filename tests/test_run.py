@@ -16,6 +16,7 @@ from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.rules.load import load_rules
 from gateway.run import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Gateway
 from gateway.settings import EmbeddedTarget, Settings
+from gateway.telemetry.refusals import PAUSE
 from tests.engine.test_worker import QUIET
 from tests.memory_log import MemoryLog
 
@@ -182,7 +183,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     """What was missed was missed since the last look at which the files were as they had been read."""
     now = 1000.0
     running.log = MemoryLog(now=lambda: now)
-    rules = running.gateway._status()["rules"]
+    rules = running.gateway._status(0.0)["rules"]
     assert (rules["refusal"], rules["since"], rules["file"]) == (None, None, str(running.file))
     await running.look()
     now = 1001.0
@@ -194,7 +195,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     await running.look()
     told = [call.kwargs for call in running.told.calls if call.args == ("rules_refused",)]
     assert [(one["file"], one["since"]) for one in told] == [(str(running.file), "1970-01-01T00:16:40Z")] * 2
-    refusal = running.gateway._status()["rules"]["refusal"]
+    refusal = running.gateway._status(0.0)["rules"]["refusal"]
     assert (refusal["since"], refusal["until"], refusal["file"], refusal["count"]) == (
         1000.0,
         None,
@@ -202,22 +203,22 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
         1,
     )
     assert refusal["problems"] == tuple(told[-1]["problems"])
-    assert refusal["changed_at"] == (await asyncio.to_thread(running.file.stat)).st_mtime
+    assert refusal["changed_at"] == (await asyncio.to_thread(running.file.stat)).st_mtime_ns / 1e9
     now = 1060.0
     await running.look(SOURCE + NEW)
     assert await running.look() == {"crm", "shop"}
     assert running.reloads[-1].kwargs["refused_since"] == "1970-01-01T00:16:40Z"
-    rules = running.gateway._status()["rules"]
+    rules = running.gateway._status(0.0)["rules"]
     assert (rules["refusal"]["since"], rules["refusal"]["until"]) == (1000.0, 1060.0)
     assert (rules["changed"], rules["since"]) == (("source shop added",), 1000.0)
     running.gateway._refusal_ended -= REMEMBERED + 1
-    assert running.gateway._status()["rules"]["refusal"] is None
+    assert running.gateway._status(0.0)["rules"]["refusal"] is None
     now = 1070.0
     await running.look()
     await running.look(SOURCE)
     await running.look()
     assert "refused_since" not in running.reloads[-1].kwargs
-    assert running.gateway._status()["rules"]["since"] == 1070.0
+    assert running.gateway._status(0.0)["rules"]["since"] == 1070.0
 
 
 async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: Running) -> None:
@@ -225,19 +226,30 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     metrics.events.labels("crm").inc(10)
     metrics.unrouted.labels("crm").inc(4)
     await running.look()
-    metrics.rejected.labels("crm", "bad_signature").inc(2)
-    (source,) = running.gateway._status()["sources"]
+    for at in (10.0, 20.0):
+        metrics.refused_requests.add("crm", "bad_signature", at=at, events=8.0)
+    (source,) = running.gateway._status(0.0)["sources"]
+    refused = {"bad_signature": {"count": 2, "of": 4, "since": 10.0, "last": 20.0}}
     told = {"source": "crm", "events": 10, "duplicates": 0, "conflicts": 0, "unrouted": 4}
-    assert source.items() >= (told | {"refused": {"bad_signature": 2}}).items()
+    assert source.items() >= (told | {"refused": refused}).items()
     await running.look(SOURCE + "# the same\n")
     await running.look()
-    assert running.gateway._status()["sources"] == [source]
+    assert running.gateway._status(0.0)["sources"] == [source]
     await running.look(SOURCE + NEW)
     await running.look()
     metrics.events.labels("crm").inc(3)
     metrics.unrouted.labels("crm").inc(3)
-    crm, shop = running.gateway._status()["sources"]
+    crm, shop = running.gateway._status(0.0)["sources"]
     assert crm.items() >= (told | {"events": 13, "unrouted": 7}).items(), "nothing of its rules has changed"
+    assert crm["refused"]["bad_signature"]["of"] == 7
+    assert running.gateway._status(20.0 + PAUSE)["sources"][0]["refused"]
+    assert running.gateway._status(21.0 + PAUSE)["sources"][0]["refused"] == {}, "it is over"
+    metrics.refused_requests.add("crm", "bad_signature", at=22.0 + PAUSE, events=13.0)
+    (crm, _) = running.gateway._status(22.0 + PAUSE)["sources"]
+    assert crm["refused"]["bad_signature"] == {"count": 1, "of": 1, "since": 22.0 + PAUSE, "last": 22.0 + PAUSE}
+    await running.look((SOURCE + NEW).replace("{scheme: none}", "{scheme: bearer, secrets: [abcdefghijklmnop]}", 1))
+    await running.look()
+    assert running.gateway._status(23.0 + PAUSE)["sources"][0]["refused"] == {}, "the new secret has mended it"
     assert (shop["events"], shop["unrouted"]) == (0, 0)
 
 
@@ -267,7 +279,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
         await running.look()  # at which nothing has changed
         await running.look(ROUTED.format(**{"build": "order", "rest": "1s"} | values))
         await running.look()
-        crm, _ = running.gateway._status()["sources"]
+        crm, _ = running.gateway._status(0.0)["sources"]
         return dict(crm)
 
     await reload(1000.0)
@@ -289,7 +301,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was mended by halves isn't half forgotten"
     kept = running.gateway._tally._missed["crm"]
     running.gateway._tally._missed["crm"] = replace(kept, ended=kept.ended - REMEMBERED - 1)
-    assert running.gateway._status()["sources"][0]["missed"] is None
+    assert running.gateway._status(0.0)["sources"][0]["missed"] is None
     crm = await reload(1050.0, build="ordre")
     assert crm["missed"] is None
 
@@ -298,5 +310,5 @@ async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_
     metrics = running.gateway._metrics
     metrics.unrouted.labels("crm").inc()
     metrics.unrouted_events.add("crm", "order", 990.0)
-    (crm,) = running.gateway._status()["sources"]
+    (crm,) = running.gateway._status(0.0)["sources"]
     assert (crm["since"], crm["missed_since"]) == (None, 989.0)

@@ -13,7 +13,8 @@ import orjson
 from yarl import URL
 
 from gateway.model import UsageError
-from gateway.rules.document import Node, Problem, read_document
+from gateway.ops.verification import written_source
+from gateway.rules.document import Node, Problem
 from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Source
 from gateway.verify.keys import did_you_mean
@@ -188,20 +189,16 @@ def _is_about(problem: Problem, source: str) -> bool:
 
 def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifier:
     """Build the source's verifier anew, from what is written, with another secret."""
-    for file in files:
-        root = read_document(file, []) if file.suffix in (".yaml", ".yml") else None
-        node: Node | None = root
-        for step in ("sources", source.name):
-            node = node.child(step) if node else None
-        verify = node.child("verify") if node else None
-        if node and verify:
-            public_url = node.child("public_url")
-            config = _plain(verify)
-            if "secrets" not in config and source.verifier.scheme == "none":
-                return source.verifier
-            return build_verifier(
-                {**config, "secrets": [secret]}, public_url=None if public_url is None else public_url.value
-            )
+    node = written_source(files, source.name)
+    verify = node.child("verify") if node else None
+    if node and verify:
+        public_url = node.child("public_url")
+        config = _plain(verify)
+        if "secrets" not in config and source.verifier.scheme == "none":
+            return source.verifier
+        return build_verifier(
+            {**config, "secrets": [secret]}, public_url=None if public_url is None else public_url.value
+        )
     raise UsageError(f"--secret: expected the source {source.name!r} in a YAML file of the rules, got none")
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isinf
 
 from gateway.client.request import Outbound
 from gateway.engine.control import Order
@@ -16,9 +17,11 @@ from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
 from gateway.ops.status import Finding, Tried
+from gateway.ops.verification import Verification
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.rules import Source
 from gateway.rules.schema import shown_duration
+from gateway.verify.schemes import How
 
 VERBS = {"is": "are", "goes": "go"}
 """What one thing does → what several do."""
@@ -54,11 +57,17 @@ def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, objec
     }
 
 
-def source_fields(source: Source, routes: Sequence[str]) -> dict[str, object]:
+def source_fields(source: Source, verification: Verification, routes: Sequence[str]) -> dict[str, object]:
     told = Identifier(source).told_by()
     return {
         "source": source.name,
         "path": source.path,
+        "verify": {
+            "scheme": verification.scheme,
+            "ways": [way._asdict() for way in verification.ways],
+            "secrets": list(verification.secrets),
+            "at": verification.place,
+        },
         "identity": {"from": [*told["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
         "type": told["type"],
         "key": told["key"],
@@ -66,15 +75,32 @@ def source_fields(source: Source, routes: Sequence[str]) -> dict[str, object]:
     }
 
 
-def print_source(output: Output, source: Source, routes: Sequence[str]) -> None:
-    """Print how a source's events are identified, and where they may go."""
+def print_source(output: Output, source: Source, verification: Verification, routes: Sequence[str]) -> None:
+    """Print how a source's events are verified and identified, and where they may go."""
     told = Identifier(source).told_by()
     output.say(("source ", "bold"), f"{source.name}  path {source.path}")
+    output.say(("verify ", "bold"), f"{verification.scheme}  {verification.place}")
+    for way in verification.ways:
+        output.say(f"  {_told_of_way(way)}")
+    if verification.secrets:
+        number = len(verification.secrets)
+        which = ", any of which will do" if number > 1 else ""
+        output.say(f"  {count(number, 'secret')}{which}: {', '.join(verification.secrets)}")
     identified_by = ", else ".join([*told["id"], IDEMPOTENCY_KEY])
     output.say(("identity ", "bold"), _dedupe(identified_by, source.dedupe))
     output.say(("type ", "bold"), ", else ".join([*told["type"], f"the word {FALLBACK_TYPE}"]))
     output.say(("key ", "bold"), *(told["key"] or ["none"]))
     output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and go nowhere")
+
+
+def _told_of_way(way: How) -> str:
+    told = [way.proof]
+    if way.tolerance is not None:
+        limit = "at any time" if isinf(way.tolerance) else f"at most {shown_duration(way.tolerance)} from now"
+        told.append(f"its timestamp (in {way.timestamp_header}) {limit}")
+    if way.id_header is not None:
+        told.append(f"id_header {way.id_header}")
+    return "; ".join(told)
 
 
 def print_explained(output: Output, explained: Explained, place: str = "", copy_of: str = "") -> None:

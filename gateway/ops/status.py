@@ -186,6 +186,7 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
     for source in answer.get("sources", ()):
         found += _of_source(source, where)
         found += _of_missed(source, where, control)
+        found += _of_refused(source, where)
     return found
 
 
@@ -328,14 +329,11 @@ def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
     ]
     identity = ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"]
     mend = ["# mend the source's id; try it in a copy of the rules:", "gateway check NEW.yaml --since 1h"]
-    verify = [f"# the source's `verify`, and {where}/metrics for how many of which:", f"gateway explain {name}"]
     told = [
         (source["unrouted"], events, f"unrouted{_types(source['types'])}", [*changed, *unrouted, *missed]),
         (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *mend, *let_go]),
         (source["conflicts"], events, CONFLICTS, [*changed, *mend, *identity]),
     ]
-    for reason, number in source.get("refused", {}).items():
-        told.append((number, events + number, f"refused: {reason}", [*changed, *verify]))
     for number, of_all, what, following in told:
         if number > of_all * SHARE:
             # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
@@ -349,6 +347,29 @@ def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
                 next=tuple(following),
                 count=int(number),
             )
+
+
+def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield which requests a source has refused lately, where that is much."""
+    name = source["source"]
+    for reason, run in source["refused"].items():
+        if run["count"] <= run["of"] * SHARE:
+            continue
+        following = ["# how it is verified, and where its secrets are from:", f"gateway explain {name}"]
+        if reason in ("bad_signature", "bad_credentials"):
+            following += [
+                f"# after a rotation: put the new secret beside the old one in `secrets` of source {name}",
+                "# what was refused the sender sends again by itself, or from its list of deliveries",
+            ]
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=f"refused: {reason}, of {int(run['of']):,}; the last at {when(run['last'])}",
+            since=run["since"],
+            who=where,
+            next=tuple(following),
+            count=int(run["count"]),
+        )
 
 
 async def waiting(log: Log, topics: Topics, control: Control) -> AsyncIterator[Filed]:

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from gateway.model import DeadReason, Result, SpillReason
+from gateway.telemetry.refusals import RefusedRequests
 from gateway.telemetry.unrouted import UnroutedEvents
 
 NO_NAME = ""
@@ -273,6 +274,7 @@ class Metrics(Collector):
             return family
 
         self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
+        self.refused_requests = RefusedRequests()
         self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.duplicates = counter(

@@ -146,6 +146,11 @@ class Verifier:
     dedupe: float | None = None
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
+    @property
+    def how(self) -> Sequence["How"]:
+        """Return where each of the ways to sign has its proof."""
+        return [check.how() for check in self.checks]
+
     def verify(self, request: Request, *, now: float) -> str | None:
         """Return if any way to sign that the scheme knows holds; `now` is in Unix seconds.
 
@@ -206,6 +211,20 @@ class Verifier:
     def signed_query(self) -> str:
         """Return the query string by which the sender would authenticate, empty if it doesn't do it there."""
         return self.checks[0].query()
+
+
+class How(NamedTuple):
+    """One way to sign, for people: where the proof is, and where what it covers beside the body.
+
+    `tolerance` is in seconds, and None where no timestamp is signed.
+    """
+
+    proof: str
+    header: str | None = None
+    query: str | None = None
+    timestamp_header: str | None = None
+    tolerance: float | None = None
+    id_header: str | None = None
 
 
 class Claim:
@@ -283,6 +302,9 @@ class _Check(Protocol):
     def query(self) -> str:
         """Return what the sender puts into the query string."""
 
+    def how(self) -> How:
+        """Return where the proof is."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Unverified:
@@ -296,6 +318,9 @@ class _Unverified:
 
     def query(self) -> str:
         return ""
+
+    def how(self) -> How:
+        return How(proof="nothing: everyone may send")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,6 +357,9 @@ class _Credential:
         if self.parameter is None:
             return ""
         return f"{self.parameter}=" + "".join([_quote(byte) for byte in self.secrets[0]])
+
+    def how(self) -> How:
+        return How(proof=self._what(), header=self.header, query=self.parameter)
 
     def _given(self, request: Request) -> list[bytes]:
         if self.header is None:
@@ -454,6 +482,16 @@ class _Hmac:
 
     def query(self) -> str:
         return ""
+
+    def how(self) -> How:
+        stamp = self.timestamp
+        return How(
+            proof=f"{self.algorithm} signature in the header {self.header}",
+            header=self.header,
+            timestamp_header=None if stamp is None else stamp.header or self.header,
+            tolerance=None if stamp is None else stamp.tolerance,
+            id_header=self.id_header,
+        )
 
     def _read(self, line: bytes, head: Request, now: float) -> tuple[list[bytes], bytes]:
         """Return the signatures of a line and the time that they are said to cover."""

@@ -5,7 +5,9 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,35 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
             await _call(gateway, place, out.splitlines()[-1].strip())
             await well.received(len(told_apart) + 1, timeout=30)
             assert json.loads(well.requests[-1].body) == bodies[-1]
+
+
+async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_with_the_secret_that_was_missing(
+    place: LogPlace, folder: Path
+) -> None:
+    async with Sink(200) as well:
+        rules = RULES.format(busy=well.url, down=well.url, well=well.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            admin = f"http://127.0.0.1:{gateway.admin_port}"
+            await Load(gateway.port, rate=40).send(10)
+            began = time.time()
+            async with ClientSession() as session:
+                for _ in range(7):
+                    headers = {"X-Hub-Signature-256": "sha256=" + "0" * 64, "X-GitHub-Event": "push"}
+                    async with session.post(
+                        f"http://127.0.0.1:{gateway.port}/in/github", json={}, headers=headers
+                    ) as answer:
+                        assert answer.status == 401
+            code, told = await _status(place, "--admin", admin)
+            (row,) = [each for each in told if each["what"] == "source github"]
+            assert (code, row["count"]) == (1, 7)
+            assert "refused: bad_signature, of 7; the last at" in row["why"]
+            assert datetime.fromisoformat(row["since"]).timestamp() >= began - 1
+            assert "gateway explain github" in row["next"]
+            assert "\nverify github" in await _call(gateway, place, "gateway explain github")
+            await asyncio.sleep(1.5)
+            gateway.rules.write_text(rules.replace("secrets: [", "secrets: [another-secret-than-before, ", 1))
+            await gateway.until("gateway_rules_reloads_total", 1, result="ok")
+            assert await _status(place, "--admin", admin) == (0, [])
 
 
 async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:

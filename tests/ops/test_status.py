@@ -220,6 +220,7 @@ def a_source(**told: Any) -> dict[str, Any]:
         "missed_since": None,
         "types": [],
         "missed": None,
+        "refused": {},
     }
     return {"source": "shop", **counts, **rest} | told
 
@@ -304,6 +305,7 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
 
 
 def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
+    run = {"count": 5, "of": 15.0, "since": 30.0, "last": 90.0}
     answer = {
         "rules": {
             "file": "/etc/gateway/routes.yaml",
@@ -316,7 +318,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "holds": [{"destination": "ci", "why": "breaker_open", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
         "sources": [
-            a_source(events=10.0, duplicates=2.0, conflicts=3.0, unrouted=1.0, refused={"bad_signature": 5.0}),
+            a_source(events=10.0, duplicates=2.0, conflicts=3.0, unrouted=1.0, refused={"bad_signature": run}),
             a_source(source="quiet"),
         ],
     }
@@ -331,8 +333,13 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "source shop",
     ]
     assert [each.why for each in found[-3:]] == [
+        f"refused: bad_signature, of 15; the last at {when(90.0)}",
         "copies that dedupe let go, of 10 since the process began",
         "conflicts: different events of one identity, all delivered, of 10 since the process began",
-        "refused: bad_signature, of 15 since the process began",
     ]
+    assert (found[-3].count, found[-3].since) == (5, 30.0)
+    assert found[-3].next[1:3] == (
+        "gateway explain shop",
+        "# after a rotation: put the new secret beside the old one in `secrets` of source shop",
+    )
     assert all(each.who == "http://a:9090" for each in found)

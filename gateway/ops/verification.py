@@ -1,0 +1,62 @@
+"""How a source is verified, as its rule file has it written: where each secret is from, and never what it is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.ops.explain import MASK
+from gateway.rules.document import Node, read_document
+from gateway.rules.rules import Source
+from gateway.verify.schemes import How
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """`secrets` are the references of each, with `***` for what is written out; `place` is where `verify` stands."""
+
+    scheme: str
+    ways: Sequence[How]
+    secrets: Sequence[str]
+    place: str
+
+
+def verification_of(files: Sequence[Path], source: Source) -> Verification:
+    """Tell how a source of these rule files is verified."""
+    verify = None
+    if (node := written_source(files, source.name)) is not None:
+        verify = node.child("verify")
+    written = None if verify is None else verify.child("secrets")
+    secrets = written.value if written is not None and isinstance(written.value, list) else []
+    return Verification(
+        scheme=source.verifier.scheme,
+        ways=source.verifier.how,
+        secrets=[told_of_secret(secret.value) for secret in secrets],
+        place="" if verify is None else f"{verify.file}:{verify.line}",
+    )
+
+
+def written_source(files: Sequence[Path], name: str) -> Node | None:
+    """Return a source as it is written, if one of these files is YAML that has it."""
+    for file in files:
+        node: Node | None = read_document(file, []) if file.suffix in (".yaml", ".yml") else None
+        for step in ("sources", name):
+            node = node.child(step) if node else None
+        if node is not None:
+            return node
+    return None
+
+
+def told_of_secret(written: object) -> str:
+    """Return the references of a secret, such as `${file:secrets/shop}`, and `***` for everything else of it."""
+    text, told, end = str(written), "", 0
+    for found in _REFERENCE.finditer(text):
+        if found[0] == "$${":
+            continue
+        told += MASK if found.start() > end else ""
+        name, has_default, _ = found[0][2:-1].partition(":-")
+        told += f"${{{name}:-{MASK}}}" if has_default and not name.startswith("file:") else found[0]
+        end = found.end()
+    return told + (MASK if end < len(text) or not told else "")

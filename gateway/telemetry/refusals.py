@@ -1,0 +1,39 @@
+"""Requests that a source refuses, in runs: since when one lasts and how many it is, so that its end is noticed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PAUSE = 900.0
+"""Seconds without a refusal for the same reason that end a run."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Refusals:
+    """Of one source and reason. `events` are those that the source had taken before. Times are Unix seconds."""
+
+    since: float
+    last: float
+    events: float
+    count: int = 0
+
+
+class RefusedRequests:
+    """The present run of each source and reason, both of closed sets."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, dict[str, Refusals]] = {}
+
+    def add(self, source: str, reason: str, *, at: float, events: float) -> None:
+        runs = self._runs.setdefault(source, {})
+        run = runs.get(reason)
+        if run is None or at > run.last + PAUSE:
+            run = runs[reason] = Refusals(since=at, last=at, events=events)
+        run.last = max(run.last, at)
+        run.count += 1
+
+    def of(self, source: str, at: float) -> Mapping[str, Refusals]:
+        """Return the runs that haven't ended, by reason."""
+        return {reason: run for reason, run in self._runs.get(source, {}).items() if at <= run.last + PAUSE}
+
+    def forget(self, source: str) -> None:
+        self._runs.pop(source, None)

@@ -1,0 +1,85 @@
+"""How a source is verified, told without a secret."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.ops.output import Output
+from gateway.ops.show import print_source, source_fields
+from gateway.ops.verification import told_of_secret, verification_of
+from gateway.rules.load import load_rules
+
+RULES = """
+version: 1
+include: more/*.yaml
+sources:
+  shop:
+    verify:
+      scheme: hmac
+      header: X-Signature
+      algorithm: sha256
+      encoding: hex
+      timestamp: {header: X-Time}
+      tolerance: 2m
+      id_header: X-Id
+      signed: "{id}{timestamp}{body}"
+      secrets: ["${file:secrets/shop}", "${OLD:-a-default-secret-of-old}", written-out-secret, "whsec_${NEW}"]
+  open: {verify: {scheme: none}}
+"""
+MORE = """
+sources:
+  crm: {verify: {scheme: token, header: X-Token, secrets: ["${CRM}"]}}
+  github: {verify: {scheme: github, secrets: ["${GITHUB}"]}}
+  stripe: {verify: {scheme: stripe, secrets: ["${STRIPE}"], tolerance: 1h}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("${file:secrets/shop}", "${file:secrets/shop}"),
+        ("${OLD}", "${OLD}"),
+        ("${OLD:-a secret}", "${OLD:-***}"),
+        ("a secret", "***"),
+        ("", "***"),
+        ("$${OLD}", "***"),
+        ("a$${b}${OLD}c", "***${OLD}***"),
+        ("${OLD}${file:b}", "${OLD}${file:b}"),
+        ("${OLD", "***"),
+        (12345678, "***"),
+    ],
+)
+def test_a_secret_is_told_by_its_references_alone(written: object, told: str) -> None:
+    assert told_of_secret(written) == told
+
+
+def test_how_a_source_is_verified_is_told_with_where_each_secret_is_from_and_never_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "shop").write_text("the secret in the file")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "team.yaml").write_text(MORE)
+    file = tmp_path / "routes.yaml"
+    file.write_text(RULES)
+    rules = load_rules(file, environ={"NEW": "c2VjcmV0IG9mIG5ldw==", "CRM": "the secret of crm"}, resolve=False)
+    told = {}
+    for name in rules.sources:
+        source = rules.sources[name]
+        print_source(Output(json=False), source, verification_of(rules.files, source), [])
+        told[name] = capsys.readouterr().out
+        fields = source_fields(source, verification_of(rules.files, source), [])
+        assert not any(
+            secret in told[name] + str(fields) for secret in ("the secret", "written-out", "a-default", "c2V")
+        )
+    assert told["shop"].splitlines()[1:4] == [
+        f"verify hmac  {file}:7",
+        "  sha256 signature in the header X-Signature; its timestamp (in X-Time) at most 2m from now; id_header X-Id",
+        "  4 secrets, any of which will do: ${file:secrets/shop}, ${OLD:-***}, ***, ***${NEW}",
+    ]
+    assert "  nothing: everyone may send\n" in told["open"]
+    assert "  credential in the header X-Token\n  1 secret: ${CRM}\n" in told["crm"]
+    assert "sha256 signature in the header X-Hub-Signature-256\n  1 secret: ${GITHUB}\n" in told["github"]
+    assert "(in Stripe-Signature) at most 1h from now\n" in told["stripe"]
+    assert f"verify stripe  {tmp_path / 'more' / 'team.yaml'}:5" in told["stripe"]
