@@ -148,6 +148,7 @@ class Gateway:
         self._unchanged_at: float | None = None
         self._in_force_since: float | None = None
         self._changed: tuple[str, ...] = ()
+        self._changed_at = 0.0
         self._refusal: Refusal | None = None
         self._refusal_ended = 0.0
         self._refused_routes: Mapping[str, frozenset[str]] = {}
@@ -352,6 +353,7 @@ class Gateway:
                 "loaded_at": metrics.rules_loaded_timestamp.value,
                 "since": self._in_force_since,
                 "changed": self._changed,
+                "changed_at": self._changed_at,
                 "refusal": self._told_refusal(),
                 "routes": len(self._rules.routes),
             },
@@ -531,9 +533,10 @@ class Gateway:
             self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
             told = [f"{name} added" for name in changed.added], [f"{name} removed" for name in changed.removed]
             self._changed = tuple(_bounded([*told[0], *changed.changed, *told[1]]))
+            self._changed_at = self._metrics.rules_loaded_timestamp.value
             in_force = InForce(
                 since=self._in_force_since,
-                loaded_at=self._metrics.rules_loaded_timestamp.value,
+                loaded_at=self._changed_at,
                 changed=self._changed,
             )
             self._tally.change(changed, self._counts(), in_force, now=now, at=time.monotonic())

@@ -478,11 +478,10 @@ def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]
     takes once it is mended, only a replay of the events tells.
     """
     following = [
-        f"# the rules of {when(source['loaded_at'])} changed {change}"
-        for answer in answers
-        for source in answer.get("sources", ())
-        if source["since"] is not None
-        for change in source["changed"]
+        f"# the rules of {when(rules['changed_at'])} changed {change}"
+        for rules in [answer.get("rules", {}) for answer in answers]
+        if rules.get("changed_at", group.newest) < group.newest  # an older version doesn't tell
+        for change in rules["changed"]
         if change.startswith(f"route {group.route}: ")
     ]
     following = [*dict.fromkeys(following), f"gateway explain {group.event}"]

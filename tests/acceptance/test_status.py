@@ -288,6 +288,39 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
             assert await _status(place, "--admin", admin) == (0, [])
 
 
+async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_brought_once_it_is_optional(
+    place: LogPlace, folder: Path
+) -> None:
+    async with Sink(200) as well:
+        plain = SHARED.format(well=well.url).replace("dedupe: 1h", "dedupe: off")
+        absent, optional = [
+            plain.replace("to: [well]", f'to: [well], request: {{body: "${{{{ {written} }}}}"}}')
+            for written in ("body.user.mail", "has(body.user.mail) ? body.user.mail : body.user.name")
+        ]
+        async with GatewayProcess(folder, rules=plain, log=place.url, prefix=place.prefix) as gateway:
+            admin = f"http://127.0.0.1:{gateway.admin_port}"
+            gateway.rules.write_text(absent)
+            await gateway.until("gateway_rules_reloads_total", 1, result="ok")
+            async with ClientSession() as session:
+                event = {"kind": "order", "customer": 1, "user": {"name": "jo"}}
+                async with session.post(f"http://127.0.0.1:{gateway.port}/in/shop", json=event) as answer:
+                    assert answer.status == 202
+            await gateway.until("gateway_dead_letters_total", 1, reason="expression_error")
+            code, (row,) = await _status(place, "--admin", admin)
+            why = "request.body: body.user.mail isn't there (has(body.user.mail) tells)"
+            assert (code, row["why"]) == (1, f"dead letters: expression_error, {why}")
+            changed, explain, _, replay = row["next"]
+            assert changed.startswith("# the rules of ")
+            assert changed.endswith(" changed route all: request")
+            assert "body.user has: name" in await _call(gateway, place, explain)
+            gateway.rules.write_text(optional)
+            await gateway.until("gateway_rules_reloads_total", 2, result="ok")
+            await _call(gateway, place, replay)
+            await well.received(1, timeout=30)
+            assert well.requests[0].body == b"jo"
+            assert (await _status(place, "--admin", admin)) == (0, [])
+
+
 async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:
     async with Sink(200) as well:
         rules = RULES.format(busy=well.url, down=well.url, well=well.url)

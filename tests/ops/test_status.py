@@ -134,10 +134,11 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
         note = {"reason": "expression_error", "detail": detail}
         headers = encode_delivery(a_delivery(route=route, event=event), note, at=NOW - number)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
-    source = {"source": "shop", "since": 40.0, "loaded_at": 50.0}
     changed = ["route build: request", "route builder: to", "source shop: id"]
-    told = {"sources": [source | {"changed": changed}, source | {"since": None, "changed": ["route build: when"]}]}
-    request, condition = await dead_in(log, TOPICS, Control(), [told, told, {}])
+    told = {"rules": {"changed": changed, "changed_at": 50.0}}
+    since = {"rules": {"changed": ["route build: when"], "changed_at": NOW}}
+    older = {"rules": {"changed": ["route build: to"]}}
+    request, condition = await dead_in(log, TOPICS, Control(), [told, told, since, older, {}])
     assert request.why == "dead letters: expression_error, request.body: body.who isn't there (has(body.who) tells)"
     assert request.next == (
         f"# the rules of {when(50.0)} changed route build: request",
