@@ -1365,7 +1365,13 @@ async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Or
         uncounted = order.detail.split(", ") if done and order.detail else []
         told: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
         if done and done.tried is not None:
-            told |= {"tried": done.tried, "waiting": dict(done.waits), "got": dict(done.got), "again": dict(done.again)}
+            told |= {
+                "tried": done.tried,
+                "delivered": done.delivered,
+                "waiting": dict(done.waits),
+                "got": dict(done.got),
+                "again": dict(done.again),
+            }
         if done and done.unread:
             told["unread_partitions"] = done.unread
         output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))

@@ -156,6 +156,11 @@ class Dropped:
 Outcome = Delivered | DeadLettered | Dropped
 
 
+def answer_of(attempt: Attempt) -> str:
+    """Return the status that an attempt got, or the kind of its failure."""
+    return attempt.result.value if attempt.status is None else str(attempt.status)
+
+
 class Disposition(StrEnum):
     """What a route does about a result that isn't a success."""
 

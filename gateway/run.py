@@ -358,7 +358,7 @@ class Gateway:
                 "routes": len(self._rules.routes),
             },
             "holds": [
-                {"destination": name, "why": hold.why, "since": hold.since, "until": hold.until}
+                {"destination": name, "why": hold.why, "after": hold.after, "since": hold.since, "until": hold.until}
                 for name, hold in sorted(holds.items())
             ],
             "ordered": [

@@ -1259,14 +1259,14 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
     got = {"401": 1200, "503": 4, "timeout": 3, "500": 2, "502": 1, "504": 1, "505": 1}
 
     async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
-        fate = {"tried": 1215, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
+        fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
         return placed.order.with_state("done", count=1216, **fate)
 
     monkeypatch.setattr(Orders, "finished", ended)
     told, command = run("destination", "kick", "ci")[1].splitlines()
     assert told == (
-        "kicked destination ci: 1,215 tried now: 1,200 got 401 again, 4 got 503 (1 of them again), 3 got timeout, "
-        "2 got 500, 1 got 502, 2 got others; 1 waits (Retry-After)"
+        "kicked destination ci: 1,215 tried now: 3 delivered, 1,200 got 401 again, 4 got 503 (1 of them again), "
+        "3 got timeout, 2 got 500, 1 got 502, 2 got others; 1 waits (Retry-After)"
     )
     assert command == "  gateway status ci"
     assert lines(run("destination", "kick", "ci", "--json")[1])[0]["got"] == got

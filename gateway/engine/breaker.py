@@ -20,7 +20,7 @@ from typing import assert_never
 
 from gateway.model import Result
 
-_FAILURES = frozenset(
+FAILURES = frozenset(
     {Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT, Result.AUTH}
 )  # Without EGRESS_REFUSED: it costs the destination nothing, so that holding back would protect nobody.
 
@@ -123,7 +123,7 @@ class Breaker:
 
     def record(self, result: Result, now: float) -> None:
         """Note the result of an attempt that was started."""
-        is_failure = result in _FAILURES
+        is_failure = result in FAILURES
         match self.state:
             case State.OPEN:
                 pass  # It started before the breaker opened.

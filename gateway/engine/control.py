@@ -131,13 +131,14 @@ class Order:
 
     `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
     letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
-    replay's, and `detail` says why a job has cancelled it, what isn't counted, or without which partitions a replay has
-    told the undelivered. A marker `answers` the orders of its key below that offset of the control topic. `hurried` is
-    of a kick's announcement: up to where what is found in the shortest tier is due at once. Of a kick's last marker are
-    `tried`, how many of the `count` were tried by then (None where that isn't known), `waits`, for each reason how many
-    weren't, `got`, for each answer how many failed by it, `again`, how many of those had got the same before, and
-    `rate`, if the destination has one. `by` is who has paused something, `unread` how many partitions a job couldn't
-    read, and went without; a replay's marker tells those that it waits for.
+    replay's, and `detail` says why a job has cancelled it, what isn't counted, or without which partitions a replay
+    has told the undelivered. A marker `answers` the orders of its key below that offset of the control topic.
+    `hurried` is of a kick's announcement: up to where what is found in the shortest tier is due at once. Of a kick's
+    last marker are `tried` and `delivered`, how many of the `count` were by then (None where that isn't known),
+    `waits`, for each reason how many weren't tried, `got`, for each answer how many failed by it, `again`, how many
+    of those had got the same before, and `rate`, if the destination has one. `by` is who has paused something,
+    `unread` how many partitions a job couldn't read, and went without; a replay's marker tells those that it waits
+    for.
 
     `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
     replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
@@ -160,6 +161,7 @@ class Order:
     routes: str = ""
     done: Mapping[str, bytes] = field(default_factory=dict)
     tried: int | None = None
+    delivered: int | None = None
     waits: Mapping[str, int] = field(default_factory=dict)
     got: Mapping[str, int] = field(default_factory=dict)
     again: Mapping[str, int] = field(default_factory=dict)
@@ -208,6 +210,8 @@ class Order:
             body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
         if self.tried is not None:
             body |= {"tried": self.tried, "waits": dict(self.waits), "rate": self.rate}
+        if self.delivered is not None:
+            body["delivered"] = self.delivered
         body |= {name: dict(counts) for name, counts in (("got", self.got), ("again", self.again)) if counts}
         if self.by:
             body["by"] = self.by
@@ -245,6 +249,7 @@ def decode(key: bytes, value: bytes) -> Order:
         routes=body.text("routes") if body.has("routes") else "",
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
+        delivered=body.integer("delivered") if body.has("delivered") else None,
         waits=_counts(body, "waits") if body.has("waits") else {},
         got=_counts(body, "got") if body.has("got") else {},
         again=_counts(body, "again") if body.has("again") else {},
@@ -413,6 +418,7 @@ class Control:
                 count=marker.count,
                 detail=marker.detail,
                 tried=marker.tried,
+                delivered=marker.delivered,
                 waits=marker.waits,
                 got=marker.got,
                 again=marker.again,

@@ -109,9 +109,13 @@ class Client(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Hold:
-    """Why a destination is sent nothing, since and until when, and whether that has been told."""
+    """Why a destination is sent nothing, since and until when, and whether that has been told.
+
+    `after` is what the last attempt got that has opened its breaker, or kept it open; "" where it is no breaker.
+    """
 
     why: str
+    after: str = ""
     since: float
     until: float
     is_told: bool = False
@@ -647,11 +651,12 @@ class Dispatcher:
             if known is None:
                 known = self._holds[name] = Hold(why=held[0], since=now, until=held[1])
             known.until = held[1]
+            known.after = lane.failed_by if known.why == "breaker_open" else ""
             if not known.is_told and max(known.until, now) - known.since >= HOLD_TOLD:
                 known.is_told = True
-                self._logger.warning(
-                    "destination_held", destination=name, why=known.why, seconds=round(known.until - now, 1)
-                )
+                after = {"after": known.after} if known.after else {}
+                seconds = round(known.until - now, 1)
+                self._logger.warning("destination_held", destination=name, why=known.why, **after, seconds=seconds)
 
     async def set_gauges(self) -> None:
         """Tell of each destination how it stands, and forget the lanes of those that are gone."""

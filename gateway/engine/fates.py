@@ -10,7 +10,7 @@ and commits. So `tried` is never more than what destinations have seen, and what
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from gateway.engine.replay import RECORDS_AT_ONCE, records_of
 from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import decode_delivery
-from gateway.model import Delivery, UnreadableRecordError
+from gateway.model import Delivery, UnreadableRecordError, answer_of
 
 MOST = 10_000
 """Deliveries of a kick that are followed. Of more, it isn't told how many were tried."""
@@ -40,10 +40,11 @@ class Fate:
     """How many were tried, and for each reason how many wait.
 
     Of those that failed, `got` is what the last try got, and `again` how many of them had got the same before. Of the
-    others that were tried nothing is told: they are delivered, or dropped.
+    others that were tried no record tells: they are `delivered`, which is None where some may be dropped.
     """
 
     tried: int
+    delivered: int | None
     waits: Mapping[str, int]
     got: Mapping[str, int] = field(default_factory=dict)
     again: Mapping[str, int] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Fate:
 
 @dataclass(slots=True, kw_only=True)
 class _Followed:
+    route: str
     attempts: int
     before: str
     """What its last attempt had got before the kick; "" if there was none."""
@@ -82,7 +84,11 @@ class Fates:
             if len(self._followed) >= MOST:
                 return
             followed = self._followed[key] = _Followed(
-                attempts=len(delivery.attempts), before=_last_result(delivery), place=place, offset=offset
+                route=delivery.route,
+                attempts=len(delivery.attempts),
+                before=_last_result(delivery),
+                place=place,
+                offset=offset,
             )
         followed.names.add(name)
 
@@ -106,15 +112,21 @@ class Fates:
                 return
             await sleep(LOOK_EVERY)
 
-    def of(self, name: str, count: int) -> Fate | None:
-        """Return what has become of what a kick has counted; None where not all of it was followed."""
+    def of(self, name: str, count: int, *, dropping: Container[str]) -> Fate | None:
+        """Return what has become of what a kick has counted; None where not all of it was followed.
+
+        `dropping` are the routes that drop a delivery for some answers, of which no record tells either.
+        """
         followed = [each for each in self._followed.values() if name in each.names]
         if len(followed) != count:
             return None
         waits = Counter([each.fate for each in followed if not each.is_tried])
         failed = [each for each in followed if each.is_tried and each.got]
+        tried = count - waits.total()
+        is_certain = not any(each.route in dropping for each in followed if each.is_tried and not each.got)
         return Fate(
-            tried=count - waits.total(),
+            tried=tried,
+            delivered=tried - len(failed) if is_certain else None,
             waits=dict(waits),
             got=dict(Counter([each.got for each in failed])),
             again=dict(Counter([each.got for each in failed if each.got == each.before])),
@@ -164,8 +176,7 @@ def _last_result(delivery: Delivery) -> str:
     """Return the status that the last attempt got, or the kind of its failure."""
     if not delivery.attempts:
         return ""
-    last = delivery.attempts[-1]
-    return last.result.value if last.status is None else str(last.status)
+    return answer_of(delivery.attempts[-1])
 
 
 def _key(delivery: Delivery) -> Key:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from gateway.engine.breaker import Breaker
+from gateway.engine.breaker import FAILURES, Breaker
 from gateway.engine.tracker import Item
-from gateway.model import Attempt, Result, SpillReason
+from gateway.model import Attempt, Result, SpillReason, answer_of
 
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1 << 20
@@ -154,6 +154,7 @@ class Lane:
         self._shown = 0  # attempts at once that it has answered
         self._peak = 0  # attempts at once since there was none
         self._has_failed = False  # the last attempt that ended had no answer
+        self.failed_by = ""  # what the last attempt got that the breaker counts as a failure
         self._places = Places()
         self._slow_until = 0.0
         self._tokens = 0.0
@@ -262,6 +263,8 @@ class Lane:
         peak = self._peak
         self._release(item)
         self.breaker.record(attempt.result, now)
+        if attempt.result in FAILURES:
+            self.failed_by = answer_of(attempt)
         self._has_failed = attempt.status is None
         if self._has_failed:
             self._shown //= 2

@@ -24,7 +24,7 @@ from gateway.engine.unread import Patient
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_delivery, is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import Delivery, LogUnavailableError, NewerRecordError, UndecodableRecordError
+from gateway.model import Delivery, Disposition, LogUnavailableError, NewerRecordError, UndecodableRecordError
 from gateway.rules.rules import Rules
 
 HOLD = 2.5
@@ -193,6 +193,7 @@ class Scan:
                 answers=run.answers if is_last else self.control.answered(key),
                 routes=self.control.replayed_as(key),
                 tried=None if run.fate is None else run.fate.tried,
+                delivered=None if run.fate is None else run.fate.delivered,
                 waits={} if run.fate is None else run.fate.waits,
                 got={} if run.fate is None else run.fate.got,
                 again={} if run.fate is None else run.fate.again,
@@ -355,7 +356,7 @@ class Scans:
         await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
         await fates.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in runs:
-            run.fate = fates.of(run.order.name, run.count)
+            run.fate = fates.of(run.order.name, run.count, dropping=self._dropping())
             run.rate = self._rate(run.order.name)
             await self._end(scan, run, "done")
 
@@ -367,6 +368,11 @@ class Scans:
         return Fates(
             self._log, shortest=self._topics.retry(planner.SHORTEST), dead=self._topics.dead, starts={**ends, **others}
         )
+
+    def _dropping(self) -> Collection[str]:
+        """Return the routes that drop what gets some answers."""
+        routes = self._rules().routes.values()
+        return {route.name for route in routes if Disposition.DROP in dict(route.retry.results).values()}
 
     def _rate(self, name: str) -> float | None:
         """Return the rate that limits what waits for a name, if it is one."""

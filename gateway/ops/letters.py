@@ -12,7 +12,7 @@ from gateway.engine.letters import read_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import Topics
-from gateway.model import Attempt, UnreadableRecordError, UsageError
+from gateway.model import Attempt, UnreadableRecordError, UsageError, answer_of
 from gateway.ops.history import Found, newest_first
 
 
@@ -57,7 +57,7 @@ class DeadLetter:
 
 def result_of(attempt: Attempt) -> str:
     """Tell in a few words what an attempt got."""
-    told = attempt.result.value if attempt.status is None else str(attempt.status)
+    told = answer_of(attempt)
     return f"{told}: {attempt.detail}" if attempt.detail else told
 
 

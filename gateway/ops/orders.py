@@ -175,6 +175,7 @@ def _ending(order: Order, placed: Placed) -> Order | None:
             count=order.count,
             detail=order.detail,
             tried=order.tried,
+            delivered=order.delivered,
             waits=order.waits,
             got=order.got,
             again=order.again,

@@ -425,12 +425,14 @@ def told_of_kick(done: Order) -> str:
         verb, _, why = told.partition(" ")
         said = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
         parts.append(f"{number:,} {said} {why}")
-    return ("; " if done.got else ", ").join(parts)
+    return ("; " if done.got or done.delivered else ", ").join(parts)
 
 
 def _told_of_answers(done: Order) -> str:
-    """Tell what the tries of a kick got that failed: ": 3 got 401 again, 1 got 503"."""
-    told = []
+    """Tell what came of the tries of a kick: ", all delivered" or ": 97 delivered, 3 got 401 again, 1 got 503"."""
+    if done.tried and done.delivered == done.tried:
+        return ", delivered" if done.tried == 1 else ", all delivered"
+    told = [f"{done.delivered:,} delivered"] if done.delivered else []
     for answer, number in sorted(done.got.items(), key=lambda each: (-each[1], each[0]))[:MOST_ANSWERS]:
         again = done.again.get(answer, 0)
         how = "" if not again else " again" if again == number else f" ({again:,} of them again)"

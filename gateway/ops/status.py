@@ -16,12 +16,13 @@ from typing import Any
 
 from typing_extensions import override
 
+from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control, DeadFilter, Order, place_of
 from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, DeadReason, SpillReason, UnreadableRecordError
+from gateway.model import Attempt, DeadReason, SpillReason, UnreadableRecordError, answer_of
 from gateway.ops.letters import Group, Groups, read_letters, result_of
 from gateway.ops.output import rfc3339, when
 
@@ -78,12 +79,17 @@ class Backlog:
     oldest: float = float("inf")
     due: float = float("inf")
     reasons: Counter[str] = field(default_factory=Counter)
+    last: Attempt | None = None
+    """The newest attempt that the log knows."""
 
     def add(self, filed: Filed) -> None:
         delivery = filed.delivery
         self.count += 1
         self.oldest = min(self.oldest, delivery.since or delivery.event.received_at)
         self.due = min(self.due, delivery.due)
+        attempt = delivery.attempts[-1] if delivery.attempts else None
+        if attempt is not None and (self.last is None or attempt.at > self.last.at):
+            self.last = attempt
         reason = reason_of_waiting(filed)
         self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_REASONS else "others"] += 1
 
@@ -128,11 +134,16 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
     """Return what waits, by route and destination."""
     found = []
     for each in backlogs:
-        is_held = not {_WHY[SpillReason.BREAKER_OPEN], _WHY[SpillReason.THROTTLED]}.isdisjoint(each.reasons)
+        is_open = _WHY[SpillReason.BREAKER_OPEN] in each.reasons
+        is_held = is_open or _WHY[SpillReason.THROTTLED] in each.reasons
+        after = answer_of(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
         is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
         is_wrong = is_held or now - each.oldest > LATE
-        told = ", ".join([f"{number:,} {reason}" for reason, number in each.reasons.most_common(3)])
-        following = [f"gateway destination kick {each.destination}"]
+        opened = {_WHY[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
+        told = ", ".join(
+            [f"{number:,} {reason}{opened.get(reason, '')}" for reason, number in each.reasons.most_common(3)]
+        )
+        following = [*_owners_first(each.destination, after), f"gateway destination kick {each.destination}"]
         if any(reason.startswith(("401", "403")) for reason in each.reasons):
             following.insert(0, f"# replace our credential of {each.destination} first")
         found.append(
@@ -150,17 +161,29 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
     return found
 
 
+def _owners_first(destination: str, after: str) -> list[str]:
+    """Say what is wrong with a destination whose breaker is open, by what the last attempt got that failed."""
+    if not after:
+        return []
+    does = {"timeout": "doesn't answer", "auth": "can't be asked, as its token endpoint gives no token"}
+    told = does.get(after, f"answers {after}" if after.isdecimal() else f"can't be reached ({after})")
+    return [f"# {destination} {told}: its owners first"]
+
+
 def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
     """Return what a process says at `/status` of its admin address, as far as no replay has brought it back."""
     found = [
         Finding(
             rank=HELD,
             what=f"destination {hold['destination']}",
-            why=_HOLDS.get(hold["why"], hold["why"]),
+            why=_HOLDS.get(hold["why"], hold["why"]) + (f" after {hold['after']}" if hold["after"] else ""),
             since=hold["since"],
             until=hold["until"],
             who=where,
-            next=(f"gateway destination kick {hold['destination']}",),
+            next=(
+                *_owners_first(hold["destination"], hold["after"]),
+                f"gateway destination kick {hold['destination']}",
+            ),
         )
         for hold in answer.get("holds", ())
     ]

@@ -85,7 +85,10 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
             paused = found["route forgotten", "paused"]
             assert paused["who"]
             assert paused["next"] == ["gateway route resume forgotten"]
-            assert found["destination down", "breaker open"]["next"] == ["gateway destination kick down"]
+            assert found["destination down", "breaker open after 503"]["next"] == [
+                "# down answers 503: its owners first",
+                "gateway destination kick down",
+            ]
             held = found["destination busy", "it has asked for silence (Retry-After)"]
             assert held["until"] > held["since"]
             counts = {each["what"]: each["count"] for each in told if "→" in each["what"]}

@@ -15,6 +15,7 @@ from gateway.engine.fates import MOST
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
+from gateway.model import Disposition
 from gateway.ops.orders import Orders, Placed, who
 from gateway.ops.show import told_of_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
@@ -503,7 +504,7 @@ async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
         await _asked_to_wait(world, 4, control)
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "5 tried now"
+        assert told_of_kick(done) == "5 tried now, all delivered"
         assert len({event for _, event, _ in world.client.made[1:]}) == 5
         await asyncio.sleep(30)
         assert len(world.client.made) == 6
@@ -541,10 +542,25 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
         world.client.scripts["ci"] = [403, 200]
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "3 tried now: 1 got 403", "who got 200 is done, of which no record tells"
+        assert told_of_kick(done) == "3 tried now: 2 delivered, 1 got 403"
         stored = await Orders(world.log, TOPICS).control()
         order = stored.orders["kick/destination/ci"]
-        assert (order.tried, order.got, order.again) == (3, {"403": 1}, {})
+        assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
+
+
+@virtual
+async def test_a_kick_does_not_say_that_what_a_route_may_drop_is_delivered() -> None:
+    retry = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6, results=(("404", Disposition.DROP),))
+    world = await a_world(a_route(retry=retry), ci=[401])
+    await world.put(*events(3))
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(5)
+        world.client.scripts["ci"] = [404, 200]
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert (done.tried, done.delivered) == (3, None)
+        assert told_of_kick(done) == "3 tried now"
 
 
 @virtual
@@ -560,7 +576,8 @@ async def test_a_kick_says_what_a_rate_holds_back() -> None:
         assert done is not None
         assert done.tried is not None
         assert 2 <= done.tried <= len(world.client.made) - 1 <= done.tried + 1, "one may end just now"
-        assert told_of_kick(done) == f"{done.tried} tried now, {10 - done.tried} wait (rate 1/s)"
+        assert done.delivered == done.tried
+        assert told_of_kick(done) == f"{done.tried} tried now, all delivered; {10 - done.tried} wait (rate 1/s)"
         await asyncio.sleep(60)
         assert {event for _, event, _ in world.client.made} == {f"evt_{number}" for number in range(10)}
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from gateway.engine.control import Control, Order, Selection
+from gateway.engine.successors import WHY
 from gateway.log.records import Filed, encode_delivery
+from gateway.model import Result, SpillReason
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.show import print_status
@@ -103,6 +105,27 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
         ("gateway destination kick ci",),
         (),
     ], "what is nothing wrong needs nothing"
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "after", "owners"),
+    [
+        (None, Result.TIMEOUT, "timeout", "# ci doesn't answer: its owners first"),
+        (None, Result.DNS, "dns", "# ci can't be reached (dns): its owners first"),
+        (503, Result.SERVER_ERROR, "503", "# ci answers 503: its owners first"),
+    ],
+)
+def test_what_an_open_breaker_holds_says_what_has_opened_it(
+    status: int | None, result: Result, after: str, owners: str
+) -> None:
+    backlogs = Backlogs()
+    tries = (an_attempt(1, at=5.0, status=500), an_attempt(2, at=9.0, status=status, result=result))
+    for number, attempts in enumerate(((), tries, tries[:1])):
+        delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
+        backlogs.add(Filed(delivery=delivery, note={WHY: SpillReason.BREAKER_OPEN}, at=NOW))
+    (found,) = findings_of(backlogs, NOW)
+    assert found.why == f"3 breaker open after {after}"
+    assert found.next == (owners, "gateway destination kick ci")
 
 
 async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
@@ -316,7 +339,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
             "refusal": REFUSAL,
         },
         "unread": [{"topic": "gateway.events.a", "partition": 3, "since": 2.0, "reason": "no leader"}],
-        "holds": [{"destination": "ci", "why": "breaker_open", "since": 3.0, "until": 9.0}],
+        "holds": [{"destination": "ci", "why": "breaker_open", "after": "timeout", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
         "sources": [
             a_source(events=10.0, duplicates=2.0, conflicts=3.0, unrouted=1.0, refused={"bad_signature": run}),
@@ -338,6 +361,8 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "copies that dedupe let go, of 10 since the process began",
         "conflicts: different events of one identity, all delivered, of 10 since the process began",
     ]
+    assert found[2].why == "breaker open after timeout"
+    assert found[2].next == ("# ci doesn't answer: its owners first", "gateway destination kick ci")
     assert (found[-3].count, found[-3].since) == (5, 30.0)
     assert found[-3].next[1:3] == (
         "gateway explain shop",
