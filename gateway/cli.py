@@ -1251,7 +1251,7 @@ async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
     about="show what keeps deliveries from going out, the worst first",
     example="gateway status --admin http://127.0.0.1:9090",
     takes=takes.status_arguments,
-    settings=LOG,
+    settings=("rules", *LOG),
 )
 async def _status(call: Call) -> int:
     arguments, output = call.arguments, call.output
@@ -1268,7 +1268,8 @@ async def _status(call: Call) -> int:
                 async for filed in waiting(log, call.topics, control):
                     backlogs.add(filed)
                     attempts.add(filed)
-                found += paused_in(control) + findings_of(backlogs, log.now())
+                rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
+                found += paused_in(control) + findings_of(backlogs, log.now(), rules)
                 found += await unrouted_in(log, call.topics)
                 found += await dead_in(log, call.topics, control, [answer for answer, _ in answers])
                 if arguments.destination:

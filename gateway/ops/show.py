@@ -378,7 +378,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         for each in findings
     ]
     if rows:
-        output.table(["what", "number", "why", "since", "until", "who"], rows, right=("number",))
+        output.table(["what", "number", "why", "since", "until or next try", "who"], rows, right=("number",))
         _print_steps(output, findings)
     else:
         output.say("nothing keeps deliveries from going out")

@@ -9,7 +9,7 @@ import heapq
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from shlex import quote
 from typing import Any
@@ -18,14 +18,18 @@ from typing_extensions import override
 
 from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control, DeadFilter, Order, place_of
+from gateway.engine.retry import Retry, decide
 from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, DeadReason, SpillReason, UnreadableRecordError, answer_of
+from gateway.model import Attempt, DeadLettered, DeadReason, Delivery, SpillReason, UnreadableRecordError, answer_of
 from gateway.ops.letters import Group, Groups, read_letters, result_of
 from gateway.ops.output import rfc3339, when
+from gateway.rules.rules import Rules
 
+FEW = 3
+"""Tries that a delivery has left, of which it is told."""
 LATE = 30.0
 """Seconds from an event's receipt after which its delivery is late, and something is wrong."""
 MOST_ATTEMPTS = 20
@@ -81,6 +85,8 @@ class Backlog:
     reasons: Counter[str] = field(default_factory=Counter)
     last: Attempt | None = None
     """The newest attempt that the log knows."""
+    tried: Delivery | None = None
+    """The delivery that was tried most often, without its body."""
 
     def add(self, filed: Filed) -> None:
         delivery = filed.delivery
@@ -88,6 +94,8 @@ class Backlog:
         self.oldest = min(self.oldest, delivery.since or delivery.event.received_at)
         self.due = min(self.due, delivery.due)
         attempt = delivery.attempts[-1] if delivery.attempts else None
+        if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
+            self.tried = replace(delivery, event=replace(delivery.event, body=b""))
         if attempt is not None and (self.last is None or attempt.at > self.last.at):
             self.last = attempt
         reason = reason_of_waiting(filed)
@@ -130,8 +138,8 @@ def paused_in(control: Control) -> list[Finding]:
     return found
 
 
-def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
-    """Return what waits, by route and destination."""
+def findings_of(backlogs: Iterable[Backlog], now: float, rules: Rules | None = None) -> list[Finding]:
+    """Return what waits, by route and destination; by the rules, where they are at hand, also what soon won't."""
     found = []
     for each in backlogs:
         is_open = _WHY[SpillReason.BREAKER_OPEN] in each.reasons
@@ -150,7 +158,7 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
             Finding(
                 rank=HELD if is_held else WAITING,
                 what=f"{each.route} → {each.destination}",
-                why=told,
+                why=told + ("" if is_parked or rules is None else _ends_soon(each, rules, now)),
                 is_wrong=is_wrong,
                 since=each.oldest,
                 until=None if is_parked else max(each.due, now),
@@ -159,6 +167,25 @@ def findings_of(backlogs: Iterable[Backlog], now: float) -> list[Finding]:
             )
         )
     return found
+
+
+def _ends_soon(backlog: Backlog, rules: Rules, now: float) -> str:
+    """Say after how many more tries there are dead letters, if these are few, and get what the last one got."""
+    route, delivery = rules.routes.get(backlog.route), backlog.tried
+    if route is None or delivery is None:
+        return ""
+    at = max(delivery.due, now)
+    for left in range(1, FEW + 1):
+        last = delivery.attempts[-1]
+        attempt = replace(last, number=last.number + 1, at=at)
+        verdict = decide(delivery, attempt, route.retry, now=at)
+        if isinstance(verdict, DeadLettered):
+            after = "the next try" if left == 1 else f"{left} more tries"
+            return f"; after {after} like the last the first is a dead letter ({verdict.reason})"
+        if not isinstance(verdict, Retry):
+            return ""
+        at, delivery = verdict.due, replace(delivery, attempts=(*delivery.attempts, attempt))
+    return ""
 
 
 def _owners_first(destination: str, after: str) -> list[str]:

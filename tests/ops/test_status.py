@@ -32,9 +32,9 @@ from gateway.ops.status import (
     ranked,
     waiting,
 )
-from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
+from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
-from tests.engine.test_worker import TOPICS, World, a_world, events, operated, running, virtual
+from tests.engine.test_worker import TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
 
 
@@ -126,6 +126,31 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
     (found,) = findings_of(backlogs, NOW)
     assert found.why == f"3 breaker open after {after}"
     assert found.next == (owners, "gateway destination kick ci")
+
+
+@pytest.mark.parametrize(
+    ("tried", "age", "told"),
+    [
+        (1, 100.0, ""),
+        (6, 100.0, ""),
+        (7, 100.0, "; after 3 more tries like the last the first is a dead letter (exhausted)"),
+        (9, 100.0, "; after the next try like the last the first is a dead letter (exhausted)"),
+        (1, 3500.0, "; after 2 more tries like the last the first is a dead letter (expired)"),
+    ],
+)
+def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then_are(
+    tried: int, age: float, told: str
+) -> None:
+    policy = a_policy(schedule=(60.0,), jitter=0.0, max_attempts=10, max_age=3600.0)
+    backlogs = Backlogs()
+    for number in (1, tried):
+        tries = (an_attempt(number, status=500),)
+        delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
+        backlogs.add(Filed(delivery=delivery, note={WHY: SpillReason.LANE_FULL}, at=NOW))
+    (found,) = findings_of(backlogs, NOW, rules_of(a_route(retry=policy)))
+    assert found.why == f"2 its queue is full{told}"
+    (found,) = findings_of(backlogs, NOW)
+    assert found.why == "2 its queue is full", "without rules"
 
 
 async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:

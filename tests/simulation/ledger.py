@@ -882,6 +882,17 @@ class Ledger:
         }
         if answer.tried > len(tried):
             self.violate("12 a kick is told truly", f"{answer.tried} tried, and {len(tried)} were", list(answer.waits))
+        delivered = {
+            (made.number, made.delivery)
+            for made in self.tries
+            if name in _names(made)
+            and (made.number, made.delivery) in tried
+            and made.result is not None
+            and made.result.result is Result.SUCCESS
+        }
+        if answer.delivered is not None and answer.delivered > len(delivered):
+            told = f"{answer.delivered} delivered, and {len(delivered)} were"
+            self.violate("12 a kick is told truly", told, list(answer.waits))
         if answer.tried + sum(answer.waits.values()) != answer.count:
             self.violate("12 a kick is told truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
 
