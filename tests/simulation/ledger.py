@@ -966,7 +966,7 @@ class Ledger:
         assert row.filed is not None
         delivery = row.filed.delivery
         ids = self._ids(row.number, row.event, delivery.route, delivery.destination)
-        rows = [other for each in ids for other in self.trails[row.number, each].rows]
+        rows = [other for each in ids for other in self.trails.get((row.number, each), Trail()).rows]
         return any("replay" in other.filed.note for other in rows if other.filed is not None)
 
     def _check_injections(self) -> None:
