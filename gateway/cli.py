@@ -29,7 +29,7 @@ from rich.text import Text
 from gateway.engine.control import Control, DeadFilter, Order, Selection
 from gateway.engine.replay import Matched
 from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
-from gateway.log.base import Log
+from gateway.log.base import Log, Partition
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
@@ -93,6 +93,7 @@ from gateway.ops.status import (
     findings_of,
     paused_in,
     ranked,
+    unread_in,
     unrouted_in,
     waiting,
 )
@@ -1265,15 +1266,17 @@ async def _status(call: Call) -> int:
         async with _log(call) as log:
             with output.waiting("reading what waits"):
                 control = await Orders(log, call.topics).control()
-                async for filed in waiting(log, call.topics, control):
+                unread: dict[Partition, str] = {}
+                async for filed in waiting(log, call.topics, control, unread):
                     backlogs.add(filed)
                     attempts.add(filed)
                 rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
                 found += paused_in(control) + findings_of(backlogs, log.now(), rules)
-                found += await unrouted_in(log, call.topics)
-                found += await dead_in(log, call.topics, control, [answer for answer, _ in answers])
+                found += await unrouted_in(log, call.topics, unread)
+                found += await dead_in(log, call.topics, control, [answer for answer, _ in answers], unread)
                 if arguments.destination:
-                    await add_dead(log, call.topics, control, arguments.destination, attempts)
+                    await add_dead(log, call.topics, control, attempts, unread)
+                found += unread_in(unread)
     except (UsageError, LogUnavailableError) as error:
         if not asked:
             raise

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
 
@@ -29,15 +29,29 @@ class Found(NamedTuple):
         return f"{self.partition.topic}/{self.partition.number}@{self.record.offset}"
 
 
-async def newest_first(log: Log, topics: Iterable[str], *, since: float | None = None) -> AsyncGenerator[Found, None]:
+async def bounds_of(log: Log, topic: str, unread: dict[Partition, str] | None) -> Mapping[int, tuple[int, int]]:
+    """Return the bounds of a topic's partitions; with `unread`, why one can't be read goes there, and it is left out.
+
+    Raises LogUnavailableError.
+    """
+    if unread is None:
+        return await log.bounds(topic)
+    bounds, others = await log.readable(topic)
+    unread.update({Partition(topic, number): reason for number, reason in others.items()})
+    return bounds
+
+
+async def newest_first(
+    log: Log, topics: Iterable[str], *, since: float | None = None, unread: dict[Partition, str] | None = None
+) -> AsyncGenerator[Found, None]:
     """Yield the records of these topics, newest first; with `since` (Unix seconds) only those appended from then on.
 
-    What is appended after the start isn't seen. A topic that isn't there has no records.
+    What is appended after the start isn't seen. A topic that isn't there has no records. `unread` is as in `bounds_of`.
     """
     async with AsyncExitStack() as stack:
         readers = []
         for topic in topics:
-            for number, (first, end) in sorted((await log.bounds(topic)).items()):
+            for number, (first, end) in sorted((await bounds_of(log, topic, unread)).items()):
                 reader = _backwards(log, Partition(topic, number), first, end)
                 readers.append(await stack.enter_async_context(aclosing(reader)))
         # At once: a first look at a partition of Kafka takes some tens of milliseconds.

@@ -62,10 +62,19 @@ def result_of(attempt: Attempt) -> str:
 
 
 async def read_letters(
-    log: Log, topics: Topics, control: Control, which: DeadFilter, *, is_all: bool
+    log: Log,
+    topics: Topics,
+    control: Control,
+    which: DeadFilter,
+    *,
+    is_all: bool,
+    unread: dict[Partition, str] | None = None,
 ) -> AsyncGenerator[DeadLetter, None]:
-    """Yield the dead letters that the filter covers, newest first: the open ones, or with `is_all` all of them."""
-    async with aclosing(newest_first(log, [topics.dead], since=which.since)) as history:
+    """Yield the dead letters that the filter covers, newest first: the open ones, or with `is_all` all of them.
+
+    With `unread` those of partitions that can't be read are left out, and the partitions noted there.
+    """
+    async with aclosing(newest_first(log, [topics.dead], since=which.since, unread=unread)) as history:
         async for found in history:
             letter = _read(found, control)
             if which.covers(letter.letter) and (is_all or letter.settled_by is None):

@@ -24,6 +24,7 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, DeadLettered, DeadReason, Delivery, SpillReason, UnreadableRecordError, answer_of
+from gateway.ops.history import bounds_of
 from gateway.ops.letters import Group, Groups, read_letters, result_of
 from gateway.ops.output import rfc3339, when
 from gateway.rules.rules import Rules
@@ -422,12 +423,15 @@ def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
         )
 
 
-async def waiting(log: Log, topics: Topics, control: Control) -> AsyncIterator[Filed]:
-    """Yield each delivery that waits in the retry topics, or is parked. Raises LogUnavailableError."""
+async def waiting(log: Log, topics: Topics, control: Control, unread: dict[Partition, str]) -> AsyncIterator[Filed]:
+    """Yield each delivery that waits in the retry topics, or is parked; what can't be read, and why, goes to `unread`.
+
+    Raises LogUnavailableError.
+    """
     router = topics.group(ROUTER_GROUP)
     for topic in (*[topics.retry(tier) for tier in TIERS], topics.parked):
         commits = await log.committed(router, topic)
-        for number, (start, end) in (await log.bounds(topic)).items():
+        for number, (start, end) in (await bounds_of(log, topic, unread)).items():
             partition = Partition(topic, number)
             commit = commits.get(number, Commit(start))
             async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:
@@ -455,7 +459,20 @@ async def _records(
                 continue  # the gateway tells of it
 
 
-async def unrouted_in(log: Log, topics: Topics) -> list[Finding]:
+def unread_in(unread: Mapping[Partition, str]) -> list[Finding]:
+    """Return what of the log couldn't be read just now."""
+    return [
+        Finding(
+            rank=NOT_READ,
+            what=place_of(partition),
+            why=f"not read: {reason}; what it holds isn't counted here",
+            next=("# see the brokers: it is read again by itself",),
+        )
+        for partition, reason in sorted(unread.items())
+    ]
+
+
+async def unrouted_in(log: Log, topics: Topics, unread: dict[Partition, str]) -> list[Finding]:
     """Return what of events, and of ordered routes, wasn't done yet. Raises LogUnavailableError."""
     found = []
     for topic in sorted(await log.topics()):
@@ -465,7 +482,7 @@ async def unrouted_in(log: Log, topics: Topics) -> list[Finding]:
         group = topics.group(ROUTER_GROUP) if place is None else topics.ordered_group(*place)
         commits = await log.committed(group, topic)
         count, oldest = 0, log.now()
-        for number, (start, end) in (await log.bounds(topic)).items():
+        for number, (start, end) in (await bounds_of(log, topic, unread)).items():
             commit = commits.get(number, Commit(start))
             first = max(start, commit.base)
             count += max(0, end - first - int.from_bytes(commit.done, "little").bit_count())
@@ -488,7 +505,7 @@ async def _appended(log: Log, partition: Partition, start: int, end: int) -> Asy
 
 
 async def dead_in(
-    log: Log, topics: Topics, control: Control, answers: Sequence[Mapping[str, Any]] = ()
+    log: Log, topics: Topics, control: Control, answers: Sequence[Mapping[str, Any]], unread: dict[Partition, str]
 ) -> list[Finding]:
     """Return the open dead letters of a day: the largest groups of them. Raises LogUnavailableError.
 
@@ -496,7 +513,7 @@ async def dead_in(
     """
     groups = Groups()
     which = DeadFilter(since=log.now() - DAY)
-    async with aclosing(read_letters(log, topics, control, which, is_all=False)) as letters:
+    async with aclosing(read_letters(log, topics, control, which, is_all=False, unread=unread)) as letters:
         async for letter in letters:
             groups.add(letter)
     return [_of_group(group, answers) for group in groups.largest_first()[:MOST_GROUPS]]
@@ -578,13 +595,13 @@ class LastAttempts:
     """The last attempts at a destination that the log has: of what waits, and what is dead."""
 
     def __init__(self, destination: str) -> None:
-        self._destination = destination
+        self.destination = destination
         self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
         self._kept: set[tuple[str, int]] = set()
 
     def add(self, filed: Filed) -> None:
         delivery = filed.delivery
-        if delivery.destination != self._destination:
+        if delivery.destination != self.destination:
             return
         for attempt in delivery.attempts:
             key = delivery.id, attempt.number
@@ -601,11 +618,13 @@ class LastAttempts:
         return [tried for *_, tried in sorted(self._heap, key=lambda each: -each[0])]
 
 
-async def add_dead(log: Log, topics: Topics, control: Control, destination: str, attempts: LastAttempts) -> None:
-    """Add the newest dead letters of a destination, settled ones included. Raises LogUnavailableError."""
+async def add_dead(
+    log: Log, topics: Topics, control: Control, attempts: LastAttempts, unread: dict[Partition, str]
+) -> None:
+    """Add the newest dead letters of their destination, settled ones included. Raises LogUnavailableError."""
     number = 0
-    which = DeadFilter(destination=destination)
-    async with aclosing(read_letters(log, topics, control, which, is_all=True)) as letters:
+    which = DeadFilter(destination=attempts.destination)
+    async with aclosing(read_letters(log, topics, control, which, is_all=True, unread=unread)) as letters:
         async for letter in letters:
             if letter.filed is not None:
                 attempts.add(letter.filed)

@@ -91,6 +91,13 @@ def place(request: pytest.FixtureRequest) -> LogPlace:
     return found
 
 
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.full)])
+def long_place(request: pytest.FixtureRequest) -> LogPlace:
+    """Return a fresh place of the embedded log; and with --full one of Kafka, too: of what takes long."""
+    found: LogPlace = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Give the files of a test up when it is over: a full run leaves hundreds of megabytes."""

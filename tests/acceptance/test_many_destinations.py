@@ -71,7 +71,7 @@ def the_rules(size: Size, url_of: Callable[[int], str]) -> str:
 
 @pytest.mark.timeout(1200)
 async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
-    place: LogPlace, folder: Path, *, is_full: bool
+    long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     size = Size(destinations=5000, rate=400.0, seconds=60.0) if is_full else Size(300, 200.0, 6.0)
     dead = size.destinations // 5
@@ -82,7 +82,7 @@ async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
             return alive if number >= dead else (hanging, refusing, failing)[number % 3]
 
         rules = the_rules(size, lambda number: f"{sink_of(number).url}/{number}")
-        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        gateway = GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix)
         await stack.enter_async_context(gateway)
         load = Spread(gateway.port, rate=size.rate)
         load.destinations = size.destinations
@@ -117,7 +117,7 @@ async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
         before = percentile(delays(load, alive, began, died), 0.99)
         beside = percentile(delays(load, alive, died, recovered), 0.99)
         report(
-            f"{dead} of {size.destinations} destinations dead, {size.rate:g}/s, {place.kind}: "
+            f"{dead} of {size.destinations} destinations dead, {size.rate:g}/s, {long_place.kind}: "
             f"p99 of the others {1000 * before:.1f} ms before, {1000 * beside:.1f} ms beside them; "
             f"memory {WATCHED.memory >> 20} MiB at most, oldest undone {WATCHED.oldest:.1f} s at most, "
             f"backlog back after {drained:.0f} s"

@@ -85,7 +85,7 @@ def packed(event: str) -> bytes:
 
 @pytest.mark.timeout(3000)
 async def test_what_the_process_holds_comes_back_to_where_it_began(
-    place: LogPlace, folder: Path, *, is_full: bool
+    long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     rounds, rate, seconds, rest = (120, 600.0, ROUND, REST) if is_full else (6, 300.0, 0.7, 2.0)
     steady, flapping = Destination(), Destination()
@@ -94,7 +94,7 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
     async with AsyncExitStack() as stack:
         sinks = [await stack.enter_async_context(Sink(each.script)) for each in (steady, flapping)]
         rules = RULES.format(steady=sinks[0].url, flapping=sinks[1].url)
-        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        gateway = GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix)
         await stack.enter_async_context(gateway)
         load = Load(gateway.port, rate=rate, size=500)
 
@@ -128,8 +128,8 @@ async def test_what_the_process_holds_comes_back_to_where_it_began(
         after = await Held.of(gateway)
         lost = [len(acknowledged - each.taken) for each in (steady, flapping)]
         report(
-            f"soak of {rounds * seconds / 60:.1f} min at {rate:g}/s, {place.kind}: {len(acknowledged)} acknowledged, "
-            f"{refused} refused, taken {drained:.0f} s later, lost {lost}, "
+            f"soak of {rounds * seconds / 60:.1f} min at {rate:g}/s, {long_place.kind}: "
+            f"{len(acknowledged)} acknowledged, {refused} refused, taken {drained:.0f} s later, lost {lost}, "
             f"repeated {steady.repeated} and {flapping.repeated}; "
             f"at rest {before.told} before, {after.told} after"
         )

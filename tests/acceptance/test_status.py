@@ -142,11 +142,11 @@ async def _once_replayed(place: LogPlace, admin: str, what: str) -> tuple[int, d
 
 
 async def test_what_refused_rules_made_routes_miss_comes_by_the_step_that_is_told(
-    place: LogPlace, folder: Path
+    long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as first, Sink(200) as late:
         before, mistyped, rules = _rules_of(first, late)
-        async with GatewayProcess(folder, rules=before, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=before, log=long_place.url, prefix=long_place.prefix) as gateway:
             admin = f"http://127.0.0.1:{gateway.admin_port}"
             load = Load(gateway.port, rate=40)
             await load.send(10)
@@ -155,21 +155,21 @@ async def test_what_refused_rules_made_routes_miss_comes_by_the_step_that_is_tol
             earlier = set(load.acknowledged)
             await load.send(20)
             await gateway.until("gateway_rules_refused", 1)
-            code, told = await _status(place, "--admin", admin)
+            code, told = await _status(long_place, "--admin", admin)
             (refused,) = [each for each in told if each["what"] == "rules"]
             assert code == 1
             assert f"{gateway.rules.name} of " in refused["why"]
             assert refused["next"][0] == f"gateway check {gateway.rules}"
             gateway.rules.write_text(rules)
             await gateway.line("rules_reloaded", timeout=10)
-            code, told = await _status(place, "--admin", admin)
+            code, told = await _status(long_place, "--admin", admin)
             assert (code, [each["next"][-1] for each in told]) == (0, [refused["next"][-1]])
             await first.received(len(load.acknowledged), timeout=30)
             had = len(first.requests) + len(late.requests)
-            await _call(gateway, place, refused["next"][-1])
+            await _call(gateway, long_place, refused["next"][-1])
             expected = set(load.acknowledged) - earlier
             await late.received(len(expected), timeout=30)
-            code, row = await _once_replayed(place, admin, "rules")
+            code, row = await _once_replayed(long_place, admin, "rules")
             came = Counter(request.header("gateway-event-id") for request in late.requests)
             assert came == dict.fromkeys(expected, 1), gateway.story()
             assert (code, row["next"]) == (0, [])
@@ -178,11 +178,11 @@ async def test_what_refused_rules_made_routes_miss_comes_by_the_step_that_is_tol
 
 
 async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_before_and_after_they_are_mended(
-    place: LogPlace, folder: Path
+    long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as first, Sink(200) as late:
         before, mistyped, rules = _rules_of(first, late)
-        async with GatewayProcess(folder, rules=before, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=before, log=long_place.url, prefix=long_place.prefix) as gateway:
             admin = f"http://127.0.0.1:{gateway.admin_port}"
             load = Load(gateway.port, rate=40)
             await load.send(10)
@@ -197,21 +197,21 @@ async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_
             earlier = set(load.acknowledged)
             await load.send(20)
             await gateway.until("gateway_unrouted_total", 20)
-            code, told = await _status(place, "--admin", admin)
+            code, told = await _status(long_place, "--admin", admin)
             (unrouted,) = [each for each in told if each["what"] == "source github"]
             assert (code, unrouted["count"]) == (1, 20)
             assert "route forgotten added" in unrouted["next"][0]
             gateway.rules.write_text(rules)
             await gateway.until("gateway_rules_reloads_total", 2, result="ok")
-            code, told = await _status(place, "--admin", admin)
+            code, told = await _status(long_place, "--admin", admin)
             (missed,) = told
             assert (code, missed["what"], missed["count"]) == (1, "source github", 20)
             assert missed["next"][-1] == unrouted["next"][-1]
-            await _call(gateway, place, missed["next"][-1])
+            await _call(gateway, long_place, missed["next"][-1])
             expected = set(load.acknowledged) - earlier
             await late.received(20, timeout=30)
             await first.received(10 + 2 * 20, timeout=30)  # by `to-busy` and `to-down`
-            code, row = await _once_replayed(place, admin, "source github")
+            code, row = await _once_replayed(long_place, admin, "source github")
             assert (code, row["count"], row["next"]) == (0, 20, [])
             assert row["why"].endswith(f"replayed since: {len(first.requests) - 10 + len(late.requests)} queued")
             came = Counter(request.header("gateway-event-id") for request in late.requests)
@@ -219,7 +219,7 @@ async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_
 
 
 async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_and_how_to_deliver_them(
-    place: LogPlace, folder: Path
+    long_place: LogPlace, folder: Path
 ) -> None:
     bodies = [
         {"kind": "order" if number % 3 else "ping", "customer": number % 5, "n": number % 2} for number in range(60)
@@ -227,7 +227,7 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
     told_apart = {(body["kind"], body["customer"], body["n"]) for body in bodies}
     async with Sink(200) as well:
         rules = SHARED.format(well=well.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
             ids: list[str] = []
             async with ClientSession() as session:
                 for body in bodies:
@@ -236,7 +236,7 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
                         ids.append((await answer.json())["id"])
             await well.received(len(told_apart), timeout=30)
             await gateway.until("gateway_duplicates_total", 60 - len(told_apart))
-            code, told = await _json(place, "check", str(gateway.rules), "--since", "1h")
+            code, told = await _json(long_place, "check", str(gateway.rules), "--since", "1h")
             counts = {each["type"]: each for each in told if "events" in each}
             assert code == 1
             for kind in ("order", "ping"):
@@ -250,14 +250,14 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
                     "conflicts": len(different),
                     "without_identity": 0,
                 }
-            code, told = await _status(place, "--admin", f"http://127.0.0.1:{gateway.admin_port}")
+            code, told = await _status(long_place, "--admin", f"http://127.0.0.1:{gateway.admin_port}")
             found = {each["why"].partition(",")[0]: each for each in told if each["what"] == "source shop"}
             assert found["copies that dedupe let go"]["count"] == 60 - len(told_apart)
             assert found["conflicts: different events of one identity"]["count"] == len(told_apart) - 5
             assert "gateway check --since 1h" in found["copies that dedupe let go"]["next"]
-            out = await _call(gateway, place, f"gateway explain {ids[-1]}")
+            out = await _call(gateway, long_place, f"gateway explain {ids[-1]}")
             assert "acknowledged, and delivered by no route" in out
-            await _call(gateway, place, out.splitlines()[-1].strip())
+            await _call(gateway, long_place, out.splitlines()[-1].strip())
             await well.received(len(told_apart) + 1, timeout=30)
             assert json.loads(well.requests[-1].body) == bodies[-1]
 
@@ -292,7 +292,7 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
 
 
 async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_brought_once_it_is_optional(
-    place: LogPlace, folder: Path
+    long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as well:
         plain = SHARED.format(well=well.url).replace("dedupe: 1h", "dedupe: off")
@@ -300,7 +300,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
             plain.replace("to: [well]", f'to: [well], request: {{body: "${{{{ {written} }}}}"}}')
             for written in ("body.user.mail", "has(body.user.mail) ? body.user.mail : body.user.name")
         ]
-        async with GatewayProcess(folder, rules=plain, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=plain, log=long_place.url, prefix=long_place.prefix) as gateway:
             admin = f"http://127.0.0.1:{gateway.admin_port}"
             gateway.rules.write_text(absent)
             await gateway.until("gateway_rules_reloads_total", 1, result="ok")
@@ -309,19 +309,19 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
                 async with session.post(f"http://127.0.0.1:{gateway.port}/in/shop", json=event) as answer:
                     assert answer.status == 202
             await gateway.until("gateway_dead_letters_total", 1, reason="expression_error")
-            code, (row,) = await _status(place, "--admin", admin)
+            code, (row,) = await _status(long_place, "--admin", admin)
             why = "request.body: body.user.mail isn't there (has(body.user.mail) tells)"
             assert (code, row["why"]) == (1, f"dead letters: expression_error, {why}")
             changed, explain, _, replay = row["next"]
             assert changed.startswith("# the rules of ")
             assert changed.endswith(" changed route all: request")
-            assert "body.user has: name" in await _call(gateway, place, explain)
+            assert "body.user has: name" in await _call(gateway, long_place, explain)
             gateway.rules.write_text(optional)
             await gateway.until("gateway_rules_reloads_total", 2, result="ok")
-            await _call(gateway, place, replay)
+            await _call(gateway, long_place, replay)
             await well.received(1, timeout=30)
             assert well.requests[0].body == b"jo"
-            assert (await _status(place, "--admin", admin)) == (0, [])
+            assert (await _status(long_place, "--admin", admin)) == (0, [])
 
 
 async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:

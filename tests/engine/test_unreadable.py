@@ -16,7 +16,7 @@ from gateway.log.records import encode_delivery, encode_event, encode_sightings,
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
 from gateway.model import Delivery
 from tests.builders import a_delivery, a_policy, a_route, an_event
-from tests.engine.test_ordered import an_ordered_route, by_key, keyed
+from tests.engine.test_ordered import ORDERED, an_ordered_route, by_key, keyed
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -230,6 +230,23 @@ async def test_an_ordered_route_stands_at_a_newer_event() -> None:
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k0": [0, 1, 2, 3, 4, 5]}
+
+
+@virtual
+async def test_an_ordered_route_stands_at_a_newer_record_of_its_own_topic() -> None:
+    """What follows there may be of its key, too."""
+    world = await a_world(an_ordered_route())
+    for number, event in enumerate(keyed(1, 4)):
+        headers = encode_delivery(a_delivery(event=event, successor=1), {}, at=now())
+        written = of_version(headers) if number == 1 else headers
+        await world.log.append(ORDERED, key=b"k0", value=event.body, headers=written)
+    async with running(world):
+        await asyncio.sleep(5)
+        assert by_key(world) == {"k0": [0]}
+    roll_forward()
+    async with running(world):
+        await asyncio.sleep(5)
+    assert by_key(world) == {"k0": [0, 1, 2, 3]}
 
 
 @virtual

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.engine.control import Control, Order, Selection
 from gateway.engine.successors import WHY
+from gateway.log.base import Partition
 from gateway.log.records import Filed, encode_delivery
 from gateway.model import Result, SpillReason
 from gateway.ops.orders import Orders
@@ -18,6 +19,7 @@ from gateway.ops.status import (
     HELD,
     MOST_ATTEMPTS,
     MOST_REASONS,
+    NOT_READ,
     PAUSED,
     REFUSED,
     WAITING,
@@ -25,23 +27,26 @@ from gateway.ops.status import (
     Backlogs,
     Finding,
     LastAttempts,
+    add_dead,
     dead_in,
     findings_in,
     findings_of,
     paused_in,
     ranked,
+    unread_in,
+    unrouted_in,
     waiting,
 )
 from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
-from tests.engine.test_worker import TOPICS, World, a_world, events, operated, rules_of, running, virtual
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
     control = await Orders(world.log, TOPICS).control()
     backlogs = Backlogs()
-    async for filed in waiting(world.log, TOPICS, control):
+    async for filed in waiting(world.log, TOPICS, control, {}):
         backlogs.add(filed)
     return {(each.route, each.destination): each.count for each in backlogs}
 
@@ -59,6 +64,29 @@ async def test_what_a_kick_has_copied_counts_once_and_what_it_has_delivered_not_
         await asyncio.sleep(20)
     assert len(world.client.made) == 7
     assert await _counts(world) == {}
+
+
+@virtual
+async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 7)
+    lost = [Partition(topic, 0) for topic in (TOPICS.retry("5s"), TOPICS.parked, TOPICS.dead, EVENTS)]
+    for partition in lost:
+        world.log.lose_leader(partition)
+    control = await Orders(world.log, TOPICS).control()
+    unread: dict[Partition, str] = {}
+    backlogs = Backlogs()
+    async for filed in waiting(world.log, TOPICS, control, unread):
+        backlogs.add(filed)
+    await unrouted_in(world.log, TOPICS, unread)
+    await dead_in(world.log, TOPICS, control, (), unread)
+    await add_dead(world.log, TOPICS, control, LastAttempts("ci"), unread)
+    assert [each.count for each in backlogs] == [7]
+    assert unread == dict.fromkeys(lost, "no leader")
+    told = unread_in(unread)
+    assert [(each.what, each.rank, each.is_wrong) for each in told] == [
+        (f"{partition.topic}/0", NOT_READ, True) for partition in sorted(lost)
+    ]
 
 
 @virtual
@@ -161,7 +189,7 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
         headers = encode_delivery(delivery, {"reason": "exhausted"}, at=NOW)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
-    known, unknown = await dead_in(log, TOPICS, Control())
+    known, unknown = await dead_in(log, TOPICS, Control(), (), {})
     assert (known.what, known.why, known.count) == ("build → ci", "dead letters: exhausted, 500", 2)
     which = "--route build --destination ci --reason exhausted"
     assert known.next == (f"gateway dead list {which}", "# once that has been mended:", f"gateway dead replay {which}")
@@ -186,7 +214,7 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     told = {"rules": {"changed": changed, "changed_at": 50.0}}
     since = {"rules": {"changed": ["route build: when"], "changed_at": NOW}}
     older = {"rules": {"changed": ["route build: to"]}}
-    request, condition = await dead_in(log, TOPICS, Control(), [told, told, since, older, {}])
+    request, condition = await dead_in(log, TOPICS, Control(), [told, told, since, older, {}], {})
     assert request.why == "dead letters: expression_error, request.body: body.who isn't there (has(body.who) tells)"
     assert request.next == (
         f"# the rules of {when(50.0)} changed route build: request",

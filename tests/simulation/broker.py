@@ -355,6 +355,8 @@ class SimulatedLog:
         self._random = random
         self._known: set[str] = set()
         self.clock = BrokerClock(local=client.machine.now, monotonic=client.machine.ticks)
+        self.is_timeless = False
+        """Whether the log has been asked for its time; until `clock.is_known`, it has given none."""
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         self._check()
@@ -529,6 +531,7 @@ class SimulatedLog:
 
     async def synchronize(self, topic: str) -> None:
         if not self.clock.is_known:
+            self.is_timeless = True
             await self.append(topic, key=CLOCK + b"%d" % self._random.randrange(1000), value=b"", headers=[])
 
     async def ping(self) -> None:

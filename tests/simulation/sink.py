@@ -71,7 +71,7 @@ class SimulatedClient:
         if self._caller.is_dead:
             raise asyncio.CancelledError
         name = outbound.url.rpartition("/")[2]
-        is_timed = self._caller.log.clock.is_known
+        is_timed = self._caller.log.clock.is_known or not self._caller.log.is_timeless
         made = self._ledger.begin(self._caller.name, name, outbound, number, is_timed=is_timed)
         loop = asyncio.get_running_loop()
         at, began = self._caller.machine.now(), loop.time()

@@ -227,7 +227,7 @@ def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
         (what_moved_away_is_kept, ("25",)),
         (nobody_is_left_in_peace, ("17",)),
         (nobody_is_paused, ("12",)),
-        (jobs_inject_nothing, ("12",)),
+        (jobs_inject_nothing, ("12", "19")),
     ],
 )
 def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
