@@ -186,28 +186,29 @@ class Ingress:
     ) -> web.StreamResponse:
         if endpoint is None:
             raise RefusedError(404, "unknown_source", "no source has this path")
-        if request.method != "POST":
-            raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
         headers = request.raw_headers
-        head_bytes = len(query) + sum(map(len, chain.from_iterable(headers)))
-        if head_bytes > self._limits.head_bytes:
-            limit = self._limits.head_bytes
-            raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
+        head_bytes = self._take_head(request, query)
         names = [name.lower() for name, _ in headers]
         if TRANSFER_ENCODING in names:
             _refuse_codings(
                 [value for name, (_, value) in zip(names, headers, strict=True) if name == TRANSFER_ENCODING]
             )
 
-        verifier = endpoint.source.verifier
-        claim = verifier.look(Request("POST", path, query, headers, b"", names), now=self._clock())
-        held = _Reader(request, self._room, endpoint.share, self._body_limit - head_bytes)
+        verifier, stream = endpoint.source.verifier, request.content
+        is_whole = stream.is_eof() and stream.exception() is None
+        sent = Request("POST", path, query, headers, stream.read_nowait() if is_whole else b"", names)
+        claim = verifier.look(sent, now=self._clock())
+        limit = self._body_limit - head_bytes
+        held = Held(endpoint.share) if is_whole else _Reader(request, self._room, endpoint.share, limit)
         try:
-            body = await held.read(self._limits.body_seconds)
+            if isinstance(held, _Reader):
+                sent = sent._replace(body=await held.read(self._limits.body_seconds))
+            body = sent.body
             line["bytes"] = len(body)
-            sent = Request("POST", path, query, headers, body, names)
+            if len(body) > limit:
+                raise _too_large(limit)
             identity_at = claim.prove(sent)
-            self._room.settle(held)
+            self._settle(held, len(body))
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
                 line["span"] = self._traces.receive(
@@ -233,6 +234,25 @@ class Ingress:
         finally:
             self._room.close(held)
         return _Accepted(event.id)
+
+    def _take_head(self, request: web.BaseRequest, query: str) -> int:
+        """Return the bytes of a head that may be one of an event. Raises RefusedError."""
+        if request.method != "POST":
+            raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
+        head_bytes, limit = (
+            len(query) + sum(map(len, chain.from_iterable(request.raw_headers))),
+            self._limits.head_bytes,
+        )
+        if head_bytes > limit:
+            raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
+        return head_bytes
+
+    def _settle(self, held: "Held", size: int) -> None:
+        """Keep the room of a body that is verified until it is closed. Raises RefusedError."""
+        if isinstance(held, _Reader):
+            self._room.settle(held)
+        elif not self._room.keep(held, size, now=asyncio.get_running_loop().time()):
+            raise _overloaded()
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -343,12 +363,8 @@ class _Reader(Held):
         """Return the body, for which there is room until this is closed. Raises RefusedError."""
         request, stream = self._request, self._request.content
         try:
-            if stream.is_eof():
-                whole = stream.read_nowait()
-                self._take(len(whole))
-                return whole
             if (request.content_length or 0) > self._limit:
-                raise self._too_large()
+                raise _too_large(self._limit)
             if "Expect" in request.headers:
                 await _ask_to_continue(request)
             body = bytearray()  # not a list of what came, which may be single bytes
@@ -369,18 +385,22 @@ class _Reader(Held):
 
     def _take(self, more: int) -> None:
         if self.size + more > self._limit:
-            raise self._too_large()
+            raise _too_large(self._limit)
         if not self._room.take(self, more, now=asyncio.get_running_loop().time()):
-            raise _crowded_out() if self.is_given_up else RefusedError(503, "overloaded", "too much is under way")
+            raise _crowded_out() if self.is_given_up else _overloaded()
 
     @override
     def give_up(self) -> None:
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(0.0)
 
-    def _too_large(self) -> RefusedError:
-        limit = self._limit
-        return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+
+
+def _overloaded() -> RefusedError:
+    return RefusedError(503, "overloaded", "too much is under way")
 
 
 def _crowded_out() -> RefusedError:

@@ -1,9 +1,9 @@
 """Memory for the bodies of requests that aren't answered yet: who has room, and who has to make some.
 
 A body is *loose* while it is read and not verified, when anybody may have sent it, and *settled* while it waits for its
-append. Loose ones have half of the room. Where that isn't enough, the oldest loose body of the source with the most of
-them is given up. So what comes at once is read however many bodies are held open beside it, and who holds them open to
-one source takes nothing from another.
+append. One that came whole, with its head, is verified at once and never loose. Loose ones have half of the room. Where
+that isn't enough, the oldest loose body of the source with the most of them is given up. So what comes at once is read
+however many bodies are held open beside it, and who holds them open to one source takes nothing from another.
 
 What is settled nobody gives up. Of that a source has its share of what all of them leave, so that one whose topic
 takes nothing doesn't fill the room. A large body's is smaller, which keeps room for small ones.
@@ -37,19 +37,10 @@ class Room:
     def take(self, held: "Held", more: int, *, now: float) -> bool:
         """Tell whether a body may grow by that many bytes, and take them if so; others may be given up for them."""
         share, size = held.share, held.size + more
-        times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
-        if held.is_given_up or share.settled + size > times * (self._total - self._settled - size):
+        if held.is_given_up or not self._is_within(share, size):
             return False
-        half = self._total // 2
-        while self._loose + more > half or self._loose + self._settled + more > self._total:
-            oldest = self._oldest()
-            if oldest is None or oldest is held:
-                return False
-            if oldest.share is share and size > SMALL and now < oldest.began + PATIENCE:
-                return False
-            self.close(oldest)
-            oldest.is_given_up = True
-            oldest.give_up()
+        if not self._make_room(held, more, size, most_loose=self._total // 2, now=now):
+            return False
         if more:
             if not held.size:
                 held.began = now
@@ -59,6 +50,35 @@ class Room:
             held.size = size
             share.loose_bytes += more
             self._loose += more
+        return True
+
+    def keep(self, held: "Held", size: int, *, now: float) -> bool:
+        """Tell whether there is room for a body that came whole and is verified; if so it is settled at once."""
+        share = held.share
+        if not self._is_within(share, size) or not self._make_room(held, size, size, most_loose=self._total, now=now):
+            return False
+        held.size = size
+        held.is_settled = True
+        share.settled += size
+        self._settled += size
+        return True
+
+    def _is_within(self, share: "Share", size: int) -> bool:
+        times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
+        return share.settled + size <= times * (self._total - self._settled - size)
+
+    def _make_room(self, held: "Held", more: int, size: int, *, most_loose: int, now: float) -> bool:
+        """Give up loose bodies until there is room for so many bytes more of a body that then has that size."""
+        share = held.share
+        while self._loose + more > most_loose or self._loose + self._settled + more > self._total:
+            oldest = self._oldest()
+            if oldest is None or oldest is held:
+                return False
+            if oldest.share is share and size > SMALL and now < oldest.began + PATIENCE:
+                return False
+            self.close(oldest)
+            oldest.is_given_up = True
+            oldest.give_up()
         return True
 
     def settle(self, held: "Held") -> None:
