@@ -56,6 +56,28 @@ def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> Non
     assert sum(body.told for body in many) == 100 + 4
 
 
+def test_what_came_whole_takes_the_half_that_is_not_for_what_is_held_open_and_then_has_the_oldest_give_way() -> None:
+    room = Room(TOTAL)
+    held_open = [loose(room, "a", SMALL) for _ in range(32)]
+    whole = [Body(room, "b") for _ in range(34)]
+    assert all(room.keep(body, SMALL, now=1.0) for body in whole[:32])
+    assert (room.free, sum(body.told for body in held_open)) == (0, 0)
+    assert all(room.keep(body, SMALL, now=1.0) for body in whole[32:])
+    assert [body.told for body in held_open] == [1, 1] + [0] * 30
+    for body in whole:
+        room.close(body)
+    assert room.free == TOTAL - 30 * SMALL
+
+
+def test_what_came_whole_has_no_more_than_its_sources_share() -> None:
+    room = Room(TOTAL)
+    taken = 0
+    while room.keep(Body(room, "a"), SMALL, now=0.0):
+        taken += 1
+    assert taken == 48
+    assert room.keep(Body(room, "b"), SMALL, now=0.0)
+
+
 def test_a_large_body_has_others_of_its_source_give_way_only_after_a_while() -> None:
     room = Room(TOTAL)
     first = [loose(room, "a", LARGE) for _ in range(8)]
