@@ -152,7 +152,7 @@ class Gateway:
         self._refusal: Refusal | None = None
         self._refusal_ended = 0.0
         self._refused_routes: Mapping[str, frozenset[str]] = {}
-        self._tally = Tally(self._metrics.unrouted_events, remembered=REMEMBERED)
+        self._tally = Tally(self._metrics.unrouted_events, self._metrics.let_go_events, remembered=REMEMBERED)
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None

@@ -230,7 +230,7 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
         metrics.refused_requests.add("crm", "bad_signature", at=at, events=8.0)
     (source,) = running.gateway._status(0.0)["sources"]
     refused = {"bad_signature": {"count": 2, "of": 4, "since": 10.0, "last": 20.0}}
-    told = {"source": "crm", "events": 10, "duplicates": 0, "conflicts": 0, "unrouted": 4}
+    told = {"source": "crm", "events": 10, "unrouted": 4}
     assert source.items() >= (told | {"refused": refused}).items()
     await running.look(SOURCE + "# the same\n")
     await running.look()
@@ -263,6 +263,12 @@ routes:
 """
 
 
+def _forget(account: Any, name: str) -> None:
+    """Let an hour pass since the rules were changed."""
+    kept = account._missed[name]
+    account._missed[name] = replace(kept, ended=kept.ended - REMEMBERED - 1)
+
+
 async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mended(running: Running) -> None:
     metrics, now = running.gateway._metrics, 1000.0
     running.log = MemoryLog(now=lambda: now)
@@ -293,17 +299,68 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     leave_unrouted(2)
     crm = await reload(1030.0, build="odrer")
     assert (crm["unrouted"], crm["types"], crm["missed_since"]) == (0, [], 1030.0)
-    missed = {"unrouted": 9, "events": 9, "since": 1009.0, "until": 1030.0, "routes": ["build"]}
+    missed = {"count": 9, "events": 9, "since": 1009.0, "until": 1030.0, "routes": ["build"]}
     assert crm["missed"] == missed | {"types": [("order", 9)]}
     leave_unrouted(3)
     crm = await reload(1040.0)
-    missed = {"unrouted": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
+    missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was mended by halves isn't half forgotten"
-    kept = running.gateway._tally._missed["crm"]
-    running.gateway._tally._missed["crm"] = replace(kept, ended=kept.ended - REMEMBERED - 1)
+    _forget(running.gateway._tally._unrouted, "crm")
     assert running.gateway._status(0.0)["sources"][0]["missed"] is None
     crm = await reload(1050.0, build="ordre")
     assert crm["missed"] is None
+
+
+IDENTIFIED = """
+version: 1
+sources: {{crm: {{verify: {{scheme: none}}, id: {id}, dedupe: {dedupe}}}}}
+destinations: {{ci: {{url: "http://ci"}}}}
+routes:
+  - {{name: build, from: crm, match: {{type: {build}}}, to: [ci]}}
+"""
+
+
+async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_changed_and_goes_on_until_then(
+    running: Running,
+) -> None:
+    metrics, now = running.gateway._metrics, 1000.0
+    running.log = MemoryLog(now=lambda: now)
+
+    def let_go(count: int) -> None:
+        metrics.events.labels("crm").inc(count)
+        metrics.duplicates.labels("crm").inc(count)
+        for _ in range(count):
+            metrics.let_go_events.add("crm", "order", now)
+
+    async def reload(at: float, **values: str) -> dict[str, Any]:
+        nonlocal now
+        now = at
+        await running.look()  # at which nothing has changed
+        rules = {"id": "body.customer", "dedupe": "1h", "build": "order"}
+        await running.look(IDENTIFIED.format(**rules | values))
+        await running.look()
+        (crm,) = running.gateway._status(0.0)["sources"]
+        return dict(crm)
+
+    crm = await reload(1000.0)
+    now = 1005.0
+    let_go(7)
+    crm = await reload(1010.0, build="ordre")
+    identity = crm["identity"]
+    assert (crm["since"], crm["events"]) == (1010.0, 0)
+    assert (identity["since"], identity["duplicates"], identity["missed"]) == (1000.0, 7, None), "another change"
+    let_go(2)
+    crm = await reload(1020.0, id="body.id")
+    identity = crm["identity"]
+    assert (identity["duplicates"], identity["types"], identity["changed"][0]) == (0, [], "source crm: id")
+    missed = {"count": 9, "events": 9, "since": 1000.0, "until": 1020.0, "routes": ["build"]}
+    assert identity["missed"] == missed | {"types": [("order", 9)]}
+    let_go(1)
+    crm = await reload(1030.0, id="body.id", dedupe="off")
+    missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"]}
+    assert crm["identity"]["missed"] == missed | {"types": [("order", 10)]}
+    _forget(running.gateway._tally._let_go, "crm")
+    assert running.gateway._status(0.0)["sources"][0]["identity"]["missed"] is None
 
 
 async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_first_event(running: Running) -> None:

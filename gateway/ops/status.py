@@ -37,6 +37,7 @@ MOST_ATTEMPTS = 20
 MOST_REASONS = 100
 """Of a backlog that are told apart: an answer may name an id."""
 MOST_GROUPS = 5
+LET_GO = "copies that dedupe let go"
 CONFLICTS = "conflicts: different events of one identity, all delivered"
 SHARE = 0.1
 """Of a source's events, that are copies, unrouted or refused: what is more is told."""
@@ -325,28 +326,31 @@ def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterabl
 
 
 def _of_missed(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
-    """Yield what no route of a source took before the rules for it were changed, where that was much."""
-    name, missed = source["source"], source["missed"]
-    if missed is None or missed["unrouted"] <= missed["events"] * SHARE:
-        return
-    since, until = missed["since"], missed["until"]
-    why = f"{_were(missed['unrouted'])} unrouted{_types(missed['types'])} by the rules until {when(until)}"
-    done = replayed(control, {name: missed["routes"] or ()}, since=since, until=until)
-    following = [
-        "# if the rules that are in force now are as they should be; --dry-run tells how many that is:",
-        _replay(name, since),
-    ]
-    yield Finding(
-        rank=SOURCE,
-        what=f"source {name}",
-        why=why if done is None else f"{why}; {done}",
-        is_wrong=done is None,
-        since=since,
-        until=until,
-        who=where,
-        next=tuple(following) if done is None else (),
-        count=missed["unrouted"],
-    )
+    """Yield what was left out of a source's events before the rules for it were changed, where that was much."""
+    name = source["source"]
+    for missed, how, let_go in ((source["missed"], "unrouted", False), (source["identity"]["missed"], LET_GO, True)):
+        if missed is None or missed["count"] <= missed["events"] * SHARE:
+            continue
+        since, until = missed["since"], missed["until"]
+        verb = "" if let_go else f"{_were(missed['count'])} "
+        why = f"{verb}{how}{_types(missed['types'])} by the rules until {when(until)}"
+        done = replayed(control, {name: missed["routes"] or ()}, since=since, until=until)
+        ready = (
+            "# if the identity that is in force now is as it should be; --dry-run tells how many are no copies by it:"
+            if let_go
+            else "# if the rules that are in force now are as they should be; --dry-run tells how many that is:"
+        )
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=why if done is None else f"{why}; {done}",
+            is_wrong=done is None,
+            since=since,
+            until=until,
+            who=where,
+            next=(ready, _replay(name, since)) if done is None else (),
+            count=missed["count"],
+        )
 
 
 def _were(number: int) -> str:
@@ -364,40 +368,54 @@ def _replay(source: str, since: float) -> str:
 
 def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
     """Yield what a process has counted of a source since the rules for it are in force, where it is much."""
-    name, events, since = source["source"], source["events"], source["since"]
-    ever = "since the process began" if since is None else "since these rules are in force"
-    changed: list[str] = []
-    if since is not None:
-        changed = [f"# the rules of {when(source['loaded_at'])} changed {'; '.join(source['changed'])}"]
-    missed, let_go = [
-        [] if at is None else ["# what was missed since then, once they are as they should be:", _replay(name, at)]
-        for at in (source["missed_since"], since)
+    name, identity = source["source"], source["identity"]
+    steps = [
+        "# by type, and whether the identity makes distinct events equal:",
+        "gateway check --since 1h",
+        "# mend the source's id; try it in a copy of the rules:",
+        "gateway check NEW.yaml --since 1h",
+        *(_missed(name, identity) if identity["duplicates"] else ()),
     ]
     unrouted = [
         f"gateway events list --source {name}",
         "# and why one of them matches no route:",
         "gateway explain evt_…",
+        *_missed(name, source),
     ]
-    identity = ["# by type, and whether the identity makes distinct events equal:", "gateway check --since 1h"]
-    mend = ["# mend the source's id; try it in a copy of the rules:", "gateway check NEW.yaml --since 1h"]
     told = [
-        (source["unrouted"], events, f"unrouted{_types(source['types'])}", [*changed, *unrouted, *missed]),
-        (source["duplicates"], events, "copies that dedupe let go", [*changed, *identity, *mend, *let_go]),
-        (source["conflicts"], events, CONFLICTS, [*changed, *mend, *identity]),
+        (source, "unrouted", f"unrouted{_types(source['types'])}", unrouted),
+        (identity, "duplicates", f"{LET_GO}{_types(identity['types'])}", steps),
+        (identity, "conflicts", CONFLICTS, steps),
     ]
-    for number, of_all, what, following in told:
-        if number > of_all * SHARE:
-            # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
-            share = f", of {int(of_all):,}" if of_all >= number else ""
-            yield Finding(
-                rank=SOURCE,
-                what=f"source {name}",
-                why=f"{what}{share} {ever}",
-                since=since,
-                who=where,
-                next=tuple(following),
-                count=int(number),
-            )
+    for counted, key, what, following in told:
+        number, of_all, since = counted[key], counted["events"], counted["since"]
+        if number <= of_all * SHARE:
+            continue
+        ever = "since the process began" if since is None else "since these rules are in force"
+        # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
+        share = f", of {int(of_all):,}" if of_all >= number else ""
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=f"{what}{share} {ever}",
+            since=since,
+            who=where,
+            next=(*_changed(counted), *following),
+            count=int(number),
+        )
+
+
+def _changed(counted: Mapping[str, Any]) -> list[str]:
+    if counted["since"] is None:
+        return []
+    return [f"# the rules of {when(counted['loaded_at'])} changed {'; '.join(counted['changed'])}"]
+
+
+def _missed(source: str, counted: Mapping[str, Any]) -> list[str]:
+    since = counted["missed_since"]
+    if since is None:
+        return []
+    return ["# what was missed since then, once they are as they should be:", _replay(source, since)]
 
 
 def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:

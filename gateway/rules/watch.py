@@ -67,13 +67,15 @@ class Changes:
     """What distinguishes two versions of the rules, such as `route build`.
 
     What has changed is followed by its keys: `route build: match, retry`. A secret's new value changes its source.
-    `touched` tells of which sources the events may fare otherwise, and by which routes of the new rules.
+    `touched` tells of which sources the events may fare otherwise, and by which routes of the new rules; `identified`
+    of which of them others are copies than before.
     """
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     touched: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
+    identified: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def changes(old: Rules, new: Rules) -> Changes:
@@ -95,6 +97,9 @@ def changes(old: Rules, new: Rules) -> Changes:
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in before if name not in after]
         ),
         touched=_touched(old, new),
+        identified=frozenset(
+            [name for name, each in new.sources.items() if _identity(old.sources.get(name)) != _identity(each)]
+        ),
     )
 
 
@@ -109,6 +114,14 @@ def _touched(old: Rules, new: Rules) -> Mapping[str, frozenset[str]]:
                 if is_other or source in others:
                     found.setdefault(source, set()).update(() if after is None else (name,))
     return {source: frozenset(routes) for source, routes in found.items()}
+
+
+def _identity(source: Source | None) -> tuple[object, ...] | None:
+    """Return what decides which events of a source are copies: a new secret doesn't."""
+    if source is None:
+        return None
+    verifier = source.verifier
+    return source.id, source.dedupe, verifier.scheme, verifier.id, verifier.ids
 
 
 def _aim(route: Route) -> tuple[object, ...]:

@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from gateway.model import DeadReason, Result, SpillReason
+from gateway.telemetry.left_out import LeftOutEvents
 from gateway.telemetry.refusals import RefusedRequests
-from gateway.telemetry.unrouted import UnroutedEvents
 
 NO_NAME = ""
 RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
@@ -282,6 +282,7 @@ class Metrics(Collector):
             "Events that had come before with the same content, and were not delivered again.",
             "source",
         )
+        self.let_go_events = LeftOutEvents()
         self.dedupe_conflicts = counter(
             "dedupe_conflicts", "Events whose identity had come before with other content; delivered.", "source"
         )
@@ -289,7 +290,7 @@ class Metrics(Collector):
             "dedupe_undecided", "Events delivered while it wasn't known yet what had come before.", "source"
         )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
-        self.unrouted_events = UnroutedEvents()
+        self.unrouted_events = LeftOutEvents()
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
         self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")
         self.deliveries_late = counter(

@@ -289,21 +289,21 @@ def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_repl
 
 
 def a_source(**told: Any) -> dict[str, Any]:
-    counts = {"events": 0.0, "duplicates": 0.0, "conflicts": 0.0, "unrouted": 0.0}
-    rest: dict[str, Any] = {
+    counted: dict[str, Any] = {
+        "events": 0.0,
         "since": None,
         "loaded_at": None,
         "changed": (),
         "missed_since": None,
         "types": [],
         "missed": None,
-        "refused": {},
     }
-    return {"source": "shop", **counts, **rest} | told
+    identity = {**counted, "duplicates": 0.0, "conflicts": 0.0, **told.pop("identity", {})}
+    return {"source": "shop", **counted, "unrouted": 0.0, "refused": {}, "identity": identity} | told
 
 
 def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been_replayed() -> None:
-    missed = {"unrouted": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
+    missed = {"count": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
     source = a_source(missed=missed | {"types": [["order", 370], ["ping", 3]]})
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = findings_in(answer, "a:9090", Control())
@@ -313,9 +313,35 @@ def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     (found,) = findings_in(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
     assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 373 queued", False, ())
-    for few in ({"unrouted": 30}, {"unrouted": 0, "events": 0}):
+    for few in ({"count": 30}, {"count": 0, "events": 0}):
         answer["sources"] = [a_source(missed=missed | {"types": []} | few)]
         assert findings_in(answer, "a:9090", Control()) == []
+
+
+def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_been_replayed() -> None:
+    missed = {"count": 80, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
+    source = a_source(identity={"missed": missed | {"types": [["order", 80]]}})
+    answer: dict[str, Any] = {"rules": {}, "sources": [source]}
+    (found,) = findings_in(answer, "a:9090", Control())
+    why = f"copies that dedupe let go (80 order) by the rules until {when(160.0)}"
+    assert (found.count, found.why, found.is_wrong) == (80, why, True)
+    assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
+    assert "no copies by it" in found.next[0]
+    (found,) = findings_in(answer, "a:9090", Control([_replay("1", "build", 78, source="shop")]))
+    assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 78 queued", False, ())
+    answer["sources"] = [a_source(identity={"missed": missed | {"types": [], "count": 40}})]
+    assert findings_in(answer, "a:9090", Control()) == []
+
+
+def test_copies_and_conflicts_of_a_source_have_the_same_steps_and_conflicts_alone_nothing_to_replay() -> None:
+    identity = {"events": 30.0, "duplicates": 15.0, "conflicts": 10.0, "missed_since": 48.0}
+    answer: dict[str, Any] = {"rules": {}, "sources": [a_source(identity=identity)]}
+    copies, conflicts = findings_in(answer, "a:9090", Control())
+    assert copies.next == conflicts.next
+    assert copies.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
+    answer["sources"] = [a_source(identity=identity | {"duplicates": 0.0})]
+    (conflicts,) = findings_in(answer, "a:9090", Control())
+    assert conflicts.next == copies.next[:-2]
 
 
 def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back() -> None:
@@ -395,7 +421,12 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "holds": [{"destination": "ci", "why": "breaker_open", "after": "timeout", "since": 3.0, "until": 9.0}],
         "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
         "sources": [
-            a_source(events=10.0, duplicates=2.0, conflicts=3.0, unrouted=1.0, refused={"bad_signature": run}),
+            a_source(
+                events=10.0,
+                unrouted=1.0,
+                identity={"events": 10.0, "duplicates": 2.0, "conflicts": 3.0},
+                refused={"bad_signature": run},
+            ),
             a_source(source="quiet"),
         ],
     }

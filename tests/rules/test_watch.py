@@ -104,6 +104,24 @@ def test_what_new_rules_change_is_told_by_name(tmp_path: Path, written: str, ins
     assert changes(read(tmp_path), read(tmp_path, RULES.replace(written, instead))) == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "expected"),
+    [
+        ("id: body.id", "id: body.uid", {"crm"}),
+        ("id: body.id", "id: body.id, dedupe: 2h", {"crm"}),
+        ("id: body.id", "id: body.id, type: body.kind2", set()),
+        ("gte: 1", "gte: 2", set()),
+    ],
+)
+def test_of_which_sources_others_are_copies_than_before_is_told_by_their_identity(
+    tmp_path: Path, written: str, instead: str, expected: set[str]
+) -> None:
+    assert written in RULES
+    old = read(tmp_path)
+    assert changes(old, read(tmp_path, RULES.replace(written, instead))).identified == expected
+    assert changes(old, read(tmp_path, secret="t" * 16)).identified == set()
+
+
 def test_a_new_secret_changes_its_sources(tmp_path: Path) -> None:
     assert changes(read(tmp_path), read(tmp_path, secret="t" * 16)) == Changes(
         changed=("source crm: verify", "source shop: verify")
