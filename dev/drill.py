@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ CALM = 10.0
 """Seconds in which all is well."""
 REPEAT = 5.0
 """Seconds after which a sender sends again what was refused, as providers do."""
+START_TIMEOUT = 60.0
 STOP_TIMEOUT = 40.0
 
 RULES = """\
@@ -79,7 +79,8 @@ class Destination:
     """A receiver, and what is wrong with it."""
 
     name: str
-    port: int
+    port: int = 0
+    """The system's choice, once it is served."""
     token: str | None = None
     behaviour: str = "well"
     got: Counter[int] = field(default_factory=Counter)
@@ -103,8 +104,7 @@ class Scene:
     """What a drill has: the folder, who sends, who receives."""
 
     folder: Path
-    port: int
-    environ: Mapping[str, str]
+    environ: dict[str, str]
     destinations: dict[str, Destination]
     rules: dict[str, str]
     secret: str = "secret-of-the-shop-0001"
@@ -295,20 +295,18 @@ async def play(staged: Incident, folder: Path, log: str | None, seconds: float) 
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    ingress, admin, *ports = free_ports(6)
     names = ("billing", "warehouse", "chat", "audit")
     scene = Scene(
         folder=folder,
-        port=ingress,
         environ={
             **os.environ,
             "GATEWAY_LOG": log or f"sqlite:///{folder / 'gateway.db'}",
             "GATEWAY_RULES": str(folder / "routes.yaml"),
-            "GATEWAY_LISTEN": f"127.0.0.1:{ingress}",
-            "GATEWAY_ADMIN": f"127.0.0.1:{admin}",
+            "GATEWAY_LISTEN": "127.0.0.1:0",
+            "GATEWAY_ADMIN": "127.0.0.1:0",
             "GATEWAY_DEV": "1",
         },
-        destinations={name: Destination(name=name, port=port) for name, port in zip(names, ports, strict=True)},
+        destinations={name: Destination(name=name) for name in names},
         rules={
             "identity": "",
             "orders": "order.*",
@@ -321,23 +319,24 @@ async def play(staged: Incident, folder: Path, log: str | None, seconds: float) 
     scene.write_secret("shop", scene.secret)
     scene.write_secret("billing", "token-of-billing-0001")
     scene.destinations["billing"].token = "token-of-billing-0001"
-    scene.write_rules()
-    settings = "".join(
-        f"export {key}={value!r}\n" for key, value in scene.environ.items() if key.startswith("GATEWAY_")
-    )
-    (folder / "env.sh").write_text(f"{settings}export PATH={Path(sys.executable).parent}:$PATH\ncd {folder}\n")
-    async with served(scene.destinations.values()), gateway(scene):
-        sys.stdout.write(f"{folder}: it runs; wait for COMPLAINT.txt, then `. {folder}/env.sh`\n")
-        sys.stdout.flush()
-        sending = asyncio.create_task(send(scene), name="send")
-        staging = asyncio.create_task(stage(staged, scene), name="stage")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await ended.wait()
-        for task in (sending, staging):
-            task.cancel()
-        await asyncio.wait((sending, staging))
-        await asyncio.sleep(2)  # what was accepted last is on its way
+    async with served(scene.destinations.values()):
+        scene.write_rules()
+        async with gateway(scene):
+            settings = "".join(
+                f"export {key}={value!r}\n" for key, value in scene.environ.items() if key.startswith("GATEWAY_")
+            )
+            (folder / "env.sh").write_text(f"{settings}export PATH={Path(sys.executable).parent}:$PATH\ncd {folder}\n")
+            sys.stdout.write(f"{folder}: it runs; wait for COMPLAINT.txt, then `. {folder}/env.sh`\n")
+            sys.stdout.flush()
+            sending = asyncio.create_task(send(scene), name="send")
+            staging = asyncio.create_task(stage(staged, scene), name="stage")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await ended.wait()
+            for task in (sending, staging):
+                task.cancel()
+            await asyncio.wait((sending, staging))
+            await asyncio.sleep(2)  # what was accepted last is on its way
     told = account(staged, scene)
     (folder / "account.txt").write_text(told)
     sys.stdout.write(told)
@@ -385,8 +384,9 @@ def body_of(scene: Scene, number: int, kind: str) -> bytes:
 async def is_accepted(scene: Scene, session: ClientSession, number: int, body: bytes) -> bool:
     signature = hmac.new(scene.secret.encode(), body, hashlib.sha256).hexdigest()
     headers = {"X-Shop-Signature": signature, "X-Number": str(number), "Content-Type": "application/json"}
+    address = f"http://{scene.environ['GATEWAY_LISTEN']}/in/shop"
     try:
-        async with session.post(f"http://127.0.0.1:{scene.port}/in/shop", data=body, headers=headers) as answer:
+        async with session.post(address, data=body, headers=headers) as answer:
             await answer.read()
             if answer.status == web.HTTPAccepted.status_code:
                 return True
@@ -404,7 +404,8 @@ async def served(destinations: Collection[Destination]) -> AsyncIterator[None]:
         application.router.add_post("/in", destination.take)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", destination.port).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        destination.port = runner.addresses[0][1]
         runners.append(runner)
     try:
         yield
@@ -415,7 +416,10 @@ async def served(destinations: Collection[Destination]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def gateway(scene: Scene) -> AsyncIterator[None]:
-    with (scene.folder / "gateway.log").open("ab") as output:
+    """Run a gateway at ports of the system's choice: what was free a moment ago may be another drill's."""
+    file = scene.folder / "gateway.log"
+    begin = file.stat().st_size if file.exists() else 0
+    with file.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -429,12 +433,28 @@ async def gateway(scene: Scene) -> AsyncIterator[None]:
             start_new_session=True,  # Ctrl-C is the drill's
         )
     try:
+        scene.environ |= await addresses(process, file, begin)
         yield
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_TIMEOUT):
             await process.wait()
+
+
+async def addresses(process: asyncio.subprocess.Process, file: Path, begin: int) -> dict[str, str]:
+    """Return where a gateway listens, once its log says so from `begin` on."""
+    async with asyncio.timeout(START_TIMEOUT):
+        while process.returncode is None:
+            written = (await asyncio.to_thread(file.read_bytes))[begin:]
+            for line in written.rpartition(b"\n")[0].splitlines():
+                if b'"event":"listening"' in line:
+                    told = json.loads(line)
+                    where = {"GATEWAY_LISTEN": told["ingress"], "GATEWAY_ADMIN": told["admin"]}
+                    return {name: address.removeprefix("http://") for name, address in where.items()}
+            await asyncio.sleep(EVERY)
+    message = f"expected a gateway that listens, got one that ended: {file}"
+    raise RuntimeError(message)
 
 
 def account(staged: Incident, scene: Scene) -> str:
@@ -453,14 +473,6 @@ def account(staged: Incident, scene: Scene) -> str:
         lines.append(f"{name:10} expected {len(expected)}, missing {len(missing[name])}, repeated {repeated}")
     lines.append(f"accepted {len(scene.accepted)}, refused {dict(scene.refused)}")
     return "\n".join(lines) + "\n"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 if __name__ == "__main__":
