@@ -17,6 +17,7 @@ from gateway.rules.load import load_rules
 from gateway.run import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Gateway
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry.refusals import PAUSE
+from tests.builders import an_event
 from tests.engine.test_worker import QUIET
 from tests.memory_log import MemoryLog
 
@@ -276,8 +277,8 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     def leave_unrouted(count: int) -> None:
         metrics.events.labels("crm").inc(count)
         metrics.unrouted.labels("crm").inc(count)
-        for _ in range(count):
-            metrics.unrouted_events.add("crm", "order", now)
+        for number in range(count):
+            metrics.unrouted_events.add(an_event(id=f"evt_{number}", source="crm", type="order", received_at=now))
 
     async def reload(at: float, **values: str) -> dict[str, Any]:
         nonlocal now
@@ -294,7 +295,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     leave_unrouted(7)
     crm = await reload(1020.0, build="ordre", rest="2s")
     assert (crm["unrouted"], crm["since"], crm["missed"]) == (7, 1010.0, None), "another's rules"
-    assert (crm["missed_since"], crm["types"]) == (1009.0, [("order", 7)])
+    assert (crm["missed_since"], crm["types"], crm["newest"]) == (1009.0, [("order", 7)], "evt_6")
     now = 1025.0
     leave_unrouted(2)
     crm = await reload(1030.0, build="odrer")
@@ -330,7 +331,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
         metrics.events.labels("crm").inc(count)
         metrics.duplicates.labels("crm").inc(count)
         for _ in range(count):
-            metrics.let_go_events.add("crm", "order", now)
+            metrics.let_go_events.add(an_event(source="crm", type="order", received_at=now))
 
     async def reload(at: float, **values: str) -> dict[str, Any]:
         nonlocal now
@@ -366,6 +367,6 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
 async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_first_event(running: Running) -> None:
     metrics = running.gateway._metrics
     metrics.unrouted.labels("crm").inc()
-    metrics.unrouted_events.add("crm", "order", 990.0)
+    metrics.unrouted_events.add(an_event(source="crm", type="order", received_at=990.0))
     (crm,) = running.gateway._status(0.0)["sources"]
     assert (crm["since"], crm["missed_since"]) == (None, 989.0)

@@ -313,7 +313,7 @@ class Reader:
         verdict = store.of(event.source).judge(row, window)
         self._note(event.source, verdict, row, is_known=is_known)
         if verdict is Verdict.DUPLICATE:
-            self._around.metrics.let_go_events.add(event.source, event.type, event.received_at)
+            self._around.metrics.let_go_events.add(event)
             self._tell(event, row, window)
         return verdict is Verdict.DUPLICATE
 

@@ -313,7 +313,7 @@ class Router(Member):
         matches = rules.table.match(View.of(event))
         if not matches:
             self._around.metrics.unrouted.labels(event.source).inc()
-            self._around.metrics.unrouted_events.add(event.source, event.type, event.received_at)
+            self._around.metrics.unrouted_events.add(event)
         items: list[tuple[Item, DeadLettered | None, bool]] = []
         for route, error in matches:
             end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))

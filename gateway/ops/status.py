@@ -379,7 +379,7 @@ def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
     unrouted = [
         f"gateway events list --source {name}",
         "# and why one of them matches no route:",
-        "gateway explain evt_…",
+        f"gateway explain {source['newest'] or 'evt_…'}",
         *_missed(name, source),
     ]
     told = [

@@ -108,6 +108,7 @@ class _Account:
             "changed": () if in_force is None else in_force.changed,
             "missed_since": since,
             "types": _told(left_out.types),
+            "newest": next((left_out.newest[kind] for kind, _ in left_out.types.most_common(1)), None),
             "missed": self._told_missed(name, at),
         }
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from gateway.model import Event
+
 MOST_TYPES = 100
 """Of a source that are told apart: a sender may make up as many as it likes."""
 LONGEST_TYPE = 60
@@ -11,9 +13,10 @@ OTHERS = "(others)"
 
 @dataclass(slots=True, kw_only=True)
 class LeftOut:
-    """Of one source. `oldest` is infinite as long as there was none."""
+    """Of one source. `oldest` is infinite as long as there was none; `newest` has the id of an event of each type."""
 
     types: Counter[str] = field(default_factory=Counter)
+    newest: dict[str, str] = field(default_factory=dict)
     oldest: float = float("inf")
 
 
@@ -23,11 +26,13 @@ class LeftOutEvents:
     def __init__(self) -> None:
         self._found: dict[str, LeftOut] = {}
 
-    def add(self, source: str, kind: str, received_at: float) -> None:
-        found = self._found.setdefault(source, LeftOut())
-        found.oldest = min(found.oldest, received_at)
-        kind = kind if len(kind) <= LONGEST_TYPE else kind[:LONGEST_TYPE] + "…"
-        found.types[kind if kind in found.types or len(found.types) < MOST_TYPES else OTHERS] += 1
+    def add(self, event: Event) -> None:
+        found = self._found.setdefault(event.source, LeftOut())
+        found.oldest = min(found.oldest, event.received_at)
+        kind = event.type if len(event.type) <= LONGEST_TYPE else event.type[:LONGEST_TYPE] + "…"
+        kind = kind if kind in found.types or len(found.types) < MOST_TYPES else OTHERS
+        found.types[kind] += 1
+        found.newest[kind] = event.id
 
     def of(self, source: str) -> LeftOut:
         return self._found.get(source) or LeftOut()

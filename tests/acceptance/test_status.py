@@ -201,6 +201,7 @@ async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_
             (unrouted,) = [each for each in told if each["what"] == "source github"]
             assert (code, unrouted["count"]) == (1, 20)
             assert "route forgotten added" in unrouted["next"][0]
+            assert unrouted["next"][3].removeprefix("gateway explain ") in load.acknowledged.keys() - earlier
             gateway.rules.write_text(rules)
             await gateway.until("gateway_rules_reloads_total", 2, result="ok")
             code, told = await _status(long_place, "--admin", admin)

@@ -296,6 +296,7 @@ def a_source(**told: Any) -> dict[str, Any]:
         "changed": (),
         "missed_since": None,
         "types": [],
+        "newest": None,
         "missed": None,
     }
     identity = {**counted, "duplicates": 0.0, "conflicts": 0.0, **told.pop("identity", {})}
@@ -346,7 +347,7 @@ def test_copies_and_conflicts_of_a_source_have_the_same_steps_and_conflicts_alon
 
 def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back() -> None:
     rules = {"since": 49.0, "loaded_at": 50.0, "changed": ["route build: match"], "missed_since": 48.0}
-    source = a_source(events=30.0, unrouted=15.0, types=[("push", 15)], **rules)
+    source = a_source(events=30.0, unrouted=15.0, types=[("push", 15)], newest="evt_15", **rules)
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = findings_in(answer, "a:9090", Control())
     assert (found.count, found.why, found.since) == (
@@ -355,6 +356,7 @@ def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back()
         49.0,
     )
     assert found.next[0] == f"# the rules of {when(50.0)} changed route build: match"
+    assert found.next[3] == "gateway explain evt_15"
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
     answer["sources"] = [source | {"unrouted": 3.0}]
     assert findings_in(answer, "a:9090", Control()) == []
