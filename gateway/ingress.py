@@ -449,7 +449,7 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """A connection whose errors are problems (RFC 9457), and lines of our log."""
 
-    __slots__ = ("_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
+    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
 
     def __init__(self, server: _Server, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -465,6 +465,7 @@ class _Connection(web.RequestHandler):
         self._log = server.logger
         self._metrics = server.metrics
         self._limits = server.limits
+        self._has_begun = False
         self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
@@ -472,8 +473,10 @@ class _Connection(web.RequestHandler):
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # aiohttp waits for a head with this future; what has come without ending that is a piece of one.
-        is_open = self._waiter is not None and not self._waiter.done()
+        # aiohttp waits for a head with this future; what has come without ending that is a piece of one. On a busy loop
+        # the first bytes are there before it begins to wait: unless they are a request, they are a piece, too.
+        self._has_begun = self._has_begun or self._waiter is not None or bool(self._messages)
+        is_open = not self._has_begun or (self._waiter is not None and not self._waiter.done())
         if not is_open:
             if self._head_ends is not None:
                 self._head_ends.cancel()

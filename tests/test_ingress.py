@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -588,6 +589,19 @@ async def test_a_head_that_does_not_end_closes_its_connection(before: int) -> No
             idle.send(a_request())
             assert (await idle.reply()).status == 202
         assert world.count("requests_total", source="", status="408") == 2
+
+
+async def test_a_head_whose_first_bytes_come_before_they_are_waited_for_has_its_deadline_too() -> None:
+    """As on a busy loop, which hears of the connection and of its bytes in one turn."""
+    async with running(limits=Limits(head_seconds=0.1)) as world:
+        assert world.ingress._web is not None
+        connection = world.ingress._web()
+        transport = Mock(spec=asyncio.Transport, get_extra_info=Mock(return_value=None))
+        connection.connection_made(transport)
+        connection.data_received(b"POST /in/open HTTP/1.1\r\nX-A: a")
+        await until(lambda: world.count("rejected_total", source="", reason="head_slow") == 1)
+        assert transport.write.call_args.args[0].startswith(b"HTTP/1.1 408 ")
+        connection.connection_lost(None)
 
 
 @pytest.mark.parametrize("piece", [1_000, 100_000])
