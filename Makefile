@@ -35,7 +35,7 @@ test: $(READY) ## format, lint, types, tests
 	-@$(BIN)/python dev/tools.py alertmanager amtool helm prometheus promtool systemd-analyze > /dev/null
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-faults: $(READY) ## real faults under load, each with its ledger (some 25 minutes)
+faults: $(READY) ## real faults under load, each with its ledger (some 30 minutes)
 	-@$(BIN)/python dev/tools.py alertmanager prometheus promtool
 	$(BIN)/python -m pytest tests/faults -q --full
 
@@ -53,7 +53,7 @@ FIRST ?= 0
 simulate: $(READY) ## the engine in SEEDS=10000 simulated worlds from FIRST=0 on; makes the first failure small
 	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
-mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 3 minutes)
+mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 8 minutes)
 	@$(BIN)/python -m tests.mutants
 
 bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
