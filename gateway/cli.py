@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from importlib.metadata import version
@@ -84,6 +84,7 @@ from gateway.ops.show import (
 from gateway.ops.status import (
     NOT_READ,
     REFUSED,
+    Backlog,
     Backlogs,
     Finding,
     LastAttempts,
@@ -91,11 +92,13 @@ from gateway.ops.status import (
     dead_in,
     findings_in,
     findings_of,
+    of_destination,
     paused_in,
     ranked,
     unread_in,
     unrouted_in,
     waiting,
+    without_log,
 )
 from gateway.ops.verification import verification_of
 from gateway.rules.document import reason_of
@@ -1259,6 +1262,7 @@ async def _status(call: Call) -> int:
     found: list[Finding] = []
     attempts = LastAttempts(arguments.destination or "")
     backlogs = Backlogs()
+    rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
     answers = [(await ask_status(address), address) for address in asked]
     control = Control()
@@ -1270,7 +1274,6 @@ async def _status(call: Call) -> int:
                 async for filed in waiting(log, call.topics, control, unread):
                     backlogs.add(filed)
                     attempts.add(filed)
-                rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
                 found += paused_in(control) + findings_of(backlogs, log.now(), rules)
                 found += await unrouted_in(log, call.topics, unread)
                 found += await dead_in(log, call.topics, control, [answer for answer, _ in answers], unread)
@@ -1280,16 +1283,37 @@ async def _status(call: Call) -> int:
     except (UsageError, LogUnavailableError) as error:
         if not asked:
             raise
-        output.note(f"the log isn't read, only what was asked by --admin: {error}")
+        found.append(without_log(error))
     for answer, address in answers:
         found += findings_in(answer, address, control)
     if arguments.destination:
-        name = arguments.destination
-        found = [each for each in found if each.what.rpartition(" ")[2] == name or each.rank in (NOT_READ, REFUSED)]
+        found = _of_one(found, rules, backlogs, attempts)
     print_status(output, ranked(found), attempts.newest_first())
     if not asked:
         output.note("no process was asked (--admin) for its breakers, halted keys, refused rules and unrouted events")
     return 1 if any(each.is_wrong for each in found) else 0
+
+
+def _of_one(
+    found: Iterable[Finding], rules: Rules | None, backlogs: Iterable[Backlog], attempts: LastAttempts
+) -> list[Finding]:
+    """Return what concerns one destination. Raises UsageError where neither the rules nor anything found names it."""
+    name = attempts.destination
+    routes = {each.route for each in backlogs if each.destination == name}
+    if rules is not None:
+        routes |= {route.name for route in rules.routes.values() if name in route.destinations}
+    chosen = of_destination(found, name, routes)
+    is_found = attempts.newest_first() or any(each.rank not in (NOT_READ, REFUSED) for each in chosen)
+    if rules is not None and name not in rules.destinations and not is_found:
+        known = sorted(rules.destinations)
+        more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        near = did_you_mean(name, known)
+        raise UsageError(f"unknown destination {name!r}{near}; the rules name {', '.join(known[:MOST_NAMES])}{more}")
+    return chosen
+
+
+MOST_NAMES = 20
+"""Of destinations that an error names."""
 
 
 # ---- Routes and destinations ----

@@ -25,12 +25,13 @@ from typing_extensions import override
 
 from gateway.cli import COMMANDS, DUE, main
 from gateway.engine.control import DeadFilter, Order, Selection, State, decode
+from gateway.engine.successors import WHY
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import event_id
+from gateway.model import SpillReason, event_id
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339
 from gateway.rules.edition import edition_of, encode
@@ -1282,6 +1283,54 @@ def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) ->
     code, _, err = run("route", "pause", "other", "--rules", "none.yaml")
     assert code == 0
     assert "none.yaml can't be read" in err
+
+
+def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any) -> None:
+    delivery = a_delivery(event=an_event(source=source, received_at=NOW), **fields)
+    note = {"by": parked_by, WHY: SpillReason.PAUSED} if parked_by else {WHY: SpillReason.UNKNOWN_NAME}
+    topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
+    value = delivery.event.body
+    on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
+
+
+@pytest.mark.usefixtures("log")
+def test_the_status_of_a_destination_tells_of_a_paused_route_to_it_and_of_no_name_that_is_not_there(run: Run) -> None:
+    run("route", "pause", "build")
+    write_waiting(parked_by="route/build")
+    code, out, _ = run("status", "ci", "--json")
+    found = {each["what"]: each for each in lines(out) if "what" in each}
+    assert code == 1
+    assert found["route build"]["next"] == ["gateway route resume build"]
+    assert found["build → ci"]["why"] == "1 paused"
+    code, out, err = run("status", "nosuch", "--json")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: unknown destination 'nosuch'; the rules name ")
+    assert ", did you mean 'ci'?" in run("status", "cii")[2]
+    write_waiting(destination="removed")
+    assert run("status", "removed")[0] == 1, "the rules don't name it, and the log does"
+
+
+def test_without_a_log_nothing_is_called_fine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(_: str) -> dict[str, Any]:  # a process that has nothing to tell
+        return {}
+
+    monkeypatch.setattr("gateway.cli.ask_status", answer)
+    for more in ((), ("ci",)):
+        words = ("status", *more, "--admin", "127.0.0.1:1", "--log", "sqlite:///none.db")
+        code, out, _ = run(*words)
+        assert code == 1
+        assert "nothing keeps" not in out
+        (found,) = lines(run(*words, "--json")[1])
+        assert (found["what"], found["why"].partition(": ")[0]) == ("the log", "not read")
+
+
+@pytest.mark.usefixtures("log")
+def test_events_of_a_source_that_no_rules_name_are_told_by_its_name(run: Run) -> None:
+    write_waiting(source="gone", route="", destination="")
+    (found,) = [each for each in lines(run("status", "--json")[1]) if "what" in each]
+    assert (found["what"], found["why"]) == ("source gone", "events of a source that no rules name")
+    assert found["count"] == 1
+    assert all(step.startswith("# ") for step in found["next"])
 
 
 # ---- Real processes ----

@@ -7,7 +7,7 @@ address.
 
 import heapq
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -20,6 +20,7 @@ from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control, DeadFilter, Order, place_of
 from gateway.engine.retry import Retry, decide
 from gateway.engine.successors import WHY
+from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import Filed, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
@@ -77,10 +78,11 @@ class Finding:
 
 @dataclass(slots=True, kw_only=True)
 class Backlog:
-    """What waits of one route for one destination."""
+    """What waits of one route for one destination; of a source, where the rules had none of its name."""
 
     route: str
     destination: str
+    source: str = ""
     count: int = 0
     oldest: float = float("inf")
     due: float = float("inf")
@@ -144,6 +146,9 @@ def findings_of(backlogs: Iterable[Backlog], now: float, rules: Rules | None = N
     """Return what waits, by route and destination; by the rules, where they are at hand, also what soon won't."""
     found = []
     for each in backlogs:
+        if not each.route:
+            found.append(_of_no_source(each, now))
+            continue
         is_open = _WHY[SpillReason.BREAKER_OPEN] in each.reasons
         is_held = is_open or _WHY[SpillReason.THROTTLED] in each.reasons
         after = answer_of(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
@@ -169,6 +174,25 @@ def findings_of(backlogs: Iterable[Backlog], now: float, rules: Rules | None = N
             )
         )
     return found
+
+
+def _of_no_source(backlog: Backlog, now: float) -> Finding:
+    name, is_wrong = backlog.source, now - backlog.oldest > LATE
+    following = (
+        "# do all processes have these rules? (rules_reloaded, rules_refused)",
+        "# events wait for them for an hour, and are dead letters (route_removed) then",
+        f"# if source {name} was removed too early, put it back until its events are out",
+    )
+    return Finding(
+        rank=WAITING,
+        what=f"source {name}",
+        why="events of a source that no rules name",
+        is_wrong=is_wrong,
+        since=backlog.oldest,
+        until=max(backlog.due, now),
+        next=following if is_wrong else (),
+        count=backlog.count,
+    )
 
 
 def _ends_soon(backlog: Backlog, rules: Rules, now: float) -> str:
@@ -482,11 +506,31 @@ def unread_in(unread: Mapping[Partition, str]) -> list[Finding]:
     return [
         Finding(
             rank=NOT_READ,
-            what=place_of(partition),
+            what=f"{partition.topic}/{name_of(partition)}",
             why=f"not read: {reason}; what it holds isn't counted here",
             next=("# see the brokers: it is read again by itself",),
         )
         for partition, reason in sorted(unread.items())
+    ]
+
+
+def without_log(error: Exception) -> Finding:
+    """Return that the log couldn't be read at all."""
+    return Finding(
+        rank=NOT_READ,
+        what="the log",
+        why=f"not read: {error}; what is paused, waits or is a dead letter isn't known here",
+        next=("# see the log, and what --log or GATEWAY_LOG says of it; the rest is what --admin told",),
+    )
+
+
+def of_destination(found: Iterable[Finding], name: str, routes: Collection[str]) -> list[Finding]:
+    """Return what concerns a destination, to which these routes deliver, and what may hide more of it."""
+    what = {f"destination {name}", *[f"route {route}" for route in routes]}
+    return [
+        each
+        for each in found
+        if each.what in what or each.what.endswith(f" → {name}") or each.rank in (NOT_READ, REFUSED)
     ]
 
 
@@ -548,12 +592,16 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]]) -> Finding:
         following += ["# once that has been mended:", f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
-        what=f"{group.route} → {group.destination}" if group.route else "records that can't be read",
+        what=f"{group.route} → {group.destination}" if group.route else _NOWHERE[bool(group.event)],
         why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
         since=group.oldest,
         next=tuple(following),
         count=group.count,
     )
+
+
+_NOWHERE = {False: "records that can't be read", True: "events of a source that no rules name"}
+"""What has no route: by whether it can be read."""
 
 
 def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -587,12 +635,13 @@ class Backlogs:
     """What waits, by route and destination, counted as it is read."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], Backlog] = {}
+        self._found: dict[tuple[str, str, str], Backlog] = {}
 
     def add(self, filed: Filed) -> None:
-        key = filed.delivery.route, filed.delivery.destination
+        delivery = filed.delivery
+        key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source
         if key not in self._found:
-            self._found[key] = Backlog(route=key[0], destination=key[1])
+            self._found[key] = Backlog(route=key[0], destination=key[1], source=key[2])
         self._found[key].add(filed)
 
     def __iter__(self) -> Iterator[Backlog]:

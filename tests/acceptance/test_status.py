@@ -344,10 +344,14 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
             assert (await _status(long_place, "--admin", admin)) == (0, [])
 
 
-async def test_without_a_log_a_process_tells_what_it_knows(place: LogPlace, folder: Path) -> None:
+async def test_without_a_log_a_process_tells_what_it_knows_and_that_this_is_not_all(
+    place: LogPlace, folder: Path
+) -> None:
     async with Sink(200) as well:
         rules = RULES.format(busy=well.url, down=well.url, well=well.url)
         async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
             nowhere = LogPlace(url="kafka://127.0.0.1:1", prefix=place.prefix)
-            assert await _status(nowhere, "--admin", f"http://127.0.0.1:{gateway.admin_port}") == (0, [])
+            code, (unread,) = await _status(nowhere, "--admin", f"http://127.0.0.1:{gateway.admin_port}")
+            assert (code, unread["what"]) == (1, "the log")
+            assert unread["why"].startswith("not read: ")
             assert (await _status(nowhere))[0] != 0
