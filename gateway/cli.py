@@ -77,6 +77,7 @@ from gateway.ops.show import (
     replay_fields,
     source_fields,
     told_of_kick,
+    told_of_parked,
     told_of_unread,
     topic_cells,
     topic_fields,
@@ -93,6 +94,7 @@ from gateway.ops.status import (
     findings_in,
     findings_of,
     of_destination,
+    parked_of,
     paused_in,
     ranked,
     unread_in,
@@ -1354,17 +1356,22 @@ async def _order(call: Call, name: str, action: str) -> int:
             if call.output.json:
                 call.output.line({"name": name, "state": "paused"})
             return 0
+        parked: dict[str, int] = {}
+        unread: dict[Partition, str] = {}
+        if action == "kick" and call.arguments.wait:
+            parked |= await parked_of(log, call.topics, await orders.control(), name, unread)
         placed = await (orders.resume(name) if action == "resume" else orders.kick(name))
         if placed is None:
             call.output.say(f"{shown} isn't paused: there is nothing to do")
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
-        return await _end_of(call, orders, placed, lambda done: _steered(shown, action, done))
+        left = told_of_parked(shown, parked, len(unread))
+        return await _end_of(call, orders, placed, lambda done: _steered(shown, action, done, left), parked)
 
 
-def _steered(shown: str, action: str, done: Order) -> str:
-    """Tell what came of a resumption or a kick."""
+def _steered(shown: str, action: str, done: Order, parked: tuple[str, str]) -> str:
+    """Tell what came of a resumption or a kick, and what the latter left parked, as `told_of_parked` has it."""
     does = "goes on" if action == "resume" else "is tried"
     ordered = f"; what waits on ordered routes ({done.detail}) {does}, too, and isn't counted" if done.detail else ""
     if done.state == "cancelled":
@@ -1374,15 +1381,21 @@ def _steered(shown: str, action: str, done: Order) -> str:
         return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}{follows}"
     kind, _, name = shown.partition(" ")
     more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
-    return f"kicked {shown}: {told_of_kick(done)}{ordered}{_without(done)}{more}"
+    told, commands = parked
+    return f"kicked {shown}: {told_of_kick(done, told)}{ordered}{_without(done)}{more}{commands}"
 
 
 def _without(done: Order) -> str:
     return f"; {told_of_unread(done.unread)}: not included" if done.unread else ""
 
 
-async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Order], str]) -> int:
-    """Wait, if that is asked for, until an order was carried out, and say what came of it."""
+async def _end_of(
+    call: Call, orders: Orders, placed: Placed, tell: Callable[[Order], str], parked: Mapping[str, int] | None = None
+) -> int:
+    """Wait, if that is asked for, until an order was carried out, and say what came of it.
+
+    `parked` is what it leaves where it is, as in `parked_of`.
+    """
     arguments, output = call.arguments, call.output
     done = None
     if arguments.wait:
@@ -1400,6 +1413,8 @@ async def _end_of(call: Call, orders: Orders, placed: Placed, tell: Callable[[Or
                 "got": dict(done.got),
                 "again": dict(done.again),
             }
+        if done and parked:
+            told["parked"] = parked
         if done and done.unread:
             told["unread_partitions"] = done.unread
         output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))

@@ -34,6 +34,7 @@ from gateway.log.topics import Topics
 from gateway.model import SpillReason, event_id
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339
+from gateway.ops.show import told_of_parked
 from gateway.rules.edition import edition_of, encode
 from gateway.run import cannot_listen
 from gateway.settings import Address
@@ -1291,6 +1292,29 @@ def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any)
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
+
+
+@pytest.mark.usefixtures("log")
+def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+        return placed.order.with_state("done", count=0, tried=0)
+
+    monkeypatch.setattr(Orders, "finished", ended)
+    run("destination", "pause", "ci")
+    for _ in range(3):
+        write_waiting(parked_by="destination/ci")
+    told = (
+        "kicked destination ci: nothing else was waiting; 3 are parked: it is paused\n  gateway destination resume ci\n"
+    )
+    assert run("destination", "kick", "ci")[:2] == (0, told)
+    assert lines(run("destination", "kick", "ci", "--json")[1])[0]["parked"] == {"destination/ci": 3}
+    told = "kicked route build: nothing else was waiting; 3 are parked: destination ci is paused\n"
+    assert run("route", "kick", "build")[1] == told + "  gateway destination resume ci\n"
+    assert run("route", "kick", "customers")[1] == "kicked route customers: nothing was waiting\n"
+    told, _ = told_of_parked("route build", {"route/build": 1}, 1)
+    assert told == "; 1 is parked: it is paused; 1 partition can't be read: what is parked there isn't counted"
 
 
 @pytest.mark.usefixtures("log")

@@ -409,12 +409,12 @@ def told_of_unread(number: int) -> str:
     return f"{count(number, 'partition')} can't be read"
 
 
-def told_of_kick(done: Order) -> str:
-    """Tell what came of a kick: how many were tried, and why the others wait."""
+def told_of_kick(done: Order, parked: str = "") -> str:
+    """Tell what came of a kick: how many were tried, and why the others wait; then what is parked."""
     if not done.count:
-        return "nothing was waiting"
+        return f"nothing {'else ' if parked else ''}was waiting{parked}"
     if done.tried is None:
-        return f"{count(done.count, 'delivery', 'is')} brought on; it isn't known how many were tried by now"
+        return f"{count(done.count, 'delivery', 'is')} brought on; it isn't known how many were tried by now{parked}"
     waits = Counter[str]()
     for reason, number in done.waits.items():
         waits[WAITS.get(reason, f"wait ({reason})")] += number
@@ -425,7 +425,20 @@ def told_of_kick(done: Order) -> str:
         verb, _, why = told.partition(" ")
         said = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
         parts.append(f"{number:,} {said} {why}")
-    return ("; " if done.got or done.delivered else ", ").join(parts)
+    return ("; " if done.got or done.delivered else ", ").join(parts) + parked
+
+
+def told_of_parked(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str, str]:
+    """Tell what a kick of "route …" or "destination …" leaves parked, and why; and, a line each, how that goes on."""
+    told, commands = "", ""
+    for by, number in parked.items():
+        kind, _, name = by.partition("/")
+        who = "it" if shown == f"{kind} {name}" else f"{kind} {name}"
+        told += f"; {number:,} {'is' if number == 1 else 'are'} parked: {who} is paused"
+        commands += f"\n  gateway {kind} resume {name}"
+    if unread:
+        told += f"; {told_of_unread(unread)}: what is parked there isn't counted"
+    return told, commands
 
 
 def _told_of_answers(done: Order) -> str:

@@ -470,22 +470,51 @@ async def waiting(log: Log, topics: Topics, control: Control, unread: dict[Parti
 
     Raises LogUnavailableError.
     """
-    router = topics.group(ROUTER_GROUP)
-    for topic in (*[topics.retry(tier) for tier in TIERS], topics.parked):
-        commits = await log.committed(router, topic)
-        for number, (start, end) in (await bounds_of(log, topic, unread)).items():
-            partition = Partition(topic, number)
-            commit = commits.get(number, Commit(start))
-            async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:
-                async for offset, filed in found:
-                    route, destination = filed.delivery.route, filed.delivery.destination
-                    if topic == topics.parked:
-                        name = f"pause/{filed.note.get('by', '')}"
-                        if control.marker(name).get(place_of(partition), 0) > offset:
-                            continue  # it was resumed
-                    elif control.is_kicked(route, destination, partition, offset):
-                        continue
-                    yield filed
+    for tier in TIERS:
+        topic = topics.retry(tier)
+        async for partition, offset, filed in _of_topic(log, topics, topic, unread):
+            if not control.is_kicked(filed.delivery.route, filed.delivery.destination, partition, offset):
+                yield filed
+    async for filed in _parked(log, topics, control, unread):
+        yield filed
+
+
+async def _parked(log: Log, topics: Topics, control: Control, unread: dict[Partition, str]) -> AsyncIterator[Filed]:
+    async for partition, offset, filed in _of_topic(log, topics, topics.parked, unread):
+        was_resumed = control.marker(f"pause/{filed.note.get('by', '')}").get(place_of(partition), 0) > offset
+        if not was_resumed:
+            yield filed
+
+
+async def parked_of(
+    log: Log, topics: Topics, control: Control, name: str, unread: dict[Partition, str]
+) -> Mapping[str, int]:
+    """Return what is parked of a "route/…" or "destination/…": name that is paused → deliveries.
+
+    `unread` is as in `waiting`. Raises LogUnavailableError.
+    """
+    kind, _, called = name.partition("/")
+    found = Counter[str]()
+    paused = {order.name for order in control.orders.values() if order.kind == "pause" and order.state == "paused"}
+    if paused:
+        async for filed in _parked(log, topics, control, unread):
+            by, delivery = filed.note.get("by", ""), filed.delivery
+            if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
+                found[by] += 1
+    return found
+
+
+async def _of_topic(
+    log: Log, topics: Topics, topic: str, unread: dict[Partition, str]
+) -> AsyncIterator[tuple[Partition, int, Filed]]:
+    """Yield each delivery of a topic that the router hasn't done, with its place."""
+    commits = await log.committed(topics.group(ROUTER_GROUP), topic)
+    for number, (start, end) in (await bounds_of(log, topic, unread)).items():
+        partition = Partition(topic, number)
+        commit = commits.get(number, Commit(start))
+        async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:
+            async for offset, filed in found:
+                yield partition, offset, filed
 
 
 async def _records(
