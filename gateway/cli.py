@@ -407,13 +407,11 @@ async def _explain(call: Call) -> int:
     place = copy_of = ""
     if EVENT_ID.fullmatch(arguments.event) or is_place(arguments.event, event_topics(rules, call.topics)):
         async with _log(call) as log:
-            with call.output.waiting(f"looking for {arguments.event}"):
-                found = await find_event(log, event_topics(rules, call.topics), arguments.event)
-                if found is not None:
-                    place, copy_of = found.place, await _copied(rules, log, found, decode_event(found.record))
-        if found is None:
-            call.output.fail(f"{arguments.event}: expected the id of an event in the log, or its place, got neither")
-            return 1
+            found = await _event(call, log, event_topics(rules, call.topics), arguments.event)
+            if found is None:
+                return 1
+            with call.output.waiting("looking for what it may be a copy of"):
+                place, copy_of = found.place, await _copied(rules, log, found, decode_event(found.record))
         event = decode_event(found.record)
         explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
     elif arguments.source is None and arguments.event in rules.sources:
@@ -664,12 +662,14 @@ async def _events_show(call: Call) -> int:
     except RulesError:
         rules = None
     async with _log(call) as log:
+        if is_place(arguments.id, topics):
+            one = await _event(call, log, topics, arguments.id)
+            if one is None:
+                return 1
+            history = _these([one])
+        else:
+            history = newest_first(log, topics)
         with output.waiting(f"looking for {arguments.id}"):
-            if is_place(arguments.id, topics):
-                one = await find_event(log, topics, arguments.id)
-                history = _these([] if one is None else [one])
-            else:
-                history = newest_first(log, topics)
             async with aclosing(history):
                 async for found in history:
                     event, _ = _event_of(found)
@@ -684,8 +684,24 @@ async def _events_show(call: Call) -> int:
         else:
             print_event(output, event, found.place, copied)
     if not found_events:
-        output.fail(f"{arguments.id}: expected the id of an event in the log, or its place, got neither")
+        output.fail(_NEITHER.format(arguments.id))
     return 0 if found_events else 1
+
+
+_NEITHER = "{}: expected the id of an event in the log, or its place, got neither"
+
+
+async def _event(call: Call, log: Log, topics: Iterable[str], name: str) -> Found | None:
+    """Return the event that an id or a place means; where there is none, say so, or that it can't be read."""
+    try:
+        with call.output.waiting(f"looking for {name}"):
+            found = await find_event(log, topics, name)
+    except UnreadableRecordError as error:
+        call.output.fail(f"{name}: expected an event there, got a record that can't be read: {error}")
+        return None
+    if found is None:
+        call.output.fail(_NEITHER.format(name))
+    return found
 
 
 async def _these(found: Sequence[Found]) -> AsyncGenerator[Found, None]:
@@ -1133,10 +1149,8 @@ async def _replay_event(call: Call) -> int:
         raise UsageError("replay: expected --route and --destination beside --event, if anything, got others")
     rules = _rules(call.settings.rules)
     async with _log(call) as log:
-        with output.waiting(f"looking for {arguments.event}"):
-            found = await find_event(log, event_topics(rules, call.topics), arguments.event)
+        found = await _event(call, log, event_topics(rules, call.topics), arguments.event)
         if found is None:
-            output.fail(f"{arguments.event}: expected the id of an event in the log, or its place, got neither")
             return 1
         event = decode_event(found.record)
         routes = _routes_of(arguments, rules, event)

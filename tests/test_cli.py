@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from gateway.cli import COMMANDS, DUE, main
 from gateway.engine.control import DeadFilter, Order, Selection, State, decode
+from gateway.engine.dedupe import SIGHTINGS_KEPT
 from gateway.engine.successors import WHY
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.lock import Lock
@@ -514,6 +515,21 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
 
 
 @pytest.mark.usefixtures("log")
+def test_check_says_which_copies_dedupe_delivers_as_their_identity_has_too_many_contents(run: Run) -> None:
+    rules = RULES.replace("topic: company.crm", "topic: company.crm, id: body.same, dedupe: 1h")
+    beyond = f"dedupe knows the first {SIGHTINGS_KEPT} contents of an identity, and copies of others are delivered"
+    for number in range(SIGHTINGS_KEPT + 1):
+        is_beyond = number == SIGHTINGS_KEPT
+        for _ in range(2):
+            body = {"same": 1, "number": number}
+            write_event(event_id("crm", "1"), source="crm", topic="company.crm", body=body)
+        Path("routes.yaml").write_text(rules)
+        assert (beyond in run("check", "--since", "1h")[1]) is is_beyond
+    Path("routes.yaml").write_text(rules.replace(", dedupe: 1h", ""))
+    assert beyond not in run("check", "--since", "1h")[1]
+
+
+@pytest.mark.usefixtures("log")
 def test_check_fails_where_an_id_is_in_no_event_or_is_refused_in_all(run: Run) -> None:
     for number in range(3):
         headers = {"Idempotency-Key": str(number)}  # which identifies them, but isn't what the source names
@@ -665,6 +681,30 @@ def test_a_record_that_is_no_event_is_listed_as_that(run: Run) -> None:
     on_log(lambda log: log.append(TOPICS.events("github"), key=b"", value=b"x", headers=[("gw_v", b"9")]))
     assert "can't be read: gw_v: expected format 1 or older, got 9" in run("events", "list")[1]
     assert "newer version" in lines(run("events", "list", "--json")[1])[0]["problem"]
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("words", [("explain",), ("events", "show"), ("replay", "--event")])
+def test_a_place_whose_record_cannot_be_read_is_called_that(run: Run, words: tuple[str, ...]) -> None:
+    on_log(lambda log: log.append(TOPICS.events("github"), key=b"", value=b"x", headers=[("gw_v", b"9")]))
+    place = next(f"{TOPICS.events('github')}/{number}@0" for number in range(6) if _holds(number))
+    code, out, err = run(*words, place)
+    told = f"error: {place}: expected an event there, got a record that can't be read: gw_v: expected format 1 or older"
+    assert (code, out) == (1, "")
+    assert err.startswith(told)
+    assert "got neither" in run(*words, f"{place}9")[2]
+
+
+def _holds(number: int) -> bool:
+    """Tell whether a partition of the source's topic has a record."""
+    found: list[int] = []
+
+    async def look(log: Log) -> None:
+        start, end = (await log.bounds(TOPICS.events("github"))).get(number, (0, 0))
+        found.append(end - start)
+
+    on_log(look)
+    return found[0] > 0
 
 
 @pytest.mark.usefixtures("log")

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.engine.dedupe import SIGHTINGS_KEPT
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THREAT_MODEL.md"] + [
     str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("docs/**/*.md"))
@@ -130,6 +132,12 @@ def test_promises_are_quoted_word_for_word() -> None:
     promised = plain((ROOT / "README.md").read_text())
     assert len(quotes) >= 6
     assert [quote for quote in quotes if plain(quote).rstrip(".") not in promised] == []
+
+
+def test_how_many_contents_of_an_identity_dedupe_knows_is_told_as_it_is() -> None:
+    told = f"isn't among the first {SIGHTINGS_KEPT} of it"
+    assert told in (ROOT / "README.md").read_text()
+    assert f"the first {SIGHTINGS_KEPT}\nare known" in (ROOT / "docs/guarantees.md").read_text()
 
 
 def plain(text: str) -> str:

@@ -74,13 +74,17 @@ def is_place(name: str, topics: Iterable[str]) -> bool:
 
 
 async def find_event(log: Log, topics: Iterable[str], name: str) -> Found | None:
-    """Return the event that is meant by a place, as `Found` has it, or else by its id: of several the newest."""
+    """Return the event that is meant by a place, as `Found` has it, or else by its id: of several the newest.
+
+    Raises UnreadableRecordError for a place whose record is none that can be read.
+    """
     names = sorted(topics)
     if (place := _PLACE.fullmatch(name)) is not None and place["topic"] in names:
         partition, offset = Partition(place["topic"], int(place["number"])), int(place["offset"])
         async for records in log.scan(partition, offset, offset + 1):
             for record in records:
-                return Found(partition, record) if _id_of(record) else None
+                decode_event(record)
+                return Found(partition, record)
         return None
     async with aclosing(newest_first(log, names)) as history:
         async for found in history:

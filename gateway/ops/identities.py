@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gateway.engine.dedupe import SIGHTINGS_KEPT
 from gateway.log.base import Log
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, RefusedError, UnreadableRecordError, identity_of
@@ -38,6 +39,7 @@ class Pair(NamedTuple):
 class Counted:
     """Of the events of one source and type, how many are copies: identity and content had come before.
 
+    They are alike, whether dedupe lets them go or not: it knows no more than `SIGHTINGS_KEPT` contents of an identity.
     `conflicts` are the different contents, each counted once, that share their identity with another content. The
     events `without_identity` are those that the source's `id` tells nothing of; without one, that nothing identifies.
     """
@@ -64,7 +66,7 @@ class Seen:
         self._copies: Counter[str] = Counter()
         self._types: dict[bytes, str] = {}  # identity and content → type
         self._first: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its place
-        self._shared: set[bytes] = set()
+        self._shared: dict[bytes, int] = {}  # identity → how many contents, if these are several
 
     def add(self, event: Event, place: str) -> None:
         self.count += 1
@@ -80,7 +82,7 @@ class Seen:
         self._types[identity + content] = event.type
         first, first_place = self._first.setdefault(identity, (content, place))
         if first != content:
-            self._shared.add(identity)
+            self._shared[identity] = self._shared.get(identity, 1) + 1
             self.example = self.example or Pair(first_place, place)
 
     @property
@@ -113,7 +115,14 @@ class Seen:
         told = "one identity" if identities == 1 else f"{identities:,} identities"
         one, other = self.example
         different = f"{number:,} different events, such as {one} and {other}"
-        return f"expected an identity for each event, got {told} for {different} (`gateway events show` shows either)"
+        expected = f"expected an identity for each event, got {told} for {different}"
+        return f"{expected} (`gateway events show` shows either){self._beyond()}"
+
+    def _beyond(self) -> str:
+        """Say which copies dedupe doesn't let go, if there may be some."""
+        if self._source.dedupe is None or max(self._shared.values(), default=0) <= SIGHTINGS_KEPT:
+            return ""
+        return f"; dedupe knows the first {SIGHTINGS_KEPT} contents of an identity, and copies of others are delivered"
 
     @property
     def is_unidentified(self) -> bool:
@@ -134,9 +143,9 @@ class Seen:
         if len(self._first) == 1:
             return f"expected an identity that differs from event to event, got one for {self.identified:,} events"
         if self._source.dedupe is not None and self.copies > SHARE * self.count:
-            copies = self.copies
+            copies, most = self.copies, "at most " if self._beyond() else ""
             are = "is taken for a copy of another" if copies == 1 else "are taken for copies of others"
-            return f"expected events that differ, got {copies:,} of {self.count:,} that {are}"
+            return f"expected events that differ, got {most}{copies:,} of {self.count:,} that {are}"
         return ""
 
     def _identity_of(self, event: Event, place: str) -> bytes | None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.engine.control import Control, Order, Selection
 from gateway.engine.successors import WHY
-from gateway.log.base import Partition
+from gateway.log.base import ALL, Partition
 from gateway.log.records import Filed, encode_delivery
 from gateway.model import Result, SpillReason
 from gateway.ops.orders import Orders
@@ -455,3 +455,8 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "# after a rotation: put the new secret beside the old one in `secrets` of source shop",
     )
     assert all(each.who == "http://a:9090" for each in found)
+
+
+def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
+    (found,) = unread_in({Partition(TOPICS.retry("20h"), ALL): "no topic"})
+    assert found.what == f"{TOPICS.retry('20h')}/all"
