@@ -269,7 +269,7 @@ class LogUnavailableError(GatewayError):
 
 
 class LogLostError(LogUnavailableError):
-    """The log was taken away under its owner: what it would store now, nobody would read again."""
+    """The log was taken away under its owner, or is damaged: what it would store now, nobody would read again."""
 
 
 class RecordTooLargeError(GatewayError):

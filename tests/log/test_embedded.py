@@ -21,7 +21,7 @@ from gateway.log.base import Assignment, Commit, Partition, Position, Record, To
 from gateway.log.embedded import backup, statements
 from gateway.log.embedded import log as log_module
 from gateway.log.embedded.backup import back_up
-from gateway.log.embedded.consumer import BUFFER_BYTES
+from gateway.log.embedded.consumer import BUFFER_BYTES, Range
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
@@ -543,8 +543,8 @@ TAKEN: dict[Callable[[Path], None], str] = {
     moved: "it isn't there any more: it was moved or deleted",
     deleted: "it isn't there any more: it was moved or deleted",
     replaced: "it is another file now: it was replaced",
-    emptied: "it has 0 bytes, and had",
-    cut: "it has 40960 bytes, and had",
+    emptied: "it has 0 bytes, and had more",
+    cut: "it has 40960 bytes, and had more",
     overwritten: "another file was copied over it",
     wal_deleted: "gateway.db-wal isn't there any more",
     wal_emptied: "gateway.db-wal has 0 bytes",
@@ -563,7 +563,8 @@ async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
         await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
         await asyncio.to_thread(back_up, path, path.with_name("copy.db"))
         log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
-        await append(log, b"before")
+        for _ in range(100):  # More frames in the WAL than the file has pages.
+            await append(log, b"before")
         await log.ping()
         await asyncio.to_thread(take, path)
         with pytest.raises(LogUnavailableError, match=rf"gateway\.db was taken away from its gateway: {TAKEN[take]}"):
@@ -571,6 +572,80 @@ async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
         for call in (append(log, b"after"), log.ping(), log.bounds("events"), log.check([])):
             with pytest.raises(LogLostError, match="was taken away"):
                 await call
+
+
+async def test_a_ping_tells_of_a_file_that_was_cut_before_anything_was_appended(path: Path) -> None:
+    async with opened(path) as log:
+        await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
+    log = await EmbeddedLog.open(path, owner=True)
+    try:
+        await log.ping()
+        cut(path)
+        with pytest.raises(LogLostError, match="it has 40960 bytes, and had more"):
+            await log.ping()
+    finally:
+        await log.close()
+
+
+async def test_a_file_that_was_cut_is_refused_at_the_start_and_left_as_it_is(path: Path) -> None:
+    async with opened(path) as log:
+        await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
+        log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
+        for _ in range(100):
+            await append(log, b"a")
+        cut(path)
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"b")
+    before = contents(path.parent)
+    with pytest.raises(UsageError, match=r"got: it has 40960 bytes, and had more: it was truncated; bring back"):
+        await EmbeddedLog.open(path, owner=True)
+    assert {name: before[name] for name in ("gateway.db", "gateway.db-wal")}.items() <= contents(path.parent).items()
+
+
+async def test_a_file_that_is_short_because_its_pages_wait_in_the_wal_is_whole(path: Path) -> None:
+    log = await EmbeddedLog.open(path, owner=True)
+    await log.create([EVENTS])
+    with closing(sqlite3.connect(path)) as reader:  # Nothing behind what it reads is moved.
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM topics").fetchall()
+        await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(300)])
+        await log.ping()
+        copies = {name: path.with_name(f"copy.db{name}") for name in ("", "-wal")}
+        for name, copy in copies.items():
+            shutil.copyfile(f"{path}{name}", copy)
+    await log.close()
+    assert copies[""].stat().st_size < 300 * 8192 < copies["-wal"].stat().st_size
+    async with opened(copies[""]) as copy_log:
+        assert len(await stored(copy_log)) == 300
+
+
+@pytest.mark.parametrize("where", ["read", "consumer", "write", "append", "poll"])
+async def test_a_file_that_is_damaged_is_lost_with_the_first_read_that_finds_it(path: Path, where: str) -> None:
+    async with opened(path) as log:
+        await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
+    log = await EmbeddedLog.open(path, owner=True)
+    try:
+        with path.open("r+b") as file:
+            file.seek(8192)
+            file.write(b"\x99" * (len(contents(path.parent)["gateway.db"]) - 8192))
+        if where == "consumer":
+            delivered = asyncio.get_running_loop().create_future()
+            log.read_soon([Range("events", 0, 50)], delivered.set_result)
+            assert await delivered is None
+        elif where == "poll":
+            await asyncio.to_thread(log._look)
+        elif where == "append":
+            with pytest.raises(LogUnavailableError, match="SQLITE_CORRUPT"):
+                await append(log, b"a")
+        else:
+            work = log.read if where == "read" else log.write
+            with pytest.raises(LogLostError, match=r"gateway\.db is damaged: .+ \(SQLITE_CORRUPT"):
+                await work(statements.rows, "SELECT json_group_array(length(value)) FROM records")
+        for call in (log.ping(), log.topics(), log.ping()):
+            with pytest.raises(LogLostError, match=r"gateway\.db is damaged: .+; run `gateway restore` with a copy"):
+                await call
+    finally:
+        await log.close()
 
 
 async def test_what_is_stored_while_the_file_is_moved_is_not_acknowledged(

@@ -15,6 +15,7 @@ from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEM
 from gateway.log.steady import SteadyClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
 
 
@@ -48,6 +49,7 @@ class File:
                 raise
             if self._lock is not None:
                 self._presence = self._present(self._lock)
+                self._refuse_cut(self._lock, self._presence)
         except (sqlite3.Error, OSError) as error:
             self._unlock()
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
@@ -63,7 +65,7 @@ class File:
             return self._steady.tell(self._clock(), time.monotonic())
 
     def look(self) -> None:
-        """Raise LogLostError, from now on each time, where this isn't the file any more that was opened.
+        """Raise LogLostError, from now on each time, where this isn't the file any more that was opened, or is damaged.
 
         What was stored before a look that raises nothing is in the file that the next owner will open.
         """
@@ -71,6 +73,22 @@ class File:
             self.lost = f"{self.path} was taken away from its gateway: {trouble}; nothing is stored in it any more"
         if self.lost is not None:
             raise LogLostError(self.lost)
+
+    def found(self, error: Exception) -> None:
+        """Hear of an error: where the file is damaged, all that comes after it is refused."""
+        if self.lost is None and getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            advice = "nothing is stored in it any more; run `gateway restore` with a copy"
+            self.lost = f"{self.path} is damaged: {say(error)}; {advice}"
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise SQLite's errors as the log's own."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.found(error)
+            kind = LogUnavailableError if self.lost is None else LogLostError
+            raise kind(self.lost or f"{self.path}: {say(error)}") from error
 
     def close(self) -> None:
         if self.lost is not None and self._lock is not None:
@@ -87,6 +105,16 @@ class File:
             self.reader.close()
             self.writer.close()
             raise
+
+    def _refuse_cut(self, lock: Lock, presence: Presence) -> None:
+        if trouble := presence.trouble():
+            lock.keep_apart()
+            self.reader.close()
+            self.writer.close()
+            raise UsageError(
+                f"{self.path}: expected a whole file, got: {trouble}; bring back the file that it was, or run `gateway "
+                "restore` with a copy, which moves the old files away"
+            )
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -140,14 +168,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) ->
         # One transaction: a file that was left half made is made anew.
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {marks} COMMIT;")
-
-
-@contextmanager
-def errors_of(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise LogUnavailableError(f"{path}: {say(error)}") from error
 
 
 def say(error: Exception) -> str:

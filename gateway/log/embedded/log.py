@@ -26,7 +26,7 @@ from gateway.log.base import (
 )
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
-from gateway.log.embedded.file import File, errors_of
+from gateway.log.embedded.file import File
 from gateway.log.embedded.writer import Append, Commits, Group, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 
@@ -317,7 +317,7 @@ class EmbeddedLog:
         self._writer.consumed = frozenset(topic for consumer in consumers for topic in consumer.topics)
 
     def _reading(self, work: Callable[..., T], *args: object) -> T:
-        with errors_of(self._file.path):
+        with self._file.errors():
             return work(self._file.reader, *args)
 
     def _read_ranges(
@@ -332,6 +332,7 @@ class EmbeddedLog:
             for chunk in chunks:
                 chunk.first = starts.get(chunk.topic, 0)
         except (sqlite3.Error, ValueError) as error:  # ValueError: the file is damaged.
+            self._file.found(error)
             log.warning("log_read_failed", path=str(self._file.path), error=str(error))
             post(self._loop, deliver, None)
         else:
@@ -342,7 +343,7 @@ class EmbeddedLog:
 
     def _look(self) -> None:
         bounds: list[tuple[str, int, int]] = []
-        with suppress(sqlite3.Error):  # A read or an append will say it better.
+        with suppress(LogUnavailableError), self._file.errors():  # A read or an append will say it better.
             bounds = statements.rows(
                 self._file.reader, "SELECT json_group_array(json_array(name, start, next)) FROM topics"
             )

@@ -14,6 +14,7 @@ INDEX = struct.Struct("=14xHII72xI")
 The first 48 bytes are there twice (https://www.sqlite.org/walformat.html#the_wal_index_file_format).
 """
 LARGEST_PAGE = 65536  # Which the index has as 1.
+LOCK_BYTES = 0x40000000  # The page that SQLite locks bytes of is never written.
 
 
 class Presence:
@@ -30,7 +31,7 @@ class Presence:
             (str(each), name, _identity(each.stat()))
             for each, name in ((path, "it"), (wal_of(path), self._wal), (shm_of(path), shm_of(path).name))
         ]
-        self._size = 0
+        self._size: int | None = None  # The first look finds a file that was cut before.
         self._index = os.open(shm_of(path), os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -38,6 +39,7 @@ class Presence:
 
     def trouble(self) -> str | None:
         """Tell what has happened to the file, if it isn't what was opened any more. Raises OSError."""
+        index = self._read_index()
         sizes = []
         for path, name, identity in self._files:
             try:
@@ -48,21 +50,40 @@ class Presence:
                 return f"{name} is another file now: it was replaced"
             sizes.append(found.st_size)
         size, wal_size, _ = sizes
-        return self._cut(size, wal_size) or self._overwritten()
+        return self._cut(size, wal_size, index) or self._overwritten()
 
-    def _cut(self, size: int, wal_size: int) -> str | None:
-        index = os.pread(self._index, INDEX.size, 0)
-        if len(index) < INDEX.size or index[:48] != index[48:96]:
+    def _read_index(self) -> bytes:
+        return os.pread(self._index, INDEX.size, 0)
+
+    def _cut(self, size: int, wal_size: int, index: bytes) -> str | None:
+        if len(index) < INDEX.size or index[:48] != index[48:96] or index != self._read_index():
             return None  # It is being written by another process.
         page, frames, pages, moved = INDEX.unpack(index)
         page = LARGEST_PAGE if page == 1 else page
         if wal_size < (WAL_HEADER + frames * (FRAME_HEADER + page) if frames else 0):
             return f"{self._wal} has {wal_size} bytes, and not all that were written: it was truncated"
-        # It is shorter than it was also after a sweep, but not by pages that aren't in the WAL.
-        if size < self._size and size < max(1, pages - (frames - moved)) * page:
-            return f"it has {size} bytes, and had {self._size}: it was truncated"
+        # It is shorter than it was also after a sweep. But each page behind its end waits in the WAL to be moved.
+        # The index has no pages until the first commit, and nothing is moved until then.
+        if (self._size is None or size < self._size) and size < (pages * page or self._size or 0):
+            is_whole = size > 0 < pages and self._has(range(size // page + 1, pages + 1), page, range(moved, frames))
+            if index != self._read_index():
+                return None
+            if not is_whole:
+                return f"it has {size} bytes, and had more: it was truncated"
         self._size = size
         return None
+
+    def _has(self, pages: range, page: int, frames: range) -> bool:
+        """Tell whether the WAL has these pages in these frames. Each begins with its page's number."""
+        if len(pages) > len(frames) + 1:  # No need to read them, and pages may be millions.
+            return False
+        wal = os.open(self._files[1][0], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            starts = [WAL_HEADER + frame * (FRAME_HEADER + page) for frame in frames]
+            found = {int.from_bytes(os.pread(wal, 4, start)) for start in starts}
+        finally:
+            os.close(wal)
+        return found.issuperset(set(pages) - {LOCK_BYTES // page + 1})
 
     def _overwritten(self) -> str | None:
         return None if has_wal(self._descriptor) else "another file was copied over it"

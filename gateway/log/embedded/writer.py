@@ -14,7 +14,7 @@ import structlog
 
 from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
-from gateway.log.embedded.file import File, errors_of, say
+from gateway.log.embedded.file import File, say
 from gateway.log.embedded.statements import Again, Chunk
 from gateway.model import LogLostError
 
@@ -139,7 +139,7 @@ class Writer:
 
     def _do(self, work: Work) -> None:
         try:
-            with errors_of(self._file.path):
+            with self._file.errors():
                 result = work.run()
         except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
             post(self._loop, _resolve, work.future, None, error)
@@ -167,6 +167,7 @@ class Writer:
         except Exception as error:
             if not isinstance(error, sqlite3.Error | OSError | LogLostError):
                 log.exception("append_failed", path=str(self._file.path))
+            self._file.found(error)
             self._topics = {}  # the offsets that were given out weren't used
             self._refused = sum([append.size for append in appends]) or self._refused
             stored = [Stored(append.future, say(error)) for append in appends]
