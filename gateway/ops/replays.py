@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gateway.engine.control import Control, Order, Selection
 from gateway.engine.replay import Matched, Matcher
 from gateway.engine.undelivered import Undelivered
-from gateway.engine.unread import PATIENCE
+from gateway.engine.unread import PATIENCE, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
@@ -56,7 +56,7 @@ async def window_of(log: Log, topics: Collection[str], since: float, until: floa
     unread: dict[str, str] = {}
     for topic in sorted(topics):
         bounds, missing = await log.readable(topic)
-        unread |= {f"{topic}/{number}": reason for number, reason in missing.items()}
+        unread |= {f"{topic}/{name_of(Partition(topic, number))}": reason for number, reason in missing.items()}
         first = await log.offsets_at(topic, since, bounds.keys())
         last = (
             {number: end for number, (_, end) in bounds.items()}

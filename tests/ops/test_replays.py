@@ -4,7 +4,7 @@ import pytest
 
 from gateway.engine.control import Order, Selection
 from gateway.engine.unread import PATIENCE
-from gateway.log.base import Partition
+from gateway.log.base import ALL, Partition
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import UsageError
@@ -62,6 +62,16 @@ async def test_a_window_says_what_of_its_time_cannot_be_read() -> None:
         assert window.unread == {f"{EVENTS}/2": "no leader"}
         assert window.starts == {place: at for place, at in whole.starts.items() if place != f"{EVENTS}/2"}
         assert window.ends.keys() == window.starts.keys()
+
+
+async def test_a_topic_that_is_gone_is_named_as_a_process_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(_: MemoryLog, topic: str) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:  # as Kafka's does
+        assert topic == EVENTS
+        return {}, {ALL: "no topic"}
+
+    log = await a_log(Clock())
+    monkeypatch.setattr(MemoryLog, "readable", gone)
+    assert (await window_of(log, [EVENTS], NOW, None)).unread == {f"{EVENTS}/all": "no topic"}
 
 
 async def test_a_leader_that_is_being_elected_is_waited_for_and_no_longer() -> None:
