@@ -587,7 +587,8 @@ async def test_a_ping_tells_of_a_file_that_was_cut_before_anything_was_appended(
         await log.close()
 
 
-async def test_a_file_that_was_cut_is_refused_at_the_start_and_left_as_it_is(path: Path) -> None:
+@pytest.mark.parametrize("owner", [True, False])
+async def test_a_file_that_was_cut_is_refused_at_the_start_and_left_as_it_is(path: Path, *, owner: bool) -> None:
     async with opened(path) as log:
         await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
         log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
@@ -598,7 +599,7 @@ async def test_a_file_that_was_cut_is_refused_at_the_start_and_left_as_it_is(pat
             await append(log, b"b")
     before = contents(path.parent)
     with pytest.raises(UsageError, match=r"got: it has 40960 bytes, and had more: it was truncated; bring back"):
-        await EmbeddedLog.open(path, owner=True)
+        await EmbeddedLog.open(path, owner=owner)
     assert {name: before[name] for name in ("gateway.db", "gateway.db-wal")}.items() <= contents(path.parent).items()
 
 

@@ -6,10 +6,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gateway.log.embedded.lock import Lock, refuse_strange_name
+from gateway.log.embedded.lock import Lock, keep_apart, refuse_strange_name
 from gateway.log.embedded.presence import Presence
 from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
 from gateway.log.steady import SteadyClock
@@ -31,6 +31,7 @@ class File:
         self._telling = threading.Lock()
         self._lock: Lock | None = None
         self._presence: Presence | None = None
+        self._kept: int | None = None
         self.lost: str | None = None
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
@@ -47,9 +48,8 @@ class File:
             except BaseException:
                 self.writer.close()
                 raise
-            if self._lock is not None:
-                self._presence = self._present(self._lock)
-                self._refuse_cut(self._lock, self._presence)
+            self._presence = self._present()
+            self._refuse_cut(self._presence)
         except (sqlite3.Error, OSError) as error:
             self._unlock()
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
@@ -69,7 +69,7 @@ class File:
 
         What was stored before a look that raises nothing is in the file that the next owner will open.
         """
-        if self.lost is None and self._presence is not None and (trouble := self._presence.trouble()):
+        if self.lost is None and self.is_owner and self._presence is not None and (trouble := self._presence.trouble()):
             self.lost = f"{self.path} was taken away from its gateway: {trouble}; nothing is stored in it any more"
         if self.lost is not None:
             raise LogLostError(self.lost)
@@ -91,24 +91,33 @@ class File:
             raise kind(self.lost or f"{self.path}: {say(error)}") from error
 
     def close(self) -> None:
-        if self.lost is not None and self._lock is not None:
-            self._lock.keep_apart()
+        if self.lost is not None:
+            self._keep_apart()
         self.reader.close()
         self.writer.close()
         self._unlock()
 
-    def _present(self, lock: Lock) -> Presence:
+    def _keep_apart(self) -> None:
+        """Leave the file and its WAL as they are: the last one to close them would move the one into the other."""
+        if self._lock is not None:
+            keep_apart(self._lock.descriptor)
+            return
+        with suppress(OSError):
+            self._kept = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            keep_apart(self._kept)
+
+    def _present(self) -> Presence:
         try:
             self.writer.execute("SELECT count(*) FROM topics").fetchall()  # SQLite makes its files for the first one.
-            return Presence(self.path, lock.descriptor)
+            return Presence(self.path, None if self._lock is None else self._lock.descriptor)
         except BaseException:
             self.reader.close()
             self.writer.close()
             raise
 
-    def _refuse_cut(self, lock: Lock, presence: Presence) -> None:
+    def _refuse_cut(self, presence: Presence) -> None:
         if trouble := presence.trouble():
-            lock.keep_apart()
+            self._keep_apart()
             self.reader.close()
             self.writer.close()
             raise UsageError(
@@ -134,6 +143,9 @@ class File:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if self._kept is not None:
+            os.close(self._kept)
+            self._kept = None
 
 
 def sync(path: Path) -> None:

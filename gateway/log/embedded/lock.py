@@ -40,10 +40,14 @@ class Lock:
         os.close(self.descriptor)
         os.close(self._name)
 
-    def keep_apart(self) -> None:
-        """Have SQLite change nothing in the file when it closes it: it isn't the file any more that its WAL is for."""
-        with suppress(OSError):
-            _lock_bytes(self.descriptor, fcntl.F_RDLCK, *SHARED_BYTES)
+
+def keep_apart(descriptor: int) -> None:
+    """Have SQLite change nothing in a file when it closes it: it isn't the file any more that its WAL is for.
+
+    For as long as the descriptor is open; close it after SQLite.
+    """
+    with suppress(OSError):
+        _lock_bytes(descriptor, fcntl.F_RDLCK, *SHARED_BYTES)
 
 
 def is_owned(path: Path) -> bool:

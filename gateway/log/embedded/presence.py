@@ -18,12 +18,12 @@ LOCK_BYTES = 0x40000000  # The page that SQLite locks bytes of is never written.
 
 
 class Presence:
-    """Three files by their identities and sizes. To be made by the owner when SQLite has opened them.
+    """Three files by their identities and sizes. To be made when SQLite has opened them; the owner has a descriptor.
 
     A look takes some 5 µs. Close it after SQLite, as its lock: a descriptor is held here.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int | None) -> None:
         self._descriptor = descriptor
         self._wal = wal_of(path).name
         # Text: `Path.stat` takes twice as long as all of `os.stat`.
@@ -86,7 +86,7 @@ class Presence:
         return found.issuperset(set(pages) - {LOCK_BYTES // page + 1})
 
     def _overwritten(self) -> str | None:
-        return None if has_wal(self._descriptor) else "another file was copied over it"
+        return None if self._descriptor is None or has_wal(self._descriptor) else "another file was copied over it"
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
