@@ -27,6 +27,7 @@ from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.cluster import QUESTION_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
+from gateway.log.kafka.errors import translated
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.model import Event, EventId, LogUnavailableError, UsageError
@@ -644,6 +645,36 @@ async def test_a_broker_that_hangs_fails_appends_in_time_and_closing_too(mortal:
             await took(5.5, log.close(), raises=None)
         finally:
             mortal.resume()
+
+
+async def test_a_question_on_a_connection_that_is_closed_is_asked_again(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uvloop refuses the write by a RuntimeError, of which aiokafka makes nothing: it would end the process."""
+    topic = await make_topic(log)
+    client: Any = log._cluster._client
+    send, closed = client.send, ["unable to perform operation on <TCPTransport closed=True>; the handler is closed"]
+
+    async def broken(*arguments: Any) -> Any:
+        if closed:
+            raise RuntimeError(closed.pop())
+        return await send(*arguments)
+
+    monkeypatch.setattr(client, "send", broken)
+    assert set((await log.bounds(topic)).values()) == {(0, 0)}
+    assert not closed
+    closed.append("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        await log.bounds(topic)
+
+
+def test_a_closed_connection_is_a_log_that_is_away_and_a_bug_is_a_bug() -> None:
+    with pytest.raises(LogUnavailableError), translated("commit"):
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+    with pytest.raises(LogUnavailableError), translated("commit"):
+        raise RequestTimedOutError
+    with pytest.raises(RuntimeError, match="a bug"), translated("commit"):
+        raise RuntimeError("a bug")
 
 
 async def test_opening_without_a_broker_fails_in_time(mortal: Broker) -> None:

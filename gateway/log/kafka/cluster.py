@@ -33,7 +33,14 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from gateway.log.base import Commit, Partition, TopicProblem, TopicSpec
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
-from gateway.log.kafka.errors import FORBIDDEN, MISCONFIGURED, raise_for, say, translated
+from gateway.log.kafka.errors import (
+    FORBIDDEN,
+    MISCONFIGURED,
+    is_of_a_closed_connection,
+    raise_for,
+    say,
+    translated,
+)
 from gateway.log.kafka.topics import (
     REPLICAS,
     partition_problems,
@@ -391,6 +398,10 @@ class Cluster:
                     except MISCONFIGURED as error:
                         raise UsageError(f"{what}: {say(error)}") from error
                     except KafkaError as error:
+                        last = error
+                    except RuntimeError as error:
+                        if not is_of_a_closed_connection(error):
+                            raise
                         last = error
                     await asyncio.sleep(RETRY_BACKOFF)
                     with contextlib.suppress(KafkaError):

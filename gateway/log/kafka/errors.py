@@ -28,6 +28,11 @@ MISCONFIGURED = (
 )
 
 
+def is_of_a_closed_connection(error: RuntimeError) -> bool:
+    """Tell whether this is how uvloop refuses a write to a transport that is closed: aiokafka expects an OSError."""
+    return str(error).endswith("the handler is closed")
+
+
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
     try:
@@ -35,6 +40,10 @@ def translated(what: str) -> Iterator[None]:
     except MISCONFIGURED as error:
         raise UsageError(f"{what}: {say(error)}") from error
     except (KafkaError, KeyError, TimeoutError) as error:
+        raise LogUnavailableError(f"{what}: expected an answer, got {say(error)}") from error
+    except RuntimeError as error:  # a KafkaError is one, too
+        if not is_of_a_closed_connection(error):
+            raise
         raise LogUnavailableError(f"{what}: expected an answer, got {say(error)}") from error
 
 
