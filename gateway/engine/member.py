@@ -54,6 +54,7 @@ class Member(ABC):
         self._memory = memory
         self._held = 0
         self.trackers: dict[Partition, Tracker] = {}
+        self._leaving: Sequence[Tracker] = ()
         self._suspended: dict[Partition, Tracker] = {}
         self._aside: set[Tracker] = set()
         self._consumer: Consumer | None = None
@@ -184,6 +185,7 @@ class Member(ABC):
         for tracker in leaving:
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
+        self._leaving = leaving
         waiting = _waiting_in(leaving)
         self._dispatch.withdraw(waiting)
         await self._let_end(leaving, waiting)
@@ -191,6 +193,7 @@ class Member(ABC):
         for tracker in leaving:
             tracker.ownership = Ownership.SUSPENDED
             self._suspended[tracker.partition] = tracker
+        self._leaving = ()
         return {tracker.partition: commit for tracker, commit in commits.items()}
 
     def overtaken(self, partition: Partition, deleted: range) -> None:

@@ -159,7 +159,7 @@ class Router(Member):
 
     def _unsettle(self, added: frozenset[tuple[str, str]]) -> None:
         """Note which deliveries under way would be put in order if their events were read again."""
-        for tracker in [*self.trackers.values(), *self._suspended.values()] if added else ():
+        for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()] if added else ():
             unsettled = [
                 pending
                 for pending in tracker.pendings.values()
