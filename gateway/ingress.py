@@ -194,21 +194,16 @@ class Ingress:
                 [value for name, (_, value) in zip(names, headers, strict=True) if name == TRANSFER_ENCODING]
             )
 
-        verifier, stream = endpoint.source.verifier, request.content
-        is_whole = stream.is_eof() and stream.exception() is None
-        sent = Request("POST", path, query, headers, stream.read_nowait() if is_whole else b"", names)
-        claim = verifier.look(sent, now=self._clock())
-        limit = self._body_limit - head_bytes
-        held = Held(endpoint.share) if is_whole else _Reader(request, self._room, endpoint.share, limit)
+        verifier, stream, limit = endpoint.source.verifier, request.content, self._body_limit - head_bytes
+        if stream.is_eof() and stream.exception() is None:
+            sent = Request("POST", path, query, headers, stream.read_nowait(), names)
+            line["bytes"] = len(sent.body)
+            identity_at, held = self._verify(endpoint, sent, limit, began)
+        else:
+            head = Request("POST", path, query, headers, b"", names)
+            sent, identity_at, held = await self._read_and_verify(request, endpoint, head, limit, line)
+        body = sent.body
         try:
-            if isinstance(held, _Reader):
-                sent = sent._replace(body=await held.read(self._limits.body_seconds))
-            body = sent.body
-            line["bytes"] = len(body)
-            if len(body) > limit:
-                raise _too_large(limit)
-            identity_at = claim.prove(sent)
-            self._settle(held, len(body))
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
                 line["span"] = self._traces.receive(
@@ -247,12 +242,32 @@ class Ingress:
             raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
         return head_bytes
 
-    def _settle(self, held: "Held", size: int) -> None:
-        """Keep the room of a body that is verified until it is closed. Raises RefusedError."""
-        if isinstance(held, _Reader):
-            self._room.settle(held)
-        elif not self._room.keep(held, size, now=asyncio.get_running_loop().time()):
+    def _verify(self, endpoint: "_Endpoint", sent: Request, limit: int, now: float) -> tuple[str | None, Held]:
+        """Verify a request that came whole; return where its identity is, and the room that its body has taken."""
+        size = len(sent.body)
+        if size > limit:
+            raise _too_large(limit)
+        identity_at = endpoint.source.verifier.verify(sent, now=self._clock())
+        held = self._room.keep(endpoint.share, size, now=now)
+        if held is None:
             raise _overloaded()
+        return identity_at, held
+
+    async def _read_and_verify(
+        self, request: web.BaseRequest, endpoint: "_Endpoint", head: Request, limit: int, line: dict[str, Any]
+    ) -> tuple[Request, str | None, Held]:
+        """Read the rest of a request, if its head may be one of an event; return it with what `_verify` does."""
+        claim = endpoint.source.verifier.look(head, now=self._clock())
+        reader = _Reader(request, self._room, endpoint.share, limit)
+        try:
+            sent = head._replace(body=await reader.read(self._limits.body_seconds))
+            line["bytes"] = len(sent.body)
+            identity_at = claim.prove(sent)
+            self._room.settle(reader)
+        except BaseException:
+            self._room.close(reader)
+            raise
+        return sent, identity_at, reader
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -386,7 +401,7 @@ class _Reader(Held):
     def _take(self, more: int) -> None:
         if self.size + more > self._limit:
             raise _too_large(self._limit)
-        if not self._room.take(self, more, now=asyncio.get_running_loop().time()):
+        if not self._room.take(self, more, now=perf_counter()):
             raise _crowded_out() if self.is_given_up else _overloaded()
 
     @override
@@ -475,9 +490,9 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
         # aiohttp waits for a head with this future; what has come without ending that is a piece of one. On a busy loop
         # the first bytes are there before it begins to wait: unless they are a request, they are a piece, too.
-        self._has_begun = self._has_begun or self._waiter is not None or bool(self._messages)
-        is_open = not self._has_begun or (self._waiter is not None and not self._waiter.done())
-        if not is_open:
+        waiter = self._waiter
+        if waiter.done() if waiter is not None else self._has_begun or self._messages:
+            self._has_begun = True
             if self._head_ends is not None:
                 self._head_ends.cancel()
                 self._head_ends = None

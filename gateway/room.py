@@ -52,16 +52,19 @@ class Room:
             self._loose += more
         return True
 
-    def keep(self, held: "Held", size: int, *, now: float) -> bool:
-        """Tell whether there is room for a body that came whole and is verified; if so it is settled at once."""
-        share = held.share
-        if not self._is_within(share, size) or not self._make_room(held, size, size, most_loose=self._total, now=now):
-            return False
+    def keep(self, share: "Share", size: int, *, now: float) -> "Held | None":
+        """Return the room of a body that came whole and is verified, settled at once; None if there is none for it."""
+        held = Held(share)
+        if not self._is_within(share, size):
+            return None
+        is_full = self._loose + self._settled + size > self._total
+        if is_full and not self._make_room(held, size, size, most_loose=self._total, now=now):
+            return None
         held.size = size
         held.is_settled = True
         share.settled += size
         self._settled += size
-        return True
+        return held
 
     def _is_within(self, share: "Share", size: int) -> bool:
         times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL

@@ -863,6 +863,7 @@ async def test_each_request_is_one_line_and_is_counted(world: World) -> None:
         "log_level": "info",
         "source": "crm",
         "status": 401,
+        "bytes": len(PING),
         "reason": "missing_credentials",
     }
     assert world.count("requests_total", source="crm", status="202") == 1

@@ -59,12 +59,12 @@ def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> Non
 def test_what_came_whole_takes_the_half_that_is_not_for_what_is_held_open_and_then_has_the_oldest_give_way() -> None:
     room = Room(TOTAL)
     held_open = [loose(room, "a", SMALL) for _ in range(32)]
-    whole = [Body(room, "b") for _ in range(34)]
-    assert all(room.keep(body, SMALL, now=1.0) for body in whole[:32])
+    whole = [room.keep(room.share("b"), SMALL, now=1.0) for _ in range(32)]
     assert (room.free, sum(body.told for body in held_open)) == (0, 0)
-    assert all(room.keep(body, SMALL, now=1.0) for body in whole[32:])
+    whole += [room.keep(room.share("b"), SMALL, now=1.0) for _ in range(2)]
     assert [body.told for body in held_open] == [1, 1] + [0] * 30
     for body in whole:
+        assert body is not None
         room.close(body)
     assert room.free == TOTAL - 30 * SMALL
 
@@ -72,10 +72,10 @@ def test_what_came_whole_takes_the_half_that_is_not_for_what_is_held_open_and_th
 def test_what_came_whole_has_no_more_than_its_sources_share() -> None:
     room = Room(TOTAL)
     taken = 0
-    while room.keep(Body(room, "a"), SMALL, now=0.0):
+    while room.keep(room.share("a"), SMALL, now=0.0):
         taken += 1
     assert taken == 48
-    assert room.keep(Body(room, "b"), SMALL, now=0.0)
+    assert room.keep(room.share("b"), SMALL, now=0.0)
 
 
 def test_a_large_body_has_others_of_its_source_give_way_only_after_a_while() -> None:
@@ -136,6 +136,7 @@ class Worlds(RuleBasedStateMachine):
         super().__init__()
         self.room = Room(TOTAL)
         self.bodies: list[Body] = []
+        self.whole: list[Held] = []
         self.now = 0.0
 
     @rule(source=st.sampled_from("abc"))
@@ -150,6 +151,23 @@ class Worlds(RuleBasedStateMachine):
         if not body.is_settled:
             before = body.size
             assert self.room.take(body, more, now=self.now) == (body.size == before + more and not body.is_given_up)
+
+    @rule(source=st.sampled_from("abc"), size=st.sampled_from([0, 1, SMALL, LARGE]))
+    def keep(self, source: str, size: int) -> None:
+        free = self.room.free
+        held = self.room.keep(self.room.share(source), size, now=self.now)
+        if held is not None:
+            assert (held.size, held.is_settled) == (size, True)
+            self.whole.append(held)
+        else:
+            assert self.room.free >= free
+
+    @precondition(lambda self: self.whole)
+    @rule(data=st.data())
+    def close_whole(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.whole))
+        self.whole.remove(held)
+        self.room.close(held)
 
     @precondition(lambda self: self.bodies)
     @rule(data=st.data())
@@ -168,19 +186,21 @@ class Worlds(RuleBasedStateMachine):
 
     @invariant()
     def it_adds_up(self) -> None:
-        assert self.room.free == TOTAL - sum(body.size for body in self.bodies) >= 0
+        assert self.room.free == TOTAL - sum(body.size for body in (*self.bodies, *self.whole)) >= 0
         assert all(body.told == body.is_given_up for body in self.bodies)
         assert not any(body.is_given_up and body.size for body in self.bodies)
         assert sum(body.size for body in self.bodies if not body.is_settled) <= TOTAL // 2
         assert set(self.room._crowd) == {body.share for body in self.bodies if body.size and not body.is_settled}
         for share in self.room._shares.values():
             assert share.loose_bytes == sum(body.size for body in share.loose)
-            assert share.settled == sum(b.size for b in self.bodies if b.share is share and b.is_settled)
+            assert share.settled == sum(
+                held.size for held in (*self.bodies, *self.whole) if held.share is share and held.is_settled
+            )
 
     @override
     def teardown(self) -> None:
-        for body in self.bodies:
-            self.room.close(body)
+        for held in (*self.bodies, *self.whole):
+            self.room.close(held)
         assert self.room.free == TOTAL
         assert self.room._crowd == {}
 

@@ -12,9 +12,12 @@ class SteadyClock:
 
     def tell(self, estimate: float, ticks: float) -> float:
         """Return the time, of which this is the best estimate; `ticks` is the monotonic clock."""
-        self._told = max(estimate, self._told + max(0.0, ticks - self._told_at) / 2)
-        self._told_at = max(ticks, self._told_at)
-        return self._told
+        told = self._told
+        if ticks > self._told_at:
+            told += (ticks - self._told_at) / 2
+            self._told_at = ticks
+        self._told = told = max(told, estimate)
+        return told
 
     def begin_anew(self) -> None:
         """Go by the next estimate, also if that is a step back."""

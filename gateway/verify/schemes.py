@@ -158,6 +158,9 @@ class Verifier:
 
         Raises RefusedError (401) with a `Reason`; its detail says what was expected where, never which secret failed.
         """
+        if len(self.checks) == 1:
+            self.checks[0].look(request, now)(request, [])
+            return self.ids[0]
         return self.look(request, now=now).prove(request)
 
     def look(self, head: Request, *, now: float) -> "Claim":

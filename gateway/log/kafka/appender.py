@@ -76,7 +76,7 @@ class Appender:
         started = self._loop.time()
         producer = self._producer
         try:
-            places = await self._known_places(topic, producer)
+            places = self._places.get(topic) or await self._known_places(topic, producer)
             where = places[partition_of(key, len(places))]
             # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
             accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
