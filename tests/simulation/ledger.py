@@ -666,8 +666,8 @@ class Ledger:
         """Tell whether an ordered record may count as a copy though none of its topic is the first.
 
         Its event was read once more, after later ones, and by new rules: by those before it was for nobody there, or
-        was carried on as one of a plain route. Or its owner took it for a copy, which the owner before, who didn't know
-        yet that it was no longer that, did not.
+        was carried on as one of a plain route or of an unknown source. Or its owner took it for a copy, which the owner
+        before, who didn't know yet that it was no longer that, did not.
         """
         origin = row.origin
         if origin is None or row.event is None:
@@ -680,13 +680,19 @@ class Ledger:
         event = self.rows[origin.partition][origin.offset]
         since = event.at
         is_for_nobody = (delivery.route, delivery.destination) not in self.required(row.event, since, self._now())
-        is_carried_on = any(each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows)
+        is_carried_on = self._goes_on_from_a_tier(row) or any(
+            each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows
+        )
         return is_behind and (is_for_nobody or is_carried_on or self.may_be_dropped(event))
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""
         assert row.event is not None
         return self.trails.get((row.number, delivery_id(row.event.id, "", "")), Trail())
+
+    def _goes_on_from_a_tier(self, row: Row) -> bool:
+        """Tell whether a tier still has an event as one of an unknown source."""
+        return any(other.offset not in self._covered[ROUTER, other.partition] for other in self._nowhere(row).rows)
 
     def _keys(self, row: Row) -> Iterator[Key]:
         if row.filed is not None and row.filed.delivery.route:
