@@ -1019,10 +1019,12 @@ class Ledger:
                         self.violate("10 copies", "a copy was delivered", [row, *tries])
 
     def _check_repeats(self) -> None:
-        for trail in self.trails.values():
+        for (number, _), trail in self.trails.items():
             made = Counter(each.attempt for each in trail.tries)
             allowed = 0 if self.plan.is_graceful else trail.hits
-            if trail.tries and not self._was_ordered(trail.tries[0].route):
+            # What has gone through a tier as of an unknown source has no place in the order, by which copies are told.
+            is_displaced = bool(self.trails.get((number, delivery_id(self.events[number].id, "", "")), Trail()).rows)
+            if trail.tries and (is_displaced or not self._was_ordered(trail.tries[0].route)):
                 allowed += trail.spared
             lives = 1 + len(trail.lives)
             most = max(made.values(), default=0)
