@@ -268,7 +268,7 @@ class World:
         return {partition: segment.end for partition, segment in self.broker.segments.items()}
 
     def _orders_are_done(self) -> bool:
-        return all(
+        return bool(self.processes) and all(
             not any(order.is_asked for order in process.control.orders.values()) and not process.control.unclosed()
             for process in self.processes.values()
         )
