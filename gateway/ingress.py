@@ -16,6 +16,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from itertools import chain
+from operator import itemgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -187,22 +188,21 @@ class Ingress:
         if endpoint is None:
             raise RefusedError(404, "unknown_source", "no source has this path")
         headers = request.raw_headers
-        head_bytes = self._take_head(request, query)
-        names = [name.lower() for name, _ in headers]
-        if TRANSFER_ENCODING in names:
-            _refuse_codings(
-                [value for name, (_, value) in zip(names, headers, strict=True) if name == TRANSFER_ENCODING]
-            )
-
+        names = list(map(bytes.lower, map(NAME_OF, headers)))
+        head_bytes = self._take_head(request, query, names)
         verifier, stream, limit = endpoint.source.verifier, request.content, self._body_limit - head_bytes
         if stream.is_eof() and stream.exception() is None:
             sent = Request("POST", path, query, headers, stream.read_nowait(), names)
             line["bytes"] = len(sent.body)
-            identity_at, held = self._verify(endpoint, sent, limit, began)
+            if len(sent.body) > limit:
+                raise _too_large(limit)
+            identity_at = verifier.verify(sent, now=self._clock())
         else:
             head = Request("POST", path, query, headers, b"", names)
-            sent, identity_at, held = await self._read_and_verify(request, endpoint, head, limit, line)
+            sent, identity_at = await self._read_and_verify(request, endpoint, head, limit, line)
         body = sent.body
+        if not self._room.keep(endpoint.share, len(body), now=perf_counter()):
+            raise _overloaded()
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
@@ -227,47 +227,34 @@ class Ingress:
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
         finally:
-            self._room.close(held)
+            self._room.give_back(endpoint.share, len(body))
         return _Accepted(event.id)
 
-    def _take_head(self, request: web.BaseRequest, query: str) -> int:
+    def _take_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
         """Return the bytes of a head that may be one of an event. Raises RefusedError."""
         if request.method != "POST":
             raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
-        head_bytes, limit = (
-            len(query) + sum(map(len, chain.from_iterable(request.raw_headers))),
-            self._limits.head_bytes,
-        )
-        if head_bytes > limit:
+        head_bytes = len(query) + sum(map(len, chain.from_iterable(request.raw_headers)))
+        if head_bytes > self._limits.head_bytes:
+            limit = self._limits.head_bytes
             raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
+        if TRANSFER_ENCODING in names:
+            headers = zip(names, request.raw_headers, strict=True)
+            _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
         return head_bytes
-
-    def _verify(self, endpoint: "_Endpoint", sent: Request, limit: int, now: float) -> tuple[str | None, Held]:
-        """Verify a request that came whole; return where its identity is, and the room that its body has taken."""
-        size = len(sent.body)
-        if size > limit:
-            raise _too_large(limit)
-        identity_at = endpoint.source.verifier.verify(sent, now=self._clock())
-        held = self._room.keep(endpoint.share, size, now=now)
-        if held is None:
-            raise _overloaded()
-        return identity_at, held
 
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: "_Endpoint", head: Request, limit: int, line: dict[str, Any]
-    ) -> tuple[Request, str | None, Held]:
-        """Read the rest of a request, if its head may be one of an event; return it with what `_verify` does."""
+    ) -> tuple[Request, str | None]:
+        """Read the rest of a request, if its head may be one of an event; return it, and where its identity is."""
         claim = endpoint.source.verifier.look(head, now=self._clock())
         reader = _Reader(request, self._room, endpoint.share, limit)
         try:
             sent = head._replace(body=await reader.read(self._limits.body_seconds))
             line["bytes"] = len(sent.body)
-            identity_at = claim.prove(sent)
-            self._room.settle(reader)
-        except BaseException:
+            return sent, claim.prove(sent)
+        finally:
             self._room.close(reader)
-            raise
-        return sent, identity_at, reader
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -609,6 +596,7 @@ class _Answer(NamedTuple):
 TOO_SLOW = _Answer(408, "head_slow")
 TOO_LARGE = _Answer(431, "head_too_large")
 TRANSFER_ENCODING = b"transfer-encoding"
+NAME_OF = itemgetter(0)
 
 
 def _date(now: float) -> bytes:

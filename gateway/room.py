@@ -17,7 +17,11 @@ PATIENCE = 1.0
 
 
 class Room:
-    """Bytes for bodies, over all requests."""
+    """Bytes for bodies, over all requests.
+
+    While one is read it takes room for what comes of it, until it is closed. Once it is verified its bytes are kept,
+    until they are given back.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -39,7 +43,7 @@ class Room:
         share, size = held.share, held.size + more
         if held.is_given_up or not self._is_within(share, size):
             return False
-        if not self._make_room(held, more, size, most_loose=self._total // 2, now=now):
+        if not self._make_room(share, more, size, most_loose=self._total // 2, now=now, asking=held):
             return False
         if more:
             if not held.size:
@@ -52,30 +56,43 @@ class Room:
             self._loose += more
         return True
 
-    def keep(self, share: "Share", size: int, *, now: float) -> "Held | None":
-        """Return the room of a body that came whole and is verified, settled at once; None if there is none for it."""
-        held = Held(share)
+    def close(self, held: "Held") -> None:
+        """Free what a body has taken while it was read."""
+        share = held.share
+        if held.size:
+            del share.loose[held]
+            if not share.loose:
+                del self._crowd[share]
+            share.loose_bytes -= held.size
+            self._loose -= held.size
+            held.size = 0
+
+    def keep(self, share: "Share", size: int, *, now: float) -> bool:
+        """Tell whether there is room for a body that is whole and verified, and settle it if so."""
         if not self._is_within(share, size):
-            return None
-        is_full = self._loose + self._settled + size > self._total
-        if is_full and not self._make_room(held, size, size, most_loose=self._total, now=now):
-            return None
-        held.size = size
-        held.is_settled = True
+            return False
+        if size > self.free and not self._make_room(share, size, size, most_loose=self._total, now=now):
+            return False
         share.settled += size
         self._settled += size
-        return held
+        return True
+
+    def give_back(self, share: "Share", size: int) -> None:
+        """Free the bytes of a settled body."""
+        share.settled -= size
+        self._settled -= size
 
     def _is_within(self, share: "Share", size: int) -> bool:
         times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
         return share.settled + size <= times * (self._total - self._settled - size)
 
-    def _make_room(self, held: "Held", more: int, size: int, *, most_loose: int, now: float) -> bool:
+    def _make_room(
+        self, share: "Share", more: int, size: int, *, most_loose: int, now: float, asking: "Held | None" = None
+    ) -> bool:
         """Give up loose bodies until there is room for so many bytes more of a body that then has that size."""
-        share = held.share
         while self._loose + more > most_loose or self._loose + self._settled + more > self._total:
             oldest = self._oldest()
-            if oldest is None or oldest is held:
+            if oldest is None or oldest is asking:
                 return False
             if oldest.share is share and size > SMALL and now < oldest.began + PATIENCE:
                 return False
@@ -84,37 +101,9 @@ class Room:
             oldest.give_up()
         return True
 
-    def settle(self, held: "Held") -> None:
-        """Keep a body until it is closed: it is whole and verified."""
-        size = held.size
-        if size:
-            self._no_longer_loose(held)
-            held.is_settled = True
-            held.share.settled += size
-            self._settled += size
-
-    def close(self, held: "Held") -> None:
-        """Give back what a body has taken, wherever it got to."""
-        size = held.size
-        if held.is_settled:
-            held.share.settled -= size
-            self._settled -= size
-            held.is_settled = False
-        elif size:
-            self._no_longer_loose(held)
-        held.size = 0
-
     def _oldest(self) -> "Held | None":
         most = max(self._crowd, key=lambda share: share.loose_bytes, default=None)
         return None if most is None else next(iter(most.loose))
-
-    def _no_longer_loose(self, held: "Held") -> None:
-        share = held.share
-        del share.loose[held]
-        if not share.loose:
-            del self._crowd[share]
-        share.loose_bytes -= held.size
-        self._loose -= held.size
 
 
 class Share:
@@ -129,15 +118,14 @@ class Share:
 
 
 class Held:
-    """A body's room, which whoever reads the body derives from."""
+    """The room of a body that is being read, which whoever reads it derives from."""
 
-    __slots__ = ("began", "is_given_up", "is_settled", "share", "size")
+    __slots__ = ("began", "is_given_up", "share", "size")
 
     def __init__(self, share: Share) -> None:
         self.share = share
         self.size = 0
         self.began = 0.0
-        self.is_settled = False
         self.is_given_up = False
 
     def give_up(self) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from typing_extensions import override
 
-from gateway.room import PATIENCE, SMALL, Held, Room
+from gateway.room import PATIENCE, SMALL, Held, Room, Share
 
 TOTAL = 64 * SMALL
 LARGE = 4 * SMALL
@@ -27,12 +27,6 @@ class Body(Held):
 def loose(room: Room, source: str, size: int, *, now: float = 0.0) -> Body:
     body = Body(room, source)
     assert room.take(body, size, now=now)
-    return body
-
-
-def settled(room: Room, source: str, size: int) -> Body:
-    body = loose(room, source, size)
-    room.settle(body)
     return body
 
 
@@ -59,13 +53,12 @@ def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> Non
 def test_what_came_whole_takes_the_half_that_is_not_for_what_is_held_open_and_then_has_the_oldest_give_way() -> None:
     room = Room(TOTAL)
     held_open = [loose(room, "a", SMALL) for _ in range(32)]
-    whole = [room.keep(room.share("b"), SMALL, now=1.0) for _ in range(32)]
+    assert all(room.keep(room.share("b"), SMALL, now=1.0) for _ in range(32))
     assert (room.free, sum(body.told for body in held_open)) == (0, 0)
-    whole += [room.keep(room.share("b"), SMALL, now=1.0) for _ in range(2)]
+    assert all(room.keep(room.share("b"), SMALL, now=1.0) for _ in range(2))
     assert [body.told for body in held_open] == [1, 1] + [0] * 30
-    for body in whole:
-        assert body is not None
-        room.close(body)
+    for _ in range(34):
+        room.give_back(room.share("b"), SMALL)
     assert room.free == TOTAL - 30 * SMALL
 
 
@@ -99,33 +92,42 @@ def test_the_oldest_of_all_gives_way_to_nobody_when_it_asks_itself() -> None:
 
 def test_what_waits_for_its_append_gives_way_to_nobody() -> None:
     room = Room(TOTAL)
-    kept = []
-    while room.take(body := Body(room), SMALL, now=0.0):
-        room.settle(body)
-        kept.append(body)
-    assert len(kept) == 48
-    assert {body.told for body in kept} == {0}
+    while room.keep(room.share("a"), SMALL, now=0.0):
+        pass
+    held_open = loose(room, "b", SMALL)
+    assert all(room.take(Body(room, "b"), SMALL, now=9.0) for _ in range(64))
+    assert (room.free, held_open.told) == (0, 1)
 
 
 @pytest.mark.parametrize(("size", "share"), [(SMALL, 3 / 4), (LARGE, 1 / 2)])
 def test_a_source_leaves_room_for_the_others_and_large_bodies_for_small_ones(size: int, share: float) -> None:
     room = Room(TOTAL)
     count = 0
-    while room.take(body := Body(room), size, now=0.0):
-        room.settle(body)
+    while room.keep(room.share("a"), size, now=0.0):
         count += 1
     assert count * size == TOTAL * share
     if size > SMALL:
-        settled(room, "a", SMALL)
+        assert room.keep(room.share("a"), SMALL, now=0.0)
     for _ in range(4):
-        settled(room, "b", SMALL)
+        assert room.keep(room.share("b"), SMALL, now=0.0)
+
+
+def test_bodies_that_were_read_beside_each_other_have_no_more_than_their_sources_share() -> None:
+    room = Room(TOTAL)
+    read = [loose(room, "a", SMALL) for _ in range(32)]
+    while room.keep(room.share("a"), SMALL, now=0.0) and room.free:
+        pass
+    for body in read:
+        room.close(body)
+    kept = sum(room.keep(room.share("a"), SMALL, now=0.0) for _ in read)
+    assert (32 + kept) * SMALL == TOTAL * 3 / 4
 
 
 def test_an_empty_body_takes_nothing() -> None:
     room = Room(TOTAL)
-    body = loose(room, "a", 0)
-    room.settle(body)
-    room.close(body)
+    room.close(loose(room, "a", 0))
+    assert room.keep(room.share("a"), 0, now=0.0)
+    room.give_back(room.share("a"), 0)
     assert room.free == TOTAL
 
 
@@ -136,7 +138,7 @@ class Worlds(RuleBasedStateMachine):
         super().__init__()
         self.room = Room(TOTAL)
         self.bodies: list[Body] = []
-        self.whole: list[Held] = []
+        self.kept: list[tuple[Share, int]] = []
         self.now = 0.0
 
     @rule(source=st.sampled_from("abc"))
@@ -148,33 +150,22 @@ class Worlds(RuleBasedStateMachine):
     def grow(self, data: st.DataObject, more: int, seconds: float) -> None:
         self.now += seconds
         body = data.draw(st.sampled_from(self.bodies))
-        if not body.is_settled:
-            before = body.size
-            assert self.room.take(body, more, now=self.now) == (body.size == before + more and not body.is_given_up)
+        before = body.size
+        assert self.room.take(body, more, now=self.now) == (body.size == before + more and not body.is_given_up)
 
     @rule(source=st.sampled_from("abc"), size=st.sampled_from([0, 1, SMALL, LARGE]))
     def keep(self, source: str, size: int) -> None:
-        free = self.room.free
-        held = self.room.keep(self.room.share(source), size, now=self.now)
-        if held is not None:
-            assert (held.size, held.is_settled) == (size, True)
-            self.whole.append(held)
+        free, share = self.room.free, self.room.share(source)
+        if self.room.keep(share, size, now=self.now):
+            self.kept.append((share, size))
         else:
             assert self.room.free >= free
 
-    @precondition(lambda self: self.whole)
+    @precondition(lambda self: self.kept)
     @rule(data=st.data())
-    def close_whole(self, data: st.DataObject) -> None:
-        held = data.draw(st.sampled_from(self.whole))
-        self.whole.remove(held)
-        self.room.close(held)
-
-    @precondition(lambda self: self.bodies)
-    @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        body = data.draw(st.sampled_from(self.bodies))
-        if not body.is_settled and not body.is_given_up:
-            self.room.settle(body)
+    def give_back(self, data: st.DataObject) -> None:
+        which = data.draw(st.integers(0, len(self.kept) - 1))
+        self.room.give_back(*self.kept.pop(which))
 
     @precondition(lambda self: self.bodies)
     @rule(data=st.data())
@@ -186,21 +177,22 @@ class Worlds(RuleBasedStateMachine):
 
     @invariant()
     def it_adds_up(self) -> None:
-        assert self.room.free == TOTAL - sum(body.size for body in (*self.bodies, *self.whole)) >= 0
+        loose, settled = sum(body.size for body in self.bodies), sum(size for _, size in self.kept)
+        assert self.room.free == TOTAL - loose - settled >= 0
         assert all(body.told == body.is_given_up for body in self.bodies)
         assert not any(body.is_given_up and body.size for body in self.bodies)
-        assert sum(body.size for body in self.bodies if not body.is_settled) <= TOTAL // 2
-        assert set(self.room._crowd) == {body.share for body in self.bodies if body.size and not body.is_settled}
+        assert loose <= TOTAL // 2
+        assert set(self.room._crowd) == {body.share for body in self.bodies if body.size}
         for share in self.room._shares.values():
             assert share.loose_bytes == sum(body.size for body in share.loose)
-            assert share.settled == sum(
-                held.size for held in (*self.bodies, *self.whole) if held.share is share and held.is_settled
-            )
+            assert share.settled == sum(size for owner, size in self.kept if owner is share)
 
     @override
     def teardown(self) -> None:
-        for held in (*self.bodies, *self.whole):
-            self.room.close(held)
+        for body in self.bodies:
+            self.room.close(body)
+        for share, size in self.kept:
+            self.room.give_back(share, size)
         assert self.room.free == TOTAL
         assert self.room._crowd == {}
 

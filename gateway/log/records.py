@@ -48,6 +48,8 @@ from gateway.model import (
 
 FORMAT = 1
 _WRITTEN = b"%d" % FORMAT
+_CONTENT_TYPE = b"content-type"
+_CONTENT_TYPE_LENGTH = len(_CONTENT_TYPE)
 _FROM = "gw_from"
 SIGHTING = struct.Struct(">16s8sQQ")
 """Of an event: the digest of its identity, its fingerprint, its offset, and when it was appended (microseconds)."""
@@ -108,10 +110,10 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
         ("ce_time", _rfc3339(event.received_at)),
         ("gw_v", _WRITTEN),
         ("gw_at", b"%.6f" % event.received_at),
-        ("gw_headers", b"\r\n".join([b": ".join(pair) for pair in event.headers])),
+        ("gw_headers", b"\r\n".join(map(b": ".join, event.headers))),
     ]
     for name, value in event.headers:
-        if len(name) == len(b"content-type") and name.lower() == b"content-type":
+        if len(name) == _CONTENT_TYPE_LENGTH and name.lower() == _CONTENT_TYPE:
             headers.append(("content-type", value))
             break
     if event.query:
