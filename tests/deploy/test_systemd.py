@@ -5,12 +5,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from prometheus_client import ProcessCollector
 
 from gateway.cli import COMMANDS
+from gateway.client.egress import NAMED_ONLY
 from gateway.run import STOP_TIMEOUT
 from gateway.settings import EmbeddedTarget, Role, from_sources
 
@@ -74,6 +76,12 @@ def test_it_has_the_time_to_drain_and_comes_back_unless_it_is_told_nonsense() ->
     assert settings["KillSignal"] == "SIGTERM"
     assert settings["Restart"] == "always"
     assert settings["RestartPreventExitStatus"] == "2"
+
+
+def test_the_system_refuses_the_addresses_that_the_gateway_refuses() -> None:
+    denied = [ip_network(text) for name, value in _settings() if name == "IPAddressDeny" for text in value.split()]
+    assert set(denied) == {network for _, networks in NAMED_ONLY for network in networks}
+    assert len(denied) == len(set(denied))
 
 
 def test_secrets_come_as_credentials() -> None:
