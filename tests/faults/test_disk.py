@@ -20,6 +20,7 @@ from tests.acceptance.conftest import LogPlace
 from tests.faults.scene import Scene, Table
 from tests.faults.wal import end_of_commits
 from tests.gateway_process import GatewayProcess
+from tests.seeds import drawn
 
 Fill = Callable[[Path, GatewayProcess], None]
 
@@ -71,7 +72,7 @@ async def test_what_was_acknowledged_survives_kills_that_leave_the_tail_of_the_w
 ) -> None:
     """Killed at random moments; then what stands behind the last commit frame is cut, overwritten or added to."""
     rounds = 2 if is_full else 1
-    chance = random.Random(2)
+    chance = random.Random(drawn())
     wal = Path(f"{embedded_place.path}-wal")
     async with Scene(f"torn {rounds * len(TEARS)} times", embedded_place, folder, table, rate=400) as scene:
         [gateway] = scene.gateways

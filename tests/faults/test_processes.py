@@ -10,6 +10,7 @@ from dev.kafka import Cluster
 from gateway.engine.member import COMMIT_AFTER
 from tests.acceptance.conftest import LogPlace
 from tests.faults.scene import Scene, Table
+from tests.seeds import drawn
 from tests.sink import Answer
 
 
@@ -28,7 +29,7 @@ async def test_a_gateway_that_is_killed_again_and_again_repeats_only_what_it_had
     place: LogPlace, folder: Path, table: Table, *, is_full: bool
 ) -> None:
     kills, rate = (5, 1500.0) if is_full else (2, 150.0)
-    chance = random.Random(1)
+    chance = random.Random(drawn())
     async with Scene(f"killed {kills} times", place, folder, table, rate=rate) as scene:
         [gateway] = scene.gateways
         async with scene.load():
