@@ -623,9 +623,9 @@ def test_a_field_that_is_missing_in_a_template_is_an_error() -> None:
             Template(template).render(a_view())
 
 
-def test_what_the_readme_says_of_fields_that_are_not_in_each_event_is_so() -> None:
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
-    (text,) = re.findall(r"^```yaml\n(request:\n.*?)^```", readme, re.MULTILINE | re.DOTALL)
+def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so() -> None:
+    document = (Path(__file__).parent.parent.parent / "docs/rules.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(request:\n.*?)^```", document, re.MULTILINE | re.DOTALL)
     template = Template(yaml.safe_load(text)["request"]["body"])
     absent = a_view({"customer": {"id": 7}, "items": []})
     assert template.render(absent) == {"customer": 7, "phone": None, "first": "nothing", "trace": "none"}
