@@ -23,7 +23,9 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from gateway.cli import COMMANDS, DUE, main
+from gateway.cli import main
+from gateway.commands import COMMANDS
+from gateway.commands.replay import DUE
 from gateway.engine.control import DeadFilter, Order, Selection, State, decode
 from gateway.engine.dedupe import SIGHTINGS_KEPT
 from gateway.engine.successors import WHY
@@ -1378,7 +1380,7 @@ def test_without_a_log_nothing_is_called_fine(run: Run, monkeypatch: pytest.Monk
     async def answer(_: str) -> dict[str, Any]:  # a process that has nothing to tell
         return {}
 
-    monkeypatch.setattr("gateway.cli.ask_status", answer)
+    monkeypatch.setattr("gateway.commands.status.ask_status", answer)
     for more in ((), ("ci",)):
         words = ("status", *more, "--admin", "127.0.0.1:1", "--log", "sqlite:///none.db")
         code, out, _ = run(*words)

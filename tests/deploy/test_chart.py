@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from deploy.grafana.boards import GATEWAY
-from gateway.cli import COMMANDS
 from gateway.client.egress import NAMED_ONLY
+from gateway.commands import COMMANDS
 from gateway.log.base import TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.topics import ROUTER_GROUP, Topics

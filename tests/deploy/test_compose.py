@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway.cli import COMMANDS
+from gateway.commands import COMMANDS
 from gateway.ops import probe
 from gateway.rules.load import check_rules
 from gateway.run import STOP_TIMEOUT

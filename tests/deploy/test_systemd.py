@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import ProcessCollector
 
-from gateway.cli import COMMANDS
 from gateway.client.egress import NAMED_ONLY
+from gateway.commands import COMMANDS
 from gateway.run import STOP_TIMEOUT
 from gateway.settings import EmbeddedTarget, Role, from_sources
 

@@ -1,0 +1,164 @@
+"""What a command is, and what several of them share."""
+
+import argparse
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.commands.values import Parser, duration
+from gateway.log.base import Log
+from gateway.log.topics import Topics
+from gateway.model import UsageError
+from gateway.ops.output import Output
+from gateway.rules.document import reason_of
+from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
+from gateway.run import open_log
+from gateway.settings import EmbeddedTarget, Settings
+from gateway.telemetry import logs
+
+SETTINGS = {
+    "rules": ("FILE", "the rule file", "routes.yaml"),
+    "log": ("URL", "sqlite:///FILE or kafka://HOST:PORT[,HOST:PORT]", "sqlite:///gateway.db"),
+    "listen": ("HOST:PORT", "where senders post", "0.0.0.0:8080"),
+    "admin": ("HOST:PORT", "where metrics and health are", "127.0.0.1:9090"),
+    "role": ("ROLE", "all, ingress or router", "all"),
+    "topic_prefix": ("PREFIX", "what the names of topics and groups begin with", "gateway."),
+    "traces": ("URL", "an OTLP collector that traces are sent to, such as http://localhost:4318", "none"),
+    "traces_ratio": ("SHARE", "how much is traced, from 0 to 1, where a sender leaves it to us", "1"),
+    "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
+    "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
+    "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
+    "kafka_sasl_password_file": ("FILE", "its password; with OAUTHBEARER the client's secret", "none"),
+    "kafka_oauth_token_url": ("URL", "where OAUTHBEARER fetches its tokens", "none"),
+    "kafka_oauth_scope": ("SCOPE", "the scope that is asked for there", "none"),
+    "kafka_oauth_audience": ("NAME", "the audience that is asked for there", "none"),
+    "kafka_ssl_ca": ("FILE", "the authorities that are trusted, in PEM", "the system's"),
+    "kafka_ssl_certificate": ("FILE", "the certificate that is shown to brokers, in PEM", "none"),
+    "kafka_ssl_key": ("FILE", "its private key", "in the certificate's file"),
+}
+"""What it is called in the help, what it is, and its default; `settings.py` reads them."""
+
+
+KAFKA = tuple([name for name in SETTINGS if name.startswith("kafka_")])
+
+
+LOG = ("log", "topic_prefix", *KAFKA)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command's arguments, and where it prints."""
+
+    arguments: argparse.Namespace
+    settings: Settings
+    output: Output
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.settings.topic_prefix)
+
+
+Run = Callable[[Call], int | Coroutine[Any, Any, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command: how it is called, what it takes and does. `settings` are those of `Settings` that it reads."""
+
+    name: str
+    about: str
+    example: str
+    run: Run
+    takes: Callable[[Parser], None]
+    settings: tuple[str, ...]
+
+    def parser(self) -> Parser:
+        parser = Parser(
+            prog=f"gateway {self.name}",
+            description=f"{self.about[0].upper()}{self.about[1:]}.",
+            epilog=f"example:\n  {self.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.takes(parser)
+        kafka = parser.add_argument_group("the connection to Kafka") if set(KAFKA) & set(self.settings) else parser
+        for name in self.settings:
+            metavar, about, default = SETTINGS[name]
+            flag = "--" + name.replace("_", "-")
+            place = kafka if name in KAFKA else parser
+            place.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
+        if self.name != "run":
+            parser.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
+        return parser
+
+
+REGISTERED: dict[str, Command] = {}
+
+
+def command(
+    name: str,
+    *,
+    about: str,
+    example: str,
+    takes: Callable[[Parser], None] = lambda _: None,
+    settings: tuple[str, ...] = (),
+) -> Callable[[Run], Run]:
+    """Make a function a command."""
+
+    def register(run: Run) -> Run:
+        REGISTERED[name] = Command(name=name, about=about, example=example, run=run, takes=takes, settings=settings)
+        return run
+
+    return register
+
+
+@asynccontextmanager
+async def opened_log(call: Call, *, may_create: bool = False) -> AsyncIterator[Log]:
+    """Open the log beside a running gateway. With `may_create`, an embedded one that isn't there is made."""
+    lines = logs.configure(json=False, level=logging.WARNING, descriptor=2)
+    target = call.settings.log
+    # A command is no owner, so that it can work beside the gateway that is.
+    is_new = may_create and isinstance(target, EmbeddedTarget) and not target.path.exists()
+    try:
+        log = await open_log(call.settings, owner=is_new)
+        try:
+            yield log
+        finally:
+            await log.close()
+    finally:
+        lines.close()
+
+
+def rule_file(call: Call) -> Path:
+    return Path(call.arguments.file) if call.arguments.file else call.settings.rules
+
+
+def rules_without_secrets(path: Path) -> Rules:
+    """Read rules for a command that needs no secrets: something stands in for what can't be resolved."""
+    return load_rules(path, resolve=False)
+
+
+def read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{name}: expected a file, got: {reason_of(error)}") from error
+
+
+def rule_file_argument(parser: Parser) -> None:
+    parser.add_argument("file", nargs="?", metavar="routes.yaml", help="the rule file (GATEWAY_RULES; routes.yaml)")
+    parser.set_defaults(rules=None)
+
+
+def wait_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--wait", action=argparse.BooleanOptionalAction, default=True, help="until the running gateway has done it"
+    )
+    parser.add_argument("--timeout", type=duration, default=30.0, metavar="DURATION", help="of the wait (30s)")

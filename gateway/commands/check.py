@@ -1,0 +1,135 @@
+"""`gateway check` and `schema`: what is wrong with the rules, and what may stand there."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
+
+from gateway.commands.base import LOG, Call, command, opened_log, rule_file, rule_file_argument
+from gateway.commands.values import Parser, duration
+from gateway.ops.identities import Seen, identities_of
+from gateway.ops.output import Output
+from gateway.ops.show import count
+from gateway.rules.load import check_rules
+from gateway.rules.rules import Rules
+from gateway.rules.schema import json_schema
+from gateway.run import event_topics, specs_of
+
+
+def check_arguments(parser: Parser) -> None:
+    rule_file_argument(parser)
+    about = "look also at the events that the log has of the last 1h: do identities tell each apart, by these rules?"
+    parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
+
+
+@command(
+    "check",
+    about="tell every problem of the rules, with its place",
+    example="gateway check routes.yaml",
+    takes=check_arguments,
+    settings=LOG,
+)
+async def _check(call: Call) -> int:
+    path = rule_file(call)
+    rules, problems = check_rules(path, resolve=False)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    for problem in problems:
+        fields = asdict(problem)
+        if call.output.json:
+            call.output.line({key: fields[key] for key in CHECKED})
+        style = "bold red" if problem.severity == "error" else "yellow"
+        call.output.say((f"{problem.severity}: ", style), str(problem))
+    warnings = len(problems) - len(errors)
+    failures: Sequence[str] = ()
+    if rules is not None and not errors and call.arguments.since is not None:
+        warned, failures = await _check_identities(call, rules)
+        warnings += warned
+    if errors:
+        call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
+        return 2
+    told = f", with {count(warnings, 'warning')}" if warnings else ""
+    if rules is None:
+        call.output.say(f"{path}: no error{told}; what hangs on an unresolved reference wasn't looked at")
+        return 0
+    specs_of(rules, call.topics)  # or one is for what is the gateway's own
+    sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
+    counted = ", ".join(count(len(found), what) for what, found in sizes.items())
+    if failures:
+        call.output.say((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), told)
+        return 1
+    call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
+    return 0
+
+
+async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str]]:
+    """Tell how the identities of sources tell the events in the log apart.
+
+    Return how many warnings that makes, and what is wrong with how many sources.
+    """
+    output = call.output
+    async with opened_log(call) as log:
+        since = log.now() - call.arguments.since
+        with call.output.waiting("reading the log"):
+            found = await identities_of(log, event_topics(rules, call.topics), since, rules.sources)
+    _print_identities(output, found)
+    warned = conflicts = unidentified = 0
+    for name, seen in sorted(found.items()):
+        conflict, absence, problem = seen.conflict(), seen.absence(), seen.problem()
+        conflicts += bool(conflict)
+        unidentified += seen.is_unidentified
+        told = [(conflict, True), (absence, seen.is_unidentified), (problem, False)]
+        for what, is_error in told:
+            if not what:
+                continue
+            warned += not is_error
+            severity = "error" if is_error else "warning"
+            message = f"{what}; `gateway explain {name}` tells what identifies its events"
+            if output.json:
+                line = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
+                output.line(dict.fromkeys(CHECKED) | line)
+            output.say((f"{severity}: ", "bold red" if is_error else "yellow"), f"sources.{name}.id: {message}")
+    failures = []
+    if conflicts:
+        failures.append(f"the identities of {count(conflicts, 'source')} make different events equal")
+    if unidentified:
+        failures.append(f"the `id` of {count(unidentified, 'source')} is in none of the events")
+    return warned, failures
+
+
+def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for name, seen in sorted(found.items()):
+        types = seen.by_type()
+        for each in types:
+            if output.json:
+                output.line({"source": name, **asdict(each)})
+        rows += [(name, each.type, *[f"{number:,}" for number in astuple(each)[1:]]) for each in types[:MOST_TYPES]]
+        if rest := types[MOST_TYPES:]:
+            numbers = [sum(column) for column in zip(*[astuple(each)[1:] for each in rest], strict=True)]
+            rows.append((name, f"({count(len(rest), 'other type')})", *[f"{number:,}" for number in numbers]))
+    if rows:
+        output.table(["source", "type", *COUNTED], rows, right=COUNTED)
+        output.say()
+    else:
+        output.say("no events were appended then")
+
+
+COUNTED = ("events", "copies", "conflicts", "without identity")
+
+
+MOST_TYPES = 20
+"""Of a source that are told one by one: a sender may make up as many as it likes."""
+
+
+CHECKED = ("file", "line", "column", "path", "code", "severity", "message")
+
+
+@command(
+    "schema",
+    about="print the JSON Schema of routes.yaml, for editors",
+    example="gateway schema > routes.schema.json",
+)
+def _schema(call: Call) -> int:
+    indent = None if call.output.json else 2
+    sys.stdout.write(json.dumps(json_schema(), indent=indent, ensure_ascii=False) + "\n")
+    return 0

@@ -1,0 +1,196 @@
+"""`gateway dead`: what was given up."""
+
+import argparse
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Literal
+
+from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
+from gateway.commands.replay import DUE
+from gateway.commands.steer import end_of, without
+from gateway.commands.values import Parser, duration, positive
+from gateway.engine.control import DeadFilter
+from gateway.model import DeadReason, UsageError
+from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
+from gateway.ops.orders import Orders
+from gateway.ops.output import Output
+from gateway.ops.show import count, group_cells, letter_cells, letter_content, letter_fields, print_letter
+
+
+def filter_arguments(parser: Parser) -> None:
+    parser.add_argument("--route", metavar="NAME")
+    parser.add_argument("--destination", metavar="NAME")
+    parser.add_argument("--reason", choices=list(map(str, DeadReason)), metavar="REASON", help=", ".join(DeadReason))
+    parser.add_argument("--since", type=duration, metavar="DURATION", help="written in the last 2h")
+    parser.add_argument("--until", type=duration, metavar="DURATION", help="written before the last 5m")
+
+
+def dead_list_arguments(parser: Parser) -> None:
+    filter_arguments(parser)
+    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="at most so many, the newest (50)")
+    parser.add_argument("--all", action="store_true", help="those that were replayed or dropped, too")
+
+
+@command(
+    "dead list",
+    about="list the open dead letters: by what they have in common, then one by one, newest first",
+    example="gateway dead list --destination ci --since 1d",
+    takes=dead_list_arguments,
+    settings=LOG,
+)
+async def _dead_list(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    groups = Groups()
+    count_all = 0
+    rows: list[tuple[str, ...]] = []
+    async with opened_log(call) as log:
+        control = await Orders(log, call.topics).control()
+        which = _filter(arguments, now=log.now())
+        with output.waiting("reading the dead letters"):
+            async with aclosing(read_letters(log, call.topics, control, which, is_all=arguments.all)) as letters:
+                async for letter in letters:
+                    count_all += 1
+                    if output.json:
+                        if count_all > arguments.limit:
+                            break
+                        output.line(letter_fields(letter))
+                        continue
+                    groups.add(letter)
+                    if count_all <= arguments.limit:
+                        rows.append(letter_cells(letter))
+    if count_all > arguments.limit:
+        output.note(
+            f"there are more; --limit shows more than {arguments.limit}"
+            if output.json
+            else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
+        )
+    if rows:
+        columns = ["letters", "reason", "last result", "route → destination", "oldest", "newest"]
+        output.table(columns, [group_cells(group) for group in groups.largest_first()], right=("letters",))
+        output.say()
+        columns = ["when", "route → destination, delivery, event", "reason", "tries", "last result"]
+        if arguments.all:
+            columns.append("status")
+        output.table(columns, [row[: len(columns)] for row in rows], right=("tries",))
+    else:
+        output.say("no dead letters" if arguments.all else "no open dead letters")
+    return 0
+
+
+def dead_show_arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="of its delivery or event, or PARTITION@OFFSET")
+
+
+@command(
+    "dead show",
+    about="show a dead letter with its attempts and its event",
+    example="gateway dead show dlv_51aa…",
+    takes=dead_show_arguments,
+    settings=LOG,
+)
+async def _dead_show(call: Call) -> int:
+    output = call.output
+    async with opened_log(call) as log:
+        control = await Orders(log, call.topics).control()
+        with output.waiting(f"looking for {call.arguments.id}"):
+            letters = await find_letters(log, call.topics, control, call.arguments.id)
+    for number, letter in enumerate(letters):
+        if output.json:
+            output.line(letter_fields(letter) | letter_content(letter))
+        else:
+            if number:
+                output.say()
+            print_letter(output, letter)
+    if not letters:
+        output.fail(f"{call.arguments.id}: expected the id of a dead letter's delivery or event, got none")
+    return 0 if letters else 1
+
+
+def settle_arguments(parser: Parser) -> None:
+    parser.add_argument("ids", nargs="*", metavar="ID", help="of a delivery or an event")
+    filter_arguments(parser)
+    parser.add_argument("--all", action="store_true", help="every open dead letter")
+    parser.add_argument("--dry-run", action="store_true", help="only tell how many it would be")
+    parser.set_defaults(yes=False)
+    wait_arguments(parser)
+
+
+@command(
+    "dead replay",
+    about="deliver dead letters again, with a schedule of attempts of their own",
+    example="gateway dead replay --route announce-failed-payments --since 2h",
+    takes=settle_arguments,
+    settings=LOG,
+)
+def _dead_replay(call: Call) -> Coroutine[Any, Any, int]:
+    return _settle(call, "replay")
+
+
+def drop_arguments(parser: Parser) -> None:
+    settle_arguments(parser)
+    parser.add_argument("--yes", action="store_true", help="don't ask on a terminal")
+
+
+@command(
+    "dead drop",
+    about="give dead letters up",
+    example="gateway dead drop --reason route_removed --yes",
+    takes=drop_arguments,
+    settings=LOG,
+)
+def _dead_drop(call: Call) -> Coroutine[Any, Any, int]:
+    return _settle(call, "drop")
+
+
+async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
+    arguments, output = call.arguments, call.output
+    which = _filter(arguments, now=0.0)
+    if not arguments.ids and not arguments.all and which == DeadFilter():
+        raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
+    async with opened_log(call) as log:
+        orders = Orders(log, call.topics)
+        which = _filter(arguments, now=log.now())
+        with output.waiting("reading the dead letters"):
+            control = await orders.control()
+            if arguments.ids:
+                which = replace(which, ids=await deliveries_of(log, call.topics, control, arguments.ids))
+            is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
+            counts: Counter[tuple[str, str, str]] = Counter()
+            if arguments.dry_run or is_asked:
+                async for letter in read_letters(log, call.topics, control, which, is_all=False):
+                    counts[letter.letter.route, letter.letter.destination, letter.letter.reason] += 1
+        if arguments.dry_run:
+            _print_dry_run(output, action, counts)
+            return 0
+        if is_asked and not output.confirm(f"drop {count(counts.total(), 'dead letter')}?"):
+            output.say("nothing was dropped")
+            return 1
+        placed = await orders.settle(action, which)
+        done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
+        return await end_of(
+            call, orders, placed, lambda ended: done.format(count(ended.count, "dead letter")) + without(ended)
+        )
+
+
+def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str, str]]") -> None:
+    if output.json:
+        for (route, destination, reason), number in sorted(counts.items()):
+            output.line({"route": route, "destination": destination, "reason": reason, "count": number})
+        return
+    rows = [(*which, str(number)) for which, number in sorted(counts.items())]
+    if rows:
+        output.table(["route", "destination", "reason", "dead letters"], rows, right=("dead letters",))
+    output.say(f"would {action} {count(counts.total(), 'dead letter')}; nothing was done")
+
+
+def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
+    """Return what the arguments ask for; their durations count back from `now`."""
+    return DeadFilter(
+        route=arguments.route,
+        destination=arguments.destination,
+        reason=arguments.reason,
+        since=None if arguments.since is None else now - arguments.since,
+        until=None if arguments.until is None else now - arguments.until,
+    )

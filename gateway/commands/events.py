@@ -1,0 +1,155 @@
+"""`gateway events`: what is in the log."""
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.values import Parser, duration, positive
+from gateway.log.base import Log
+from gateway.log.records import decode_event
+from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
+from gateway.ops.history import Found, find_event, is_place, newest_first, original_of
+from gateway.ops.show import event_cells, event_content, event_fields, print_event
+from gateway.rules.rules import Rules
+from gateway.run import event_topics
+from gateway.verify.keys import did_you_mean
+
+
+def events_arguments(parser: Parser) -> None:
+    parser.add_argument("--source", metavar="SOURCE")
+    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="at most so many, the newest (20)")
+    parser.add_argument("--since", type=duration, metavar="DURATION", help="appended in the last 1h")
+
+
+@command(
+    "events list",
+    about="list the newest events in the log",
+    example="gateway events list --source github --since 1h",
+    takes=events_arguments,
+    settings=("rules", *LOG),
+)
+async def _events_list(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    topics = _event_topics(call, arguments.source)
+    rows: list[tuple[str, ...]] = []
+    async with opened_log(call) as log:
+        since = None if arguments.since is None else log.now() - arguments.since
+        with output.waiting("reading the log"):
+            async with aclosing(newest_first(log, topics, since=since)) as history:
+                async for found in history:
+                    if len(rows) == arguments.limit:
+                        break
+                    event, problem = _event_of(found)
+                    if event is not None and arguments.source not in (None, event.source):
+                        continue
+                    if output.json:
+                        output.line(event_fields(found, event, problem))
+                    rows.append(event_cells(found, event, problem))
+    if rows:
+        output.table(["received", "event", "source", "type", "key", "bytes"], rows, right=("bytes",))
+    else:
+        output.say("no events")
+    return 0
+
+
+def event_arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the event's id, or its place, TOPIC/PARTITION@OFFSET")
+    parser.add_argument("--source", metavar="SOURCE", help="look only there")
+    parser.add_argument("--all", action="store_true", help="every copy, not only the newest")
+
+
+@command(
+    "events show",
+    about="show an event with its headers and body",
+    example="gateway events show evt_9c1f…",
+    takes=event_arguments,
+    settings=("rules", *LOG),
+)
+async def _events_show(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    found_events: list[tuple[Found, Event, str]] = []
+    topics = _event_topics(call, arguments.source)
+    try:
+        rules = rules_without_secrets(call.settings.rules)
+    except RulesError:
+        rules = None
+    async with opened_log(call) as log:
+        if is_place(arguments.id, topics):
+            one = await find(call, log, topics, arguments.id)
+            if one is None:
+                return 1
+            history = _these([one])
+        else:
+            history = newest_first(log, topics)
+        with output.waiting(f"looking for {arguments.id}"):
+            async with aclosing(history):
+                async for found in history:
+                    event, _ = _event_of(found)
+                    if event is not None and arguments.id in (event.id, found.place):
+                        found_events.append((found, event, await place_of_original(rules, log, found, event)))
+                        if not arguments.all:
+                            break
+    for found, event, copied in found_events:
+        if output.json:
+            more = {"copy_of": copied} if copied else {}
+            output.line(event_fields(found, event, "") | more | event_content(event))
+        else:
+            print_event(output, event, found.place, copied)
+    if not found_events:
+        output.fail(_NEITHER.format(arguments.id))
+    return 0 if found_events else 1
+
+
+_NEITHER = "{}: expected the id of an event in the log, or its place, got neither"
+
+
+async def find(call: Call, log: Log, topics: Iterable[str], name: str) -> Found | None:
+    """Return the event that an id or a place means; where there is none, say so, or that it can't be read."""
+    try:
+        with call.output.waiting(f"looking for {name}"):
+            found = await find_event(log, topics, name)
+    except UnreadableRecordError as error:
+        call.output.fail(f"{name}: expected an event there, got a record that can't be read: {error}")
+        return None
+    if found is None:
+        call.output.fail(_NEITHER.format(name))
+    return found
+
+
+async def _these(found: Sequence[Found]) -> AsyncGenerator[Found, None]:
+    for each in found:
+        yield each
+
+
+async def place_of_original(rules: Rules | None, log: Log, found: Found, event: Event) -> str:
+    """Return the place of the event of which one is a copy, by the rules at hand; "" if it isn't, or there are none."""
+    source = None if rules is None else rules.sources.get(event.source)
+    if source is None or source.dedupe is None:
+        return ""
+    original = await original_of(log, found, event, source.dedupe)
+    return "" if original is None else original.place
+
+
+def _event_topics(call: Call, source: str | None) -> list[str]:
+    """Return where events are. Without readable rules, one source's topic can still be told by its name."""
+    try:
+        rules = rules_without_secrets(call.settings.rules)
+    except RulesError:
+        if source is None:
+            raise
+        return [call.topics.events(source)]
+    if source is not None and source not in rules.sources:
+        raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
+    return sorted(
+        event_topics(rules, call.topics)
+        if source is None
+        else event_topics(replace(rules, sources={source: rules.sources[source]}), call.topics)
+    )
+
+
+def _event_of(found: Found) -> tuple[Event | None, str]:
+    try:
+        return decode_event(found.record), ""
+    except UnreadableRecordError as error:
+        return None, str(error)

@@ -1,0 +1,92 @@
+"""`gateway explain`: where an event goes, and why."""
+
+import os
+import re
+import time
+
+from gateway.commands.base import (
+    LOG,
+    Call,
+    command,
+    opened_log,
+    read,
+    rule_file,
+    rule_file_argument,
+    rules_without_secrets,
+)
+from gateway.commands.events import find, place_of_original
+from gateway.commands.values import Parser, header, parameter
+from gateway.log.records import decode_event
+from gateway.model import RefusedError, UsageError
+from gateway.ops.explain import explain, explain_event
+from gateway.ops.history import is_place
+from gateway.ops.show import explained_fields, print_explained, print_source, source_fields
+from gateway.ops.verification import verification_of
+from gateway.run import event_topics
+from gateway.verify.keys import did_you_mean
+
+EVENT_ID = re.compile("evt_[0-9a-f]{32}")
+
+
+def explain_arguments(parser: Parser) -> None:
+    rule_file_argument(parser)
+    about = "a file with a body, - for stdin, an event of the log by its id or place, or the name of a source"
+    parser.add_argument("event", metavar="EVENT", help=about)
+    parser.add_argument("--source", metavar="SOURCE", help="who would have sent it; needed, but with an event's id")
+    parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
+    parser.add_argument("--query", action="append", default=[], type=parameter, metavar="K=V", help="repeatable")
+    parser.add_argument("--show-secrets", action="store_true", help="mask nothing")
+
+
+@command(
+    "explain",
+    about="tell which routes match an event, which don't and why, and the requests they would make",
+    example="gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json",
+    takes=explain_arguments,
+    settings=LOG,
+)
+async def _explain(call: Call) -> int:
+    arguments = call.arguments
+    rules = rules_without_secrets(rule_file(call))
+    is_secret_shown = arguments.show_secrets
+    place = copy_of = ""
+    if EVENT_ID.fullmatch(arguments.event) or is_place(arguments.event, event_topics(rules, call.topics)):
+        async with opened_log(call) as log:
+            found = await find(call, log, event_topics(rules, call.topics), arguments.event)
+            if found is None:
+                return 1
+            with call.output.waiting("looking for what it may be a copy of"):
+                place, copy_of = found.place, await place_of_original(rules, log, found, decode_event(found.record))
+        event = decode_event(found.record)
+        explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
+    elif arguments.source is None and arguments.event in rules.sources:
+        source = rules.sources[arguments.event]
+        routes = [route.name for route in rules.routes.values() if source.name in route.sources]
+        if call.output.json:
+            call.output.line(source_fields(source, verification_of(rules.files, source), routes))
+        else:
+            print_source(call.output, source, verification_of(rules.files, source), routes)
+        return 0
+    elif arguments.source is None:
+        near = did_you_mean(arguments.event, rules.sources)
+        raise UsageError(f"explain: expected --source beside a file, an event's id, or the name of a source{near}")
+    else:
+        body = read(arguments.event)
+        try:
+            explained = explain(
+                rules,
+                source=arguments.source,
+                headers=tuple([(os.fsencode(name), os.fsencode(value)) for name, value in arguments.header]),
+                query="&".join(arguments.query),
+                body=body,
+                now=time.time(),
+                is_secret_shown=is_secret_shown,
+            )
+        except RefusedError as error:
+            call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
+            return 1
+    if call.output.json:
+        call.output.line(explained_fields(explained, copy_of))
+    else:
+        print_explained(call.output, explained, place, copy_of)
+    return 0

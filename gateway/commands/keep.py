@@ -1,0 +1,112 @@
+"""`gateway migrate`, `backup` and `restore`: the embedded log as a whole."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from gateway.commands.base import KAFKA, Call, command, opened_log, rules_without_secrets
+from gateway.commands.values import Parser, log_url
+from gateway.log.embedded.backup import back_up
+from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.embedded.restore import restore
+from gateway.model import UsageError
+from gateway.ops.migrate import migrate
+from gateway.ops.show import count
+from gateway.run import event_topics
+from gateway.settings import EmbeddedTarget, KafkaTarget, log_target
+
+
+def migrate_arguments(parser: Parser) -> None:
+    parser.add_argument("--from", dest="source", type=log_url, required=True, metavar="URL", help="sqlite:///FILE")
+    about = "kafka://HOST:PORT[,HOST:PORT]"
+    parser.add_argument("--to", dest="log", type=log_url, required=True, metavar="URL", help=about)
+
+
+@command(
+    "migrate",
+    about="move an embedded log to Kafka, with what is undone and what is done; both stand still meanwhile",
+    example="gateway migrate --from sqlite:///gateway.db --to kafka://broker1:9092",
+    takes=migrate_arguments,
+    settings=("rules", "topic_prefix", *KAFKA),
+)
+async def _migrate(call: Call) -> int:
+    output = call.output
+    origin = log_target(call.arguments.source)
+    if not isinstance(origin, EmbeddedTarget) or not isinstance(call.settings.log, KafkaTarget):
+        raise UsageError("migrate: expected --from sqlite:///FILE and --to kafka://HOST:PORT, got others")
+    if not origin.path.exists():
+        raise UsageError(f"--from: expected an embedded log, got no file {origin.path}")
+    rules = rules_without_secrets(call.settings.rules)
+    names = event_topics(rules, call.topics)
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(opened_log(call))
+        # As its owner: a gateway that is at work on it is told of, and none can start meanwhile. What retention would
+        # delete stays, for the way back.
+        source = await EmbeddedLog.open(origin.path, owner=True, sweep_interval=None)
+        stack.push_async_callback(source.close)
+
+        def show(total: int) -> Callable[[int, str], None]:
+            return stack.enter_context(output.gauge("migrate", total))
+
+        moved, left = await migrate(source, target, call.topics, names, show, ordered=rules.ordered)
+    if output.json:
+        for each in moved:
+            output.line(each._asdict())
+    rows = [(each.topic, str(each.records), str(each.undone)) for each in moved if each.records]
+    output.table(["topic", "records", "undone"], rows, right=("records", "undone"))
+    if left:
+        output.note(f"left behind, since they aren't of the prefix {call.topics.prefix!r}: {', '.join(left)}")
+    twice = sum([each.twice for each in moved])
+    told = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
+    output.say(
+        f"everything is there, as it was{told}; start the gateway on Kafka, and keep the file until you have seen it "
+        "work"
+    )
+    return 0
+
+
+def backup_arguments(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="where to; what is there already is replaced in one step")
+
+
+@command(
+    "backup",
+    about="copy an embedded log as it is at this moment, beside a running gateway",
+    example="gateway backup --log sqlite:///gateway.db /backup/gateway.db",
+    takes=backup_arguments,
+    settings=("log",),
+)
+def _backup(call: Call) -> int:
+    target, copy = call.settings.log, Path(call.arguments.file)
+    if not isinstance(target, EmbeddedTarget):
+        raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
+    with call.output.waiting(f"copying {target.path}"):
+        size = back_up(target.path, copy)
+    call.output.say(f"{copy}: {size / 1e6:,.1f} MB")
+    if call.output.json:
+        call.output.line({"file": str(copy), "bytes": size})
+    return 0
+
+
+def restore_arguments(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a copy that `gateway backup` has made; it stays where it is")
+
+
+@command(
+    "restore",
+    about="put a copy in the place of an embedded log, while no gateway runs; what was there is moved aside",
+    example="gateway restore --log sqlite:///gateway.db /backup/gateway.db",
+    takes=restore_arguments,
+    settings=("log",),
+)
+def _restore(call: Call) -> int:
+    target, copy = call.settings.log, Path(call.arguments.file)
+    if not isinstance(target, EmbeddedTarget):
+        raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
+    with call.output.waiting(f"restoring {target.path}"):
+        size, before = restore(target.path, copy)
+    aside = f"; what was there is {before}" if before else ""
+    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, whole{aside}. Start the gateway")
+    if call.output.json:
+        call.output.line({"file": str(target.path), "bytes": size, "before": None if before is None else str(before)})
+    return 0

@@ -1,0 +1,432 @@
+"""`gateway replay`: events of a time, once more."""
+
+import argparse
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, astuple, dataclass, replace
+
+from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.events import find
+from gateway.commands.steer import without
+from gateway.commands.values import Parser, duration, moment, rate
+from gateway.engine.control import Control, Selection
+from gateway.engine.replay import Matched
+from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
+from gateway.log.base import Log
+from gateway.log.records import decode_event
+from gateway.model import Event, UsageError
+from gateway.ops.orders import LAST_WORD, Orders, Placed
+from gateway.ops.output import Output, rfc3339
+from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
+from gateway.ops.show import count, replay_fields, told_of_unread
+from gateway.rules.edition import edition_of
+from gateway.rules.expressions import View
+from gateway.rules.rules import Route, Rules
+from gateway.run import event_topics
+from gateway.verify.keys import did_you_mean
+
+DUE = "due within 5 seconds, then at their destinations' own pace"
+"""What becomes of deliveries that an order has queued."""
+
+
+MOST_ROUTES = 100
+"""Whose replays one command orders: each is a look at all events of the time."""
+
+
+def replay_arguments(parser: Parser) -> None:
+    about = "appended at or after it: 2h ago, or a time such as 2026-11-25T08:00:00Z"
+    parser.add_argument("--route", metavar="NAME", help="whose events; every route's with --undelivered alone")
+    parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=about)
+    parser.add_argument("--to", dest="until", type=moment, metavar="WHEN", help="appended before it, likewise (now)")
+    parser.add_argument("--destination", metavar="NAME", help="to this one only")
+    parser.add_argument("--source", metavar="NAME", help="from this one only")
+    parser.add_argument(
+        "--undelivered", action="store_true", help="only what the route has not delivered, by what the log knows"
+    )
+    parser.add_argument(
+        "--rate",
+        type=rate,
+        metavar="RATE",
+        help="deliveries over the whole fleet: 100/s, 10/m (what the gateway bears)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only tell how many it would be, by the rules here")
+    parser.add_argument(
+        "--wait", action=argparse.BooleanOptionalAction, default=True, help="until the running gateway has done it"
+    )
+    parser.add_argument(
+        "--timeout", type=duration, default=30.0, metavar="DURATION", help="of the wait for a next sign of life (30s)"
+    )
+    other = parser.add_mutually_exclusive_group()
+    about = "this one, by its id (of several the newest) or its place, TOPIC/PARTITION@OFFSET"
+    other.add_argument("--event", metavar="ID", help=f"{about}, by the routes that match it, or --route")
+    other.add_argument("--follow", metavar="ID", help="wait for this replay, which is under way")
+    other.add_argument("--cancel", metavar="ID", help="end this replay")
+
+
+@command(
+    "replay",
+    about="deliver events of a time again, by the rules in force now",
+    example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
+    takes=replay_arguments,
+    settings=("rules", *LOG),
+)
+async def _replay(call: Call) -> int:
+    arguments = call.arguments
+    if arguments.event is not None:
+        return await _replay_event(call)
+    if arguments.follow is None and arguments.cancel is None:
+        return await _start_replay(call)
+    async with opened_log(call) as log:
+        if arguments.cancel is not None:
+            return await _cancel_replay(call, Orders(log, call.topics), arguments.cancel)
+        return await _follow_replay(call, log, arguments.follow)
+
+
+async def _start_replay(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    if arguments.since is None or (arguments.route is None and not arguments.undelivered):
+        raise UsageError(
+            "replay: expected --route and --from, --from and --undelivered for every route, "
+            "or --event, --follow or --cancel with an ID"
+        )
+    rules = rules_without_secrets(call.settings.rules)
+    routes = _replayed_routes(arguments, rules)
+    async with opened_log(call) as log:
+        now = _to_the_millisecond(log.now())
+        until = None if arguments.until is None else arguments.until.on(now)
+        asked = Selection(
+            route="",
+            destination=arguments.destination,
+            source=arguments.source,
+            since=arguments.since.on(now),
+            until=now if until is None and arguments.dry_run else until,
+            rate=arguments.rate,
+            undelivered=arguments.undelivered,
+        )
+        if asked.since >= (log.now() if asked.until is None else asked.until):
+            end = "--to" if asked.until is not None else "now"
+            raise UsageError(f"--from: expected a time before {end}, got {rfc3339(asked.since)}")
+        control = await Orders(log, call.topics).control()
+        selected: list[tuple[Selection, Window]] = []
+        await until_elected(log, event_topics(rules, call.topics))
+        for route in routes:
+            sources = route.sources if arguments.source is None else (arguments.source,)
+            of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
+            window = await window_of(log, event_topics(of_route, call.topics), asked.since, asked.until)
+            selection = replace(asked, route=route.name, starts=window.starts)
+            if not arguments.undelivered:
+                _propose_end(output, control, rules, selection, window)
+            selected.append((selection, window))
+        if arguments.dry_run:
+            await _count_replays(call, log, rules, control, selected)
+            return 0
+        unread = {place: reason for _, window in selected for place, reason in window.unread.items()}
+        begun = [(selection, window) for selection, window in selected if window.total]
+        if not begun:
+            return _nothing_to_replay(output, unread)
+        ordered = [selection.route for selection, _ in begun if rules.routes[selection.route].order is not None]
+        for name in ordered:
+            output.note(f"route {name} keeps the order of its events, but a replay doesn't")
+        if unread:
+            output.note(f"{_told_of(unread)}: not included")
+        orders = Orders(log, call.topics)
+        placed = [
+            (await orders.replay(selection, window.ends, unread=len(window.unread)), window.total)
+            for selection, window in begun
+        ]
+        return max([await _await_replay(call, log, order, total) for order, total in placed])
+
+
+def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
+    if unread:
+        output.fail(f"expected events of that time, got none, but {_told_of(unread)}")
+        return 1
+    output.say("no events were appended then: there is nothing to do")
+    if output.json:
+        output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
+    return 0
+
+
+def _told_of(unread: Mapping[str, str]) -> str:
+    place, reason = next(iter(unread.items()))
+    return f"{told_of_unread(len(unread))} ({place}: {reason})"
+
+
+async def _await_replay(call: Call, log: Log, placed: Placed, total: int) -> int:
+    """Show how far a replay is that was just ordered, if that is asked for."""
+    if call.arguments.wait:
+        return await _follow_replay(call, log, placed.order.name)
+    selection = placed.order.selection
+    by = f" of route {selection.route}" if selection is not None else ""
+    call.output.say(f"replay {placed.order.name}{by} is stored; a running gateway carries it out")
+    if call.output.json:
+        call.output.line(replay_fields(Progress(placed.order, 0, total, 0)))
+    return 0
+
+
+def _replayed_routes(arguments: argparse.Namespace, rules: Rules) -> Sequence[Route]:
+    """Return the routes that are meant: the one named, or all. Raises UsageError for a name that isn't there."""
+    if arguments.route is not None:
+        return [_replayed_route(arguments, rules)]
+    if arguments.rate is not None:
+        raise UsageError("--rate: expected --route beside it, since it is that of one route's replay, got none")
+    for flag, name, known in (
+        ("--destination", arguments.destination, rules.destinations),
+        ("--source", arguments.source, rules.sources),
+    ):
+        if name is not None and name not in known:
+            raise UsageError(f"{flag}: unknown {flag[2:]} {name!r}{did_you_mean(name, known)}")
+    routes = [
+        route
+        for route in rules.routes.values()
+        if arguments.source in (None, *route.sources) and arguments.destination in (None, *route.destinations)
+    ]
+    if not 0 < len(routes) <= MOST_ROUTES:
+        got = f"{len(routes):,}" if routes else "none"
+        raise UsageError(f"replay: expected at most {MOST_ROUTES} routes, got {got}; --route names one")
+    return routes
+
+
+def _replayed_route(arguments: argparse.Namespace, rules: Rules) -> Route:
+    """Return the route that is named. Raises UsageError for a name that isn't there."""
+    route = rules.routes.get(arguments.route)
+    if route is None:
+        raise UsageError(f"--route: unknown route {arguments.route!r}{did_you_mean(arguments.route, rules.routes)}")
+    for flag, name, known in (
+        ("--destination", arguments.destination, route.destinations),
+        ("--source", arguments.source, route.sources),
+    ):
+        if name is not None and name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"{flag}: expected one of route {route.name} ({', '.join(known)}), got {name!r}{near}")
+    return route
+
+
+def _propose_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
+    """Say from when on the route has taken events itself, where the replay is about later ones, too."""
+    text = edition_of(rules).routes[selection.route]
+    since = control.history.since(selection.route, text, window.ends)
+    if since is not None and since > selection.since and (selection.until is None or since < selection.until):
+        output.note(
+            f"route {selection.route} has been as it is since {rfc3339(since)}, and what came later it has taken itself"
+            f": --to {rfc3339(since)} or --undelivered leaves that out"
+        )
+
+
+async def _count_replays(
+    call: Call, log: Log, rules: Rules, control: Control, selected: Sequence[tuple[Selection, Window]]
+) -> None:
+    """Say what replays would do, and how to have exactly that done."""
+    output, queued = call.output, 0
+    for selection, window in selected:
+        dead = await open_letters(log, call.topics, control, selection, readable=log.readable)
+        sighted = await sighted_of(log, call.topics, selection, window.ends, readable=log.readable)
+        if missed := [*window.unread, *dead.unread, *sighted.unread]:
+            output.note(f"{told_of_unread(len(missed))}: not counted")
+        known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
+        queued += await _count_replay(output, log, rules, selection, window, known=known)
+    if len(selected) > 1:
+        output.say(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
+    first, _ = selected[0]
+    output.say(f"exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
+
+
+async def _count_replay(
+    output: Output, log: Log, rules: Rules, selection: Selection, window: Window, *, known: Undelivered
+) -> int:
+    """Count what a replay would do: events, and deliveries by what is known of them. Return how many it would queue."""
+    counts: defaultdict[tuple[str, str], _Counted] = defaultdict(_Counted)
+    failing = 0
+    with output.gauge("reading", window.total) as show:
+        async with aclosing(would_replay(log, rules, selection, window, known)) as looked:
+            async for number, matched in looked:
+                show(number, count(sum([each.count for each in counts.values()]), "event"))
+                if matched is not None and matched.error is None:
+                    counts[matched.event.source, matched.event.type].add(matched, selection)
+                failing += matched is not None and matched.error is not None
+    route = rules.routes[selection.route]
+    to = route.destinations if selection.destination is None else (selection.destination,)
+    total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
+    if output.json:
+        for (source, type_), each in sorted(counts.items()):
+            output.line({"route": route.name, "source": source, "type": type_, **asdict(each)})
+        return total.deliveries
+    output.say(("route ", "bold"), route.name)
+    rows = [(*which, f"{each.count:,}") for which, each in sorted(counts.items()) if each.count]
+    if rows:
+        output.table(["source", "type", "events"], rows, right=("events",))
+    if failing:
+        output.note(f"for {count(failing, 'event')} the route's condition fails: each would be another dead letter")
+    is_or_are = "is" if total.undelivered == 1 else "are"
+    unknown = f", and of {total.unknown:,} that isn't known" if total.unknown else ""
+    output.say(
+        f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
+        f"{total.undelivered:,} {is_or_are} not delivered by what the log knows{unknown}"
+    )
+    deliveries, events = count(total.deliveries, "delivery"), count(total.count, "event")
+    output.say(f"would queue {deliveries}: {events} to {', '.join(to)}; nothing was done")
+    return total.deliveries
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Events that a replay would deliver, to how many destinations, and what of all that match isn't delivered."""
+
+    count: int = 0
+    deliveries: int = 0
+    matching: int = 0
+    undelivered: int = 0
+    unknown: int = 0
+
+    def add(self, matched: Matched, selection: Selection) -> None:
+        chosen = matched.undelivered() if selection.undelivered else matched
+        self.count += bool(chosen.destinations)
+        self.deliveries += len(chosen.destinations)
+        self.matching += len(matched.fates)
+        self.undelivered += matched.fates.count(Fate.UNDELIVERED)
+        self.unknown += matched.fates.count(Fate.UNKNOWN)
+
+
+def _command_of(selection: Selection) -> str:
+    """Return the command that replays a selection, whenever it is given; without a route that of every route."""
+    words = ["gateway replay"]
+    for flag, value in (
+        ("--route", selection.route or None),
+        ("--destination", selection.destination),
+        ("--source", selection.source),
+    ):
+        words += [] if value is None else [flag, value]
+    words += ["--from", rfc3339(selection.since)]
+    words += [] if selection.until is None else ["--to", rfc3339(selection.until)]
+    words += ["--undelivered"] if selection.undelivered else []
+    return " ".join(words)
+
+
+def _to_the_millisecond(at: float) -> float:
+    """Return a time as commands print it, so that what is copied from their output means the same."""
+    return math.floor(at * 1000) / 1000
+
+
+async def _replay_event(call: Call) -> int:
+    """Deliver one event of the log again."""
+    arguments, output = call.arguments, call.output
+    if arguments.since or arguments.until or arguments.source or arguments.undelivered:
+        raise UsageError("replay: expected --route and --destination beside --event, if anything, got others")
+    rules = rules_without_secrets(call.settings.rules)
+    async with opened_log(call) as log:
+        found = await find(call, log, event_topics(rules, call.topics), arguments.event)
+        if found is None:
+            return 1
+        event = decode_event(found.record)
+        routes = _routes_of(arguments, rules, event)
+        for route in routes:
+            to = route.destinations if arguments.destination is None else (arguments.destination,)
+            if arguments.dry_run:
+                what = f"{count(len(to), 'delivery')}: {event.id} by {route.name} to {', '.join(to)}"
+                output.say(f"would queue {what}; nothing was done")
+                if output.json:
+                    output.line({"event": event.id, "route": route.name, "destinations": list(to)})
+        if arguments.dry_run:
+            return 0
+        result = 0
+        place = f"{found.partition.topic}/{found.partition.number}"
+        for route in routes:
+            starts, ends = {place: found.record.offset}, {place: found.record.offset + 1}
+            selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
+            placed = await Orders(log, call.topics).replay(selection, ends)
+            result |= await _await_replay(call, log, placed, 1)
+        return result
+
+
+def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> list[Route]:
+    """Return the routes by which an event is to be delivered again. Raises UsageError where there is none."""
+    if arguments.route is not None:
+        _replayed_route(arguments, rules)
+    matched = [route for route, _ in rules.table.match(View.of(event))]
+    routes = [
+        route
+        for route in matched
+        if arguments.route in (None, route.name) and arguments.destination in (None, *route.destinations)
+    ]
+    if not routes:
+        wanted = arguments.route or (f"a route to {arguments.destination}" if arguments.destination else "a route")
+        got = ", ".join(route.name for route in matched) or "none"
+        raise UsageError(f"{event.id}: expected {wanted} to match it, got {got}; `gateway explain {event.id}` says why")
+    return routes
+
+
+async def _follow_replay(call: Call, log: Log, name: str) -> int:
+    output = call.output
+    try:
+        async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
+            first = await anext(steps, None)
+            if first is None:
+                orders = (await Orders(log, call.topics).control()).orders.values()
+                known = [order.name for order in orders if order.kind == "replay" and order.state == "asked"]
+                under_way = f"; under way: {', '.join(known)}" if known else ""
+                raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")
+            began, last = time.monotonic(), first
+            with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
+
+                def tell(progress: Progress) -> None:
+                    if output.json:
+                        output.line(replay_fields(progress))
+                    rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
+                    waits = f", {told_of_unread(progress.unread)}" if progress.unread else ""
+                    show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s{waits}")
+
+                tell(first)
+                async for last in steps:
+                    tell(last)
+    except asyncio.CancelledError:
+        output.note(f"replay {name} goes on; `gateway replay --follow {name}` shows it, --cancel {name} ends it")
+        raise
+    return _replay_ended(output, last)
+
+
+def _replay_ended(output: Output, last: Progress) -> int:
+    by = f" by {last.order.selection.route}" if last.order.selection is not None else ""
+    told = f"{count(last.injected, 'delivery')}{by}, looking through {count(last.scanned, 'record')} of events"
+    match last.order.state:
+        case "done":
+            output.say(f"queued {told}" + (f": {DUE}" if last.injected else "") + without(last.order))
+            return 0
+        case "cancelled":
+            because = f": {last.order.detail}" if last.order.detail else ""
+            output.fail(f"replay {last.order.name} was cancelled after {told}{because}")
+        case _ if last.unread:
+            name, them = last.order.name, "it" if last.unread == 1 else "them"
+            output.fail(
+                f"queued {told} by now; {told_of_unread(last.unread)}: replay {name} isn't complete, and goes on with "
+                f"{them} by itself; `gateway replay --follow {name}` shows it, --cancel {name} ends it"
+            )
+        case _:
+            name = last.order.name
+            output.fail(
+                f"no gateway is at replay {name}: expected progress, got none; it is stored and goes on with one"
+            )
+    return 1
+
+
+async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
+    placed = await orders.cancel(name)
+    if placed is None:
+        raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")
+    done = None
+    if call.arguments.wait:
+        with call.output.waiting("the gateway comes to a stop with it"):
+            done = await orders.finished(placed, timeout=min(call.arguments.timeout, LAST_WORD))
+    order = done or placed.order
+    told = count(order.count, "delivery")
+    call.output.say(
+        f"replay {name} is cancelled after {told}"
+        if done
+        else f"replay {name} is cancelled after {told} or some more: no gateway has told where it came to a stop"
+    )
+    if call.output.json:
+        call.output.line({"replay": name, "state": order.state, "injected": order.count, "final": done is not None})
+    return 0

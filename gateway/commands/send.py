@@ -1,0 +1,130 @@
+"""`gateway send` and `receive`: a sender and a destination, for trying out."""
+
+import asyncio
+import signal
+import sys
+import time
+import uuid
+from dataclasses import asdict
+
+from gateway.commands.base import Call, command, read
+from gateway.commands.values import Parser, duration, header, port, positive, signing_secret, statuses
+from gateway.ops.receive import Received, Receiver
+from gateway.ops.send import Answer, Sender, sample, sign, source_of
+from gateway.ops.show import is_success, print_answer, print_answers
+from gateway.run import cannot_listen
+from gateway.settings import Address
+
+
+def send_arguments(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="whose event it is, by the rules")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the body; - is stdin; a small JSON object by default")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", metavar="URL", help="without a path: the source's")
+    parser.add_argument("--type", default="test", metavar="TYPE", help="where the provider has the type in a header")
+    parser.add_argument("--id", metavar="ID", help="where it has the identity in a header; a new one by default")
+    parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
+    parser.add_argument("--secret", metavar="SECRET", help="instead of the rules' own")
+    parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N, one after the other")
+    parser.add_argument("--forge", action="store_true", help="with a signature that is wrong")
+
+
+@command(
+    "send",
+    about="send an event as its provider would, signed by the rules' own secrets",
+    example="gateway send github --url http://127.0.0.1:8080 --type push samples/github.push.json",
+    takes=send_arguments,
+    settings=("rules",),
+)
+async def _send(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+    source, verifier = source_of(call.settings.rules, arguments.source, secret=arguments.secret)
+    given = None if arguments.file is None else read(arguments.file)
+    answers: list[Answer] = []
+    async with Sender() as sender:
+        with output.progress("sending", arguments.count) as advance:
+            for _ in range(arguments.count):
+                identity = arguments.id or str(uuid.uuid4())
+                request = sign(
+                    source,
+                    verifier,
+                    url=arguments.url,
+                    body=sample(identity, arguments.type) if given is None else given,
+                    id=identity,
+                    type=arguments.type,
+                    headers=dict(arguments.header),
+                    now=time.time(),
+                    is_forged=arguments.forge,
+                )
+                try:
+                    answer = await sender.send(request)
+                except (OSError, TimeoutError) as error:
+                    output.fail(f"{arguments.url}: expected an answer, got {str(error) or 'none in time'}")
+                    return 1
+                answers.append(answer)
+                if output.json:
+                    output.line({**asdict(answer), "seconds": round(answer.seconds, 6), "id": identity})
+                elif arguments.count == 1:
+                    print_answer(output, answer)
+                advance()
+    if arguments.count > 1:
+        print_answers(output, answers)
+    return 0 if all(is_success(answer.status) for answer in answers) else 1
+
+
+def receive_arguments(parser: Parser) -> None:
+    parser.add_argument("--port", type=port, default=9101, metavar="PORT", help="0 takes a free one (9101)")
+    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="where to listen (127.0.0.1)")
+    parser.add_argument(
+        "--respond", type=statuses, default=[200], metavar="STATUSES", help="in turn; the last repeats (200)"
+    )
+    parser.add_argument("--delay", type=duration, default=0.0, metavar="DURATION", help="before each answer (0s)")
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        type=signing_secret,
+        metavar="whsec_…",
+        help="verify by it; repeatable",
+    )
+
+
+@command(
+    "receive",
+    about="be a destination that shows what it gets, verifies it, and fails on demand",
+    example="gateway receive --port 9101 --respond 503,503,200 --delay 200ms --secret whsec_…",
+    takes=receive_arguments,
+)
+async def _receive(call: Call) -> int:
+    arguments, output = call.arguments, call.output
+
+    def report(received: Received) -> None:
+        if output.json:
+            sys.stdout.write(received.as_json() + "\n")
+            sys.stdout.flush()
+        else:
+            output.say(received.as_text())
+
+    receiver = Receiver(
+        report=report,
+        host=arguments.host,
+        port=arguments.port,
+        respond=arguments.respond,
+        delay=arguments.delay,
+        secrets=arguments.secret,
+    )
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    try:
+        await receiver.start()
+    except OSError as error:
+        await receiver.close()
+        raise cannot_listen("--host, --port:", Address(arguments.host, arguments.port), error) from error
+    try:
+        if output.json:
+            output.line({"event": "listening", "url": receiver.url})
+        else:
+            output.note(f"receiving at {receiver.url}; Ctrl-C ends it")
+        await stopping.wait()
+    finally:
+        await receiver.close()
+    return 0

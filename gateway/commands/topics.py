@@ -1,0 +1,57 @@
+"""`gateway topics`: what the log has, and what it should have."""
+
+from rich.text import Text
+
+from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.ops.show import topic_cells, topic_fields
+from gateway.run import specs_of
+from gateway.telemetry import logs
+
+
+@command(
+    "topics create",
+    about="create the topics that are missing",
+    example="gateway topics create --rules routes.yaml --log kafka://broker1:9092",
+    settings=("rules", *LOG),
+)
+async def _topics_create(call: Call) -> int:
+    specs = specs_of(rules_without_secrets(call.settings.rules), call.topics)
+    async with opened_log(call, may_create=True) as log:
+        with call.output.waiting("creating topics"):
+            created = set(await log.create(specs))
+    if call.output.json:
+        for spec in specs:
+            call.output.line(topic_fields(spec) | {"created": spec.name in created})
+    rows = [(*topic_cells(spec), "created" if spec.name in created else "was there") for spec in specs]
+    call.output.table(["topic", "partitions", "retention", ""], rows, right=("partitions",))
+    return 0
+
+
+@command(
+    "topics check",
+    about="compare the topics' real configuration with what the promises need",
+    example="gateway topics check --log kafka://broker1:9092",
+    settings=("rules", *LOG),
+)
+async def _topics_check(call: Call) -> int:
+    specs = specs_of(rules_without_secrets(call.settings.rules), call.topics)
+    async with opened_log(call) as log:
+        with call.output.waiting("reading the topics' configuration"):
+            problems = await log.check(specs)
+    is_fatal = any(problem.is_fatal for problem in problems)
+    rows: list[tuple[str | Text, ...]] = []
+    for spec in specs:
+        own = [problem for problem in problems if problem.topic == spec.name]
+        if call.output.json:
+            found = [{"message": problem.message, "fatal": problem.is_fatal} for problem in own]
+            call.output.line(topic_fields(spec) | {"ok": not own, "problems": found})
+        told = Text("\n").join(
+            [Text(logs.printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
+        )
+        rows.append((*topic_cells(spec), told if own else Text("fine", style="green")))
+    named = {spec.name for spec in specs}
+    for problem in problems:
+        if problem.topic not in named:
+            call.output.note(f"{problem.topic}: {problem.message}", style="red" if problem.is_fatal else "yellow")
+    call.output.table(["topic", "partitions", "retention", ""], rows, right=("partitions",))
+    return 1 if is_fatal else 0
