@@ -15,7 +15,7 @@ from gateway.commands.base import SETTINGS, Call
 from gateway.model import GatewayError, RulesError, UsageError
 from gateway.ops.output import Output
 from gateway.settings import Settings, from_sources
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ from gateway.rules.rules import Rules, Source
 from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_NAME, Metrics
 from gateway.telemetry.quota import Quota
-from gateway.verify.schemes import Request
+from gateway.verify.request import Request
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Span, Traces

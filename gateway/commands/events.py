@@ -13,7 +13,7 @@ from gateway.ops.history import Found, find_event, is_place, newest_first, origi
 from gateway.ops.show import event_cells, event_content, event_fields, print_event
 from gateway.rules.rules import Rules
 from gateway.run import event_topics
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 
 def events_arguments(parser: Parser) -> None:

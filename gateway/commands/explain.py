@@ -23,7 +23,7 @@ from gateway.ops.history import is_place
 from gateway.ops.show import explained_fields, print_explained, print_source, source_fields
 from gateway.ops.verification import verification_of
 from gateway.run import event_topics
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 

@@ -27,7 +27,7 @@ from gateway.rules.edition import edition_of
 from gateway.rules.expressions import View
 from gateway.rules.rules import Route, Rules
 from gateway.run import event_topics
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 DUE = "due within 5 seconds, then at their destinations' own pace"
 """What becomes of deliveries that an order has queued."""

@@ -33,7 +33,7 @@ from gateway.ops.status import (
 )
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
     from gateway.log.base import Partition

@@ -11,7 +11,7 @@ from gateway.ops.orders import Orders, Placed
 from gateway.ops.show import count, told_of_kick, told_of_parked, told_of_unread
 from gateway.ops.status import parked_of
 from gateway.rules.load import check_rules
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
     from gateway.log.base import Partition

@@ -10,7 +10,8 @@ from typing_extensions import override
 from gateway.ops.output import Output
 from gateway.rules.schema import parse_rate
 from gateway.settings import log_target
-from gateway.verify.keys import parse_duration, signing_key
+from gateway.text import parse_duration
+from gateway.verify.keys import signing_key
 
 
 class Parser(argparse.ArgumentParser):

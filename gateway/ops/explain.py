@@ -10,8 +10,8 @@ from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedErro
 from gateway.rules.expressions import AbsentFieldError, View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
-from gateway.verify.keys import did_you_mean
-from gateway.verify.schemes import Request
+from gateway.text import did_you_mean
+from gateway.verify.request import Request
 
 MASK = "***"
 SHORTEST = 4

@@ -16,7 +16,7 @@ from gateway.model import Event, RefusedError, UnreadableRecordError, identity_o
 from gateway.ops.history import newest_first
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Source
-from gateway.verify.schemes import Request
+from gateway.verify.request import Request
 
 MOST = 200_000
 """Events that are looked at, the newest."""

@@ -14,7 +14,8 @@ from gateway.model import RefusedError
 from gateway.ops.output import body_fields, json_line, rfc3339
 from gateway.settings import Address
 from gateway.telemetry.logs import printable
-from gateway.verify.schemes import Request, build_verifier
+from gateway.verify.request import Request
+from gateway.verify.schemes import build_verifier
 
 MAX_BODY = 64 * 1024 * 1024
 

@@ -17,8 +17,9 @@ from gateway.ops.verification import written_source
 from gateway.rules.document import Node, Problem
 from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Source
-from gateway.verify.keys import did_you_mean
-from gateway.verify.schemes import Verifier, build_verifier
+from gateway.text import did_you_mean
+from gateway.verify.schemes import build_verifier
+from gateway.verify.verifier import Verifier
 
 TIMEOUT = 30.0
 """Seconds for one answer: longer than the gateway takes to refuse an event that it can't store."""

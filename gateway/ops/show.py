@@ -21,7 +21,7 @@ from gateway.ops.verification import Verification
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.rules import Source
 from gateway.rules.schema import shown_duration
-from gateway.verify.schemes import How
+from gateway.verify.checks import How
 
 VERBS = {"is": "are", "goes": "go"}
 """What one thing does → what several do."""

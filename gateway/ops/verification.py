@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.ops.explain import MASK
 from gateway.rules.document import Node, read_document
 from gateway.rules.rules import Source
-from gateway.verify.schemes import How
+from gateway.verify.checks import How
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 

@@ -29,7 +29,7 @@ import orjson
 
 from gateway.model import Event, ExpressionError, Headers, MissingFieldError
 from gateway.rules.patterns import Pattern
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 MAX_NESTING = 3  # macros inside macros

@@ -6,7 +6,7 @@ from urllib.parse import unquote_plus
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
 from gateway.rules.expressions import Expression, View
 from gateway.rules.rules import Source
-from gateway.verify.schemes import Request
+from gateway.verify.request import Request
 
 # The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
 MAX_FIELD = 1024

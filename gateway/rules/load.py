@@ -32,8 +32,10 @@ from gateway.rules.rules import (
 )
 from gateway.rules.schema import INCLUDED, ROOT, Record
 from gateway.rules.table import RouteTable
-from gateway.verify.keys import did_you_mean
-from gateway.verify.schemes import WEAK, SchemeError, Verifier, build_verifier
+from gateway.text import did_you_mean
+from gateway.verify.presets import SchemeError
+from gateway.verify.schemes import WEAK, build_verifier
+from gateway.verify.verifier import Verifier
 
 _REPLACED = (("sign", SIGNED_HEADERS, f"{SIGNED_HEADERS}…"), ("auth", "authorization", "Authorization"))
 """Keys of a destination, and the headers that they replace: how those begin, and how they are shown."""

@@ -10,7 +10,7 @@ from gateway.model import ExpressionError
 from gateway.rules.document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.rules.schema import Kind, NameOr, Record, Scalar, Several, Table, Tree
 from gateway.rules.table import ConditionError
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 MAX_SECRET = 1 << 20  # Bytes of a `${file:…}`.
 SHOWN = 60  # Characters of a value in a message.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from gateway.model import RetryPolicy
 from gateway.rules.expressions import Expression, Template
 from gateway.rules.table import Condition, RouteTable
-from gateway.verify.schemes import Verifier
+from gateway.verify.verifier import Verifier
 
 if TYPE_CHECKING:
     from gateway.rules.edition import Edition

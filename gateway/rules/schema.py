@@ -17,8 +17,9 @@ from gateway.model import NAME_PATTERN, Disposition
 from gateway.rules.expressions import Expression, Template
 from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle, folded, is_held_back
 from gateway.rules.table import parse_condition
+from gateway.text import DURATION, parse_duration
 from gateway.verify import schemes
-from gateway.verify.keys import DURATION, TOKEN, parse_duration, signing_key
+from gateway.verify.keys import TOKEN, signing_key
 
 VERSION = 1
 

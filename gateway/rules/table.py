@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 
 from gateway.model import ExpressionError, MissingFieldError, RulesError
 from gateway.rules.expressions import ABSENT, Step, View
-from gateway.verify.keys import did_you_mean
+from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
     from gateway.rules.rules import Route

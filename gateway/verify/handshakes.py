@@ -6,12 +6,10 @@ every request that isn't the handshake, and costs next to nothing then, as every
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import orjson
 
-if TYPE_CHECKING:
-    from gateway.verify.schemes import Request
+from gateway.verify.request import Request
 
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
@@ -26,10 +24,10 @@ class Answer:
     body: bytes
 
 
-Handshake = Callable[["Request"], Answer | None]
+Handshake = Callable[[Request], Answer | None]
 
 
-def slack(request: "Request") -> Answer | None:
+def slack(request: Request) -> Answer | None:
     """Echo the challenge of a `url_verification`, which Slack signs like an event.
 
     https://docs.slack.dev/reference/events/url_verification

@@ -4,7 +4,6 @@ No message repeats a secret, nor what stands where a secret should.
 """
 
 import binascii
-import difflib
 import functools
 import math
 import re
@@ -12,20 +11,20 @@ from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 from typing import Any, NamedTuple
 
+from gateway.text import did_you_mean, kind_of, parse_duration, shown
+
 Path = tuple[str | int, ...]
 
-MAX_SHOWN = 60  # characters of a value in a message
 
-
-class Place:
+class ConfigPath:
     """Where in the configuration we are, and the problems found so far."""
 
     def __init__(self, path: Path, problems: dict[tuple[Path, str], None]) -> None:
         self._path = path
         self._problems = problems
 
-    def below(self, key: str | int) -> "Place":
-        return Place((*self._path, key), self._problems)
+    def below(self, key: str | int) -> "ConfigPath":
+        return ConfigPath((*self._path, key), self._problems)
 
     def report(self, message: str) -> None:
         self._problems[self._path, message] = None
@@ -41,16 +40,16 @@ class UnfitError(Exception):
 class Key(NamedTuple):
     """A key that may be written: how its value is read (raises UnfitError, or reports below), and its JSON Schema."""
 
-    read: Callable[[Any, Place], Any]
+    read: Callable[[Any, ConfigPath], Any]
     schema: Mapping[str, Any]
     is_required: bool = False
     default: Any = None
 
 
 class Secret(NamedTuple):
-    """A secret, and its place in the list."""
+    """A secret, and its position in the list."""
 
-    place: int
+    position: int
     text: str
 
 
@@ -61,20 +60,20 @@ class Part(NamedTuple):
     name: bytes = b""
 
 
-def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], place: Place) -> dict[str, Any]:
+def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath) -> dict[str, Any]:
     """Read what is written, with the defaults of what isn't; what can't be read is a problem, and left out."""
     for name in config:
         if name not in keys and name != "scheme":
-            place.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), keys)}")
+            where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), keys)}")
     values = {}
     for name, key in keys.items():
         if name in config:
             try:
-                values[name] = key.read(config[name], place.below(name))
+                values[name] = key.read(config[name], where.below(name))
             except UnfitError as error:
-                place.below(name).report(str(error))
+                where.below(name).report(str(error))
         elif key.is_required:
-            place.report(f"expected the key '{name}', got none")
+            where.report(f"expected the key '{name}', got none")
         elif key.default is not None:
             values[name] = key.default
     return values
@@ -83,49 +82,49 @@ def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], place: Plac
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: what a header's name is made of
 
 
-def _read_header(value: object, _: Place) -> str:
+def _read_header(value: object, _: ConfigPath) -> str:
     if isinstance(value, str) and TOKEN.fullmatch(value):
         return value
     raise UnfitError("a header's name", value)
 
 
-def _read_parameter(value: object, _: Place) -> str:
+def _read_parameter(value: object, _: ConfigPath) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z._~-]+", value):
         return value
     raise UnfitError("a query parameter's name of letters, digits and ._~-", value)
 
 
-def _read_ascii(value: object, _: Place) -> bytes:
+def _read_ascii(value: object, _: ConfigPath) -> bytes:
     if isinstance(value, str) and value and value.isascii() and value.isprintable():
         return value.encode()
     raise UnfitError("a text of printable ASCII characters", value)
 
 
-def _read_username(value: object, _: Place) -> str:
+def _read_username(value: object, _: ConfigPath) -> str:
     # RFC 7617, section 2: a user-id with a colon is invalid.
     if isinstance(value, str) and value and ":" not in value:
         return value
     raise UnfitError("a user name without a colon", value)
 
 
-def _read_secrets(value: object, place: Place) -> tuple[Secret, ...]:
+def _read_secrets(value: object, where: ConfigPath) -> tuple[Secret, ...]:
     # Nothing here shows a value: a secret that isn't one, such as a number without quotes, is a secret still.
     if not isinstance(value, list) or not value:
-        place.report(f"expected a list of secrets, got {_kind(value)}")
+        where.report(f"expected a list of secrets, got {kind_of(value)}")
         return ()
     secrets = []
     for index, text in enumerate(value):
         if isinstance(text, str) and text.strip():
             secrets.append(Secret(index, text))
         else:
-            place.below(index).report(f"expected a non-empty text, got {_kind(text)}")
+            where.below(index).report(f"expected a non-empty text, got {kind_of(text)}")
     return tuple(secrets)
 
 
-def _one_of(choices: Iterable[str]) -> Callable[[object, Place], str]:
+def _one_of(choices: Iterable[str]) -> Callable[[object, ConfigPath], str]:
     known = list(choices)
 
-    def read(value: object, _: Place) -> str:
+    def read(value: object, _: ConfigPath) -> str:
         if isinstance(value, str) and value in known:
             return value
         raise UnfitError(f"one of {', '.join(known)}", value)
@@ -133,19 +132,7 @@ def _one_of(choices: Iterable[str]) -> Callable[[object, Place], str]:
     return read
 
 
-DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
-_SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of `5s`, `2m`, `1h30m`, `3d` or `500ms`. Raises ValueError."""
-    found = DURATION.fullmatch(text)
-    if not found:
-        raise ValueError
-    return sum(int(amount) * unit for amount, unit in zip(found.groups(), _SECONDS, strict=True) if amount)
-
-
-def _read_tolerance(value: object, _: Place) -> float:
+def _read_tolerance(value: object, _: ConfigPath) -> float:
     if value == "none":
         return math.inf
     try:
@@ -171,19 +158,21 @@ def signing_key(text: str) -> bytes:
     return base64_key(text.removeprefix("whsec_"))
 
 
-def _read_timestamp(value: object, place: Place) -> dict[str, Any]:
+def _read_timestamp(value: object, where: ConfigPath) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UnfitError("a mapping with header or prefix", value)
     if ("header" in value) == ("prefix" in value):
-        place.report(f"expected either header or prefix, got {'both' if 'header' in value else 'neither'}")
-    return read_keys(value, _TIMESTAMP_KEYS, place)
+        where.report(f"expected either header or prefix, got {'both' if 'header' in value else 'neither'}")
+    return read_keys(value, _TIMESTAMP_KEYS, where)
 
 
 BODY, TIMESTAMP, ID, URL = Part("body"), Part("timestamp"), Part("id"), Part("url")
+
+
 _PARTS = ("body", "timestamp", "id", "method", "path", "url", "header")
 
 
-def _read_signed(value: object, _: Place) -> tuple[bytes | Part, ...]:
+def _read_signed(value: object, _: ConfigPath) -> tuple[bytes | Part, ...]:
     unfit = UnfitError("a text with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value)
     if not isinstance(value, str):
         raise unfit
@@ -205,46 +194,13 @@ def _read_signed(value: object, _: Place) -> tuple[bytes | Part, ...]:
     return tuple(parts)
 
 
-def shown(value: object) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "…")
-        case int() | float():
-            return repr(value)
-        case _:
-            return _kind(value)
-
-
-def _kind(value: object) -> str:
-    """Name what a value is without showing it."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return "a boolean"
-        case str():
-            return "a text" if value.strip() else "a blank text"
-        case int() | float():
-            return "a number"
-        case Mapping():
-            return "a mapping"
-        case _:
-            return "a list" if value else "an empty list"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the nearest known name, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean '{near[0]}'?" if near else ""
-
-
 _ALGORITHMS = ("sha256", "sha1", "sha512")
 ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
     "hex": binascii.hexlify,
     "base64": functools.partial(binascii.b2a_base64, newline=False),
 }
+
+
 SECRET_ENCODINGS = {
     "raw": "a text",
     "hex": "hexadecimal digits",
@@ -272,6 +228,8 @@ SECRETS = Key(
     },
     is_required=True,
 )
+
+
 TOLERANCE = Key(
     _read_tolerance,
     {
@@ -280,11 +238,15 @@ TOLERANCE = Key(
         "description": "How far a signed timestamp may be from now, in both directions; `none` for any.",
     },
 )
+
+
 _TIMESTAMP_KEYS: Mapping[str, Key] = {
     "header": Key(_read_header, _text("The header that holds the timestamp.")),
     "prefix": Key(_read_ascii, _text("What the timestamp starts with, as an element of the signature's header.")),
     "unit": _choice(("s", "ms", "iso"), "s", "Unix seconds, Unix milliseconds, or RFC 3339."),
 }
+
+
 GENERIC: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
         "header": Key(_read_header, _text("The header that holds the signature."), is_required=True),

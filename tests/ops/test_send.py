@@ -9,7 +9,7 @@ from yarl import URL
 
 from gateway.model import RefusedError, RulesError, UsageError
 from gateway.ops.send import Sender, Signed, sample, sign, source_of
-from gateway.verify.schemes import Request
+from gateway.verify.request import Request
 
 NOW = 1_700_000_000.0
 RULES = """

@@ -15,7 +15,7 @@ from gateway.rules.load import check_rules
 from gateway.rules.reader import Reader
 from gateway.rules.rules import Destination
 from gateway.rules.schema import DESTINATION, RETRY, Record, json_schema, parse_rate
-from gateway.verify.keys import parse_duration
+from gateway.text import parse_duration
 
 EXAMPLE = """
 version: 1

@@ -13,7 +13,8 @@ from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
-from gateway.verify.schemes import Reason, build_verifier
+from gateway.verify.request import Reason
+from gateway.verify.schemes import build_verifier
 from tests.telemetry.pages import families_of
 
 # The interface to dashboards and alerts: a name that changes here breaks them.

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from gateway.model import RefusedError
-from gateway.verify.schemes import Request, Verifier, build_verifier
+from gateway.verify.request import Request
+from gateway.verify.schemes import build_verifier
+from gateway.verify.verifier import Verifier
 
 NOW = 1_700_000_000.0
 SECRET = "hush"

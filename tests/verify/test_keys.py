@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.verify.keys import GENERIC, Path
-from gateway.verify.schemes import PRESETS, SchemeError, build_verifier, json_schema
+from gateway.verify.presets import PRESETS, SchemeError
+from gateway.verify.schemes import build_verifier, json_schema
 from tests.verify.requests import WHSEC
 
 SIGNED = "a text with {body} and, in braces, only timestamp, id, method, path, url, header:NAME"

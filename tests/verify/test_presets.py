@@ -13,7 +13,8 @@ from standardwebhooks import Webhook
 from typing_extensions import override
 
 from gateway.rules.expressions import Expression, View
-from gateway.verify.schemes import PRESETS, Verifier
+from gateway.verify.presets import PRESETS
+from gateway.verify.verifier import Verifier
 from tests.verify.requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason
 
 STAMP = str(int(NOW))

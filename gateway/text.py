@@ -1,0 +1,52 @@
+"""Text that people write and read: durations, names that are nearly right, values in messages."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+MAX_SHOWN = 60  # characters of a value in a message
+DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `5s`, `2m`, `1h30m`, `3d` or `500ms`. Raises ValueError."""
+    found = DURATION.fullmatch(text)
+    if not found:
+        raise ValueError
+    return sum(int(amount) * unit for amount, unit in zip(found.groups(), _SECONDS, strict=True) if amount)
+
+
+def shown(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "…")
+        case int() | float():
+            return repr(value)
+        case _:
+            return kind_of(value)
+
+
+def kind_of(value: object) -> str:
+    """Name what a value is without showing it."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "a boolean"
+        case str():
+            return "a text" if value.strip() else "a blank text"
+        case int() | float():
+            return "a number"
+        case Mapping():
+            return "a mapping"
+        case _:
+            return "a list" if value else "an empty list"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` with the nearest known name, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean '{near[0]}'?" if near else ""

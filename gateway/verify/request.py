@@ -1,0 +1,75 @@
+"""A request as it came, and why one is refused."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from gateway.model import Headers, RefusedError
+
+
+class Reason(StrEnum):
+    """Why a request was refused: a closed set, and a metric's label."""
+
+    MISSING_SIGNATURE = "missing_signature"
+    MALFORMED_SIGNATURE = "malformed_signature"
+    BAD_SIGNATURE = "bad_signature"
+    MISSING_TIMESTAMP = "missing_timestamp"
+    MALFORMED_TIMESTAMP = "malformed_timestamp"
+    STALE_TIMESTAMP = "stale_timestamp"
+    MISSING_HEADER = "missing_header"
+    REPEATED_HEADER = "repeated_header"
+    MISSING_CREDENTIALS = "missing_credentials"
+    BAD_CREDENTIALS = "bad_credentials"
+
+
+class Request(NamedTuple):
+    """A request as it came: `headers` undecoded, `query` without the question mark, `body` not decompressed.
+
+    `names` are the headers' names in lower case: whoever has looked at them hands them on.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: bytes
+    names: Sequence[bytes] | None = None
+
+    def lower_names(self) -> Sequence[bytes]:
+        return [name.lower() for name, _ in self.headers] if self.names is None else self.names
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Return the values of every header line of that (lower-case) name, in order."""
+        names = self.lower_names()
+        match names.count(name):
+            case 0:
+                return []
+            case 1:
+                return [self.headers[names.index(name)][1]]
+            case _:
+                return [value for found, (_, value) in zip(names, self.headers, strict=True) if found == name]
+
+
+def refused(reason: Reason, detail: str) -> RefusedError:
+    return RefusedError(401, reason.value, detail)
+
+
+def most_telling(refusals: Sequence[RefusedError]) -> RefusedError:
+    """Return the refusal of what the sender did send, rather than of what it may never have meant to send."""
+    present = [error for error in refusals if not error.reason.startswith("missing_")]
+    for error in (*present, *refusals):
+        return error
+    return refused(Reason.MISSING_SIGNATURE, "expected a way to verify this request, got none")
+
+
+def only(request: Request, name: bytes) -> bytes:
+    values = request.values(name)
+    if len(values) == 1:
+        return values[0]
+    if not values:
+        raise refused(Reason.MISSING_HEADER, f"expected the header {name.decode()}, which is signed, got none")
+    raise refused(Reason.REPEATED_HEADER, f"expected the header {name.decode()} once, got it {len(values)} times")
+
+
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
