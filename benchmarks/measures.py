@@ -16,7 +16,8 @@ from benchmarks.subjects import Subject, bare, gateway
 from benchmarks.traffic import Destination, Sender
 from gateway.log.base import TopicSpec
 from gateway.log.kafka.log import KafkaLog
-from gateway.rules.expressions import Expression, View
+from gateway.rules.expressions import Expression
+from gateway.rules.view import View
 
 CONNECTIONS = 64
 SETTLE = 0.2  # Seconds between two bursts: the commit and the log lines of the last one.

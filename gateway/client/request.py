@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gateway.model import Delivery, ExpressionError, Headers, TraceContext
-from gateway.rules.expressions import AbsentFieldError, Template, View
+from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.rules import (
     HELD_BACK_BEGINNINGS,
     HELD_BACK_HEADERS,
@@ -26,6 +26,8 @@ from gateway.rules.rules import (
     Destination,
     RequestTemplate,
 )
+from gateway.rules.templates import Template
+from gateway.rules.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

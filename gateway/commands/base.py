@@ -45,8 +45,6 @@ SETTINGS = {
 
 
 KAFKA = tuple([name for name in SETTINGS if name.startswith("kafka_")])
-
-
 LOG = ("log", "topic_prefix", *KAFKA)
 
 

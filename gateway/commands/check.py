@@ -115,8 +115,6 @@ def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
 
 
 COUNTED = ("events", "copies", "conflicts", "without identity")
-
-
 MOST_TYPES = 20
 """Of a source that are told one by one: a sender may make up as many as it likes."""
 

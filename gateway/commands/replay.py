@@ -24,8 +24,8 @@ from gateway.ops.output import Output, rfc3339
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
 from gateway.ops.show import count, replay_fields, told_of_unread
 from gateway.rules.edition import edition_of
-from gateway.rules.expressions import View
 from gateway.rules.rules import Route, Rules
+from gateway.rules.view import View
 from gateway.run import event_topics
 from gateway.text import did_you_mean
 

@@ -32,8 +32,8 @@ from gateway.model import (
     NewerRecordError,
     UndecodableRecordError,
 )
-from gateway.rules.expressions import View
 from gateway.rules.rules import Route
+from gateway.rules.view import View
 
 ALL_MEMORY = 128 << 20
 """Bytes of records in memory over all ordered routes of a process; each has its part, so that none stops another."""

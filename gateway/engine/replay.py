@@ -46,10 +46,10 @@ from gateway.model import (
     identity_of,
 )
 from gateway.rules.edition import edition_of
-from gateway.rules.expressions import View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Route, Rules
 from gateway.rules.table import RouteTable
+from gateway.rules.view import View
 
 BATCH = 500
 """Deliveries after which a marker is due: at most so many are repeated when a replay is killed. Those of one event stay

@@ -42,7 +42,7 @@ from gateway.model import (
     delivery_id,
 )
 from gateway.rules.edition import edition_of
-from gateway.rules.expressions import View
+from gateway.rules.view import View
 
 GAUGES_EVERY, GAUGES_AT_ONCE = 1.0, 1000
 """Seconds between two looks at so many destinations, which cost 10 ms; where there are more, there is more time."""

@@ -24,10 +24,10 @@ from gateway.log.records import SIGHTING, decode_sightings
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import DeliveryId, Event, UnreadableRecordError, identity_of
 from gateway.rules.edition import RouteThen, route_then
-from gateway.rules.expressions import View
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules
 from gateway.rules.table import RouteTable
+from gateway.rules.view import View
 
 SKEW = 60.0
 """Seconds by which the clocks of two partitions' leaders may differ."""

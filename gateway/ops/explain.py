@@ -7,9 +7,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
-from gateway.rules.expressions import AbsentFieldError, View
+from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
+from gateway.rules.view import View
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 

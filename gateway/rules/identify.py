@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_plus
 
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
-from gateway.rules.expressions import Expression, View
+from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
+from gateway.rules.view import View
 from gateway.verify.request import Request
 
 # The longest identity, type or key, in characters: they are stored beside the body, some of them twice.

@@ -9,8 +9,9 @@ from ssl import SSLContext
 from typing import TYPE_CHECKING, Literal
 
 from gateway.model import RetryPolicy
-from gateway.rules.expressions import Expression, Template
+from gateway.rules.expressions import Expression
 from gateway.rules.table import Condition, RouteTable
+from gateway.rules.templates import Template
 from gateway.verify.verifier import Verifier
 
 if TYPE_CHECKING:

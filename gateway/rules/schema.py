@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import yarl
 
 from gateway.model import NAME_PATTERN, Disposition
-from gateway.rules.expressions import Expression, Template
+from gateway.rules.expressions import Expression
 from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle, folded, is_held_back
 from gateway.rules.table import parse_condition
+from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
 from gateway.verify import schemes
 from gateway.verify.keys import TOKEN, signing_key

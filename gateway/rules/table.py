@@ -14,7 +14,7 @@ from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 
 from gateway.model import ExpressionError, MissingFieldError, RulesError
-from gateway.rules.expressions import ABSENT, Step, View
+from gateway.rules.view import ABSENT, Step, View
 from gateway.text import did_you_mean
 
 if TYPE_CHECKING:

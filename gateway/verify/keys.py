@@ -167,8 +167,6 @@ def _read_timestamp(value: object, where: ConfigPath) -> dict[str, Any]:
 
 
 BODY, TIMESTAMP, ID, URL = Part("body"), Part("timestamp"), Part("id"), Part("url")
-
-
 _PARTS = ("body", "timestamp", "id", "method", "path", "url", "header")
 
 
@@ -199,8 +197,6 @@ ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
     "hex": binascii.hexlify,
     "base64": functools.partial(binascii.b2a_base64, newline=False),
 }
-
-
 SECRET_ENCODINGS = {
     "raw": "a text",
     "hex": "hexadecimal digits",
@@ -228,8 +224,6 @@ SECRETS = Key(
     },
     is_required=True,
 )
-
-
 TOLERANCE = Key(
     _read_tolerance,
     {
@@ -238,15 +232,11 @@ TOLERANCE = Key(
         "description": "How far a signed timestamp may be from now, in both directions; `none` for any.",
     },
 )
-
-
 _TIMESTAMP_KEYS: Mapping[str, Key] = {
     "header": Key(_read_header, _text("The header that holds the timestamp.")),
     "prefix": Key(_read_ascii, _text("What the timestamp starts with, as an element of the signature's header.")),
     "unit": _choice(("s", "ms", "iso"), "s", "Unix seconds, Unix milliseconds, or RFC 3339."),
 }
-
-
 GENERIC: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
         "header": Key(_read_header, _text("The header that holds the signature."), is_required=True),

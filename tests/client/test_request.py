@@ -9,8 +9,8 @@ from standardwebhooks import Webhook
 
 from gateway.client.request import compose, sign
 from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
-from gateway.rules.expressions import Template
 from gateway.rules.rules import Access, Destination, Proxy, RequestTemplate
+from gateway.rules.templates import Template
 
 NOW = 1_700_000_000.9
 EVENT = Event(

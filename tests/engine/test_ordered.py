@@ -14,8 +14,8 @@ from gateway.engine.progress import WINDOW
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
-from gateway.rules.expressions import Template
 from gateway.rules.rules import RequestTemplate, Route
+from gateway.rules.templates import Template
 from tests.builders import a_destination, a_policy, a_route, an_event
 from tests.engine.test_worker import (
     EVENTS,

@@ -16,8 +16,9 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import delivery_id, event_id
-from gateway.rules.expressions import Expression, Template
+from gateway.rules.expressions import Expression
 from gateway.rules.rules import RequestTemplate, Route
+from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual

@@ -25,9 +25,9 @@ from gateway.log.base import Commit, Partition
 from gateway.log.records import Filed, decode_delivery, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Attempt, Disposition, Event, Result, UndecodableRecordError
-from gateway.rules.expressions import Template
 from gateway.rules.rules import Destination, Egress, OnGone, RequestTemplate, Route, Rules, Source
 from gateway.rules.table import RouteTable
+from gateway.rules.templates import Template
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.expressions import ABSENT, AbsentFieldError, Expression, Template, TemplateError, View
+from gateway.rules.expressions import AbsentFieldError, Expression
+from gateway.rules.templates import Template, TemplateError
+from gateway.rules.view import ABSENT, View
 from tests.builders import an_event
 
 BODY = {
@@ -282,7 +284,7 @@ def test_a_part_and_the_whole_can_be_named_in_either_order() -> None:
 def test_many_different_expressions_on_one_event_share_what_they_see() -> None:
     view = a_view({f"k{n}": n for n in range(40)})
     assert [Expression(f"body.k{n} + 0").evaluate(view) for n in range(40)] == list(range(40))
-    assert len(view._contexts) <= 9
+    assert len(view.contexts) <= 9
 
 
 # What a view makes of an event

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
-from gateway.rules.expressions import View
 from gateway.rules.table import ConditionError, RouteTable, parse_condition
+from gateway.rules.view import View
 from tests.builders import a_route, an_event
 
 BODY = {

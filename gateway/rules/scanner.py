@@ -1,0 +1,265 @@
+"""What can be told of a CEL expression without its syntax tree, which the library lacks: names, paths, macros."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from gateway.model import ExpressionError
+from gateway.rules.patterns import Pattern
+from gateway.rules.view import ABSENT, ROOTS, Step, View
+from gateway.text import did_you_mean
+
+MAX_NESTING = 3  # macros inside macros
+
+
+# A tree of mapping keys; an empty one stands for everything below.
+Parts = dict[str, "Parts"]
+_TOKEN = re.compile(
+    r"""
+    (?P<space>  \s+ | //[^\n]* )
+  | (?P<raw>    [bB]?[rR] (?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' ) )
+  | (?P<text>   [bB]? (?: \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3} ) )
+  | (?P<line>   [bB]? (?: "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' ) )
+  | (?P<name>   [A-Za-z_][A-Za-z0-9_]* )
+  | (?P<number> [0-9]+ (?:\.[0-9]+)? [A-Za-z0-9]* )
+  | (?P<sign>   . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BEFORE_AN_INDEX = re.compile(r"[\w\])}'\"]$")  # Before any other token, `[` begins a list.
+_PLAIN_TEXT = re.compile(r"""(['"])([^\\'"]*)\1""")
+_WORDS = frozenset(
+    ("true", "false", "null", "in", "bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint")
+)
+_FUNCTIONS = frozenset(
+    ("bytes", "double", "duration", "dyn", "has", "int", "size", "string", "timestamp", "type", "uint")
+)
+_MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
+_COPYING_MACROS = frozenset(("exists_one", "existsOne", "filter", "map"))
+_METHODS = frozenset(
+    (
+        *("contains", "endsWith", "matches", "size", "startsWith"),
+        *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours"),
+        *("getMilliseconds", "getMinutes", "getMonth", "getSeconds"),
+    )
+)
+
+
+class Token(NamedTuple):
+    kind: str
+    text: str
+    start: int
+
+
+class FieldPath(NamedTuple):
+    """A path as far as it is written out, inside how many macros it stands, and the token after it."""
+
+    root: str
+    steps: tuple[Step, ...]
+    loops: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        return self.root + "".join(
+            f"[{position}]" if key is None else f".{key}" if key.isidentifier() else f"['{key}']"
+            for key, position in self.steps
+        )
+
+    def up_to(self, depth: int) -> "FieldPath":
+        return self._replace(steps=self.steps[:depth])
+
+
+class Gap(NamedTuple):
+    """Where a path breaks off: after how many steps, the last of them into nothing; `parent` is what is before that."""
+
+    depth: int
+    parent: object
+    step: Step
+
+    @property
+    def key(self) -> str:
+        return str(self.step.position) if self.step.key is None else self.step.key
+
+    @property
+    def is_between_fields(self) -> bool:
+        """Tell whether the parent has fields, or elements, as the step wants, though not this one."""
+        return isinstance(self.parent, list if self.step.key is None else dict)
+
+
+def gap_in(path: FieldPath, view: View) -> Gap:
+    """Find where a path that isn't there breaks off; at 0 where not even its root is."""
+    depth = 0
+    while view.get(path.root, path.steps[:depth]) is not ABSENT:
+        depth += 1
+    if depth == 0:
+        return Gap(0, ABSENT, Step(None, -1))
+    return Gap(depth, view.get(path.root, path.steps[: depth - 1]), path.steps[depth - 1])
+
+
+class Match(NamedTuple):
+    """A call of `matches`, from its name to its closing bracket."""
+
+    start: int
+    end: int
+    pattern: Pattern
+
+
+class Analysis(NamedTuple):
+    """What can be told of an expression without its syntax tree, which the library doesn't give.
+
+    It is nothing but a plain path (`is_path`), or nothing but one with `matches` behind it (`is_match`), or neither.
+    """
+
+    paths: tuple[FieldPath, ...]
+    is_path: bool
+    matches: tuple[Match, ...]
+    is_match: bool
+    has_macros: bool
+    copies: int
+    parts: dict[str, Parts]
+    key: frozenset[str]
+
+
+def tokens(text: str, start: int = 0) -> Iterator[Token]:
+    for found in _TOKEN.finditer(text, start):
+        if found.lastgroup != "space":
+            yield Token(found.lastgroup or "", found.group(), found.start())
+
+
+class Scan:
+    """Reads the names, paths and macros off an expression that parses. Raises ExpressionError for unknown names."""
+
+    def __init__(self, text: str, read_literal: Callable[[str], str]) -> None:
+        """`read_literal` returns the string that a literal of CEL stands for."""
+        self._read_literal = read_literal
+        self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
+        self._at = 0
+        self._brackets: list[str | None] = []  # those that are open, a macro's with its variable
+        self._paths: list[FieldPath] = []
+        self._macros: list[str] = []
+        self._matches: list[Match] = []
+        self._makes_values = False
+
+    def analysis(self) -> Analysis:
+        before = ""
+        while (token := self._tokens[self._at]).kind != "end":
+            self._at += 1
+            if token.text in ("(", "[", "{"):
+                self._brackets.append(None)
+                is_index = token.text == "[" and before != "in" and _BEFORE_AN_INDEX.search(before)
+                self._makes_values |= token.text != "(" and not is_index
+            elif token.text in (")", "]", "}"):
+                self._brackets.pop()
+            elif token.kind == "name":
+                self._name(token, is_member=before == ".", is_call=self._tokens[self._at].text == "(")
+            before = self._tokens[self._at - 1].text
+        parts: dict[str, Parts] = {}
+        for path in self._paths:
+            _add_part(parts, path)
+        first = self._paths[0] if self._paths else None
+        end = first.end if first is not None and self._tokens[0].text == first.root else -1
+        return Analysis(
+            paths=tuple(self._paths),
+            is_path=end == self._at,
+            matches=tuple(self._matches),
+            # `.`, `matches`, `(`, the pattern, `)`
+            is_match=len(self._matches) == 1 and end + 5 == self._at and self._tokens[end].text == ".",
+            has_macros=bool(self._macros),
+            copies=sum([macro in _COPYING_MACROS for macro in self._macros]) * (3 if self._makes_values else 1),
+            parts=parts,
+            key=frozenset(path.text for path in self._paths),
+        )
+
+    @property
+    def _loops(self) -> int:
+        return sum(variable is not None for variable in self._brackets)
+
+    def _name(self, token: Token, *, is_member: bool, is_call: bool) -> None:
+        if is_member and token.text in _MACROS and self._tokens[self._at + 2].text == ",":
+            self._macro(token)
+        elif is_call:
+            known = _METHODS if is_member else _FUNCTIONS
+            if token.text not in known:
+                raise _at(token, f"unknown function '{token.text}'", did_you_mean(token.text, known | _MACROS))
+            if token.text == "matches":
+                self._match(token)
+        elif self._tokens[self._at].text == "{" and token.text != "in":
+            raise _at(token, f"expected a mapping such as {{'a': 1}}, got a '{token.text}' of protocol buffers")
+        elif is_member or token.text in _WORDS or token.text in self._brackets:
+            return
+        elif token.text in ROOTS:
+            self._path(token)
+        else:
+            raise _at(token, f"unknown name '{token.text}'", did_you_mean(token.text, ROOTS))
+
+    def _macro(self, token: Token) -> None:
+        """Go behind `(x,`, where the macro's variable is known."""
+        variable = self._tokens[self._at + 1]
+        if variable.text in ROOTS:
+            raise _at(variable, f"expected a new name, got '{variable.text}'")
+        self._brackets.append(variable.text)
+        if self._loops > MAX_NESTING:
+            raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
+        self._macros.append(token.text)
+        self._at += 3
+
+    def _match(self, name: Token) -> None:
+        """Compile the pattern once. One that came from the event would be the sender's, and compiled at each call."""
+        _, literal, end = self._tokens[self._at : self._at + 3]
+        if literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB" or end.text != ")":
+            raise _at(literal, "expected the pattern of matches() as one text written out, got something else")
+        try:
+            pattern = Pattern(self._read_literal(literal.text))
+        except ExpressionError as error:
+            raise _at(literal, str(error)) from error
+        self._matches.append(Match(name.start, end.start + 1, pattern))
+
+    def _path(self, root: Token) -> None:
+        """Read the steps `.a['b'][0]`, as far as they are written out."""
+        steps: list[Step] = []
+        while True:
+            sign, inner, end = self._tokens[self._at : self._at + 3]
+            if sign.text == "." and inner.kind == "name" and end.text != "(":
+                steps.append(Step(inner.text, -1))
+                self._at += 2
+            elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
+                steps.append(Step(literal[2], -1))
+                self._at += 3
+            elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
+                steps.append(Step(None, int(inner.text)))
+                self._at += 3
+            else:
+                break
+        if root.text in ("headers", "query") and len(steps) == 1 and self._tokens[self._at - 1].kind == "name":
+            self._refuse_hyphens(root)
+        if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
+            raise _at(root, f"expected a header's name in lower case, got '{name}'")
+        self._paths.append(FieldPath(root.text, tuple(steps), self._loops, self._at))
+
+    def _refuse_hyphens(self, root: Token) -> None:
+        """Tell how to write `headers.x-id`, which CEL reads as a difference: of two texts, which have none."""
+        at, written = self._at, self._tokens[self._at - 1]
+        name = written.text
+        while (token := self._tokens[at]).start == written.start + len(written.text) and (
+            token.text == "-" or token.kind in ("name", "number")
+        ):
+            name, written, at = name + token.text, token, at + 1
+        if written.kind != "sign" and "-" in name:
+            plain = name.lower() if root.text == "headers" else name
+            raise _at(root, f"expected {root.text}['{plain}'], got {root.text}.{name}")
+
+
+def _add_part(parts: dict[str, Parts], path: FieldPath) -> None:
+    """Note what a path needs; a list on its way is handed over whole."""
+    *names, last = [path.root, *[step.key for step in path.steps if step.key is not None]]
+    below = parts
+    for name in names:
+        if name in below and not below[name]:
+            return
+        below = below.setdefault(name, {})
+    below[last] = {}
+
+
+def _at(token: Token, message: str, hint: str = "") -> ExpressionError:
+    return ExpressionError(f"{message} at character {token.start + 1}{hint}")

@@ -1,0 +1,133 @@
+"""Values of JSON with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gateway.model import ExpressionError
+from gateway.rules.expressions import Expression, as_json, as_text, dumps
+from gateway.rules.scanner import tokens
+from gateway.rules.view import View
+
+MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
+
+
+class TemplateError(ExpressionError):
+    """An expression inside a template can't be compiled; `path` leads to its text: keys and indexes."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A JSON-like value with `${{ CEL }}` inside its texts (mapping keys are taken as they are).
+
+    A text that is nothing but one expression becomes the expression's value, of whatever type; in any other, texts are
+    inserted as they are and other values as JSON. Raises TemplateError for the first expression that doesn't compile.
+    """
+
+    value: object
+    _compiled: object = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_compiled", _compiled(self.value, ()))
+
+    @property
+    def has_expressions(self) -> bool:
+        return self._compiled is not self.value
+
+    def render(self, view: View) -> object:
+        """Return the value with its expressions evaluated.
+
+        Raises ExpressionError, as MissingFieldError where a field isn't there: half a body is no body.
+        """
+        return _rendered(self._compiled, view) if self.has_expressions else self.value
+
+    def render_bytes(self, view: View) -> tuple[bytes, str | None]:
+        """Return the body to send and its content type: a text as UTF-8 and None, anything else as JSON.
+
+        What decides is the template: `"${{ body.text }}"` is a text, whatever it becomes.
+        Raises ExpressionError, also for more than 1 MiB.
+        """
+        rendered = self.render(view)
+        if isinstance(self.value, str):
+            content, content_type = as_text(rendered).encode("utf-8", "replace"), None
+        else:
+            content, content_type = dumps(rendered), "application/json"
+        if len(content) > MAX_RESULT:
+            raise ExpressionError(f"expected a body of at most {MAX_RESULT} bytes, got {len(content)}")
+        return content, content_type
+
+
+class _Interpolated(NamedTuple):
+    """A text with expressions in it."""
+
+    pieces: tuple[str | Expression, ...]
+
+
+def _compiled(value: object, path: tuple[str | int, ...]) -> object:
+    """Put compiled expressions in place of texts; what has none is returned itself. Raises TemplateError."""
+    try:
+        match value:
+            case str():
+                pieces = _pieces(value)
+                return value if not pieces else pieces[0] if len(pieces) == 1 else _Interpolated(pieces)
+            case dict():
+                values = {key: _compiled(item, (*path, key)) for key, item in value.items()}
+                return value if all(values[key] is value[key] for key in value) else values
+            case list():
+                items = [_compiled(item, (*path, index)) for index, item in enumerate(value)]
+                return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+            case _:
+                dumps(as_json(value))
+                return value
+    except TemplateError:
+        raise
+    except (ExpressionError, ValueError) as error:
+        raise TemplateError(path, str(error)) from error
+
+
+def _pieces(text: str) -> tuple[str | Expression, ...]:
+    """Split a text at its expressions; empty when it has none."""
+    pieces: list[str | Expression] = []
+    at = 0
+    while (start := text.find("${{", at)) >= 0:
+        end = _end(text, start + 3)
+        if start > at:
+            pieces.append(text[at:start])
+        pieces.append(Expression(text[start + 3 : end].strip()))
+        at = end + 2
+    if at and at < len(text):
+        pieces.append(text[at:])
+    return tuple(pieces)
+
+
+def _end(text: str, start: int) -> int:
+    """Find the `}}` that ends an expression: none inside a text, and no brace that closes one of its own."""
+    depth = 0
+    for token in tokens(text, start):
+        if token.text == "{":
+            depth += 1
+        elif token.text == "}" and depth:
+            depth -= 1
+        elif token.text == "}" and text.startswith("}}", token.start):
+            return token.start
+    raise ExpressionError(f"expected }}}} after ${{{{ at character {start - 2}, got the end of the text")
+
+
+def _rendered(compiled: object, view: View) -> object:
+    match compiled:
+        case Expression():
+            return compiled.evaluate(view)
+        case _Interpolated():
+            texts = [piece if isinstance(piece, str) else as_text(piece.evaluate(view)) for piece in compiled.pieces]
+            if sum(map(len, texts)) > MAX_RESULT:
+                raise ExpressionError(f"expected a text of at most {MAX_RESULT} characters, got more")
+            return "".join(texts)
+        case dict():
+            return {key: _rendered(item, view) for key, item in compiled.items()}
+        case list():
+            return [_rendered(item, view) for item in compiled]
+        case _:
+            return compiled
