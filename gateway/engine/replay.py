@@ -110,7 +110,7 @@ class Matcher:
         self._selection = selection
         self._known = known
         self._route: Route | None = None
-        self._table = RouteTable(())
+        self._table: RouteTable[Route] = RouteTable(())
 
     def use(self, rules: Rules) -> str | None:
         """Go by these rules; say what is missing if a replay by them can't be made."""

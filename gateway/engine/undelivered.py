@@ -25,7 +25,7 @@ from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import DeliveryId, Event, UnreadableRecordError, identity_of
 from gateway.rules.edition import RouteThen, route_then
 from gateway.rules.identify import Identifier
-from gateway.rules.rules import Rules
+from gateway.rules.rules import Route, Rules
 from gateway.rules.table import RouteTable
 from gateway.rules.view import View
 
@@ -170,7 +170,7 @@ class Undelivered:
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(order, control, is_foretold=not key) for order in replays]
-        self._known: dict[str, tuple[RouteThen, RouteTable | None]] = {}
+        self._known: dict[str, tuple[RouteThen, RouteTable[Route] | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Tell what is known of an event's delivery by the route to a destination."""

@@ -19,8 +19,8 @@ from gateway.ops.send import Answer
 from gateway.ops.status import Finding, Tried
 from gateway.ops.verification import Verification
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
+from gateway.rules.kinds import shown_duration
 from gateway.rules.rules import Source
-from gateway.rules.schema import shown_duration
 from gateway.verify.checks import How
 
 VERBS = {"is": "are", "goes": "go"}

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.model import ExpressionError, RetryPolicy, RulesError
+from gateway.rules.conditions import parse_condition, written
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route, Rules
-from gateway.rules.table import parse_condition, written
 
 SHORTEST = 4
 """Characters of what a reference was replaced with; what is shorter may stand anywhere by chance."""

@@ -15,6 +15,7 @@ from gateway.model import RetryPolicy, RulesError
 from gateway.rules.access import TlsError, basic_authorization, tls_of
 from gateway.rules.document import Node, Problem, Severity, read_document
 from gateway.rules.edition import edition_of
+from gateway.rules.kinds import Record
 from gateway.rules.reader import ABSENT, Read, Reader, Use
 from gateway.rules.rules import (
     SIGNED_HEADERS,
@@ -30,7 +31,7 @@ from gateway.rules.rules import (
     Tls,
     folded,
 )
-from gateway.rules.schema import INCLUDED, ROOT, Record
+from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.table import RouteTable
 from gateway.text import did_you_mean
 from gateway.verify.presets import SchemeError

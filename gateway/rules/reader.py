@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from gateway.model import ExpressionError
+from gateway.rules.conditions import ConditionError
 from gateway.rules.document import Code, Node, Problem, Severity, reason_of, scalar
-from gateway.rules.schema import Kind, NameOr, Record, Scalar, Several, Table, Tree
-from gateway.rules.table import ConditionError
+from gateway.rules.kinds import Kind, NameOr, Record, Scalar, Several, Table, Tree
 from gateway.text import did_you_mean
 
 MAX_SECRET = 1 << 20  # Bytes of a `${file:…}`.

@@ -9,8 +9,9 @@ from ssl import SSLContext
 from typing import TYPE_CHECKING, Literal
 
 from gateway.model import RetryPolicy
+from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
-from gateway.rules.table import Condition, RouteTable
+from gateway.rules.table import RouteTable
 from gateway.rules.templates import Template
 from gateway.verify.verifier import Verifier
 
@@ -199,7 +200,7 @@ class Rules:
     destinations: Mapping[str, Destination]
     routes: Mapping[str, Route]
     egress: Egress
-    table: RouteTable
+    table: RouteTable[Route]
     files: tuple[Path, ...]
     """What was read, secrets' files and the folders of an include's pattern too: each changes when we must reload."""
     warnings: tuple[str, ...] = ()

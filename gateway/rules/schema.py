@@ -4,162 +4,63 @@
 value is parsed; where the value stands, and references such as `${NAME}`, are the reader's business.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, assert_never
-from urllib.parse import urlsplit
 
-import yarl
-
-from gateway.model import NAME_PATTERN, Disposition
-from gateway.rules.expressions import Expression
-from gateway.rules.rules import RESERVED_HEADERS, OnGone, Proxy, TokenStyle, folded, is_held_back
-from gateway.rules.table import parse_condition
+from gateway.model import Disposition
+from gateway.rules.conditions import parse_condition
+from gateway.rules.kinds import (
+    _CREDENTIAL,
+    _PASSWORD,
+    _PATH,
+    _RATE,
+    _RESULTS,
+    _SCOPE,
+    _STATUS,
+    _TOPIC,
+    _USER,
+    CEL,
+    DURATION_STEP,
+    FILE_USE,
+    HEADER,
+    NAME,
+    NAME_USE,
+    PEM,
+    TEXT,
+    URL,
+    Key,
+    Kind,
+    NameOr,
+    Record,
+    Scalar,
+    Several,
+    Table,
+    Tree,
+    _header_template,
+    _header_value,
+    _held_back,
+    _network,
+    _result,
+    _signing_secret,
+    _text,
+    choice,
+    duration,
+    integer,
+    matching,
+    number,
+    or_off,
+    parse_rate,
+    path,
+    pattern,
+    proxy,
+    public_url,
+    secret,
+)
+from gateway.rules.rules import OnGone, TokenStyle
 from gateway.rules.templates import Template
-from gateway.text import DURATION, parse_duration
 from gateway.verify import schemes
-from gateway.verify.keys import TOKEN, signing_key
+from gateway.verify.keys import TOKEN
 
 VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Scalar:
-    """One value. `parse` raises ValueError, with a message where "expected …, got …" doesn't say it all."""
-
-    expected: str
-    parse: Callable[[Any], object]
-    json: Mapping[str, object]
-    _: KW_ONLY
-    choices: tuple[str, ...] = ()
-    is_secret: bool = False
-    """Never show the value."""
-    is_use: bool = False
-    """The name of something that has to be there; read together with its place."""
-    unresolved: Callable[[str], object] | None = None
-    """What stands for a text whose references can't be resolved, while checking; None leaves the key out."""
-
-    @property
-    def is_text(self) -> bool:
-        return self.json.get("type") == "string"
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A value of any shape, parsed as a whole. `is_template` leaves `${{ … }}` alone."""
-
-    expected: str
-    shape: type | tuple[type, ...]
-    parse: Callable[[Any], object]
-    json: Mapping[str, object]
-    _: KW_ONLY
-    is_template: bool = False
-    unresolved: str | None = None
-    """What stands for a text whose references can't be resolved, while checking; None leaves it as it is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """A list of one kind; `may_be_one` also takes a single value without the brackets."""
-
-    expected: str
-    item: "Kind"
-    _: KW_ONLY
-    may_be_one: bool = False
-    may_be_empty: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A mapping with keys of the writer's choice. Read as a dict."""
-
-    expected: str
-    key: Scalar
-    value: "Kind"
-    _: KW_ONLY
-    has_number_keys: bool = False
-    """Keys such as `404` needn't be quoted."""
-
-
-@dataclass(frozen=True, slots=True)
-class NameOr:
-    """The name of something, or the thing itself, written in place."""
-
-    name: Scalar
-    record: "Record"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """A key of a record. `default` is told to editors, as it would be written."""
-
-    name: str
-    kind: "Kind"
-    about: str
-    default: object = None
-    is_required: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """A mapping with keys that are known. `later` are keys of the design that this version doesn't have."""
-
-    name: str
-    about: str
-    keys: tuple[Key, ...]
-    later: tuple[str, ...] = ()
-    is_choice: bool = False
-    """Exactly one of the keys is written."""
-    by_name: Mapping[str, Key] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by_name", {key.name: key for key in self.keys})
-
-
-Kind = Scalar | Tree | Several | Table | NameOr | Record
-
-
-# --- Parsers ---------------------------------------------------------------------------------------------------------
-
-_RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
-_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
-_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
-_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
-_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
-_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: wider than RFC 6750 has it, as there are tokens with a `|`
-_USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
-_PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
-_SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749, section 3.3
-_STATUS = re.compile(r"[345]\d\d", re.ASCII)
-
-_RESERVED_PATHS = frozenset({"/healthz"})
-_RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "auth", "egress_refused")
-_PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_rate(text: str) -> float:
-    """Return the events a second of `100/s`, `10/m` or `5/h`. Raises ValueError."""
-    found = _RATE.fullmatch(text)
-    if not found or not float(found[1]):
-        raise ValueError
-    return float(found[1]) / _PER[found[2]]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError  # noqa: TRY004 # one exception for "not what is expected"
-    return value
-
-
-def _matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if not pattern.fullmatch(_text(value)):
-            raise ValueError
-        return str(value)
-
-    return parse
 
 
 def _version(value: object) -> object:
@@ -168,201 +69,7 @@ def _version(value: object) -> object:
     return value
 
 
-def _path(value: object) -> str:
-    path = _matching(_PATH)(value)
-    if path in _RESERVED_PATHS:
-        raise ValueError(f"expected a path of its own, got {path}, which the gateway answers itself")
-    return path
-
-
-def _url(value: object) -> str:
-    """Check a URL. No message shows it: a URL often is a credential."""
-    text = _text(value)
-    try:
-        url = urlsplit(text)
-        _ = url.port  # raises where it is no number
-        host = yarl.URL(text).raw_host or ""  # as the client reads it: in lower case, in ASCII by IDNA
-    except ValueError:
-        raise ValueError("expected an http or https URL, got one that can't be parsed") from None
-    if url.scheme not in {"http", "https"}:
-        got = f"the scheme {url.scheme!r}" if url.scheme else "one without a scheme"
-        raise ValueError(f"expected an http or https URL, got {got}")
-    if not url.hostname:
-        raise ValueError("expected a URL with a host, got none")
-    if "@" in url.netloc:
-        raise ValueError("expected a URL without user and password (write them under `auth`), got one with them")
-    if url.port == 0:
-        raise ValueError("expected a URL with a port from 1 to 65535, got 0")
-    if not _HOST.fullmatch(host) and not _is_address(host):
-        raise ValueError("expected a URL with a host's name or address, got one with another host")
-    if url.fragment or not text.isprintable() or " " in text or "\\" in text:
-        raise ValueError("expected a URL without a fragment, spaces or control characters, got one with them")
-    return text
-
-
-def _is_address(host: str) -> bool:
-    try:
-        return bool(ip_address(host)) and "%" not in host  # an address with a zone leads nowhere from another machine
-    except ValueError:
-        return False
-
-
-def _public_url(value: object) -> str:
-    url = _url(value)
-    if "?" in url:
-        raise ValueError("expected a URL without a query, got one with it")
-    return url
-
-
-def _proxy(value: object) -> Proxy:
-    url = urlsplit(_url(value))
-    if url.scheme != "http" or url.port is None or url.path not in {"", "/"} or url.query:
-        raise ValueError("expected a proxy such as http://proxy.internal:3128, got another URL")
-    host = yarl.URL(url.geturl()).raw_host
-    assert host is not None  # `_url` has seen to it
-    return Proxy(host=host, port=url.port)
-
-
-def _header(value: object) -> str:
-    name = _matching(TOKEN)(value)
-    if folded(name) in RESERVED_HEADERS:
-        raise ValueError(f"expected a header that the gateway doesn't write itself, got {name!r}")
-    return name
-
-
-def _held_back(value: object) -> str:
-    name = _header(value)
-    if not is_held_back(name):
-        expected = "expected a header that isn't passed on by itself, such as X-Forwarded-For"
-        raise ValueError(f"{expected}, got {name!r}")
-    return name
-
-
-def _header_value(value: object) -> str:
-    text = _text(value)
-    if _UNSENDABLE.search(text):
-        raise ValueError("expected a header value without control characters, got one with them")
-    return text
-
-
-def _header_template(value: object) -> Template:
-    return Template(_header_value(value))
-
-
-def _signing_secret(value: object) -> bytes:
-    text = _text(value)
-    try:
-        return signing_key(text)
-    except ValueError:
-        raise ValueError from None  # what binascii says of it is of no use
-
-
-def _network(value: object) -> IPv4Network | IPv6Network:
-    text = _text(value)
-    try:
-        return ip_network(text)
-    except ValueError:
-        raise ValueError from None  # its own message says it in other words
-
-
-def _result(value: object) -> str:
-    if value not in _RESULTS and not _STATUS.fullmatch(_text(value)):
-        raise ValueError
-    return str(value)
-
-
-def _expression(value: object) -> Expression:
-    return Expression(_text(value))
-
-
-# --- Kinds of values -------------------------------------------------------------------------------------------------
-
-
-def shown_duration(seconds: float) -> str:
-    """Write seconds as the rules do: 90m, 1h."""
-    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    return next(
-        (f"{seconds / unit:.0f}{name}" for name, unit in units if seconds % unit == 0), f"{seconds * 1000:.0f}ms"
-    )
-
-
-def duration(least: float, most: float) -> Scalar:
-    """Make the kind of a duration between two bounds, in seconds."""
-
-    def parse(value: object) -> float:
-        seconds = parse_duration(_text(value))
-        if not least <= seconds <= most:
-            raise ValueError
-        return seconds
-
-    return Scalar(
-        f"a duration from {shown_duration(least)} to {shown_duration(most)}, such as 5s, 2m or 1h30m",
-        parse,
-        _pattern(DURATION),
-    )
-
-
-def integer(least: int, most: int | None = None) -> Scalar:
-    """Make the kind of an integer between two bounds."""
-
-    def parse(value: object) -> int:
-        if type(value) is not int or value < least or (most is not None and value > most):
-            raise ValueError
-        return value
-
-    expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-    return Scalar(expected, parse, {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}))
-
-
-def number(least: float, most: float) -> Scalar:
-    """Make the kind of a number between two bounds."""
-
-    def parse(value: object) -> float:
-        if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator] # a number, by then
-            raise ValueError
-        return float(value)  # type: ignore[arg-type] # the same
-
-    return Scalar(f"a number from {least:g} to {most:g}", parse, {"type": "number", "minimum": least, "maximum": most})
-
-
-def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:
-    """Make the kind of a text out of a closed set."""
-
-    def parse_choice(value: object) -> object:
-        if value not in names:
-            raise ValueError
-        return parse(value)
-
-    return Scalar(f"one of {', '.join(names)}", parse_choice, {"type": "string", "enum": list(names)}, choices=names)
-
-
-def _pattern(pattern: re.Pattern[str]) -> dict[str, object]:
-    return {"type": "string", "pattern": f"^{pattern.pattern}$"}
-
-
-def or_off(kind: Scalar) -> Scalar:
-    """Make the kind that also takes `off`, read as None."""
-    return Scalar(
-        f"{kind.expected}, or off",
-        lambda value: None if value == "off" else kind.parse(value),
-        {"type": "string", "pattern": f"^off$|{kind.json['pattern']}"},
-    )
-
-
-TEXT = Scalar("a text", _text, {"type": "string"})
-CEL = Scalar("a CEL expression", _expression, {"type": "string"})
-NAME = Scalar(
-    "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
-    _matching(NAME_PATTERN),
-    _pattern(NAME_PATTERN),
-)
-NAME_USE = Scalar("a name", _text, _pattern(NAME_PATTERN), is_use=True)
-FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
-URL = Scalar("an http or https URL", _url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str)
-HEADER = Scalar("a header's name, such as X-Team", _header, _pattern(TOKEN))
-DURATION_STEP = duration(0.1, 30 * 86400)
 _WINDOW = or_off(duration(1, 7 * 86400))
-
 SIGN = Record(
     name="sign",
     about="Sign each request as Standard Webhooks does (https://www.standardwebhooks.com).",
@@ -384,23 +91,16 @@ SIGN = Record(
         ),
     ),
 )
-
-
-def _secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
-    return Scalar(expected, _matching(pattern), {"type": "string"}, is_secret=True)
-
-
-_PEM = _secret("a text in PEM", re.compile(r".*", re.DOTALL))  # what is in it, `access` finds out
 _BASIC_KEYS = (
     Key(
         name="username",
-        kind=_secret("a text without colons and control characters", _USER),
+        kind=secret("a text without colons and control characters", _USER),
         about="The user's name, without a colon.",
         is_required=True,
     ),
     Key(
         name="password",
-        kind=_secret("a text without control characters", _PASSWORD),
+        kind=secret("a text without control characters", _PASSWORD),
         about="The password.",
         is_required=True,
     ),
@@ -412,13 +112,13 @@ OAUTH2 = Record(
         Key(name="token_url", kind=URL, about="The token endpoint.", is_required=True),
         Key(
             name="client_id",
-            kind=_secret("a text without control characters", _PASSWORD),
+            kind=secret("a text without control characters", _PASSWORD),
             about="Who we are to the token endpoint.",
             is_required=True,
         ),
         Key(
             name="client_secret",
-            kind=_secret("a text without control characters", _PASSWORD),
+            kind=secret("a text without control characters", _PASSWORD),
             about="And its secret.",
             is_required=True,
         ),
@@ -426,7 +126,7 @@ OAUTH2 = Record(
             name="scope",
             kind=Several(
                 "a scope or a list of them",
-                Scalar("a scope without spaces", _matching(_SCOPE), _pattern(_SCOPE)),
+                Scalar("a scope without spaces", matching(_SCOPE), pattern(_SCOPE)),
                 may_be_one=True,
             ),
             about="What the token is to be good for, a scope or a list of them.",
@@ -457,7 +157,7 @@ AUTH = Record(
                 keys=(
                     Key(
                         name="token",
-                        kind=_secret("a token of visible ASCII characters", _CREDENTIAL),
+                        kind=secret("a token of visible ASCII characters", _CREDENTIAL),
                         about="The token.",
                         is_required=True,
                     ),
@@ -473,13 +173,12 @@ TLS = Record(
     name="tls",
     about="Whom we trust and who we are, in PEM, such as ${file:ca.pem}. Verification can't be turned off.",
     keys=(
-        Key(name="ca", kind=_PEM, about="Certificates that we trust instead of the system's."),
-        Key(name="certificate", kind=_PEM, about="Our certificate, and what else is in its chain."),
-        Key(name="key", kind=_PEM, about="The certificate's private key, without a passphrase."),
+        Key(name="ca", kind=PEM, about="Certificates that we trust instead of the system's."),
+        Key(name="certificate", kind=PEM, about="Our certificate, and what else is in its chain."),
+        Key(name="key", kind=PEM, about="The certificate's private key, without a passphrase."),
     ),
 )
 PROXY_AUTH = Record(name="proxy_auth", about="A user's name and password at the proxy (RFC 7617).", keys=_BASIC_KEYS)
-
 DESTINATION_KEYS = (
     Key(name="url", kind=URL, about="Where to POST. The host is never templated.", is_required=True),
     Key(
@@ -495,7 +194,7 @@ DESTINATION_KEYS = (
         name="forward_headers",
         kind=Several(
             "a list of headers",
-            Scalar("a header's name, such as X-Forwarded-For", _held_back, _pattern(TOKEN)),
+            Scalar("a header's name, such as X-Forwarded-For", _held_back, pattern(TOKEN)),
         ),
         about="Headers of the sender's that are passed on, though servers trust them: X-Forwarded-For, X-Original-URL, "
         "X-HTTP-Method-Override and the like, which are otherwise held back.",
@@ -510,7 +209,7 @@ DESTINATION_KEYS = (
     Key(name="tls", kind=TLS, about=TLS.about),
     Key(
         name="proxy",
-        kind=Scalar("a proxy such as http://proxy.internal:3128", _proxy, {"type": "string", "pattern": "^http://"}),
+        kind=Scalar("a proxy such as http://proxy.internal:3128", proxy, {"type": "string", "pattern": "^http://"}),
         about="Reach the destination, and its token endpoint, through this HTTP proxy; none is ever read from the "
         "environment.",
     ),
@@ -535,7 +234,7 @@ DESTINATION_KEYS = (
     ),
     Key(
         name="rate",
-        kind=Scalar("a rate such as 100/s, 10/m or 5/h", lambda value: parse_rate(_text(value)), _pattern(_RATE)),
+        kind=Scalar("a rate such as 100/s, 10/m or 5/h", lambda value: parse_rate(_text(value)), pattern(_RATE)),
         about="How many requests, over the whole fleet: 100/s, 10/m, 5/h. Without it there is no limit.",
     ),
 )
@@ -552,14 +251,13 @@ INLINE_DESTINATION = Record(
         *DESTINATION_KEYS,
     ),
 )
-
 SOURCE = Record(
     name="source",
     about="A sender: where it posts, how it is verified, what identifies an event.",
     keys=(
         Key(
             name="path",
-            kind=Scalar("an absolute path without a query, such as /in/github", _path, _pattern(_PATH)),
+            kind=Scalar("an absolute path without a query, such as /in/github", path, pattern(_PATH)),
             about="Where the sender posts. Without it, /in/ and the source's name.",
         ),
         Key(
@@ -579,7 +277,7 @@ SOURCE = Record(
         Key(name="key", kind=CEL, about="CEL: the order key, such as body.repository.full_name."),
         Key(
             name="topic",
-            kind=Scalar("a topic's name of letters, digits, '.', '_' and '-'", _matching(_TOPIC), _pattern(_TOPIC)),
+            kind=Scalar("a topic's name of letters, digits, '.', '_' and '-'", matching(_TOPIC), pattern(_TOPIC)),
             about="The topic that the events go to. Default: <prefix>events.<source>.",
         ),
         Key(
@@ -590,12 +288,11 @@ SOURCE = Record(
         ),
         Key(
             name="public_url",
-            kind=Scalar(URL.expected, _public_url, URL.json, is_secret=True, unresolved=str),
+            kind=Scalar(URL.expected, public_url, URL.json, is_secret=True, unresolved=str),
             about="The address the sender knows, for schemes that sign it; without a path, the request's is added.",
         ),
     ),
 )
-
 RETRY = Record(
     name="retry",
     about="How deliveries of this route are retried.",
@@ -626,7 +323,7 @@ RETRY = Record(
                 Scalar(
                     f"a status such as 404, or one of {', '.join(_RESULTS)}",
                     _result,
-                    {"anyOf": [_pattern(_STATUS), {"enum": list(_RESULTS)}]},
+                    {"anyOf": [pattern(_STATUS), {"enum": list(_RESULTS)}]},
                     choices=_RESULTS,
                 ),
                 choice(*Disposition, parse=Disposition),
@@ -636,7 +333,6 @@ RETRY = Record(
         ),
     ),
 )
-
 REQUEST = Record(
     name="request",
     about="What is sent instead of the raw bytes. Texts may hold ${{ CEL }}.",
@@ -657,7 +353,6 @@ REQUEST = Record(
         ),
     ),
 )
-
 ROUTE = Record(
     name="route",
     about="Which events of which sources go to which destinations.",
@@ -706,7 +401,6 @@ ROUTE = Record(
     ),
     later=("tests",),
 )
-
 EGRESS = Record(
     name="egress",
     about="Where deliveries may connect to. Link-local and cloud-metadata addresses are always refused, unless `allow` "
@@ -730,7 +424,6 @@ EGRESS = Record(
         ),
     ),
 )
-
 INCLUDED_KEYS = (
     Key(
         name="include",

@@ -6,28 +6,40 @@ only `exists: false` and what stands under `not`.
 """
 
 import itertools
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isfinite, prod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Generic, Protocol, TypeVar
 
-from gateway.model import ExpressionError, MissingFieldError, RulesError
-from gateway.rules.view import ABSENT, Step, View
-from gateway.text import did_you_mean
-
-if TYPE_CHECKING:
-    from gateway.rules.rules import Route
+from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, key_of
+from gateway.rules.expressions import Expression
+from gateway.rules.view import View
 
 _K = TypeVar("_K")
-Scalar = str | int | float | bool | None
-
+_R = TypeVar("_R", bound="Matchable")
 SELECTIVE = 4  # Candidates of one value of one path that aren't worth a key of several paths.
 MAX_COMBINATIONS = 64  # keys under which one route is filed, when its lists are multiplied
 
 
-class RouteTable:
+class Matchable(Protocol):
+    """What the table has to know of a route."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sources(self) -> Sequence[str]: ...
+
+    @property
+    def match(self) -> Condition | None: ...
+
+    @property
+    def when(self) -> Expression | None: ...
+
+
+class RouteTable(Generic[_R]):
     """The routes of one version of the rules, in file order.
 
     The cost of `match` doesn't grow with the number of routes but with that of the different sets of paths they
@@ -37,7 +49,7 @@ class RouteTable:
     by one.
     """
 
-    def __init__(self, routes: Iterable["Route"]) -> None:
+    def __init__(self, routes: Iterable[_R]) -> None:
         self._routes = tuple(routes)
         numbers: dict[str, list[int]] = {}
         for number, route in enumerate(self._routes):
@@ -45,7 +57,7 @@ class RouteTable:
                 numbers.setdefault(source, []).append(number)
         self._indexes = {source: _Index(self._routes, of_source) for source, of_source in numbers.items()}
 
-    def match(self, view: View) -> list[tuple["Route", ExpressionError | None]]:
+    def match(self, view: View) -> list[tuple[_R, ExpressionError | None]]:
         """Return the routes that match, in file order.
 
         A route whose `when` failed for another reason than a missing field is returned with the error: its deliveries
@@ -54,7 +66,7 @@ class RouteTable:
         index = self._indexes.get(view.source)
         if index is None:
             return []
-        matched: list[tuple[Route, ExpressionError | None]] = []
+        matched: list[tuple[_R, ExpressionError | None]] = []
         for number in index.candidates(view):
             route = self._routes[number]
             if route.match is not None and not route.match.holds(view):
@@ -83,7 +95,7 @@ class Explanation:
     reason: str
 
 
-def _explained(route: "Route", view: View) -> Explanation:
+def _explained(route: Matchable, view: View) -> Explanation:
     reason: str | None = None
     if view.source not in route.sources:
         reason = f"from: expected {' or '.join(route.sources)}, got {view.source}"
@@ -101,421 +113,10 @@ def _explained(route: "Route", view: View) -> Explanation:
     return Explanation(name=route.name, matched=reason is None, reason=reason or "matched")
 
 
-# Conditions
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """Where a value is: `type`, `source`, `headers.<name>`, `query.<name>`, `body`, `body.<key or index>.…`."""
-
-    root: str
-    steps: tuple[Step, ...]
-    text: str = field(compare=False)
-
-    def of(self, view: View) -> object:
-        """Return the value, or ABSENT."""
-        return view.get(self.root, self.steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Glob:
-    """A pattern in which `*` stands for any run of characters, and everything else for itself."""
-
-    text: str
-    pieces: tuple[str, ...]
-
-    @property
-    def prefix(self) -> str:
-        return self.pieces[0]
-
-    def matches(self, text: str) -> bool:
-        first, *middle, last = self.pieces
-        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
-            return False
-        # The leftmost place is the best one for each piece, so this never goes back, however many stars there are.
-        at, end = len(first), len(text) - len(last)
-        for piece in middle:
-            at = text.find(piece, at, end)
-            if at < 0:
-                return False
-            at += len(piece)
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """The value is one of these, or a text that one of the globs fits."""
-
-    values: tuple[Scalar, ...]
-    globs: tuple[Glob, ...] = ()
-    keys: frozenset[object] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", frozenset(map(_key, self.values)))
-
-    def passes(self, value: object) -> bool:
-        if _key(value) in self.keys:
-            return True
-        return bool(self.globs) and type(value) is str and any(glob.matches(value) for glob in self.globs)
-
-    def words(self) -> str:
-        shown = [_shown(value) for value in self.values] + [glob.text for glob in self.globs]
-        return " or ".join(shown[:5] + ([f"{len(shown) - 5} more"] if len(shown) > 5 else []))  # noqa: PLR2004 - a line
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """The value is a number on this side of the bound."""
-
-    operator: str
-    bound: float
-
-    def passes(self, value: object) -> bool:
-        return (type(value) is int or type(value) is float) and _COMPARISONS[self.operator].holds(value, self.bound)
-
-    def words(self) -> str:
-        return f"{_COMPARISONS[self.operator].words} {_shown(self.bound)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Exists:
-    """The field is there, null included; or it isn't."""
-
-    expected: bool
-
-    def passes(self, value: object) -> bool:
-        return (value is not ABSENT) is self.expected
-
-    def words(self) -> str:
-        return "any value" if self.expected else "no such field"
-
-
-@dataclass(frozen=True, slots=True)
-class Unless:
-    """The value fails a test, a missing one too where the test needs it."""
-
-    test: "Test"
-
-    def passes(self, value: object) -> bool:
-        return not self.test.passes(value)
-
-    def words(self) -> str:
-        return f"not ({self.test.words()})"
-
-
-@dataclass(frozen=True, slots=True)
-class Every:
-    """The value passes all of these."""
-
-    tests: tuple["Test", ...]
-
-    def passes(self, value: object) -> bool:
-        return all(test.passes(value) for test in self.tests)
-
-    def words(self) -> str:
-        return " and ".join(test.words() for test in self.tests)
-
-
-Test = OneOf | Compare | Exists | Unless | Every
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """The value at a path passes a test."""
-
-    path: Path
-    test: Test
-
-    def holds(self, view: View) -> bool:
-        return self.test.passes(self.path.of(view))
-
-    def why_not(self, view: View) -> str | None:
-        value = self.path.of(view)
-        if self.test.passes(value):
-            return None
-        if value is ABSENT:
-            return f"{self.path.text}: not there"
-        return f"{self.path.text}: expected {self.test.words()}, got {_shown(value)}"
-
-    def words(self) -> str:
-        return f"{self.path.text}: {self.test.words()}"
-
-
-@dataclass(frozen=True, slots=True)
-class AllOf:
-    """Every condition holds."""
-
-    conditions: tuple["Condition", ...]
-
-    def holds(self, view: View) -> bool:
-        for condition in self.conditions:  # noqa: SIM110 - the loop is half as expensive, and this is the hot path
-            if not condition.holds(view):
-                return False
-        return True
-
-    def why_not(self, view: View) -> str | None:
-        return next(filter(None, (condition.why_not(view) for condition in self.conditions)), None)
-
-    def words(self) -> str:
-        return " and ".join(condition.words() for condition in self.conditions)
-
-
-@dataclass(frozen=True, slots=True)
-class AnyOf:
-    """At least one condition holds."""
-
-    conditions: tuple["Condition", ...]
-
-    def holds(self, view: View) -> bool:
-        return any(condition.holds(view) for condition in self.conditions)
-
-    def why_not(self, view: View) -> str | None:
-        reasons = [condition.why_not(view) for condition in self.conditions]
-        return f"any_of: {'; '.join(map(str, reasons))}" if all(reasons) else None
-
-    def words(self) -> str:
-        return "(" + " or ".join(condition.words() for condition in self.conditions) + ")"
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    """The condition doesn't hold."""
-
-    condition: "Condition"
-
-    def holds(self, view: View) -> bool:
-        return not self.condition.holds(view)
-
-    def why_not(self, view: View) -> str | None:
-        return None if self.holds(view) else f"not: {self.condition.words()}"
-
-    def words(self) -> str:
-        return f"not ({self.condition.words()})"
-
-
-Condition = Field | AllOf | AnyOf | Not
-
-
-class _Comparison(NamedTuple):
-    words: str
-    holds: Callable[[float, float], bool]
-
-
-_COMPARISONS = {
-    "gt": _Comparison("more than", lambda value, bound: value > bound),
-    "gte": _Comparison("at least", lambda value, bound: value >= bound),
-    "lt": _Comparison("less than", lambda value, bound: value < bound),
-    "lte": _Comparison("at most", lambda value, bound: value <= bound),
-}
-
-
-class _Boolean:
-    """Stands for true or false in sets and mappings of values, where Python's True would be 1."""
-
-
-_TRUE: Final = _Boolean()
-_FALSE: Final = _Boolean()
-_NO_SCALAR: Final = _Boolean()
-
-
-def _key(value: object) -> object:
-    """Return what is equal and hashes alike exactly for scalars that JSON calls equal; in no set for anything else."""
-    kind = type(value)
-    if kind is str or kind is int or kind is float or value is None:
-        return value
-    return (_TRUE if value else _FALSE) if kind is bool else _NO_SCALAR
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "a mapping" if value else "{}"
-    if isinstance(value, list):
-        return "a list" if value else "[]"
-    if isinstance(value, str):
-        text = value if value and value.isprintable() else repr(value)
-    elif value is None:
-        text = "null"
-    else:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 60 else text[:59] + "…"  # noqa: PLR2004 - half a line of a terminal
-
-
-# Reading `match:`
-
-
-class ConditionError(RulesError):
-    """A `match:` isn't a condition. Each of `problems` is the path to what is wrong, and what was expected."""
-
-    def __init__(self, problems: Sequence[tuple[tuple[str | int, ...], str]]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(f"{_place(path)}: {message}" for path, message in self.problems))
-
-
-def parse_condition(match: Mapping[str, object]) -> Condition:
-    """Read what stands under `match:`. Raises ConditionError with all problems in one go."""
-    reader = _Reader()
-    condition = reader.conditions(match, ())
-    if reader.problems:
-        raise ConditionError(reader.problems)
-    return condition
-
-
-def written(condition: Condition) -> dict[str, Any]:
-    """Return a condition as `match:` would have it; `parse_condition` reads the same one from it."""
-    match condition:
-        case Field():
-            return {condition.path.text: _written_test(condition.test)}
-        case AllOf():
-            return {"all_of": [written(each) for each in condition.conditions]}
-        case AnyOf():
-            return {"any_of": [written(each) for each in condition.conditions]}
-        case Not():
-            return {"not": written(condition.condition)}
-        case _ as never:
-            assert_never(never)
-
-
-def _written_test(test: Test) -> Any:  # noqa: ANN401 - what JSON has
-    match test:
-        case OneOf() if len(test.values) == 1 and not test.globs:
-            return {"is": test.values[0]}  # also a text with a star, which a list would take for a pattern
-        case OneOf():
-            return [*test.values, *[glob.text for glob in test.globs]]
-        case Compare():
-            return {test.operator: test.bound}
-        case Exists():
-            return {"exists": test.expected}
-        case Unless():
-            return {"not": _written_test(test.test)}
-        case Every():
-            return {name: operand for each in test.tests for name, operand in _written_test(each).items()}
-        case _ as never:
-            assert_never(never)
-
-
-_GROUPS = ("any_of", "all_of", "not")
-_TESTS = ("is", *_COMPARISONS, "exists", "not")
-_NOTHING = OneOf(())
-
-
-class _Reader:
-    """Reads conditions and notes what is wrong; what it returns counts only when nothing is."""
-
-    def __init__(self) -> None:
-        self.problems: list[tuple[tuple[str | int, ...], str]] = []
-
-    def conditions(self, match: object, at: tuple[str | int, ...]) -> Condition:
-        if not isinstance(match, Mapping) or not match:
-            self.problems.append((at, f"expected a mapping of paths to values, got {_named(match)}"))
-            return AllOf(())
-        conditions = tuple([self._entry(key, value, (*at, key)) for key, value in match.items()])
-        return conditions[0] if len(conditions) == 1 else AllOf(conditions)
-
-    def _entry(self, key: str, value: object, at: tuple[str | int, ...]) -> Condition:
-        if key == "not":
-            return Not(self.conditions(value, at))
-        if key in ("any_of", "all_of"):
-            if not isinstance(value, list) or not value:
-                self.problems.append((at, f"expected a list of mappings, got {_named(value)}"))
-                return AllOf(())
-            conditions = tuple([self.conditions(item, (*at, index)) for index, item in enumerate(value)])
-            return AnyOf(conditions) if key == "any_of" else AllOf(conditions)
-        path = _parsed_path(key)
-        if isinstance(path, str):
-            self.problems.append((at, path))
-            return AllOf(())
-        return Field(path, self._test(value, at))
-
-    def _test(self, value: object, at: tuple[str | int, ...]) -> Test:
-        if isinstance(value, Mapping):
-            if not value:
-                self.problems.append((at, f"expected a value, a list or tests ({', '.join(_TESTS)}), got {{}}"))
-                return _NOTHING
-            tests = tuple([self._named_test(name, operand, (*at, name)) for name, operand in value.items()])
-            return tests[0] if len(tests) == 1 else Every(tests)
-        if isinstance(value, list):
-            if not value:
-                self.problems.append((at, "expected at least one value, got []"))
-            items = [self._scalar(item, (*at, index)) for index, item in enumerate(value)]
-        else:
-            items = [self._scalar(value, at)]
-        globs = tuple([Glob(item, tuple(item.split("*"))) for item in items if isinstance(item, str) and "*" in item])
-        return OneOf(tuple([item for item in items if not (isinstance(item, str) and "*" in item)]), globs)
-
-    def _named_test(self, name: str, operand: object, at: tuple[str | int, ...]) -> Test:
-        if name == "is":
-            return OneOf((self._scalar(operand, at),))
-        if name == "not":
-            return Unless(self._test(operand, at))
-        if name == "exists":
-            if not isinstance(operand, bool):
-                self.problems.append((at, f"expected true or false, got {_named(operand)}"))
-            return Exists(operand is True)
-        if name in _COMPARISONS:
-            if isinstance(operand, int | float) and not isinstance(operand, bool) and isfinite(operand):
-                return Compare(name, operand)
-            self.problems.append((at, f"expected a number, got {_named(operand)}"))
-            return _NOTHING
-        hint = did_you_mean(name, _TESTS) or f", expected one of {', '.join(_TESTS)}; a field's own path is body.a.b"
-        self.problems.append((at, f"unknown test '{name}'{hint}"))
-        return _NOTHING
-
-    def _scalar(self, value: object, at: tuple[str | int, ...]) -> Scalar:
-        if value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value)):
-            return value
-        self.problems.append((at, f"expected a text, a number, true, false or null, got {_named(value)}"))
-        return None
-
-
-_ROOTS = ("type", "source", "headers", "query", "body")
-_SEGMENT = re.compile(r'\.(?:"([^"]+)"|([^."\[\]]+))')
-_NAME = re.compile(r'\.(?:"([^"]+)"|([^"]+))')
-
-
-def _parsed_path(text: str) -> Path | str:
-    """Read a path, or say what is wrong with it. A key with dots or brackets in it is quoted: `body."a.b".c`."""
-    root, dot, rest = text.partition(".")
-    if root not in _ROOTS:
-        hint = did_you_mean(text, (*_ROOTS, *_GROUPS)) or did_you_mean(root, _ROOTS)
-        return f"unknown path '{text}'{hint or ', expected type, source, headers.…, query.… or body.…'}"
-    rest = dot + rest
-    if root in ("type", "source") and not rest:
-        return Path(root, (), text)
-    if root in ("headers", "query"):
-        found = _NAME.fullmatch(rest)
-        if found is None:
-            return f"expected {root}.<name>, got '{text}'"
-        name = found[1] or found[2]
-        return Path(root, (Step(name.lower() if root == "headers" else name, -1),), text)
-    if root == "body" and "".join(found[0] for found in _SEGMENT.finditer(rest)) == rest:
-        return Path(root, tuple([_step(found) for found in _SEGMENT.finditer(rest)]), text)
-    example = '; a list\'s items are body.a.0, other keys are quoted: body."a[b].c"' if root == "body" else ""
-    return f"expected {'body.a.b' if root == 'body' else root}, got '{text}'{example}"
-
-
-def _step(segment: re.Match[str]) -> Step:
-    quoted, plain = segment.groups()
-    if plain is None:
-        return Step(quoted, -1)
-    is_position = plain.isascii() and plain.isdigit() and len(plain) < 10  # noqa: PLR2004 - no list has more items
-    return Step(plain, int(plain) if is_position else -1)
-
-
-def _named(value: object) -> str:
-    return f"'{value}'" if isinstance(value, str) else _shown(value)
-
-
-def _place(path: Sequence[str | int]) -> str:
-    return "match" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-
-
-# The index
-
-
 class _Index:
     """Finds the candidates among the routes of one source: every route that matches, and few that don't."""
 
-    def __init__(self, routes: Sequence["Route"], numbers: Iterable[int]) -> None:
+    def __init__(self, routes: Sequence[Matchable], numbers: Iterable[int]) -> None:
         self._unindexed: list[int] = []
         self._exact: dict[tuple[Path, ...], dict[object, list[int]]] = {}
         self._prefixes: dict[Path, dict[str, list[int]]] = {}
@@ -538,9 +139,9 @@ class _Index:
         found = self._unindexed.copy()
         for paths, buckets in self._exact.items():
             if len(paths) == 1:
-                found += buckets.get(_key(paths[0].of(view)), ())
+                found += buckets.get(key_of(paths[0].of(view)), ())
             else:
-                found += buckets.get(tuple([_key(path.of(view)) for path in paths]), ())
+                found += buckets.get(tuple([key_of(path.of(view)) for path in paths]), ())
         for path, prefixes in self._prefixes.items():
             value = path.of(view)
             if type(value) is str:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import Event
+from gateway.rules.conditions import parse_condition, written
 from gateway.rules.edition import decode, edition_of, encode, route_then
-from gateway.rules.table import RouteTable, parse_condition, written
+from gateway.rules.table import RouteTable
 from gateway.rules.view import View
 from tests.builders import a_route, an_event
 from tests.engine.test_worker import rules_of

@@ -11,10 +11,11 @@ import pytest
 
 from gateway.model import RetryPolicy
 from gateway.rules.document import Node, read_document
+from gateway.rules.kinds import Record, parse_rate
 from gateway.rules.load import check_rules
 from gateway.rules.reader import Reader
 from gateway.rules.rules import Destination
-from gateway.rules.schema import DESTINATION, RETRY, Record, json_schema, parse_rate
+from gateway.rules.schema import DESTINATION, RETRY, json_schema
 from gateway.text import parse_duration
 
 EXAMPLE = """

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
-from gateway.rules.table import ConditionError, RouteTable, parse_condition
+from gateway.rules.conditions import ConditionError, parse_condition
+from gateway.rules.rules import Route
+from gateway.rules.table import RouteTable
 from gateway.rules.view import View
 from tests.builders import a_route, an_event
 
@@ -33,7 +35,7 @@ def a_view(body: object = BODY, *, event_type: str = "charge.failed", source: st
     )
 
 
-def names(table: RouteTable, view: View) -> list[str]:
+def names(table: RouteTable[Route], view: View) -> list[str]:
     return [route.name for route, _ in table.match(view)]
 
 

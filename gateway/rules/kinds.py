@@ -1,0 +1,353 @@
+"""The kinds of values that may be written in routes.yaml: what each expects, and how it is parsed.
+
+Where a value stands, and references such as `${NAME}`, are the reader's business.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+import yarl
+
+from gateway.model import NAME_PATTERN
+from gateway.rules.expressions import Expression
+from gateway.rules.rules import RESERVED_HEADERS, Proxy, folded, is_held_back
+from gateway.rules.templates import Template
+from gateway.text import DURATION, parse_duration
+from gateway.verify.keys import TOKEN, signing_key
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One value. `parse` raises ValueError, with a message where "expected …, got …" doesn't say it all."""
+
+    expected: str
+    parse: Callable[[Any], object]
+    json: Mapping[str, object]
+    _: KW_ONLY
+    choices: tuple[str, ...] = ()
+    is_secret: bool = False
+    """Never show the value."""
+    is_use: bool = False
+    """The name of something that has to be there; read together with its place."""
+    unresolved: Callable[[str], object] | None = None
+    """What stands for a text whose references can't be resolved, while checking; None leaves the key out."""
+
+    @property
+    def is_text(self) -> bool:
+        return self.json.get("type") == "string"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A value of any shape, parsed as a whole. `is_template` leaves `${{ … }}` alone."""
+
+    expected: str
+    shape: type | tuple[type, ...]
+    parse: Callable[[Any], object]
+    json: Mapping[str, object]
+    _: KW_ONLY
+    is_template: bool = False
+    unresolved: str | None = None
+    """What stands for a text whose references can't be resolved, while checking; None leaves it as it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A list of one kind; `may_be_one` also takes a single value without the brackets."""
+
+    expected: str
+    item: "Kind"
+    _: KW_ONLY
+    may_be_one: bool = False
+    may_be_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A mapping with keys of the writer's choice. Read as a dict."""
+
+    expected: str
+    key: Scalar
+    value: "Kind"
+    _: KW_ONLY
+    has_number_keys: bool = False
+    """Keys such as `404` needn't be quoted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameOr:
+    """The name of something, or the thing itself, written in place."""
+
+    name: Scalar
+    record: "Record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key of a record. `default` is told to editors, as it would be written."""
+
+    name: str
+    kind: "Kind"
+    about: str
+    default: object = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A mapping with keys that are known. `later` are keys of the design that this version doesn't have."""
+
+    name: str
+    about: str
+    keys: tuple[Key, ...]
+    later: tuple[str, ...] = ()
+    is_choice: bool = False
+    """Exactly one of the keys is written."""
+    by_name: Mapping[str, Key] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {key.name: key for key in self.keys})
+
+
+Kind = Scalar | Tree | Several | Table | NameOr | Record
+_RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
+_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
+_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
+_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: wider than RFC 6750 has it, as there are tokens with a `|`
+_USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
+_PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
+_SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749, section 3.3
+_STATUS = re.compile(r"[345]\d\d", re.ASCII)
+_RESERVED_PATHS = frozenset({"/healthz"})
+_RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "auth", "egress_refused")
+_PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_rate(text: str) -> float:
+    """Return the events a second of `100/s`, `10/m` or `5/h`. Raises ValueError."""
+    found = _RATE.fullmatch(text)
+    if not found or not float(found[1]):
+        raise ValueError
+    return float(found[1]) / _PER[found[2]]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError  # noqa: TRY004 # one exception for "not what is expected"
+    return value
+
+
+def matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if not pattern.fullmatch(_text(value)):
+            raise ValueError
+        return str(value)
+
+    return parse
+
+
+def path(value: object) -> str:
+    path = matching(_PATH)(value)
+    if path in _RESERVED_PATHS:
+        raise ValueError(f"expected a path of its own, got {path}, which the gateway answers itself")
+    return path
+
+
+def http_url(value: object) -> str:
+    """Check a URL. No message shows it: a URL often is a credential."""
+    text = _text(value)
+    try:
+        url = urlsplit(text)
+        _ = url.port  # raises where it is no number
+        host = yarl.URL(text).raw_host or ""  # as the client reads it: in lower case, in ASCII by IDNA
+    except ValueError:
+        raise ValueError("expected an http or https URL, got one that can't be parsed") from None
+    if url.scheme not in {"http", "https"}:
+        got = f"the scheme {url.scheme!r}" if url.scheme else "one without a scheme"
+        raise ValueError(f"expected an http or https URL, got {got}")
+    if not url.hostname:
+        raise ValueError("expected a URL with a host, got none")
+    if "@" in url.netloc:
+        raise ValueError("expected a URL without user and password (write them under `auth`), got one with them")
+    if url.port == 0:
+        raise ValueError("expected a URL with a port from 1 to 65535, got 0")
+    if not _HOST.fullmatch(host) and not _is_address(host):
+        raise ValueError("expected a URL with a host's name or address, got one with another host")
+    if url.fragment or not text.isprintable() or " " in text or "\\" in text:
+        raise ValueError("expected a URL without a fragment, spaces or control characters, got one with them")
+    return text
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ip_address(host)) and "%" not in host  # an address with a zone leads nowhere from another machine
+    except ValueError:
+        return False
+
+
+def public_url(value: object) -> str:
+    url = http_url(value)
+    if "?" in url:
+        raise ValueError("expected a URL without a query, got one with it")
+    return url
+
+
+def proxy(value: object) -> Proxy:
+    url = urlsplit(http_url(value))
+    if url.scheme != "http" or url.port is None or url.path not in {"", "/"} or url.query:
+        raise ValueError("expected a proxy such as http://proxy.internal:3128, got another URL")
+    host = yarl.URL(url.geturl()).raw_host
+    assert host is not None  # `http_url` has seen to it
+    return Proxy(host=host, port=url.port)
+
+
+def _header(value: object) -> str:
+    name = matching(TOKEN)(value)
+    if folded(name) in RESERVED_HEADERS:
+        raise ValueError(f"expected a header that the gateway doesn't write itself, got {name!r}")
+    return name
+
+
+def _held_back(value: object) -> str:
+    name = _header(value)
+    if not is_held_back(name):
+        expected = "expected a header that isn't passed on by itself, such as X-Forwarded-For"
+        raise ValueError(f"{expected}, got {name!r}")
+    return name
+
+
+def _header_value(value: object) -> str:
+    text = _text(value)
+    if _UNSENDABLE.search(text):
+        raise ValueError("expected a header value without control characters, got one with them")
+    return text
+
+
+def _header_template(value: object) -> Template:
+    return Template(_header_value(value))
+
+
+def _signing_secret(value: object) -> bytes:
+    text = _text(value)
+    try:
+        return signing_key(text)
+    except ValueError:
+        raise ValueError from None  # what binascii says of it is of no use
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    text = _text(value)
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError from None  # its own message says it in other words
+
+
+def _result(value: object) -> str:
+    if value not in _RESULTS and not _STATUS.fullmatch(_text(value)):
+        raise ValueError
+    return str(value)
+
+
+def _expression(value: object) -> Expression:
+    return Expression(_text(value))
+
+
+def shown_duration(seconds: float) -> str:
+    """Write seconds as the rules do: 90m, 1h."""
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    return next(
+        (f"{seconds / unit:.0f}{name}" for name, unit in units if seconds % unit == 0), f"{seconds * 1000:.0f}ms"
+    )
+
+
+def duration(least: float, most: float) -> Scalar:
+    """Make the kind of a duration between two bounds, in seconds."""
+
+    def parse(value: object) -> float:
+        seconds = parse_duration(_text(value))
+        if not least <= seconds <= most:
+            raise ValueError
+        return seconds
+
+    return Scalar(
+        f"a duration from {shown_duration(least)} to {shown_duration(most)}, such as 5s, 2m or 1h30m",
+        parse,
+        pattern(DURATION),
+    )
+
+
+def integer(least: int, most: int | None = None) -> Scalar:
+    """Make the kind of an integer between two bounds."""
+
+    def parse(value: object) -> int:
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise ValueError
+        return value
+
+    expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+    return Scalar(expected, parse, {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}))
+
+
+def number(least: float, most: float) -> Scalar:
+    """Make the kind of a number between two bounds."""
+
+    def parse(value: object) -> float:
+        if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator] # a number, by then
+            raise ValueError
+        return float(value)  # type: ignore[arg-type] # the same
+
+    return Scalar(f"a number from {least:g} to {most:g}", parse, {"type": "number", "minimum": least, "maximum": most})
+
+
+def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:
+    """Make the kind of a text out of a closed set."""
+
+    def parse_choice(value: object) -> object:
+        if value not in names:
+            raise ValueError
+        return parse(value)
+
+    return Scalar(f"one of {', '.join(names)}", parse_choice, {"type": "string", "enum": list(names)}, choices=names)
+
+
+def pattern(pattern: re.Pattern[str]) -> dict[str, object]:
+    return {"type": "string", "pattern": f"^{pattern.pattern}$"}
+
+
+def or_off(kind: Scalar) -> Scalar:
+    """Make the kind that also takes `off`, read as None."""
+    return Scalar(
+        f"{kind.expected}, or off",
+        lambda value: None if value == "off" else kind.parse(value),
+        {"type": "string", "pattern": f"^off$|{kind.json['pattern']}"},
+    )
+
+
+TEXT = Scalar("a text", _text, {"type": "string"})
+CEL = Scalar("a CEL expression", _expression, {"type": "string"})
+NAME = Scalar(
+    "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
+    matching(NAME_PATTERN),
+    pattern(NAME_PATTERN),
+)
+NAME_USE = Scalar("a name", _text, pattern(NAME_PATTERN), is_use=True)
+FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
+URL = Scalar(
+    "an http or https URL", http_url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str
+)
+HEADER = Scalar("a header's name, such as X-Team", _header, pattern(TOKEN))
+DURATION_STEP = duration(0.1, 30 * 86400)
+
+
+def secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
+    return Scalar(expected, matching(pattern), {"type": "string"}, is_secret=True)
+
+
+PEM = secret("a text in PEM", re.compile(r".*", re.DOTALL))  # what is in it, `access` finds out
