@@ -140,6 +140,37 @@ def impure(imports: list[Import]) -> list[str]:
     ]
 
 
+def circles(imports: list[Import]) -> list[list[str]]:
+    """Return the modules that import each other, wherever in them and if only for types."""
+    modules = {_module_of(found.file) for found in imports}
+    arrows: dict[str, set[str]] = {module: set() for module in modules}
+    for found in imports:
+        target = found.name if found.name in modules else found.name.rpartition(".")[0]
+        if target in modules and target != _module_of(found.file):
+            arrows[_module_of(found.file)].add(target)
+    return [sorted(circle) for circle in {frozenset(_circle(module, arrows)) for module in modules} if circle]
+
+
+def _circle(start: str, arrows: dict[str, set[str]]) -> set[str]:
+    """Return the modules on a way from a module back to itself."""
+    reached = {module: _reachable(module, arrows) for module in _reachable(start, arrows)}
+    return {module for module, beyond in reached.items() if start in beyond}
+
+
+def _reachable(start: str, arrows: dict[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for module in arrows[waiting.pop()] - reached:
+            reached.add(module)
+            waiting.append(module)
+    return reached
+
+
+def _module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 @pytest.fixture(scope="module")
 def imports() -> list[Import]:
     return imports_under(ROOT)
@@ -148,6 +179,19 @@ def imports() -> list[Import]:
 def test_imports_follow_the_arrows(imports: list[Import]) -> None:
     assert len(imports) > 50
     assert not (found := against_the_arrows(imports)), "\n".join(found)
+
+
+def test_no_modules_import_each_other(imports: list[Import]) -> None:
+    assert circles(imports) == []
+
+
+def test_a_circle_is_found() -> None:
+    found = [
+        Import("gateway/a.py", 1, "gateway.b"),
+        Import("gateway/b.py", 1, "gateway.c.something"),
+        Import("gateway/c.py", 1, "gateway.b.other"),
+    ]
+    assert circles(found) == [["gateway.b", "gateway.c"]]
 
 
 def test_every_part_has_its_place() -> None:

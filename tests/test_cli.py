@@ -26,8 +26,8 @@ from typing_extensions import override
 from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.replay import DUE
-from gateway.engine.control import DeadFilter, Order, Selection, State, decode
 from gateway.engine.dedupe import SIGHTINGS_KEPT
+from gateway.engine.orders import DeadFilter, Order, Selection, State, decode
 from gateway.engine.successors import WHY
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.lock import Lock

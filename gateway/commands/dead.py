@@ -11,7 +11,7 @@ from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
 from gateway.commands.replay import DUE
 from gateway.commands.steer import end_of, without
 from gateway.commands.values import Parser, duration, positive
-from gateway.engine.control import DeadFilter
+from gateway.engine.orders import DeadFilter
 from gateway.model import DeadReason, UsageError
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.orders import Orders

@@ -13,7 +13,8 @@ from gateway.commands.base import LOG, Call, command, opened_log, rules_without_
 from gateway.commands.events import find
 from gateway.commands.steer import without
 from gateway.commands.values import Parser, duration, moment, rate
-from gateway.engine.control import Control, Selection
+from gateway.engine.control import Control
+from gateway.engine.orders import Selection
 from gateway.engine.replay import Matched
 from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.log.base import Log

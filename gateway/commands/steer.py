@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
-from gateway.engine.control import Order
+from gateway.engine.orders import Order
 from gateway.model import UsageError
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.show import count, told_of_kick, told_of_parked, told_of_unread

@@ -24,8 +24,9 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
-from gateway.engine.control import Control, Order
+from gateway.engine.control import Control
 from gateway.engine.lanes import Budget, Lane, Spill
+from gateway.engine.orders import Order
 from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Log, Record

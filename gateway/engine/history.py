@@ -10,13 +10,11 @@ when its reader came was matched by the one before.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from gateway.engine.orders import Order
 from gateway.log.base import Commit, Partition
-from gateway.rules.edition import Edition, decode, encode
-
-if TYPE_CHECKING:
-    from gateway.engine.control import Order
+from gateway.rules.edition import decode, encode
+from gateway.rules.rules import Edition
 
 KEPT = 200
 """Records about one partition, the newest; what was read before the first of them isn't known."""
@@ -52,7 +50,7 @@ class History:
         self._routed: dict[str, Order] = {}
         self._decoded: dict[str, Edition] = {}
 
-    def apply(self, order: "Order") -> None:
+    def apply(self, order: Order) -> None:
         """Take account of a record of one of the two kinds."""
         if order.kind == "rules":
             if order.state == "gone":
@@ -78,7 +76,7 @@ class History:
             else:
                 del self._readings[place]
 
-    def orders(self) -> list["Order"]:
+    def orders(self) -> list[Order]:
         """Return all records that are in force, in their order."""
         return [*self._editions.values(), *self._routed.values()]
 
@@ -152,7 +150,7 @@ class History:
             at = reading.at
         return None
 
-    def obsolete(self, now: float, log_starts: Mapping[str, int]) -> Iterator["Order"]:
+    def obsolete(self, now: float, log_starts: Mapping[str, int]) -> Iterator[Order]:
         """Yield the records that tell nothing of what the log still has.
 
         `log_starts` are "topic/partition" → first offset; where a partition isn't among them, its records stay.

@@ -14,8 +14,9 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
 from gateway.engine.backlogs import Backlogs
-from gateway.engine.control import Control, Order, decode
+from gateway.engine.control import Control
 from gateway.engine.injector import Injector
+from gateway.engine.orders import Order, decode
 from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
 from gateway.engine.scans import Scans, ends_of_readable

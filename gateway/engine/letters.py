@@ -1,6 +1,6 @@
 """What a record of the dead-letter topic says: what orders look at, and what it holds."""
 
-from gateway.engine.control import Letter
+from gateway.engine.orders import Letter
 from gateway.log.base import Record
 from gateway.log.records import Filed, decode_delivery, is_newer
 from gateway.model import DeadReason, UndecodableRecordError

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from gateway.engine.control import Order
 from gateway.engine.history import History, places
+from gateway.engine.orders import Order
 from gateway.log.base import Commit, Partition
-from gateway.rules.edition import Edition
+from gateway.rules.rules import Edition
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -21,9 +21,10 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
-from gateway.engine.control import Control, DeadFilter, Order, Selection, place_of
+from gateway.engine.control import Control
 from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.orders import DeadFilter, Order, Selection, place_of
 from gateway.engine.progress import WINDOW
 from gateway.engine.successors import Successors
 from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters, sighted_of

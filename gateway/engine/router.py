@@ -18,12 +18,12 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import planner
-from gateway.engine.control import Order
 from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
+from gateway.engine.orders import Order
 from gateway.engine.readings import Readings
 from gateway.engine.sequence import Sequences
 from gateway.engine.tracker import Item, Pending, Tracker

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import planner
-from gateway.engine.control import Control, Order, State, place_of
+from gateway.engine.control import Control
 from gateway.engine.fates import Fate, Fates
 from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
+from gateway.engine.orders import Order, State, place_of
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import UNKNOWN_SINCE, Successors
 from gateway.engine.unread import Patient

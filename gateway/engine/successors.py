@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.control import Order
+from gateway.engine.orders import Order
 from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery

@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from gateway.engine.control import Control, DeadFilter, Order, Selection, place_of
+from gateway.engine.control import Control
 from gateway.engine.letters import read_letter
+from gateway.engine.orders import DeadFilter, Order, Selection, place_of
 from gateway.engine.unread import Readable
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings

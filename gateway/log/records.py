@@ -47,7 +47,6 @@ from gateway.model import (
 )
 
 FORMAT = 1
-_WRITTEN = b"%d" % FORMAT
 _CONTENT_TYPE = b"content-type"
 _CONTENT_TYPE_LENGTH = len(_CONTENT_TYPE)
 _FROM = "gw_from"
@@ -108,7 +107,7 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
         ("ce_source", event.source.encode()),
         ("ce_type", event.type.encode("utf-8", "surrogateescape")),
         ("ce_time", _rfc3339(event.received_at)),
-        ("gw_v", _WRITTEN),
+        ("gw_v", b"%d" % FORMAT),
         ("gw_at", b"%.6f" % event.received_at),
         ("gw_headers", b"\r\n".join(map(b": ".join, event.headers))),
     ]
@@ -231,7 +230,7 @@ def sightings_key(partition: Partition) -> bytes:
 
 def encode_sightings(source: str, origin: int) -> list[tuple[str, bytes]]:
     """Return the record headers of rows of `SIGHTING`, which are the record's value."""
-    return [("gw_v", _WRITTEN), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
+    return [("gw_v", b"%d" % FORMAT), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
 
 
 def decode_sightings(record: Record) -> Sighted:

@@ -32,8 +32,9 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from gateway.engine import planner
-from gateway.engine.control import Control, Order
+from gateway.engine.control import Control
 from gateway.engine.letters import read_letter
+from gateway.engine.orders import Order
 from gateway.engine.progress import WINDOW
 from gateway.engine.seen import ROW, Furthest, Seen, note_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of

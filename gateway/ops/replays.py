@@ -6,7 +6,8 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gateway.engine.control import Control, Order, Selection
+from gateway.engine.control import Control
+from gateway.engine.orders import Order, Selection
 from gateway.engine.replay import Matched, Matcher
 from gateway.engine.undelivered import Undelivered
 from gateway.engine.unread import PATIENCE, name_of

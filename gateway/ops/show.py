@@ -6,8 +6,8 @@ from dataclasses import asdict
 from math import isinf
 
 from gateway.client.request import Outbound
-from gateway.engine.control import Order
 from gateway.engine.fates import ENDED, LATER, ON_ITS_WAY
+from gateway.engine.orders import Order
 from gateway.log.base import TopicSpec
 from gateway.model import Event, SpillReason
 from gateway.ops.explain import Explained, ExplainedRoute

@@ -17,7 +17,8 @@ from typing import Any
 from typing_extensions import override
 
 from gateway.engine.breaker import FAILURES
-from gateway.engine.control import Control, DeadFilter, Order, place_of
+from gateway.engine.control import Control
+from gateway.engine.orders import DeadFilter, Order, place_of
 from gateway.engine.retry import Retry, decide
 from gateway.engine.successors import WHY
 from gateway.engine.unread import name_of

@@ -9,25 +9,16 @@ import hashlib
 import json
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.model import ExpressionError, RetryPolicy, RulesError
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.expressions import Expression
-from gateway.rules.rules import Route, Rules
+from gateway.rules.rules import Edition, Route, Rules
 
 SHORTEST = 4
 """Characters of what a reference was replaced with; what is shorter may stand anywhere by chance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edition:
-    """One edition, by the digest of its routes: name → what decides where they send, as JSON."""
-
-    name: str
-    routes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +47,7 @@ def edition_of(rules: Rules) -> Edition:
 
 def encode(edition: Edition, base: Edition | None) -> str:
     """Write an edition, or what distinguishes it from another one."""
-    before: Mapping[str, str] = {} if base is None else base.routes
+    before = {} if base is None else dict(base.routes)
     told = {
         "routes": {name: text for name, text in edition.routes.items() if before.get(name) != text},
         "gone": [name for name in before if name not in edition.routes],

@@ -6,7 +6,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from gateway.model import RetryPolicy
 from gateway.rules.conditions import Condition
@@ -14,9 +14,6 @@ from gateway.rules.expressions import Expression
 from gateway.rules.table import RouteTable
 from gateway.rules.templates import Template
 from gateway.verify.verifier import Verifier
-
-if TYPE_CHECKING:
-    from gateway.rules.edition import Edition
 
 RESERVED_HEADERS = frozenset(
     (
@@ -192,6 +189,14 @@ class Egress:
     allow: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """What decides where events go, by its digest: the routes, by name, as JSON (`edition.py`)."""
+
+    name: str
+    routes: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """One version of the rules, whole and consistent: every name that is used is there."""
@@ -206,7 +211,7 @@ class Rules:
     warnings: tuple[str, ...] = ()
     resolved: frozenset[str] = field(default=frozenset(), repr=False)
     """What references were replaced with: secrets, as far as anybody can tell."""
-    edition: "Edition | None" = field(default=None, compare=False, repr=False)
+    edition: Edition | None = field(default=None, compare=False, repr=False)
     """What the routes match, as the log keeps it, where that was worked out beside the event loop."""
 
     @property

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from gateway.engine.control import DeadFilter
+from gateway.engine.orders import DeadFilter
 from gateway.log.base import Commit, Log
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.ops.orders import Orders, Placed

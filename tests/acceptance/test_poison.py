@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from gateway.engine.control import DeadFilter
+from gateway.engine.orders import DeadFilter
 from gateway.log.records import encode_delivery, encode_event, encode_sightings
 from gateway.log.topics import TIERS, Topics
 from tests.acceptance.conftest import LogPlace, operators

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.control import Order, Selection
+from gateway.engine.orders import Order, Selection
 from gateway.engine.replay import BATCH, MARK_EVERY, RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery

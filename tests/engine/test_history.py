@@ -7,12 +7,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.control import Order, decode
 from gateway.engine.history import KEPT, UNUSED, History
+from gateway.engine.orders import Order, decode
 from gateway.engine.progress import Progress
 from gateway.engine.readings import Readings
 from gateway.log.base import Commit, Partition
-from gateway.rules.edition import Edition, edition_of, encode
+from gateway.rules.edition import edition_of, encode
+from gateway.rules.rules import Edition
 from tests.builders import a_route
 from tests.engine.test_worker import rules_of
 

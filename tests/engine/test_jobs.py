@@ -10,8 +10,9 @@ import structlog
 from typing_extensions import override
 
 from gateway.engine.backlogs import OpenLetters
-from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
+from gateway.engine.control import Control
 from gateway.engine.fates import MOST
+from gateway.engine.orders import DeadFilter, Letter, Order, Selection
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.control import Order
+from gateway.engine.orders import Order
 from gateway.engine.progress import Progress
 from gateway.log.base import Commit, Partition
 from gateway.log.topics import DAY

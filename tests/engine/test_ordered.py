@@ -8,8 +8,8 @@ from zlib import crc32
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.control import Order
 from gateway.engine.member import HANDOVER
+from gateway.engine.orders import Order
 from gateway.engine.progress import WINDOW
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key

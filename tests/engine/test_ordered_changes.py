@@ -2,8 +2,8 @@
 
 import asyncio
 
-from gateway.engine.control import Order
 from gateway.engine.ordered import ALL_MEMORY, LET_GO
+from gateway.engine.orders import Order
 from gateway.engine.progress import WINDOW
 from gateway.log.records import encode_event
 from gateway.model import Result

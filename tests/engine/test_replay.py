@@ -13,8 +13,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
-from gateway.engine.control import Control, DeadFilter, Letter, Order, Selection
+from gateway.engine.control import Control
 from gateway.engine.jobs import KEPT, Follower, Jobs
+from gateway.engine.orders import DeadFilter, Letter, Order, Selection
 from gateway.engine.replay import BACKLOG, BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import decode_event

@@ -14,7 +14,7 @@ import pytest
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.control import Order
+from gateway.engine.orders import Order
 from gateway.engine.replay import BATCH
 from gateway.engine.worker import Worker
 from gateway.log.topics import ROUTER_GROUP, TIERS

@@ -7,8 +7,8 @@ import orjson
 import pytest
 from structlog.testing import CapturingLogger
 
-from gateway.engine import control as control_module
-from gateway.engine.control import DeadFilter, Order, Selection
+from gateway.engine import orders as orders_module
+from gateway.engine.orders import DeadFilter, Order, Selection
 from gateway.engine.progress import WINDOW
 from gateway.log import records
 from gateway.log.base import Commit, RecordHeaders
@@ -57,13 +57,13 @@ def a_filed(name: str, *, due: float = 0.0) -> Delivery:
 def _of_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what a test rolls forward be this version again."""
     monkeypatch.setattr(records, "FORMAT", records.FORMAT)
-    monkeypatch.setattr(control_module, "FORMAT", control_module.FORMAT)
+    monkeypatch.setattr(orders_module, "FORMAT", orders_module.FORMAT)
 
 
 def roll_forward() -> None:
     """Have the processes that start from here on be of the newer version."""
     records.FORMAT = NEXT
-    control_module.FORMAT = NEXT
+    orders_module.FORMAT = NEXT
 
 
 def made(world: World) -> list[str]:

@@ -17,9 +17,10 @@ from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.control import Control, DeadFilter, Order, decode
+from gateway.engine.control import Control
 from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.orders import DeadFilter, Order, decode
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
 from gateway.log.records import Filed, decode_delivery, encode_delivery, encode_event, event_key

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control import Order
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.ordered import PROOF
+from gateway.engine.orders import Order
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
 from gateway.model import LogUnavailableError, Result, SpillReason, event_id

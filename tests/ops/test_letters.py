@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.engine.control import Control, DeadFilter, Order
+from gateway.engine.control import Control
+from gateway.engine.orders import DeadFilter, Order
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
 from gateway.model import UsageError

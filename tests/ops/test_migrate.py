@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control import Control, DeadFilter, Order, Selection, decode
+from gateway.engine.control import Control
 from gateway.engine.letters import read_letter
+from gateway.engine.orders import DeadFilter, Order, Selection, decode
 from gateway.engine.seen import Seen
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
@@ -32,7 +33,8 @@ from gateway.log.records import (
 from gateway.log.topics import TIERS, Topics
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.migrate import MOVED, Moved, migrate
-from gateway.rules.edition import Edition, encode
+from gateway.rules.edition import encode
+from gateway.rules.rules import Edition
 from tests.builders import a_delivery, an_event
 from tests.memory_log import MemoryLog
 

@@ -1,6 +1,6 @@
 """What operators order, and how they hear of its end."""
 
-from gateway.engine.control import DeadFilter, Order, decode
+from gateway.engine.orders import DeadFilter, Order, decode
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.ops.orders import Orders

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.engine.control import Order, Selection
+from gateway.engine.orders import Order, Selection
 from gateway.engine.unread import PATIENCE
 from gateway.log.base import ALL, Partition
 from gateway.log.records import encode_event, event_key

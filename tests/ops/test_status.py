@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.control import Control, Order, Selection
+from gateway.engine.control import Control
+from gateway.engine.orders import Order, Selection
 from gateway.engine.successors import WHY
 from gateway.log.base import ALL, Partition
 from gateway.log.records import Filed, encode_delivery

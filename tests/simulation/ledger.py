@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine import planner
-from gateway.engine.control import Order, decode
 from gateway.engine.injector import HURRY
 from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
+from gateway.engine.orders import Order, decode
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import Filed, Origin, decode_delivery, decode_event, origin_of

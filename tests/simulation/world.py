@@ -20,10 +20,11 @@ from prometheus_client import CollectorRegistry
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from gateway.engine import dispatch, progress, replay, router, scans
-from gateway.engine.control import Control, DeadFilter, Order, Selection
+from gateway.engine.control import Control
 from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.ordered import PROOF
+from gateway.engine.orders import DeadFilter, Order, Selection
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -13,19 +13,26 @@ from gateway.log.embedded import statements
 from gateway.log.embedded.statements import Chunk
 from gateway.model import LogUnavailableError
 
-if TYPE_CHECKING:
-    from gateway.log.embedded.log import EmbeddedLog
-
 BUFFER_BYTES = 4 << 20  # Of a topic, handed to a consumer from memory; beyond that it reads the file.
 RETRY_INTERVAL = 0.25  # Seconds from a failed read to the next.
 
 log = structlog.get_logger(__name__)
 
 
+class Source(Protocol):
+    """The log that a consumer reads from."""
+
+    def read_soon(self, ranges: "Sequence[Range]", deliver: Callable[[Sequence[Chunk] | None], None]) -> None: ...
+
+    async def commit(self, member: str, rows: Sequence[tuple[str, int, str]]) -> None: ...
+
+    def leave(self, consumer: "EmbeddedConsumer") -> None: ...
+
+
 class EmbeddedConsumer:
     """The member of a group, or a reader. Its partitions are assigned once, before `consume` returns."""
 
-    def __init__(self, log: "EmbeddedLog", group: str | None, topics: Sequence[str], listener: Listener) -> None:
+    def __init__(self, log: "Source", group: str | None, topics: Sequence[str], listener: Listener) -> None:
         self.group = group
         self.topics = tuple(topics)
         self._log = log
