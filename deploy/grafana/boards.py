@@ -205,11 +205,11 @@ OVERVIEW = Board(
             (quantile(0.5, "gateway_delivery_duration_seconds"), "p50"),
         ),
         graph(
-            "Oldest undone",
+            "Oldest pending",
             "s",
-            "GatewayEventUndoneTooLong",
-            "How long the lowest undone record of each topic has waited. No destination can hold it up.",
-            (f"max by (topic) ({of('gateway_oldest_undone_seconds')})", "{{topic}}"),
+            "GatewayEventPendingTooLong",
+            "How long the lowest unfinished record of each topic has waited. No destination can hold it up.",
+            (f"max by (topic) ({of('gateway_oldest_pending_seconds')})", "{{topic}}"),
         ),
         graph(
             "Dead letters",
@@ -380,12 +380,12 @@ ROUTES = Board(
             ),
         ),
         graph(
-            "Ordered routes: oldest undone",
+            "Ordered routes: oldest pending",
             "s",
             "GatewayOrderedRouteBehind",
             "How long the oldest event has waited that an ordered route hasn't done.",
             (
-                f"max by (route, destination) ({of('gateway_ordered_oldest_undone_seconds', BOTH)})",
+                f"max by (route, destination) ({of('gateway_ordered_oldest_pending_seconds', BOTH)})",
                 "{{route}} → {{destination}}",
             ),
         ),
@@ -466,11 +466,11 @@ LOG = Board(
             (f"max({of('gateway_parked_backlog')})", "parked"),
         ),
         graph(
-            "Oldest undone",
+            "Oldest pending",
             "s",
-            "GatewayEventUndoneTooLong",
-            "How long the lowest undone record has waited, by topic; those of a retry tier from when they are due.",
-            (f"max by (topic) ({of('gateway_oldest_undone_seconds')})", "{{topic}}"),
+            "GatewayEventPendingTooLong",
+            "How long the lowest unfinished record has waited, by topic; those of a retry tier from when they are due.",
+            (f"max by (topic) ({of('gateway_oldest_pending_seconds')})", "{{topic}}"),
         ),
         graph(
             "Records lost",

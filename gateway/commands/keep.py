@@ -24,7 +24,7 @@ def migrate_arguments(parser: Parser) -> None:
 
 @command(
     "migrate",
-    about="move an embedded log to Kafka, with what is undone and what is done; both stand still meanwhile",
+    about="move an embedded log to Kafka, with what is unfinished and what is done; both stand still meanwhile",
     example="gateway migrate --from sqlite:///gateway.db --to kafka://broker1:9092",
     takes=migrate_arguments,
     settings=("rules", "topic_prefix", *KAFKA),
@@ -52,8 +52,8 @@ async def _migrate(call: Call) -> int:
     if output.json:
         for each in moved:
             output.line(each._asdict())
-    rows = [(each.topic, str(each.records), str(each.undone)) for each in moved if each.records]
-    output.table(["topic", "records", "undone"], rows, right=("records", "undone"))
+    rows = [(each.topic, str(each.records), str(each.unfinished)) for each in moved if each.records]
+    output.table(["topic", "records", "unfinished"], rows, right=("records", "unfinished"))
     if left:
         output.note(f"left behind, since they aren't of the prefix {call.topics.prefix!r}: {', '.join(left)}")
     twice = sum([each.twice for each in moved])

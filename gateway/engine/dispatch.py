@@ -236,7 +236,7 @@ class Dispatcher:
             self.wait(item, due)
             return
         tier = planner.plan(due, now)
-        # Not again and again: the record would stay undone for as long as its delivery fails.
+        # Not again and again: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.pending.taken_at + LONGEST_STAY
         if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)

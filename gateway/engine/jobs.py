@@ -196,7 +196,7 @@ class Jobs:
         self._next_sweep = self._next_forgetting = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
-        self._undone: dict[int, Order] = {}  # by offset: what was read and isn't carried out
+        self._unfinished: dict[int, Order] = {}  # by offset: what was read and isn't carried out
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = Partition(topics.control, 0)
 
@@ -209,7 +209,7 @@ class Jobs:
             if assignment.partition == self._partition:
                 self._progress = Progress(assignment.commit, assignment.log_start)
                 self._swept = None
-                self._undone.clear()
+                self._unfinished.clear()
                 self._backlogs.begin()
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -271,13 +271,13 @@ class Jobs:
         except UndecodableRecordError:
             order = None  # the follower has told of it
         except NewerRecordError:
-            return  # and stays undone
+            return  # and stays unfinished
         if order is not None and order.kind == "pause":
             self._tell_pause(order)
         if order is None or order.kind == "replay" or not self._follower.control.is_asked(order):
             progress.finished(record.offset)
         elif self._progress is progress:
-            self._undone[record.offset] = order
+            self._unfinished[record.offset] = order
 
     def _tell_pause(self, order: Order) -> None:
         """Tell in one line of all processes that something was paused or resumed."""
@@ -290,10 +290,10 @@ class Jobs:
         progress = self._progress
         if progress is None:
             return
-        for offset, order in list(self._undone.items()):
+        for offset, order in list(self._unfinished.items()):
             if not self._follower.control.is_asked(order):
                 progress.finished(offset)
-                del self._undone[offset]
+                del self._unfinished[offset]
         commit = progress.committable()
         if commit is not None:
             await consumer.commit({self._partition: commit})

@@ -344,7 +344,7 @@ class Member(ABC):
         self._held += size
 
     def leave(self, pending: Pending, error: NewerRecordError) -> None:
-        """Leave a record to a newer version: it stays undone, and no commit passes it."""
+        """Leave a record to a newer version: it stays unfinished, and no commit passes it."""
         tracker = pending.tracker
         tracker.newer.add(pending.offset)
         self._dispatch.unreadable.leave(tracker.partition, pending.offset, error)
@@ -394,14 +394,14 @@ class Member(ABC):
             lag[partition.topic] = math.nan
         return lag
 
-    def oldest_undone(self, now: float) -> dict[str, float]:
-        """Return how long each topic's lowest undone record has waited, of all partitions that are ours.
+    def oldest_pending(self, now: float) -> dict[str, float]:
+        """Return how long each topic's lowest unfinished record has waited, of all partitions that are ours.
 
         Of one that can't be read it isn't known; it counts with the time for which that has been so.
         """
         oldest: dict[str, float] = dict.fromkeys(self.subscribed, 0.0)
         for partition, tracker in self.trackers.items():
-            since = tracker.oldest_undone()
+            since = tracker.oldest_pending()
             if since is not None:
                 oldest[partition.topic] = max(oldest.get(partition.topic, 0.0), now - since)
         for partition, unread in self.unread.items():
@@ -409,10 +409,10 @@ class Member(ABC):
         return oldest
 
     def ages(self, now: float) -> dict[str, float]:
-        """Return of each topic how long ago its lowest undone record was appended, or 0 where all is done."""
+        """Return of each topic how long ago its lowest unfinished record was appended, or 0 where all is done."""
         ages = {}
-        for topic, undone in self.oldest_undone(now).items():
-            ages[topic] = undone + (self.delay_of(topic) or 0.0) if undone else 0.0
+        for topic, unfinished in self.oldest_pending(now).items():
+            ages[topic] = unfinished + (self.delay_of(topic) or 0.0) if unfinished else 0.0
         return ages
 
     # Progress.

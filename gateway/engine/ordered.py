@@ -334,7 +334,9 @@ class Ordered(Member):
         metrics.ordered_blocked_keys.labels(*where).set(blocked)
         metrics.ordered_halted_keys.labels(*where).set(halted)
         metrics.ordered_lag.labels(*where).set(sum(self.lag().values()))
-        metrics.ordered_oldest_undone.labels(*where).set(max(self.oldest_undone(self._log.now()).values(), default=0.0))
+        metrics.ordered_oldest_pending.labels(*where).set(
+            max(self.oldest_pending(self._log.now()).values(), default=0.0)
+        )
 
     @override
     def let_go(self) -> None:
@@ -344,7 +346,7 @@ class Ordered(Member):
             metrics.ordered_blocked_keys,
             metrics.ordered_halted_keys,
             metrics.ordered_lag,
-            metrics.ordered_oldest_undone,
+            metrics.ordered_oldest_pending,
         ):
             if where in gauge:
                 gauge.labels(*where).set(0)

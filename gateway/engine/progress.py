@@ -2,11 +2,11 @@
 
              base                        next
     ──────────┼───────────────────────────┼──────────────────▶ offsets
-     all done │ ■ undone · □ done or gap  │ not read yet; `ahead` says which of it was done before
+     all done │ ■ unfinished · □ done or gap  │ not read yet; `ahead` says which of it was done before
               │ ■ □ □ ■ □ □ □ □ ■ □       │ ? □ ? ? □
 
-Only what is undone is remembered, so a gap costs nothing however wide it is. Invariant: an offset below `next` is done
-exactly if it isn't in `undone`, and an offset from `next` on exactly if its bit is set in `ahead`.
+Only what is unfinished is remembered, so a gap costs nothing however wide it is. Invariant: an offset below `next` is
+done exactly if it isn't in `unfinished`, and an offset from `next` on exactly if its bit is set in `ahead`.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _CHUNK = 512  # Offsets per integer: small enough to copy per record, large enou
 class Progress:
     """The tracker of one partition in one epoch. Every offset that it calls done has finished, or never existed."""
 
-    __slots__ = ("_ahead", "_next", "_stored", "_undone", "_undone_count", "last_received", "lost", "window")
+    __slots__ = ("_ahead", "_next", "_stored", "_unfinished", "_unfinished_count", "last_received", "lost", "window")
 
     def __init__(self, commit: Commit, log_start: int, *, window: int = WINDOW) -> None:
         """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
@@ -32,10 +32,10 @@ class Progress:
         """How many records the log deleted before they were done; they count as done from here on."""
         self.last_received: int | None = None
         """The highest offset received in this epoch, done before or not."""
-        # Chunk number → a bit for each undone offset in it. Invariant: keys ascend and no value is 0, because offsets
-        # are received in ascending order; so the first key holds the lowest undone offset.
-        self._undone: dict[int, int] = {}
-        self._undone_count = 0
+        # Chunk number → a bit for each unfinished offset in it. Invariant: keys ascend and no value is 0, because
+        # offsets are received in ascending order; so the first key holds the lowest unfinished offset.
+        self._unfinished: dict[int, int] = {}
+        self._unfinished_count = 0
         self._next = commit.base
         self._ahead = bits  # Bit i stands for `_next + i`. Invariant: bit 0 is clear, for `_move_to` runs over it.
         self._stored = Commit(commit.base, commit.done.rstrip(b"\0"))
@@ -48,7 +48,7 @@ class Progress:
         """
         self.last_received = offset
         if offset < self._next:
-            return self._is_undone(offset)
+            return self._is_unfinished(offset)
         if self._ahead:
             was_done = self._ahead >> (offset - self._next) & 1
             self._move_to(offset + 1)
@@ -57,8 +57,8 @@ class Progress:
         else:
             self._next = offset + 1
         chunk, bit = divmod(offset, _CHUNK)
-        self._undone[chunk] = self._undone.get(chunk, 0) | 1 << bit
-        self._undone_count += 1
+        self._unfinished[chunk] = self._unfinished.get(chunk, 0) | 1 << bit
+        self._unfinished_count += 1
         return True
 
     def overtaken(self, deleted: range) -> int:
@@ -78,7 +78,7 @@ class Progress:
         return lost
 
     def finished(self, offset: int) -> None:
-        """Note that a record is done. What isn't undone (finished twice, or a gap) is ignored.
+        """Note that a record is done. What isn't unfinished (finished twice, or a gap) is ignored.
 
         One that an earlier epoch received may end before it is received in this one, and is done all the same.
         """
@@ -88,33 +88,33 @@ class Progress:
                 self._move_to(self._next)
             return
         chunk, bit = divmod(offset, _CHUNK)
-        bits = self._undone.get(chunk, 0)
+        bits = self._unfinished.get(chunk, 0)
         mask = 1 << bit
         if not bits & mask:
             return
-        self._undone_count -= 1
+        self._unfinished_count -= 1
         if bits == mask:
-            del self._undone[chunk]
+            del self._unfinished[chunk]
         else:
-            self._undone[chunk] = bits ^ mask
+            self._unfinished[chunk] = bits ^ mask
 
     @property
     def base(self) -> int:
         """The lowest offset that isn't done: all below it are."""
-        lowest = self.lowest_undone()
+        lowest = self.lowest_unfinished()
         return self._next if lowest is None else lowest
 
-    def lowest_undone(self) -> int | None:
+    def lowest_unfinished(self) -> int | None:
         """Return the lowest offset that was received and isn't finished, None if all that was received is."""
-        return next(self._undone_offsets(), None)
+        return next(self._unfinished_offsets(), None)
 
-    def undone_count(self) -> int:
+    def unfinished_count(self) -> int:
         """Return how many received records aren't finished."""
-        return self._undone_count
+        return self._unfinished_count
 
     def reaches(self, offset: int, first: int | None = None) -> bool:
         """Tell whether a commit could call a record done that is taken in now, with those from `first` on before it."""
-        lowest = self.lowest_undone()
+        lowest = self.lowest_unfinished()
         if lowest is None:
             lowest = offset if first is None else first
         return offset < lowest + WINDOW
@@ -146,7 +146,7 @@ class Progress:
 
         It stays as it was; what it received and didn't finish has to be received again here.
         """
-        for offset in list(self._undone_offsets()):
+        for offset in list(self._unfinished_offsets()):
             if other.is_done(offset):
                 self.finished(offset)
         self._move_to(max(self._next, other.base))
@@ -167,28 +167,28 @@ class Progress:
         span = min(max(self._next - start, 0), WINDOW)
         first, skip = divmod(start, _CHUNK)
         chunks = range(first, (start + span) // _CHUNK + 1)
-        undone = int.from_bytes(
-            b"".join([self._undone.get(chunk, 0).to_bytes(_CHUNK // 8, "little") for chunk in chunks]), "little"
+        unfinished = int.from_bytes(
+            b"".join([self._unfinished.get(chunk, 0).to_bytes(_CHUNK // 8, "little") for chunk in chunks]), "little"
         )
-        done = ((1 << span) - 1) & ~(undone >> skip)
+        done = ((1 << span) - 1) & ~(unfinished >> skip)
         distance = self._next - start
         if distance >= WINDOW:
             return done
         ahead = self._ahead << distance if distance >= 0 else self._ahead >> -distance
         return done | ahead & ((1 << WINDOW) - 1)
 
-    def _is_undone(self, offset: int) -> bool:
+    def _is_unfinished(self, offset: int) -> bool:
         chunk, bit = divmod(offset, _CHUNK)
-        return bool(self._undone.get(chunk, 0) >> bit & 1)
+        return bool(self._unfinished.get(chunk, 0) >> bit & 1)
 
     def is_done(self, offset: int) -> bool:
         """Tell whether a record is done, received in this epoch or not."""
         if offset < self._next:
-            return not self._is_undone(offset)
+            return not self._is_unfinished(offset)
         return bool(self._ahead >> (offset - self._next) & 1)
 
-    def _undone_offsets(self) -> Iterator[int]:
-        for chunk, bits in self._undone.items():
+    def _unfinished_offsets(self) -> Iterator[int]:
+        for chunk, bits in self._unfinished.items():
             rest = bits
             while rest:
                 yield chunk * _CHUNK + (rest & -rest).bit_length() - 1

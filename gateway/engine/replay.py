@@ -58,8 +58,8 @@ together, so it may be a few more."""
 MARK_EVERY = 1.0
 """Seconds after which one is due in any case; also how far behind an operator's view of it is."""
 BACKLOG = WINDOW // 2
-"""Undone records of one partition of the shortest tier above which a replay waits. A window that is three quarters full
-cuts deliveries short, so a replay may take half of it; with the tier's 5 s, that is some 1,300 deliveries a second."""
+"""Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
+full cuts deliveries short, so a replay may take half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
 PIECE_BYTES = 4 << 20
 RATE_STEP = 0.02
 """Seconds of a rate that are injected at once, at least one delivery; also how much later than its time may be made up
@@ -445,7 +445,7 @@ class Replays:
             if wait <= 0:
                 if run.unchecked < BATCH:
                     return True
-                if await self._undone() < BACKLOG:
+                if await self._unfinished() < BACKLOG:
                     run.unchecked = 0
                     return True
                 wait = LOOK_EVERY
@@ -537,15 +537,15 @@ class Replays:
                 run.told, run.marked, run.told_unread = marker.marker, marker.count, marker.unread
         run.marked_at = self._log.now()
 
-    async def _undone(self) -> int:
+    async def _unfinished(self) -> int:
         """Count what is appended and not done of the fullest partition of the shortest tier."""
         commits = await self._log.committed(self._group, self._tier)
-        undone = 0
+        unfinished = 0
         bounds, _ = await self._log.readable(self._tier)
         for number, (start, end) in bounds.items():
             base, done, _ = commits.get(number, Commit(start))
-            undone = max(undone, end - max(base, start) - int.from_bytes(done, "little").bit_count())
-        return undone
+            unfinished = max(unfinished, end - max(base, start) - int.from_bytes(done, "little").bit_count())
+        return unfinished
 
 
 def _listed(places: Collection[str]) -> str:

@@ -5,7 +5,7 @@
     tier record ──▶ held until due ──▶ its Item ─────────────────────────┘
 
 A record is done when each of its deliveries is; only done records are committed. If a successor can't be written, its
-record stays undone, the partition backs up and `gateway_oldest_undone_seconds` rises.
+record stays unfinished, the partition backs up and `gateway_oldest_pending_seconds` rises.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ TELL_AGAIN = 1.0
 TELL_AGAIN_TOO_LARGE = 60.0
 """Seconds until it is told again by which rules is read, where that couldn't be stored, or was too large to be."""
 CUT_SHORT = 0.75
-"""Share of a window at which its lowest undone record is made to end."""
+"""Share of a window at which its lowest unfinished record is made to end."""
 
 
 class Router(Member):
@@ -467,10 +467,10 @@ class Router(Member):
                     self._dispatch.limit(self.share)
             metrics = self._around.metrics
             lag = self.lag()
-            oldest = self.oldest_undone(self._log.now())
+            oldest = self.oldest_pending(self._log.now())
             for topic, count in lag.items():
                 metrics.log_lag.labels(topic).set(count)
-                metrics.oldest_undone.labels(topic).set(oldest[topic])
+                metrics.oldest_pending.labels(topic).set(oldest[topic])
             left = Counter(events=0, retry=0)
             for partition, tracker in self.trackers.items():
                 left[self._around.topics.kind_of(partition.topic)] += len(tracker.newer)

@@ -1,6 +1,6 @@
 """Write the record that carries a delivery on: to a tier, to the parked, or to the dead. It is stored, or tried again.
 
-Whoever waits here holds a record undone until its successor is acknowledged; nothing gives up but for another owner.
+What waits here keeps a record unfinished until its successor is acknowledged; it is given up only for another owner.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -144,7 +144,7 @@ class Tracker:
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
-        """Offsets of records that are left to a newer version: they stay undone."""
+        """Offsets of records that are left to a newer version: they stay unfinished."""
         self._copies: dict[tuple[str, int, float, int], int] = {}
         self._copies_from = self.progress.base - COPIES_KEPT
 
@@ -212,15 +212,15 @@ class Tracker:
             self._copies = {step: offset for step, offset in self._copies.items() if offset >= lowest}
             self._copies_from = lowest
 
-    def oldest_undone(self) -> float | None:
-        """Return since when (log's clock) the lowest undone record waits: its append, or for a tier its due time."""
-        offset = self.progress.lowest_undone()
+    def oldest_pending(self) -> float | None:
+        """Return since when (log's clock) the lowest unfinished record waits: its append, or of a tier its due time."""
+        offset = self.progress.lowest_unfinished()
         pending = None if offset is None else self.pendings.get(offset)
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
 
     def holding_back(self) -> Iterator[Item]:
-        """Yield the deliveries of the lowest undone record, which keep the window from moving."""
-        offset = self.progress.lowest_undone()
+        """Yield the deliveries of the lowest unfinished record, which keep the window from moving."""
+        offset = self.progress.lowest_unfinished()
         pending = None if offset is None else self.pendings.get(offset)
         if pending is not None:
             yield from pending.items

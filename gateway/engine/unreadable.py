@@ -1,7 +1,7 @@
 """What is told of records that can't be read: each is counted, and a line a second says how many of a topic there were.
 
 garbage: no version wrote it     set aside (among the dead, or skipped), and everything goes on
-of a newer version               left where it is, undone, for a process that can read it
+of a newer version               left where it is, unfinished, for a process that can read it
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Move an embedded log to Kafka, with nobody at work on either: what is undone stays undone, what is done stays done.
+"""Move an embedded log to Kafka, with nobody at work on either: what is unfinished stays so, what is done stays done.
 
     source, one partition a topic                     target
     events  0 1 2 3 4 5 6 …  ── in their order ──▶    each in the partition of its key, as `gw_moved` tells
@@ -66,14 +66,14 @@ Commits = Mapping[tuple[str, str], Mapping[int, Commit]]
 
 
 class Moved(NamedTuple):
-    """What became of one topic. `undone` counts the source's records that somebody is still to see to.
+    """What became of one topic. `unfinished` counts the source's records that somebody is still to see to.
 
     `twice` counts those of the target that are second copies, and that no commit calls done.
     """
 
     topic: str
     records: int
-    undone: int
+    unfinished: int
     twice: int = 0
 
 
@@ -340,12 +340,12 @@ class _Migration:
     # Moving.
 
     async def _move_events(self, topic: str, groups: Mapping[str, Commit]) -> Moved:
-        undone = 0
+        unfinished = 0
         async for record in self._records(topic):
-            undone += not all(commit.covers(record.offset) for commit in groups.values())
+            unfinished += not all(commit.covers(record.offset) for commit in groups.values())
             await self._keep_order(topic, record)
         await self._append()
-        return self._moved(topic, undone)
+        return self._moved(topic, unfinished)
 
     async def _move_ordered(self, topic: str, pair: Pair) -> Moved:
         """Move the deliveries of an ordered route; what is there twice counts as done.
@@ -355,15 +355,15 @@ class _Migration:
         """
         commit = (await self._source.committed(self._topics.ordered_group(*pair), topic)).get(0, Commit(0))
         seen = self._seen[topic] = Seen(commit.note)
-        undone = 0
+        unfinished = 0
         async for record in self._records(topic):
             origin = origin_of(record) if record.offset >= commit.base else None
             if origin is not None and seen.is_copy(record.offset, origin):
                 self._repeated[topic].add(record.offset)
-            undone += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
+            unfinished += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
             await self._keep_order(topic, without_origin(record))
         await self._append()
-        return self._moved(topic, undone)
+        return self._moved(topic, unfinished)
 
     async def _move_dead(self, control: Control) -> Moved:
         topic = self._topics.dead
@@ -599,9 +599,9 @@ class _Migration:
     def _told(self, place: Place) -> bytes:
         return b"%b %b %d" % (self._id, place[0].encode(), place[1])
 
-    def _moved(self, topic: str, undone: int | None = None) -> Moved:
+    def _moved(self, topic: str, unfinished: int | None = None) -> Moved:
         count = len(self._copies[topic].offsets)
-        return Moved(topic, count, count if undone is None else undone)
+        return Moved(topic, count, count if unfinished is None else unfinished)
 
     # After everything is moved.
 
@@ -664,7 +664,7 @@ class _Migration:
         return topic
 
     async def _commits(self, events: Iterable[str]) -> Commits:
-        """Return what lets each group begin where it was, up to what was compared: what comes after that is undone.
+        """Return what lets each group begin where it was, up to what was compared: what comes after that is unfinished.
 
         Raises UsageError where a commit can't say it.
         """
@@ -672,12 +672,12 @@ class _Migration:
         for topic in events:
             copies = self._copies[topic]
             for group, commit in (await self._groups(topic)).items():
-                undone: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
+                unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
                 for index, offset in enumerate(copies.offsets):
                     if not commit.covers(offset):
-                        undone[copies.numbers[index]].append(copies.places[index])
+                        unfinished[copies.numbers[index]].append(copies.places[index])
                 commits[group, topic] = {
-                    number: self._commit_of(offsets, Partition(topic, number)) for number, offsets in undone.items()
+                    number: self._commit_of(offsets, Partition(topic, number)) for number, offsets in unfinished.items()
                 }
         for topic in self._tiers:
             for number in range(self._partitions[topic]):
@@ -699,10 +699,10 @@ class _Migration:
         for topic, pair in of_pairs.items():
             group, copies = self._topics.ordered_group(*pair), self._copies[topic]
             commit = (await self._source.committed(group, topic)).get(0, Commit(0))
-            undone: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
+            unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
             for index, offset in enumerate(copies.offsets):
                 if not commit.covers(offset) and offset not in self._repeated[topic]:
-                    undone[copies.numbers[index]].append(copies.places[index])
+                    unfinished[copies.numbers[index]].append(copies.places[index])
             furthest: dict[Partition, Furthest] = {}
             for name in events:
                 last = self._seen[topic].furthest(Partition(name, 0))
@@ -711,18 +711,18 @@ class _Migration:
                     there = {Partition(name, number): end - 1 for number, end in ends.items() if end}
                     furthest |= {each: Furthest(offset, self._latest[each]) for each, offset in there.items()}
             of_topic = commits[group, topic] = {}
-            for number, offsets in undone.items():
+            for number, offsets in unfinished.items():
                 moved = self._commit_of(offsets, Partition(topic, number))
                 room = (COMMIT_BYTES - len(moved.done)) // ROW.size
                 of_topic[number] = moved._replace(note=note_of(dict(list(furthest.items())[:room])))
         return commits
 
-    def _commit_of(self, undone: Sequence[int], partition: Partition) -> Commit:
+    def _commit_of(self, unfinished: Sequence[int], partition: Partition) -> Commit:
         """Return a commit that covers all of a partition but these offsets, of which the first is the lowest."""
         _, end = self._bounds[partition]
-        if not undone:
+        if not unfinished:
             return Commit(end)
-        base, waiting = undone[0], set(undone)
+        base, waiting = unfinished[0], set(unfinished)
         bits = 0
         for offset in range(base, end):
             if offset in waiting:
@@ -749,7 +749,7 @@ class _Migration:
                 if end > compared:
                     raise UsageError(
                         f"{topic}/{number}@{compared}: expected nobody else to write meanwhile, got another record, "
-                        "which is undone; all of the log was moved: start the gateway once you know who wrote it"
+                        "which is unfinished; all of the log was moved: start the gateway once you know who wrote it"
                     )
 
     async def _left(self) -> list[str]:

@@ -323,7 +323,7 @@ class Metrics(Collector):
         )
         self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts under way.", "destination")
         self.deliveries_waiting = gauge("deliveries_waiting", "Deliveries queued in this process.", "destination")
-        self.oldest_undone = gauge("oldest_undone_seconds", "Age of the oldest event that isn't done.", "topic")
+        self.oldest_pending = gauge("oldest_pending_seconds", "Age of the oldest event that isn't done.", "topic")
         self.log_lag = gauge("log_lag_records", "Records that wait to be read; NaN while that is unknown.", "topic")
         self.retention_left = gauge(
             "log_retention_left_seconds", "How long until the log deletes the oldest record that isn't done.", "topic"
@@ -351,8 +351,8 @@ class Metrics(Collector):
         self.ordered_blocked_keys = gauge("ordered_blocked_keys", "Keys whose first delivery has failed.", *where)
         self.ordered_halted_keys = gauge("ordered_halted_keys", "Keys that wait for an operator's kick.", *where)
         self.ordered_lag = gauge("ordered_lag_records", "Records that an ordered route hasn't read.", *where)
-        self.ordered_oldest_undone = gauge(
-            "ordered_oldest_undone_seconds", "Age of the oldest event that an ordered route hasn't done.", *where
+        self.ordered_oldest_pending = gauge(
+            "ordered_oldest_pending_seconds", "Age of the oldest event that an ordered route hasn't done.", *where
         )
         self.dedupe_identities = gauge("dedupe_identities", "Identities remembered by this process.", "topic")
         self.dedupe_rebuilding = gauge(

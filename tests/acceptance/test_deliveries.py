@@ -170,19 +170,19 @@ async def _until_nothing_is_left(place: LogPlace) -> None:
     try:
         async with asyncio.timeout(3 * DUE_MARGIN):
             for topic in (topics.events("github"), topics.retry("5s")):  # in the order that a delivery takes
-                while await _undone(log, topic, topics):  # noqa: ASYNC110 - another process's progress sets no event
+                while await _unfinished(log, topic, topics):  # noqa: ASYNC110 - another process's progress sets no event
                     await asyncio.sleep(0.1)
     finally:
         await log.close()
 
 
-async def _undone(log: Log, topic: str, topics: Topics) -> int:
+async def _unfinished(log: Log, topic: str, topics: Topics) -> int:
     commits = await log.committed(topics.group(ROUTER_GROUP), topic)
-    undone = 0
+    unfinished = 0
     for number, (start, end) in (await log.bounds(topic)).items():
         base, done, _ = commits.get(number, Commit(start))
-        undone += end - max(base, start) - int.from_bytes(done, "little").bit_count()
-    return undone
+        unfinished += end - max(base, start) - int.from_bytes(done, "little").bit_count()
+    return unfinished
 
 
 async def _carried_out(orders: Orders, placed: Placed) -> None:

@@ -25,16 +25,16 @@ BUSY = 3
 BUSY_RATE = 50
 DRAIN = 400.0
 SCRAPE_EVERY = 5.0
-OLDEST = re.compile(r'^gateway_oldest_undone_seconds\{topic=".*events.github"\} (.*)$', re.MULTILINE)
+OLDEST = re.compile(r'^gateway_oldest_pending_seconds\{topic=".*events.github"\} (.*)$', re.MULTILINE)
 SCRAPER = """
 import sys, urllib.request
 for line in urllib.request.urlopen(sys.argv[1]):
-    if b"oldest_undone_seconds{" in line:
+    if b"oldest_pending_seconds{" in line:
         sys.stdout.buffer.write(line)
 """
 MOST_MEMORY = 512 << 20
 MOST_WAIT = 16.0
-"""Seconds that the lowest undone offset may wait: some in a queue and in memory, two timeouts of 5 s, and a spill."""
+"""Seconds that the lowest unfinished offset may wait: some in a queue and memory, two timeouts of 5 s, and a spill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
         report(
             f"{dead} of {size.destinations} destinations dead, {size.rate:g}/s, {long_place.kind}: "
             f"p99 of the others {1000 * before:.1f} ms before, {1000 * beside:.1f} ms beside them; "
-            f"memory {WATCHED.memory >> 20} MiB at most, oldest undone {WATCHED.oldest:.1f} s at most, "
+            f"memory {WATCHED.memory >> 20} MiB at most, oldest pending {WATCHED.oldest:.1f} s at most, "
             f"backlog back after {drained:.0f} s"
         )
         assert not missing, f"{len(missing)} not delivered: {await where_they_are(gateway)}"

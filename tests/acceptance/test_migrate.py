@@ -1,4 +1,4 @@
-"""A laptop's log moves to Kafka: the move is killed twice, and the gateway there delivers what was undone, once."""
+"""A laptop's log moves to Kafka: the move is killed twice, and the gateway there delivers what was unfinished, once."""
 
 import asyncio
 import random
@@ -25,14 +25,14 @@ from tests.load import report
 from tests.sink import Sink
 
 SIZE = 2000
-WINDOW = 8_000  # Records after the first undone one of which each second is done: within what one commit says.
+WINDOW = 8_000  # Records after the first unfinished one of which each second is done: within what one commit says.
 AT_ONCE = 500
 
-Undone = Counter[tuple[str, str]]
+Unfinished = Counter[tuple[str, str]]
 
 
 @pytest.mark.timeout(900)
-async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_undone(
+async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_unfinished(
     kafka_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     count = 200_000 if is_full else 2_000
@@ -43,7 +43,7 @@ async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_undone(
         source = await EmbeddedLog.open(file, owner=True)
         # A tier takes 5 s at least, which only the full size has.
         await _fill(source, topics, count, retries_in=0.0 if is_full else 3600.0)
-        expected = await _undone(source, topics)
+        expected = await _unfinished(source, topics)
         await source.close()
 
         began = time.monotonic()
@@ -61,7 +61,7 @@ async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_undone(
             moving = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL)
             assert await moving.wait() == 0
             took = time.monotonic() - began
-            assert await _undone(target, topics) == expected
+            assert await _unfinished(target, topics) == expected
         finally:
             await target.close()
 
@@ -71,11 +71,13 @@ async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_undone(
             await first.received(_sum(due, "first"), timeout=300)
             await second.received(_sum(due, "second"), timeout=300)
             assert await gateway.stop() == 0
-    came: Undone = Counter()
+    came: Unfinished = Counter()
     for name, sink in (("first", first), ("second", second)):
         came.update((name, request.header("gateway-event-id") or "") for request in sink.requests)
     assert came == due
-    report(f"{count} events moved in {took:.1f} s with two kills; {came.total()} deliveries were undone, and were made")
+    report(
+        f"{count} events moved in {took:.1f} s with two kills; {came.total()} deliveries were unfinished, and were made"
+    )
 
 
 @pytest.mark.timeout(300)
@@ -91,7 +93,7 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
         await source.create(other.specs([]))
         await _put(source, other.dead, _delivery("evt_dead", random.Random(2)))
         due = Counter(
-            {who: n for who, n in (await _undone(source, topics)).items() if _is_due(*who, with_retries=False)}
+            {who: n for who, n in (await _unfinished(source, topics)).items() if _is_due(*who, with_retries=False)}
         )
         await source.close()
 
@@ -214,9 +216,9 @@ async def _put(log: Log, topic: str, delivery: Delivery, **note: str) -> None:
     await log.append(topic, key=delivery.destination.encode(), value=delivery.event.body, headers=headers)
 
 
-async def _undone(log: Log, topics: Topics) -> Undone:
+async def _unfinished(log: Log, topics: Topics) -> Unfinished:
     """Return each delivery that is still to be made: its destination and event; parked and dead ones by their topic."""
-    found: Undone = Counter()
+    found: Unfinished = Counter()
     router = topics.group(ROUTER_GROUP)
     names = [topics.events("github"), *[topics.retry(tier) for tier in TIERS], topics.parked, topics.dead]
     for topic in names:
@@ -246,5 +248,5 @@ def _is_due(destination: str, event: str, *, with_retries: bool) -> bool:
     return destination in ("first", "second") and (with_retries or not event.startswith("evt_retry_"))
 
 
-def _sum(undone: Undone, destination: str) -> int:
-    return sum([number for (name, _), number in undone.items() if name == destination])
+def _sum(unfinished: Unfinished, destination: str) -> int:
+    return sum([number for (name, _), number in unfinished.items() if name == destination])

@@ -142,9 +142,9 @@ class Written(NamedTuple):
     partition: int
     offset: int
 
-    def is_beyond(self, undone: "Written") -> bool:
-        """Whether its partition is not read as far as this while the other is undone."""
-        return self.partition == undone.partition and self.offset >= undone.offset + WINDOW
+    def is_beyond(self, unfinished: "Written") -> bool:
+        """Whether its partition is not read as far as this while the other is unfinished."""
+        return self.partition == unfinished.partition and self.offset >= unfinished.offset + WINDOW
 
 
 async def events_by_key(place: LogPlace, source: str = "github") -> dict[int, list[Written]]:

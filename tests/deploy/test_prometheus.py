@@ -113,7 +113,7 @@ def alertmanager(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 DOWN = {"alertname": "GatewayAllDown", "job": "gateway-router"}
 LOG_DOWN = {"alertname": "GatewayLogDown"}
 BURNS = {"alertname": "GatewayDeliveryBudgetBurnsFast"}
-UNDONE = {"alertname": "GatewayEventUndoneTooLong", "topic": "gateway.events.github"}
+UNDONE = {"alertname": "GatewayEventPendingTooLong", "topic": "gateway.events.github"}
 UNREAD = {"alertname": "GatewayPartitionUnread", "topic": "gateway.events.github", "partition": "3"}
 LOST = {"alertname": "GatewayRecordsLost", "topic": "gateway.events.github"}
 INGRESS_DOWN = {"alertname": "GatewayProcessDown", "job": "gateway-ingress", "instance": "gateway-ingress-1"}

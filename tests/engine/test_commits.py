@@ -64,7 +64,7 @@ async def test_under_load_what_is_done_is_committed_within_moments() -> None:
         loading = asyncio.create_task(load(world, rate, 1.0))
         while not loading.done():
             await asyncio.sleep(0.01)
-            most = max(most, await world.undone())
+            most = max(most, await world.unfinished())
     assert most <= COMMIT_AFTER + rate * COMMIT_GAP + 10
 
 
@@ -75,7 +75,7 @@ async def test_little_that_is_done_is_committed_once_a_second() -> None:
         await asyncio.sleep(2)
         await load(world, 10.0, 3.0)
         await asyncio.sleep(COMMIT_EVERY + 0.1)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
         assert len(log.committed_at) <= 5
 
 
@@ -104,4 +104,4 @@ async def test_commits_that_are_not_accepted_are_repeated_each_second() -> None:
         assert len(log.committed_at) <= 12
         log.fail_commits(0)
         await asyncio.sleep(COMMIT_EVERY + 0.1)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0

@@ -290,7 +290,7 @@ def test_a_flush_that_was_stored_though_it_failed_does_no_harm() -> None:
                 assert world.stored() == 4
             await world.put("a", "c")
             async with world.process() as second:
-                # The first two are undone, as nothing was committed.
+                # The first two are unfinished, as nothing was committed.
                 assert await world.read(world.acquire(second)) == [False, False, True, False]
 
     run(scenario())
@@ -454,9 +454,9 @@ def test_done_records_after_the_first_are_known_though_none_below_is_committed()
             await world.put("b")
             async with world.process() as second:
                 reader = second.duplicates.acquire(Assignment(EVENTS, Commit(0, b"\2"), 0))
-                (undone, _, copy) = world.events()
-                assert await reader.ready(undone[0])
-                assert [reader.is_duplicate(*event) for event in (undone, copy)] == [False, True]
+                (unfinished, _, copy) = world.events()
+                assert await reader.ready(unfinished[0])
+                assert [reader.is_duplicate(*event) for event in (unfinished, copy)] == [False, True]
 
     run(scenario())
 

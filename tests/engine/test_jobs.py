@@ -509,7 +509,7 @@ async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
         assert len({event for _, event, _ in world.client.made[1:]}) == 5
         await asyncio.sleep(30)
         assert len(world.client.made) == 6
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
 
 
 @virtual

@@ -42,7 +42,7 @@ def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
     progress.received(0)
     assert progress.overtaken(range(1, 5)) == 3
     assert progress.lost == 3
-    assert progress.lowest_undone() == 0
+    assert progress.lowest_unfinished() == 0
     progress.finished(0)
     assert progress.base == 5
 
@@ -111,7 +111,7 @@ async def test_a_partition_whose_records_are_others_is_read_from_its_start() -> 
         await world.put(*events(10))
         await asyncio.sleep(3)
         assert len(world.client.made) == 20
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual

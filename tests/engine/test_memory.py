@@ -52,7 +52,7 @@ async def recovered(world: World, log: StalledLog) -> None:
     log.goes_on.set()
     topics = [EVENTS, *[TOPICS.retry(tier) for tier in TIERS]]
     async with asyncio.timeout(3600):
-        while any([await world.undone(topic) for topic in topics]):
+        while any([await world.unfinished(topic) for topic in topics]):
             await world.doze(5)
     assert not world.dead()
 
@@ -131,8 +131,8 @@ async def test_a_drain_ends_appends_that_wait_for_others() -> None:
         async with running(world):
             await asyncio.sleep(5)
             log.goes_on.set()
-        assert await world.undone() == 0
-    assert sum([await world.undone(TOPICS.retry(tier)) for tier in TIERS]) == 20 * 50
+        assert await world.unfinished() == 0
+    assert sum([await world.unfinished(TOPICS.retry(tier)) for tier in TIERS]) == 20 * 50
 
 
 @virtual

@@ -65,9 +65,9 @@ def assert_in_order(tried: list[int], count: int) -> None:
     assert all(later in (earlier, earlier + 1) for earlier, later in pairwise(tried)), tried
 
 
-async def undone(world: World, place: tuple[str, str] = PLACE) -> int:
+async def unfinished(world: World, place: tuple[str, str] = PLACE) -> int:
     """Count what the router hasn't done, and what an ordered route hasn't."""
-    count = await world.undone()
+    count = await world.unfinished()
     topic = TOPICS.ordered(*place)
     commits = await world.log.committed(TOPICS.ordered_group(*place), topic)
     for number, (_, end) in (await world.log.bounds(topic)).items():
@@ -106,7 +106,7 @@ async def test_the_events_of_a_key_follow_each_other_and_keys_go_side_by_side() 
         await asyncio.sleep(5)
     assert by_key(world) == {f"k{key}": list(range(10)) for key in range(20)}
     assert world.client.at[-1] - began < 2, "one key at a time would take 20 s"
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -118,7 +118,7 @@ async def test_an_ordered_route_and_another_serve_the_same_events() -> None:
     assert sorted(world.client.made) == sorted(
         (name, f"k{key}.{number}", 1) for name in ("ci", "audit") for key in range(3) for number in range(4)
     )
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
     assert world.metrics.unrouted.labels("github").value == 0
 
 
@@ -135,7 +135,7 @@ async def test_a_failing_delivery_holds_its_own_key_and_no_other() -> None:
         client.refused = ""
         await asyncio.sleep(20)
     assert by_key(world) == {"k0": [0, 0, 1, 2, 3, 4], "free": [0, 1, 2, 3, 4]}
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
     assert world.log.records(TOPICS.retry("5s")) == [], "what waits for its order is written nowhere"
 
 
@@ -147,7 +147,7 @@ async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_go
         await asyncio.sleep(10)
     assert by_key(world)["k0"] == [0, 0, 1, 2]
     assert [filed.note["reason"] for filed in world.dead()] == ["exhausted"]
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -165,7 +165,7 @@ async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_ord
         await asyncio.sleep(5)
         assert by_key(world) == {"k0": [0, 0, 0, 1, 2], "k1": [0, 0, 0, 1, 2]}
         assert halted.value == 0
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -219,7 +219,7 @@ async def test_a_crash_repeats_at_most_the_first_of_each_key() -> None:
     for key in range(10):
         assert_in_order(tried[f"k{key}"], 30)
         assert len(tried[f"k{key}"]) <= 30 + 3
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -320,7 +320,7 @@ async def test_a_key_blocked_for_long_delays_no_other_until_the_window_is_full()
         await asyncio.sleep(40)
     for key, tried in by_key(world).items():
         assert_in_order([0, *tried] if key != "bad" else tried, 110)
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -333,7 +333,7 @@ async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
     assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"]
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -357,7 +357,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
     async with running(world):
         await asyncio.sleep(5)
     assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"] * 2
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -367,4 +367,4 @@ async def test_a_record_that_cannot_be_read_is_one_dead_letter_however_many_grou
     async with running(world):
         await asyncio.sleep(5)
     assert len(world.log.records(TOPICS.dead)) == 1
-    assert [await undone(world, (f"ordered-{n}", "ci")) for n in range(3)] == [0, 0, 0]
+    assert [await unfinished(world, (f"ordered-{n}", "ci")) for n in range(3)] == [0, 0, 0]

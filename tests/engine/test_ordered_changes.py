@@ -8,7 +8,7 @@ from gateway.engine.progress import WINDOW
 from gateway.log.records import encode_event
 from gateway.model import Result
 from tests.builders import a_destination, a_policy, a_route, an_event
-from tests.engine.test_ordered import GROUP, an_ordered_route, assert_in_order, by_key, keyed, undone
+from tests.engine.test_ordered import GROUP, an_ordered_route, assert_in_order, by_key, keyed, unfinished
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -53,7 +53,7 @@ async def test_a_kick_while_a_commit_is_under_way_lets_nothing_out_twice() -> No
             await asyncio.sleep(0.6)
         await asyncio.sleep(20)
     assert by_key(world) == {"k0": [0, 1, 2]}
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -111,7 +111,7 @@ async def test_a_kick_does_not_deliver_what_the_condition_could_not_decide() -> 
         await kick(world)
         await asyncio.sleep(10)
     assert world.client.made == []
-    assert await undone(world) == 1
+    assert await unfinished(world) == 1
 
 
 @virtual
@@ -127,7 +127,7 @@ async def test_a_kick_decides_anew_by_the_rules_in_force() -> None:
         await asyncio.sleep(10)
     assert by_key(world) == {"taken": [0]}
     assert world.dead() == []
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 # Reloads.
@@ -151,12 +151,12 @@ async def test_what_a_removed_route_has_not_read_yet_is_not_called_done() -> Non
         world.log.stall(behind)
         await world.put(*[an_event(id=f"late.{n}", key="late", received_at=now()) for n in range(3)])
         await asyncio.sleep(2)
-        assert await world.undone() == 0, "the router has passed over them: they are the ordered routes' affair"
+        assert await world.unfinished() == 0, "the router has passed over them: they are the ordered routes' affair"
         world.rules = rules_of(OTHER)
         worker.reload()
         world.log.go_on(behind)
         await asyncio.sleep(2 * LET_GO)
-    assert await undone(world, ("b", "b")) == 5
+    assert await unfinished(world, ("b", "b")) == 5
 
 
 @virtual
@@ -224,7 +224,7 @@ async def test_what_was_known_of_a_partition_is_forgotten_once_it_was_anothers()
         await asyncio.sleep(5)
     assert 0 < len(anothers) < 12
     assert {key for key, tried in by_key(world).items() if len(tried) == 3} == anothers
-    assert await undone(world) == 12 - len(anothers)
+    assert await unfinished(world) == 12 - len(anothers)
 
 
 @virtual
@@ -237,7 +237,7 @@ async def test_what_a_commit_cannot_tell_is_not_delivered() -> None:
         await world.log.append(EVENTS, key=b"of one partition", value=event.body, headers=encode_event(event))
     async with running(world):
         await asyncio.sleep(10)
-        assert await undone(world) > 0
+        assert await unfinished(world) > 0
         assert len(world.client.made) > 500, "the window is full of what the key that halts holds back"
     async with running(world):
         await asyncio.sleep(10)
@@ -246,4 +246,4 @@ async def test_what_a_commit_cannot_tell_is_not_delivered() -> None:
     assert {key: len(numbers) for key, numbers in tried.items()} == {f"k{key}": 40 for key in range(50)}
     for numbers in tried.values():
         assert_in_order(numbers, 40)
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0

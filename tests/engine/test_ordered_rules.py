@@ -16,7 +16,16 @@ from gateway.model import Event, LogUnavailableError, RecordTooLargeError, Resul
 from gateway.rules.rules import Route, Rules, Source
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_destination, a_policy, a_route, an_event
-from tests.engine.test_ordered import GROUP, ORDERED, PATIENT, an_ordered_route, assert_in_order, by_key, keyed, undone
+from tests.engine.test_ordered import (
+    GROUP,
+    ORDERED,
+    PATIENT,
+    an_ordered_route,
+    assert_in_order,
+    by_key,
+    keyed,
+    unfinished,
+)
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, reload, rules_of, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now
@@ -124,7 +133,7 @@ async def test_what_a_newer_version_wrote_is_not_overtaken_in_its_order() -> Non
         async with running(world):
             await asyncio.sleep(10)
     assert by_key(world) == {"k": [0, 1, 2, 3, 4]}
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 class TierIsAway(MemoryLog):
@@ -167,7 +176,7 @@ async def test_what_a_router_appends_again_after_a_crash_is_not_delivered_again(
         await asyncio.sleep(20)
     assert by_key(world) == {f"k{key}": [0, 1, 2, 3] for key in range(3)}
     assert len(world.log.records(ORDERED)) == 24, "appended twice, each of them"
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -254,7 +263,7 @@ async def test_taking_the_order_away_and_giving_it_again_repeats_nothing() -> No
             await reload(world, worker, rules_of(an_ordered_route() if turn % 2 else a_route(retry=PATIENT)))
         await asyncio.sleep(60)
     assert by_key(world) == {f"k{key}": list(range(7)) for key in range(9)}
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -275,7 +284,7 @@ async def test_what_was_matched_in_order_goes_out_in_order_though_the_route_keep
     assert tried.pop("plain")
     for numbers in tried.values():
         assert_in_order(numbers, 5)
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -291,7 +300,7 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
         await world.doze(300)
         assert [filed.delivery.event.id for filed in world.dead()] == [f"k.{number}" for number in range(7)]
         assert {(filed.delivery.route, filed.note["reason"]) for filed in world.dead()} == {("build", "route_removed")}
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -305,7 +314,7 @@ async def test_what_has_halted_of_a_removed_route_is_dead_lettered_too() -> None
         await world.doze(4000)
     assert sorted(filed.delivery.event.id for filed in world.dead()) == sorted(event.id for event in keyed(2, 3))
     assert {filed.note["reason"] for filed in world.dead()} == {"route_removed"}
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual
@@ -342,7 +351,7 @@ async def test_what_a_process_of_older_rules_still_appends_is_read_by_those_of_n
     assert {event for _, event, _ in new.client.made} == {event.id for event in keyed(6, 2)} | {
         f"late.{number}" for number in range(3)
     }
-    assert await undone(new) == 0
+    assert await unfinished(new) == 0
 
 
 @virtual
@@ -353,12 +362,12 @@ async def test_the_topic_of_one_ordered_route_that_is_away_stops_no_other() -> N
         await world.put(*keyed(3, 20))
         await asyncio.sleep(30)
         assert by_key(world, "two") == {f"k{key}": list(range(20)) for key in range(3)}
-        assert await undone(world, ("two", "two")) == 60, "the router waits for the other"
+        assert await unfinished(world, ("two", "two")) == 60, "the router waits for the other"
         await world.log.create(TOPICS.specs([], [("one", "one")]))
         await world.log.rebalance(TOPICS.ordered_group("one", "one"))
         await asyncio.sleep(30)
     assert by_key(world, "one") == {f"k{key}": list(range(20)) for key in range(3)}
-    assert await undone(world, ("one", "one")) == 0
+    assert await unfinished(world, ("one", "one")) == 0
 
 
 @virtual
@@ -389,7 +398,7 @@ async def test_an_event_too_large_for_its_ordered_topic_is_a_dead_letter_and_the
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
     assert [filed.note["reason"] for filed in world.dead()] == ["too_large"]
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 # Topics that grow
@@ -412,7 +421,7 @@ async def test_a_topic_of_events_that_grows_under_an_ordered_route_loses_and_rep
     assert {key: sorted(numbers) for key, numbers in tried.items()} == {f"k{k}": list(range(60)) for k in range(20)}
     settled = {key: [number for number in numbers if number > 30] for key, numbers in tried.items()}
     assert settled == {f"k{key}": list(range(31, 60)) for key in range(20)}, "what came before the growth is through"
-    assert await undone(world) == 0
+    assert await unfinished(world) == 0
 
 
 @virtual

@@ -239,7 +239,7 @@ async def test_an_unreadable_record_that_does_not_fit_among_the_dead_is_cut() ->
     await world.log.append(TOPICS.events("github"), key=b"k", value=giant, headers=[])
     async with running(world):
         await asyncio.sleep(3)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
     (record,) = world.log.records(TOPICS.dead)
     assert dict(record.headers)["gw_truncated"] == b"%d" % len(giant)
     assert giant.startswith(record.value)
@@ -257,7 +257,7 @@ async def test_a_route_that_is_removed_while_its_breaker_opens_ends_nothing() ->
                 world.rules = replace(rules_of(), sources=world.rules.sources)
                 worker.reload()
         await asyncio.sleep(60)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
 
 
 @virtual
@@ -367,13 +367,13 @@ async def test_a_destination_that_the_rules_change_is_tried_at_once() -> None:
 
 
 @virtual
-async def test_a_record_does_not_stay_undone_for_as_long_as_its_delivery_fails() -> None:
+async def test_a_record_does_not_stay_unfinished_for_as_long_as_its_delivery_fails() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(2.0,), max_attempts=60, max_age=3600.0)), ci=[404])
     await world.put(*events(1))
     async with running(world):
         await asyncio.sleep(15)
         assert len(world.client.made) > 3
-        assert await world.undone() == 0, "a tier carries it"
+        assert await world.unfinished() == 0, "a tier carries it"
 
 
 @virtual

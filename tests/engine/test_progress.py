@@ -83,7 +83,7 @@ def test_what_a_commit_calls_done_is_skipped_and_stays_committed() -> None:
     progress.finished(10)
     assert progress.committable() == Commit(12, bytes([0b10]))
     assert received(progress, 11, 12, 13, 14) == [12, 14]
-    assert progress.lowest_undone() == 12
+    assert progress.lowest_unfinished() == 12
 
 
 def test_what_was_done_is_skipped_even_when_all_before_it_has_been_compacted_away() -> None:
@@ -124,7 +124,7 @@ def test_finishing_twice_or_what_was_never_received_changes_nothing() -> None:
     progress.finished(10)
     for stranger in (10, 3, 11, 10**15):
         progress.finished(stranger)
-    assert progress.undone_count() == 1
+    assert progress.unfinished_count() == 1
     assert progress.base == 13
 
 
@@ -132,7 +132,7 @@ def test_a_record_that_is_read_twice_is_still_to_do() -> None:
     progress = a_progress()
     assert progress.received(0)
     assert progress.received(0)
-    assert progress.undone_count() == 1
+    assert progress.unfinished_count() == 1
 
 
 def test_the_window_is_the_span_from_the_base_to_the_last_received() -> None:
@@ -195,7 +195,7 @@ def test_records_received_before_a_merge_are_finished_by_it() -> None:
     progress = a_progress()
     received(progress, 0, 1)
     progress.merge(before)
-    assert progress.undone_count() == 1
+    assert progress.unfinished_count() == 1
     assert progress.committable() == Commit(0, b"\x02")
 
 
@@ -236,7 +236,7 @@ def test_what_is_committed_is_what_a_new_owner_finds_done(offset: int, finished:
 
 
 class OffsetsOfOnePartition(RuleBasedStateMachine):
-    """A plain set of undone offsets beside the tracker, over epochs: read, finish, commit, be revoked, come back."""
+    """A plain set of unfinished offsets beside the tracker, over epochs: read, finish, commit, be revoked, return."""
 
     progress: Progress
     stored: Commit
@@ -322,8 +322,8 @@ class OffsetsOfOnePartition(RuleBasedStateMachine):
 
     @invariant()
     def the_counts_are_those_of_a_set(self) -> None:
-        assert self.progress.undone_count() == len(self.under_way)
-        assert self.progress.lowest_undone() == min(self.under_way, default=None)
+        assert self.progress.unfinished_count() == len(self.under_way)
+        assert self.progress.lowest_unfinished() == min(self.under_way, default=None)
 
 
 TestOffsetsOfOnePartition = OffsetsOfOnePartition.TestCase

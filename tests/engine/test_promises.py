@@ -74,7 +74,7 @@ async def test_what_the_log_deleted_unread_is_told_and_the_rest_delivered() -> N
         {"event": "records_lost", "topic": EVENTS, "partition": partition.number, "group": router, "count": 6}
     ]
     assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_7", "evt_8", "evt_9"]
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual
@@ -91,8 +91,8 @@ async def test_a_delivery_that_has_outgrown_the_log_is_a_dead_letter() -> None:
     assert dead.note["reason"] == "too_large"
     assert 2 < len(world.client.made) < 20
     assert [attempt.number for attempt in dead.delivery.attempts] == [len(world.client.made)]
-    assert await world.undone() == 0
-    assert [await world.undone(TOPICS.retry(tier)) for tier in TIERS] == [0] * 4
+    assert await world.unfinished() == 0
+    assert [await world.unfinished(TOPICS.retry(tier)) for tier in TIERS] == [0] * 4
 
 
 @virtual
@@ -106,11 +106,11 @@ async def test_a_dead_letter_that_the_log_no_longer_takes_waits_for_a_higher_lim
     log.max_record_bytes = 100
     async with running(world, worker):
         await asyncio.sleep(30)
-        assert (world.dead(), await world.undone()) == ([], 1)
+        assert (world.dead(), await world.unfinished()) == ([], 1)
         log.max_record_bytes = limit
         await asyncio.sleep(10)
     assert [dead.note["reason"] for dead in world.dead()] == ["exhausted"]
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @pytest.mark.parametrize("kills", [1, 2, 4])
@@ -125,7 +125,7 @@ async def _killed(kills: int) -> None:
     world.log.fail_commits()
     for number in range(kills):
         await _killed_once(world, successors=number + 1)
-    assert await world.undone() == 1
+    assert await world.unfinished() == 1
     world.log.fail_commits(0)
     async with running(world):
         await asyncio.sleep(90)
@@ -135,7 +135,7 @@ async def _killed(kills: int) -> None:
     steps = Counter((filed.delivery.id, filed.delivery.successor) for filed in world.filed(TOPICS.retry("20s")))
     assert {successor for _, successor in steps} >= {1, 2}
     assert max(steps.values()) == kills + 1
-    assert await world.undone() + await world.undone(TOPICS.retry("20s")) == 0
+    assert await world.unfinished() + await world.unfinished(TOPICS.retry("20s")) == 0
 
 
 async def _killed_once(world: World, *, successors: int) -> None:

@@ -43,7 +43,7 @@ async def test_what_was_fetched_before_a_rebalance_is_not_taken_after_it() -> No
             await _visit(world, after=turns)
         await asyncio.sleep(60)
     assert len({event for _, event, _ in world.client.made}) == 6000
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 async def _visit(world: World, *, after: int) -> None:
@@ -70,7 +70,7 @@ async def test_a_member_that_joins_or_leaves_repeats_nothing_that_was_under_way(
     made = Counter((name, event) for name, event, _ in world.client.made)
     assert len(made) == 400
     assert set(made.values()) == {1}
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
     assert world.dead() == []
 
 

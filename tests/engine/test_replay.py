@@ -613,7 +613,7 @@ async def test_without_a_rate_a_replay_never_fills_more_than_half_of_a_window() 
             # The events themselves are routed, too; what counts is that the replay goes on as its records end.
             assert (await ended(control)).count == BACKLOG + 3000
             await asyncio.sleep(30)
-            assert await world.undone(TIER) == 0
+            assert await world.unfinished(TIER) == 0
 
 
 @virtual

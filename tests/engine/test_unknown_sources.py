@@ -66,8 +66,8 @@ async def _waiting() -> tuple[World, Receipts]:
     return world, receipts
 
 
-async def _undone(world: World) -> int:
-    return sum([await world.undone(topic) for topic in (EVENTS, *map(TOPICS.retry, TIERS))])
+async def _unfinished(world: World) -> int:
+    return sum([await world.unfinished(topic) for topic in (EVENTS, *map(TOPICS.retry, TIERS))])
 
 
 async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_job: bool) -> bool:
@@ -105,7 +105,7 @@ async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_jo
         await owner.start()
     async with running(world, world.worker(owner.control)):
         async with asyncio.timeout(1800):
-            while await _undone(world) or owner.control.asked("kick"):
+            while await _unfinished(world) or owner.control.asked("kick"):
                 await world.doze(20)
     await owner.stop()
     assert world.dead() == []

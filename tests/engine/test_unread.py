@@ -65,7 +65,7 @@ async def test_a_partition_without_a_leader_stops_no_other_and_goes_on_when_it_h
             assert worker.unread.keys() == {lost}
             assert sample(world, "1") == pytest.approx(20, abs=2)
             assert math.isnan(world.metrics.log_lag.labels(EVENTS).value)
-            assert world.metrics.oldest_undone.labels(EVENTS).value == pytest.approx(20, abs=2)
+            assert world.metrics.oldest_pending.labels(EVENTS).value == pytest.approx(20, abs=2)
             assert world.metrics.log_lag.labels(TOPICS.retry("5s")).value == 0
             places |= await put(world)
             world.log.find_leader(lost)
@@ -281,12 +281,12 @@ async def test_what_is_to_wait_in_a_tier_without_a_leader_is_stored_once_it_has_
             await world.put(an_event(received_at=now()))
             await asyncio.sleep(30)
             assert sorted(destination for destination, _, _ in world.client.made) == ["chat", "ci"]
-            assert await world.undone() == 1
+            assert await world.unfinished() == 1
             for partition in lost:
                 world.log.find_leader(partition)
             await asyncio.sleep(30)
             assert [destination for destination, _, _ in world.client.made].count("ci") == 2
-            assert await world.undone() == 0
+            assert await world.unfinished() == 0
     assert {line["topic"] for line in lines if line["event"] == "append_repeated"} <= counts.keys()
     assert [line for line in lines if line["event"] == "append_repeated"]
 

@@ -154,7 +154,7 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
     assert sorted(made(world)) == ["evt_0", "evt_0", "evt_after", "evt_again"]
     assert states == {"pause/destination/ci": "active", "kick/destination/ci": "done", "dead/1": "done"}
     for topic in (EVENTS, TOPICS.retry("5s")):
-        assert await world.undone(topic) == 0
+        assert await world.unfinished(topic) == 0
     counted = {kind: world.metrics.records_undecodable.labels(kind).value for kind in ("events", "retry", "dedupe")}
     per_topic = {topic: sum(each[0] == topic for each in POISON) for topic in (EVENTS, TOPICS.retry("5s"))}
     assert counted["events"] == per_topic[EVENTS]
@@ -190,14 +190,14 @@ async def test_an_event_of_a_newer_version_waits_for_it_and_the_others_go_on() -
     async with running(world), running(world):  # a rebalance, and a rolling restart
         await asyncio.sleep(2)
     assert sorted(made(world)) == [f"evt_{number}" for number in range(5)]
-    assert await world.undone() == 1
+    assert await world.unfinished() == 1
     assert world.log.records(TOPICS.dead) == []
     assert first.value
     roll_forward()
     async with running(world):
         await asyncio.sleep(2)
     assert made(world)[5:] == ["evt_newer"]
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual
@@ -208,7 +208,7 @@ async def test_no_commit_passes_a_newer_record_however_much_follows() -> None:
     async with running(world):
         await asyncio.sleep(60)
     assert len(made(world)) == WINDOW - 1
-    assert await world.undone() == 502
+    assert await world.unfinished() == 502
     roll_forward()
     async with running(world):
         await asyncio.sleep(60)

@@ -149,7 +149,7 @@ class World:
     def dead(self) -> list[Filed]:
         return self.filed(TOPICS.dead)
 
-    async def undone(self, topic: str = EVENTS) -> int:
+    async def unfinished(self, topic: str = EVENTS) -> int:
         """Count the records that no commit calls done."""
         commits = await self.log.committed(TOPICS.group(ROUTER_GROUP), topic)
         count = 0
@@ -238,7 +238,7 @@ async def test_every_event_reaches_every_destination_once_and_is_committed() -> 
     assert sorted(world.client.made) == sorted(
         (name, f"evt_{index}", 1) for index in range(200) for name in ("ci", "audit")
     )
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 class Turns(World):
@@ -289,9 +289,9 @@ async def test_an_unfinished_record_holds_the_commit_back_and_the_rest_is_done()
         commits = await world.log.committed(TOPICS.group(ROUTER_GROUP), EVENTS)
         (commit,) = [commit for commit in commits.values() if commit.done]
         assert commit == Commit(0, b"\xfe\x03")
-        assert await world.undone() == 1
+        assert await world.unfinished() == 1
         await asyncio.sleep(60)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
 
 
 @virtual
@@ -309,8 +309,8 @@ async def test_a_failed_attempt_is_retried_when_it_is_due_and_not_before() -> No
     assert 120 <= third - second < 122
     assert [number for _, _, number in world.client.made] == [1, 2, 3]
     assert world.dead() == []
-    assert await world.undone() == 0
-    assert sum([await world.undone(TOPICS.retry(tier)) for tier in ("5s", "20s", "80s")]) == 0
+    assert await world.unfinished() == 0
+    assert sum([await world.unfinished(TOPICS.retry(tier)) for tier in ("5s", "20s", "80s")]) == 0
 
 
 @virtual
@@ -320,27 +320,27 @@ async def test_the_successor_is_acknowledged_before_the_source_is_done() -> None
     world.log.fail_appends()
     async with running(world):
         await asyncio.sleep(10)
-        assert await world.undone() == 1, "no commit while the retry record isn't stored"
+        assert await world.unfinished() == 1, "no commit while the retry record isn't stored"
         world.log.fail_appends(0)
         await asyncio.sleep(60)
     assert world.client.made == [("ci", "evt_0", 1), ("ci", "evt_0", 2)]
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual
-async def test_a_dead_letter_that_cannot_be_written_keeps_its_record_undone() -> None:
+async def test_a_dead_letter_that_cannot_be_written_keeps_its_record_unfinished() -> None:
     world = await a_world(a_route(retry=a_policy(max_attempts=1)), ci=[503])
     await world.put(*events(1))
     world.log.fail_appends()
     async with running(world):
         await asyncio.sleep(30)
         assert world.dead() == []
-        assert await world.undone() == 1
+        assert await world.unfinished() == 1
         world.log.fail_appends(0)
         await asyncio.sleep(10)
         assert len(world.dead()) == 1
         await asyncio.sleep(2)
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual
@@ -368,7 +368,7 @@ async def test_an_event_that_no_route_matches_is_done_and_counted() -> None:
     async with running(world):
         await asyncio.sleep(2)
     assert world.client.made == []
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
     assert world.metrics.unrouted.labels("github").value == 3
 
 
@@ -402,7 +402,7 @@ async def test_a_record_that_cannot_be_read_is_kept_among_the_dead_and_wedges_no
     async with running(world):
         await asyncio.sleep(2)
     assert len(world.client.made) == 2
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
     (record,) = world.log.records(TOPICS.dead)
     assert record.value == b"\xff\x00"
     assert dict(record.headers)["gw_undecodable"] == b"gw_v: expected 1, got b'x'"
@@ -422,7 +422,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
             await asyncio.sleep(3)
             assert {name for name, _, _ in world.client.made} == {"audit"}
             assert len(world.filed(TOPICS.parked)) == 20
-            assert await world.undone() == 0
+            assert await world.unfinished() == 0
             await publish(world, order.with_state("resuming"))
             await asyncio.sleep(20)
             assert sorted(world.client.made).count(("ci", "evt_7", 1)) == 1
@@ -529,7 +529,7 @@ async def test_what_is_under_way_is_adopted_when_its_partition_comes_straight_ba
         await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
         await asyncio.sleep(30)
     assert len(world.client.made) == 8
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual
@@ -540,7 +540,7 @@ async def test_a_partition_that_moves_is_read_again_by_its_new_owner_and_a_late_
         await asyncio.sleep(1)
         async with running(world):
             await asyncio.sleep(30)
-            assert await world.undone() == 0
+            assert await world.unfinished() == 0
     delivered = {event for _, event, _ in world.client.made}
     assert len(delivered) == 60
     assert len(world.client.made) <= 60 + 50  # what was under way as the partitions moved may come twice
@@ -557,7 +557,7 @@ async def test_a_graceful_restart_repeats_nothing() -> None:
         await asyncio.sleep(60)
     assert sorted(set(world.client.made)) == sorted(world.client.made)
     assert len({event for _, event, _ in world.client.made}) == 300
-    assert await world.undone() == 0
+    assert await world.unfinished() == 0
 
 
 @virtual
@@ -571,7 +571,7 @@ async def test_a_destination_that_hangs_delays_no_other_and_no_commit() -> None:
         assert len(at) == 500
         assert all(later - earlier < 0.2 for earlier, later in pairwise(at))
         await asyncio.sleep(15)
-        assert await world.undone() <= 1
+        assert await world.unfinished() <= 1
 
 
 @virtual
@@ -653,7 +653,7 @@ async def test_a_backlog_for_a_slow_destination_costs_a_small_multiple_of_append
 
 
 @virtual
-async def test_the_lowest_undone_record_is_cut_short_when_the_window_fills() -> None:
+async def test_the_lowest_unfinished_record_is_cut_short_when_the_window_fills() -> None:
     patient = a_destination("stuck", url="http://127.0.0.1:1/stuck", timeout=300.0)
     world = await a_world(
         a_route("first", match={"body.slow": True}, to=("stuck",), retry=a_policy(schedule=(3600.0,), max_age=86400.0)),
@@ -665,7 +665,7 @@ async def test_the_lowest_undone_record_is_cut_short_when_the_window_fills() -> 
     await world.put(*made)
     async with running(world):
         await asyncio.sleep(60)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
     assert len(world.client.made) == 13_000
 
 
@@ -676,7 +676,7 @@ async def test_a_failed_commit_is_made_again() -> None:
     await world.put(*events(5))
     async with running(world):
         await asyncio.sleep(8)
-        assert await world.undone() == 0
+        assert await world.unfinished() == 0
 
 
 @virtual

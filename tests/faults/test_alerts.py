@@ -345,7 +345,7 @@ async def _log(scenery: "Scenery") -> None:
     """Kafka hangs while deliveries fail, which would have to become records of a retry topic."""
     names = (
         "GatewayLogDown",
-        "GatewayEventUndoneTooLong",
+        "GatewayEventPendingTooLong",
         "GatewayAcknowledgementBudgetBurnsFast",
         "GatewayAcknowledgementBudgetBurnsSlowly",
     )

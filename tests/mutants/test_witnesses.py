@@ -87,7 +87,7 @@ async def test_what_ends_late_does_not_end_what_its_next_owner_has_read_again() 
         await visit
         await asyncio.sleep(37)
         assert len(world.client.made) > 4, "something had moved, and came back"
-        assert await world.undone() == 4
+        assert await world.unfinished() == 4
 
 
 def test_a_lane_has_its_place_again_after_a_cancellation() -> None:
@@ -168,7 +168,7 @@ async def test_nothing_is_committed_before_what_was_seen_of_it_is_stored() -> No
         await world.put(*[an_event(id=event_id("github", str(n)), received_at=now()) for n in range(10)])
         await asyncio.sleep(10)
         assert len(world.client.made) == 10
-        assert await world.undone() == 10
+        assert await world.unfinished() == 10
     world.log = log
 
 

@@ -1,4 +1,4 @@
-"""Moving an embedded log: whatever interrupts it, in the end what is undone there is undone here, and nothing else."""
+"""Moving an embedded log: whatever interrupts it, in the end exactly what is unfinished there is unfinished here."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -116,7 +116,7 @@ async def order(log: Log, given: Order) -> None:
 
 
 async def fill(log: Log, *, base: int = 10) -> None:
-    """Leave something undone of everything that there is."""
+    """Leave something unfinished of everything that there is."""
     now = time.time()
     for number in range(COUNT):
         event = an_event(id=f"evt_{number}", key=f"repo-{number % 7}", body=b"%d" % number)
@@ -183,7 +183,7 @@ async def meant_by(given: Order, log: Log) -> list[str]:
     )
 
 
-async def undone(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loop for each kind of topic
+async def unfinished(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loop for each kind of topic
     """Return everything that is still to be seen to, with how often it is there."""
     found: list[tuple[str, ...]] = []
     for group, topic in ((ROUTER, EVENTS), (ORDERED, MIRROR)):
@@ -215,18 +215,18 @@ async def move(source: Log, target: Log) -> Mapping[str, Moved]:
     return {each.topic: each for each in moved.topics}
 
 
-# What is undone
+# What is unfinished
 
 
-async def test_what_is_undone_there_is_undone_here_and_what_is_done_is_done(source: EmbeddedLog) -> None:
+async def test_what_is_unfinished_there_is_unfinished_here_and_what_is_done_is_done(source: EmbeddedLog) -> None:
     await fill(source)
     target = MemoryLog()
-    expected = await undone(source)
+    expected = await unfinished(source)
     moved = await move(source, target)
-    assert await undone(target) == expected
+    assert await unfinished(target) == expected
     assert {kind for kind, *_ in expected} == {ROUTER, ORDERED, "retry", "parked", "dead"}
-    assert (moved[EVENTS].records, moved[EVENTS].undone) == (COUNT, 34)
-    assert (moved[MIRROR].records, moved[MIRROR].undone) == (31, 24)
+    assert (moved[EVENTS].records, moved[EVENTS].unfinished) == (COUNT, 34)
+    assert (moved[MIRROR].records, moved[MIRROR].unfinished) == (31, 24)
     assert [moved[topic].records for topic in (TOPICS.parked, TOPICS.dead, TOPICS.control)] == [3, 2, 1]
 
 
@@ -356,7 +356,7 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones(source: Embedded
 
 async def test_wherever_it_is_killed_another_run_goes_on(source: EmbeddedLog) -> None:
     await fill(source)
-    expected = await undone(source)
+    expected = await unfinished(source)
     whole = Broken(never)
     await move(source, whole)
     for killed_at in range(0, whole.appends, 7):
@@ -365,7 +365,7 @@ async def test_wherever_it_is_killed_another_run_goes_on(source: EmbeddedLog) ->
             await move(source, target)
         target.fails = never
         await move(source, target)
-        assert await undone(target) == expected, killed_at
+        assert await unfinished(target) == expected, killed_at
         for topic in (EVENTS, TOPICS.parked, TOPICS.dead):
             assert len(target.records(topic)) == len(whole.records(topic))
 
@@ -374,12 +374,12 @@ async def test_wherever_it_is_killed_another_run_goes_on(source: EmbeddedLog) ->
 async def test_an_append_that_fails_alone_does_not_change_the_order(source: EmbeddedLog, lost: int) -> None:
     """What was stored behind it counts for nothing, and is stored again."""
     await fill(source)
-    expected = await undone(source)
+    expected = await unfinished(source)
     target = Broken(lambda number: number == lost)
     with pytest.raises(LogUnavailableError):
         await move(source, target)
     await move(source, target)
-    assert await undone(target) == expected
+    assert await unfinished(target) == expected
     commits = await target.committed(ORDERED, MIRROR)
     by_key: dict[bytes, list[int]] = {}
     for partition, record in await records(target, MIRROR):
@@ -392,9 +392,9 @@ async def test_once_it_is_done_another_run_changes_nothing(source: EmbeddedLog) 
     await fill(source)
     target = Broken(never)
     await move(source, target)
-    expected, appends = await undone(target), target.appends
+    expected, appends = await unfinished(target), target.appends
     await move(source, target)
-    assert await undone(target) == expected
+    assert await unfinished(target) == expected
     assert target.appends == appends
 
 
@@ -431,7 +431,7 @@ async def test_a_letter_whose_neighbour_was_not_stored_is_there_once(source: Emb
         with pytest.raises(LogUnavailableError):
             await move(source, target)
         await move(source, target)
-        assert await undone(target) == await undone(source)
+        assert await unfinished(target) == await unfinished(source)
 
 
 async def test_an_order_about_dead_letters_is_for_the_same_ones_where_they_are_in_another_order(
@@ -457,7 +457,7 @@ async def test_an_event_that_was_stored_twice_before_the_first_commit_is_done_on
     await target.append(EVENTS, key=record.key, value=record.value, headers=record.headers)
     target.forget(ROUTER)
     await move(source, target)
-    assert [kind for kind, *_ in await undone(target)].count(ROUTER) == 1
+    assert [kind for kind, *_ in await unfinished(target)].count(ROUTER) == 1
 
 
 async def test_a_retry_that_was_stored_twice_is_tried_once(source: EmbeddedLog) -> None:
@@ -467,7 +467,7 @@ async def test_a_retry_that_was_stored_twice_is_tried_once(source: EmbeddedLog) 
     (record,) = target.records(TOPICS.retry("80s"))
     await target.append(TOPICS.retry("80s"), key=record.key, value=record.value, headers=record.headers)
     await move(source, target)
-    assert await undone(target) == await undone(source)
+    assert await unfinished(target) == await unfinished(source)
 
 
 # What is refused
@@ -559,7 +559,7 @@ async def test_what_is_of_another_prefix_is_told(source: EmbeddedLog) -> None:
     assert moved.left == [other.events("github")]
 
 
-async def test_an_event_that_comes_after_the_comparison_is_undone_and_told(source: EmbeddedLog) -> None:
+async def test_an_event_that_comes_after_the_comparison_is_unfinished_and_told(source: EmbeddedLog) -> None:
     """An ingress is nobody's member: who looks at the groups doesn't see it."""
 
     class Served(MemoryLog):
@@ -572,12 +572,12 @@ async def test_an_event_that_comes_after_the_comparison_is_undone_and_told(sourc
                 yield batch
 
     await fill(source)
-    expected = await undone(source)
+    expected = await unfinished(source)
     target = Served()
-    with pytest.raises(UsageError, match=rf"^{EVENTS}/\d@\d+: expected nobody else to write .* is undone"):
+    with pytest.raises(UsageError, match=rf"^{EVENTS}/\d@\d+: expected nobody else to write .* is unfinished"):
         await move(source, target)
     late = [(ROUTER, "evt_late", "late")]
-    assert await undone(target) == sorted([*expected, *late])
+    assert await unfinished(target) == sorted([*expected, *late])
 
 
 @pytest.mark.parametrize("group", [ROUTER, TOPICS.ordered_group("new", "new")])
@@ -598,16 +598,16 @@ async def test_a_log_that_went_on_after_it_was_moved_is_refused_before_anything_
     await fill(source)
     target = Broken(never)
     await move(source, target)
-    expected, appends = await undone(target), target.appends
+    expected, appends = await unfinished(target), target.appends
     event = an_event(id="evt_new")
     await source.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
     with pytest.raises(UsageError, match="expected no commits"):
         await move(source, target)
-    assert (await undone(target), target.appends) == (expected, appends)
+    assert (await unfinished(target), target.appends) == (expected, appends)
 
 
 @pytest.mark.parametrize("worked", ["here", "there"])
-async def test_what_was_delivered_after_a_move_is_not_called_undone(source: EmbeddedLog, worked: str) -> None:
+async def test_what_was_delivered_after_a_move_is_not_called_unfinished(source: EmbeddedLog, worked: str) -> None:
     await fill(source)
     target = Broken(never)
     await move(source, target)
@@ -678,7 +678,7 @@ async def test_a_retry_that_is_there_twice_far_apart_is_told(source: EmbeddedLog
     await target.append(tier, key=record.key, value=record.value, headers=record.headers)
     moved = await move(source, target)
     assert moved[tier].twice == 1
-    assert await undone(target) == [("retry", delivery.id)] * 2
+    assert await unfinished(target) == [("retry", delivery.id)] * 2
 
 
 @pytest.mark.parametrize("topic", [TOPICS.parked, TOPICS.dead])

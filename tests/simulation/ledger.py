@@ -37,7 +37,7 @@ MARK = b"x-sim-number"
 LATE = 1.0
 """Seconds that a healthy destination may wait longer than it takes, while others fail."""
 OLDEST = 24.0
-"""Seconds of age of the lowest undone record beside its last attempt: `LONGEST_STAY` and one wait more in memory, a
+"""Seconds of age of the lowest unfinished record beside its last attempt: `LONGEST_STAY` and one wait more in memory, a
 second in a lane, an append and a commit."""
 FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS})
 """What tells that a destination is down: a 429 asks for patience, and a 404 is the event's affair."""
@@ -380,12 +380,12 @@ class Ledger:
         for offset in covers(commit, self.rows[partition].keys() - covered):
             covered.add(offset)
             row = self.rows[partition][offset]
-            undone = self.undone(row, group)
-            if undone:
+            unfinished = self.unfinished(row, group)
+            if unfinished:
                 self.violate(
                     "2 no commit covers an unfinished delivery",
                     f"{client.name} committed {group} {partition.topic}/{partition.number}@{offset}",
-                    [row, *self.story(row.number, undone)],
+                    [row, *self.story(row.number, unfinished)],
                 )
 
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None:
@@ -599,7 +599,7 @@ class Ledger:
         sets = [version.pairs(event) for version in versions.values() if event.source in version.sources]
         return frozenset.intersection(*sets) if sets else frozenset()
 
-    def undone(self, row: Row, group: str) -> list[str]:
+    def unfinished(self, row: Row, group: str) -> list[str]:
         """Return the ids of the deliveries of a record that aren't finished."""
         if row.event is None:
             return [] if row.value in self.dead_values else ["unreadable"]
@@ -614,13 +614,13 @@ class Ledger:
                 return [delivery.id]
         if self.may_be_dropped(row) or (row.filed is None and self._nowhere(row).successor):
             return []
-        undone: list[str] = []
+        unfinished: list[str] = []
         for pair in self.required(row.event, row.at, self._now()):
             key = row.number, delivery_id(row.event.id, *pair)
             trail = self.trails[key]
             if not (trail.is_delivered or trail.successor):
-                undone.append(key[1])
-        return undone
+                unfinished.append(key[1])
+        return unfinished
 
     def may_be_dropped(self, row: Row) -> bool:
         """Tell whether an event is a copy of an earlier one of its partition, within the source's window, about."""
@@ -726,7 +726,7 @@ class Ledger:
             covered = self._covered[ROUTER, partition]
             for offset, row in self.rows[partition].items():
                 if offset not in covered and now - row.at - delay > OLDEST + self._longest_attempt(row):
-                    self.violate("15 age of the lowest undone record", f"{now - row.at:.1f} s", [row])
+                    self.violate("15 age of the lowest unfinished record", f"{now - row.at:.1f} s", [row])
                     break
 
     def _longest_attempt(self, row: Row) -> float:
@@ -794,7 +794,7 @@ class Ledger:
                         trail = self.trails[key]
                         if not (trail.is_delivered or trail.is_dead):
                             self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
-                elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.undone(row, group_of(partition)):
+                elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.unfinished(row, group_of(partition)):
                     story = self.story(row.number, [row.filed.delivery.id])
                     self.violate("1 nothing is lost", "a record of a delivery has no end", [row, *story])
 
@@ -806,7 +806,7 @@ class Ledger:
         """Yield what was parked and not resumed. What was parked late is found by a job, some seconds later."""
         for partition, rows in self.rows.items():
             if partition.topic == TOPICS.parked:
-                yield from [row for row in rows.values() if row.event is not None and self.undone(row, ROUTER)]
+                yield from [row for row in rows.values() if row.event is not None and self.unfinished(row, ROUTER)]
 
     def _check_replays(self) -> None:
         for name, wanted, ends, since, is_of_undelivered in self._replays:
@@ -914,7 +914,7 @@ class Ledger:
                 delivery = row.filed.delivery
                 if name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
                     continue
-                if self.undone(row, ROUTER):
+                if self.unfinished(row, ROUTER):
                     told = self._told(self.trails[row.number, delivery.id])
                     self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
 

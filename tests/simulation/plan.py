@@ -89,7 +89,7 @@ class Plan:
     skew: float
     session: float
     window: int
-    """Offsets between the lowest undone one and the last that is read: a small one is soon full."""
+    """Offsets between the lowest unfinished one and the last that is read: a small one is soon full."""
     horizon: float
     sources: tuple[str, ...]
     windows: Mapping[str, float]

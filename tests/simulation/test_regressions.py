@@ -57,7 +57,7 @@ def behaves(at: float, kind: str, **how: object) -> Step:
 
 
 def test_an_event_of_an_unknown_source_is_no_copy_of_itself() -> None:
-    """Each of its records carries the next step, also while an older one of the same tier stays undone for long."""
+    """Each of its records carries the next step, also while an older one of the same tier stays unfinished for long."""
     plan = a_plan(
         behaves(0.5, "error", status=500, retry_after=None),
         an_event(1.0, 0),

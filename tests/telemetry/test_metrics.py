@@ -45,7 +45,7 @@ INTERFACE = {
     "last_event_timestamp_seconds": ("gauge", "source"),
     "deliveries_in_flight": ("gauge", "destination"),
     "deliveries_waiting": ("gauge", "destination"),
-    "oldest_undone_seconds": ("gauge", "topic"),
+    "oldest_pending_seconds": ("gauge", "topic"),
     "log_lag_records": ("gauge", "topic"),
     "log_partition_unread_seconds": ("gauge", "topic partition"),
     "log_retention_left_seconds": ("gauge", "topic"),
@@ -61,7 +61,7 @@ INTERFACE = {
     "ordered_blocked_keys": ("gauge", "route destination"),
     "ordered_halted_keys": ("gauge", "route destination"),
     "ordered_lag_records": ("gauge", "route destination"),
-    "ordered_oldest_undone_seconds": ("gauge", "route destination"),
+    "ordered_oldest_pending_seconds": ("gauge", "route destination"),
     "rules_loaded_timestamp_seconds": ("gauge", ""),
     "rules_refused": ("gauge", ""),
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
@@ -116,7 +116,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     metrics.prepare(some_rules(routes={"build": ("ci",)}))
-    for family in (metrics.oldest_undone, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
+    for family in (metrics.oldest_pending, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
         family.labels("x").set(1)
     metrics.records_lost.labels("x").inc()
     metrics.partition_unread.labels("x", "0").set(1)
@@ -126,7 +126,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
         family.labels("x").set(1)
     for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):
         family.labels("build", "ci").set(1)
-    for family in (metrics.ordered_lag, metrics.ordered_oldest_undone):
+    for family in (metrics.ordered_lag, metrics.ordered_oldest_pending):
         family.labels("build", "ci").set(1)
     text, content_type = page(registry)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
