@@ -59,7 +59,7 @@ MAX_NAMES = 20
 MAX_PROBLEMS = 5
 """Of refused rules that `/status` tells; the log line has all."""
 REMEMBERED = 3600.0
-"""Seconds for which `/status` tells that rules had been refused: who has mended them wants to know since when."""
+"""Seconds for which `/status` tells that rules had been refused: who has fixed them wants to know since when."""
 PING_EVERY = 0.5
 """Seconds between looks at the log: so late at most is told that it refuses senders."""
 PING_TIMEOUT = 5.0

@@ -224,7 +224,7 @@ def _member_of(kind: type[E]) -> Callable[[str], E]:
 def _http_url(text: str) -> str:
     # The text isn't repeated: it may hold a secret.
     if not re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", text):
-        raise ValueError("expected an http or https URL without user and fragment, got another text")
+        raise ValueError("expected an http or https URL without user and fragment, got another string")
     return text
 
 

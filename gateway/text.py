@@ -37,7 +37,7 @@ def kind_of(value: object) -> str:
         case bool():
             return "a boolean"
         case str():
-            return "a text" if value.strip() else "a blank text"
+            return "a string" if value.strip() else "a blank string"
         case int() | float():
             return "a number"
         case Mapping():

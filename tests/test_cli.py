@@ -201,8 +201,8 @@ def test_the_version_is_told(run: Run) -> None:
         ("explain --source github --query x push.json", "--query: expected NAME=VALUE, got 'x'"),
         ("receive --respond 99", "--respond: expected statuses such as 503,503,200, got '99'"),
         ("receive --port 70000", "--port: expected a port from 0 to 65535, got '70000'"),
-        ("receive --secret whsec_", "--secret: expected a secret of the form whsec_ and base64, got another text"),
-        ("receive --secret whsec_?", "--secret: expected a secret of the form whsec_ and base64, got another text"),
+        ("receive --secret whsec_", "--secret: expected a secret of the form whsec_ and base64, got another string"),
+        ("receive --secret whsec_?", "--secret: expected a secret of the form whsec_ and base64, got another string"),
         (
             "dead list --log mysql://x",
             "--log: expected sqlite:///path or kafka://host:port[,host:port], got 'mysql://x'",
@@ -541,7 +541,7 @@ def test_check_fails_where_an_id_is_in_no_event_or_is_refused_in_all(run: Run) -
     why = {
         "headers['x-nope']": "`id: headers['x-nope']` gives nothing",
         "body.b.c": "`id: body.b.c` gives nothing",
-        "body.a": "the ingress would refuse it, 400: id: body.a: expected a text or number, got a mapping",
+        "body.a": "the ingress would refuse it, 400: id: body.a: expected a string or number, got a mapping",
     }
     for tried, told in why.items():
         rules = RULES.replace("topic: company.crm", f'topic: company.crm, id: "{tried}"')

@@ -141,7 +141,7 @@ def test_how_many_contents_of_an_identity_dedupe_knows_is_told_as_it_is() -> Non
 
 
 def plain(text: str) -> str:
-    """Return a text without its line ends, stresses and capitals, and with links as they are within `docs/`."""
+    """Return a string without its line ends, stresses and capitals, and with links as they are within `docs/`."""
     return " ".join(text.replace("**", "").replace("](docs/", "](").lower().split())
 
 

@@ -88,7 +88,7 @@ class Running:
         self.version = 0
 
     async def look(self, text: str | None = None, *, now: float = 0.0) -> set[str]:
-        """Write the file, if there is a text, look, and return the sources in force."""
+        """Write the file, if there is a string, look, and return the sources in force."""
         if text is not None:
             self.version += 1
             await written(self.file, text + "#" * self.version)  # of another size, should the clock not have moved
@@ -250,7 +250,7 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     assert crm["refused"]["bad_signature"] == {"count": 1, "of": 1, "since": 22.0 + PAUSE, "last": 22.0 + PAUSE}
     await running.look((SOURCE + NEW).replace("{scheme: none}", "{scheme: bearer, secrets: [abcdefghijklmnop]}", 1))
     await running.look()
-    assert running.gateway._status(23.0 + PAUSE)["sources"][0]["refused"] == {}, "the new secret has mended it"
+    assert running.gateway._status(23.0 + PAUSE)["sources"][0]["refused"] == {}, "the new secret has fixed it"
     assert (shop["events"], shop["unrouted"]) == (0, 0)
 
 
@@ -305,7 +305,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     leave_unrouted(3)
     crm = await reload(1040.0)
     missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
-    assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was mended by halves isn't half forgotten"
+    assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was fixed by halves isn't half forgotten"
     _forget(running.gateway._tally._unrouted, "crm")
     assert running.gateway._status(0.0)["sources"][0]["missed"] is None
     crm = await reload(1050.0, build="ordre")

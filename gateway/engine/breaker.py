@@ -11,7 +11,7 @@
 An operator's kick ends the open time, and the next one is the first again.
 
 A failure is no answer, a 5xx, or no token to ask with. Every other status is an answer: a 429 throttles and a 404 is
-the event's affair.
+about the event.
 """
 
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ class Breaker:
                 assert_never(self.state)
 
     def kick(self) -> None:
-        """Let a probe out at once, and the next one 5 s after its failure: somebody believes that it is mended.
+        """Let a probe out at once, and the next one 5 s after its failure: somebody believes that it is fixed.
 
         What is under way already is still waited for.
         """

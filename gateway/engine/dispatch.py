@@ -7,8 +7,8 @@
                           └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
 
 Here the decisions of `lanes`, `retry`, `planner` and `request` are acted on. Which records the deliveries belong to,
-and what of those is committed, is their owners' affair: a `Member` hands items in, and hears when one has ended. Where
-it keeps an order, what would go to a tier or to the parked waits in memory instead.
+and what of those is committed, is for their owners to decide: a `Member` hands items in, and hears when one has ended.
+Where it keeps an order, what would go to a tier or to the parked waits in memory instead.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ def is_late(delivery: Delivery, at: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Services:
     """What a process hands to the parts of its engine."""
 
     log: Log
@@ -125,17 +125,17 @@ class Hold:
 class Dispatcher:
     """Every delivery of one process, from `admit` to its end or its successor, of which the record's owner hears."""
 
-    def __init__(self, around: Surroundings, client: Client) -> None:
+    def __init__(self, services: Services, client: Client) -> None:
         self._budget = Budget()
-        self._log = log = around.log
-        self._topics = topics = around.topics
-        self._rules = around.rules
+        self._log = log = services.log
+        self._topics = topics = services.topics
+        self._rules = services.rules
         self._client = client
-        self._control = around.control
-        self._metrics = metrics = around.metrics
-        self._logger = logger = around.logger
-        self._sleep = sleep = around.sleep
-        self._traces = around.traces
+        self._control = services.control
+        self._metrics = metrics = services.metrics
+        self._logger = logger = services.logger
+        self._sleep = sleep = services.sleep
+        self._traces = services.traces
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self.unreadable = self._successors.unreadable
         self._lanes: dict[str, Lane] = {}
@@ -209,12 +209,14 @@ class Dispatcher:
             self._say(item, outcome, item.delivery.attempts[-1].number, self._log.now())
             self._finish(item)
 
-    def bury(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
+    def dead_letter_unreadable(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
         """Keep a record that can't be read among the dead letters."""
 
         async def write() -> None:
             tracker = pending.tracker
-            await self._successors.bury(tracker.partition.topic, record, error, lambda: not pending.tracker.is_lost)
+            await self._successors.dead_letter_unreadable(
+                tracker.partition.topic, record, error, lambda: not pending.tracker.is_lost
+            )
             pending.left = 0
             pending.tracker.owner.done(pending)
 
@@ -226,7 +228,7 @@ class Dispatcher:
             self._writing += size
             self.spawn(write, "worker-successor")
         else:
-            self._unwritten.append(partial(self.bury, pending, record, error))
+            self._unwritten.append(partial(self.dead_letter_unreadable, pending, record, error))
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
@@ -305,7 +307,7 @@ class Dispatcher:
     def _limit(self, lane: Lane, destination: Destination) -> None:
         lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
         if self._used.get(lane.name, destination) != destination:
-            lane.forgive()  # it was mended, perhaps: what failed before says nothing of it
+            lane.start_afresh()  # it was fixed, perhaps: what failed before says nothing of it
         self._used[lane.name] = destination
 
     def _lane(self, name: str) -> Lane:

@@ -4,7 +4,7 @@
                                        ▲                                    │ sightings
                                        └──────────── flush ◀────────────────┘ ... then the commit that covers them
 
-What is decided of an event is `dedupe.py`'s affair. Here is the order of things that makes it hold: a sighting is
+What is decided of an event stands in `dedupe.py`. Here is the order of things that makes it hold: a sighting is
 stored before the commit after which nobody reads its event again. So whoever owns the partition next finds it, or reads
 the event itself. Sightings are facts: those that are stored twice, late or by an owner of before do no harm.
 
@@ -81,7 +81,7 @@ class Duplicates:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._around = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
+        self._services = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
         self._log = log
         self._topic = topics.dedupe
         self._rules = rules
@@ -103,7 +103,7 @@ class Duplicates:
         one knew.
         """
         partition, commit, log_start = assignment
-        window = self._around.window(partition.topic)
+        window = self._services.window(partition.topic)
         # The first record will be older than this moment, but seldom by much.
         since = round((self._log.now() - SKEW) * _MICRO) - window
         store = self._stores.get(partition)
@@ -117,7 +117,7 @@ class Duplicates:
         elif window:
             # Others may have read on, and stored what they saw.
             store.need(store.high_at or since)
-        reader = Reader(self._around, self._stores, store)
+        reader = Reader(self._services, self._stores, store)
         store.readers.add(reader)
         return reader
 
@@ -161,7 +161,7 @@ class Duplicates:
         began = self._log.now()
         for store in stores:
             # By the windows in force: what was forgotten before one was made longer is wanted now.
-            store.forget(round(began * _MICRO), self._around.windows(store.partition.topic))
+            store.forget(round(began * _MICRO), self._services.windows(store.partition.topic))
         bounds, unread = await self._log.readable(self._topic)
         partitions = len(bounds) + len(unread)
         asked = {store: store.asking() for store in stores}
@@ -227,7 +227,9 @@ class Duplicates:
             self._is_stuck.clear()
             next_at = asyncio.get_running_loop().time() + REPEAT_AFTER
             stuck = [store for store in self._stores.values() if store.is_stuck]
-            for failed in await asyncio.gather(*[store.flush(self._around) for store in stuck], return_exceptions=True):
+            for failed in await asyncio.gather(
+                *[store.flush(self._services) for store in stuck], return_exceptions=True
+            ):
                 if isinstance(failed, LogUnavailableError):
                     self._tell_repeated(failed)
                 elif failed is not None:
@@ -248,7 +250,7 @@ class Duplicates:
     def _sweep(self) -> None:
         now = round(self._log.now() * _MICRO)
         for store in self._stores.values():
-            store.forget(now, self._around.windows(store.partition.topic))
+            store.forget(now, self._services.windows(store.partition.topic))
             for sightings in store.sources.values():
                 sightings.sweep()
         self._set_gauges()
@@ -267,8 +269,8 @@ class Duplicates:
 class Reader:
     """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
 
-    def __init__(self, around: _Surroundings, stores: "dict[Partition, _Store]", store: "_Store") -> None:
-        self._around = around
+    def __init__(self, services: _Surroundings, stores: "dict[Partition, _Store]", store: "_Store") -> None:
+        self._services = services
         self._stores = stores
         self._store = store
         self._patient_until = asyncio.get_running_loop().time() + PATIENCE
@@ -281,11 +283,11 @@ class Reader:
         False if that is still unknown `PATIENCE` seconds after the partition was acquired. Nothing is wrong then, but
         that copies are let through.
         """
-        store, windows = self._store, self._around.windows(self._store.partition.topic)
+        store, windows = self._store, self._services.windows(self._store.partition.topic)
         if not windows:
             return True
         self.at = round(first.appended_at * _MICRO)
-        store.forget(round(self._around.log.now() * _MICRO), windows)  # and nothing that this reader needs
+        store.forget(round(self._services.log.now() * _MICRO), windows)  # and nothing that this reader needs
         try:
             async with asyncio.timeout_at(self._patient_until):
                 while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
@@ -299,7 +301,7 @@ class Reader:
 
         To be asked of every event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
         """
-        source = self._around.rules().sources.get(event.source)
+        source = self._services.rules().sources.get(event.source)
         if source is None or source.dedupe is None:
             return False
         identity = identity_of(event.id)
@@ -313,17 +315,17 @@ class Reader:
         verdict = store.of(event.source).judge(row, window)
         self._note(event.source, verdict, row, is_known=is_known)
         if verdict is Verdict.DUPLICATE:
-            self._around.metrics.let_go_events.add(event)
+            self._services.metrics.let_go_events.add(event)
             self._tell(event, row, window)
         return verdict is Verdict.DUPLICATE
 
     def _tell(self, event: Event, row: bytes, window: int) -> None:
         """Say of which event one is a copy: of each source once a second, and how many there were."""
-        count = self._around.seldom.count(event.source, asyncio.get_running_loop().time())
+        count = self._services.seldom.count(event.source, asyncio.get_running_loop().time())
         if count:
             (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
             original = self._store.of(event.source).original(row, window)
-            self._around.logger.info(
+            self._services.logger.info(
                 "event_duplicate",
                 source=event.source,
                 event_id=event.id,
@@ -333,7 +335,7 @@ class Reader:
             )
 
     def _note(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
-        metrics = self._around.metrics
+        metrics = self._services.metrics
         match verdict:
             case Verdict.DUPLICATE:
                 metrics.duplicates.labels(source).inc()
@@ -357,8 +359,8 @@ class Reader:
         last one failed and the next is under way it raises at once: the commits of others don't wait for that.
         """
         if self._store.is_tried_again:
-            raise LogUnavailableError(f"{self._around.topics.dedupe}: what was seen isn't stored yet")
-        await self._store.flush(self._around)
+            raise LogUnavailableError(f"{self._services.topics.dedupe}: what was seen isn't stored yet")
+        await self._store.flush(self._services)
 
     def release(self) -> None:
         """Let go of the partition."""
@@ -444,9 +446,9 @@ class _Store:
         """Whether a flush is under way after one that failed."""
         return self.is_stuck and self._flushing.locked()
 
-    async def flush(self, around: _Surroundings) -> None:
+    async def flush(self, services: _Surroundings) -> None:
         """Store what was seen up to now. Raises LogUnavailableError."""
-        log = around.log
+        log = services.log
         if not any(self.fresh.values()):
             return
         most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
@@ -457,7 +459,7 @@ class _Store:
                     while left > 0:
                         chunk = bytes(rows[: min(left, most)])
                         headers = encode_sightings(source, self.origin)
-                        await log.append(around.topics.dedupe, key=self.key, value=chunk, headers=headers)
+                        await log.append(services.topics.dedupe, key=self.key, value=chunk, headers=headers)
                         del rows[: len(chunk)]
                         left -= len(chunk)
             except LogUnavailableError:

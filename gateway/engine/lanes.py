@@ -171,7 +171,7 @@ class Lane:
         self._rate = None if rate is None else rate * share
         self._burst = 1.0 if self._rate is None else max(1.0, self._rate * BURST)
 
-    def forgive(self) -> None:
+    def start_afresh(self) -> None:
         """Forget the failures and the throttle: the destination isn't what it was."""
         self.breaker = Breaker()
         self.throttled_until = 0.0

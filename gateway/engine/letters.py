@@ -2,14 +2,14 @@
 
 from gateway.engine.orders import Letter
 from gateway.log.base import Record
-from gateway.log.records import Filed, decode_delivery, is_newer
+from gateway.log.records import StoredDelivery, decode_delivery, is_newer
 from gateway.model import DeadReason, UndecodableRecordError
 
 NEWER = "newer"
 """The reason of a dead letter that a newer version wrote, as far as this one can tell."""
 
 
-def read_letter(record: Record) -> tuple[Letter, Filed | None]:
+def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
     """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
     reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
     filed = None if reason == NEWER else filed_in(record)
@@ -26,7 +26,7 @@ def read_letter(record: Record) -> tuple[Letter, Filed | None]:
     return letter, filed
 
 
-def filed_in(record: Record) -> Filed | None:
+def filed_in(record: Record) -> StoredDelivery | None:
     """Return the delivery of a record, None where it can't be read. Raises NewerRecordError."""
     try:
         return decode_delivery(record)

@@ -5,7 +5,7 @@
                              ▲                                       │
                              └── every record: read, taken, done     └──assigned to another──▶ LOST
 
-What is done with a record is the affair of the two kinds of members: the `Router`, and an `Ordered` route.
+What is done with a record is for the two kinds of members to say: the `Router`, and an `Ordered` route.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
-from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Surroundings
+from gateway.engine.dispatch import IDLE_TICK, Dispatcher, Services
 from gateway.engine.duplicates import Duplicates, Reader
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
 from gateway.engine.unread import Unread, still_unread
@@ -43,10 +43,10 @@ class Member(ABC):
     """Whether the deliveries of a key follow each other; what has to wait then waits in memory."""
 
     def __init__(
-        self, around: Surroundings, dispatch: Dispatcher, duplicates: Duplicates | None, group: str, *, memory: int
+        self, services: Services, dispatch: Dispatcher, duplicates: Duplicates | None, group: str, *, memory: int
     ) -> None:
-        self._around = around
-        self._log = around.log
+        self._services = services
+        self._log = services.log
         self._dispatch = dispatch
         self._duplicates = duplicates
         self._readers: dict[Tracker, Reader] = {}  # of partitions of events
@@ -95,7 +95,7 @@ class Member(ABC):
         """Tell whether a delivery that has ended without success stays where it is, instead of among the dead."""
         return False
 
-    def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router's affair
+    def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router has tiers
         """Return how long a topic's records wait after their append, if it is a tier."""
         return None
 
@@ -103,7 +103,7 @@ class Member(ABC):
         """Return what a commit is to tell the next owner of a partition."""
         return b""
 
-    def take_over(self) -> None:  # noqa: B027 - the affair of some
+    def take_over(self) -> None:  # noqa: B027 - some need not know
         """Hear that other partitions are ours now."""
 
     def loops(self) -> Iterable[tuple[str, Loop]]:
@@ -213,9 +213,9 @@ class Member(ABC):
         self.assigned([assignment])
 
     def _tell_lost(self, partition: Partition, count: int) -> None:
-        self._around.metrics.records_lost.labels(partition.topic).inc(count)
+        self._services.metrics.records_lost.labels(partition.topic).inc(count)
         if count:
-            self._around.logger.error(
+            self._services.logger.error(
                 "records_lost", topic=partition.topic, partition=partition.number, group=self._group, count=count
             )
 
@@ -231,7 +231,7 @@ class Member(ABC):
         until = asyncio.get_running_loop().time() + patience
         busy = [pending for tracker in leaving for pending in tracker.pendings.values() if pending.is_busy]
         while busy and not self._is_closing and asyncio.get_running_loop().time() < until:
-            await self._around.sleep(0.01)
+            await self._services.sleep(0.01)
             busy = [pending for pending in busy if pending.is_busy]
         return busy
 
@@ -266,15 +266,15 @@ class Member(ABC):
                 try:
                     await self.subscribe()
                 except LogUnavailableError as error:
-                    self._around.logger.warning("subscription_repeated", group=self._group, error=str(error))
+                    self._services.logger.warning("subscription_repeated", group=self._group, error=str(error))
                     self._changed.set()
-                    await self._around.sleep(1.0)
+                    await self._services.sleep(1.0)
                     continue
             if self._consumer is None:
-                await self._around.sleep(IDLE_TICK)
+                await self._services.sleep(IDLE_TICK)
                 continue
             if not self.has_room:
-                await self._around.sleep(FULL_LOOK)
+                await self._services.sleep(FULL_LOOK)
                 continue
             for beyond in list(self._aside):
                 await self._take_in_reach(beyond)
@@ -368,7 +368,7 @@ class Member(ABC):
     async def _keep_watch(self) -> None:
         while not self._is_draining:
             self.look()
-            await self._around.sleep(IDLE_TICK)
+            await self._services.sleep(IDLE_TICK)
 
     def look(self) -> None:
         """See to what nothing else wakes, a few times a second."""
@@ -428,7 +428,7 @@ class Member(ABC):
 
     async def _keep_committing(self) -> None:
         while True:
-            await self._around.sleep(COMMIT_EVERY)
+            await self._services.sleep(COMMIT_EVERY)
             await self.commit(self.trackers)
 
     async def _keep_committing_much(self) -> None:
@@ -436,7 +436,7 @@ class Member(ABC):
         while True:
             await self._much_is_done.wait()
             is_accepted = await self.commit(self.trackers)
-            await self._around.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
+            await self._services.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
 
     async def commit(self, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
         """Commit what is new of these partitions; with `is_proof` also what isn't. Tell whether it was accepted.
@@ -456,7 +456,7 @@ class Member(ABC):
             try:
                 await self._consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
             except LogUnavailableError as error:
-                self._around.logger.warning("commit_repeated", group=self._group, error=str(error))
+                self._services.logger.warning("commit_repeated", group=self._group, error=str(error))
                 return False
             for tracker, commit in commits.items():
                 tracker.progress.committed(commit)
@@ -475,7 +475,7 @@ class Member(ABC):
         for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
             if isinstance(failed, LogUnavailableError):
                 if self._unflushed.count(self._group, self._log.now()):
-                    self._around.logger.warning("commit_repeated", group=self._group, error=str(failed))
+                    self._services.logger.warning("commit_repeated", group=self._group, error=str(failed))
                 del commits[tracker]
             elif failed is not None:
                 raise failed

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import IDLE_TICK, UNKNOWN_LIMIT, Dispatcher, Surroundings
+from gateway.engine.dispatch import IDLE_TICK, UNKNOWN_LIMIT, Dispatcher, Services
 from gateway.engine.member import Loop, Member
 from gateway.engine.seen import Seen
 from gateway.engine.tracker import Item, Tracker
@@ -64,10 +64,10 @@ class Ordered(Member):
 
     keeps_order = True
 
-    def __init__(self, around: Surroundings, dispatch: Dispatcher, place: tuple[str, str], *, memory: int) -> None:
-        super().__init__(around, dispatch, None, around.topics.ordered_group(*place), memory=memory)
+    def __init__(self, services: Services, dispatch: Dispatcher, place: tuple[str, str], *, memory: int) -> None:
+        super().__init__(services, dispatch, None, services.topics.ordered_group(*place), memory=memory)
         self.route, self.destination = place
-        self.topic = around.topics.ordered(*place)
+        self.topic = services.topics.ordered(*place)
         self._seen: dict[Tracker, Seen] = {}
         self._unknown_since: float | None = None
         self._look_at_rules()
@@ -76,7 +76,7 @@ class Ordered(Member):
         self._ready: list[Item] = []
         self._woken = asyncio.Event()
         self._remembered: dict[DeliveryId, Memory] = {}
-        self._kicked_at = around.control.kicked_at(self.route, self.destination)
+        self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._changed.set()  # subscribe at once
 
     @override
@@ -94,7 +94,7 @@ class Ordered(Member):
 
     def _look_at_rules(self) -> None:
         """Note since when the rules have lost the route or its destination."""
-        rules = self._around.rules()
+        rules = self._services.rules()
         if self.route in rules.routes and self.destination in rules.destinations:
             self._unknown_since = None
         elif self._unknown_since is None:
@@ -119,7 +119,7 @@ class Ordered(Member):
         before = seen.left_out
         note = seen.note(commit.base, COMMIT_BYTES - len(commit.done))
         if seen.left_out and not before:
-            self._around.logger.warning(
+            self._services.logger.warning(
                 "ordered_note_full", topic=self.topic, partition=tracker.partition.number, count=seen.left_out
             )
         return note
@@ -151,7 +151,7 @@ class Ordered(Member):
         try:
             filed = decode_delivery(record)
         except UndecodableRecordError as error:
-            self._dispatch.bury(pending, record, error)
+            self._dispatch.dead_letter_unreadable(pending, record, error)
             return
         except NewerRecordError as error:
             self.leave(pending, error)
@@ -171,7 +171,7 @@ class Ordered(Member):
 
     def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
         """Tell whether the route takes an event, and if that couldn't be decided, how its delivery ends."""
-        for route, error in self._around.rules().table.match(View.of(event)):
+        for route, error in self._services.rules().table.match(View.of(event)):
             if route.name == self.route:
                 end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
                 return True, end
@@ -198,13 +198,13 @@ class Ordered(Member):
             self._woken.clear()
             while self._ready and not self._is_draining:
                 is_known = self._unknown_since is None
-                if is_known and self._around.control.paused_by(self.route, self.destination):
-                    await self._around.sleep(IDLE_TICK)
+                if is_known and self._services.control.paused_by(self.route, self.destination):
+                    await self._services.sleep(IDLE_TICK)
                     continue
                 asked_at = asyncio.get_running_loop().time()
                 ready = list(self._ready)  # where they stay until then: what is ready is nobody else's to send on
                 if not await self.commit({item.pending.tracker.partition for item in ready}, is_proof=True):
-                    await self._around.sleep(REPEAT)
+                    await self._services.sleep(REPEAT)
                     continue
                 now = self._log.now()
                 proven = {id(item) for item in ready}
@@ -252,7 +252,7 @@ class Ordered(Member):
         item.is_waiting = True
         if route is None:
             return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
-        self._around.logger.error(
+        self._services.logger.error(
             "key_halted",
             route=self.route,
             destination=self.destination,
@@ -263,7 +263,7 @@ class Ordered(Member):
         return True
 
     def _route(self) -> Route | None:
-        return self._around.rules().routes.get(self.route)
+        return self._services.rules().routes.get(self.route)
 
     def _key(self, item: Item) -> tuple[Partition, str]:
         return item.pending.tracker.partition, order_key(item.delivery.event)
@@ -279,7 +279,7 @@ class Ordered(Member):
 
     def _obey(self) -> None:
         """Try again at once what has been kicked, and end what halted once the rules let it."""
-        kicked_at = self._around.control.kicked_at(self.route, self.destination)
+        kicked_at = self._services.control.kicked_at(self.route, self.destination)
         is_kicked, self._kicked_at = kicked_at != self._kicked_at, kicked_at
         route = self._route()
         ready = {id(item) for item in self._ready}
@@ -324,7 +324,7 @@ class Ordered(Member):
         return is_matched
 
     def _set_gauges(self) -> None:
-        metrics = self._around.metrics
+        metrics = self._services.metrics
         blocked = halted = 0
         for queue in self._queues.values():
             first = queue[0]
@@ -341,7 +341,7 @@ class Ordered(Member):
     @override
     def let_go(self) -> None:
         super().let_go()
-        metrics, where = self._around.metrics, (self.route, self.destination)
+        metrics, where = self._services.metrics, (self.route, self.destination)
         for gauge in (
             metrics.ordered_blocked_keys,
             metrics.ordered_halted_keys,
@@ -350,7 +350,7 @@ class Ordered(Member):
         ):
             if where in gauge:
                 gauge.labels(*where).set(0)
-                if where not in self._around.rules().ordered:
+                if where not in self._services.rules().ordered:
                     del gauge[where]
 
     # Giving partitions up.

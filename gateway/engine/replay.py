@@ -161,7 +161,7 @@ class _Run:
     `told_unread` is how many the last marker tells, and `missed` are those of letters and sightings that it lacks.
     `text` is the route as an edition has it, "" once it has changed. `identities` are those of the partition in hand,
     once they matter. `next_at` is in the loop's time: the log's steps a little where its estimate of the brokers' clock
-    is mended, and a rate would go with it.
+    is fixed, and a rate would go with it.
     """
 
     order: Order

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import planner
-from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Surroundings, is_late
+from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Services, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
@@ -68,16 +68,16 @@ CUT_SHORT = 0.75
 class Router(Member):
     """A member of the group that reads every event and every tier."""
 
-    def __init__(self, around: Surroundings, dispatch: Dispatcher, duplicates: Duplicates) -> None:
-        super().__init__(around, dispatch, duplicates, around.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
-        self._tiers = {around.topics.retry(name): delay for name, delay in TIERS.items()}
+    def __init__(self, services: Services, dispatch: Dispatcher, duplicates: Duplicates) -> None:
+        super().__init__(services, dispatch, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
+        self._tiers = {services.topics.retry(name): delay for name, delay in TIERS.items()}
         self._partitions = 0
         self._is_counted = True
-        self._readings = Readings(around.control.history)
+        self._readings = Readings(services.control.history)
         self._has_to_tell = asyncio.Event()
         self._told: set[str] = set()
-        self._sequences = Sequences(around, dispatch)
-        self._ordered = around.rules().ordered
+        self._sequences = Sequences(services, dispatch)
+        self._ordered = services.rules().ordered
         self._unsettled: dict[Partition, list[Pending]] = {}
         """Of each partition of events the records that would be put in order if they were read again, and weren't."""
 
@@ -93,8 +93,8 @@ class Router(Member):
     @override
     async def wanted(self) -> frozenset[str]:
         """Return the topics of the rules, of sources that are there no more, and the tiers."""
-        topics = self._around.topics
-        sources = self._around.rules().sources.values()
+        topics = self._services.topics
+        sources = self._services.rules().sources.values()
         needed = {source.topic or topics.events(source.name) for source in sources}.union(self._tiers)
         if needed <= self.subscribed:
             return self.subscribed
@@ -128,7 +128,7 @@ class Router(Member):
 
     @override
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        edition = edition_of(self._around.rules())
+        edition = edition_of(self._services.rules())
         for partition, commit, _ in assignments:
             if self.delay_of(partition.topic) is None:
                 self._readings.took_over(partition, commit, edition)
@@ -152,9 +152,9 @@ class Router(Member):
     def reload(self) -> None:
         super().reload()
         taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
-        self._readings.reloaded(edition_of(self._around.rules()), taken)
+        self._readings.reloaded(edition_of(self._services.rules()), taken)
         self._has_to_tell.set()
-        before, self._ordered = self._ordered, self._around.rules().ordered
+        before, self._ordered = self._ordered, self._services.rules().ordered
         self._unsettle(self._ordered - before)
 
     def _unsettle(self, added: frozenset[tuple[str, str]]) -> None:
@@ -181,14 +181,14 @@ class Router(Member):
             try:
                 await self._tell()
             except LogUnavailableError as error:
-                self._around.logger.warning("append_repeated", topic=self._around.topics.control, error=str(error))
-                await self._around.sleep(TELL_AGAIN)
+                self._services.logger.warning("append_repeated", topic=self._services.topics.control, error=str(error))
+                await self._services.sleep(TELL_AGAIN)
             except RecordTooLargeError as error:  # since the log's limit was lowered, say
-                self._around.logger.warning("rules_not_kept", error=str(error))
-                await self._around.sleep(TELL_AGAIN_TOO_LARGE)
+                self._services.logger.warning("rules_not_kept", error=str(error))
+                await self._services.sleep(TELL_AGAIN_TOO_LARGE)
 
     async def _tell(self) -> None:
-        history = self._around.control.history
+        history = self._services.control.history
         while (what := self._readings.unsaid()) is not None:
             now, edition = self._log.now(), what.edition
             if not history.knows(edition.name) and edition.name not in self._told:
@@ -202,12 +202,12 @@ class Router(Member):
 
     async def _append(self, order: Order) -> None:
         key, value = order.encode()
-        await self._log.append(self._around.topics.control, key=key, value=value, headers=[])
+        await self._log.append(self._services.topics.control, key=key, value=value, headers=[])
 
     @override
     def resume(self, item: Item, now: float) -> None:
         delivery, pending = item.delivery, item.pending
-        control, tracker = self._around.control, pending.tracker
+        control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.is_made_here:
             place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
             if control.is_kicked(*place):
@@ -247,7 +247,7 @@ class Router(Member):
             if pressed is not None:
                 await self._wait_for(pressed)
             elif count % RECORDS_AT_ONCE == 0 or now > until:
-                await self._around.sleep(0)
+                await self._services.sleep(0)
             else:
                 continue
             now = self._log.now()
@@ -261,7 +261,7 @@ class Router(Member):
             if self._log.now() > until:
                 lane.was_slow(self._log.now())
                 return
-            await self._around.sleep(0.001)
+            await self._services.sleep(0.001)
 
     def _route(self, tracker: Tracker, record: Record, now: float) -> Lane | None:
         """Match an event and let its deliveries out; return a lane that is worth waiting for."""
@@ -271,7 +271,7 @@ class Router(Member):
         try:
             event = decode_event(record)
         except UndecodableRecordError as error:
-            self._dispatch.bury(pending, record, error)
+            self._dispatch.dead_letter_unreadable(pending, record, error)
             return None
         except NewerRecordError as error:
             self.leave(pending, error)
@@ -280,7 +280,7 @@ class Router(Member):
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
             return None
-        traces = self._around.traces
+        traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
             return self._fan_out(pending, event, {}, 0, now=now, origin=origin)
@@ -301,7 +301,7 @@ class Router(Member):
         origin: Origin | None,
     ) -> Lane | None:
         """Make an event's deliveries, and send each on. One without an origin has lost its place in the order."""
-        rules = self._around.rules()
+        rules = self._services.rules()
         if event.source not in rules.sources:
             nowhere = Delivery(
                 id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
@@ -312,8 +312,8 @@ class Router(Member):
             return None
         matches = rules.table.match(View.of(event))
         if not matches:
-            self._around.metrics.unrouted.labels(event.source).inc()
-            self._around.metrics.unrouted_events.add(event)
+            self._services.metrics.unrouted.labels(event.source).inc()
+            self._services.metrics.unrouted_events.add(event)
         items: list[tuple[Item, DeadLettered | None, bool]] = []
         for route, error in matches:
             end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
@@ -369,11 +369,11 @@ class Router(Member):
             for tracker in list(self.trackers.values()):
                 if tracker.delay is not None and tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
-                    await self._around.sleep(0)
+                    await self._services.sleep(0)
             if not self.has_room:
-                await self._around.sleep(FULL_LOOK)
+                await self._services.sleep(FULL_LOOK)
             else:
-                await self._around.sleep(RELEASE_EVERY if has_more else self._until_next_release())
+                await self._services.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
         now = self._log.now()
@@ -422,7 +422,7 @@ class Router(Member):
         try:
             filed = decode_delivery(record)
         except UndecodableRecordError as error:
-            self._dispatch.bury(pending, record, error)
+            self._dispatch.dead_letter_unreadable(pending, record, error)
             return
         except NewerRecordError as error:
             self.leave(pending, error)
@@ -433,7 +433,7 @@ class Router(Member):
             return
         is_hurried = HURRY in filed.note
         note = {name: text for name, text in filed.note.items() if name != HURRY} if is_hurried else filed.note
-        if self._around.control.is_hurried(delivery.route, delivery.destination, tracker.partition, record.offset):
+        if self._services.control.is_hurried(delivery.route, delivery.destination, tracker.partition, record.offset):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, note=note)
         item.is_late = is_late(delivery, max(delivery.due, filed.at))  # and was counted by who filed it
@@ -458,14 +458,14 @@ class Router(Member):
         turn = 0
         while not self._is_draining:
             self._dispatch.look_at_holds()
-            if turn % max(1, len(self._around.rules().destinations) // GAUGES_AT_ONCE) == 0:
+            if turn % max(1, len(self._services.rules().destinations) // GAUGES_AT_ONCE) == 0:
                 await self._dispatch.set_gauges()
             turn += 1
             if not self._is_counted:
                 with suppress(LogUnavailableError):  # the next time, then
                     await self._count_partitions(self.subscribed)
                     self._dispatch.limit(self.share)
-            metrics = self._around.metrics
+            metrics = self._services.metrics
             lag = self.lag()
             oldest = self.oldest_pending(self._log.now())
             for topic, count in lag.items():
@@ -473,12 +473,12 @@ class Router(Member):
                 metrics.oldest_pending.labels(topic).set(oldest[topic])
             left = Counter(events=0, retry=0)
             for partition, tracker in self.trackers.items():
-                left[self._around.topics.kind_of(partition.topic)] += len(tracker.newer)
+                left[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
             for kind, count in left.items():
                 self._dispatch.unreadable.left(kind, count)
             for tier in TIERS:
-                metrics.retry_backlog.labels(tier).set(lag.get(self._around.topics.retry(tier), 0))
-            await self._around.sleep(GAUGES_EVERY)
+                metrics.retry_backlog.labels(tier).set(lag.get(self._services.topics.retry(tier), 0))
+            await self._services.sleep(GAUGES_EVERY)
 
 
 def _due_at(tracker: Tracker, record: Record, now: float) -> float:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.engine.dispatch import Dispatcher, Surroundings
+from gateway.engine.dispatch import Dispatcher, Services
 from gateway.engine.successors import FIRST_PAUSE, LONGEST_PAUSE
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import NewRecord, Partition, partition_of
@@ -58,8 +58,8 @@ class _Queue:
 class Sequences:
     """All such queues of a process. What is put in ends by its append, or as too large, or is another owner's."""
 
-    def __init__(self, around: Surroundings, dispatch: Dispatcher) -> None:
-        self._around = around
+    def __init__(self, services: Services, dispatch: Dispatcher) -> None:
+        self._services = services
         self._dispatch = dispatch
         self._queues: dict[tuple[Partition | None, Partition], _Queue] = {}
         self._spread: dict[str, int] = {}  # topic → over how many partitions its keys are spread
@@ -69,7 +69,7 @@ class Sequences:
     def put(self, item: Item, origin: Origin | None, after: Sequence[Pending] = ()) -> None:
         """Have a delivery appended. One without an origin isn't of the order: it waits for nothing."""
         item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-        topic = self._around.topics.ordered(item.delivery.route, item.delivery.destination)
+        topic = self._services.topics.ordered(item.delivery.route, item.delivery.destination)
         entry = _Entry(item=item, origin=origin, after=after)
         if topic in self._spread:
             self._place(entry, topic)
@@ -85,7 +85,7 @@ class Sequences:
         pause = FIRST_PAUSE
         while any(not entry.item.pending.tracker.is_lost for entry in entries):
             try:
-                bounds, unread = await self._around.log.readable(topic)
+                bounds, unread = await self._services.log.readable(topic)
                 count = len(bounds) + len(unread)
                 if count:
                     # Not over those that were added later, or a key's next event could overtake.
@@ -95,7 +95,7 @@ class Sequences:
             except LogUnavailableError as unavailable:
                 error = str(unavailable)
             self._tell(topic, error)
-            await self._around.sleep(pause)
+            await self._services.sleep(pause)
             pause = min(LONGEST_PAUSE, 2 * pause)
         del self._unplaced[topic]
         for entry in entries:
@@ -126,10 +126,10 @@ class Sequences:
                 if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].may_come_to_go):
                     queue.is_busy = False
                     return
-                await self._around.sleep(LOOK_EVERY)
+                await self._services.sleep(LOOK_EVERY)
                 continue
             try:
-                await self._around.log.append_in_order(queue.partition, [self._record_of(entry) for entry in batch])
+                await self._services.log.append_in_order(queue.partition, [self._record_of(entry) for entry in batch])
             except RecordTooLargeError as error:
                 if len(batch) > 1:
                     most = 1  # which of them it is
@@ -138,7 +138,7 @@ class Sequences:
                 self._dispatch.end(batch[0].item, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
             except LogUnavailableError as error:
                 self._tell(queue.partition.topic, str(error))
-                await self._around.sleep(pause)
+                await self._services.sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)
                 continue
             else:
@@ -148,8 +148,8 @@ class Sequences:
             pause, most = FIRST_PAUSE, BATCH_RECORDS
 
     def _tell(self, topic: str, error: str) -> None:
-        if count := self._repeated.count(topic, self._around.log.now()):
-            self._around.logger.warning("append_repeated", topic=topic, count=count, error=error)
+        if count := self._repeated.count(topic, self._services.log.now()):
+            self._services.logger.warning("append_repeated", topic=topic, count=count, error=error)
 
     def _next(self, queue: _Queue, most: int) -> list[_Entry]:
         """Return the first entries that may go; those that another owner reads again are forgotten."""
@@ -168,7 +168,7 @@ class Sequences:
 
     def _record_of(self, entry: _Entry) -> NewRecord:
         delivery, event = entry.item.delivery, entry.item.delivery.event
-        headers = encode_delivery(delivery, entry.item.note, at=self._around.log.now())
+        headers = encode_delivery(delivery, entry.item.note, at=self._services.log.now())
         if entry.origin is not None:
             headers.append(encode_origin(entry.origin))
         return NewRecord(order_key(event).encode("utf-8", "surrogateescape"), event.body, headers)

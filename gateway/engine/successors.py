@@ -30,7 +30,7 @@ UNKNOWN_SINCE = "unknown_since"
 """The note that tells since when (Unix time) a delivery's route or destination has been in nobody's rules."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-KEPT_OF_A_GIANT = 64 * 1024
+KEPT_OF_OVERSIZED = 64 * 1024
 """Bytes that are kept of a record that can't be read and is too large for the dead-letter topic."""
 
 
@@ -89,7 +89,7 @@ class Successors:
         key, value = order.encode()
         await self._append(self._topics.control, key, value, [], always)
 
-    async def bury(
+    async def dead_letter_unreadable(
         self, topic: str, record: Record, error: UndecodableRecordError, is_wanted: Callable[[], bool] = always
     ) -> bool:
         """Keep a record that can't be read among the dead, as it is, or what fits of it."""
@@ -98,7 +98,7 @@ class Successors:
         try:
             is_stored = await self._append(self._topics.dead, record.key, record.value, headers, is_wanted)
         except RecordTooLargeError:
-            kept = record.value[:KEPT_OF_A_GIANT]
+            kept = record.value[:KEPT_OF_OVERSIZED]
             told = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
             is_stored = await self._append(self._topics.dead, record.key[:1024], kept, told, is_wanted)
         if is_stored:

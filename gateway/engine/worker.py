@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control
-from gateway.engine.dispatch import Client, Dispatcher, Hold, Surroundings
+from gateway.engine.dispatch import Client, Dispatcher, Hold, Services
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered
 from gateway.engine.router import Router
@@ -49,7 +49,7 @@ class Worker:
         others: Callable[[], Mapping[Partition, str]] = dict,
     ) -> None:
         """`others` tells what is unread of what others than the worker read in this process."""
-        self._around = Surroundings(
+        self._services = Services(
             log=log,
             topics=topics,
             rules=rules,
@@ -59,9 +59,9 @@ class Worker:
             sleep=sleep,
             traces=traces,
         )
-        self._dispatch = Dispatcher(self._around, client)
+        self._dispatch = Dispatcher(self._services, client)
         self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)
-        self._router = Router(self._around, self._dispatch, self._duplicates)
+        self._router = Router(self._services, self._dispatch, self._duplicates)
         self._ordered: dict[tuple[str, str], tuple[Ordered, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
         self._others = others
@@ -90,8 +90,8 @@ class Worker:
             try:
                 await self._router.subscribe()
             except LogUnavailableError as error:
-                self._around.logger.warning("subscription_repeated", error=str(error))
-                await self._around.sleep(REPEAT)
+                self._services.logger.warning("subscription_repeated", error=str(error))
+                await self._services.sleep(REPEAT)
             else:
                 self._changed.set()
                 return
@@ -117,12 +117,12 @@ class Worker:
             except TimeoutError:
                 pass
             self._changed.clear()
-            wanted = self._around.rules().ordered
+            wanted = self._services.rules().ordered
             self._have(wanted.union(self._ordered), tasks)
             try:
                 left = await self._left_over(wanted)
             except LogUnavailableError as error:
-                self._around.logger.warning("subscription_repeated", group="ordered", error=str(error))
+                self._services.logger.warning("subscription_repeated", group="ordered", error=str(error))
                 continue
             self._have(wanted | left, tasks)
             for place in sorted(self._ordered.keys() - wanted - left):
@@ -139,7 +139,7 @@ class Worker:
         for member, _ in self._ordered.values():
             member.allow(memory)
         for place in sorted(set(wanted).difference(self._ordered)):
-            member = Ordered(self._around, self._dispatch, place, memory=memory)
+            member = Ordered(self._services, self._dispatch, place, memory=memory)
             self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
 
     async def _left_over(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -147,7 +147,7 @@ class Worker:
 
         They aren't ordered any more, or aren't there: what was matched by them before still goes its way.
         """
-        log, topics = self._around.log, self._around.topics
+        log, topics = self._services.log, self._services.topics
         left = set()
         for topic in await log.topics():
             place = topics.ordered_place(topic)
@@ -178,7 +178,7 @@ class Worker:
         others: Mapping[Partition, Unread] = {}
         asked_at = -RETENTION_EVERY
         while True:
-            now = self._around.log.now()
+            now = self._services.log.now()
             if now >= asked_at + RETENTION_EVERY:
                 asked_at = now
                 await self._tell_retention(now)
@@ -188,7 +188,7 @@ class Worker:
                 for partition, unread in member.unread.items():
                     found[partition] = min(unread, found.get(partition, unread))
             self._unread.look(found, now)
-            await self._around.sleep(LOOK_EVERY)
+            await self._services.sleep(LOOK_EVERY)
 
     async def _tell_retention(self, now: float) -> None:
         """Tell how long it is until the log deletes what isn't done."""
@@ -196,9 +196,9 @@ class Worker:
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             for topic, age in member.ages(now).items():
                 ages[topic] = max(age, ages.get(topic, 0.0))
-        family = self._around.metrics.retention_left
+        family = self._services.metrics.retention_left
         with suppress(LogUnavailableError):  # the next time, then
-            for topic, kept in (await self._around.log.retentions(ages.keys())).items():
+            for topic, kept in (await self._services.log.retentions(ages.keys())).items():
                 family.labels(topic).set(kept - ages[topic])
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:

@@ -1,6 +1,6 @@
 """Take what a record tells by type: each value is what it has to be, or UndecodableRecordError says what it was.
 
-Whoever may write to a topic may write anything: a list for a text, a time of 1e308. What passes here can be written
+Whoever may write to a topic may write anything: a list for a string, a time of 1e308. What passes here can be written
 again, compared and counted with.
 """
 
@@ -52,8 +52,8 @@ class Fields:
             if name not in names:
                 raise UndecodableRecordError(f"{self.where}.{name}", "no such field", self._fields[name])
 
-    def text(self, name: str, *, like: re.Pattern[str] | None = None, expected: str = "a text") -> str:
-        """Return a text, all of which the pattern matches if there is one."""
+    def text(self, name: str, *, like: re.Pattern[str] | None = None, expected: str = "a string") -> str:
+        """Return a string, all of which the pattern matches if there is one."""
         value = self._fields.get(name)
         if not isinstance(value, str) or (like is not None and not like.fullmatch(value)):
             raise self.error(name, expected)
@@ -82,11 +82,11 @@ class Fields:
             yield Fields(f"{self.where}.{name}[{index}]", value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a field that is a list of texts."""
+        """Return a field that is a list of strings."""
         found: list[str] = []
         for index, value in enumerate(self._list(name)):
             if not isinstance(value, str):
-                raise UndecodableRecordError(f"{self.where}.{name}[{index}]", "a text", value)
+                raise UndecodableRecordError(f"{self.where}.{name}[{index}]", "a string", value)
             found.append(value)
         return tuple(found)
 

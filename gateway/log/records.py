@@ -55,10 +55,10 @@ SIGHTING = struct.Struct(">16s8sQQ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filed:
+class StoredDelivery:
     """A delivery as found in a retry, parked or dead record.
 
-    `note` says why it is there, in names and texts. `at` is when it was written, by the writer's idea of the time.
+    `note` says why it is there, in names and strings. `at` is when it was written, by the writer's idea of the time.
     """
 
     delivery: Delivery
@@ -148,7 +148,7 @@ def decode_event(record: Record) -> Event:
     return _event(dict(record.headers), record.value)
 
 
-def decode_delivery(record: Record) -> Filed:
+def decode_delivery(record: Record) -> StoredDelivery:
     """Read a delivery with its event. Raises UndecodableRecordError or NewerRecordError."""
     headers = dict(record.headers)
     event = _event(headers, record.value)
@@ -167,7 +167,9 @@ def decode_delivery(record: Record) -> Filed:
         due=state.number("due"),
         since=state.number("since"),
     )
-    return Filed(delivery=delivery, note={name: note.text(name) for name in note.names()}, at=state.number("at"))
+    return StoredDelivery(
+        delivery=delivery, note={name: note.text(name) for name in note.names()}, at=state.number("at")
+    )
 
 
 def is_newer(record: Record) -> bool:

@@ -11,7 +11,7 @@ from gateway.engine.control import Control
 from gateway.engine.letters import read_letter
 from gateway.engine.orders import DeadFilter, Letter, Order
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import Filed, decode_delivery
+from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics
 from gateway.model import Attempt, UnreadableRecordError, UsageError, answer_of
 from gateway.ops.history import Found, newest_first
@@ -24,7 +24,7 @@ class DeadLetter:
     partition: Partition
     record: Record
     letter: Letter
-    filed: Filed | None
+    filed: StoredDelivery | None
     problem: str
     settled_by: Order | None
 

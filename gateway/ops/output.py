@@ -53,7 +53,7 @@ class Output:
             self._out.print(Text.assemble(*[_shown(part) for part in parts]), soft_wrap=True)
 
     def block(self, text: str) -> None:
-        """Print a text of several lines for people, as it is."""
+        """Print a string of several lines for people, as it is."""
         if not self.json:
             self._out.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
 

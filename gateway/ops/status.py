@@ -23,7 +23,7 @@ from gateway.engine.retry import Retry, decide
 from gateway.engine.successors import WHY
 from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition
-from gateway.log.records import Filed, decode_delivery
+from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, DeadLettered, DeadReason, Delivery, SpillReason, UnreadableRecordError, answer_of
 from gateway.ops.history import bounds_of
@@ -93,7 +93,7 @@ class Backlog:
     tried: Delivery | None = None
     """The delivery that was tried most often, without its body."""
 
-    def add(self, filed: Filed) -> None:
+    def add(self, filed: StoredDelivery) -> None:
         delivery = filed.delivery
         self.count += 1
         self.oldest = min(self.oldest, delivery.since or delivery.event.received_at)
@@ -107,7 +107,7 @@ class Backlog:
         self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_REASONS else "others"] += 1
 
 
-def reason_of_waiting(filed: Filed) -> str:
+def reason_of_waiting(filed: StoredDelivery) -> str:
     """Tell why a delivery waits: by what its record notes, else by its last attempt."""
     why = filed.note.get(WHY)
     if why is not None:
@@ -397,7 +397,7 @@ def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
     steps = [
         "# by type, and whether the identity makes distinct events equal:",
         "gateway check --since 1h",
-        "# mend the source's id; try it in a copy of the rules:",
+        "# fix the source's id; try it in a copy of the rules:",
         "gateway check NEW.yaml --since 1h",
         *(_missed(name, identity) if identity["duplicates"] else ()),
     ]
@@ -466,7 +466,9 @@ def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
         )
 
 
-async def waiting(log: Log, topics: Topics, control: Control, unread: dict[Partition, str]) -> AsyncIterator[Filed]:
+async def waiting(
+    log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
+) -> AsyncIterator[StoredDelivery]:
     """Yield each delivery that waits in the retry topics, or is parked; what can't be read, and why, goes to `unread`.
 
     Raises LogUnavailableError.
@@ -480,7 +482,9 @@ async def waiting(log: Log, topics: Topics, control: Control, unread: dict[Parti
         yield filed
 
 
-async def _parked(log: Log, topics: Topics, control: Control, unread: dict[Partition, str]) -> AsyncIterator[Filed]:
+async def _parked(
+    log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
+) -> AsyncIterator[StoredDelivery]:
     async for partition, offset, filed in _of_topic(log, topics, topics.parked, unread):
         was_resumed = control.marker(f"pause/{filed.note.get('by', '')}").get(place_of(partition), 0) > offset
         if not was_resumed:
@@ -507,7 +511,7 @@ async def parked_of(
 
 async def _of_topic(
     log: Log, topics: Topics, topic: str, unread: dict[Partition, str]
-) -> AsyncIterator[tuple[Partition, int, Filed]]:
+) -> AsyncIterator[tuple[Partition, int, StoredDelivery]]:
     """Yield each delivery of a topic that the router hasn't done, with its place."""
     commits = await log.committed(topics.group(ROUTER_GROUP), topic)
     for number, (start, end) in (await bounds_of(log, topic, unread)).items():
@@ -520,7 +524,7 @@ async def _of_topic(
 
 async def _records(
     log: Log, partition: Partition, start: int, end: int, commit: Commit
-) -> AsyncGenerator[tuple[int, Filed], None]:
+) -> AsyncGenerator[tuple[int, StoredDelivery], None]:
     async for records in log.scan(partition, start, end):
         for record in records:
             if commit.covers(record.offset):
@@ -619,7 +623,7 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]]) -> Finding:
     if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
         following = _of_expression(group, which, answers)
     elif group.route:
-        following += ["# once that has been mended:", f"gateway dead replay {which}"]
+        following += ["# once that has been fixed:", f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
         what=f"{group.route} → {group.destination}" if group.route else _NOWHERE[bool(group.event)],
@@ -638,7 +642,7 @@ def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]
     """Return what to do about letters that an expression failed for: that of a request, or a condition.
 
     A letter is replayed to where it was to go, by the request as the rules have it then. Which events the condition
-    takes once it is mended, only a replay of the events tells.
+    takes once it is fixed, only a replay of the events tells.
     """
     following = [
         f"# the rules of {when(rules['changed_at'])} changed {change}"
@@ -651,12 +655,12 @@ def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]
     if group.answer.startswith(("request.", "destinations.")):
         return [
             *following,
-            "# once the rule is mended (a field that isn't always there: has(body.a) ? body.a : …):",
+            "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
             f"gateway dead replay {which}",
         ]
     return [
         *following,
-        "# once the condition is mended; events are matched anew, and the letters of those that it takes settled:",
+        "# once the condition is fixed; events are matched anew, and the letters of those that it takes settled:",
         f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered",
     ]
 
@@ -667,7 +671,7 @@ class Backlogs:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], Backlog] = {}
 
-    def add(self, filed: Filed) -> None:
+    def add(self, filed: StoredDelivery) -> None:
         delivery = filed.delivery
         key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source
         if key not in self._found:
@@ -696,7 +700,7 @@ class LastAttempts:
         self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
         self._kept: set[tuple[str, int]] = set()
 
-    def add(self, filed: Filed) -> None:
+    def add(self, filed: StoredDelivery) -> None:
         delivery = filed.delivery
         if delivery.destination != self.destination:
             return

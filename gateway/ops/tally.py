@@ -133,7 +133,7 @@ class _Account:
         )
         earlier = self._missed.get(name)
         if earlier is not None and at <= earlier.ended + self._remembered:
-            # One replay is to bring back all of it, so that what was mended by halves isn't half forgotten.
+            # One replay is to bring back all of it, so that what was fixed by halves isn't half forgotten.
             kept = Missed(
                 count=kept.count + earlier.count,
                 events=kept.events + earlier.events,

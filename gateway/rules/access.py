@@ -107,7 +107,7 @@ def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
 
 @contextmanager
 def _file(text: str) -> Iterator[str]:
-    """Hold a text in a file for as long as `ssl` reads it, since it reads keys from files only."""
+    """Hold a string in a file for as long as `ssl` reads it, since it reads keys from files only."""
     if hasattr(os, "memfd_create"):  # a key has no business on a disk
         with open(os.memfd_create("tls"), "wb", buffering=0) as file:  # noqa: PTH123 # a descriptor, not a path
             file.write(text.encode("ascii"))
@@ -123,7 +123,7 @@ def _blocks(key: str, text: str, label: str) -> str:
     """Return the blocks of a kind: what stands around them may be in any language, which `ssl` doesn't take."""
     found = [block[0] for block in _BLOCK.finditer(text) if block[1].endswith(label)]
     if not found:
-        raise TlsError(key, f"expected a {label.lower()} in PEM, such as ${{file:{key}.pem}}, got a text without one")
+        raise TlsError(key, f"expected a {label.lower()} in PEM, such as ${{file:{key}.pem}}, got a string without one")
     return "\n".join(found) + "\n"
 
 

@@ -53,7 +53,7 @@ class Glob:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """The value is one of these, or a text that one of the globs fits."""
+    """The value is one of these, or a string that one of the globs fits."""
 
     values: tuple[Scalar, ...]
     globs: tuple[Glob, ...] = ()
@@ -284,7 +284,7 @@ def written(condition: Condition) -> dict[str, Any]:
 def _written_test(test: Test) -> Any:  # noqa: ANN401 - what JSON has
     match test:
         case OneOf() if len(test.values) == 1 and not test.globs:
-            return {"is": test.values[0]}  # also a text with a star, which a list would take for a pattern
+            return {"is": test.values[0]}  # also a string with a star, which a list would take for a pattern
         case OneOf():
             return [*test.values, *[glob.text for glob in test.globs]]
         case Compare():
@@ -369,7 +369,7 @@ class _Reader:
     def _scalar(self, value: object, at: tuple[str | int, ...]) -> Scalar:
         if value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value)):
             return value
-        self.problems.append((at, f"expected a text, a number, true, false or null, got {_named(value)}"))
+        self.problems.append((at, f"expected a string, a number, true, false or null, got {_named(value)}"))
         return None
 
 

@@ -1,7 +1,7 @@
 """A YAML file as values that know where they stand.
 
 YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) instead of PyYAML's own resolver, a
-1.1 one: `on`, `no` and `12:30` are texts, `1e3` and `0o17` are numbers, `<<` is no merge.
+1.1 one: `on`, `no` and `12:30` are strings, `1e3` and `0o17` are numbers, `<<` is no merge.
 """
 
 import math
@@ -54,7 +54,7 @@ _CORE: Mapping[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
         _float,
     ),
 }
-"""The scalars of the core schema but texts: how one is written, what it starts with, how it is read."""
+"""The scalars of the core schema but strings: how one is written, what it starts with, how it is read."""
 
 
 Severity = Literal["error", "warning"]
@@ -235,7 +235,7 @@ class _Builder:
             line, column = _place(key)
             place = Node(file=self.file, path=path, line=line, column=column)
             if not isinstance(key, yaml.ScalarNode):
-                self.refuse(place, "expected a text as a key, got a list or a mapping")
+                self.refuse(place, "expected a string as a key, got a list or a mapping")
                 continue
             name = key.value
             if name == "<<" and not key.style:

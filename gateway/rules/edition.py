@@ -1,4 +1,4 @@
-"""What the routes of one version of the rules match, as a text that the log keeps and a later process understands.
+"""What the routes of one version of the rules match, as a string that the log keeps and a later process understands.
 
 Two versions with the same routes, conditions, destinations and sources with `dedupe` are one edition: URLs, secrets and
 retries don't decide where an event goes. A condition that holds what a reference was replaced with isn't told to the

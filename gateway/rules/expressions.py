@@ -9,8 +9,8 @@ The only user of the CEL library. An expression sees these variables, whose valu
     id, type, key   what identifies, classifies and orders the event; empty or null before they are known
 
 A *missing field* is one that the event doesn't have, a step into null or another scalar included. Null is a value.
-The library's `size` of a text counts UTF-8 bytes, where the specification says code points. Its `matches` compiles its
-pattern at each call, so ours takes its place (`patterns.py`): the pattern is a text written out, compiled once.
+The library's `size` of a string counts UTF-8 bytes, where the specification says code points. Its `matches` compiles
+its pattern at each call, so ours takes its place (`patterns.py`): the pattern is a string literal, compiled once.
 """
 
 import base64
@@ -42,8 +42,8 @@ class Expression:
     """A compiled CEL expression.
 
     Raises ExpressionError, in one line with the character it is about, for a syntax error, an unknown name or function,
-    a header name that isn't in lower case, macros nested deeper than 3, a text longer than 4,096 characters, and a
-    pattern of `matches` that isn't a text written out, that isn't RE2's, or is too large.
+    a header name that isn't in lower case, macros nested deeper than 3, a string longer than 4,096 characters, and a
+    pattern of `matches` that isn't a string literal, that isn't RE2's, or is too large.
 
     A plain path (`body.a[0].b`, `headers['x-event']`, `type`) is followed without CEL, to the same end, and so is one
     with `matches` and nothing else. For the rest the event's data is handed to CEL, which is what costs: only those
@@ -105,7 +105,7 @@ class Expression:
         raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_kind(value)}")
 
     def as_text(self, view: View) -> str | None:
-        """Return the value as an id, a type or a key: a text as it is, a number or boolean as JSON, nothing as None.
+        """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON, nothing as None.
 
         Nothing is null, an empty text, and a missing field. Raises ExpressionError for a list or mapping.
         """
@@ -122,7 +122,7 @@ class Expression:
         if value is ABSENT:
             return None
         if isinstance(value, dict | list):
-            raise ExpressionError(f"{_shortened(self.text)}: expected a text or number, got {_kind(value)}")
+            raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {_kind(value)}")
         return None if value is None else as_text(value)
 
     def _execute(self, view: View) -> object:
@@ -308,7 +308,7 @@ def dumps(value: object) -> bytes:
 
 def _kind(value: object) -> str:
     """Name a value's type: what stands in an event is nobody's to read in a log."""
-    names = {str: "a text", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
+    names = {str: "a string", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
     return names.get(type(value), "a number")
 
 
@@ -318,7 +318,7 @@ def _shortened(text: str) -> str:
 
 
 class _Matcher:
-    """`matches` of one expression, as CEL calls it with a text and a pattern's number, while it looks at one view."""
+    """`matches` of one expression, as CEL calls it with a string and a pattern's number, while it looks at one view."""
 
     __slots__ = ("_patterns", "is_spent", "view")
 
@@ -429,7 +429,7 @@ def _reason(error: Exception) -> str:
 
 _OURS = "matches__"  # no name of CEL's, and none that `Scan` lets through
 _NO_MATCHES = "matches isn't defined for such a value"
-_LONG_MATCH = "its patterns would take too long with such texts"
+_LONG_MATCH = "its patterns would take too long with such strings"
 _REFUSAL = re.compile(
     "string parse error: [a-z ]+|(unsigned )?integer overflow|premature end of input|input [a-z ]+|trailing input"
 )

@@ -34,7 +34,7 @@ class Scalar:
     is_use: bool = False
     """The name of something that has to be there; read together with its place."""
     unresolved: Callable[[str], object] | None = None
-    """What stands for a text whose references can't be resolved, while checking; None leaves the key out."""
+    """What stands for a string whose references can't be resolved, while checking; None leaves the key out."""
 
     @property
     def is_text(self) -> bool:
@@ -52,7 +52,7 @@ class Tree:
     _: KW_ONLY
     is_template: bool = False
     unresolved: str | None = None
-    """What stands for a text whose references can't be resolved, while checking; None leaves it as it is written."""
+    """What stands for a string whose references can't be resolved, while checking; None leaves it as it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ def number(least: float, most: float) -> Scalar:
 
 
 def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:
-    """Make the kind of a text out of a closed set."""
+    """Make the kind of a string out of a closed set."""
 
     def parse_choice(value: object) -> object:
         if value not in names:
@@ -330,7 +330,7 @@ def or_off(kind: Scalar) -> Scalar:
     )
 
 
-TEXT = Scalar("a text", _text, {"type": "string"})
+TEXT = Scalar("a string", _text, {"type": "string"})
 CEL = Scalar("a CEL expression", _expression, {"type": "string"})
 NAME = Scalar(
     "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
@@ -350,4 +350,4 @@ def secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
     return Scalar(expected, matching(pattern), {"type": "string"}, is_secret=True)
 
 
-PEM = secret("a text in PEM", re.compile(r".*", re.DOTALL))  # what is in it, `access` finds out
+PEM = secret("a string in PEM", re.compile(r".*", re.DOTALL))  # what is in it, `access` finds out

@@ -49,7 +49,7 @@ class InvalidRulesError(RulesError):
 
     def __init__(self, problems: Sequence[Problem], files: Sequence[Path] = ()) -> None:
         self.files = tuple(files)
-        """What was read, or looked for: a change of any of them may mend the rules."""
+        """What was read, or looked for: a change of any of them may fix the rules."""
         self.problems = tuple([problem for problem in problems if problem.severity == "error"] or problems)
         super().__init__("\n".join(map(str, self.problems)))
 

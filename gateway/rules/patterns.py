@@ -13,8 +13,8 @@ from gateway.model import ExpressionError
 # There is room for a pattern of some 4,000 characters, `.{0,1000}` or `\pL{1,10}`.
 MAX_MEMORY = 256 * 1024
 CALL = 20  # steps of 0.1 µs: what the shortest text takes
-# Bytes of text times instructions that take one step at worst: by the slowest of RE2's ways, where a text leads to more
-# states than it keeps. An ordinary text takes a hundredth of that.
+# Bytes of text times instructions that take one step at worst: by the slowest of RE2's ways, where a string leads to
+# more states than it keeps. An ordinary one takes a hundredth of that.
 BYTES_IN_A_STEP = 8
 
 
@@ -36,7 +36,7 @@ class Pattern:
         self._size: int = self._regexp.programsize
 
     def cost(self, length: int) -> int:
-        """Return how many steps a text of `length` bytes takes at worst."""
+        """Return how many steps a string of `length` bytes takes at worst."""
         return CALL + length * self._size // BYTES_IN_A_STEP
 
     def is_in(self, text: bytes) -> bool:

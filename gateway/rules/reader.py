@@ -65,7 +65,7 @@ class Reader:
     # --- References ---
 
     def text(self, node: Node, *, is_template: bool = False) -> str | None:
-        """Return a text with its references resolved; None when one can't be, which is reported."""
+        """Return a string with its references resolved; None when one can't be, which is reported."""
         written: str = node.value
         if "${" not in written:
             return written
@@ -242,7 +242,7 @@ class Reader:
             if child.has_text_key or has_number_keys:
                 yield name, child
             else:
-                message = f"expected a text as a key, got {name[:SHOWN]} (in quotes it is one)"
+                message = f"expected a string as a key, got {name[:SHOWN]} (in quotes it is one)"
                 self.report(child, "value", message, at_key=True)
 
     def _mismatch(self, node: Node, expected: str, *, got: str = "") -> Any:  # noqa: ANN401 # ABSENT, always
@@ -299,7 +299,7 @@ def _shown(node: Node, *, is_secret: bool = False) -> str:
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"
     if is_secret and value is not None:
-        return "another text" if isinstance(value, str) else "something else"
+        return "another string" if isinstance(value, str) else "something else"
     if isinstance(value, str):
         return repr(value if len(value) <= SHOWN else value[: SHOWN - 3] + "...")
     return "null" if value is None else str(value).lower()  # `true`, `1e+16`

@@ -208,7 +208,7 @@ class Scan:
         """Compile the pattern once. One that came from the event would be the sender's, and compiled at each call."""
         _, literal, end = self._tokens[self._at : self._at + 3]
         if literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB" or end.text != ")":
-            raise _at(literal, "expected the pattern of matches() as one text written out, got something else")
+            raise _at(literal, "expected the pattern of matches() as one string literal, got something else")
         try:
             pattern = Pattern(self._read_literal(literal.text))
         except ExpressionError as error:

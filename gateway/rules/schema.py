@@ -94,13 +94,13 @@ SIGN = Record(
 _BASIC_KEYS = (
     Key(
         name="username",
-        kind=secret("a text without colons and control characters", _USER),
+        kind=secret("a string without colons and control characters", _USER),
         about="The user's name, without a colon.",
         is_required=True,
     ),
     Key(
         name="password",
-        kind=secret("a text without control characters", _PASSWORD),
+        kind=secret("a string without control characters", _PASSWORD),
         about="The password.",
         is_required=True,
     ),
@@ -112,13 +112,13 @@ OAUTH2 = Record(
         Key(name="token_url", kind=URL, about="The token endpoint.", is_required=True),
         Key(
             name="client_id",
-            kind=secret("a text without control characters", _PASSWORD),
+            kind=secret("a string without control characters", _PASSWORD),
             about="Who we are to the token endpoint.",
             is_required=True,
         ),
         Key(
             name="client_secret",
-            kind=secret("a text without control characters", _PASSWORD),
+            kind=secret("a string without control characters", _PASSWORD),
             about="And its secret.",
             is_required=True,
         ),
@@ -186,7 +186,7 @@ DESTINATION_KEYS = (
         kind=Table(
             "a mapping of headers",
             HEADER,
-            Scalar("a text", _header_value, {"type": "string"}, is_secret=True, unresolved=str),
+            Scalar("a string", _header_value, {"type": "string"}, is_secret=True, unresolved=str),
         ),
         about="Headers that each request gets, such as Authorization.",
     ),
@@ -342,14 +342,14 @@ REQUEST = Record(
             kind=Table(
                 "a mapping of headers",
                 HEADER,
-                Tree("a text", str, _header_template, {"type": "string"}, is_template=True),
+                Tree("a string", str, _header_template, {"type": "string"}, is_template=True),
             ),
             about="Headers that the request gets.",
         ),
         Key(
             name="body",
             kind=Tree("any value", object, Template, {}, is_template=True),
-            about="A text is sent as text/plain, anything else as JSON.",
+            about="A string is sent as text/plain, anything else as JSON.",
         ),
     ),
 )
@@ -485,7 +485,7 @@ def _object_schema(record: Record, definitions: dict[str, object]) -> dict[str, 
 def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object]:
     match kind:
         case Scalar():
-            # A text without further conditions takes a reference as it is.
+            # A string without further conditions takes a reference as it is.
             return dict(kind.json) if kind.json == TEXT.json else {"anyOf": [kind.json, {"$ref": "#/$defs/reference"}]}
         case Tree():
             return dict(kind.json)

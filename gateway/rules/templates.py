@@ -23,8 +23,8 @@ class TemplateError(ExpressionError):
 class Template:
     """A JSON-like value with `${{ CEL }}` inside its texts (mapping keys are taken as they are).
 
-    A text that is nothing but one expression becomes the expression's value, of whatever type; in any other, texts are
-    inserted as they are and other values as JSON. Raises TemplateError for the first expression that doesn't compile.
+    A string that is nothing but one expression becomes the expression's value, of whatever type; in any other, strings
+    are inserted as they are and other values as JSON. Raises TemplateError for the first one that doesn't compile.
     """
 
     value: object
@@ -45,9 +45,9 @@ class Template:
         return _rendered(self._compiled, view) if self.has_expressions else self.value
 
     def render_bytes(self, view: View) -> tuple[bytes, str | None]:
-        """Return the body to send and its content type: a text as UTF-8 and None, anything else as JSON.
+        """Return the body to send and its content type: a string as UTF-8 and None, anything else as JSON.
 
-        What decides is the template: `"${{ body.text }}"` is a text, whatever it becomes.
+        What decides is the template: `"${{ body.text }}"` is a string, whatever it becomes.
         Raises ExpressionError, also for more than 1 MiB.
         """
         rendered = self.render(view)
@@ -61,7 +61,7 @@ class Template:
 
 
 class _Interpolated(NamedTuple):
-    """A text with expressions in it."""
+    """A string with expressions in it."""
 
     pieces: tuple[str | Expression, ...]
 
@@ -89,7 +89,7 @@ def _compiled(value: object, path: tuple[str | int, ...]) -> object:
 
 
 def _pieces(text: str) -> tuple[str | Expression, ...]:
-    """Split a text at its expressions; empty when it has none."""
+    """Split a string at its expressions; empty when it has none."""
     pieces: list[str | Expression] = []
     at = 0
     while (start := text.find("${{", at)) >= 0:
@@ -104,7 +104,7 @@ def _pieces(text: str) -> tuple[str | Expression, ...]:
 
 
 def _end(text: str, start: int) -> int:
-    """Find the `}}` that ends an expression: none inside a text, and no brace that closes one of its own."""
+    """Find the `}}` that ends an expression: none inside a string, and no brace that closes one of its own."""
     depth = 0
     for token in tokens(text, start):
         if token.text == "{":
@@ -123,7 +123,7 @@ def _rendered(compiled: object, view: View) -> object:
         case _Interpolated():
             texts = [piece if isinstance(piece, str) else as_text(piece.evaluate(view)) for piece in compiled.pieces]
             if sum(map(len, texts)) > MAX_RESULT:
-                raise ExpressionError(f"expected a text of at most {MAX_RESULT} characters, got more")
+                raise ExpressionError(f"expected a string of at most {MAX_RESULT} characters, got more")
             return "".join(texts)
         case dict():
             return {key: _rendered(item, view) for key, item in compiled.items()}

@@ -89,7 +89,7 @@ def render_json(_: object, level: str, fields: EventDict) -> bytes:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a text with escapes for its control characters, those to keep excepted, and for what wasn't UTF-8."""
+    """Return a string with escapes for its control characters, those to keep excepted, and for what wasn't UTF-8."""
     if text.isprintable():
         return text
     return "".join([char if char.isprintable() or char in keep else _escaped(char) for char in text])

@@ -97,7 +97,7 @@ def _read_parameter(value: object, _: ConfigPath) -> str:
 def _read_ascii(value: object, _: ConfigPath) -> bytes:
     if isinstance(value, str) and value and value.isascii() and value.isprintable():
         return value.encode()
-    raise UnfitError("a text of printable ASCII characters", value)
+    raise UnfitError("a string of printable ASCII characters", value)
 
 
 def _read_username(value: object, _: ConfigPath) -> str:
@@ -117,7 +117,7 @@ def _read_secrets(value: object, where: ConfigPath) -> tuple[Secret, ...]:
         if isinstance(text, str) and text.strip():
             secrets.append(Secret(index, text))
         else:
-            where.below(index).report(f"expected a non-empty text, got {kind_of(text)}")
+            where.below(index).report(f"expected a non-empty string, got {kind_of(text)}")
     return tuple(secrets)
 
 
@@ -145,7 +145,7 @@ def _read_tolerance(value: object, _: ConfigPath) -> float:
 
 
 def base64_key(text: str) -> bytes:
-    """Return the key that a secret is in base64. Raises ValueError for another text, and for an empty key."""
+    """Return the key that a secret is in base64. Raises ValueError for another string, and for an empty key."""
     bare = text.rstrip("=")
     key = binascii.a2b_base64(bare + "=" * (-len(bare) % 4), strict_mode=True)  # Some issuers leave the padding out.
     if not key:  # a signature that anyone can make
@@ -171,7 +171,7 @@ _PARTS = ("body", "timestamp", "id", "method", "path", "url", "header")
 
 
 def _read_signed(value: object, _: ConfigPath) -> tuple[bytes | Part, ...]:
-    unfit = UnfitError("a text with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value)
+    unfit = UnfitError("a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value)
     if not isinstance(value, str):
         raise unfit
     parts: list[bytes | Part] = []
@@ -198,7 +198,7 @@ ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
     "base64": functools.partial(binascii.b2a_base64, newline=False),
 }
 SECRET_ENCODINGS = {
-    "raw": "a text",
+    "raw": "a string",
     "hex": "hexadecimal digits",
     "base64": "base64",
     "whsec": "base64 after whsec_",

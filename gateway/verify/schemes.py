@@ -243,7 +243,7 @@ def _decoded(values: Mapping[str, Any], where: ConfigPath) -> tuple[bytes, ...]:
             keys.append(key)
         else:
             expected = SECRET_ENCODINGS[values["secret_encoding"]]
-            where.below("secrets").below(secret.position).report(f"expected {expected}, got a text that isn't")
+            where.below("secrets").below(secret.position).report(f"expected {expected}, got a string that isn't")
     return tuple(keys)
 
 

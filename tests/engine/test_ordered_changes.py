@@ -151,7 +151,7 @@ async def test_what_a_removed_route_has_not_read_yet_is_not_called_done() -> Non
         world.log.stall(behind)
         await world.put(*[an_event(id=f"late.{n}", key="late", received_at=now()) for n in range(3)])
         await asyncio.sleep(2)
-        assert await world.unfinished() == 0, "the router has passed over them: they are the ordered routes' affair"
+        assert await world.unfinished() == 0, "the router has passed over them: they are for the ordered routes"
         world.rules = rules_of(OTHER)
         worker.reload()
         world.log.go_on(behind)

@@ -285,7 +285,7 @@ async def test_a_kick_of_a_route_does_so_at_each_of_its_destinations() -> None:
 
 
 async def _kicked(name: str) -> None:
-    """Let a destination be down for an hour and a half, mend it just after a probe, and kick."""
+    """Let a destination be down for an hour and a half, fix it just after a probe, and kick."""
     world = await a_world(a_route(retry=replace(PATIENT, max_age=86400.0)), ci=[Result.CONNECT])
     await world.put(*events(50))
     async with operated(world) as control, running(world, world.worker(control)):

@@ -101,7 +101,7 @@ async def test_a_dead_letter_that_the_log_no_longer_takes_waits_for_a_higher_lim
     await world.put(*events(1))
     limit = world.log.max_record_bytes
     worker = world.worker()
-    log = worker._around.log
+    log = worker._services.log
     assert isinstance(log, MemoryLog)
     log.max_record_bytes = 100
     async with running(world, worker):

@@ -179,11 +179,11 @@ async def test_open_dead_letters_are_undelivered_and_settled_by_the_replay() -> 
 
 @virtual
 async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_takes_once_it_is_mended() -> None:
-    failing, mended = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
+    failing, fixed = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
     async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(6)
         assert [filed.note["reason"] for filed in scene.world.dead()] == ["expression_error"] * 6
-        scene.reload(worker, mended)
+        scene.reload(worker, fixed)
         assert (await scene.replay()).count == 4
         assert scene.delivered() == [1, 1, 1, 1, 0, 0]
         assert scene.owner.control.orders["dead/x-4"].count == 4

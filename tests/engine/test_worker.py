@@ -23,7 +23,7 @@ from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.orders import DeadFilter, Order, decode
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
-from gateway.log.records import Filed, decode_delivery, encode_delivery, encode_event, event_key
+from gateway.log.records import StoredDelivery, decode_delivery, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Attempt, Disposition, Event, Result, UndecodableRecordError
 from gateway.rules.rules import Destination, Egress, OnGone, RequestTemplate, Route, Rules, Source
@@ -143,10 +143,10 @@ class World:
         for event in events:
             await self.log.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
 
-    def filed(self, topic: str) -> list[Filed]:
+    def filed(self, topic: str) -> list[StoredDelivery]:
         return [decode_delivery(record) for record in self.log.records(topic)]
 
-    def dead(self) -> list[Filed]:
+    def dead(self) -> list[StoredDelivery]:
         return self.filed(TOPICS.dead)
 
     async def unfinished(self, topic: str = EVENTS) -> int:

@@ -118,9 +118,9 @@ def shortened(text: str) -> str:
 
 
 class Row(NamedTuple):
-    """What became of one alert: seconds from its fault until it fired, and from the mending until it had cleared.
+    """What became of one alert: seconds from its fault until it fired, and from the fixing until it had cleared.
 
-    None for what hasn't come to pass. One that had ceased before the mending cleared early: its window is 150 times
+    None for what hasn't come to pass. One that had ceased before the fixing cleared early: its window is 150 times
     shorter than outside of tests, but a destination that is down is asked as seldom as there, and dies only once.
     """
 
@@ -143,7 +143,7 @@ class Fault:
     name: str
     alerts: tuple[str, ...]
     began: float
-    mended: float | None = None
+    fixed: float | None = None
 
 
 class Watch:
@@ -179,7 +179,7 @@ class Watch:
     async def fault(self, name: str, *alerts: str) -> AsyncIterator[None]:
         """Hold that none of the alerts fires before the fault that begins here; at its end all of them do.
 
-        What comes after it, up to `mended`, mends it.
+        What comes after it, up to `fixed`, fixes it.
         """
         assert not self.firing & set(alerts), f"{name}: {self.firing & set(alerts)} fire without it"
         self.faults.append(Fault(name=name, alerts=alerts, began=time.monotonic()))
@@ -193,9 +193,9 @@ class Watch:
             assert time.monotonic() < until, f"{fault.name}: expected {missing} to fire, got {self.firing}"
             await asyncio.sleep(EVERY)
 
-    def mended(self) -> None:
+    def fixed(self) -> None:
         """Note that the last fault is over."""
-        self.faults[-1].mended = time.monotonic()
+        self.faults[-1].fixed = time.monotonic()
 
     async def clear(self, *but: str, timeout: float = SOON) -> None:
         """Wait until no alert fires any more, but for those that have long windows."""
@@ -213,11 +213,11 @@ class Watch:
     def _row(self, fault: Fault, alert: str) -> Row:
         since = [times for times in self._times.get(alert, []) if times[0] >= fault.began]
         fired = since[0][0] - fault.began if since else None
-        if fault.mended is None or not since:
+        if fault.fixed is None or not since:
             return Row(alert, fault.name, fired, None, was_early=False)
         after = [[*times, math.inf][1] for times in since]
-        after = [end for end in after if end > fault.mended]
-        cleared = after[0] - fault.mended if after and after[0] < math.inf else None
+        after = [end for end in after if end > fault.fixed]
+        cleared = after[0] - fault.fixed if after and after[0] < math.inf else None
         return Row(alert, fault.name, fired, cleared, was_early=not after)
 
 
@@ -279,7 +279,7 @@ async def test_a_full_disk_fires_the_alert_whose_runbook_names_it_and_clears_whe
             assert (await gateway.metrics()).sum("gateway_log_up") == 0
             with pytest.raises(AssertionError, match=r"503 Service Unavailable.*log: .*SQLITE_"):
                 await gateway.ready(timeout=0)
-        watch.mended()
+        watch.fixed()
         await gateway.ready(timeout=SOON)
         assert (await gateway.metrics()).sum("gateway_log_up") == 1
         await gateway.line("log_available")
@@ -306,13 +306,13 @@ async def _configuration(scenery: "Scenery") -> None:
     async with scenery.watch.fault("a misspelt key in one router's rules", "GatewayRulesRefused"):
         router.rules.write_text(rules.replace("destinations:", "destination:"))
     router.rules.write_text(rules)
-    scenery.watch.mended()
+    scenery.watch.fixed()
     await scenery.watch.clear()
     names = ("GatewayCertificateExpires", "GatewayCertificateExpiresSoon")
     async with scenery.watch.fault("a client certificate with minutes left", *names):
         scenery.issue(timedelta(days=1) / FASTER)
     scenery.issue(timedelta(days=30))
-    scenery.watch.mended()
+    scenery.watch.fixed()
 
 
 async def _sources(scenery: "Scenery") -> None:
@@ -325,8 +325,8 @@ async def _sources(scenery: "Scenery") -> None:
         scenery.forging("/in/billing"),
     ):
         await watch.until_fired()
-    watch.mended()
-    watch.faults[0].mended = time.monotonic()
+    watch.fixed()
+    watch.faults[0].fixed = time.monotonic()
     while time.monotonic() < scenery.began + HISTORY:
         await scenery.send("/in/crm", 1)
         await scenery.send("/in/shop", 1)
@@ -334,11 +334,11 @@ async def _sources(scenery: "Scenery") -> None:
     await watch.clear()
     async with watch.fault("no route takes what a source sends", "GatewaySourceUnrouted"):
         await scenery.send("/in/shop", 40, n=-1)
-    watch.mended()
+    watch.fixed()
     await watch.clear()
     async with watch.fault("a source sends one event again and again", "GatewayDuplicatesMany"):
         await scenery.send("/in/shop", 80, n=1, delivery="again")
-    watch.mended()
+    watch.fixed()
 
 
 async def _log(scenery: "Scenery") -> None:
@@ -358,17 +358,17 @@ async def _log(scenery: "Scenery") -> None:
     assert [name for name in names if not told[name]["status"]["inhibitedBy"]] == ["GatewayLogDown"]
     scenery.is_failing = False
     scenery.broker.resume()
-    scenery.watch.mended()
+    scenery.watch.fixed()
     await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with scenery.watch.fault("a retry topic is deleted", "GatewayPartitionUnread"):
         await scenery.delete_topic("gateway.retry.20h")
     await scenery.create_topics()
-    scenery.watch.mended()
+    scenery.watch.fixed()
     await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with scenery.watch.fault("what waits will be deleted within two days", "GatewayRetentionNear"):
         await scenery.keep("gateway.events.crm", 86400 / FASTER)
     await scenery.keep("gateway.events.crm", 7 * 86400)
-    scenery.watch.mended()
+    scenery.watch.fixed()
 
 
 async def _records(scenery: "Scenery") -> None:
@@ -376,11 +376,11 @@ async def _records(scenery: "Scenery") -> None:
     names = ("GatewayRecordsUndecodable", "GatewayDeadLettersGrow")
     async with scenery.watch.fault("another program writes to a topic of events", *names):
         await scenery.write("events.github", b"k", b"not ours")
-    scenery.watch.mended()
+    scenery.watch.fixed()
     async with scenery.watch.fault("a newer version gives an order", "GatewayRecordsNewer"):
         await scenery.write("control", b"throttle/destination/idle", b'{"v": 2}')
     await scenery.write("control", b"throttle/destination/idle", b"")
-    scenery.watch.mended()
+    scenery.watch.fixed()
 
 
 async def _destinations(scenery: "Scenery") -> None:
@@ -395,14 +395,14 @@ async def _destinations(scenery: "Scenery") -> None:
     )
     async with scenery.watch.fault("a destination answers 401", "GatewayCredentialsRefused"):
         await scenery.send("/in/shop", 10, n=1, kind="denied")
-    scenery.watch.mended()
+    scenery.watch.fixed()
     await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with scenery.watch.fault("a destination answers 503", *names):
         scenery.is_failing = True
         await scenery.send("/in/crm", 2)
         await scenery.send("/in/billing", 2)
     scenery.is_failing = False
-    scenery.watch.mended()
+    scenery.watch.fixed()
     async with scenery.orders() as orders:
         for destination in ("failing", "rejecting"):
             placed = await orders.kick(f"destination/{destination}")
@@ -415,12 +415,12 @@ async def _destinations(scenery: "Scenery") -> None:
         await orders.pause("destination/failing")
     async with scenery.orders() as orders:
         assert await orders.resume("destination/failing") is not None
-    scenery.watch.mended()
+    scenery.watch.fixed()
     scenery.is_busy = True
     async with scenery.watch.fault("a destination asks for an hour of silence", "GatewayDestinationHeld"):
         await scenery.send("/in/github", 2)
     scenery.is_busy = False
-    scenery.watch.mended()
+    scenery.watch.fixed()
     async with scenery.orders() as orders:
         assert await orders.finished(await orders.kick("destination/failing"), timeout=SOON)
 
@@ -433,7 +433,7 @@ async def _overload(scenery: "Scenery") -> None:
         await second.stop()
         first.rules.write_text(rules + f'  - {{name: expensive, from: github, when: "{EXPENSIVE}", to: healthy}}\n')
         await scenery.watch.until_fired()
-    scenery.watch.mended()
+    scenery.watch.fixed()
     first.rules.write_text(rules)
     await second.start()
 
@@ -452,7 +452,7 @@ async def _throttling(scenery: "Scenery") -> None:
             await asyncio.sleep(0.6)
             router.signal(signal.SIGCONT)
             await asyncio.sleep(0.3)
-    scenery.watch.mended()
+    scenery.watch.fixed()
 
 
 async def _processes(scenery: "Scenery") -> None:
@@ -467,7 +467,7 @@ async def _processes(scenery: "Scenery") -> None:
         for router in scenery.routers:
             await router.start()
         for fault in scenery.watch.faults[-3:]:
-            fault.mended = time.monotonic()
+            fault.fixed = time.monotonic()
 
 
 class Scenery:

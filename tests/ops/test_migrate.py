@@ -131,7 +131,7 @@ async def fill(log: Log, *, base: int = 10) -> None:
     await log.seed(ORDERED, {Partition(MIRROR, 0): Commit(5, b"\x02")})
     for number, tier in enumerate(TIERS):
         for of_it in range(3):
-            delivery = a_delivery(id=f"dlv_{tier}_{of_it}", due=now + 100.0, successor=number)
+            delivery = a_delivery(id=f"dlv_{tier}_{of_it}", due=now + 10_000.0, successor=number)
             await put(log, TOPICS.retry(tier), delivery)
         await log.seed(ROUTER, {Partition(TOPICS.retry(tier), 0): Commit(1)})
     for number in range(4):

@@ -11,7 +11,7 @@ from gateway.engine.control import Control
 from gateway.engine.orders import Order, Selection
 from gateway.engine.successors import WHY
 from gateway.log.base import ALL, Partition
-from gateway.log.records import Filed, encode_delivery
+from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import Result, SpillReason
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
@@ -151,7 +151,7 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
     tries = (an_attempt(1, at=5.0, status=500), an_attempt(2, at=9.0, status=status, result=result))
     for number, attempts in enumerate(((), tries, tries[:1])):
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
-        backlogs.add(Filed(delivery=delivery, note={WHY: SpillReason.BREAKER_OPEN}, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, note={WHY: SpillReason.BREAKER_OPEN}, at=NOW))
     (found,) = findings_of(backlogs, NOW)
     assert found.why == f"3 breaker open after {after}"
     assert found.next == (owners, "gateway destination kick ci")
@@ -175,7 +175,7 @@ def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then
     for number in (1, tried):
         tries = (an_attempt(number, status=500),)
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
-        backlogs.add(Filed(delivery=delivery, note={WHY: SpillReason.LANE_FULL}, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, note={WHY: SpillReason.LANE_FULL}, at=NOW))
     (found,) = findings_of(backlogs, NOW, rules_of(a_route(retry=policy)))
     assert found.why == f"2 its queue is full{told}"
     (found,) = findings_of(backlogs, NOW)
@@ -193,7 +193,7 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     known, unknown = await dead_in(log, TOPICS, Control(), (), {})
     assert (known.what, known.why, known.count) == ("build → ci", "dead letters: exhausted, 500", 2)
     which = "--route build --destination ci --reason exhausted"
-    assert known.next == (f"gateway dead list {which}", "# once that has been mended:", f"gateway dead replay {which}")
+    assert known.next == (f"gateway dead list {which}", "# once that has been fixed:", f"gateway dead replay {which}")
     assert (unknown.what, unknown.count) == ("records that can't be read", 1)
     assert unknown.next == ("gateway dead list --reason undecodable",)
 
@@ -220,12 +220,12 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     assert request.next == (
         f"# the rules of {when(50.0)} changed route build: request",
         "gateway explain evt_2",
-        "# once the rule is mended (a field that isn't always there: has(body.a) ? body.a : …):",
+        "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
         "gateway dead replay --route build --destination ci --reason expression_error",
     )
     assert condition.next == (
         "gateway explain evt_1",
-        "# once the condition is mended; events are matched anew, and the letters of those that it takes settled:",
+        "# once the condition is fixed; events are matched anew, and the letters of those that it takes settled:",
         f"gateway replay --route other --from {rfc3339(int(NOW - 1.5))} --undelivered",
     )
 
@@ -401,8 +401,8 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
         tries = (an_attempt(1, at=float(moment), status=500, detail=f"no {number}"),)
         delivery = a_delivery(id=f"dlv_{number}", destination="ci" if number % 4 else "erp", attempts=tries)
         for _ in range(1 + number % 2):  # two records may tell of one attempt
-            attempts.add(Filed(delivery=delivery, note={}, at=NOW))
-        backlogs.add(Filed(delivery=delivery, note={}, at=NOW))
+            attempts.add(StoredDelivery(delivery=delivery, note={}, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, note={}, at=NOW))
     assert {each.destination: each.count for each in backlogs} == {"ci": 1_500, "erp": 500}
     reasons = next(each.reasons for each in backlogs if each.destination == "ci")
     assert (len(reasons), reasons.total()) == (MOST_REASONS + 1, 1_500)

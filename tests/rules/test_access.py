@@ -96,23 +96,26 @@ ONE = "expected exactly one of basic, bearer, oauth2"
         ("auth: {bearer: {}}", ["{}}} | auth.bearer: expected the key 'token', got none"]),
         (
             "auth: {bearer: {token: s3cr\u00e9t}}",
-            ["s3cré | auth.bearer.token: expected a token of visible ASCII characters, got another text"],
+            ["s3cré | auth.bearer.token: expected a token of visible ASCII characters, got another string"],
         ),
         (
             "auth: {basic: {username: s3:cret, password: pass}}",
             [
-                "s3:cr | auth.basic.username: expected a text without colons and control characters, got another text",
+                (
+                    "s3:cr | auth.basic.username: expected a string without colons and control characters, "
+                    "got another string"
+                ),
             ],
         ),
         (
             'auth: {basic: {username: "", password: "s3\\ncret"}}',
-            ['"s3\\n | auth.basic.password: expected a text without control characters, got another text'],
+            ['"s3\\n | auth.basic.password: expected a string without control characters, got another string'],
         ),
         (
             "auth: {oauth2: {token_url: s3cret, client_id: 5.00, client_secret: s, scope: a bcd, style: header}}",
             [
                 "s3cre | auth.oauth2.token_url: expected an http or https URL, got one without a scheme",
-                "5.00, | auth.oauth2.client_id: expected a text without control characters, got something else",
+                "5.00, | auth.oauth2.client_id: expected a string without control characters, got something else",
                 "a bcd | auth.oauth2.scope: expected a scope without spaces, got 'a bcd'",
                 "heade | auth.oauth2.style: expected one of basic, body, got 'header'",
             ],
@@ -243,7 +246,7 @@ def test_what_cannot_be_used_is_told_with_its_place(tmp_path: Path, ours: Author
     _, other = ours.issue("other")
     _, locked = ours.issue("gateway", passphrase=b"s3cret")
     broken = certificate.replace("MII", "AAA", 1)
-    none = "got a text without one"
+    none = "got a string without one"
     for tls, environ, expected in (
         ("ca: /etc/ca.pem", {}, f"/etc/ | tls.ca: expected a certificate in PEM, such as ${{file:ca.pem}}, {none}"),
         (
@@ -280,7 +283,7 @@ def test_what_cannot_be_used_is_told_with_its_place(tmp_path: Path, ours: Author
         ("key: '${K}'", {"K": key}, "{key: | tls: expected the key 'certificate' beside 'key', got none"),
         ("", {}, "{}} | tls: expected `ca`, or `certificate` and `key`, got neither"),
         ("verify: false", {}, "verif | tls.verify: unknown key 'verify'"),
-        ("ca: 5", {}, "5}} | tls.ca: expected a text in PEM, got something else"),
+        ("ca: 5", {}, "5}} | tls.ca: expected a string in PEM, got something else"),
     ):
         (found,) = problems(tmp_path, f"{{url: https://d, tls: {{{tls}}}}}", environ)
         assert found.startswith(expected), found

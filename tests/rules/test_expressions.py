@@ -184,9 +184,9 @@ def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: 
         ("headers.x-2", "expected headers['x-2'], got headers.x-2 at character 1"),
         ("headers['X-Event']", "expected a header's name in lower case, got 'X-Event' at character 1"),
         ("[1].all(a, [1].all(b, [1].all(c, [1].all(d, true))))", "expected at most 3 macros inside each other"),
-        ("body.a.matches(body.p)", "expected the pattern of matches() as one text written out, got something else at"),
-        ("body.a.matches('a' + 'b')", "expected the pattern of matches() as one text written out, got something else"),
-        ("body.a.matches(b'a')", "expected the pattern of matches() as one text written out, got something else at"),
+        ("body.a.matches(body.p)", "expected the pattern of matches() as one string literal, got something else at"),
+        ("body.a.matches('a' + 'b')", "expected the pattern of matches() as one string literal, got something else"),
+        ("body.a.matches(b'a')", "expected the pattern of matches() as one string literal, got something else at"),
         ("true || body.a.matches('(a')", "expected a pattern that RE2 takes: missing ): (a at character 24"),
         (r"body.a.matches('(a)\\1')", "expected a pattern that RE2 takes: invalid escape sequence"),
         ("body.a.matches('a(?=b)')", "expected a pattern that RE2 takes: invalid perl operator: (?= at character 16"),
@@ -206,7 +206,7 @@ def test_what_cannot_work_is_refused_when_it_is_compiled(text: str, message: str
 def test_a_condition_has_to_be_true_or_false() -> None:
     assert Expression("body.draft").is_true(a_view()) is False
     assert Expression("body.number == 7").is_true(a_view()) is True
-    for text, got in {"body.number": "a number", "body.nothing": "null", "body.action + ''": "a text"}.items():
+    for text, got in {"body.number": "a number", "body.nothing": "null", "body.action + ''": "a string"}.items():
         with pytest.raises(ExpressionError, match=f"expected true or false, got {got}$"):
             Expression(text).is_true(a_view())
 
@@ -230,7 +230,7 @@ def test_an_identity_is_a_text_or_nothing(text: str, expected: str | None) -> No
 
 def test_an_identity_is_no_list_or_mapping() -> None:
     for text in ("body.labels", "body.user"):
-        with pytest.raises(ExpressionError, match="expected a text or number"):
+        with pytest.raises(ExpressionError, match="expected a string or number"):
             Expression(text).as_text(a_view())
 
 
@@ -644,7 +644,7 @@ def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so(
         ("body.c.email", {"c": {"id": 1}}, "body.c.email", "has(body.c.email) tells", "body.c has: id"),
         ("body.c.email", {"b": 1, "a": 2}, "body.c.email", "has(body.c) tells", "body has: b, a"),
         ("body.c.email", {"c": None}, "body.c.email", "body.c is null", "body.c is null"),
-        ("body.c.email + 'x'", {"c": "secret"}, "body.c.email", "body.c is a text", "body.c is a text"),
+        ("body.c.email + 'x'", {"c": "secret"}, "body.c.email", "body.c is a string", "body.c is a string"),
         ("body.c['a b']", {"c": {}}, "body.c['a b']", "'a b' in body.c tells", "body.c has: nothing"),
         ("body.c[1].id", {"c": [1]}, "body.c[1].id", "size(body.c) tells", "body.c has 1 element"),
         ("body.c.email", {"c": [1, 2]}, "body.c.email", "body.c is a list", "body.c has 2 elements"),

@@ -175,9 +175,9 @@ BROKEN = {
     "version: 18446744073709551616\n": [
         "routes.yaml:1:10: version: expected an integer of at most 64 bits, got 18446744073709551616",
     ],
-    "version: 1\n1: x\n": ["routes.yaml:2:1: 1: expected a text as a key, got 1 (in quotes it is one)"],
+    "version: 1\n1: x\n": ["routes.yaml:2:1: 1: expected a string as a key, got 1 (in quotes it is one)"],
     "version: 1\non: x\n": ["routes.yaml:2:1: on: unknown key 'on'"],
-    "version: 1\n? [a]\n: x\n": ["routes.yaml:2:3: expected a text as a key, got a list or a mapping"],
+    "version: 1\n? [a]\n: x\n": ["routes.yaml:2:3: expected a string as a key, got a list or a mapping"],
     "version: 1\n<<: {sources: {}}\n": [
         "routes.yaml:2:1: expected a key, got a merge (<<), which YAML 1.2 doesn't have",
     ],
@@ -204,7 +204,7 @@ BROKEN = {
         "routes.yaml:4:30: sources.github.verify.secrts: unknown key 'secrts', did you mean 'secrets'?",
     ],
     "version: 1\nsources:\n  github:\n    verify: {scheme: github, secrets: [x], 5: y}\n": [
-        "routes.yaml:4:44: sources.github.verify.5: expected a text as a key, got 5 (in quotes it is one)",
+        "routes.yaml:4:44: sources.github.verify.5: expected a string as a key, got 5 (in quotes it is one)",
     ],
     "version: 1\nsources: {GitHub: {verify: {scheme: github, secrets: [x]}}}\n": [
         (
@@ -281,17 +281,17 @@ BROKEN = {
             "routes.yaml:8:12: destinations.a.headers.X-A: expected a header value without control characters, "
             "got one with them"
         ),
-        "routes.yaml:9:12: destinations.a.headers.X-B: expected a text, got something else",
+        "routes.yaml:9:12: destinations.a.headers.X-B: expected a string, got something else",
     ],
     "version: 1\ndestinations:\n  a:\n    url: http://x\n    sign: {secrets: [whsec_, '!!']}\n    timeout: 1h\n"
     "    concurrency: 0\n    rate: 0/s\n": [
         (
             "routes.yaml:5:22: destinations.a.sign.secrets[0]: expected a secret of the form whsec_ and base64, "
-            "got another text"
+            "got another string"
         ),
         (
             "routes.yaml:5:30: destinations.a.sign.secrets[1]: expected a secret of the form whsec_ and base64, "
-            "got another text"
+            "got another string"
         ),
         (
             "routes.yaml:6:14: destinations.a.timeout: expected a duration from 100ms to 5m, such as 5s, 2m or 1h30m, "
@@ -385,7 +385,7 @@ BROKEN = {
     ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    request:\n      headers: {X-A: 5, X-B: a}\n"
     "      body:\n        x: [1, '${{ bdy.a }}']\n" + SOURCES + DESTINATIONS: [
-        "routes.yaml:7:22: routes[0].request.headers.X-A: expected a text, got 5",
+        "routes.yaml:7:22: routes[0].request.headers.X-A: expected a string, got 5",
         (
             "routes.yaml:9:16: routes[0].request.body.x[1]: expected CEL in ${{ … }}, got '${{ bdy.a }}': "
             "unknown name 'bdy' at character 1, did you mean 'body'?"

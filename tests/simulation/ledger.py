@@ -22,7 +22,7 @@ from gateway.engine.ordered import PROOF
 from gateway.engine.orders import Order, decode
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Commit, Partition, Record
-from gateway.log.records import Filed, Origin, decode_delivery, decode_event, origin_of
+from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, Delivery, DeliveryId, Event, Result, UndecodableRecordError, delivery_id
 from tests.simulation.broker import Client, as_newer
@@ -40,7 +40,7 @@ OLDEST = 24.0
 """Seconds of age of the lowest unfinished record beside its last attempt: `LONGEST_STAY` and one wait more in memory, a
 second in a lane, an append and a commit."""
 FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS})
-"""What tells that a destination is down: a 429 asks for patience, and a 404 is the event's affair."""
+"""What tells that a destination is down: a 429 asks for patience, and a 404 is about the event."""
 ORDERED = TOPICS.group("ordered.")
 OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked, ORDERED)
 """What topics of events and deliveries begin with."""
@@ -116,7 +116,7 @@ class Row:
     value: bytes
     number: int = -1
     event: Event | None = None
-    filed: Filed | None = None
+    filed: StoredDelivery | None = None
     origin: Origin | None = None
     """Of a record of an ordered route: the event's record, whose place in the order it has."""
     is_acknowledged: bool = False
@@ -268,7 +268,7 @@ class Ledger:
             self._identities[partition, row.event.id, row.event.body].append(row)
         self._say(f"{row.what()} is stored by {row.writer} at {partition.topic}/{partition.number}@{record.offset}")
 
-    def _carried(self, row: Row, filed: Filed) -> None:
+    def _carried(self, row: Row, filed: StoredDelivery) -> None:
         delivery = filed.delivery
         trail = self.trails[row.number, delivery.id]
         trail.rows.append(row)
@@ -389,7 +389,7 @@ class Ledger:
                 )
 
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None:
-        """Note where a new group begins: what is before that is another's affair."""
+        """Note where a new group begins: what is before that is not its own."""
         self._covered[group, partition].update(covers(commit, self.rows[partition].keys()))
 
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None:

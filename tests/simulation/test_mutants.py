@@ -141,7 +141,7 @@ def open_breakers_let_everything_through(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_kick_is_a_recovery(patch: pytest.MonkeyPatch) -> None:
-    """Whoever kicks knows that it is mended: all that waits goes out at once."""
+    """Whoever kicks knows that it is fixed: all that waits goes out at once."""
     patch.setattr(Breaker, "kick", Breaker.__init__)
 
 

@@ -646,7 +646,7 @@ class Process:
         self._logger = world_logger(world, name) if world._is_traced else QUIET
         metrics = Metrics(CollectorRegistry())
         self._follower = Follower(self.log, TOPICS, metrics, self._logger)
-        around: dict[str, Any] = {
+        services: dict[str, Any] = {
             "log": self.log,
             "topics": TOPICS,
             "rules": lambda: self._rules,
@@ -655,8 +655,8 @@ class Process:
             "sleep": world.sleep,
         }
         client = SimulatedClient(self, world.sinks.__getitem__, world.ledger)
-        self._worker = Worker(client=client, control=self._follower.control, **around)
-        self._jobs = Jobs(follower=self._follower, **around)
+        self._worker = Worker(client=client, control=self._follower.control, **services)
+        self._jobs = Jobs(follower=self._follower, **services)
         self._task: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 

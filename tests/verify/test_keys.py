@@ -11,7 +11,7 @@ from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.schemes import build_verifier, json_schema
 from tests.verify.requests import WHSEC
 
-SIGNED = "a text with {body} and, in braces, only timestamp, id, method, path, url, header:NAME"
+SIGNED = "a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME"
 
 
 def problems(config: Mapping[str, object]) -> list[tuple[Path, str]]:
@@ -57,34 +57,34 @@ def test_secrets_are_texts_that_are_never_shown() -> None:
     secrets = ["", "  ", 12345, None, True, ["x"], {"y": 1}, "good"]
     check(
         {"scheme": "github", "secrets": secrets},
-        (("secrets", 0), "expected a non-empty text, got a blank text"),
-        (("secrets", 1), "expected a non-empty text, got a blank text"),
-        (("secrets", 2), "expected a non-empty text, got a number"),
-        (("secrets", 3), "expected a non-empty text, got nothing"),
-        (("secrets", 4), "expected a non-empty text, got a boolean"),
-        (("secrets", 5), "expected a non-empty text, got a list"),
-        (("secrets", 6), "expected a non-empty text, got a mapping"),
+        (("secrets", 0), "expected a non-empty string, got a blank string"),
+        (("secrets", 1), "expected a non-empty string, got a blank string"),
+        (("secrets", 2), "expected a non-empty string, got a number"),
+        (("secrets", 3), "expected a non-empty string, got nothing"),
+        (("secrets", 4), "expected a non-empty string, got a boolean"),
+        (("secrets", 5), "expected a non-empty string, got a list"),
+        (("secrets", 6), "expected a non-empty string, got a mapping"),
     )
     check({"scheme": "github", "secrets": []}, (("secrets",), "expected a list of secrets, got an empty list"))
-    check({"scheme": "github", "secrets": "s3cret"}, (("secrets",), "expected a list of secrets, got a text"))
+    check({"scheme": "github", "secrets": "s3cret"}, (("secrets",), "expected a list of secrets, got a string"))
 
 
 def test_a_secret_must_be_of_its_encoding() -> None:
-    whsec = "expected base64 after whsec_, got a text that isn't"
+    whsec = "expected base64 after whsec_, got a string that isn't"
     check({"scheme": "standard-webhooks", "secrets": [WHSEC, "whsec_?", "whsec_"]},
           (("secrets", 1), whsec), (("secrets", 2), whsec))  # fmt: skip
     check({"scheme": "svix", "secrets": ["whsec_A"]}, (("secrets", 0), whsec))
     check({"scheme": "gitlab", "secrets": ["token", "whsec_é"]}, (("secrets", 1), whsec))
     check_hmac(
         {"secret_encoding": "hex", "secrets": ["0g", "ff", "f"]},
-        (("secrets", 0), "expected hexadecimal digits, got a text that isn't"),
-        (("secrets", 2), "expected hexadecimal digits, got a text that isn't"),
+        (("secrets", 0), "expected hexadecimal digits, got a string that isn't"),
+        (("secrets", 2), "expected hexadecimal digits, got a string that isn't"),
     )
     check_hmac(
         {"secret_encoding": "base64", "secrets": ["AP-8Q", "====", "AP8=Q"]},
-        (("secrets", 0), "expected base64, got a text that isn't"),
-        (("secrets", 1), "expected base64, got a text that isn't"),
-        (("secrets", 2), "expected base64, got a text that isn't"),
+        (("secrets", 0), "expected base64, got a string that isn't"),
+        (("secrets", 1), "expected base64, got a string that isn't"),
+        (("secrets", 2), "expected base64, got a string that isn't"),
     )
 
 
@@ -95,8 +95,8 @@ def test_each_key_of_hmac_says_what_it_expects() -> None:
     check_hmac({"header": ["X"]}, (("header",), "expected a header's name, got a list"))
     check_hmac({"algorithm": "md5"}, (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"))
     check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, base64, got 64"))
-    check_hmac({"prefix": ""}, (("prefix",), "expected a text of printable ASCII characters, got ''"))
-    check_hmac({"separator": "é"}, (("separator",), "expected a text of printable ASCII characters, got 'é'"))
+    check_hmac({"prefix": ""}, (("prefix",), "expected a string of printable ASCII characters, got ''"))
+    check_hmac({"separator": "é"}, (("separator",), "expected a string of printable ASCII characters, got 'é'"))
     check_hmac({"id_header": False}, (("id_header",), "expected a header's name, got false"))
     check_hmac({"secret_encoding": "b64"}, (("secret_encoding",), "expected one of raw, hex, base64, whsec, got 'b64'"))
     check_hmac({"algoritm": "sha1"}, (("algoritm",), "unknown key 'algoritm', did you mean 'algorithm'?"))
@@ -187,7 +187,7 @@ def test_an_error_has_a_line_for_each_problem() -> None:
         build_verifier({"scheme": "github", "secrets": [""], "extra": 1})
     assert str(caught.value).splitlines() == [
         "verify.extra: unknown key 'extra'",
-        "verify.secrets.0: expected a non-empty text, got a blank text",
+        "verify.secrets.0: expected a non-empty string, got a blank string",
     ]
 
 
@@ -197,7 +197,7 @@ def test_all_problems_come_in_one_go() -> None:
         (("extra",), "unknown key 'extra'"),
         (("header",), "expected a header's name, got ''"),
         (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"),
-        (("secrets", 0), "expected a non-empty text, got a number"),
+        (("secrets", 0), "expected a non-empty string, got a number"),
         (("signed",), "expected the key 'timestamp' beside {timestamp}, got none"),
     )
 
