@@ -118,7 +118,7 @@ class Share:
 
 
 class Held:
-    """The room of a body that is being read, which whoever reads it derives from."""
+    """The room of a body that is being read, from which its reader derives."""
 
     __slots__ = ("began", "is_given_up", "share", "size")
 

@@ -47,7 +47,7 @@ T = TypeVar("T")
 class Client:
     """Makes attempts. A context manager; afterwards nothing is open. Bounds nothing: the lanes do.
 
-    Whoever leaves it has ended the attempts; those still under way fail as `transport`.
+    Leaving it ends the attempts; those still under way fail as `transport`.
     `tls` is the context of destinations with https and without one of their own, the system's trust by default. The
     client closes the resolver. `clock` (Unix seconds) stamps attempts, and tells how far off a Retry-After is.
     """

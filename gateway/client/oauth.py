@@ -151,7 +151,7 @@ class Tokens:
         except NoTokenError as error:
             outcome = None if error.is_late else error
             raise
-        finally:  # cancelled: whoever waits asks for itself
+        finally:  # cancelled: those who wait ask for themselves
             holder.pending = None
             pending.set_result(outcome)
         return outcome

@@ -5,7 +5,7 @@
                                        └──────────── flush ◀────────────────┘ ... then the commit that covers them
 
 What is decided of an event stands in `dedupe.py`. Here is the order of things that makes it hold: a sighting is
-stored before the commit after which nobody reads its event again. So whoever owns the partition next finds it, or reads
+stored before the commit after which nobody reads its event again. So the next owner of the partition finds it, or reads
 the event itself. Sightings are facts: those that are stored twice, late or by an owner of before do no harm.
 
 While it isn't known what had come before, everything is let through, and counted: rather twice than never.

@@ -3,7 +3,7 @@
     rules/EDITION     what the routes of an edition match (`rules/edition.py`)
     routed/ID         from these offsets on, their reader goes by this edition
 
-Whoever reads a partition says so when it takes it over, and at each reload, unless it has been said already. So the
+A router says so when it takes a partition over, and at each reload, unless it has been said already. So the
 last record that begins at or below an offset tells the edition by which that event was matched; what was done already
 when its reader came was matched by the one before.
 """

@@ -509,7 +509,7 @@ class Replays:
         return True
 
     async def _mark(self, run: _Run) -> None:
-        """Publish how far the replay has come: true whoever owns the jobs now, and the next owner's place to go on."""
+        """Publish how far the replay has come: true for any owner of the jobs, and where the next one goes on."""
         order = run.order
         while run.positions != run.told or len(run.unread) != run.told_unread:
             marker = Order(

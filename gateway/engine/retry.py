@@ -50,7 +50,7 @@ _TABLE = {
     "dns": Disposition.RETRY,
     "tls": Disposition.RETRY,
     "transport": Disposition.RETRY,
-    "auth": Disposition.RETRY,  # Whoever it takes to fix it, the destination has said nothing against the delivery.
+    "auth": Disposition.RETRY,  # The destination has said nothing against the delivery.
     "egress_refused": Disposition.RETRY_SHORT,  # A DNS record can heal.
 }
 

@@ -1,7 +1,7 @@
 """Take what a record tells by type: each value is what it has to be, or UndecodableRecordError says what it was.
 
-Whoever may write to a topic may write anything: a list for a string, a time of 1e308. What passes here can be written
-again, compared and counted with.
+Anybody who may write to a topic may write anything: a list for a string, a time of 1e308. What passes here can be
+written again, compared and counted with.
 """
 
 import re
@@ -14,7 +14,7 @@ from gateway.model import NewerRecordError, UndecodableRecordError
 LATEST = 253_402_300_800.0
 """Unix seconds at the end of the year 9999: a time from there on has no date."""
 MOST = 1 << 53
-"""Every count and offset is below it, whoever reads it as JSON; one more fits, too."""
+"""Every count and offset is below it, in any reader of JSON; one more fits, too."""
 ID = re.compile(r"[!-~]{1,255}")
 """An id goes into headers, and so has neither blanks nor controls."""
 _DIGITS = re.compile(rb"[1-9][0-9]{0,8}")

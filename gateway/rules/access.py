@@ -1,4 +1,4 @@
-"""What a destination asks of whoever calls it, made from what is written: credentials, certificates, a proxy."""
+"""What a destination asks of its callers, made from what is written: credentials, certificates, a proxy."""
 
 import os
 import re
@@ -85,7 +85,7 @@ def _tls(ca: str | None, certificate: str | None, key: str | None) -> Tls:
 
 
 def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Have a context show a certificate to whoever asks for one."""
+    """Have a context show a certificate to those who ask for one."""
     is_encrypted = False
 
     def passphrase() -> str:  # without this OpenSSL would ask on the terminal

@@ -90,7 +90,7 @@ class Expression:
 
     @property
     def header(self) -> str | None:
-        """The header that this is a plain path to, in lower case: whoever has the headers at hand needs no view."""
+        """The header that this is a plain path to, in lower case: with the headers at hand no view is needed."""
         path = self._path
         return path.steps[0].key if path is not None and path.root == "headers" and len(path.steps) == 1 else None
 

@@ -248,7 +248,7 @@ class _Assembly:
             self.is_complete = False
             return None
         if verifier.scheme == "none":
-            message = f"expected a scheme that verifies, got none: whoever reaches {_path(name, read)} can send"
+            message = f"expected a scheme that verifies, got none: anybody who reaches {_path(name, read)} can send"
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
 

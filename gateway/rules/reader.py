@@ -46,7 +46,7 @@ class Reader:
         self.is_strict = is_strict
         self.problems: list[Problem] = []
         self.files: dict[Path, None] = {}
-        """Those of secrets so far; whoever reads rule files adds them."""
+        """Those of secrets so far; the reader of rule files adds its own."""
         self.has_gaps = False
         """A file can't be read, so that an unknown name may be known there."""
         self.unresolved: set[Node] = set()

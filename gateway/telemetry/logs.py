@@ -4,7 +4,7 @@ A line is one canonical statement in the past tense about a request or a deliver
 Bodies, signatures and query strings never enter it. What a sender has written (a type, an id) can be no order to a
 terminal, nor begin a line.
 
-A line costs its caller about 4 µs, and never waits for whoever reads stdout: `Lines` hands it to a thread.
+A line costs its caller about 4 µs, and never waits for the reader of stdout: `Lines` hands it to a thread.
 """
 
 import atexit

@@ -25,7 +25,7 @@ class Reason(StrEnum):
 class Request(NamedTuple):
     """A request as it came: `headers` undecoded, `query` without the question mark, `body` not decompressed.
 
-    `names` are the headers' names in lower case: whoever has looked at them hands them on.
+    `names` are the headers' names in lower case, where they are known already.
     """
 
     method: str

@@ -140,7 +140,7 @@ def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
     assert [warning.replace(f"{tmp_path}/", "") for warning in rules.warnings] == [
         (
             "routes.yaml:15:13: sources.open.verify: expected a scheme that verifies, got none: "
-            "whoever reaches /in/open can send"
+            "anybody who reaches /in/open can send"
         )
     ]
 

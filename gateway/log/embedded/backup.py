@@ -36,7 +36,7 @@ def back_up(path: Path, copy: Path) -> int:
         os.close(descriptor)
         unfinished = Path(name)
         file.reader.execute("VACUUM INTO ?", (name,))  # Of one snapshot, and without a WAL beside it.
-        sync(unfinished)  # SQLite leaves that to whoever wants it.
+        sync(unfinished)  # SQLite doesn't do it by itself.
         size = unfinished.stat().st_size
         unfinished.replace(copy)
         sync(copy.parent)

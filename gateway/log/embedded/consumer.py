@@ -131,7 +131,7 @@ class EmbeddedConsumer:
                 self._woken.set()
 
     def extend(self, ends: Mapping[str, int]) -> None:
-        """Hear how far the topics go, whoever appended."""
+        """Hear how far the topics go."""
         for partition, stream in self._streams.items():
             end = ends.get(partition.topic, 0)
             if end > stream.end:

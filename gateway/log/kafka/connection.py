@@ -200,7 +200,7 @@ class NoTokenError(KafkaError):
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Let nothing pass of what aiokafka says of connections: whoever opens the log tells it, once and better."""
+    """Let nothing pass of what aiokafka says of connections: what opens the log tells it, once and better."""
 
     def never(_: logging.LogRecord) -> bool:
         return False

@@ -37,7 +37,7 @@ PULL = 1.0  # How long one wait for records lasts before the consumer's health i
 SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
 HEARTBEAT = 1.0  # By which members learn that the group shares out anew: everyone waits for the last of them.
 REBALANCE = 60.0
-POLL = 10 * 365 * 86400.0  # Whoever waits for an operator fetches nothing meanwhile; heartbeats tell that we live.
+POLL = 10 * 365 * 86400.0  # A member that waits for an operator fetches nothing; heartbeats tell that it lives.
 FETCH_TIMEOUT = 10.0  # A broker that hangs holds what it led for so long, although there is a new leader in seconds.
 GROUP_REQUEST_TIMEOUT = 30.0  # But a coordinator answers a member that joins when all have joined.
 
@@ -352,7 +352,7 @@ class KafkaConsumer:
         """Go on from the first record of partitions whose records aren't those that we have read."""
         mine = [partition for partition in partitions if partition in self._next]
         if not mine or self._group is None or self._giving_up.locked():
-            return  # whoever takes them over next compares, too
+            return  # the next owner compares, too
         async with self._giving_up:
             positions = {partition: self._next.pop(partition) for partition in mine}
             self._kafka.pause(*[TopicPartition(*partition) for partition in mine])

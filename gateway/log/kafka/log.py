@@ -30,7 +30,7 @@ from gateway.log.kafka.topics import kept_for
 from gateway.model import LogUnavailableError, UsageError
 
 APPEND_TIMEOUT = 5.0
-CLIENT_ID = "gateway"  # Of whoever has no place of its own: the command line, say.
+CLIENT_ID = "gateway"  # Of what has none of its own, such as the command line.
 
 
 class KafkaLog:
