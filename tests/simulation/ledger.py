@@ -659,6 +659,8 @@ class Ledger:
             and other.filed is not None
             and other.filed.delivery.successor == row.filed.delivery.successor
             and other.offset not in self._covered[group, row.partition]
+            # Of what no commit covers, the first is nobody's copy.
+            and (row.partition.topic != TOPICS.parked or other.offset < row.offset)
             for other in trail.rows
         )
 
