@@ -570,6 +570,7 @@ class Ledger:
             or any(made.began >= self.hurried.get(name, math.inf) for name in _names(made))
             or self.plan.skew
             or not self._is_time_sure
+            or not made.is_timed
             or not policies
         ):
             return
