@@ -63,7 +63,7 @@ class OpenLetters:
     def settle(self, order: Order, starts: Mapping[str, int]) -> Iterator[None]:
         """Forget what an order covers from these offsets up to its marker; yield now and then."""
         which = order.filter
-        names = {hash(each) for each in which.ids}
+        names, records = {hash(each) for each in which.ids}, frozenset(which.records)
         for (number, route, destination, reason), rows in list(self._rows.items()):
             if not _fits(which.route, route) or not _fits(which.destination, destination):
                 continue
@@ -77,6 +77,7 @@ class OpenLetters:
                 at, name = rows.times[index], rows.names[index]
                 is_covered = (
                     (not names or name in names)
+                    and (not records or f"{number}@{rows.offsets[index]}" in records)
                     and (which.since is None or at >= which.since)
                     and (which.until is None or at < which.until)
                     and (order.action == "drop" or name != 0)

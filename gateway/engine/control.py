@@ -277,33 +277,34 @@ class Control:
 class _Settled:
     """The orders about dead letters as far as they are carried out, filed so that a letter is held against few of them.
 
-    By the deliveries that they name; else by what they filter, and then in a row, in which the first order that reaches
-    a record is found by bisection: whoever replays a destination's letters every hour gives hundreds of orders alike.
+    By the records or the deliveries that they name; else by what they filter, and then in a row, in which the first
+    order that reaches a record is found by bisection: an operator who replays a destination's letters every hour gives
+    hundreds of orders alike.
     """
 
     def __init__(self) -> None:
-        self._by_id: dict[str, list[Order]] = {}
+        self._by_name: dict[str, list[Order]] = {}
         self._by_filter: dict[tuple[str | None, str | None, str | None], _Row] = {}
 
     def add(self, order: Order) -> None:
-        if order.filter.ids:
-            for identity in order.filter.ids:
-                self._by_id.setdefault(identity, []).append(order)
+        if names := order.filter.records or order.filter.ids:
+            for name in names:
+                self._by_name.setdefault(name, []).append(order)
         else:
             self._by_filter.setdefault(_kind_of(order.filter), _Row()).add(order)
 
     def remove(self, order: Order) -> None:
-        if order.filter.ids:
-            for identity in order.filter.ids:
-                self._by_id[identity].remove(order)
-                if not self._by_id[identity]:
-                    del self._by_id[identity]
+        if names := order.filter.records or order.filter.ids:
+            for name in names:
+                self._by_name[name].remove(order)
+                if not self._by_name[name]:
+                    del self._by_name[name]
         else:
             self._by_filter[_kind_of(order.filter)].remove(order)
 
     def of(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
         """Yield the orders that settled a letter; of a row only the first."""
-        for order in self._by_id.get(letter.id, ()):
+        for order in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
             if order.is_before_marker(partition, offset) and order.is_for(letter):
                 yield order
         if not self._by_filter:

@@ -59,14 +59,26 @@ _PLACE = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadFilter:
-    """Which dead letters an order is for; what is None or empty doesn't narrow. Times are when they were written."""
+    """Which dead letters an order is for; what is None or empty doesn't narrow. Times are when they were written.
+
+    `ids` are of deliveries, which events of one identity share; `records` are the letters themselves, as
+    PARTITION@OFFSET. The latter are looked at by those who know where a letter stands, and not by `covers`.
+    """
 
     route: str | None = None
     destination: str | None = None
     reason: str | None = None
     ids: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
     since: float | None = None
     until: float | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON has it; `records` only where there are some, as an older version doesn't know them."""
+        told = asdict(self)
+        if not self.records:
+            del told["records"]
+        return told
 
     def covers(self, letter: "Letter") -> bool:
         return (
@@ -85,6 +97,7 @@ class DeadFilter:
             or _differ(self.destination, other.destination)
             or _differ(self.reason, other.reason)
             or (self.ids and other.ids and not set(self.ids).intersection(other.ids))
+            or (self.records and other.records and not set(self.records).intersection(other.records))
         )
 
 
@@ -187,7 +200,7 @@ class Order:
         body |= {"marker": dict(self.marker), "count": self.count}
         if self.kind == "dead":
             body["action"] = self.action
-            body["filter"] = self.filter
+            body["filter"] = self.filter.told()
         if self.selection is not None:
             # What isn't asked for isn't told: a process of before it was there can carry out the rest.
             asked = asdict(self.selection)
@@ -289,12 +302,13 @@ def _counts(fields: Fields, name: str) -> Mapping[str, int]:
 
 
 def _filter(fields: Fields) -> DeadFilter:
-    fields.allow("route", "destination", "reason", "ids", "since", "until")
+    fields.allow("route", "destination", "reason", "ids", "records", "since", "until")
     return DeadFilter(
         route=_text(fields, "route"),
         destination=_text(fields, "destination"),
         reason=_text(fields, "reason"),
         ids=fields.texts("ids") if fields.has("ids") else (),
+        records=fields.texts("records") if fields.has("records") else (),
         since=_time(fields, "since"),
         until=_time(fields, "until"),
     )

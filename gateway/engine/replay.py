@@ -36,7 +36,6 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
-    DeliveryId,
     Event,
     ExpressionError,
     LogUnavailableError,
@@ -183,7 +182,7 @@ class _Run:
     piece: list[Matched] = field(default_factory=list)
     piece_bytes: int = 0
     reached: dict[str, int] = field(default_factory=dict)
-    settled: list[DeliveryId] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)
     identities: Identities | None = None
 
     @property
@@ -484,8 +483,8 @@ class Replays:
             if matched.error is not None and not await self._fail(run, matched, matched.error, is_wanted):
                 return False
         for matched in run.piece:
-            letters = [run.dead.of(matched.event, destination) for destination in matched.destinations]
-            run.settled += [letter for letter in letters if letter is not None]
+            for destination in matched.destinations:
+                run.settled += run.dead.of(matched.event, destination)
         run.count += len(deliveries)
         run.unchecked += len(deliveries)
         if run.selection.rate is not None:
@@ -560,7 +559,7 @@ def _settlement(run: _Run) -> Order:
         state="done",
         at=run.order.at,
         marker=run.dead.ends,
-        filter=DeadFilter(route=run.selection.route, ids=tuple(run.settled)),
+        filter=DeadFilter(route=run.selection.route, records=tuple(run.settled)),
         count=len(run.settled),
     )
 

@@ -23,7 +23,7 @@ from gateway.engine.unread import Readable
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
 from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.model import DeliveryId, Event, UnreadableRecordError, identity_of
+from gateway.model import Event, UnreadableRecordError, identity_of
 from gateway.rules.edition import RouteThen, route_then
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Route, Rules
@@ -50,20 +50,23 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dead:
-    """The open dead letters of a route: for each event and destination the id of the delivery; `ends` is how far."""
+    """The open dead letters of a route: for each event and destination where they are, as PARTITION@OFFSET.
 
-    letters: Mapping[tuple[str, float, str], DeliveryId] = field(default_factory=dict)
+    `ends` is how far they were read.
+    """
+
+    letters: Mapping[tuple[str, float, str], Sequence[str]] = field(default_factory=dict)
     ends: Mapping[str, int] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
     """Partitions that couldn't be read ("topic/partition"): of their letters nothing is known."""
 
-    def of(self, event: Event, destination: str) -> DeliveryId | None:
-        return self.letters.get((event.id, event.received_at, destination))
+    def of(self, event: Event, destination: str) -> Sequence[str]:
+        return self.letters.get((event.id, event.received_at, destination), ())
 
 
 async def open_letters(log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable) -> Dead:
     """Read which dead letters of a selection's route are open now, of those partitions that are `readable`."""
-    letters: dict[tuple[str, float, str], DeliveryId] = {}
+    letters: dict[tuple[str, float, str], list[str]] = {}
     ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # One that was written before the first event was appended isn't of any.
@@ -77,8 +80,9 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
                 letter, filed = read_letter(record)
                 if filed is None or not which.covers(letter) or control.settled(letter, partition, record.offset):
                     continue
-                delivery = filed.delivery
-                letters[delivery.event.id, delivery.event.received_at, delivery.destination] = delivery.id
+                event = filed.delivery.event
+                about = letters.setdefault((event.id, event.received_at, filed.delivery.destination), [])
+                about.append(f"{number}@{record.offset}")
     return Dead(letters=letters, ends=ends, unread=frozenset([f"{topics.dead}/{number}" for number in unread]))
 
 
@@ -175,7 +179,7 @@ class Undelivered:
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Tell what is known of an event's delivery by the route to a destination."""
-        if self._dead.of(event, destination) is not None:
+        if self._dead.of(event, destination):
             return Fate.UNDELIVERED
         view = View.of(event)
         edition = self._history.edition_at(partition, record.offset)

@@ -516,3 +516,22 @@ async def test_a_replay_that_waits_for_a_partition_has_delivered_what_it_had_com
             await asyncio.sleep(10)
             assert await scene.counts() == {Fate.ENDED: 40}
         assert scene.delivered() == [1] * 40
+
+
+@virtual
+async def test_a_letter_of_another_event_of_the_same_identity_stays_open() -> None:
+    async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500, 500, *[200] * 10]) as scene:
+        async with running(scene.world, scene.world.worker(scene.owner.control)):
+            events = []
+            for number in range(2):
+                events.append(an_event(id="evt_shared", body={"n": number}, received_at=now()))
+                await scene.world.put(events[-1])
+                await asyncio.sleep(3)
+            assert len(scene.world.dead()) == 2
+            await an_order(scene.world, "x", undelivered=True, until=events[1].received_at)
+            assert (await ended(scene.owner.control, "x")).count == 1
+            await asyncio.sleep(10)
+        log = scene.world.log
+        selection = Selection(route="build", since=0.0)
+        left = await open_letters(log, TOPICS, scene.owner.control, selection, readable=log.readable)
+        assert [received_at for _, received_at, _ in left.letters] == [events[1].received_at]

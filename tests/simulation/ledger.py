@@ -867,7 +867,7 @@ class Ledger:
     def _see_order(self, order: Order, offset: int) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
         # An operator's orders are asked for; a replay's, of the letters whose deliveries it has brought, come done.
-        if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.ids)):
+        if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.records)):
             self._settlements.append((order, self._now()))
         self._see_kick(order)
         if order.kind == "kick" and order.state == "asked":
@@ -948,7 +948,7 @@ class Ledger:
                 if row.partition.topic != TOPICS.dead:
                     continue
                 settled_by = [each for each in self._settlements if _is_for(each[0], row)]
-                of_operators = [each for each in settled_by if not each[0].filter.ids]
+                of_operators = [each for each in settled_by if not each[0].filter.records]
                 if len(of_operators) < len(settled_by) and not self._is_replayed(row):
                     self.violate("12 nothing is skipped", "a replay settled what it has not brought", [row])
                 order, at = next(iter(of_operators), (None, 0.0))
@@ -1179,6 +1179,7 @@ def _is_for(order: Order, row: Row) -> bool:
         and order.filter.route in (None, delivery.route)
         and order.filter.destination in (None, delivery.destination)
         and (not order.filter.ids or delivery.id in order.filter.ids)
+        and (not order.filter.records or f"{row.partition.number}@{row.offset}" in order.filter.records)
     )
 
 
