@@ -336,11 +336,12 @@ class Scans:
         ends: dict[str, int] = {}
         for topic in topics:
             ends |= await self._ends(scan, topic)
+        # Before the wait: what comes out meanwhile, and whose end isn't committed yet, may be parked or dead by then.
+        fates = await self._fates(near | ends)
         # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
         await self._hold(runs, ends, near)
         if not await self._pass(HOLD, owner):
             return
-        fates = await self._fates(near | ends)
         new = [run for run in runs if not self._control.is_begun(run.order.key)]
         await self._count(new, shortest, near, fates)
         for topic in topics:
