@@ -301,7 +301,7 @@ class Ingress:
     def _finished(self, endpoint: "_Endpoint | None", line: dict[str, Any], seconds: float) -> None:
         source = line["source"]
         trace_id = None if self._traces is None else _ended(line)
-        if endpoint is not None and line["status"] == HTTPStatus.ACCEPTED:
+        if endpoint is not None and line["status"] == _STORED:
             endpoint.accepted.inc()
             if trace_id is None:
                 endpoint.seconds.observe(seconds)
@@ -345,6 +345,7 @@ def _ended(line: dict[str, Any]) -> str | None:
     return trace_id
 
 
+_STORED = int(HTTPStatus.ACCEPTED)
 _SENDERS_FAULT = range(400, 500)
 _TOLD = (("gateway.event.id", "event_id"), ("gateway.event.type", "type"), ("gateway.handshake", "handshake"))
 

@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -586,12 +586,7 @@ class _Connection(asyncio.Protocol):
 
 def _judge(status: int) -> tuple[Result, str]:
     """Return what a status means, and the words for it: ours, for the destination's could hold anything."""
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        result = Result.THROTTLED
-    elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        result = Result.UNAUTHORIZED
-    else:
-        result = _CLASSES.get(status // 100, Result.TRANSPORT)
+    result = _RESULTS.get(status) or _CLASSES.get(status // 100, Result.TRANSPORT)
     return result, "" if result is Result.SUCCESS else _phrase(status)
 
 
@@ -614,4 +609,9 @@ def _reason(error: Exception) -> str:
 
 
 _THROTTLING = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_RESULTS: Mapping[int, Result] = {
+    HTTPStatus.TOO_MANY_REQUESTS: Result.THROTTLED,
+    HTTPStatus.UNAUTHORIZED: Result.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN: Result.UNAUTHORIZED,
+}
 _CLASSES = {2: Result.SUCCESS, 3: Result.REDIRECT, 4: Result.CLIENT_ERROR, 5: Result.SERVER_ERROR}

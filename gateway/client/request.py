@@ -126,6 +126,7 @@ def _passed(headers: Headers, added: Iterable[bytes], destination: Destination) 
         if len(parents) > 1 or not _is_traceparent(parents[0]):
             dropped |= _TRACE  # Trace Context, section 3.3.1: both or none
     beginnings = _HELD_BACK_BEGINNINGS_AND_SIGNED if destination.sign else _HELD_BACK_BEGINNINGS
+    held = _STAYS if dropped is _NOT_PASSED else dropped | _HELD_BACK
     if destination.forward_headers:
         wanted = {name.lower().encode() for name in destination.forward_headers}
         names = [
@@ -135,7 +136,7 @@ def _passed(headers: Headers, added: Iterable[bytes], destination: Destination) 
     return [
         pair
         for name, pair in zip(names, headers, strict=True)
-        if name not in dropped and name not in _HELD_BACK and not name.startswith(beginnings)
+        if name not in held and not name.startswith(beginnings)
     ]
 
 
@@ -175,6 +176,7 @@ _WANTED = b""  # Stands for a name that is held back otherwise.
 _FOLDED = bytes([ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()])  # as `folded`
 _USER_AGENT = (b"user-agent", b"webhook-gateway")  # Some firewalls refuse a request without one.
 _NOT_PASSED = _RESERVED | _CREDENTIALS
+_STAYS = _NOT_PASSED | _HELD_BACK
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
 _TRACE = frozenset((b"traceparent", b"tracestate"))
 _TRACEPARENT = re.compile(

@@ -29,7 +29,7 @@ def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: in
 
     Raises ValueError for a header with a control character that would end it: what follows could be a second request.
     """
-    fields = [name + b": " + value for name, value in headers]
+    fields = list(map(b": ".join, headers))
     fields.append(b"Content-Length: %d\r\n\r\n" % length)
     head = start + b"\r\n".join(fields)
     lines = len(fields) + 3  # the request line, Host, and the empty one

@@ -28,7 +28,7 @@ from gateway.engine.control import Control
 from gateway.engine.lanes import Budget, Lane, Spill
 from gateway.engine.orders import Order
 from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
-from gateway.engine.tracker import Item, Pending
+from gateway.engine.tracker import AttemptScope, Item, Pending
 from gateway.log.base import Log, Record
 from gateway.log.topics import TIERS, Topics
 from gateway.model import (
@@ -285,8 +285,8 @@ class Dispatcher:
         An attempt that has just begun has a moment: most are answered within it, and wouldn't be made again.
         """
         if item.scope is not None:
-            item.scope.reschedule(asyncio.get_running_loop().time() + max(0.0, item.since + MOMENT - now))
-            item.scope = None  # once: a deadline that is expiring can't be moved any more
+            item.scope.cut_short(max(0.0, item.since + MOMENT - now))
+            item.scope = None  # once
         elif item.is_waiting:
             self.withdraw([item])
             item.is_waiting = False
@@ -346,13 +346,13 @@ class Dispatcher:
 
     async def _attempts(self, lane: Lane, item: Item | None) -> None:
         """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
+        now = self._log.now()
         while item is not None:
-            now = await self._deliver(lane, item)
+            now = await self._deliver(lane, item, now)
             item = None if self._is_draining else lane.take(now)
 
-    async def _deliver(self, lane: Lane, item: Item) -> float:
+    async def _deliver(self, lane: Lane, item: Item, now: float) -> float:
         """Make one attempt and act on its result; return when. What goes wrong with a delivery here dead-letters it."""
-        now = self._log.now()
         delivery = item.delivery
         attempt: Attempt | None = None
         span: Span | None = None
@@ -408,10 +408,12 @@ class Dispatcher:
 
     async def _attempt(self, item: Item, outbound: Outbound, *, timeout: float, number: int, now: float) -> Attempt:
         """Make an attempt that can be cut short. When it began is told by the log's clock, whatever the client's is."""
+        scope = item.scope = AttemptScope()
         try:
-            async with asyncio.timeout(None) as item.scope:
-                attempt = await self._client.attempt(outbound, timeout=timeout, number=number)
-        except TimeoutError:
+            attempt = await self._client.attempt(outbound, timeout=timeout, number=number)
+        except asyncio.CancelledError:
+            if not scope.was_cut_short():
+                raise
             return Attempt(
                 number=number,
                 at=now,
@@ -419,6 +421,8 @@ class Dispatcher:
                 result=Result.TIMEOUT,
                 detail="cut short: the partition's window is full",
             )
+        finally:
+            scope.close()
         return attempt if attempt.result is Result.SUCCESS else replace(attempt, at=now)  # nothing is kept of a success
 
     def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict, now: float) -> None:

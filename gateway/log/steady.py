@@ -16,7 +16,9 @@ class SteadyClock:
         if ticks > self._told_at:
             told += (ticks - self._told_at) / 2
             self._told_at = ticks
-        self._told = told = max(told, estimate)
+        if estimate > told:
+            told = estimate
+        self._told = told
         return told
 
     def begin_anew(self) -> None:

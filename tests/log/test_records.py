@@ -394,9 +394,8 @@ def test_sightings_come_back_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize("name", ["gw_v", "gw_source", "gw_origin"])
-@pytest.mark.parametrize("value", [b"\xff", None])
-def test_sightings_without_a_header_that_can_be_read_are_refused(name: str, value: bytes | None) -> None:
-    headers = dict(encode_sightings("github", 17)) | {name: value}
+def test_sightings_without_a_header_that_can_be_read_are_refused(name: str) -> None:
+    headers = dict(encode_sightings("github", 17)) | {name: b"\xff"}
     for left in (headers, {key: value for key, value in headers.items() if key != name}):
         with pytest.raises(UndecodableRecordError):
-            decode_sightings(Record(9, NOW, b"x/0", b"", tuple(left.items())))  # type: ignore[arg-type] # as others may
+            decode_sightings(Record(9, NOW, b"x/0", b"", tuple(left.items())))

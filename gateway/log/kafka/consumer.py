@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import structlog
@@ -40,6 +41,7 @@ REBALANCE = 60.0
 POLL = 10 * 365 * 86400.0  # A member that waits for an operator fetches nothing; heartbeats tell that it lives.
 FETCH_TIMEOUT = 10.0  # A broker that hangs holds what it led for so long, although there is a new leader in seconds.
 GROUP_REQUEST_TIMEOUT = 30.0  # But a coordinator answers a member that joins when all have joined.
+VALUE_OF = itemgetter(1)
 
 log = structlog.get_logger(__name__)
 
@@ -506,7 +508,9 @@ def records_of(found: Iterable[ConsumerRecord[Any, Any]]) -> list[Record]:
 
 
 def headers_of(found: Sequence[tuple[str, bytes | None]]) -> RecordHeaders:
-    return tuple([(name, value or b"") for name, value in found])
+    if None in map(VALUE_OF, found):
+        return tuple([(name, value or b"") for name, value in found])
+    return tuple(found)  # type: ignore[arg-type]  # there is no None among them
 
 
 def slices_of(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
