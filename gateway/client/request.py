@@ -134,9 +134,7 @@ def _passed(headers: Headers, added: Iterable[bytes], destination: Destination) 
             for folded, (name, _) in zip(names, headers, strict=True)
         ]
     return [
-        pair
-        for name, pair in zip(names, headers, strict=True)
-        if name not in held and not name.startswith(beginnings)
+        pair for name, pair in zip(names, headers, strict=True) if name not in held and not name.startswith(beginnings)
     ]
 
 

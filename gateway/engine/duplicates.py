@@ -351,6 +351,11 @@ class Reader:
         # Also where the sighting was there: who read the event before may not have stored it.
         self._store.fresh.setdefault(source, bytearray()).extend(row)
 
+    @property
+    def is_flushed(self) -> bool:
+        """Whether all that was seen is stored."""
+        return self._store.is_flushed
+
     async def flush(self) -> None:
         """Store what was seen up to now.
 
@@ -445,6 +450,11 @@ class _Store:
     def is_tried_again(self) -> bool:
         """Whether a flush is under way after one that failed."""
         return self.is_stuck and self._flushing.locked()
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether nothing is left to store, and nothing is being stored."""
+        return not (any(self.fresh.values()) or self._flushing.locked())
 
     async def flush(self, services: _Surroundings) -> None:
         """Store what was seen up to now. Raises LogUnavailableError."""

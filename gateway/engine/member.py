@@ -470,7 +470,11 @@ class Member(ABC):
             for tracker in trackers
             if (commit := tracker.progress.committable(is_known=is_proof)) is not None
         }
-        readers = {tracker: self._readers[tracker] for tracker in commits if tracker in self._readers}
+        readers = {
+            tracker: reader
+            for tracker in commits
+            if (reader := self._readers.get(tracker)) is not None and not reader.is_flushed
+        }
         flushes = [reader.flush() for reader in readers.values()]
         for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
             if isinstance(failed, LogUnavailableError):

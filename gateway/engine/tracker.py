@@ -47,7 +47,7 @@ class Owner(Protocol):
 
 
 class AttemptScope:
-    """The attempt of the task that makes it, which others can cut short: asyncio.timeout, without its 3 µs an attempt."""
+    """The attempt that a task makes, which others can cut short: as asyncio.timeout, without its 3 µs an attempt."""
 
     __slots__ = ("_cancelling", "_is_over", "_task", "_timer")
 

@@ -16,7 +16,7 @@ class SteadyClock:
         if ticks > self._told_at:
             told += (ticks - self._told_at) / 2
             self._told_at = ticks
-        if estimate > told:
+        if estimate > told:  # noqa: PLR1730 - a call of max takes as long as all of this
             told = estimate
         self._told = told
         return told
