@@ -86,9 +86,12 @@ class StackError(Exception):
 class Stack:
     """What runs, as far as its folder tells. `log` is "kafka" or "embedded", which is one gateway instead of two."""
 
-    def __init__(self, folder: Path = STACK, *, log: str = "kafka", scrape_every: float = SCRAPE_EVERY) -> None:
+    def __init__(
+        self, folder: Path = STACK, *, log: str = "kafka", scrape_every: float = SCRAPE_EVERY, job: str = ""
+    ) -> None:
         self.folder = folder
         self._log = log
+        self._job = job  # of Prometheus, for all processes; a job for each role where it is empty
         self._scrape_every = scrape_every
         self._children: list[subprocess.Popen[bytes]] = []
 
@@ -229,13 +232,11 @@ class Stack:
         settings["rule_files"] = [str(DEPLOY / "prometheus" / file) for file in settings["rule_files"]]
         [manager] = settings["alerting"]["alertmanagers"]
         manager["static_configs"] = [{"targets": [f"127.0.0.1:{ports['alertmanager']}"]}]
-        jobs = {job["job_name"]: job for job in settings["scrape_configs"]}
+        jobs: dict[str, list[str]] = {}
+        for name in gateways:
+            jobs.setdefault(self._job or f"gateway-{name.removesuffix('-admin')}", []).append(f"127.0.0.1:{ports[name]}")
         settings["scrape_configs"] = [
-            {
-                **jobs[f"gateway-{name.removesuffix('-admin')}"],
-                "static_configs": [{"targets": [f"127.0.0.1:{ports[name]}"]}],
-            }
-            for name in gateways
+            {"job_name": job, "static_configs": [{"targets": targets}]} for job, targets in jobs.items()
         ]
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
 

@@ -137,7 +137,7 @@ class Gateway:
         self._registry = process_registry()
         self._metrics = Metrics(self._registry)
         self._version = version("webhook-gateway")  # from the disk
-        self._metrics.build_info.labels(self._version).set(1)
+        self._metrics.build_info.labels(self._version, settings.role).set(1)
         self._stopping = asyncio.Event()
         self._reload = asyncio.Event()
         self._rules: Rules

@@ -19,10 +19,10 @@ SCHEMA_VERSION = 39  # Grafana 10.3 and newer read it as it is.
 COLUMNS = 24
 WIDTH, HEIGHT = 8, 8
 STAT_WIDTH, STAT_HEIGHT = 4, 4
-GATEWAY = 'job=~"gateway-(all|ingress|router)"'
-"""Series of the process itself have the names that every exporter gives them."""
 NAMESPACE = 'namespace=~"$namespace"'
 """Tells one gateway from another, as in the alerts. Outside of Kubernetes series have none, which is any, too."""
+OF_INSTANCE = 'job=~"$job", instance=~"$instance"'
+OLDEST_GENERATION = 'generation="2"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,11 @@ def of(metric: str, where: str = "") -> str:
     return f"{metric}{{{NAMESPACE}{where and ', '}{where}}}"
 
 
+def of_process(expr: str) -> str:
+    """Return what is ours of series that every exporter has by the same names: they are found by one of our own."""
+    return f"{expr} and on (namespace, job, instance) {of('gateway_build_info', OF_INSTANCE)}"
+
+
 def per_second(metric: str, by: str, where: str = "") -> str:
     return f"sum by ({by}) (rate({of(metric, where)}[$__rate_interval]))"
 
@@ -128,7 +133,7 @@ OVERVIEW = Board(
             "none",
             "GatewayAllDown",
             "Processes that Prometheus reaches.",
-            f"sum({of('up', GATEWAY)})",
+            f"count({of('gateway_build_info')}) or vector(0)",
         ),
         number(
             "Log",
@@ -505,28 +510,25 @@ LOG = Board(
 )
 
 WHERE = "{{job}} {{instance}}"
-INSTANCE = 'instance=~"$instance"'
-OF_INSTANCE = f"{GATEWAY}, {INSTANCE}"
-OLDEST_GENERATION = f'{OF_INSTANCE}, generation="2"'
 PROCESS = Board(
     uid="gateway-process",
     title="Gateway: process",
     text="What each process uses, and whether anything holds it up.",
-    variables=(("instance", "gateway_build_info"),),
+    variables=(("job", "gateway_build_info"), ("instance", "gateway_build_info")),
     panels=(
         graph(
             "CPU",
             "percentunit",
             "GatewayEventLoopLags",
             "Processor time. A process uses one core at most, and a little for what runs beside the event loop.",
-            (f"rate({of('process_cpu_seconds_total', OF_INSTANCE)}[$__rate_interval])", WHERE),
+            (of_process(f"rate({of('process_cpu_seconds_total')}[$__rate_interval])"), WHERE),
         ),
         graph(
             "Memory",
             "bytes",
             "GatewayProcessDown",
             "Resident memory.",
-            (of("process_resident_memory_bytes", OF_INSTANCE), WHERE),
+            (of_process(of("process_resident_memory_bytes")), WHERE),
         ),
         graph(
             "Event loop lag",
@@ -534,7 +536,7 @@ PROCESS = Board(
             "GatewayEventLoopLags",
             "How late the event loop was, looked at four times a second.",
             (
-                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance", INSTANCE),
+                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance", OF_INSTANCE),
                 f"{WHERE} p99",
             ),
         ),
@@ -543,15 +545,15 @@ PROCESS = Board(
             "none",
             "GatewayProcessDown",
             "Descriptors in use, and how many there may be. Each attempt and each sender is one.",
-            (of("process_open_fds", OF_INSTANCE), WHERE),
-            (of("process_max_fds", OF_INSTANCE), f"{WHERE} limit"),
+            (of_process(of("process_open_fds")), WHERE),
+            (of_process(of("process_max_fds")), f"{WHERE} limit"),
         ),
         graph(
             "Tasks",
             "none",
             "GatewayEventLoopLags",
             "Tasks of the event loop.",
-            (of("gateway_event_loop_tasks", INSTANCE), WHERE),
+            (of("gateway_event_loop_tasks", OF_INSTANCE), WHERE),
         ),
         graph(
             "Garbage collections",
@@ -559,7 +561,7 @@ PROCESS = Board(
             "GatewayEventLoopLags",
             "Runs of Python's collector of the oldest generation, during which nothing else goes on.",
             (
-                f"rate({of('python_gc_collections_total', OLDEST_GENERATION)}[$__rate_interval])",
+                of_process(f"rate({of('python_gc_collections_total', OLDEST_GENERATION)}[$__rate_interval])"),
                 WHERE,
             ),
         ),
@@ -568,7 +570,7 @@ PROCESS = Board(
             "s",
             "GatewayProcessDown",
             "How long ago the process started.",
-            (f"time() - {of('process_start_time_seconds', OF_INSTANCE)}", WHERE),
+            (of_process(f"time() - {of('process_start_time_seconds')}"), WHERE),
         ),
         graph(
             "Version",

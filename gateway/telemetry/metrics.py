@@ -369,7 +369,7 @@ class Metrics(Collector):
         )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log answers.").labels()
-        self.build_info = gauge("build_info", "1, with the version that runs.", "version")
+        self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
 
         _each(self.requests, (NO_NAME,), STATUSES)
         _each(self.rejected, (NO_NAME,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))

@@ -17,7 +17,6 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from deploy.grafana.boards import GATEWAY
 from gateway.client.egress import NAMED_ONLY
 from gateway.commands import COMMANDS
 from gateway.log.base import TopicSpec
@@ -27,6 +26,7 @@ from gateway.rules.load import check_rules, load_rules
 from gateway.run import STOP_TIMEOUT, event_topics
 from gateway.settings import EmbeddedTarget, KafkaTarget, Role, from_sources
 from tests.deploy.chart import CHART, ROOT, Chart, Manifest, environment_of, of_kind, pods_of
+from tests.deploy.test_prometheus import own_jobs
 
 pytestmark = pytest.mark.timeout(900)  # Where CI has to build Helm first.
 
@@ -513,9 +513,9 @@ def test_the_alerts_know_each_pod_by_its_job(chart: Chart) -> None:
     [relabelings] = [each["relabelings"] for each in monitor["spec"]["podMetricsEndpoints"]]
     [job] = [each["replacement"] for each in relabelings if each["targetLabel"] == "job"]
     [components] = [each["values"] for each in monitor["spec"]["selector"]["matchExpressions"]]
-    known = GATEWAY.partition("=~")[2].strip('"')
+    [known] = own_jobs()
     assert set(components) == set(Role)
-    assert all(re.fullmatch(known, job.replace("$1", component)) for component in components)
+    assert all(known.fullmatch(job.replace("$1", component)) for component in components)
     # By it one gateway is told from another; the operator adds it.
     assert "namespace" not in [each["targetLabel"] for each in relabelings]
 

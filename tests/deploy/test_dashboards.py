@@ -96,12 +96,19 @@ def test_the_metrics_of_the_gateway_are_on_a_dashboard() -> None:
 # ---- On a real Prometheus ----
 
 
-@pytest.fixture(scope="module")
-def stack(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("webhooks", id="any job"),
+        pytest.param("", id="a job for each role", marks=pytest.mark.full),
+    ],
+)
+def stack(tool: Tool, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Return a gateway under load and faults, on the embedded log, with a Prometheus that scrapes it."""
     for name in ("prometheus", "alertmanager"):
         tool(name)
-    stack = Stack(tmp_path_factory.mktemp("stack") / "state", log="embedded", scrape_every=SCRAPE_EVERY)
+    folder = tmp_path_factory.mktemp("stack") / "state"
+    stack = Stack(folder, log="embedded", scrape_every=SCRAPE_EVERY, job=request.param)
     stack.up()
     yield stack
     stack.down()
@@ -118,6 +125,11 @@ def test_every_rule_is_evaluated_without_a_failure(stack: Stack) -> None:
     while (found := health_of_rules(stack)) != {"ok"}:
         assert time.monotonic() < until, found
         time.sleep(SCRAPE_EVERY)
+
+
+def test_a_gateway_that_answers_is_not_down_whatever_its_job_is_called(stack: Stack) -> None:
+    assert ask(stack.prometheus, "gateway_build_info") != []
+    assert ask(stack.prometheus, 'ALERTS{alertname=~"GatewayAllDown|GatewayProcessDown"}') == []
 
 
 def health_of_rules(stack: Stack) -> set[str]:

@@ -67,7 +67,7 @@ INTERFACE = {
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
     "log_up": ("gauge", ""),
     "event_loop_tasks": ("gauge", ""),
-    "build_info": ("gauge", "version"),
+    "build_info": ("gauge", "version", "role"),
 }
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -312,8 +312,8 @@ def test_labels_must_fit() -> None:
 
 def test_any_name_is_escaped() -> None:
     registry = CollectorRegistry()
-    Metrics(registry).build_info.labels('1\\"\n').set(1)
-    assert sample(registry, "build_info", version='1\\"\n') == 1
+    Metrics(registry).build_info.labels('1\\"\n', "all").set(1)
+    assert sample(registry, "build_info", version='1\\"\n', role="all") == 1
 
 
 def test_what_the_verifiers_refuse_has_its_series() -> None:
