@@ -24,7 +24,7 @@ from urllib.parse import quote_plus, urlencode
 import orjson
 from yarl import URL
 
-from gateway.client.request import Outbound
+from gateway.client.request import USER_AGENT, Outbound
 from gateway.client.wire import ANSWER_LIMIT, AnswerReader
 from gateway.rules.rules import Access, OAuth2, TokenStyle
 
@@ -185,7 +185,11 @@ def _request(access: Access) -> Outbound:
         fields["scope"] = " ".join(oauth2.scope)
     if oauth2.audience is not None:
         fields["audience"] = oauth2.audience
-    headers = [(b"accept", b"application/json"), (b"content-type", b"application/x-www-form-urlencoded")]
+    headers = [
+        (b"accept", b"application/json"),
+        (b"content-type", b"application/x-www-form-urlencoded"),
+        USER_AGENT,
+    ]
     if oauth2.style is TokenStyle.BODY:
         fields |= {"client_id": oauth2.client_id, "client_secret": oauth2.client_secret}
     else:

@@ -12,8 +12,9 @@ new one.
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from gateway.model import Delivery, ExpressionError, Headers, TraceContext
 from gateway.rules.expressions import AbsentFieldError
@@ -28,6 +29,10 @@ from gateway.rules.rules import (
 )
 from gateway.rules.templates import Template
 from gateway.rules.view import View
+
+
+USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".encode())
+"""Who asks, where nothing else says so: GitHub's API and some firewalls refuse a request without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +61,8 @@ def compose(
     A later line replaces headers of the same name from an earlier one: the provider's, the template's, the
     destination's, ours. With a template's body there are none of the provider's. Ours are `gateway-event-id`,
     `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and where the destination has signing secrets
-    `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`. A `traceparent` is passed on if it is a
-    valid one; with a `trace`, it and `tracestate` are ours instead.
+    `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`; and `user-agent` where there is no
+    other. A `traceparent` is passed on if it is a valid one; with a `trace`, it and `tracestate` are ours instead.
 
     Raises ExpressionError when the template can't be rendered, or a header's value would end its line.
     """
@@ -69,7 +74,7 @@ def compose(
         view = View.of(event)
         if template.body is not None:
             headers = []
-            added[b"user-agent"] = _USER_AGENT
+            added[b"user-agent"] = USER_AGENT
             body, content_type = _render(template.body, view, "request.body")
             added[b"content-type"] = (b"content-type", (content_type or "text/plain; charset=utf-8").encode())
         for name, value in template.headers:
@@ -111,8 +116,11 @@ def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) 
     ]
 
 
-def _passed(headers: Headers, added: Iterable[bytes], destination: Destination) -> list[tuple[bytes, bytes]]:
-    """Return the provider's header pairs that go on: no name of which a receiver that folds them makes one of ours."""
+def _passed(headers: Headers, added: Collection[bytes], destination: Destination) -> list[tuple[bytes, bytes]]:
+    """Return the provider's header pairs that go on: no name of which a receiver that folds them makes one of ours.
+
+    Where none of them and none of those added says who asks, we do.
+    """
     names = [name.translate(_FOLDED) for name, _ in headers]
     dropped = _NOT_PASSED
     if added or destination.drop_headers:
@@ -133,9 +141,15 @@ def _passed(headers: Headers, added: Iterable[bytes], destination: Destination) 
             _WANTED if name.lower() in wanted and folded not in dropped else folded
             for folded, (name, _) in zip(names, headers, strict=True)
         ]
-    return [
+    kept = [
         pair for name, pair in zip(names, headers, strict=True) if name not in held and not name.startswith(beginnings)
     ]
+    if b"user-agent" not in added and (b"user-agent" not in names or b"user-agent" in dropped):
+        kept.append(USER_AGENT)
+    return kept
+    if b"user-agent" not in added and (b"user-agent" not in names or b"user-agent" in dropped):
+        kept.append(USER_AGENT)
+    return kept
 
 
 def _render(template: Template, view: View, where: str) -> tuple[bytes, str | None]:
@@ -172,7 +186,6 @@ _HELD_BACK_BEGINNINGS = tuple([name.encode() for name in HELD_BACK_BEGINNINGS])
 _HELD_BACK_BEGINNINGS_AND_SIGNED = (*_HELD_BACK_BEGINNINGS, SIGNED_HEADERS.encode())
 _WANTED = b""  # Stands for a name that is held back otherwise.
 _FOLDED = bytes([ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()])  # as `folded`
-_USER_AGENT = (b"user-agent", b"webhook-gateway")  # Some firewalls refuse a request without one.
 _NOT_PASSED = _RESERVED | _CREDENTIALS
 _STAYS = _NOT_PASSED | _HELD_BACK
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5

@@ -7,6 +7,7 @@ import binascii
 import functools
 import math
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 from typing import Any, NamedTuple
@@ -196,6 +197,7 @@ _ALGORITHMS = ("sha256", "sha1", "sha512")
 ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
     "hex": binascii.hexlify,
     "base64": functools.partial(binascii.b2a_base64, newline=False),
+    "base64url": lambda digest: urlsafe_b64encode(digest).rstrip(b"="),  # as JWS has it, RFC 7515, section 2
 }
 SECRET_ENCODINGS = {
     "raw": "a string",

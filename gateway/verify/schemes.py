@@ -7,7 +7,7 @@ Five schemes are generic (`hmac`, `token`, `basic`, `bearer`, `none`); a preset 
       scheme: hmac
       header: X-Signature          where the signatures are
       algorithm: sha256            or sha1, sha512
-      encoding: hex                or base64
+      encoding: hex                or base64, base64url (without padding)
       separator: ","               between several elements in the header; without it the whole value is one
       prefix: v1=                  what a signature starts with; other elements are ignored
       timestamp: {prefix: t=}      an element of the same header, or {header: X-Time}; unit: s, ms or iso

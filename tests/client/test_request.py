@@ -1,13 +1,14 @@
 """What a delivery sends."""
 
 import base64
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from standardwebhooks import Webhook
 
-from gateway.client.request import compose, sign
+from gateway.client.request import USER_AGENT, compose, sign
 from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
 from gateway.rules.rules import Access, Destination, Proxy, RequestTemplate
 from gateway.rules.templates import Template
@@ -40,11 +41,12 @@ def a_delivery(*headers: tuple[bytes, bytes], event: Event = EVENT, attempts: tu
 def passed(*headers: tuple[bytes, bytes], destination: Destination = CI) -> Headers:
     """What is left of a provider's headers."""
     sent = compose(a_delivery(*headers), destination, None, now=NOW).headers
-    return tuple([pair for pair in sent if not pair[0].startswith(b"gateway-")])
+    return tuple([pair for pair in sent if not pair[0].startswith(b"gateway-") and pair != USER_AGENT])
 
 
 def test_without_a_template_the_destination_gets_what_came() -> None:
     headers = (
+        (b"User-Agent", b"GitHub-Hookshot/044aadd"),
         (b"X-Twice", b"1"),
         (b"CONTENT-type", b"application/json"),
         (b"Content-Encoding", b"gzip"),
@@ -160,6 +162,23 @@ def test_the_destinations_headers_replace_the_providers() -> None:
     assert headers == ((b"X-Token", b"s3cret"), (b"user-agent", b"gateway"), (b"X-Name", "é".encode()))
 
 
+@pytest.mark.parametrize(
+    ("headers", "destination", "agents"),
+    [
+        pytest.param((), CI, (USER_AGENT,), id="none of the sender's"),
+        pytest.param(((b"USER-agent", b"curl"),), CI, ((b"USER-agent", b"curl"),), id="the sender's"),
+        pytest.param(
+            ((b"user-agent", b"curl"),), replace(CI, drop_headers=("User-Agent",)), (USER_AGENT,), id="it isn't wanted"
+        ),
+        pytest.param((), replace(CI, headers=(("User-Agent", "x"),)), ((b"User-Agent", b"x"),), id="the destination's"),
+    ],
+)
+def test_each_request_says_who_asks(headers: Headers, destination: Destination, agents: Headers) -> None:
+    sent = compose(a_delivery((b"X-Kept", b"1"), *headers), destination, None, now=NOW).headers
+    assert tuple([pair for pair in sent if pair[0].lower() == b"user-agent"]) == agents
+    assert re.fullmatch(rb"webhook-gateway/[0-9]+\.[0-9]+\.[0-9]+", USER_AGENT[1])
+
+
 def test_a_destination_can_have_an_authorization_of_its_own() -> None:
     destination = replace(CI, headers=(("Authorization", "Bearer ours"),))
     headers = passed((b"Authorization", b"Bearer theirs"), destination=destination)
@@ -218,7 +237,7 @@ def test_a_templates_body_replaces_what_described_the_old_one() -> None:
     template = RequestTemplate(body=Template({"text": "b is ${{ body.a.b }}", "n": "${{ body.n }}"}))
     outbound = compose(a_delivery(event=event), CI, template, now=NOW)
     assert outbound.body == b'{"text":"b is c\\nd","n":1}'
-    assert outbound.headers == ((b"user-agent", b"webhook-gateway"), (b"content-type", b"application/json"), *OURS)
+    assert outbound.headers == (USER_AGENT, (b"content-type", b"application/json"), *OURS)
 
 
 def test_with_a_body_of_its_own_a_request_carries_nothing_of_the_senders() -> None:

@@ -94,7 +94,7 @@ def test_each_key_of_hmac_says_what_it_expects() -> None:
     check_hmac({"header": "X S"}, (("header",), "expected a header's name, got 'X S'"))
     check_hmac({"header": ["X"]}, (("header",), "expected a header's name, got a list"))
     check_hmac({"algorithm": "md5"}, (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"))
-    check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, base64, got 64"))
+    check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, base64, base64url, got 64"))
     check_hmac({"prefix": ""}, (("prefix",), "expected a string of printable ASCII characters, got ''"))
     check_hmac({"separator": "é"}, (("separator",), "expected a string of printable ASCII characters, got 'é'"))
     check_hmac({"id_header": False}, (("id_header",), "expected a header's name, got false"))

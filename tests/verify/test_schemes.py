@@ -46,6 +46,36 @@ def test_each_algorithm_and_encoding(algorithm: str, encoding: str) -> None:
     assert reason(verifier, a_request([("x-signature", text)], body=b"")) == "bad_signature"
 
 
+SANITY = "t=1633519811129,v1=tLa470fx7qkLLEcMOcEUFuBbRSkGujyskxrNXcoh0N0"
+"""Of `{"_id":"resume"}` with the secret `test`.
+
+https://github.com/sanity-io/webhook-toolkit/blob/v4.0.4/test/signature.test.ts
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (SANITY, "accepted"),
+        (SANITY.replace("129,", "128,"), "bad_signature"),
+        (SANITY[:-1] + "1", "bad_signature"),
+        (SANITY + "=", "malformed_signature"),
+    ],
+)
+def test_base64url_is_what_a_vendors_library_makes(value: str, expected: str) -> None:
+    verifier = a_verifier(
+        header="sanity-webhook-signature",
+        encoding="base64url",
+        separator=",",
+        prefix="v1=",
+        timestamp={"prefix": "t=", "unit": "ms"},
+        signed="{timestamp}.{body}",
+        secrets=["test"],
+    )
+    request = a_request([("sanity-webhook-signature", value)], body=b'{"_id":"resume"}')
+    assert reason(verifier, request, now=1633519812.0) == expected
+
+
 def test_header_names_have_no_case_and_config_neither() -> None:
     for name in ("X-SIGNATURE", "x-signature", "X-Signature"):
         a_verifier(header="x-SIGNATURE").verify(a_request([(name, GOOD)]), now=NOW)
