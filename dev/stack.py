@@ -234,7 +234,8 @@ class Stack:
         manager["static_configs"] = [{"targets": [f"127.0.0.1:{ports['alertmanager']}"]}]
         jobs: dict[str, list[str]] = {}
         for name in gateways:
-            jobs.setdefault(self._job or f"gateway-{name.removesuffix('-admin')}", []).append(f"127.0.0.1:{ports[name]}")
+            job = self._job or f"gateway-{name.removesuffix('-admin')}"
+            jobs.setdefault(job, []).append(f"127.0.0.1:{ports[name]}")
         settings["scrape_configs"] = [
             {"job_name": job, "static_configs": [{"targets": targets}]} for job, targets in jobs.items()
         ]

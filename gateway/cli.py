@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from gateway.commands import COMMANDS
 from gateway.commands.base import SETTINGS, Call
+from gateway.commands.completion import ASKED, complete
 from gateway.model import GatewayError, RulesError, UsageError
 from gateway.ops.output import Output
 from gateway.settings import Settings, from_sources
@@ -20,6 +21,8 @@ from gateway.text import did_you_mean
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command (`sys.argv` by default) and return its exit code."""
+    if ASKED in os.environ:
+        complete(COMMANDS)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _main(words)

@@ -30,7 +30,6 @@ from gateway.rules.rules import (
 from gateway.rules.templates import Template
 from gateway.rules.view import View
 
-
 USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".encode())
 """Who asks, where nothing else says so: GitHub's API and some firewalls refuse a request without one."""
 
@@ -144,9 +143,6 @@ def _passed(headers: Headers, added: Collection[bytes], destination: Destination
     kept = [
         pair for name, pair in zip(names, headers, strict=True) if name not in held and not name.startswith(beginnings)
     ]
-    if b"user-agent" not in added and (b"user-agent" not in names or b"user-agent" in dropped):
-        kept.append(USER_AGENT)
-    return kept
     if b"user-agent" not in added and (b"user-agent" not in names or b"user-agent" in dropped):
         kept.append(USER_AGENT)
     return kept

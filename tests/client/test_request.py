@@ -122,7 +122,7 @@ def test_what_connection_names_stays_here_too() -> None:
 def test_the_gateways_own_names_cannot_be_forged() -> None:
     forged = ((b"Gateway-Event-Id", b"evt_2"), (b"GATEWAY-ATTEMPT", b"99"), (b"gateway-route", b"x"))
     outbound = compose(a_delivery(*forged), CI, None, now=NOW)
-    assert outbound.headers == OURS
+    assert outbound.headers == (USER_AGENT, *OURS)
 
 
 def test_the_attempt_is_the_number_of_the_one_to_come() -> None:
@@ -284,7 +284,7 @@ def test_a_template_of_headers_only_leaves_the_body_and_what_describes_it() -> N
     outbound = compose(a_delivery(*DESCRIBING[2:], (b"Content-Type", b"application/json")), CI, template, now=NOW)
     assert outbound.body is body
     kept = (*DESCRIBING[2:4], (b"Content-Type", b"application/json"))
-    assert outbound.headers == (*kept, (b"X-N", b"1"), (b"x-hub-signature-256", b"none"), *OURS)
+    assert outbound.headers == (*kept, USER_AGENT, (b"X-N", b"1"), (b"x-hub-signature-256", b"none"), *OURS)
 
 
 def test_the_signature_covers_the_templates_body() -> None:

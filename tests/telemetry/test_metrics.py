@@ -67,7 +67,7 @@ INTERFACE = {
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
     "log_up": ("gauge", ""),
     "event_loop_tasks": ("gauge", ""),
-    "build_info": ("gauge", "version", "role"),
+    "build_info": ("gauge", "version role"),
 }
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -116,8 +116,9 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     metrics.prepare(some_rules(routes={"build": ("ci",)}))
-    for family in (metrics.oldest_pending, metrics.log_lag, metrics.retry_backlog, metrics.build_info):
+    for family in (metrics.oldest_pending, metrics.log_lag, metrics.retry_backlog):
         family.labels("x").set(1)
+    metrics.build_info.labels("1.0.0", "all").set(1)
     metrics.records_lost.labels("x").inc()
     metrics.partition_unread.labels("x", "0").set(1)
     metrics.retention_left.labels("x").set(1)

@@ -1,0 +1,86 @@
+"""`gateway completion`: have a shell complete commands, options and the names in the rules."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import argcomplete
+from argcomplete.shell_integration import shellcode
+
+from gateway.commands.base import Call, Command, command
+from gateway.commands.values import Parser
+from gateway.model import GatewayError
+from gateway.rules.load import check_rules
+from gateway.rules.rules import Rules
+
+SHELLS = ("bash", "zsh", "fish")
+KINDS: Mapping[str, Callable[[Rules], Iterable[str]]] = {
+    "route": lambda rules: rules.routes,
+    "destination": lambda rules: rules.destinations,
+    "source": lambda rules: rules.sources,
+}
+ASKED = "_ARGCOMPLETE"
+"""The variable by which the shell's part asks for what may follow."""
+
+
+def _takes(parser: Parser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="which shell it is for")
+
+
+@command(
+    "completion",
+    about="print what makes a shell complete commands, options and names of routes",
+    example="gateway completion bash > ~/.local/share/bash-completion/completions/gateway",
+    takes=_takes,
+)
+def _completion(call: Call) -> int:
+    script = shellcode(["gateway"], shell=call.arguments.shell)
+    if call.output.json:
+        call.output.line({"shell": call.arguments.shell, "script": script})
+    else:
+        call.output.block(script)
+    return 0
+
+
+def complete(commands: Mapping[str, Command]) -> None:
+    """Answer the shell's question what may follow, and end the process."""
+    argcomplete.autocomplete(_parser_of(commands), always_complete_options=False)
+
+
+def _parser_of(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """Return one parser with all commands below it: `gateway route pause` is a command of a group of that name."""
+    root = argparse.ArgumentParser("gateway")
+    root.add_argument("--version", action="store_true")
+    tops = root.add_subparsers()
+    groups: dict[str, Any] = {}
+    for name, each in commands.items():
+        first, _, second = name.partition(" ")
+        place = tops
+        if second:
+            if first not in groups:
+                groups[first] = tops.add_parser(first).add_subparsers()
+            place = groups[first]
+        parser = place.add_parser(second or first, parents=[each.parser()], add_help=False)
+        _complete_names(parser, first)
+    return root
+
+
+def _complete_names(parser: argparse.ArgumentParser, group: str) -> None:
+    """Have names completed by the rules that are at hand."""
+    for action in parser._actions:  # noqa: SLF001 - argparse tells them in no other way
+        kind = {"NAME": action.dest, "SOURCE": "source"}.get(str(action.metavar), "")
+        kind = group if kind == "name" else kind
+        if kind in KINDS:
+            action.completer = partial(_names, kind)  # type: ignore[attr-defined]  # argcomplete's
+
+
+def _names(kind: str, **_: object) -> list[str]:
+    with suppress(GatewayError, OSError):
+        rules, _problems = check_rules(Path(os.environ.get("GATEWAY_RULES") or "routes.yaml"))
+        if rules is not None:
+            return list(KINDS[kind](rules))
+    return []
