@@ -32,7 +32,7 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	-@$(BIN)/python dev/tools.py alertmanager amtool helm prometheus promtool systemd-analyze > /dev/null
+	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool helm prometheus promtool systemd-analyze > /dev/null
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(READY) ## real faults under load, each with its ledger (some 30 minutes)

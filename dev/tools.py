@@ -56,6 +56,7 @@ def _debian(package: str, file: str, **environ: str) -> Debian:
 
 
 TOOLS: dict[str, Debian | GoModule] = {
+    "actionlint": GoModule(command="github.com/rhysd/actionlint/cmd/actionlint", version="v1.7.12", linked={}),
     "alertmanager": Debian(
         package="prometheus-alertmanager",
         file="usr/bin/prometheus-alertmanager",

@@ -1,0 +1,117 @@
+"""What .github/ says is so: its workflows are valid, pin what they use, and call what is there."""
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dev.release import ReleaseError, check, notes
+from tests.deploy.chart import ROOT
+
+GITHUB = ROOT / ".github"
+Tool = Callable[[str], Path]
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+
+
+def steps() -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in WORKFLOWS:
+        for name, job in yaml.safe_load(file.read_text())["jobs"].items():
+            yield from ((f"{file.name}: {name}", step) for step in job["steps"])
+
+
+def test_actionlint_finds_nothing(tool: Tool) -> None:
+    result = subprocess.run(
+        [tool("actionlint"), "-shellcheck=", "-pyflakes=", *WORKFLOWS], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_each_action_is_pinned_to_a_commit_and_says_of_which_version() -> None:
+    """A tag can be moved to anything."""
+    used = [
+        line.partition("uses: ")[2] for file in WORKFLOWS for line in file.read_text().splitlines() if "uses:" in line
+    ]
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
+
+
+def test_a_job_may_do_what_it_needs_and_no_more() -> None:
+    for file in WORKFLOWS:
+        workflow = yaml.safe_load(file.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        assert all("timeout-minutes" in job for job in workflow["jobs"].values())
+    checkouts = [step for _, step in steps() if step.get("uses", "").startswith("actions/checkout@")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_what_the_steps_run_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for where, step in steps():
+        run = step.get("run", "")
+        assert set(re.findall(r"\bmake ([a-z-]+)", run)) <= targets, where
+        for path in re.findall(r"(?:^|\s)(\.ci/\w+|dev/\w+\.py|deploy/[\w/-]+)", run):
+            assert (ROOT / path).exists(), (where, path)
+        # What comes from outside is no part of a script (it could end a word of it), but a variable.
+        assert "${{" not in run, where
+
+
+def test_the_checks_run_on_each_version_that_the_project_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {each.rpartition(" ")[2] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)}
+    matrix = yaml.safe_load((GITHUB / "workflows/checks.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    assert named <= set(matrix["python"])
+    assert {"3.11", "3.12", "3.13", "3.14"} == set(matrix["python"])
+
+
+def test_templates_ask_for_something() -> None:
+    for file in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(file.read_text())
+        if file.name != "config.yml":
+            assert form["name"]
+            assert any(field.get("validations", {}).get("required") for field in form["body"]), file.name
+
+
+# ---- A release ----
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    sections = (
+        "# Changelog",
+        "## [Unreleased]\n\n- Later.",
+        "## [1.2.3] - 2026-11-27\n\n- This.\n- That.",
+        "## [1.2.2]",
+    )
+    (tmp_path / "CHANGELOG.md").write_text("\n\n".join([*sections, "- Old.\n"]))
+    return tmp_path
+
+
+def test_a_release_is_told_by_its_section_of_the_changelog(project: Path) -> None:
+    assert check("v1.2.3", project) == "1.2.3"
+    assert notes("v1.2.3", project) == "- This.\n- That."
+    assert notes("v1.2.2", project) == "- Old."
+
+
+@pytest.mark.parametrize(
+    ("tag", "message"),
+    [
+        ("1.2.3", "tag: expected vMAJOR.MINOR.PATCH, got '1.2.3'"),
+        ("v1.2.3; true", "tag: expected vMAJOR.MINOR.PATCH, got 'v1.2.3; true'"),
+        ("v1.2.4", "pyproject.toml: expected version 1.2.4 of the tag, got 1.2.3"),
+    ],
+)
+def test_a_tag_that_is_not_this_version_is_not_released(project: Path, tag: str, message: str) -> None:
+    with pytest.raises(ReleaseError, match=re.escape(message)):
+        check(tag, project)
+
+
+def test_a_version_of_which_nothing_is_told_is_not_released(project: Path) -> None:
+    (project / "CHANGELOG.md").write_text("# Changelog\n\n## [1.2.3]\n\n## [1.2.2]\n\n- Old.\n")
+    with pytest.raises(ReleaseError, match=r"expected a section \[1.2.3\]"):
+        check("v1.2.3", project)

@@ -1,0 +1,81 @@
+"""The wheel alone, in an environment that has nothing else: what pipx and uv make."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from dev.release import build
+from tests.deploy.chart import ROOT
+
+RULES = """
+version: 1
+sources:
+  crm:
+    verify: {scheme: token, header: X-Token, secrets: ["a-long-enough-token"]}
+destinations: {}
+routes: []
+"""
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an environment with the wheel, and what it needs by the lock file."""
+    folder = tmp_path_factory.mktemp("environment")
+    [wheel] = dist.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = (folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    subprocess.run([*pip, "--require-hashes", "-r", ROOT / "requirements/run.txt"], check=True)
+    subprocess.run([*pip, "--no-deps", wheel], check=True)
+    return folder
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_it_runs_and_takes_events_in(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(RULES)
+    path = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "PYTHON"))}
+    addresses = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    command = [environment / "bin/gateway", "run", *addresses]
+    with subprocess.Popen(command, cwd=tmp_path, env=path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = (json.loads(line) for line in process.stdout)
+            address = next(line["ingress"] for line in lines if line["event"] == "listening")
+            request = urllib.request.Request(f"{address}/in/crm", b"{}", {"X-Token": "a-long-enough-token"})
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                assert answer.status == 202
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_it_says_which_version_it_is(environment: Path, dist: Path) -> None:
+    told = subprocess.run([environment / "bin/gateway", "--version"], capture_output=True, text=True, check=True)
+    [wheel] = dist.glob("*.whl")
+    assert re.fullmatch(r"gateway \d+\.\d+\.\d+\n", told.stdout)
+    assert told.stdout.split()[1] in wheel.name
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_its_bill_of_materials_names_what_it_runs_with(dist: Path) -> None:
+    bom = json.loads((dist / "bom.cdx.json").read_text())
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements/run.txt").read_text(), re.MULTILINE))
+    named = {component["name"].lower().replace("_", "-") for component in bom["components"]}
+    assert {"aiohttp", "aiokafka", "orjson"} <= named <= locked | {"webhook-gateway"}
+    assert {file.suffix for file in dist.iterdir()} == {".whl", ".gz", ".json"}
