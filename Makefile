@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults lint format types bench chart image lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults lint format types bench chart docs image lock clean
 PYTHON ?= python3
 LOG ?= embedded
 BIN := .venv/bin
@@ -62,6 +62,10 @@ bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
 chart: ## copy the Prometheus rules and the dashboards into the Helm chart
 	rm -rf $(CHART)/files && mkdir -p $(CHART)/files
 	cp -R deploy/prometheus/rules deploy/grafana/dashboards $(CHART)/files/
+
+docs: $(READY) ## these documents as a site, in .site/
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . .site
+	@echo .site/docs/README.html
 
 image: $(READY) ## build the image on a Debian of its own, and try it
 	@$(BIN)/python dev/tools.py buildah debootstrap

@@ -48,7 +48,7 @@ def test_it_runs_and_takes_events_in(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "routes.yaml").write_text(RULES)
     path = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "PYTHON"))}
     addresses = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
-    command = [environment / "bin/gateway", "run", *addresses]
+    command = [str(environment / "bin/gateway"), "run", *addresses]
     with subprocess.Popen(command, cwd=tmp_path, env=path, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
