@@ -32,7 +32,7 @@ from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.unread import Unread
 from gateway.engine.unreadable import notes_of
 from gateway.engine.worker import Worker
-from gateway.ingress import Ingress
+from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition, TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog

@@ -10,7 +10,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from gateway.engine.orders import DeadFilter
-from gateway.ingress import SUCCESSOR_ROOM
+from gateway.ingress.ingress import SUCCESSOR_ROOM
 from gateway.log.embedded.log import MAX_RECORD_BYTES
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess

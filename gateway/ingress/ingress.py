@@ -8,36 +8,26 @@ signature has been verified, retries an append, or answers 2xx before the append
 """
 
 import asyncio
-import http.client
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from email.utils import formatdate
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import orjson
-from aiohttp import HttpVersion10, StreamReader, web
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp import web
 from structlog.typing import FilteringBoundLogger
-from typing_extensions import override
 
+from gateway.ingress.answers import Accepted, answer, problem_of
+from gateway.ingress.body import Reader, overloaded, too_large
+from gateway.ingress.room import Room, Share
+from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import (
-    Event,
-    EventId,
-    LogUnavailableError,
-    RecordTooLargeError,
-    RefusedError,
-)
-from gateway.room import Held, Room, Share
+from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
-from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_NAME, Metrics
 from gateway.telemetry.quota import Quota
 from gateway.verify.request import Request
@@ -47,36 +37,12 @@ if TYPE_CHECKING:  # an extra
 
 # A successor (a retry or dead record) carries more headers than the event, and has to fit as well.
 SUCCESSOR_ROOM = 64 * 1024
-# What we ask of a sender that we can't serve now; real ones wait longer by their own schedules.
-RETRY_AFTER = 5
-# Kept open for longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
-KEEP_ALIVE = 75.0
-# How long a refused body is read and thrown away, so that its sender sees the answer instead of a reset.
-LINGER = 5.0
-# aiohttp's own limits on a request line and on a header, of which it takes 128.
-MAX_LINE = 16 * 1024
-# So much of a head is kept that hasn't ended, times `Limits.head_bytes`, which don't count what frames them.
-HEAD_FRAMING = 2
 # Sockets that wait to be accepted: a burst of new connections, while the loop is busy for some milliseconds.
 BACKLOG = 1024
 # Seconds for which a process that ends still answers what comes on open connections.
 LAST_CALL = 0.5
 # Seconds of a window in which only so many refusals of one kind are told each in a line (`telemetry/quota.py`).
 QUOTA_WINDOW = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one request, and all of them together, may take."""
-
-    head_bytes: int = 32 * 1024
-    """Header names, values and the query together."""
-    head_seconds: float = 10.0
-    """From the first bytes of a request to the end of its headers."""
-    body_seconds: float = 10.0
-    """From the end of the headers to the end of the body."""
-    in_flight_bytes: int = 64 * 1024 * 1024
-    """Bodies in memory that aren't acknowledged yet, over all requests."""
 
 
 class Ingress:
@@ -112,7 +78,7 @@ class Ingress:
         self._quota_ends: asyncio.TimerHandle | None = None
         self._known: Rules | None = None
         self._endpoints: dict[str, _Endpoint] = {}
-        self._web: _Server | None = None
+        self._web: Server | None = None
         self._listener: asyncio.Server | None = None
 
     async def start(self, host: str, port: int, *, is_shared: bool = True) -> tuple[str, int]:
@@ -120,7 +86,7 @@ class Ingress:
 
         Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
         """
-        self._web = _Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
+        self._web = Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._web, host, port, reuse_port=is_shared, backlog=BACKLOG)
         name = self._listener.sockets[0].getsockname()
@@ -161,8 +127,8 @@ class Ingress:
             line["status"] = response.status
         except RefusedError as refusal:
             line["status"], line["reason"] = refusal.status, refusal.reason
-            response = _problem(refusal)
-            if isinstance(request.protocol, _Connection):
+            response = problem_of(refusal)
+            if isinstance(request.protocol, Connection):
                 request.protocol.unread = request.content
         except asyncio.CancelledError:
             line["status"], line["reason"] = 503, "draining"  # `stop` has given up on it; there is no answer
@@ -193,23 +159,23 @@ class Ingress:
             sent = Request("POST", path, query, headers, stream.read_nowait(), names)
             line["bytes"] = len(sent.body)
             if len(sent.body) > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             identity_at = verifier.verify(sent, now=self._clock())
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, identity_at = await self._read_and_verify(request, endpoint, head, limit, line)
         body = sent.body
         if not self._room.keep(endpoint.share, len(body), now=perf_counter()):
-            raise _overloaded()
+            raise overloaded()
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
                 line["span"] = self._traces.receive(
                     source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
                 )
-            if (answer := verifier.handshake(sent)) is not None:
+            if (handshake := verifier.handshake(sent)) is not None:
                 line["handshake"] = True
-                return _response(answer.status, answer.content_type, answer.body)
+                return answer(handshake.status, handshake.content_type, handshake.body)
             event = endpoint.event(sent, received_at=self._log.now(), identity_at=identity_at)
             line["event_id"], line["type"] = event.id, event.type
             if self._traces is None:
@@ -226,7 +192,7 @@ class Ingress:
             raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
         finally:
             self._room.give_back(endpoint.share, len(body))
-        return _Accepted(event.id)
+        return Accepted(event.id)
 
     def _take_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
         """Return the bytes of a head that may be one of an event. Raises RefusedError."""
@@ -246,7 +212,7 @@ class Ingress:
     ) -> tuple[Request, str | None]:
         """Read the rest of a request, if its head may be one of an event; return it, and where its identity is."""
         claim = endpoint.source.verifier.look(head, now=self._clock())
-        reader = _Reader(request, self._room, endpoint.share, limit)
+        reader = Reader(request, self._room, endpoint.share, limit)
         try:
             sent = head._replace(body=await reader.read(self._limits.body_seconds))
             line["bytes"] = len(sent.body)
@@ -287,12 +253,12 @@ class Ingress:
         # Not logged: a load balancer asks every few seconds.
         if request.method not in {"GET", "HEAD"}:
             refusal = RefusedError(405, "method_not_allowed", f"expected GET, got {request.method[:20]}")
-            response = _problem(refusal, allow="GET, HEAD")
+            response = problem_of(refusal, allow="GET, HEAD")
         elif self._is_leaving:
-            response = _problem(RefusedError(503, "draining", "this process is about to stop"))
+            response = problem_of(RefusedError(503, "draining", "this process is about to stop"))
             response.force_close()
         else:
-            response = _response(200, "text/plain", b"ok\n")
+            response = answer(200, "text/plain", b"ok\n")
         self._metrics.requests.labels(NO_NAME, str(response.status)).inc()
         return response
 
@@ -344,69 +310,12 @@ def _ended(line: dict[str, Any]) -> str | None:
 
 
 _STORED = int(HTTPStatus.ACCEPTED)
+
+
 _SENDERS_FAULT = range(400, 500)
+
+
 _TOLD = (("gateway.event.id", "event_id"), ("gateway.event.type", "type"), ("gateway.handshake", "handshake"))
-
-
-class _Reader(Held):
-    """Reads one body, as far as there is room for it."""
-
-    __slots__ = ("_deadline", "_limit", "_request", "_room")
-
-    def __init__(self, request: web.BaseRequest, room: Room, share: Share, limit: int) -> None:
-        super().__init__(share)
-        self._request = request
-        self._room = room
-        self._limit = limit
-        self._deadline: asyncio.Timeout | None = None
-
-    async def read(self, seconds: float) -> bytes:
-        """Return the body, for which there is room until this is closed. Raises RefusedError."""
-        request, stream = self._request, self._request.content
-        try:
-            if (request.content_length or 0) > self._limit:
-                raise _too_large(self._limit)
-            if "Expect" in request.headers:
-                await _ask_to_continue(request)
-            body = bytearray()  # not a list of what came, which may be single bytes
-            async with asyncio.timeout(seconds) as self._deadline:
-                while chunk := await stream.readany():
-                    self._take(len(chunk))
-                    body += chunk
-            return bytes(body)
-        except TimeoutError:
-            if self.is_given_up:
-                raise _crowded_out() from None
-            raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
-        except web.RequestPayloadError as error:
-            raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
-        except (ConnectionError, RuntimeError) as error:
-            # aiohttp says "Connection closed." by a RuntimeError. Nobody will read the answer.
-            raise RefusedError(499, "disconnected", "the sender went away") from error
-
-    def _take(self, more: int) -> None:
-        if self.size + more > self._limit:
-            raise _too_large(self._limit)
-        if not self._room.take(self, more, now=perf_counter()):
-            raise _crowded_out() if self.is_given_up else _overloaded()
-
-    @override
-    def give_up(self) -> None:
-        if self._deadline is not None and not self._deadline.expired():
-            self._deadline.reschedule(0.0)
-
-
-def _too_large(limit: int) -> RefusedError:
-    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
-
-
-def _overloaded() -> RefusedError:
-    return RefusedError(503, "overloaded", "too much is under way")
-
-
-def _crowded_out() -> RefusedError:
-    # No 503, which says that we can't serve: it was the sender that kept us waiting.
-    return RefusedError(408, "crowded_out", "expected the body at once, as others need the room for it")
 
 
 class _Endpoint:
@@ -426,219 +335,10 @@ class _Endpoint:
         self.event = Identifier(source).event
 
 
-class _Server(web.Server):
-    """Makes connections that are quiet about bad requests."""
-
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        limits: Limits,
-        *,
-        logger: FilteringBoundLogger,
-        metrics: Metrics,
-    ) -> None:
-        super().__init__(handler)
-        self.limits = limits
-        self.logger = logger
-        self.metrics = metrics
-
-    @override
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop())
-
-
-class _Connection(web.RequestHandler):
-    """A connection whose errors are problems (RFC 9457), and lines of our log."""
-
-    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
-
-    def __init__(self, server: _Server, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            server,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # None turns it off; the annotation forgets that
-            auto_decompress=False,
-            keepalive_timeout=KEEP_ALIVE,
-            lingering_time=LINGER,
-            max_field_size=MAX_LINE,
-            max_line_size=MAX_LINE,
-        )
-        self._log = server.logger
-        self._metrics = server.metrics
-        self._limits = server.limits
-        self._has_begun = False
-        self._head_size = 0
-        self._head_ends: asyncio.TimerHandle | None = None
-        self.unread: StreamReader | None = None
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # aiohttp waits for a head with this future; what has come without ending that is a piece of one. On a busy loop
-        # the first bytes are there before it begins to wait: unless they are a request, they are a piece, too.
-        waiter = self._waiter
-        if waiter.done() if waiter is not None else self._has_begun or self._messages:
-            self._has_begun = True
-            if self._head_ends is not None:
-                self._head_ends.cancel()
-                self._head_ends = None
-                self._head_size = 0
-            return
-        if self._head_ends is None:
-            if not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
-                return
-            self._head_ends = self._loop.call_later(self._limits.head_seconds, self._end_head, TOO_SLOW)
-        self._head_size += len(data)
-        if self._head_size > HEAD_FRAMING * self._limits.head_bytes:
-            self._end_head(TOO_LARGE)
-
-    def _end_head(self, answer: "_Answer") -> None:
-        """Close a connection whose request has begun and doesn't come: it isn't idle, so KEEP_ALIVE isn't for it."""
-        if self._head_ends is not None:
-            self._head_ends.cancel()
-        if self.transport is not None:
-            self._log.debug("request_malformed", error="a head that doesn't end")
-            self._metrics.requests.labels(NO_NAME, str(answer.status)).inc()
-            self._metrics.rejected.labels(NO_NAME, answer.reason).inc()
-            self.transport.write(answer.data)
-            self.force_close()
-
-    @override
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        if self._head_ends is not None:
-            self._head_ends.cancel()
-        # Who reads on to throw a refused body away (LINGER) isn't told by aiohttp that no more of it comes.
-        if self.unread is not None:
-            self.unread.feed_eof()
-
-    @override
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what never became a request (400), and what a bug of ours has stopped (500)."""
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            # Anybody on the internet can cause these: a counter is enough.
-            self._log.debug("request_malformed", error=type(exc).__name__)
-            self._metrics.requests.labels(NO_NAME, str(status)).inc()
-            self._metrics.rejected.labels(NO_NAME, "malformed_request").inc()
-            refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
-        else:
-            # Counted and logged as a request already.
-            self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
-            refusal = RefusedError(status, "bug", "the gateway failed")
-        response = _problem(refusal)
-        response.force_close()
-        return response
-
-
-class _Accepted(web.StreamResponse):
-    """A 202, written in one piece: aiohttp's own responses spend 10 µs on headers that are the same each time."""
-
-    _status = 202
-
-    def __init__(self, event: EventId) -> None:  # deliberately without super(): this is all the state there is
-        self._event = event.encode()
-
-    @override
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        self._keep_alive = request.keep_alive and self._keep_alive is None
-        connection = b""
-        if not self._keep_alive:
-            connection = b"Connection: close\r\n"
-        elif request.version == HttpVersion10:
-            connection = b"Connection: keep-alive\r\n"
-        if request.transport is None or request.transport.is_closing():
-            raise ConnectionResetError("the sender went away")
-        request.transport.write(ACCEPTED % (connection, _date(time.time()), self._event, self._event))
-        if request.protocol.writing_paused:  # a sender that doesn't read its answers gets no more of them
-            await request.writer.drain()
-        return request.writer
-
-    @override
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing: `prepare` has written the body, too."""
-
-
-SERVER = "webhook-gateway"
-ACCEPTED = (
-    b"HTTP/1.1 202 Accepted\r\n%bContent-Type: application/json\r\nContent-Length: 45\r\nServer: "
-    + SERVER.encode()
-    + b'\r\nDate: %b\r\ngateway-event-id: %b\r\n\r\n{"id":"%b"}'
-)
-
-
-class _Answer(NamedTuple):
-    """What is said to a sender whose request we have given up before there was one."""
-
-    status: int
-    reason: str
-
-    @property
-    def data(self) -> bytes:
-        title = http.client.responses[self.status]
-        lines = (
-            f"HTTP/1.1 {self.status} {title}",
-            f"Server: {SERVER}",
-            "Connection: close",
-            "Content-Length: 0",
-            "",
-            "",
-        )
-        return "\r\n".join(lines).encode()
-
-
-TOO_SLOW = _Answer(408, "head_slow")
-TOO_LARGE = _Answer(431, "head_too_large")
 TRANSFER_ENCODING = b"transfer-encoding"
-
-
-def _date(now: float) -> bytes:
-    """RFC 9110 §6.6.1."""
-    return _date_of_second(int(now))
-
-
-@lru_cache(maxsize=1)
-def _date_of_second(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
-
-
-def _response(status: int, content_type: str, body: bytes) -> web.Response:
-    # A server of its own name tells nobody which versions to attack.
-    return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
-
-
-def _problem(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
-    """Render a refusal by RFC 9457, with the headers that its status asks for."""
-    problem = {
-        "type": "about:blank",
-        "title": http.client.responses.get(refusal.status, "Client Closed Request"),
-        "status": refusal.status,
-        "detail": refusal.detail,
-    }
-    response = _response(refusal.status, "application/problem+json", orjson.dumps(problem))
-    if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        response.headers["Allow"] = allow
-    elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = str(RETRY_AFTER)
-    if refusal.status == HTTPStatus.REQUEST_TIMEOUT:
-        response.force_close()
-    return response
 
 
 def _refuse_codings(values: Sequence[bytes]) -> None:
     """Refuse what RFC 9112 §6.1 has us refuse: a transfer coding that we would pass on without its header."""
     if b",".join(values).strip().lower() != b"chunked":
         raise RefusedError(501, "transfer_coding", "expected a body as it is or in chunks, got another transfer coding")
-
-
-async def _ask_to_continue(request: web.BaseRequest) -> None:
-    """Let a sender go on that waits for it (RFC 9110 §10.1.1): curl does with a large body, and so do some SDKs."""
-    if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # As aiohttp's own applications do: what follows is still the start of the answer.
-        request.writer.output_size = 0

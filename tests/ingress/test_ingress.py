@@ -17,7 +17,8 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.ingress import LAST_CALL, SUCCESSOR_ROOM, Ingress, Limits
+from gateway.ingress.ingress import LAST_CALL, SUCCESSOR_ROOM, Ingress
+from gateway.ingress.server import Limits
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
@@ -877,7 +878,7 @@ async def test_each_request_is_one_line_and_is_counted(world: World) -> None:
 async def test_many_refusals_that_are_alike_are_told_by_their_number(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ingress.QUOTA_WINDOW", 0.5)
+    monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 0.5)
     async with world.wire() as wire:
         for number in range(60):
             wire.send(a_request(f"/wp-admin/{number}.php") + a_request("/in/crm") + a_request("/in/crm", CRM))

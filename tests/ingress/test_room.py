@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from typing_extensions import override
 
-from gateway.room import PATIENCE, SMALL, Held, Room, Share
+from gateway.ingress.room import PATIENCE, SMALL, Held, Room, Share
 
 TOTAL = 64 * SMALL
 LARGE = 4 * SMALL

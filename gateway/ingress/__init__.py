@@ -1,0 +1,1 @@
+"""What senders see: requests come in, are verified, and are answered once they are durable."""

@@ -1,0 +1,79 @@
+"""Bodies of requests: read within their time, and as far as there is room."""
+
+import asyncio
+from time import perf_counter
+
+from aiohttp import web
+from typing_extensions import override
+
+from gateway.ingress.room import Held, Room, Share
+from gateway.model import RefusedError
+
+
+class Reader(Held):
+    """Reads one body, as far as there is room for it."""
+
+    __slots__ = ("_deadline", "_limit", "_request", "_room")
+
+    def __init__(self, request: web.BaseRequest, room: Room, share: Share, limit: int) -> None:
+        super().__init__(share)
+        self._request = request
+        self._room = room
+        self._limit = limit
+        self._deadline: asyncio.Timeout | None = None
+
+    async def read(self, seconds: float) -> bytes:
+        """Return the body, for which there is room until this is closed. Raises RefusedError."""
+        request, stream = self._request, self._request.content
+        try:
+            if (request.content_length or 0) > self._limit:
+                raise too_large(self._limit)
+            if "Expect" in request.headers:
+                await _ask_to_continue(request)
+            body = bytearray()  # not a list of what came, which may be single bytes
+            async with asyncio.timeout(seconds) as self._deadline:
+                while chunk := await stream.readany():
+                    self._take(len(chunk))
+                    body += chunk
+            return bytes(body)
+        except TimeoutError:
+            if self.is_given_up:
+                raise _crowded_out() from None
+            raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
+        except web.RequestPayloadError as error:
+            raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
+        except (ConnectionError, RuntimeError) as error:
+            # aiohttp says "Connection closed." by a RuntimeError. Nobody will read the answer.
+            raise RefusedError(499, "disconnected", "the sender went away") from error
+
+    def _take(self, more: int) -> None:
+        if self.size + more > self._limit:
+            raise too_large(self._limit)
+        if not self._room.take(self, more, now=perf_counter()):
+            raise _crowded_out() if self.is_given_up else overloaded()
+
+    @override
+    def give_up(self) -> None:
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(0.0)
+
+
+def too_large(limit: int) -> RefusedError:
+    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+
+
+def overloaded() -> RefusedError:
+    return RefusedError(503, "overloaded", "too much is under way")
+
+
+def _crowded_out() -> RefusedError:
+    # No 503, which says that we can't serve: it was the sender that kept us waiting.
+    return RefusedError(408, "crowded_out", "expected the body at once, as others need the room for it")
+
+
+async def _ask_to_continue(request: web.BaseRequest) -> None:
+    """Let a sender go on that waits for it (RFC 9110 §10.1.1): curl does with a large body, and so do some SDKs."""
+    if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # As aiohttp's own applications do: what follows is still the start of the answer.
+        request.writer.output_size = 0

@@ -1,0 +1,179 @@
+"""Connections, and what comes on them before it is a request.
+
+aiohttp's own, with a deadline and a limit for each head, and errors that are answered as ours are.
+"""
+
+import asyncio
+import http.client
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple
+
+from aiohttp import StreamReader, web
+from structlog.typing import FilteringBoundLogger
+from typing_extensions import override
+
+from gateway.ingress.answers import SERVER, problem_of
+from gateway.model import RefusedError
+from gateway.telemetry.logs import trace_of
+from gateway.telemetry.metrics import NO_NAME, Metrics
+
+# Kept open for longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
+KEEP_ALIVE = 75.0
+# How long a refused body is read and thrown away, so that its sender sees the answer instead of a reset.
+LINGER = 5.0
+# aiohttp's own limits on a request line and on a header, of which it takes 128.
+MAX_LINE = 16 * 1024
+# So much of a head is kept that hasn't ended, times `Limits.head_bytes`, which don't count what frames them.
+HEAD_FRAMING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request, and all of them together, may take."""
+
+    head_bytes: int = 32 * 1024
+    """Header names, values and the query together."""
+    head_seconds: float = 10.0
+    """From the first bytes of a request to the end of its headers."""
+    body_seconds: float = 10.0
+    """From the end of the headers to the end of the body."""
+    in_flight_bytes: int = 64 * 1024 * 1024
+    """Bodies in memory that aren't acknowledged yet, over all requests."""
+
+
+class Server(web.Server):
+    """Makes connections that are quiet about bad requests."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        limits: Limits,
+        *,
+        logger: FilteringBoundLogger,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(handler)
+        self.limits = limits
+        self.logger = logger
+        self.metrics = metrics
+
+    @override
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=asyncio.get_running_loop())
+
+
+class Connection(web.RequestHandler):
+    """A connection whose errors are problems (RFC 9457), and lines of our log."""
+
+    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
+
+    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off; the annotation forgets that
+            auto_decompress=False,
+            keepalive_timeout=KEEP_ALIVE,
+            lingering_time=LINGER,
+            max_field_size=MAX_LINE,
+            max_line_size=MAX_LINE,
+        )
+        self._log = server.logger
+        self._metrics = server.metrics
+        self._limits = server.limits
+        self._has_begun = False
+        self._head_size = 0
+        self._head_ends: asyncio.TimerHandle | None = None
+        self.unread: StreamReader | None = None
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # aiohttp waits for a head with this future; what has come without ending that is a piece of one. On a busy loop
+        # the first bytes are there before it begins to wait: unless they are a request, they are a piece, too.
+        waiter = self._waiter
+        if waiter.done() if waiter is not None else self._has_begun or self._messages:
+            self._has_begun = True
+            if self._head_ends is not None:
+                self._head_ends.cancel()
+                self._head_ends = None
+                self._head_size = 0
+            return
+        if self._head_ends is None:
+            if not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
+                return
+            self._head_ends = self._loop.call_later(self._limits.head_seconds, self._end_head, TOO_SLOW)
+        self._head_size += len(data)
+        if self._head_size > HEAD_FRAMING * self._limits.head_bytes:
+            self._end_head(TOO_LARGE)
+
+    def _end_head(self, answer: "_Answer") -> None:
+        """Close a connection whose request has begun and doesn't come: it isn't idle, so KEEP_ALIVE isn't for it."""
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+        if self.transport is not None:
+            self._log.debug("request_malformed", error="a head that doesn't end")
+            self._metrics.requests.labels(NO_NAME, str(answer.status)).inc()
+            self._metrics.rejected.labels(NO_NAME, answer.reason).inc()
+            self.transport.write(answer.data)
+            self.force_close()
+
+    @override
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+        # Who reads on to throw a refused body away (LINGER) isn't told by aiohttp that no more of it comes.
+        if self.unread is not None:
+            self.unread.feed_eof()
+
+    @override
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what never became a request (400), and what a bug of ours has stopped (500)."""
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            # Anybody on the internet can cause these: a counter is enough.
+            self._log.debug("request_malformed", error=type(exc).__name__)
+            self._metrics.requests.labels(NO_NAME, str(status)).inc()
+            self._metrics.rejected.labels(NO_NAME, "malformed_request").inc()
+            refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
+        else:
+            # Counted and logged as a request already.
+            self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
+            refusal = RefusedError(status, "bug", "the gateway failed")
+        response = problem_of(refusal)
+        response.force_close()
+        return response
+
+
+class _Answer(NamedTuple):
+    """What is said to a sender whose request we have given up before there was one."""
+
+    status: int
+    reason: str
+
+    @property
+    def data(self) -> bytes:
+        title = http.client.responses[self.status]
+        lines = (
+            f"HTTP/1.1 {self.status} {title}",
+            f"Server: {SERVER}",
+            "Connection: close",
+            "Content-Length: 0",
+            "",
+            "",
+        )
+        return "\r\n".join(lines).encode()
+
+
+TOO_SLOW = _Answer(408, "head_slow")
+
+
+TOO_LARGE = _Answer(431, "head_too_large")
