@@ -11,22 +11,20 @@ to the difference between a stale connection and a failed one, and costs several
 """
 
 import asyncio
-import os
 import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from http import HTTPStatus
 from string import punctuation
-from typing import NamedTuple, Self, TypeVar, cast
+from typing import Self, TypeVar
 from urllib.parse import quote, urlsplit
 
-from typing_extensions import override
 from yarl import URL
 
+from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, failure_of
 from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
@@ -35,11 +33,8 @@ from gateway.client.wire import AnswerReader, MalformedAnswerError, encode_head,
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 
-IDLE_TIMEOUT = 15.0  # Longer than bursts are apart, shorter than most load balancers wait.
-IDLE_LIMIT = 2000  # Idle connections over all destinations: file descriptors are finite.
-BODY_PATIENCE = 1.0  # How long we wait for the rest of an answer whose head is there, only to save a connection.
-CLOSE_PATIENCE = 1.0  # For connections of which nobody tells that they are lost.
 CONNECT_PATIENCE = 1.0  # For each address but the last, so that a black hole leaves time for the next.
+
 
 T = TypeVar("T")
 
@@ -64,13 +59,13 @@ class Client:
         self._guard = guard
         self._resolver = resolver or Resolver()
         self._tls = tls or ssl.create_default_context()
-        self._pool: _Pool
+        self._pool: Pool
         self._tokens: Tokens
         self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._pool = _Pool(self._loop)
+        self._pool = Pool(self._loop)
         self._tokens = Tokens(self.ask_for_token, self._loop.time)
         return self
 
@@ -107,7 +102,7 @@ class Client:
                 answer = await self._post(outbound, started + timeout)
             else:
                 answer = await self._post_with_token(outbound, outbound.access, started + timeout)
-        except _FailedError as failure:
+        except FailedError as failure:
             result, detail = failure.result, failure.detail
         except NoTokenError as error:
             result, detail = Result.AUTH, str(error)
@@ -143,59 +138,59 @@ class Client:
         """Send what `Tokens` asks of a token endpoint. Raises NoTokenError."""
         try:
             return await self._post(outbound, deadline, keeps_body=True)
-        except _FailedError as failure:
+        except FailedError as failure:
             raise NoTokenError(failure.detail, is_late=self._loop.time() >= deadline) from failure
 
     async def _post(self, outbound: Outbound, deadline: float, *, keeps_body: bool = False) -> AnswerReader:
         access = outbound.access
-        place, start, added = (
+        origin, start, added = (
             _locate(outbound.url) if access is None else _locate_via(outbound.url, access.tls, access.proxy)
         )
         body = outbound.body
         head = encode_head(start, (*outbound.headers, *added) if added else outbound.headers, len(body))
-        connection = self._pool.take(place)
+        connection = self._pool.take(origin)
         if connection is not None:
             try:
                 return await connection.exchange(head, body, deadline, AnswerReader(keeps_body=keeps_body))
-            except _StaleError:
+            except StaleError:
                 pass  # RFC 9112 §9.3.1: it was closed while we weren't looking
-        connection = await self._dial(place, deadline)
+        connection = await self._dial(origin, deadline)
         try:
             return await connection.exchange(head, body, deadline, AnswerReader(keeps_body=keeps_body))
-        except _StaleError as error:
-            raise _FailedError(Result.TRANSPORT, f"{place.host}: {error}") from error
+        except StaleError as error:
+            raise FailedError(Result.TRANSPORT, f"{origin.host}: {error}") from error
 
-    async def _dial(self, place: "_Place", deadline: float) -> "_Connection":
+    async def _dial(self, origin: Origin, deadline: float) -> Connection:
         if self._pool.is_closed:
-            raise _FailedError(Result.TRANSPORT, f"{place.host}: not sent, the gateway is stopping")
-        proxy = place.proxy
-        host, port = (place.host, place.port) if proxy is None else (proxy.host, proxy.port)
+            raise FailedError(Result.TRANSPORT, f"{origin.host}: not sent, the gateway is stopping")
+        proxy = origin.proxy
+        host, port = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
         shown = host if proxy is None else f"proxy {host}"
         stage = Result.DNS
         try:
             async with asyncio.timeout_at(deadline):
-                if proxy is not None and (literal := _literal(place.host)):
+                if proxy is not None and (literal := _literal(origin.host)):
                     self._guard.check(literal)  # a name is the proxy's to look up, and to refuse
                 found = await self._addresses(host)
                 stage = Result.TIMEOUT
                 # Of the generation from before the guard is asked, so that a new guard renews it.
-                make = partial(_Connection, self._pool, place, self._pool.generation)
+                make = partial(Connection, self._pool, origin, self._pool.generation)
                 try:
-                    if not place.is_tls:
+                    if not origin.is_tls:
                         return await _first(partial(self._open, make, port), self._permitted(found))
                     connected = await _first(partial(self._connect, port), self._permitted(found))
                 except OSError as error:
-                    raise _FailedError(Result.CONNECT, f"{shown}:{port}: {_reason(error)}") from error
+                    raise FailedError(Result.CONNECT, f"{shown}:{port}: {failure_of(error)}") from error
                 if proxy is not None:
-                    await self._open_tunnel(connected, place, proxy)
+                    await self._open_tunnel(connected, origin, proxy)
                 return await self._secure(make, connected)
         except TimeoutError as error:
             missing = "an address" if stage is Result.DNS else "a connection"
-            raise _FailedError(stage, f"{shown}: expected {missing}, got none in time") from error
+            raise FailedError(stage, f"{shown}: expected {missing}, got none in time") from error
         except UnresolvedError as error:
-            raise _FailedError(Result.DNS, str(error) if proxy is None else f"proxy {error}") from error
+            raise FailedError(Result.DNS, str(error) if proxy is None else f"proxy {error}") from error
         except EgressRefusedError as error:
-            raise _FailedError(Result.EGRESS_REFUSED, str(error)) from error
+            raise FailedError(Result.EGRESS_REFUSED, str(error)) from error
 
     async def _addresses(self, host: str) -> tuple[str, ...]:
         return (host,) if _is_canonical(host) else await self._resolver.resolve(host)
@@ -215,7 +210,7 @@ class Client:
             raise refusal
         return permitted
 
-    async def _open(self, make: Callable[[], "_Connection"], port: int, address: str) -> "_Connection":
+    async def _open(self, make: Callable[[], Connection], port: int, address: str) -> Connection:
         """Return a connection without TLS. Raises OSError."""
         connection = make()
         try:
@@ -236,20 +231,20 @@ class Client:
             raise
         return connecting
 
-    async def _open_tunnel(self, connected: socket.socket, place: "_Place", proxy: Proxy) -> None:
-        """Have the proxy connect us with a place (RFC 9110 §9.3.6); the socket is closed if it doesn't."""
+    async def _open_tunnel(self, connected: socket.socket, origin: Origin, proxy: Proxy) -> None:
+        """Have the proxy connect us with an origin (RFC 9110 §9.3.6); the socket is closed if it doesn't."""
         try:
-            status = await self._ask_proxy(connected, _connect_request(place, proxy))
+            status = await self._ask_proxy(connected, _connect_request(origin, proxy))
         except (OSError, MalformedAnswerError) as error:
             connected.close()
-            reason = _reason(error) if isinstance(error, OSError) else str(error)
-            raise _FailedError(Result.CONNECT, f"proxy {proxy.host}: {reason}") from error
+            reason = failure_of(error) if isinstance(error, OSError) else str(error)
+            raise FailedError(Result.CONNECT, f"proxy {proxy.host}: {reason}") from error
         except BaseException:
             connected.close()
             raise
         if status // 100 != 2:  # noqa: PLR2004 - the class of success
             connected.close()
-            raise _FailedError(Result.CONNECT, f"proxy {proxy.host}: expected a tunnel, got {_phrase(status)}")
+            raise FailedError(Result.CONNECT, f"proxy {proxy.host}: expected a tunnel, got {_phrase(status)}")
 
     async def _ask_proxy(self, connected: socket.socket, request: bytes) -> int:
         """Return the status of its answer; what comes after the head is dropped, since in TLS we speak first."""
@@ -261,20 +256,20 @@ class Client:
             reader.feed(data)
         return reader.status
 
-    async def _secure(self, make: Callable[[], "_Connection"], connected: socket.socket) -> "_Connection":
+    async def _secure(self, make: Callable[[], Connection], connected: socket.socket) -> Connection:
         """Return a connection over TLS; the socket is closed if there is none."""
         connection = make()
-        place = connection.place
+        origin = connection.origin
         try:
             await self._loop.create_connection(
                 lambda: connection,
                 sock=connected,
-                ssl=self._tls if place.tls is None else place.tls.context,
-                server_hostname=place.host.rstrip("."),
+                ssl=self._tls if origin.tls is None else origin.tls.context,
+                server_hostname=origin.host.rstrip("."),
             )
         except OSError as error:  # an ssl.SSLError is one
             connection.give_up()
-            raise _FailedError(Result.TLS, f"{place.host}: {_reason(error)}") from error
+            raise FailedError(Result.TLS, f"{origin.host}: {failure_of(error)}") from error
         except BaseException:
             connection.give_up()
             raise
@@ -282,16 +277,6 @@ class Client:
             if not connection.is_open:
                 connected.close()
         return connection
-
-
-class _Place(NamedTuple):
-    """Where a connection leads to, as whom, and which way: those who agree in all of it share the connections to it."""
-
-    host: str
-    port: int
-    is_tls: bool
-    tls: Tls | None = None
-    proxy: Proxy | None = None
 
 
 async def _first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -> T:
@@ -307,23 +292,23 @@ async def _first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -
 
 
 @lru_cache(maxsize=16384)
-def _locate(url: str) -> tuple[_Place, bytes, Headers]:
+def _locate(url: str) -> tuple[Origin, bytes, Headers]:
     """Return where a URL leads, the start of each request that goes there, and the headers that the way needs."""
     parsed = URL(url)
     if parsed.raw_host is None or parsed.port is None:
         raise ValueError("destination url: expected http or https with a host")
-    place = _Place(parsed.raw_host, parsed.port, parsed.scheme == "https")
-    return place, _start(url, ""), ()
+    origin = Origin(parsed.raw_host, parsed.port, parsed.scheme == "https")
+    return origin, _start(url, ""), ()
 
 
 @lru_cache(maxsize=16384)
-def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[_Place, bytes, Headers]:
+def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[Origin, bytes, Headers]:
     """Do the same for a way of its own. Without TLS, the proxy takes the request itself (RFC 9112 §3.2.2)."""
-    place, start, _ = _locate(url)
-    place = place._replace(tls=tls if place.is_tls else None, proxy=proxy)
-    if proxy is None or place.is_tls:
-        return place, start, ()
-    return place, _start(url, "http://" + str(URL(url).host_port_subcomponent)), _proxy_headers(proxy)
+    origin, start, _ = _locate(url)
+    origin = origin._replace(tls=tls if origin.is_tls else None, proxy=proxy)
+    if proxy is None or origin.is_tls:
+        return origin, start, ()
+    return origin, _start(url, "http://" + str(URL(url).host_port_subcomponent)), _proxy_headers(proxy)
 
 
 def _start(url: str, origin: str) -> bytes:
@@ -333,9 +318,9 @@ def _start(url: str, origin: str) -> bytes:
     return f"POST {origin}{target} HTTP/1.1\r\nHost: {URL(url).host_port_subcomponent}\r\n".encode("ascii")
 
 
-def _connect_request(place: _Place, proxy: Proxy) -> bytes:
-    host = f"[{place.host}]" if ":" in place.host else place.host
-    fields = [f"CONNECT {host}:{place.port} HTTP/1.1", f"Host: {host}:{place.port}"]
+def _connect_request(origin: Origin, proxy: Proxy) -> bytes:
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    fields = [f"CONNECT {host}:{origin.port} HTTP/1.1", f"Host: {host}:{origin.port}"]
     lines = [field.encode("ascii") for field in fields]
     lines += [name + b": " + value for name, value in _proxy_headers(proxy)]
     return b"\r\n".join([*lines, b"\r\n"])
@@ -373,217 +358,6 @@ def _literal(host: str) -> str | None:
         return None
 
 
-class _FailedError(Exception):
-    """The attempt ended without an answer; the destination, or the way to it, is at fault."""
-
-    def __init__(self, result: Result, detail: str) -> None:
-        super().__init__(detail)
-        self.result = result
-        self.detail = detail
-
-
-class _StaleError(Exception):
-    """The connection ended without a byte of an answer."""
-
-
-class _Pool:
-    """The connections of a client, and which of them are idle."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.connections: set[_Connection] = set()
-        self.generation = 0
-        self.is_closed = False
-        self._emptied = asyncio.Event()
-        self._loop = loop
-        self._idle: dict[_Place, list[_Connection]] = {}
-        self._idle_count = 0
-        self._sweeper = loop.call_later(IDLE_TIMEOUT / 3, self._sweep)
-
-    def take(self, place: _Place) -> "_Connection | None":
-        """Return the connection that was used last: what isn't needed grows old."""
-        connections = self._idle.get(place)
-        while connections:
-            connection = connections.pop()
-            self._idle_count -= 1
-            if connection.is_open:
-                return connection
-        return None
-
-    def give_back(self, connection: "_Connection") -> None:
-        if connection.generation == self.generation and self._idle_count < IDLE_LIMIT and connection.is_open:
-            connection.idle_since = self._loop.time()
-            self._idle.setdefault(connection.place, []).append(connection)
-            self._idle_count += 1
-        else:
-            connection.abort()
-
-    def renew(self) -> None:
-        """Let no connection of now be used again."""
-        self.generation += 1
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
-        self._idle.clear()
-        self._idle_count = 0
-
-    async def close(self) -> None:
-        self._sweeper.cancel()
-        self.is_closed = True
-        self._emptied.clear()
-        for connection in list(self.connections):
-            connection.abort()
-        if self.connections:  # each leaves when the event loop tells it that it is lost
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_PATIENCE):
-                    await self._emptied.wait()
-
-    def add(self, connection: "_Connection") -> None:
-        self.connections.add(connection)
-        if self.is_closed:
-            connection.abort()
-
-    def discard(self, connection: "_Connection") -> None:
-        self.connections.discard(connection)
-        if not self.connections:
-            self._emptied.set()
-
-    def _sweep(self) -> None:
-        oldest = self._loop.time() - IDLE_TIMEOUT
-        for place, connections in list(self._idle.items()):
-            kept = [connection for connection in connections if connection.is_open and connection.idle_since >= oldest]
-            for connection in connections:
-                if connection.idle_since < oldest:
-                    connection.abort()
-            self._idle_count -= len(connections) - len(kept)
-            if kept:
-                self._idle[place] = kept
-            else:
-                del self._idle[place]
-        self._sweeper = self._loop.call_later(IDLE_TIMEOUT / 3, self._sweep)
-
-
-class _Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time."""
-
-    __slots__ = (
-        "_answered",
-        "_deadline",
-        "_expiry",
-        "_loop",
-        "_pool",
-        "_reader",
-        "_transport",
-        "generation",
-        "idle_since",
-        "is_open",
-        "place",
-    )
-
-    def __init__(self, pool: _Pool, place: _Place, generation: int) -> None:
-        self.place = place
-        self.generation = generation
-        self.idle_since = 0.0
-        self.is_open = False
-        self._pool = pool
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._reader = AnswerReader()
-        self._answered: asyncio.Future[None] | None = None
-        self._deadline = 0.0
-        self._expiry: asyncio.TimerHandle | None = None
-
-    async def exchange(self, head: bytes, body: bytes, deadline: float, reader: AnswerReader) -> AnswerReader:
-        """Send a request and return its answer, by `reader` and read as far as we want it.
-
-        Raises _StaleError when the connection dies before a byte of it, _FailedError when it isn't there in time or
-        isn't one. The connection is released or closed when this returns.
-        """
-        if not self.is_open:
-            raise _StaleError("connection closed without an answer")
-        self._reader = reader
-        self._answered = answered = self._loop.create_future()
-        self._deadline = deadline
-        self._expiry = self._loop.call_at(deadline, self._expire)
-        try:
-            self._transport.writelines((head, body))
-            await answered
-        except BaseException:
-            self.abort()
-            raise
-        finally:
-            self._answered = None
-            self._expiry.cancel()
-        # Bytes left to write: it answered before it had read the request, and would take the rest for the next one.
-        if reader.is_reusable and not self._transport.get_write_buffer_size():
-            self._pool.give_back(self)
-        else:
-            self.abort()
-        return reader
-
-    def abort(self) -> None:
-        if self.is_open:
-            self.is_open = False
-            self._transport.abort()
-
-    def give_up(self) -> None:
-        """Forget it before it is used: uvloop doesn't tell it that it is lost, if its dial was cancelled."""
-        self.abort()
-        self._pool.discard(self)
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self.is_open = True
-        self._pool.add(self)
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        if self._answered is None or self._answered.done():
-            self.abort()  # nobody asked: often a 408 on an idle connection
-            return
-        reader = self._reader
-        is_head_there = bool(reader.status)
-        try:
-            is_over = reader.feed(data)
-        except MalformedAnswerError as error:
-            self._fail(_FailedError(Result.TRANSPORT, f"{self.place.host}: {error}"))
-            return
-        if is_over:
-            self._answered.set_result(None)
-        elif reader.status and not is_head_there and self._expiry is not None and reader.kept is None:
-            self._expiry.cancel()
-            self._expiry = self._loop.call_at(min(self._deadline, self._loop.time() + BODY_PATIENCE), self._expire)
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        self._pool.discard(self)
-        if exc is None:
-            self._reader.feed_eof()
-        if isinstance(exc, ssl.SSLError) and not self.idle_since:
-            # In TLS 1.3 a refusal comes after our side of the handshake; one that was good before is stale.
-            self._fail(_FailedError(Result.TLS, f"{self.place.host}: {_reason(exc)}"))
-        elif not self._reader.has_started:
-            self._fail(_StaleError(_reason(exc) if exc else "connection closed without an answer"))
-        else:
-            self._fail(
-                _FailedError(Result.TRANSPORT, f"{self.place.host}: connection closed in the middle of an answer")
-            )
-
-    def _expire(self) -> None:
-        self._fail(_FailedError(Result.TIMEOUT, f"{self.place.host}: expected an answer, got none in time"))
-
-    def _fail(self, failure: Exception) -> None:
-        """End the exchange: well if the head of the answer is there, since the rest of it is nobody's concern."""
-        if self._answered is None or self._answered.done():
-            return
-        if self._reader.status:
-            self._reader.is_reusable = False
-            self._answered.set_result(None)
-        else:
-            self._answered.set_exception(failure)
-
-
 def _judge(status: int) -> tuple[Result, str]:
     """Return what a status means, and the words for it: ours, for the destination's could hold anything."""
     result = _RESULTS.get(status) or _CLASSES.get(status // 100, Result.TRANSPORT)
@@ -597,21 +371,14 @@ def _phrase(status: int) -> str:
         return str(status)
 
 
-def _reason(error: Exception) -> str:
-    """Say in a few words, none of them the destination's, what the system had against it."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or "tls error").lower().replace("_", " ")
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno).lower()
-    return "connection closed" if isinstance(error, OSError) else type(error).__name__
-
-
 _THROTTLING = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 _RESULTS: Mapping[int, Result] = {
     HTTPStatus.TOO_MANY_REQUESTS: Result.THROTTLED,
     HTTPStatus.UNAUTHORIZED: Result.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN: Result.UNAUTHORIZED,
 }
+
+
 _CLASSES = {2: Result.SUCCESS, 3: Result.REDIRECT, 4: Result.CLIENT_ERROR, 5: Result.SERVER_ERROR}

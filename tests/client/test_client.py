@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gateway.client import client as module
+from gateway.client import connections
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.client.request import Outbound
@@ -173,7 +174,7 @@ async def test_idle_connections_are_closed_after_a_while(client: Client, monkeyp
         await attempt(client, sink.url)
         client._pool._sweep()
         assert client.open_connections == 1
-        monkeypatch.setattr(module, "IDLE_TIMEOUT", -1.0)
+        monkeypatch.setattr(connections, "IDLE_TIMEOUT", -1.0)
         client._pool._sweep()
         await until(lambda: client.open_connections == 0)
 
@@ -229,7 +230,7 @@ async def test_each_fault_has_its_result(client: Client, fault: Fault | Answer, 
 
 
 async def test_a_head_decides_whatever_becomes_of_its_body(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BODY_PATIENCE", 0.05)
+    monkeypatch.setattr(connections, "BODY_PATIENCE", 0.05)
     truncated = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", closes=True)
     until_closed = Answer(raw=b"HTTP/1.1 200 OK\r\n\r\nall", closes=True)
     bad_chunk = Answer(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
