@@ -16,8 +16,11 @@ _BELOW = {"log", "rules", "verify", "telemetry", "settings", "text", "model"}
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands", "ops", "settings", "text", "model"},
-    "commands": {"run", "engine", "ops", *_BELOW},
-    "run": {"credentials", "ingress", "engine", "client", "ops", *_BELOW},  # the command that puts all of it together
+    "commands": {"run", "topics", "engine", "ops", *_BELOW},
+    # The command that puts all of it together.
+    "run": {"credentials", "reload", "topics", "ingress", "engine", "client", "ops", *_BELOW},
+    "reload": {"topics", "ops", *_BELOW},
+    "topics": _BELOW,
     "credentials": {"client", *_BELOW},
     "ingress": _BELOW,
     "engine": {"client", *_BELOW},

@@ -13,7 +13,7 @@ from gateway.ops.show import count
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.rules.schema import json_schema
-from gateway.run import event_topics, specs_of
+from gateway.topics import event_topics, specs_of
 
 
 def check_arguments(parser: Parser) -> None:

@@ -12,8 +12,8 @@ from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
 from gateway.ops.history import Found, find_event, is_place, newest_first, original_of
 from gateway.ops.show import event_cells, event_content, event_fields, print_event
 from gateway.rules.rules import Rules
-from gateway.run import event_topics
 from gateway.text import did_you_mean
+from gateway.topics import event_topics
 
 
 def events_arguments(parser: Parser) -> None:

@@ -12,8 +12,8 @@ from gateway.log.embedded.restore import restore
 from gateway.model import UsageError
 from gateway.ops.migrate import migrate
 from gateway.ops.show import count
-from gateway.run import event_topics
 from gateway.settings import EmbeddedTarget, KafkaTarget, log_target
+from gateway.topics import event_topics
 
 
 def migrate_arguments(parser: Parser) -> None:

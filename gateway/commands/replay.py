@@ -27,8 +27,8 @@ from gateway.ops.show import count, replay_fields, told_of_unread
 from gateway.rules.edition import edition_of
 from gateway.rules.rules import Route, Rules
 from gateway.rules.view import View
-from gateway.run import event_topics
 from gateway.text import did_you_mean
+from gateway.topics import event_topics
 
 DUE = "due within 5 seconds, then at their destinations' own pace"
 """What becomes of deliveries that an order has queued."""

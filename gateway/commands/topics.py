@@ -4,8 +4,8 @@ from rich.text import Text
 
 from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
 from gateway.ops.show import topic_cells, topic_fields
-from gateway.run import specs_of
 from gateway.telemetry import logs
+from gateway.topics import specs_of
 
 
 @command(

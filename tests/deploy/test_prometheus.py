@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import gateway.reload
 import gateway.run
 from gateway.engine.breaker import Breaker, BreakerPolicy
 from gateway.model import Result
@@ -259,7 +260,8 @@ def test_a_section_says_what_it_means_what_to_look_at_and_what_to_do(name: str) 
 
 def test_it_is_told_how_each_certificate_is_renewed() -> None:
     """By the owner that its name begins with: some are read when they change, some at the start alone."""
-    owners = re.findall(r'tell_certificates\("(\w+)"', Path(gateway.run.__file__).read_text())
+    files = (Path(gateway.run.__file__), Path(gateway.reload.__file__))
+    owners = [owner for file in files for owner in re.findall(r'tell_certificates\("(\w+)"', file.read_text())]
     [section] = re.findall(r"^### GatewayCertificateExpires\n(.*?)^###", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
     assert owners
     assert all(f"`{owner}/`" in section for owner in owners)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.jobs import Follower, Jobs
@@ -15,10 +16,11 @@ from gateway.engine.orders import Order
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
 from gateway.model import LogUnavailableError, Result, SpillReason, event_id
+from gateway.reload import Reloader
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
-from gateway.run import Gateway
 from gateway.settings import EmbeddedTarget, Settings
+from gateway.telemetry.metrics import Metrics
 from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_lanes import a_lane, an_item, start
 from tests.engine.test_worker import (
@@ -201,13 +203,14 @@ def test_the_topic_of_a_new_ordered_route_is_there_before_its_rules_are_in_force
     file = tmp_path / "routes.yaml"
     source = "version: 1\nsources:\n  crm: {verify: {scheme: none}, key: body.id}\n"
     file.write_text(source)
-    gateway = Gateway(Settings(rules=file, log=EmbeddedTarget(tmp_path / "log.db")), QUIET)
-    gateway._in_force(load_rules(file), {})
-    log = Telling(lambda: gateway._rules)
+    settings = Settings(rules=file, log=EmbeddedTarget(tmp_path / "log.db"))
+    reloader = Reloader(settings, Metrics(CollectorRegistry()), QUIET, changed_to=lambda _: None)
+    reloader.put_in_force(load_rules(file), {})
+    log = Telling(lambda: reloader.rules)
     route = "routes:\n  - {name: new, from: crm, to: [ci], order: key}\n"
     file.write_text(f"{source}destinations:\n  ci: {{url: 'http://127.0.0.1:1/'}}\n{route}")
-    asyncio.run(gateway._try_to_reload(log))
-    assert list(gateway._rules.routes) == ["new"]
+    asyncio.run(reloader.read(log))
+    assert list(reloader.rules.routes) == ["new"]
     assert log.in_force == []
     assert TOPICS.ordered("new", "ci") in log._state.specs
 

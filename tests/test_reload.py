@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import CapturedCall, CapturingLogger
 from typing_extensions import override
 
 from gateway.log.base import TopicSpec
 from gateway.model import GatewayError, LogUnavailableError, UsageError
+from gateway.reload import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Reloader
 from gateway.rules.load import load_rules
-from gateway.run import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Gateway
 from gateway.settings import EmbeddedTarget, Settings
+from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.refusals import PAUSE
 from tests.builders import an_event
 from tests.engine.test_worker import QUIET
@@ -37,15 +39,20 @@ class Closed(MemoryLog):
         raise self.error
 
 
+def a_reloader(file: Path, logger: Any, metrics: Metrics | None = None) -> Reloader:
+    settings = Settings(rules=file, log=EmbeddedTarget(file.with_name("log.db")))
+    return Reloader(settings, metrics or Metrics(CollectorRegistry()), logger, changed_to=lambda _: None)
+
+
 def taken(folder: Path, text: str, log: MemoryLog) -> bool:
     """Let a gateway that runs with SOURCE find other rules; return whether it is done with them, taken or refused."""
     file = folder / "routes.yaml"
     file.write_text(SOURCE)
-    gateway = Gateway(Settings(rules=file, log=EmbeddedTarget(folder / "log.db")), QUIET)
-    gateway._in_force(load_rules(file), {})
+    reloader = a_reloader(file, QUIET)
+    reloader.put_in_force(load_rules(file), {})
     file.write_text(text)
-    is_over = asyncio.run(gateway._try_to_reload(log))
-    in_force = gateway._rules.sources.keys()
+    is_over = asyncio.run(reloader.read(log))
+    in_force = reloader.rules.sources.keys()
     assert in_force == ({"crm", "shop"} if text == SOURCE + NEW and not isinstance(log, Closed) else {"crm"})
     return is_over
 
@@ -83,7 +90,8 @@ class Running:
     def __init__(self, folder: Path, log: MemoryLog) -> None:
         self.file = folder / "routes.yaml"
         self.told = CapturingLogger()
-        self.gateway = Gateway(Settings(rules=self.file, log=EmbeddedTarget(folder / "log.db")), self.told)
+        self.metrics = Metrics(CollectorRegistry())
+        self.reloader = a_reloader(self.file, self.told, self.metrics)
         self.log = log
         self.version = 0
 
@@ -92,8 +100,8 @@ class Running:
         if text is not None:
             self.version += 1
             await written(self.file, text + "#" * self.version)  # of another size, should the clock not have moved
-        await self.gateway._look(self.log, now=now)
-        return set(self.gateway._rules.sources)
+        await self.reloader.look(self.log, now=now)
+        return set(self.reloader.rules.sources)
 
     @property
     def reloads(self) -> list[CapturedCall]:
@@ -109,7 +117,7 @@ def process(tmp_path: Path) -> Running:
 
 @pytest.fixture
 async def running(process: Running) -> Running:
-    await process.gateway._load()
+    await process.reloader.load()
     return process
 
 
@@ -125,9 +133,9 @@ async def test_a_file_that_is_being_written_is_not_read(running: Running) -> Non
 
 
 async def test_a_signal_takes_the_files_as_they_are(running: Running) -> None:
-    running.gateway._reload.set()
+    running.reloader.asked.set()
     assert await running.look(SOURCE + NEW) == {"crm", "shop"}
-    assert not running.gateway._reload.is_set()
+    assert not running.reloader.asked.is_set()
     assert await running.look() == {"crm", "shop"}
     assert len(running.reloads) == 1
 
@@ -159,7 +167,7 @@ async def test_rules_that_the_log_was_in_the_way_of_are_read_once_it_may_be_back
     running.log = log
     assert await running.look(now=1.0 + RELOAD_AGAIN - 0.1) == {"crm"}
     assert await running.look(now=1.0 + RELOAD_AGAIN) == {"crm", "shop"}
-    assert running.gateway._again == math.inf
+    assert running.reloader.again == math.inf
 
 
 async def test_a_reload_tells_what_it_adds_changes_and_removes(running: Running) -> None:
@@ -184,7 +192,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     """What was missed was missed since the last look at which the files were as they had been read."""
     now = 1000.0
     running.log = MemoryLog(now=lambda: now)
-    rules = running.gateway._status(0.0)["rules"]
+    rules = running.reloader.told()
     assert (rules["refusal"], rules["since"], rules["file"]) == (None, None, str(running.file))
     await running.look()
     now = 1001.0
@@ -196,7 +204,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     await running.look()
     told = [call.kwargs for call in running.told.calls if call.args == ("rules_refused",)]
     assert [(one["file"], one["since"]) for one in told] == [(str(running.file), "1970-01-01T00:16:40Z")] * 2
-    refusal = running.gateway._status(0.0)["rules"]["refusal"]
+    refusal = running.reloader.told()["refusal"]
     assert (refusal["since"], refusal["until"], refusal["file"], refusal["count"]) == (
         1000.0,
         None,
@@ -209,48 +217,48 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     await running.look(SOURCE + NEW)
     assert await running.look() == {"crm", "shop"}
     assert running.reloads[-1].kwargs["refused_since"] == "1970-01-01T00:16:40Z"
-    rules = running.gateway._status(0.0)["rules"]
+    rules = running.reloader.told()
     assert (rules["refusal"]["since"], rules["refusal"]["until"]) == (1000.0, 1060.0)
     assert (rules["changed"], rules["since"]) == (("source shop added",), 1000.0)
-    running.gateway._refusal_ended -= REMEMBERED + 1
-    assert running.gateway._status(0.0)["rules"]["refusal"] is None
+    running.reloader.refusal_ended -= REMEMBERED + 1
+    assert running.reloader.told()["refusal"] is None
     now = 1070.0
     await running.look()
     await running.look(SOURCE)
     await running.look()
     assert "refused_since" not in running.reloads[-1].kwargs
-    assert running.gateway._status(0.0)["rules"]["since"] == 1070.0
+    assert running.reloader.told()["since"] == 1070.0
 
 
 async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: Running) -> None:
-    metrics = running.gateway._metrics
+    metrics = running.metrics
     metrics.events.labels("crm").inc(10)
     metrics.unrouted.labels("crm").inc(4)
     await running.look()
     for at in (10.0, 20.0):
         metrics.refused_requests.add("crm", "bad_signature", at=at, events=8.0)
-    (source,) = running.gateway._status(0.0)["sources"]
+    (source,) = running.reloader.told_sources(0.0)
     refused = {"bad_signature": {"count": 2, "of": 4, "since": 10.0, "last": 20.0}}
     told = {"source": "crm", "events": 10, "unrouted": 4}
     assert source.items() >= (told | {"refused": refused}).items()
     await running.look(SOURCE + "# the same\n")
     await running.look()
-    assert running.gateway._status(0.0)["sources"] == [source]
+    assert running.reloader.told_sources(0.0) == [source]
     await running.look(SOURCE + NEW)
     await running.look()
     metrics.events.labels("crm").inc(3)
     metrics.unrouted.labels("crm").inc(3)
-    crm, shop = running.gateway._status(0.0)["sources"]
+    crm, shop = running.reloader.told_sources(0.0)
     assert crm.items() >= (told | {"events": 13, "unrouted": 7}).items(), "nothing of its rules has changed"
     assert crm["refused"]["bad_signature"]["of"] == 7
-    assert running.gateway._status(20.0 + PAUSE)["sources"][0]["refused"]
-    assert running.gateway._status(21.0 + PAUSE)["sources"][0]["refused"] == {}, "it is over"
+    assert running.reloader.told_sources(20.0 + PAUSE)[0]["refused"]
+    assert running.reloader.told_sources(21.0 + PAUSE)[0]["refused"] == {}, "it is over"
     metrics.refused_requests.add("crm", "bad_signature", at=22.0 + PAUSE, events=13.0)
-    (crm, _) = running.gateway._status(22.0 + PAUSE)["sources"]
+    (crm, _) = running.reloader.told_sources(22.0 + PAUSE)
     assert crm["refused"]["bad_signature"] == {"count": 1, "of": 1, "since": 22.0 + PAUSE, "last": 22.0 + PAUSE}
     await running.look((SOURCE + NEW).replace("{scheme: none}", "{scheme: bearer, secrets: [abcdefghijklmnop]}", 1))
     await running.look()
-    assert running.gateway._status(23.0 + PAUSE)["sources"][0]["refused"] == {}, "the new secret has fixed it"
+    assert running.reloader.told_sources(23.0 + PAUSE)[0]["refused"] == {}, "the new secret has fixed it"
     assert (shop["events"], shop["unrouted"]) == (0, 0)
 
 
@@ -271,7 +279,7 @@ def _forget(account: Any, name: str) -> None:
 
 
 async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mended(running: Running) -> None:
-    metrics, now = running.gateway._metrics, 1000.0
+    metrics, now = running.metrics, 1000.0
     running.log = MemoryLog(now=lambda: now)
 
     def leave_unrouted(count: int) -> None:
@@ -286,7 +294,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
         await running.look()  # at which nothing has changed
         await running.look(ROUTED.format(**{"build": "order", "rest": "1s"} | values))
         await running.look()
-        crm, _ = running.gateway._status(0.0)["sources"]
+        crm, _ = running.reloader.told_sources(0.0)
         return dict(crm)
 
     await reload(1000.0)
@@ -306,8 +314,8 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     crm = await reload(1040.0)
     missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was fixed by halves isn't half forgotten"
-    _forget(running.gateway._tally._unrouted, "crm")
-    assert running.gateway._status(0.0)["sources"][0]["missed"] is None
+    _forget(running.reloader.tally._unrouted, "crm")
+    assert running.reloader.told_sources(0.0)[0]["missed"] is None
     crm = await reload(1050.0, build="ordre")
     assert crm["missed"] is None
 
@@ -324,7 +332,7 @@ routes:
 async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_changed_and_goes_on_until_then(
     running: Running,
 ) -> None:
-    metrics, now = running.gateway._metrics, 1000.0
+    metrics, now = running.metrics, 1000.0
     running.log = MemoryLog(now=lambda: now)
 
     def let_go(count: int) -> None:
@@ -340,7 +348,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
         rules = {"id": "body.customer", "dedupe": "1h", "build": "order"}
         await running.look(IDENTIFIED.format(**rules | values))
         await running.look()
-        (crm,) = running.gateway._status(0.0)["sources"]
+        (crm,) = running.reloader.told_sources(0.0)
         return dict(crm)
 
     crm = await reload(1000.0)
@@ -360,13 +368,13 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
     crm = await reload(1030.0, id="body.id", dedupe="off")
     missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"]}
     assert crm["identity"]["missed"] == missed | {"types": [("order", 10)]}
-    _forget(running.gateway._tally._let_go, "crm")
-    assert running.gateway._status(0.0)["sources"][0]["identity"]["missed"] is None
+    _forget(running.reloader.tally._let_go, "crm")
+    assert running.reloader.told_sources(0.0)[0]["identity"]["missed"] is None
 
 
 async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_first_event(running: Running) -> None:
-    metrics = running.gateway._metrics
+    metrics = running.metrics
     metrics.unrouted.labels("crm").inc()
     metrics.unrouted_events.add(an_event(source="crm", type="order", received_at=990.0))
-    (crm,) = running.gateway._status(0.0)["sources"]
+    (crm,) = running.reloader.told_sources(0.0)
     assert (crm["since"], crm["missed_since"]) == (None, 989.0)
