@@ -9,23 +9,20 @@ from gateway.commands.base import LOG, Call, command, opened_log
 from gateway.commands.values import Parser
 from gateway.engine.control import Control
 from gateway.model import LogUnavailableError, UsageError
+from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.orders import Orders
+from gateway.ops.processes import findings_in
 from gateway.ops.send import ask_status
 from gateway.ops.show import print_status
 from gateway.ops.status import (
-    NOT_READ,
-    REFUSED,
     Backlog,
     Backlogs,
-    Finding,
     LastAttempts,
     add_dead,
     dead_in,
-    findings_in,
     findings_of,
     of_destination,
     paused_in,
-    ranked,
     unread_in,
     unrouted_in,
     waiting,

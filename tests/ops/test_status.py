@@ -13,27 +13,21 @@ from gateway.engine.successors import WHY
 from gateway.log.base import ALL, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import Result, SpillReason
+from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
+from gateway.ops.processes import findings_in
 from gateway.ops.show import print_status
 from gateway.ops.status import (
-    HELD,
     MOST_ATTEMPTS,
     MOST_REASONS,
-    NOT_READ,
-    PAUSED,
-    REFUSED,
-    WAITING,
     Backlog,
     Backlogs,
-    Finding,
     LastAttempts,
     add_dead,
     dead_in,
-    findings_in,
     findings_of,
     paused_in,
-    ranked,
     unread_in,
     unrouted_in,
     waiting,

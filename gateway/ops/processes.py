@@ -1,0 +1,264 @@
+"""What processes tell of themselves at `/status`, as findings: holds, refused rules, halted keys, a source's events."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from shlex import quote
+from typing import Any
+
+from typing_extensions import override
+
+from gateway.engine.control import Control
+from gateway.engine.orders import Order
+from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, Finding, owners_first
+from gateway.ops.output import rfc3339, when
+
+LET_GO = "copies that dedupe let go"
+CONFLICTS = "conflicts: different events of one identity, all delivered"
+SHARE = 0.1
+"""Of a source's events, that are copies, unrouted or refused: what is more is told."""
+MOMENT = 0.001
+"""Seconds to which a replay step tells its time."""
+_HOLDS: Mapping[str, str] = {"retry_after": "it has asked for silence (Retry-After)", "breaker_open": "breaker open"}
+
+
+def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
+    """Return what a process says at `/status` of its admin address, as far as no replay has brought it back."""
+    found = [
+        Finding(
+            rank=HELD,
+            what=f"destination {hold['destination']}",
+            why=_HOLDS.get(hold["why"], hold["why"]) + (f" after {hold['after']}" if hold["after"] else ""),
+            since=hold["since"],
+            until=hold["until"],
+            who=where,
+            next=(
+                *owners_first(hold["destination"], hold["after"]),
+                f"gateway destination kick {hold['destination']}",
+            ),
+        )
+        for hold in answer.get("holds", ())
+    ]
+    found += [
+        Finding(
+            rank=NOT_READ,
+            what=f"{each['topic']}/{each['partition']}",
+            why=f"not read: {each['reason']}",
+            since=each["since"],
+            who=where,
+            next=("# see the brokers: it is read again by itself",),
+        )
+        for each in answer.get("unread", ())
+    ]
+    rules = answer.get("rules", {})
+    found += _of_rules(rules, where, control)
+    for each in answer.get("ordered", ()):
+        name = f"{each['route']} → {each['destination']}"
+        for word, following in (("halted", (f"gateway route kick {each['route']}",)), ("blocked", ())):
+            if each[word]:
+                why = f"keys {word}"
+                found.append(Finding(rank=HALTED, what=name, why=why, who=where, next=following, count=int(each[word])))
+    for source in answer.get("sources", ()):
+        found += _of_source(source, where)
+        found += _of_missed(source, where, control)
+        found += _of_refused(source, where)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What replays have queued that cover what was missed; `is_done` once all of them have ended."""
+
+    queued: int
+    is_done: bool
+
+    @override
+    def __str__(self) -> str:
+        return f"replayed since: {self.queued:,} queued" if self.is_done else f"being replayed: {self.queued:,} queued"
+
+
+def replayed(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
+    """Return what the replays have queued that bring back what these routes (by source) missed in a time.
+
+    None where they don't for each: a replay counts that was given after `until`, when the rules had come into force,
+    and leaves out no destination, partition or moment.
+    """
+    orders: dict[str, Order] = {}
+    for source, names in routes.items():
+        for name in names:
+            found = [order for order in control.orders.values() if _covers(order, source, name, since, until)]
+            if not found:
+                return None
+            orders |= {order.key: order for order in found}
+    queued = [order.count if order.state == "done" else control.injected(order.key) for order in orders.values()]
+    return (
+        Replayed(queued=sum(queued), is_done=all(order.state == "done" for order in orders.values()))
+        if orders
+        else None
+    )
+
+
+def _covers(order: Order, source: str, route: str, since: float, until: float) -> bool:
+    which = order.selection
+    return (
+        which is not None
+        and order.state in ("asked", "done")
+        and not order.unread
+        and order.at >= until
+        and which.route == route
+        and which.source in (None, source)
+        and which.destination is None
+        and which.since <= since + MOMENT
+        and (which.until is None or which.until >= until)
+    )
+
+
+def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield which rules a process has refused, and how to bring back what was missed meanwhile."""
+    refusal = rules.get("refusal")
+    if refusal is None:
+        return
+    since, until, file = refusal["since"], refusal["until"], refusal["file"]
+    following = [
+        "# what was missed meanwhile, once the new rules are in force; --dry-run tells how many that is:",
+        f"gateway replay --from {rfc3339(since)} --undelivered",
+    ]
+    if until is None:
+        written = "" if refusal["changed_at"] is None else f" of {when(refusal['changed_at'])}"
+        more = f" (and {refusal['count'] - 1} more)" if refusal["count"] > 1 else ""
+        problem = refusal["problems"][0] if refusal["problems"] else "see the line rules_refused"
+        why = (
+            f"{PurePath(file).name}{written} is refused: {problem}{more}; "
+            f"those of {when(rules['loaded_at'])} are in force"
+        )
+        following.insert(0, f"gateway check {quote(rules['file'])}")
+    else:
+        why = "new rules were refused; they are in force now"
+        if (done := replayed(control, refusal["routes"], since=since, until=until)) is not None:
+            why, following = f"{why}; {done}", []
+    yield Finding(
+        rank=REFUSED,
+        what="rules",
+        why=why,
+        is_wrong=until is None,
+        since=since,
+        until=until,
+        who=where,
+        next=tuple(following),
+    )
+
+
+def _of_missed(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield what was left out of a source's events before the rules for it were changed, where that was much."""
+    name = source["source"]
+    for missed, how, let_go in ((source["missed"], "unrouted", False), (source["identity"]["missed"], LET_GO, True)):
+        if missed is None or missed["count"] <= missed["events"] * SHARE:
+            continue
+        since, until = missed["since"], missed["until"]
+        verb = "" if let_go else f"{_were(missed['count'])} "
+        why = f"{verb}{how}{_types(missed['types'])} by the rules until {when(until)}"
+        done = replayed(control, {name: missed["routes"] or ()}, since=since, until=until)
+        ready = (
+            "# if the identity that is in force now is as it should be; --dry-run tells how many are no copies by it:"
+            if let_go
+            else "# if the rules that are in force now are as they should be; --dry-run tells how many that is:"
+        )
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=why if done is None else f"{why}; {done}",
+            is_wrong=done is None,
+            since=since,
+            until=until,
+            who=where,
+            next=(ready, _replay(name, since)) if done is None else (),
+            count=missed["count"],
+        )
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _types(types: Sequence[tuple[str, int]]) -> str:
+    """Tell the most frequent types of a source's events: " (12 push, 3 ping)"."""
+    return f" ({', '.join([f'{number:,} {name}' for name, number in types])})" if types else ""
+
+
+def _replay(source: str, since: float) -> str:
+    return f"gateway replay --source {source} --from {rfc3339(since)} --undelivered"
+
+
+def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield what a process has counted of a source since the rules for it are in force, where it is much."""
+    name, identity = source["source"], source["identity"]
+    steps = [
+        "# by type, and whether the identity makes distinct events equal:",
+        "gateway check --since 1h",
+        "# fix the source's id; try it in a copy of the rules:",
+        "gateway check NEW.yaml --since 1h",
+        *(_missed(name, identity) if identity["duplicates"] else ()),
+    ]
+    unrouted = [
+        f"gateway events list --source {name}",
+        "# and why one of them matches no route:",
+        f"gateway explain {source['newest'] or 'evt_…'}",
+        *_missed(name, source),
+    ]
+    told = [
+        (source, "unrouted", f"unrouted{_types(source['types'])}", unrouted),
+        (identity, "duplicates", f"{LET_GO}{_types(identity['types'])}", steps),
+        (identity, "conflicts", CONFLICTS, steps),
+    ]
+    for counted, key, what, following in told:
+        number, of_all, since = counted[key], counted["events"], counted["since"]
+        if number <= of_all * SHARE:
+            continue
+        ever = "since the process began" if since is None else "since these rules are in force"
+        # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
+        share = f", of {int(of_all):,}" if of_all >= number else ""
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=f"{what}{share} {ever}",
+            since=since,
+            who=where,
+            next=(*_changed(counted), *following),
+            count=int(number),
+        )
+
+
+def _changed(counted: Mapping[str, Any]) -> list[str]:
+    if counted["since"] is None:
+        return []
+    return [f"# the rules of {when(counted['loaded_at'])} changed {'; '.join(counted['changed'])}"]
+
+
+def _missed(source: str, counted: Mapping[str, Any]) -> list[str]:
+    since = counted["missed_since"]
+    if since is None:
+        return []
+    return ["# what was missed since then, once they are as they should be:", _replay(source, since)]
+
+
+def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield which requests a source has refused lately, where that is much."""
+    name = source["source"]
+    for reason, run in source["refused"].items():
+        if run["count"] <= run["of"] * SHARE:
+            continue
+        following = ["# how it is verified, and where its secrets are from:", f"gateway explain {name}"]
+        if reason in ("bad_signature", "bad_credentials"):
+            following += [
+                f"# after a rotation: put the new secret beside the old one in `secrets` of source {name}",
+                "# what was refused the sender sends again by itself, or from its list of deliveries",
+            ]
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=f"refused: {reason}, of {int(run['of']):,}; the last at {when(run['last'])}",
+            since=run["since"],
+            who=where,
+            next=tuple(following),
+            count=int(run["count"]),
+        )
