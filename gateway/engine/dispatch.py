@@ -536,7 +536,7 @@ class Dispatcher:
     async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
         with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
             if end is not None:
-                span.tell({"gateway.reason": end.reason})
+                span.set_attributes({"gateway.reason": end.reason})
             await self._write(item, topic, end)
 
     def _written(self, size: int) -> None:

@@ -287,7 +287,7 @@ class Router(Member):
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
             pressed = self._fan_out(pending, replace(event, trace=span.context), {}, 0, now=now, origin=origin)
-            span.tell({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
+            span.set_attributes({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
         return pressed
 
     def _fan_out(

@@ -226,7 +226,7 @@ class Ingress:
             event = replace(event, trace=span.context)
             headers = encode_event(event)
             position = await self._log.append(topic, key=event_key(event), value=event.body, headers=headers)
-            span.tell(
+            span.set_attributes(
                 {
                     "messaging.destination.partition.id": str(position.partition),
                     "messaging.kafka.offset": position.offset,
@@ -301,7 +301,7 @@ def _ended(line: dict[str, Any]) -> str | None:
     span: Span | None = line.pop("span", None)
     if span is None:
         return None
-    span.tell({name: line[key] for name, key in _TOLD if key in line})
+    span.set_attributes({name: line[key] for name, key in _TOLD if key in line})
     span.answered(line["status"], line.get("reason"))
     trace_id = span.context.recorded_id
     if trace_id is not None:

@@ -186,7 +186,7 @@ class Span:
             self.fail(kind.__name__)
         self._span.end()
 
-    def tell(self, attributes: Mapping[str, Value]) -> None:
+    def set_attributes(self, attributes: Mapping[str, Value]) -> None:
         """Add attributes."""
         self._span.set_attributes(attributes)
 
