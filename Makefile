@@ -1,7 +1,8 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo stack stack-down test simulate mutants faults lint format types bench chart docs image lock clean
-PYTHON ?= python3
+# The newest that is here of those that are supported. PYTHON names another one, for an environment that is made anew.
+PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 LOG ?= embedded
 BIN := .venv/bin
 CHART := deploy/kubernetes/webhook-gateway
