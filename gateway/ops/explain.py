@@ -10,7 +10,7 @@ from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedErro
 from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
-from gateway.rules.view import View
+from gateway.rules.view import NO_BODY, View
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
@@ -46,12 +46,14 @@ class ExplainedRoute:
 class Explained:
     """An event and what each route would do with it, in file order.
 
-    `identified_by` is where its identity is read from, "" where it has none; `dedupe` the source's window in seconds.
+    `identified_by` is where its identity is read from, "" where it has none; `dedupe` the source's window in seconds;
+    `unread` says what of its body no rule sees.
     """
 
     event: Event
     identified_by: str
     dedupe: float | None
+    unread: tuple[str, ...]
     routes: tuple[ExplainedRoute, ...]
 
 
@@ -98,7 +100,21 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         identified_by = Identifier(sender).identified_by(request)
     except RefusedError:
         identified_by = ""  # one that came under other rules
-    return Explained(event=event, identified_by=identified_by, dedupe=sender.dedupe, routes=tuple(routes))
+    return Explained(
+        event=event,
+        identified_by=identified_by,
+        dedupe=sender.dedupe,
+        unread=tuple(_unread(View.of(event))),
+        routes=tuple(routes),
+    )
+
+
+def _unread(view: View) -> Iterator[str]:
+    """Yield what of a body no rule sees."""
+    if not view.has_body and view.why_no_body != NO_BODY:
+        yield view.why_no_body
+    for name in view.repeated:
+        yield f"the form has more than one {name}: rules see the first"
 
 
 class _Mask:

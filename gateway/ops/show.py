@@ -34,6 +34,7 @@ def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, objec
         "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
         **({"copy_of": copy_of} if copy_of else {}),
         "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
+        **({"unread": explained.unread} if explained.unread else {}),
         "routes": [
             {
                 "name": route.name,
@@ -110,6 +111,8 @@ def print_explained(output: Output, explained: Explained, place: str = "", copy_
     key = f"  key {event.key}" if event.key is not None else ""
     output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
     output.say(("identity ", "bold"), _identity(explained))
+    for told in explained.unread:
+        output.say((told, "yellow"))
     if copy_of:
         told = f"a copy of {copy_of}, within its source's dedupe: acknowledged, and delivered by no route"
         output.say((told, "bold yellow"))

@@ -247,7 +247,7 @@ class AbsentFieldError(MissingFieldError):
         path, gap = self._path, gap_in(self._path, self._view)
         parent = path.up_to(gap.depth - 1).text
         if gap.depth == 0:
-            told = "there is no JSON body"
+            told = self._view.why_no_body
         elif not gap.is_between_fields:
             told = f"{parent} is {_kind(gap.parent)}"
         elif isinstance(gap.parent, list):
@@ -263,7 +263,7 @@ class AbsentFieldError(MissingFieldError):
         """Say what is there instead, with the names of the event's fields: nothing for a line of the log."""
         gap = gap_in(self._path, self._view)
         if gap.depth == 0:
-            return "the event has no JSON body"
+            return self._view.why_no_body
         parent = self._path.up_to(gap.depth - 1).text
         if isinstance(gap.parent, list):
             return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
@@ -415,7 +415,8 @@ def _reason(error: Exception) -> str:
     message = str(error)
     # Names were checked when the expression was compiled, so this is about the types of the arguments.
     if undefined := re.match("Undefined variable or function: '([^']*)'", message):
-        return f"{undefined[1]} isn't defined for such a value"
+        takes = _TAKES.get(undefined[1], "")
+        return f"{undefined[1]} isn't defined for such a value{takes}"
     if message.startswith("No such overload"):
         return "an operand has the wrong type"
     if message.startswith(f"Function '{_OURS}'"):
@@ -427,6 +428,11 @@ def _reason(error: Exception) -> str:
     return _shortened(message[:1].lower() + message[1:])
 
 
+_TAKES = {
+    "timestamp": ", only for a string in RFC 3339 ('2026-01-02T03:04:05Z')",
+    "duration": ", only for a string such as '90s'",
+}
+"""What functions take that are given numbers again and again: Unix times, most of all."""
 _OURS = "matches__"  # no name of CEL's, and none that `Scan` lets through
 _NO_MATCHES = "matches isn't defined for such a value"
 _LONG_MATCH = "its patterns would take too long with such strings"

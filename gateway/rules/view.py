@@ -1,6 +1,7 @@
 """An event as expressions and conditions see it: its body parsed, its headers and query by name."""
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, Self
@@ -27,6 +28,12 @@ class Absent(Enum):
 
 ABSENT: Final = Absent.ABSENT
 _UNREAD: Final = object()
+
+
+FORM = "application/x-www-form-urlencoded"
+NO_BODY = "there is no JSON body"
+PLAIN = ("", "identity")
+"""Content codings that are none."""
 
 
 class Step(NamedTuple):
@@ -129,6 +136,22 @@ class View:
         """Tell whether there is a parsed body; without one each `body` path is a missing field."""
         return self.body is not ABSENT
 
+    @property
+    def why_no_body(self) -> str:
+        """Say why there is no parsed body, where there is none."""
+        media_type = _media_type(self._header("content-type") or "")
+        return "the body is multipart, which isn't read" if media_type.startswith("multipart/") else NO_BODY
+
+    @property
+    def repeated(self) -> list[str]:
+        """The names that a form's body has more than once: the first value of each is what counts."""
+        if _media_type(self._header("content-type") or "") != FORM or not isinstance(self.body, dict):
+            return []
+        encoding = (self._header("content-encoding") or "").strip().lower()
+        body = self._raw_body if encoding in PLAIN else _inflated(self._raw_body, encoding)
+        counts = Counter([name for name, _ in parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)])
+        return [name for name, count in counts.items() if count > 1]
+
     def get(self, root: str, steps: Sequence[Step]) -> object:
         """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT when it isn't there."""
         if root == "headers" and len(steps) == 1:
@@ -186,15 +209,18 @@ def _first_values(form: str, *, limit: int | None = None) -> dict[str, str]:
 
 def _parse(body: bytes, encoding: str, content_type: str) -> object:
     coding = encoding.strip().lower()
-    if coding not in ("", "identity"):
+    if coding not in PLAIN:
         body = _inflated(body, coding)
-    media_type = content_type.partition(";")[0].strip().lower()
     try:
-        if media_type == "application/x-www-form-urlencoded" and body:
+        if _media_type(content_type) == FORM and body:
             return _first_values(body.decode("utf-8", "replace"), limit=MAX_FORM_FIELDS)
         return orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
         return ABSENT
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _inflated(body: bytes, coding: str) -> bytes:

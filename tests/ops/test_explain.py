@@ -130,6 +130,29 @@ def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> No
         explained(tmp_path, b"text", source="crm")
 
 
+@pytest.mark.parametrize(
+    ("media_type", "body", "unread"),
+    [
+        (b"multipart/form-data; boundary=x", b"--x--", ("the body is multipart, which isn't read",)),
+        (
+            b"application/x-www-form-urlencoded",
+            b"tag=a&tag=b&n=1",
+            ("the form has more than one tag: rules see the first",),
+        ),
+        (b"application/x-www-form-urlencoded", b"tag=a&n=1", ()),
+        (b"application/json", b'{"tag": ["a", "b"]}', ()),
+        (b"application/json", b"not JSON", ()),
+    ],
+)
+def test_what_no_rule_sees_of_a_body_is_told(
+    tmp_path: Path, media_type: bytes, body: bytes, unread: tuple[str, ...]
+) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text("version: 1\nsources:\n  in: {verify: {scheme: none}}\n")
+    headers = ((b"Content-Type", media_type),)
+    assert explain(load_rules(path), source="in", headers=headers, query="", body=body, now=1e9).unread == unread
+
+
 def test_an_unknown_source_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--source: unknown source 'gitub', did you mean 'github'[?]$"):
         explained(tmp_path, b"{}", source="gitub")

@@ -144,6 +144,11 @@ def test_a_missing_field_is_told_from_other_failures_and_named(text: str, field:
         ("int(1e300)", "int(1e300): function 'int' error: integer overflow"),
         # The library's own words hold the value.
         ("duration(body.action)", "duration(body.action): function 'duration' error: an argument that it doesn't take"),
+        ("duration(body.number)", "duration isn't defined for such a value, only for a string such as '90s'"),
+        (
+            "timestamp(body.number) > timestamp('2026-01-02T03:04:05Z')",
+            "timestamp isn't defined for such a value, only for a string in RFC 3339 ('2026-01-02T03:04:05Z')",
+        ),
         ("body.number.matches('7')", "matches isn't defined for such a value"),
         ("body.nothing.matches('')", "matches isn't defined for such a value"),
         ("[body.user].exists(u, u.matches('x'))", "matches isn't defined for such a value"),
@@ -649,7 +654,7 @@ def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so(
         ("body.c[1].id", {"c": [1]}, "body.c[1].id", "size(body.c) tells", "body.c has 1 element"),
         ("body.c.email", {"c": [1, 2]}, "body.c.email", "body.c is a list", "body.c has 2 elements"),
         ("headers['x-none']", {}, "headers['x-none']", "'x-none' in headers tells", "headers has: nothing"),
-        ("body.a + 'x'", ABSENT, "body.a", "there is no JSON body", "the event has no JSON body"),
+        ("body.a + 'x'", ABSENT, "body.a", "there is no JSON body", "there is no JSON body"),
         ("has(body.a) ? body.a : body.b", {"c": 1}, "body.b", "has(body.b) tells", "body has: c"),
         ("has(body.l) ? 'x' : body.m[2]", {"m": []}, "body.m[2]", "size(body.m) tells", "body.m has 0 elements"),
         (f"body.{'n' * 99}", {}, f"body.{'n' * 99}", "", "body has: nothing"),
