@@ -157,6 +157,10 @@ class Control:
         """Return the orders of a kind that a job has to carry out, the first first."""
         return [order for order in self._asked.values() if order.kind == kind and not self.waits(order.key)]
 
+    def is_open(self, key: str) -> bool:
+        """Tell whether an order of a key is still to be carried out."""
+        return key in self._asked
+
     def is_asked(self, order: Order) -> bool:
         """Tell whether an order is in force and still to be carried out."""
         return self._asked.get(order.key) == order
@@ -232,12 +236,14 @@ class Control:
         )
 
     def is_held(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Tell whether a kick is about to inject this record again, so that it's to wait for that."""
-        if not self._markers:
-            return False
-        return self.has_scanned(f"hold/kick/destination/{destination}", partition, offset) or self.has_scanned(
-            f"hold/kick/route/{route}", partition, offset
-        )
+        """Tell whether a kick is about to inject this record again, so that it's to wait for that.
+
+        Not by one that has been answered: its job, or another that took itself for the owner, has said that it is over.
+        """
+        for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
+            if key in self._asked and self.has_scanned(f"hold/{key}", partition, offset):
+                return True
+        return False
 
     def is_hurried(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
         """Tell whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""

@@ -215,7 +215,11 @@ class Dispatcher:
         async def write() -> None:
             tracker = pending.tracker
             await self._successors.dead_letter_unreadable(
-                tracker.partition.topic, record, error, lambda: not pending.tracker.is_lost
+                tracker.partition.topic,
+                record,
+                error,
+                lambda: not pending.tracker.is_lost,
+                lambda: pending.tracker.is_suspended,
             )
             pending.left = 0
             pending.tracker.owner.done(pending)
@@ -519,15 +523,18 @@ class Dispatcher:
         def is_wanted() -> bool:
             return not item.pending.tracker.is_lost
 
+        def is_open() -> bool:
+            return item.pending.tracker.is_suspended
+
         delivery = item.delivery
         is_stored = False
         if end is None:
             try:
-                is_stored = await self._successors.carry_on(topic, delivery, item.note, is_wanted)
+                is_stored = await self._successors.carry_on(topic, delivery, item.note, is_wanted, is_open)
             except RecordTooLargeError:
                 end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
         if end is not None:
-            is_stored = await self._successors.dead_letter(delivery, end, is_wanted)
+            is_stored = await self._successors.dead_letter(delivery, end, is_wanted, is_open)
             if is_stored:
                 self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0, self._log.now())
         self._finish(item)

@@ -330,11 +330,14 @@ class Scans:
         if not runs:
             return  # the owner before us has answered them
         shortest = self._topics.retry(planner.SHORTEST)
-        topics = [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
-        scan = self._scan(runs, lambda: self._owner() is owner, note={HURRY: "1"})
+
+        def is_wanted() -> bool:
+            return self._owner() is owner and any(control.is_open(run.order.key) for run in scan.runs)
+
+        scan = self._scan(runs, is_wanted, note={HURRY: "1"})
         near = await self._ends(scan, shortest)
         ends: dict[str, int] = {}
-        for topic in topics:
+        for topic in self._longer():
             ends |= await self._ends(scan, topic)
         # Before the wait: what comes out meanwhile, and whose end isn't committed yet, may be parked or dead by then.
         fates = await self._fates(near | ends)
@@ -342,25 +345,35 @@ class Scans:
         await self._hold(runs, ends, near)
         if not await self._pass(HOLD, owner):
             return
-        new = [run for run in runs if not self._control.is_begun(run.order.key)]
-        await self._count(new, shortest, near, fates)
-        for topic in topics:
-            commits = await self._commits(topic)
-            starts: dict[str, int] = {}
-            for place in ends:
-                starts[place] = min([run.told.get(place, 0) for run in runs])
-            for place, commit in commits.items():
-                starts[place] = max(starts.get(place, 0), commit.base)
-            if not await scan.go(topic, starts, ends, self._kicked(runs, commits, fates)):
-                return
-        if scan.left:
-            await self._hold(runs, ends | scan.left, near)  # what isn't looked at comes when it is due
+        # An earlier owner that didn't know yet may have answered some. What they hold comes when it is due, then.
+        scan.runs = [run for run in runs if control.is_open(run.order.key)]
+        if not scan.runs or not await self._bring_on(scan, scan.runs, ends, near, fates):
+            return
         await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
         await fates.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
-        for run in runs:
+        for run in scan.runs:
             run.fate = fates.of(run.order.name, run.count, dropping=self._dropping())
             run.rate = self._rate(run.order.name)
             await self._end(scan, run, "done")
+
+    def _longer(self) -> list[str]:
+        """Return the tiers but the shortest."""
+        return [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
+
+    async def _bring_on(
+        self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int], fates: Fates
+    ) -> bool:
+        """Inject what the runs of a kick are for of the tiers but the shortest. False where it isn't to go on here."""
+        shortest = self._topics.retry(planner.SHORTEST)
+        await self._count([run for run in runs if not self._control.is_begun(run.order.key)], shortest, near, fates)
+        for topic in self._longer():
+            commits = await self._commits(topic)
+            starts = {place: min([run.told.get(place, 0) for run in runs]) for place in ends}
+            for place, commit in commits.items():
+                starts[place] = max(starts.get(place, 0), commit.base)
+            if not await scan.go(topic, starts, ends, self._kicked(runs, commits, fates)):
+                return False
+        return True
 
     async def _fates(self, ends: Mapping[str, int]) -> Fates:
         """Follow what kicks bring on, from these ends of the tiers on."""
@@ -385,14 +398,14 @@ class Scans:
         rates = {rules.destinations[each].rate for each in names if each in rules.destinations}
         return rates.pop() if len(rates) == 1 else None
 
-    async def _hold(self, runs: Sequence[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
+    async def _hold(self, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
         """Announce what kicks are about to scan."""
         for run in runs:
             name = f"hold/{run.order.key}"
             at = self._log.now()
             await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, hurried=near))
 
-    def _kicked(self, runs: Sequence[Run], commits: Mapping[str, Commit], fates: Fates) -> Pick:
+    def _kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], fates: Fates) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
             commit = commits.get(place_of(partition))
             filed = None if commit is not None and commit.covers(record.offset) else filed_in(record)

@@ -28,6 +28,8 @@ WHY = "why"
 """The note that tells why a delivery went to a tier, or to the parked, without an attempt: a SpillReason."""
 UNKNOWN_SINCE = "unknown_since"
 """The note that tells since when (Unix time) a delivery's route or destination has been in nobody's rules."""
+OPEN_LOOK = 0.05
+"""Seconds between looks at whose a record is, while that is open."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 KEPT_OF_OVERSIZED = 64 * 1024
@@ -39,8 +41,16 @@ def always() -> bool:
     return True
 
 
+def never() -> bool:
+    """Tell that nobody else may have the record."""
+    return False
+
+
 class Successors:
-    """Appends until they are acknowledged, or until `is_wanted` says that another owner takes care of the record."""
+    """Appends until they are acknowledged, or until `is_wanted` says that another owner takes care of the record.
+
+    While it `is_open` whose the record is, none is begun: what another owner has begun, too, would come twice.
+    """
 
     def __init__(
         self,
@@ -60,26 +70,41 @@ class Successors:
         self.unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
 
     async def carry_on(
-        self, topic: str, delivery: Delivery, note: Mapping[str, str], is_wanted: Callable[[], bool] = always
+        self,
+        topic: str,
+        delivery: Delivery,
+        note: Mapping[str, str],
+        is_wanted: Callable[[], bool] = always,
+        is_open: Callable[[], bool] = never,
     ) -> bool:
         """Store a delivery in a tier or among the parked. False if it isn't wanted any more.
 
         Raises RecordTooLargeError where it doesn't fit, which only a lowered limit of the log leads to.
         """
         headers = encode_delivery(delivery, note, at=self._log.now())
-        return await self._append(topic, _key(delivery), delivery.event.body, headers, is_wanted)
+        return await self._append(
+            topic, _key(delivery), delivery.event.body, headers, is_wanted=is_wanted, is_open=is_open
+        )
 
-    async def dead_letter(self, delivery: Delivery, end: DeadLettered, is_wanted: Callable[[], bool] = always) -> bool:
+    async def dead_letter(
+        self,
+        delivery: Delivery,
+        end: DeadLettered,
+        is_wanted: Callable[[], bool] = always,
+        is_open: Callable[[], bool] = never,
+    ) -> bool:
         """Store a delivery among the dead, with its reason. False if it isn't wanted any more."""
         note = {"reason": end.reason, "detail": end.detail}
         key, body = _key(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, note, at=self._log.now())
-            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted)
+            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted=is_wanted, is_open=is_open)
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
             headers = encode_delivery(slim, {"reason": end.reason, "detail": end.detail[:200]}, at=self._log.now())
-            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted, is_last=True)
+            is_stored = await self._append(
+                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_open=is_open, is_last=True
+            )
         if is_stored:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
         return is_stored
@@ -87,20 +112,29 @@ class Successors:
     async def order(self, order: Order) -> None:
         """Give an order as an operator does."""
         key, value = order.encode()
-        await self._append(self._topics.control, key, value, [], always)
+        await self._append(self._topics.control, key, value, [], is_wanted=always, is_open=never)
 
     async def dead_letter_unreadable(
-        self, topic: str, record: Record, error: UndecodableRecordError, is_wanted: Callable[[], bool] = always
+        self,
+        topic: str,
+        record: Record,
+        error: UndecodableRecordError,
+        is_wanted: Callable[[], bool] = always,
+        is_open: Callable[[], bool] = never,
     ) -> bool:
         """Keep a record that can't be read among the dead, as it is, or what fits of it."""
         self.unreadable.set_aside(topic, record.offset, error)
         headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
         try:
-            is_stored = await self._append(self._topics.dead, record.key, record.value, headers, is_wanted)
+            is_stored = await self._append(
+                self._topics.dead, record.key, record.value, headers, is_wanted=is_wanted, is_open=is_open
+            )
         except RecordTooLargeError:
             kept = record.value[:KEPT_OF_OVERSIZED]
             told = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
-            is_stored = await self._append(self._topics.dead, record.key[:1024], kept, told, is_wanted)
+            is_stored = await self._append(
+                self._topics.dead, record.key[:1024], kept, told, is_wanted=is_wanted, is_open=is_open
+            )
         if is_stored:
             self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
         return is_stored
@@ -111,13 +145,18 @@ class Successors:
         key: bytes,
         value: bytes,
         headers: RecordHeaders,
-        is_wanted: Callable[[], bool],
         *,
+        is_wanted: Callable[[], bool],
+        is_open: Callable[[], bool],
         is_last: bool = False,
     ) -> bool:
         """Append until it is stored. Where nothing smaller `is_last`, too large waits as well: for a higher limit."""
         pause = FIRST_PAUSE
         while True:
+            while is_open():
+                await self._sleep(OPEN_LOOK)
+            if not is_wanted():
+                return False
             try:
                 await self._log.append(topic, key=key, value=value, headers=headers)
             except (LogUnavailableError, RecordTooLargeError) as error:

@@ -188,6 +188,11 @@ class Tracker:
         return self.ownership in (Ownership.OURS, Ownership.LEAVING)
 
     @property
+    def is_suspended(self) -> bool:
+        """Whether it isn't known whose it is: it was given up, and may come straight back."""
+        return self.ownership is Ownership.SUSPENDED
+
+    @property
     def is_lost(self) -> bool:
         return self.ownership is Ownership.LOST
 

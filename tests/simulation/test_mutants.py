@@ -38,8 +38,8 @@ def successors_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     append = Successors._append
     started: list[asyncio.Task[bool]] = []
 
-    async def hasty(self: Successors, topic: str, *rest: Any) -> bool:
-        started.append(asyncio.create_task(append(self, topic, *rest)))
+    async def hasty(self: Successors, topic: str, *rest: Any, **claim: Any) -> bool:
+        started.append(asyncio.create_task(append(self, topic, *rest, **claim)))
         return True
 
     patch.setattr(Successors, "_append", hasty)
@@ -48,7 +48,7 @@ def successors_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
 def a_lost_append_is_believed(patch: pytest.MonkeyPatch) -> None:
     """An append that failed counts as stored."""
 
-    async def credulous(self: Successors, topic: str, key: bytes, value: bytes, headers: Any, _wanted: Any) -> bool:
+    async def credulous(self: Successors, topic: str, key: bytes, value: bytes, headers: Any, **_: Any) -> bool:
         with suppress(LogUnavailableError):
             await self._log.append(topic, key=key, value=value, headers=headers)
         return True

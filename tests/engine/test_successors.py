@@ -1,0 +1,101 @@
+"""A successor is tried until it is stored; but none is begun that another owner may begin as well."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from typing_extensions import override
+
+from gateway.engine.successors import LONGEST_PAUSE, Successors
+from gateway.log.base import Position
+from gateway.log.topics import Topics
+from gateway.model import Delivery, DeliveryId, LogUnavailableError
+from gateway.telemetry.metrics import Metrics
+from tests.builders import an_event
+from tests.engine.test_worker import QUIET
+from tests.memory_log import MemoryLog
+from tests.virtual_time import run
+
+
+class Away(MemoryLog):
+    """A log that takes nothing until it `is_back`, and counts what was tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_back = False
+        self.tries = 0
+
+    @override
+    async def append(self, topic: str, **_: Any) -> Position:
+        self.tries += 1
+        if not self.is_back:
+            raise LogUnavailableError("away")
+        return Position(0, self.tries, 0.0)
+
+
+class Scene:
+    """A successor on its way, of a record whose owner changes."""
+
+    def __init__(self) -> None:
+        self.log = Away()
+        self.is_lost = self.is_open = False
+        self.topic = Topics("gateway.").retry("5s")
+
+    async def carry_on(self) -> bool:
+        successors = Successors(
+            log=self.log,
+            topics=Topics("gateway."),
+            metrics=Metrics(CollectorRegistry()),
+            logger=QUIET,
+            sleep=asyncio.sleep,
+        )
+        delivery = Delivery(id=DeliveryId("dlv_1"), event=an_event(), route="build", destination="ci")
+        return await successors.carry_on(self.topic, delivery, {}, lambda: not self.is_lost, lambda: self.is_open)
+
+
+def played(change: Callable[[Scene], None], *, then: Callable[[Scene], None]) -> tuple[bool, int]:
+    """Let a change come between two tries, and one more after a minute; return what came of it, and the tries since."""
+
+    async def scenario() -> tuple[bool, int]:
+        scene = Scene()
+        task = asyncio.create_task(scene.carry_on())
+        await asyncio.sleep(60)
+        assert scene.log.tries > 60 / LONGEST_PAUSE
+        tries = scene.log.tries
+        change(scene)
+        scene.log.is_back = True
+        await asyncio.sleep(60)
+        then(scene)
+        is_stored = await asyncio.wait_for(task, 60)
+        return is_stored, scene.log.tries - tries
+
+    return run(scenario())
+
+
+def lost(scene: Scene) -> None:
+    scene.is_lost, scene.is_open = True, False
+
+
+def opened(scene: Scene) -> None:
+    scene.is_open = True
+
+
+def ours(scene: Scene) -> None:
+    scene.is_open = False
+
+
+@pytest.mark.parametrize(
+    ("change", "then", "expected"),
+    [
+        pytest.param(ours, ours, (True, 1), id="the log is back"),
+        pytest.param(lost, lost, (False, 0), id="another's between two tries"),
+        pytest.param(opened, lost, (False, 0), id="open for a minute, then another's"),
+        pytest.param(opened, ours, (True, 1), id="open for a minute, then ours again"),
+    ],
+)
+def test_none_is_begun_that_another_owner_may_begin(
+    change: Callable[[Scene], None], then: Callable[[Scene], None], expected: tuple[bool, int]
+) -> None:
+    assert played(change, then=then) == expected
