@@ -14,23 +14,20 @@ Where it keeps an order, what would go to a tier or to the parked waits in memor
 import asyncio
 import heapq
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol, assert_never
-
-from structlog.typing import FilteringBoundLogger
+from typing import TYPE_CHECKING, assert_never
 
 from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
-from gateway.engine.control import Control
 from gateway.engine.lanes import Budget, Lane, Spill
 from gateway.engine.orders import Order
 from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
 from gateway.engine.tracker import AttemptScope, Item, Pending
-from gateway.log.base import Log, Record
-from gateway.log.topics import TIERS, Topics
+from gateway.log.base import Record
+from gateway.log.topics import TIERS
 from gateway.model import (
     Attempt,
     DeadLettered,
@@ -46,39 +43,64 @@ from gateway.model import (
     SpillReason,
     UndecodableRecordError,
 )
-from gateway.rules.rules import Destination, OnGone, Rules
+from gateway.rules.rules import Destination, OnGone
 from gateway.telemetry.logs import place_of, trace_of
-from gateway.telemetry.metrics import Histogram, Metrics
+from gateway.telemetry.metrics import Histogram
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Span, Traces
+from gateway.engine.services import Client, Services
 
 LONGEST_STAY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
+
+
 PAUSED_LOOK = 1.0
 """Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
+
+
 GAUGES_AT_ONCE = 100
+
+
 TICK = 0.05
 """Seconds between looks at lanes in which something waits."""
+
+
 IDLE_TICK = 0.25
+
+
 MOMENT = 0.25
 """Seconds for which no attempt is cut short: a gap in the log fills a window in the middle of any."""
+
+
 RETRIES_AT_ONCE = 4
 """Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
+
+
 WRITE_SIZE = 6144
 """Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers: some 4,000
 here, and what a log keeps of it."""
+
+
 MAX_WRITING = 64 << 20
 """Bytes of memory of all such appends, some eight thousand; while a log takes none, the others wait without any."""
+
+
 UNKNOWN_RETRY = 60.0
+
+
 UNKNOWN_LIMIT = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
+
+
 FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
 
 
 HOLD_TOLD = 10.0
 """Seconds from which on a hold has a line: a destination that asks for a moment now and then would fill the log."""
+
+
 LATE = 30.0
 """Seconds from an event's receipt, or from its replay, after which its delivery is late."""
 
@@ -86,26 +108,6 @@ LATE = 30.0
 def is_late(delivery: Delivery, at: float) -> bool:
     """Tell whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
     return bool(delivery.route) and at - (delivery.since or delivery.event.received_at) > LATE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What a process hands to the parts of its engine."""
-
-    log: Log
-    topics: Topics
-    rules: Callable[[], Rules]
-    control: Control
-    metrics: Metrics
-    logger: FilteringBoundLogger
-    sleep: Callable[[float], Awaitable[None]]
-    traces: "Traces | None" = None
-
-
-class Client(Protocol):
-    """Makes one attempt; never raises for what a destination does."""
-
-    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt: ...
 
 
 @dataclass(slots=True, kw_only=True)

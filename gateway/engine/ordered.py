@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import IDLE_TICK, UNKNOWN_LIMIT, Dispatcher, Services
+from gateway.engine.dispatch import IDLE_TICK, UNKNOWN_LIMIT, Dispatcher
 from gateway.engine.member import Loop, Member
 from gateway.engine.seen import Seen
+from gateway.engine.services import Services
 from gateway.engine.tracker import Item, Tracker
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import decode_delivery, order_key, origin_of

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import planner
-from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, Services, is_late
+from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
@@ -26,6 +26,7 @@ from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.orders import Order
 from gateway.engine.readings import Readings
 from gateway.engine.sequence import Sequences
+from gateway.engine.services import Services
 from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import Origin, decode_delivery, decode_event, note_of

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.engine.dispatch import Dispatcher, Services
+from gateway.engine.dispatch import Dispatcher
+from gateway.engine.services import Services
 from gateway.engine.successors import FIRST_PAUSE, LONGEST_PAUSE
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import NewRecord, Partition, partition_of

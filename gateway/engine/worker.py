@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control
-from gateway.engine.dispatch import Client, Dispatcher, Hold, Services
+from gateway.engine.dispatch import Dispatcher, Hold
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered
 from gateway.engine.router import Router
+from gateway.engine.services import Client, Services
 from gateway.engine.unread import Unread, UnreadPartitions, still_unread
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics

@@ -1,0 +1,38 @@
+"""What a process hands to the parts of its engine."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.client.request import Outbound
+from gateway.engine.control import Control
+from gateway.log.base import Log
+from gateway.log.topics import Topics
+from gateway.model import Attempt
+from gateway.rules.rules import Rules
+from gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Traces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a process hands to the parts of its engine."""
+
+    log: Log
+    topics: Topics
+    rules: Callable[[], Rules]
+    control: Control
+    metrics: Metrics
+    logger: FilteringBoundLogger
+    sleep: Callable[[float], Awaitable[None]]
+    traces: "Traces | None" = None
+
+
+class Client(Protocol):
+    """Makes one attempt; never raises for what a destination does."""
+
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt: ...
