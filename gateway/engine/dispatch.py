@@ -12,17 +12,17 @@ Where it keeps an order, what would go to a tier or to the parked waits in memor
 """
 
 import asyncio
-import heapq
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
 from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
-from gateway.engine.lanes import Budget, Lane, Spill
+from gateway.engine.holds import Holds
+from gateway.engine.lanes import Lane, Spill
 from gateway.engine.orders import Order
 from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
 from gateway.engine.tracker import AttemptScope, Item, Pending
@@ -43,12 +43,13 @@ from gateway.model import (
     SpillReason,
     UndecodableRecordError,
 )
-from gateway.rules.rules import Destination, OnGone
+from gateway.rules.rules import OnGone
 from gateway.telemetry.logs import place_of, trace_of
 from gateway.telemetry.metrics import Histogram
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Span, Traces
+from gateway.engine.schedule import Schedule
 from gateway.engine.services import Client, Services
 
 LONGEST_STAY = 5.0
@@ -57,16 +58,6 @@ LONGEST_STAY = 5.0
 
 PAUSED_LOOK = 1.0
 """Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
-
-
-GAUGES_AT_ONCE = 100
-
-
-TICK = 0.05
-"""Seconds between looks at lanes in which something waits."""
-
-
-IDLE_TICK = 0.25
 
 
 MOMENT = 0.25
@@ -97,10 +88,6 @@ FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
 
 
-HOLD_TOLD = 10.0
-"""Seconds from which on a hold has a line: a destination that asks for a moment now and then would fill the log."""
-
-
 LATE = 30.0
 """Seconds from an event's receipt, or from its replay, after which its delivery is late."""
 
@@ -110,25 +97,10 @@ def is_late(delivery: Delivery, at: float) -> bool:
     return bool(delivery.route) and at - (delivery.since or delivery.event.received_at) > LATE
 
 
-@dataclass(slots=True, kw_only=True)
-class Hold:
-    """Why a destination is sent nothing, since and until when, and whether that has been told.
-
-    `after` is what the last attempt got that has opened its breaker, or kept it open; "" where it is no breaker.
-    """
-
-    why: str
-    after: str = ""
-    since: float
-    until: float
-    is_told: bool = False
-
-
 class Dispatcher:
     """Every delivery of one process, from `admit` to its end or its successor, of which the record's owner hears."""
 
     def __init__(self, services: Services, client: Client) -> None:
-        self._budget = Budget()
         self._log = log = services.log
         self._topics = topics = services.topics
         self._rules = services.rules
@@ -140,15 +112,9 @@ class Dispatcher:
         self._traces = services.traces
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self.unreadable = self._successors.unreadable
-        self._lanes: dict[str, Lane] = {}
-        self._busy: dict[str, Lane] = {}  # those in which something waits, or did a moment ago: there may be thousands
-        self._used: dict[str, Destination] = {}  # as each lane was last told of it
-        self._share = 1.0
-        self._kicks_heard = 0
+        self._schedule = Schedule(services.rules, services.control)
+        self._holds = Holds(services, self._schedule)
         self._pausing: set[str] = set()
-        self._holds: dict[str, Hold] = {}
-        self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
-        self._soon_count = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
         self._writing = 0  # bytes of memory of the appends under way
@@ -179,14 +145,14 @@ class Dispatcher:
         if delivery.due > now:
             self.defer(item, delivery.due, now)
             return None
-        lane = self._lane(delivery.destination)
+        lane = self._schedule.lane(delivery.destination)
         spill = lane.offer(item, now)
         if spill is not None:
             self._spill(spill, now)
             return None
         self._pump(lane, now)
         if lane.waiting:
-            self._busy[lane.name] = lane
+            self._schedule.is_waited_in(lane)
         return lane
 
     def keep_unknown(self, item: Item) -> None:
@@ -259,8 +225,7 @@ class Dispatcher:
             return
         item.is_waiting = True
         if tracker.is_live:
-            self._soon_count += 1
-            heapq.heappush(self._soon, (until, self._soon_count, item))
+            self._schedule.wait(item, until)
 
     def drop(self, item: Item) -> None:
         """Forget a delivery that another record carries on."""
@@ -279,11 +244,7 @@ class Dispatcher:
 
     def withdraw(self, items: Iterable[Item]) -> None:
         """Take deliveries out of their queues; what isn't in one is ignored."""
-        gone = {id(item): item.delivery.destination for item in items}
-        for name in set(gone.values()) & self._lanes.keys():
-            self._lanes[name].remove(gone)
-        self._soon = [entry for entry in self._soon if id(entry[2]) not in gone]
-        heapq.heapify(self._soon)
+        self._schedule.withdraw(items)
 
     def cut_short(self, item: Item, now: float) -> None:
         """Make a delivery that holds a window back end now: an attempt as a timeout, one that waits by a tier.
@@ -296,52 +257,15 @@ class Dispatcher:
         elif item.is_waiting:
             self.withdraw([item])
             item.is_waiting = False
-            lane = self._lanes.get(item.delivery.destination)
+            lane = self._schedule.lanes.get(item.delivery.destination)
             due = max(now if lane is None else lane.place(now), now + TIERS[planner.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
-    # Lanes.
+    # Attempts.
 
     def limit(self, share: float | None = None) -> None:
         """Set the lanes' limits by the rules in force and this worker's share of the fleet."""
-        self._share = self._share if share is None else share
-        for name, lane in self._lanes.items():
-            destination = self._rules().destinations.get(name)
-            if destination is not None:
-                self._limit(lane, destination)
-
-    def _limit(self, lane: Lane, destination: Destination) -> None:
-        lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
-        if self._used.get(lane.name, destination) != destination:
-            lane.start_afresh()  # it was fixed, perhaps: what failed before says nothing of it
-        self._used[lane.name] = destination
-
-    def _lane(self, name: str) -> Lane:
-        if self._kicks_heard != self._control.kicks:
-            self._hear_kicks()  # before anything that a kick has brought on is offered
-        lane = self._lanes.get(name)
-        if lane is None:
-            destination = self._rules().destinations[name]
-            lane = Lane(name, self._budget, concurrency=destination.concurrency, rate=destination.rate)
-            self._lanes[name] = lane
-            self._limit(lane, destination)
-        return lane
-
-    def _hear_kicks(self) -> None:
-        """End the holds of what was kicked."""
-        if self._kicks_heard == self._control.kicks:
-            return
-        routes = self._rules().routes
-        kicked: set[str] = set()
-        for place in self._control.kicked_after(self._kicks_heard):
-            kind, _, name = place.partition("/")
-            if kind == "destination":
-                kicked.add(name)
-            elif name in routes:
-                kicked.update(routes[name].destinations)
-        for name in kicked & self._lanes.keys():
-            self._lanes[name].kick()
-        self._kicks_heard = self._control.kicks
+        self._schedule.limit(share)
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that the lane may start."""
@@ -483,7 +407,7 @@ class Dispatcher:
             if not keeps_order:  # in memory a look at the breaker costs nothing
                 times = int(item.note.get("breaks", 0))
                 item.note = {"breaks": str(times + 1)}
-                lane = self._lanes.get(delivery.destination)
+                lane = self._schedule.lanes.get(delivery.destination)
                 down_for = 0.0 if lane is None else lane.breaker.down_for(now)
                 longest = min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16), down_for)
                 due = max(due, now + max(FIRST_BREAK, longest))
@@ -603,24 +527,22 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Let in what has become due and start or spill what waits, for ever."""
+        schedule = self._schedule
         while True:
-            await self._sleep(self._until_next_look())
-            self._hear_kicks()
+            await self._sleep(schedule.until_next_look(self._log.now()))
+            schedule.hear_kicks()
             now = self._log.now()
             count = 0
-            while self._soon and self._soon[0][0] <= now and not self._is_draining:
-                item = heapq.heappop(self._soon)[2]
+            while not self._is_draining and (item := schedule.take_due(now)) is not None:
                 item.pending.tracker.owner.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for name, lane in list(self._busy.items()):
+            for lane in schedule.busy():
                 self._pump(lane, now)
                 for spill in lane.overdue(now):
                     self._spill(spill, now)
-                if not lane.waiting:
-                    del self._busy[name]
 
     async def drain(self, begun: Iterable[Item], until: float) -> None:
         """Start nothing any more, carry the given deliveries on by a tier, and wait for what is under way.
@@ -646,71 +568,9 @@ class Dispatcher:
         self._tasks = tasks
 
     @property
-    def holds(self) -> Mapping[str, Hold]:
-        """What keeps which destinations from being sent anything, as this process has learned."""
+    def holds(self) -> Holds:
+        """What keeps which destinations from being sent anything."""
         return self._holds
-
-    def look_at_holds(self) -> None:
-        """See which destinations are sent nothing for a while, and tell when that begins and ends."""
-        now = self._log.now()
-        for name, lane in self._lanes.items():
-            held, known = lane.held(now), self._holds.get(name)
-            if known is not None and (held is None or held[0] != known.why):
-                del self._holds[name]
-                if known.is_told:
-                    self._logger.info(
-                        "destination_released", destination=name, why=known.why, seconds=round(now - known.since, 1)
-                    )
-                known = None
-            if held is None:
-                continue
-            if known is None:
-                known = self._holds[name] = Hold(why=held[0], since=now, until=held[1])
-            known.until = held[1]
-            known.after = lane.failed_by if known.why == "breaker_open" else ""
-            if not known.is_told and max(known.until, now) - known.since >= HOLD_TOLD:
-                known.is_told = True
-                after = {"after": known.after} if known.after else {}
-                seconds = round(known.until - now, 1)
-                self._logger.warning("destination_held", destination=name, why=known.why, **after, seconds=seconds)
-
-    async def set_gauges(self) -> None:
-        """Tell of each destination how it stands, and forget the lanes of those that are gone."""
-        metrics = self._metrics
-        destinations = self._rules().destinations
-        soon = Counter(item.delivery.destination for _, _, item in self._soon)
-        for count, name in enumerate(destinations, 1):
-            if count % GAUGES_AT_ONCE == 0:
-                await self._sleep(0)  # thousands of destinations would take the loop for tens of milliseconds
-                if self._rules().destinations is not destinations:
-                    return  # or series of names that are gone would come back
-            lane = self._lanes.get(name)
-            metrics.deliveries_in_flight.labels(name).set(lane.in_flight if lane else 0)
-            metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])
-            metrics.breaker_open.labels(name).set(lane is not None and lane.breaker.is_open)
-            metrics.destination_paused.labels(name).set(self._control.paused_by("", name) is not None)
-            hold = self._holds.get(name)
-            lasts = hold.until - hold.since if hold is not None and hold.why == "retry_after" else 0.0
-            metrics.destination_held.labels(name).set(lasts)
-        routes = self._rules().routes
-        for count, name in enumerate(routes, 1):
-            if count % (10 * GAUGES_AT_ONCE) == 0:
-                await self._sleep(0)
-                if self._rules().routes is not routes:
-                    return
-            metrics.route_paused.labels(name).set(self._control.paused_by(name, "") is not None)
-        for name, lane in list(self._lanes.items()):
-            if name not in destinations and not lane.waiting and not lane.in_flight:
-                del self._lanes[name], self._used[name]
-                self._holds.pop(name, None)
-                self._busy.pop(name, None)
-
-    def _until_next_look(self) -> float:
-        if self._busy:
-            return TICK
-        if not self._soon:
-            return IDLE_TICK
-        return max(0.001, min(IDLE_TICK, self._soon[0][0] - self._log.now()))
 
     def spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         """Run an attempt or an append, which a drain waits for."""
