@@ -13,8 +13,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
-from gateway.engine.dispatch import IDLE_TICK, Dispatcher
+from gateway.engine.dispatch import Dispatcher
 from gateway.engine.duplicates import Duplicates, Reader
+from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.services import Services
 from gateway.engine.tracker import Item, Ownership, Pending, Tracker
 from gateway.engine.unread import Unread, still_unread

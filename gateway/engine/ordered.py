@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import IDLE_TICK, UNKNOWN_LIMIT, Dispatcher
+from gateway.engine.dispatch import UNKNOWN_LIMIT, Dispatcher
 from gateway.engine.member import Loop, Member
+from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.seen import Seen
 from gateway.engine.services import Services
 from gateway.engine.tracker import Item, Tracker

@@ -18,13 +18,14 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import planner
-from gateway.engine.dispatch import IDLE_TICK, RETRIES_AT_ONCE, Dispatcher, is_late
+from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.orders import Order
 from gateway.engine.readings import Readings
+from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.sequence import Sequences
 from gateway.engine.services import Services
 from gateway.engine.tracker import Item, Pending, Tracker
@@ -458,9 +459,9 @@ class Router(Member):
     async def _keep_gauges(self) -> None:
         turn = 0
         while not self._is_draining:
-            self._dispatch.look_at_holds()
+            self._dispatch.holds.look()
             if turn % max(1, len(self._services.rules().destinations) // GAUGES_AT_ONCE) == 0:
-                await self._dispatch.set_gauges()
+                await self._dispatch.holds.set_gauges()
             turn += 1
             if not self._is_counted:
                 with suppress(LogUnavailableError):  # the next time, then

@@ -88,7 +88,7 @@ class Schedule:
         self._busy[lane.name] = lane
 
     def busy(self) -> Iterator[Lane]:
-        """Yield each lane in which something waits, or did; one in which nothing does any more isn't looked at again."""
+        """Yield each lane in which something waits, or did; the next look leaves out those in which nothing does."""
         for name, lane in list(self._busy.items()):
             yield lane
             if not lane.waiting:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control import Control
-from gateway.engine.dispatch import Dispatcher, Hold
+from gateway.engine.dispatch import Dispatcher
 from gateway.engine.duplicates import Duplicates
+from gateway.engine.holds import Hold
 from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
@@ -172,7 +173,7 @@ class Worker:
     @property
     def holds(self) -> Mapping[str, Hold]:
         """Which destinations are sent nothing for a while, why, and until when at least."""
-        return self._dispatch.holds
+        return self._dispatch.holds.known
 
     async def _keep_looking(self) -> None:
         """See what of the log can't be read."""

@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.control import Control
-from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.orders import DeadFilter, Order, decode
+from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
 from gateway.log.records import StoredDelivery, decode_delivery, encode_delivery, encode_event, event_key

@@ -21,10 +21,10 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from gateway.engine import dispatch, progress, replay, router, scans
 from gateway.engine.control import Control
-from gateway.engine.dispatch import IDLE_TICK
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.ordered import PROOF
 from gateway.engine.orders import DeadFilter, Order, Selection
+from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
@@ -667,7 +667,7 @@ class Process:
     def held(self) -> Mapping[str, int]:
         """Return what it counts as taken, of what all its destinations and its readers share."""
         worker = self._worker
-        budget = worker._dispatch._budget
+        budget = worker._dispatch._schedule._budget
         members = [worker._router, *(member for member, _ in worker._ordered.values())]
         return {
             "attempts": budget._under_way,
