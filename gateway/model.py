@@ -132,6 +132,16 @@ class Delivery:
     due: float = 0.0
     since: float = 0.0
 
+    @property
+    def next_number(self) -> int:
+        """The number of its next attempt, from 1 on."""
+        return self.attempts[-1].number + 1 if self.attempts else 1
+
+    @property
+    def age_began_at(self) -> float:
+        """When its age began: when its event was received, or when it was replayed."""
+        return self.since or self.event.received_at
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:

@@ -88,12 +88,11 @@ def compose(
         headers.append((b"traceparent", trace.traceparent.encode("ascii")))
         if trace.tracestate:
             headers.append((b"tracestate", trace.tracestate.encode("ascii")))
-    number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
     headers += (
         (b"gateway-event-id", event.id.encode()),
         (b"gateway-delivery-id", delivery.id.encode()),
         (b"gateway-route", delivery.route.encode()),
-        (b"gateway-attempt", b"%d" % number),
+        (b"gateway-attempt", b"%d" % delivery.next_number),
     )
     if destination.sign:
         headers += sign(delivery.id.encode(), body, destination.sign, now=now)

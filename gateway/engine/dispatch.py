@@ -19,13 +19,13 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
-from gateway.client.request import Outbound, compose
 from gateway.engine import planner, retry
+from gateway.engine.attempts import Attempts, observe
 from gateway.engine.holds import Holds
 from gateway.engine.lanes import Lane, Spill
 from gateway.engine.orders import Order
 from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
-from gateway.engine.tracker import AttemptScope, Item, Pending
+from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
@@ -35,20 +35,17 @@ from gateway.model import (
     Delivered,
     Delivery,
     Dropped,
-    Event,
     ExpressionError,
     Outcome,
     RecordTooLargeError,
-    Result,
     SpillReason,
     UndecodableRecordError,
 )
 from gateway.rules.rules import OnGone
 from gateway.telemetry.logs import place_of, trace_of
-from gateway.telemetry.metrics import Histogram
 
 if TYPE_CHECKING:  # an extra
-    from gateway.telemetry.traces import Span, Traces
+    from gateway.telemetry.traces import Traces
 from gateway.engine.schedule import Schedule
 from gateway.engine.services import Client, Services
 
@@ -94,7 +91,7 @@ LATE = 30.0
 
 def is_late(delivery: Delivery, at: float) -> bool:
     """Tell whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
-    return bool(delivery.route) and at - (delivery.since or delivery.event.received_at) > LATE
+    return bool(delivery.route) and at - delivery.age_began_at > LATE
 
 
 class Dispatcher:
@@ -104,7 +101,7 @@ class Dispatcher:
         self._log = log = services.log
         self._topics = topics = services.topics
         self._rules = services.rules
-        self._client = client
+        self._attempts = Attempts(services, client)
         self._control = services.control
         self._metrics = metrics = services.metrics
         self._logger = logger = services.logger
@@ -272,9 +269,9 @@ class Dispatcher:
         if self._is_draining:
             return
         while (item := lane.take(now)) is not None:
-            self.spawn(partial(self._attempts, lane, item), "worker-attempts")
+            self.spawn(partial(self._serve, lane, item), "worker-attempts")
 
-    async def _attempts(self, lane: Lane, item: Item | None) -> None:
+    async def _serve(self, lane: Lane, item: Item | None) -> None:
         """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
         now = self._log.now()
         while item is not None:
@@ -285,7 +282,6 @@ class Dispatcher:
         """Make one attempt and act on its result; return when. What goes wrong with a delivery here dead-letters it."""
         delivery = item.delivery
         attempt: Attempt | None = None
-        span: Span | None = None
         try:
             rules = self._rules()
             route = rules.routes.get(delivery.route)
@@ -300,11 +296,7 @@ class Dispatcher:
             if owner.keeps_order and not owner.may_begin(item):
                 owner.resume(item, now)
                 return now
-            number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
-            span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
-            trace = None if span is None else span.context
-            outbound = compose(delivery, destination, route.request, now=now, trace=trace)
-            attempt = await self._attempt(item, outbound, timeout=destination.timeout, number=number, now=now)
+            attempt = await self._attempts.make(item, route, destination, now)
             now = self._log.now()
             verdict = retry.decide(delivery, attempt, route.retry, now=now)
         except ExpressionError as error:
@@ -322,38 +314,14 @@ class Dispatcher:
             self.end(item, DeadLettered(reason=DeadReason.BUG, detail=told))
             return self._log.now()
         finally:
-            item.scope = None
-            if span is not None:
-                span.attempted(attempt)
             if attempt is None:
                 lane.cancelled(item, self._log.now())
             else:
                 lane.finished(item, attempt, now)
-        self._metrics.attempts.labels(lane.name, attempt.result).inc()
-        _observe(self._metrics.attempt_duration.labels(lane.name), attempt.seconds, delivery.event)
         if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
             self._pause(destination.name)
         self._follow(item, attempt, verdict, now)
         return now
-
-    async def _attempt(self, item: Item, outbound: Outbound, *, timeout: float, number: int, now: float) -> Attempt:
-        """Make an attempt that can be cut short. When it began is told by the log's clock, whatever the client's is."""
-        scope = item.scope = AttemptScope()
-        try:
-            attempt = await self._client.attempt(outbound, timeout=timeout, number=number)
-        except asyncio.CancelledError:
-            if not scope.was_cut_short():
-                raise
-            return Attempt(
-                number=number,
-                at=now,
-                seconds=self._log.now() - now,
-                result=Result.TIMEOUT,
-                detail="cut short: the partition's window is full",
-            )
-        finally:
-            scope.close()
-        return attempt if attempt.result is Result.SUCCESS else replace(attempt, at=now)  # nothing is kept of a success
 
     def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict, now: float) -> None:
         """Act on what follows from an attempt."""
@@ -400,7 +368,7 @@ class Dispatcher:
             return
         keeps_order = item.pending.tracker.owner.keeps_order
         if spill.reason is SpillReason.BREAKER_OPEN:
-            if delivery.attempts and now > (delivery.since or delivery.event.received_at) + route.retry.max_age:
+            if delivery.attempts and now > delivery.age_began_at + route.retry.max_age:
                 # It has been tried, and its time is over: the probes tell that the destination is still down.
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
@@ -492,7 +460,7 @@ class Dispatcher:
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
-            _observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
+            observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
         elif isinstance(outcome, DeadLettered):
             name = "dead_lettered"
             detail = {"reason": outcome.reason}
@@ -589,12 +557,3 @@ class Dispatcher:
 def _size_of_write(item: Item) -> int:
     """Return about how many bytes of memory the append of a successor takes: not the body, of which there is one."""
     return WRITE_SIZE + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects
-
-
-def _observe(histogram: Histogram, seconds: float, event: Event) -> None:
-    """Count a duration; the event's trace, if it is recorded, is its exemplar."""
-    trace_id = None if event.trace is None else event.trace.recorded_id
-    if trace_id is None:
-        histogram.observe(seconds)
-    else:
-        histogram.observe_traced(seconds, trace_id)

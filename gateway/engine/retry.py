@@ -57,10 +57,9 @@ _TABLE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The delivery is tried again: not before `due` (Unix seconds), as its attempt `number`."""
+    """The delivery is tried again: not before `due` (Unix seconds)."""
 
     due: float
-    number: int
 
 
 Verdict = Delivered | Retry | DeadLettered | Dropped
@@ -112,10 +111,10 @@ def _retry(
         reason = DeadReason.EXHAUSTED
     elif is_short and not _is_in_short_budget(delivery, attempt, policy, due=due):
         reason = DeadReason.PERMANENT
-    elif due > (delivery.since or delivery.event.received_at) + policy.max_age:
+    elif due > delivery.age_began_at + policy.max_age:
         reason = DeadReason.EXPIRED
     else:
-        return Retry(due=due, number=attempt.number + 1)
+        return Retry(due=due)
     return DeadLettered(reason=reason, detail=_detail(attempt))
 
 

@@ -76,7 +76,7 @@ class Backlog:
     def add(self, filed: StoredDelivery) -> None:
         delivery = filed.delivery
         self.count += 1
-        self.oldest = min(self.oldest, delivery.since or delivery.event.received_at)
+        self.oldest = min(self.oldest, delivery.age_began_at)
         self.due = min(self.due, delivery.due)
         attempt = delivery.attempts[-1] if delivery.attempts else None
         if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):

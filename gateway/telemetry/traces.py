@@ -138,7 +138,7 @@ class Traces:
     def attempt(self, delivery: Delivery, url: str) -> "Span":
         """Begin the span of a delivery's next attempt."""
         host, port = _place(url)
-        number = delivery.attempts[-1].number + 1 if delivery.attempts else 1
+        number = delivery.next_number
         attributes: dict[str, Value] = {
             "http.request.method": "POST",
             "server.address": host,

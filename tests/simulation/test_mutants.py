@@ -118,7 +118,7 @@ def a_byte_is_lost(patch: pytest.MonkeyPatch) -> None:
         outbound = compose(*given, **named)
         return replace(outbound, body=outbound.body[:-1])
 
-    patch.setattr("gateway.engine.dispatch.compose", lossy)
+    patch.setattr("gateway.engine.attempts.compose", lossy)
 
 
 def copies_of_anything_are_dropped(patch: pytest.MonkeyPatch) -> None:
