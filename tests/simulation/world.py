@@ -120,6 +120,7 @@ class World:
         self._born: dict[str, int] = {}
         self._local_steps: dict[str, float] = {}
         self._paused: dict[str, None] = {}
+        self._receipts: set[float] = set()
         self.newer: set[str] = set()
         """Places at which the next process is of the newer version."""
         self._ingress = OUTSIDE
@@ -401,7 +402,7 @@ class World:
             source=what["source"],
             type=what["type"],
             key=what["key"],
-            received_at=round(EPOCH + self.now() + self._error_of_ingress(number), 6),
+            received_at=self._received_at(number),
             headers=(
                 (b"Content-Type", b"application/octet-stream"),
                 (b"X-Twice", b"1"),
@@ -416,6 +417,14 @@ class World:
         partition = partitions[Random(key).randrange(len(partitions))]
         record = self.broker.store(self._ingress, partition, key, body, encode_event(event))
         self.ledger.acknowledged(partition, record.offset)
+
+    def _received_at(self, number: int) -> float:
+        """Return when an event is received, which no other one is to the microsecond: by that, copies are told apart."""
+        at = round(EPOCH + self.now() + self._error_of_ingress(number), 6)
+        while at in self._receipts:
+            at = round(at + 1e-6, 6)
+        self._receipts.add(at)
+        return at
 
     def _error_of_ingress(self, number: int) -> float:
         """Return by how much the clock is wrong by which an event was received: a broker's, but of another one."""
