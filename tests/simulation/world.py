@@ -419,7 +419,7 @@ class World:
         self.ledger.acknowledged(partition, record.offset)
 
     def _received_at(self, number: int) -> float:
-        """Return when an event is received, which no other one is to the microsecond: by that, copies are told apart."""
+        """Return when an event is received, as no other is to the microsecond: by that, copies are told apart."""
         at = round(EPOCH + self.now() + self._error_of_ingress(number), 6)
         while at in self._receipts:
             at = round(at + 1e-6, 6)
