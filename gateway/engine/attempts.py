@@ -12,7 +12,7 @@ from gateway.telemetry.metrics import Histogram
 
 
 class Attempts:
-    """Makes attempts by the client, which know the log's time."""
+    """Makes attempts by the client. When each began is told by the log's clock."""
 
     def __init__(self, services: Services, client: Client) -> None:
         self._log = services.log

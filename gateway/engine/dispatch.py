@@ -51,40 +51,22 @@ from gateway.engine.services import Client, Services
 
 LONGEST_STAY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
-
-
 PAUSED_LOOK = 1.0
 """Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
-
-
 MOMENT = 0.25
 """Seconds for which no attempt is cut short: a gap in the log fills a window in the middle of any."""
-
-
 RETRIES_AT_ONCE = 4
 """Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
-
-
 WRITE_SIZE = 6144
 """Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers: some 4,000
 here, and what a log keeps of it."""
-
-
 MAX_WRITING = 64 << 20
 """Bytes of memory of all such appends, some eight thousand; while a log takes none, the others wait without any."""
-
-
 UNKNOWN_RETRY = 60.0
-
-
 UNKNOWN_LIMIT = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
-
-
 FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
-
-
 LATE = 30.0
 """Seconds from an event's receipt, or from its replay, after which its delivery is late."""
 

@@ -47,7 +47,7 @@ _NEVER = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Surroundings:
+class _Services:
     log: Log
     topics: Topics
     rules: Callable[[], Rules]
@@ -81,7 +81,7 @@ class Duplicates:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._services = _Surroundings(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
+        self._services = _Services(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
         self._log = log
         self._topic = topics.dedupe
         self._rules = rules
@@ -269,7 +269,7 @@ class Duplicates:
 class Reader:
     """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
 
-    def __init__(self, services: _Surroundings, stores: "dict[Partition, _Store]", store: "_Store") -> None:
+    def __init__(self, services: _Services, stores: "dict[Partition, _Store]", store: "_Store") -> None:
         self._services = services
         self._stores = stores
         self._store = store
@@ -456,7 +456,7 @@ class _Store:
         """Whether nothing is left to store, and nothing is being stored."""
         return not (any(self.fresh.values()) or self._flushing.locked())
 
-    async def flush(self, services: _Surroundings) -> None:
+    async def flush(self, services: _Services) -> None:
         """Store what was seen up to now. Raises LogUnavailableError."""
         log = services.log
         if not any(self.fresh.values()):

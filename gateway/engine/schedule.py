@@ -1,8 +1,10 @@
 """What waits in one process: in the lanes of destinations, and in memory until a time.
 
-┌─ lane: its turn ──▶ taken ──▶ an attempt
-item ───────┤     └─ overdue, or shut ──▶ a spill
-└─ until a time ──▶ due ──▶ its owner sends it on
+                ┌─ lane: its turn ──▶ taken ──▶ an attempt
+    item ───────┤     └─ overdue, or shut ──▶ a spill
+                └─ until a time ──▶ due ──▶ its owner sends it on
+
+Nothing is started or written here: that is for `dispatch`.
 """
 
 import heapq
