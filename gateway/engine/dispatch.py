@@ -24,6 +24,8 @@ from gateway.engine.attempts import Attempts, observe
 from gateway.engine.holds import Holds
 from gateway.engine.lanes import Lane, Spill
 from gateway.engine.orders import Order
+from gateway.engine.schedule import Schedule
+from gateway.engine.services import Client, Services
 from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Record
@@ -46,8 +48,6 @@ from gateway.telemetry.logs import place_of, trace_of
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
-from gateway.engine.schedule import Schedule
-from gateway.engine.services import Client, Services
 
 LONGEST_STAY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
