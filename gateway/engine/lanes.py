@@ -313,6 +313,10 @@ class Lane:
             self._waiting = deque(kept)
             self._waiting_bytes = sum(item.size for item in kept)
 
+    def is_probed(self, now: float) -> bool:
+        """Tell whether a probe has just begun: by its answer the destination may be well again in a moment."""
+        return self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
+
     def place(self, now: float) -> float:
         """Return when the lane can take a delivery that has to leave its queue now."""
         return self._place(max(now, self.throttled_until, self.breaker.retry_at(now)), now)

@@ -59,6 +59,18 @@ async def test_what_waited_for_a_destination_comes_back_at_its_healthy_pace() ->
 
 
 @virtual
+async def test_what_comes_back_too_old_during_a_probe_is_not_given_up_before_its_answer() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
+    await world.put(*events(20))
+    async with running(world):
+        await world.doze(3700)  # its time is over
+        world.client.scripts["ci"] = [0.3]
+        dead = len(world.dead())
+        await world.doze(1300)
+        assert len(world.dead()) == dead
+
+
+@virtual
 async def test_a_hundred_hanging_destinations_leave_room_for_a_healthy_one() -> None:
     names = [f"stuck{number}" for number in range(100)]
     patient = [a_destination(name, url=f"http://127.0.0.1:1/{name}", timeout=30.0) for name in names]
@@ -284,17 +296,22 @@ async def test_a_kick_of_a_route_does_so_at_each_of_its_destinations() -> None:
     await _kicked("route/build")
 
 
-async def _kicked(name: str) -> None:
+@virtual
+async def test_a_kick_does_so_where_a_probe_is_not_answered_at_once() -> None:
+    await _kicked("destination/ci", answers_in=0.3)
+
+
+async def _kicked(name: str, *, answers_in: float = 0.0) -> None:
     """Let a destination be down for an hour and a half, fix it just after a probe, and kick."""
     world = await a_world(a_route(retry=replace(PATIENT, max_age=86400.0)), ci=[Result.CONNECT])
     await world.put(*events(50))
     async with operated(world) as control, running(world, world.worker(control)):
         await world.doze(5400)
         await _probed(world)
-        world.client.scripts["ci"] = [200]
+        world.client.scripts["ci"] = [answers_in]
         probes = len(world.client.made)
         await publish(world, Order(kind="kick", name=name, state="asked", at=now()))
-        await asyncio.sleep(15)  # the next probe would come after 5 minutes
+        await asyncio.sleep(20)  # the next probe would come after 5 minutes
         assert len({event for _, event, _ in world.client.made[probes:]}) == 50
         assert not world.metrics.breaker_open.labels("ci").value
 
