@@ -14,6 +14,7 @@ A failure is no answer, a 5xx, or no token to ask with. Every other status is an
 about the event.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
@@ -147,10 +148,16 @@ class Breaker:
     def kick(self) -> None:
         """Let a probe out at once, and the next one 5 s after its failure: somebody believes that it is fixed.
 
-        What is under way already is still waited for.
+        What is under way already is still waited for. The outage of before counts no more: the next failure begins one.
         """
         if self.state is not State.CLOSED:
             self._open_time = 0.0
+            self._down_since = math.inf
+
+    @property
+    def is_kicked(self) -> bool:
+        """Whether nothing has failed since an operator said that it is fixed."""
+        return self.is_open and self._down_since == math.inf
 
     def retry_at(self, now: float) -> float:
         """Return the earliest time for which a delivery that isn't allowed now can be put off.
@@ -168,7 +175,7 @@ class Breaker:
                 assert_never(self.state)
 
     def down_for(self, now: float) -> float:
-        """Return for how long it has been open, from the first failures on, whatever probes were made since."""
+        """Return for how long it has been open: since the first failure, or the first after a kick."""
         return max(0.0, now - self._down_since) if self.is_open else 0.0
 
     def _is_open_time_over(self, now: float) -> bool:
@@ -177,7 +184,7 @@ class Breaker:
         return not self._opened_at - LEEWAY <= now < self._opened_at + self._open_time
 
     def _open(self, now: float) -> None:
-        if not self.is_open:
+        if not self.is_open or self.is_kicked:
             self._down_since = now
         if self.state is State.CLOSED:
             self._open_time = self.policy.open_time

@@ -349,19 +349,19 @@ class Dispatcher:
             self.keep_unknown(item)
             return
         keeps_order = item.pending.tracker.owner.keeps_order
-        lane = self._schedule.lanes.get(delivery.destination)
-        is_probed = lane is not None and lane.is_probed(now)
-        if spill.reason is SpillReason.BREAKER_OPEN and not is_probed:
-            if delivery.attempts and now > delivery.age_began_at + route.retry.max_age:
+        lane = self._schedule.lanes[delivery.destination]
+        if spill.reason is SpillReason.BREAKER_OPEN and not lane.may_be_well(now):
+            down_for = lane.breaker.down_for(now)
+            if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > FIRST_BREAK:
                 # It has been tried, and its time is over: the probes tell that the destination is still down.
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory a look at the breaker costs nothing
                 times = int(item.note.get("breaks", 0))
                 item.note = {"breaks": str(times + 1)}
-                down_for = 0.0 if lane is None else lane.breaker.down_for(now)
-                longest = min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16), down_for)
-                due = max(due, now + max(FIRST_BREAK, longest))
+                due = max(
+                    due, now + max(FIRST_BREAK, min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16), down_for))
+                )
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
             item.note = {**item.note, WHY: spill.reason}

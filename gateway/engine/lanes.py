@@ -313,9 +313,10 @@ class Lane:
             self._waiting = deque(kept)
             self._waiting_bytes = sum(item.size for item in kept)
 
-    def is_probed(self, now: float) -> bool:
-        """Tell whether a probe has just begun: by its answer the destination may be well again in a moment."""
-        return self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
+    def may_be_well(self, now: float) -> bool:
+        """Tell whether its breaker is open and it may be well: an operator says so, or a probe has just begun."""
+        is_probed = self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
+        return is_probed or self.breaker.is_kicked
 
     def place(self, now: float) -> float:
         """Return when the lane can take a delivery that has to leave its queue now."""

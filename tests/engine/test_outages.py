@@ -10,7 +10,7 @@ from gateway.engine.orders import DeadFilter, Order
 from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import EventId, Result
-from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
+from tests.builders import a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -68,6 +68,24 @@ async def test_what_comes_back_too_old_during_a_probe_is_not_given_up_before_its
         dead = len(world.dead())
         await world.doze(1300)
         assert len(world.dead()) == dead
+
+
+@virtual
+async def test_what_comes_back_too_old_before_the_first_probe_is_not_given_up() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[*[503] * 5, 200])
+    tried = an_attempt(at=now() - 7200)
+    old = a_delivery(event=an_event(received_at=now() - 7200), attempts=(tried,), successor=1, due=now() + 6)
+    await world.log.append(
+        TOPICS.retry("5s"), key=b"ci", value=old.event.body, headers=encode_delivery(old, {}, at=now())
+    )
+    async with running(world):
+        await asyncio.sleep(5)
+        await world.put(*[an_event(id=f"evt_later_{number}", received_at=now()) for number in range(5)])
+        await asyncio.sleep(0.5)
+        assert len(world.client.made) == 5
+        await asyncio.sleep(30)
+    assert world.dead() == []
+    assert ("ci", old.event.id, 2) in world.client.made
 
 
 @virtual
@@ -299,6 +317,22 @@ async def test_a_kick_of_a_route_does_so_at_each_of_its_destinations() -> None:
 @virtual
 async def test_a_kick_does_so_where_a_probe_is_not_answered_at_once() -> None:
     await _kicked("destination/ci", answers_in=0.3)
+
+
+@virtual
+async def test_a_kick_beside_a_probe_that_hangs_is_obeyed_as_soon_as_that_has_ended() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[1e9])
+    await world.put(*events(50))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.doze(3540)
+        await _probed(world)
+        await asyncio.sleep(3)
+        world.client.scripts["ci"] = [0.3]
+        probes, dead = len(world.client.made), len(world.dead())
+        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await asyncio.sleep(60)
+        assert len({event for _, event, _ in world.client.made[probes:]}) == 50 - dead
+        assert len(world.dead()) == dead + 1, "what was tried as the kick came, and has failed"
 
 
 async def _kicked(name: str, *, answers_in: float = 0.0) -> None:
