@@ -349,8 +349,8 @@ class Dispatcher:
             self.keep_unknown(item)
             return
         keeps_order = item.pending.tracker.owner.keeps_order
-        lane = self._schedule.lanes[delivery.destination]
-        if spill.reason is SpillReason.BREAKER_OPEN and not lane.may_be_well(now):
+        lane = self._schedule.lanes.get(delivery.destination)
+        if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_be_well(now):
             down_for = lane.breaker.down_for(now)
             if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > FIRST_BREAK:
                 # It has been tried, and its time is over: the probes tell that the destination is still down.

@@ -761,6 +761,11 @@ class Ledger:
             if offset not in covered
         ]
 
+    def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
+        """Return the records of deliveries that a group hasn't committed, and that have no end by another record."""
+        filed = [(row, row.filed.delivery.id) for row in self.left(ends, groups) if row.filed is not None]
+        return [row for row, name in filed if math.isinf(self.trails[row.number, name].ended_at)]
+
     def at_rest(self, process: str, held: Mapping[str, int]) -> None:
         """Check that a process in which nothing is under way counts nothing as taken: it would take less and less."""
         if any(held.values()):

@@ -103,6 +103,8 @@ class Plan:
     """Bytes that a router may hold, and four times what its appends may: a little is soon full."""
     is_shared: bool = False
     """Whether all sources append to one topic, that of the first."""
+    is_kicked: bool = False
+    """Whether an operator kicks each destination when nothing fails any more: what waits is soon out, then."""
 
     @property
     def is_graceful(self) -> bool:
@@ -140,6 +142,7 @@ def plan_of(seed: int) -> Plan:
     world = replace(world, is_shared=_stream(seed, "topics").random() < 0.3)
     world = _handed_over(_stream(seed, "batch"), world)
     world = _tight(_stream(seed, "memory"), world)
+    world = _kicked(_stream(seed, "kicked"), world)
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
@@ -272,6 +275,11 @@ def _handed_over(random: Random, world: Plan) -> Plan:
     if "order" not in world.faults or random.random() < 0.4:
         return world
     return replace(world, faults=(*world.faults, HANDOVER), batch=random.choice((2, 3, 5)))
+
+
+def _kicked(random: Random, world: Plan) -> Plan:
+    """Let some end with a kick; not where names may be gone for an hour, or jobs have their own pace."""
+    return replace(world, is_kicked=not set(world.faults) & {"reload", "order"} and random.random() < 0.25)
 
 
 def _versioned(random: Random, world: Plan) -> Plan:

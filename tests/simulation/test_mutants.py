@@ -23,7 +23,7 @@ from gateway.engine.tracker import Item, Tracker
 from gateway.log.base import Commit, Partition
 from gateway.model import Attempt, LogUnavailableError
 from tests.simulation.plan import Step, plan_of
-from tests.simulation.test_regressions import a_plan
+from tests.simulation.test_regressions import a_plan, an_event, behaves
 from tests.simulation.world import simulate
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # of what is killed
@@ -265,3 +265,16 @@ def test_order_is_seen_where_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> N
     calm = [plan for plan in map(plan_of, range(MANY)) if not plan.faults]
     found = [violation.invariant for plan in calm if (violation := simulate(plan).violation) is not None]
     assert "22 order" in found
+
+
+def test_a_kick_that_a_lane_does_not_hear_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn plans seldom have destinations that were down for long when all is well again."""
+    down = behaves(1.0, "error", status=503, retry_after=None)
+    plan = a_plan(down, *[an_event(2.0, number) for number in range(8)], horizon=400.0, schedule=(30.0,))
+    [route] = plan.routes
+    plan = replace(plan, routes=(replace(route, max_attempts=50),), is_kicked=True)
+    assert simulate(plan).violation is None
+    monkeypatch.setattr(Lane, "kick", lambda _self: None)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant == "17 a kick brings all out"

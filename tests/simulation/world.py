@@ -36,7 +36,7 @@ from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
-from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Version, Violation
+from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Row, Version, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
 from tests.simulation.plan import VERSIONS, Plan, RouteSpec, Step
 from tests.simulation.sink import HEALTHY, SimulatedClient, Sink
@@ -51,6 +51,8 @@ LEAST_SLEEP = 0.0005
 DRIFT = 0.0005
 """By how much of the time a machine's monotonic clock is fast or slow, at most: what NTP may slew."""
 KICK_EVERY = 60.0
+KICKED = 40.0
+"""Seconds in which a kick brings out all that waits, where nothing fails."""
 CONTROL = Partition(TOPICS.control, 0)
 OPEN_SOURCE = build_verifier({"scheme": "none"})
 
@@ -222,6 +224,13 @@ class World:
         groups = self._groups()
         halting = [route.name for route in self.plan.routes if route.halts]
         next_kick = self.now() + KICK_EVERY
+        if self.plan.is_kicked:
+            for name in self.plan.destinations:
+                self._order({"kind": "kick", "name": f"destination/{name}"})
+            # What hangs is waited for.
+            await asyncio.sleep(max([each["timeout"] for each in self.plan.destinations.values()]) + KICKED)
+            if waiting := self.ledger.waiting(self._ends(), groups):
+                self._tell_left("17 a kick brings all out", waiting)
         while self.ledger.violation is None:
             await asyncio.sleep(max(0.5, self.drowsy))
             if halting and self.now() >= next_kick:  # what has halted waits for an operator
@@ -234,11 +243,11 @@ class World:
                 return
             assert self._healed_at is not None
             if self.now() - self._healed_at > patience:
-                rows = self.ledger.left(self._ends(), groups)
-                story = (
-                    self.ledger.story(rows[0].number, [key[1] for key in self.ledger.trails if rows]) if rows else []
-                )
-                self.ledger.violate("19 everything ends", f"{len(rows)} records are left", [*rows[:10], *story[:40]])
+                self._tell_left("19 everything ends", self.ledger.left(self._ends(), groups))
+
+    def _tell_left(self, invariant: str, rows: Sequence[Row]) -> None:
+        story = self.ledger.story(rows[0].number, [key[1] for key in self.ledger.trails]) if rows else []
+        self.ledger.violate(invariant, f"{len(rows)} records are left", [*rows[:10], *story[:40]])
 
     def _patience(self) -> float:
         """Return the seconds within which everything ends once nothing fails any more.
