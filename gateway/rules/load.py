@@ -350,18 +350,25 @@ class _Assembly:
             if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
                 message = "expected https beside `client_secret`, got http: it goes in the clear"
                 self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
+            proxy = read.values.get("proxy")
+            if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
+                message = "expected a proxy on this machine beside `proxy_auth`, got another: it goes in the clear"
+                self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
 
 
 def _is_in_the_clear(url: str) -> bool:
     """Tell whether what is sent there can be read on the way. A URL that isn't resolved has no scheme yet."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme != "http" or host == "localhost" or host.endswith(".localhost"):
-        return False
-    try:
-        return not ip_address(host).is_loopback
-    except ValueError:
+    return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
         return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _credential(read: Read) -> str | None:

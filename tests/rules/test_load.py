@@ -503,10 +503,15 @@ destinations:
   loopback: {url: "http://127.8.0.1", auth: {bearer: {token: x}}}
   loopback6: {url: "http://[::1]:80", auth: {bearer: {token: x}}}
   localhost: {url: "http://LocalHost:80", auth: {bearer: {token: x}}}
+  proxied: {url: "https://x", proxy: "http://proxy.internal:3128", proxy_auth: {username: u, password: p}}
+  sidecar: {url: "https://x", proxy: "http://[::1]:3128", proxy_auth: {username: u, password: p}}
+  nobody: {url: "https://x", proxy: "http://proxy.internal:3128"}
+  somewhere: {url: "https://x", proxy: "${UNSET}", proxy_auth: {username: u, password: p}}
 routes:
   - name: all
     from: [raw, decoded, gitlab, hex, user, later, unknown]
-    to: [signed, basic, header, literal, token, harmless, unresolved, loopback, loopback6, localhost]
+    to: [signed, basic, header, literal, token, harmless, unresolved, loopback, loopback6, localhost, proxied, sidecar,
+      nobody, somewhere]
 """
 
 
@@ -536,6 +541,10 @@ def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -
         (
             "destinations.token.auth.oauth2.token_url",
             "expected https beside `client_secret`, got http: it goes in the clear",
+        ),
+        (
+            "destinations.proxied.proxy",
+            "expected a proxy on this machine beside `proxy_auth`, got another: it goes in the clear",
         ),
     ]
 
