@@ -20,17 +20,24 @@ def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
 
 
 async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: FilteringBoundLogger) -> None:
-    """Hold the topics against what the promises need; a fatal difference is a UsageError, or with `--dev` a warning."""
+    """Hold the topics against what the promises need; a fatal difference is a UsageError.
+
+    With `--dev` it is a warning, unless more than events would be lost.
+    """
     specs = specs_of(rules, Topics(settings.topic_prefix))
     if settings.dev or isinstance(settings.log, EmbeddedTarget):
         for name in await log.create(specs):
             logger.info("topic_created", topic=name)
-    fatal: list[str] = []
+    fatal = []
     for problem in await log.check(specs):
-        if problem.is_fatal and not settings.dev:
-            fatal.append(f"{problem.topic}: {problem.message}")
+        if problem.is_fatal and not (settings.dev and problem.is_borne):
+            fatal.append(problem)
         else:
             logger.warning("topic_differs", topic=problem.topic, problem=problem.message)
     if fatal:
-        advice = "run `gateway topics create` for what is missing, or use --dev where losing events doesn't matter"
-        raise UsageError("\n".join([*fatal, advice]))
+        lines = [f"{problem.topic}: {problem.message}" for problem in fatal]
+        if any(problem.is_borne for problem in fatal):
+            lines.append(
+                "run `gateway topics create` for what is missing, or use --dev where losing events doesn't matter"
+            )
+        raise UsageError("\n".join(lines))

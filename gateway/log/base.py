@@ -178,11 +178,15 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicProblem:
-    """A topic's configuration that breaks a promise (`is_fatal`) or could not be read."""
+    """A topic's configuration that breaks a promise (`is_fatal`) or could not be read.
+
+    Where one `is_borne` by who runs with `--dev`, events may be lost; without that, nothing would work as it is told.
+    """
 
     topic: str
     message: str
     is_fatal: bool
+    is_borne: bool = True
 
 
 class Log(Protocol):

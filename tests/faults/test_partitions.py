@@ -230,6 +230,7 @@ async def test_a_control_topic_of_three_partitions_is_refused_at_every_start(
         ("topics", "check"),
         ("run", "--role=ingress", "--admin=127.0.0.1:0"),
         ("run", "--admin=127.0.0.1:0"),
+        ("run", "--admin=127.0.0.1:0", "--dev"),
     ):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gateway", *command, *where, cwd=ROOT, stdout=PIPE, stderr=STDOUT

@@ -268,6 +268,7 @@ async def test_checking_names_the_setting_that_breaks_a_promise(
     (problem,) = [problem for problem in problems if not problem.message.startswith("replication factor")]
     assert problem.message.startswith(message)
     assert problem.is_fatal is is_fatal
+    assert problem.is_borne
 
 
 async def test_an_impossible_topic_is_the_fault_of_the_configuration(log: KafkaLog) -> None:
@@ -853,7 +854,7 @@ async def test_more_partitions_are_no_problem_but_where_the_records_keep_one_ord
     whole = replace(grown, whole=True)
     assert not [problem for problem in await log.check([grown]) if "replication" not in problem.message]
     (problem,) = [problem for problem in await log.check([whole]) if "replication" not in problem.message]
-    assert problem.is_fatal
+    assert (problem.is_fatal, problem.is_borne) == (True, False)
     assert problem.message.startswith("partitions: expected exactly 1, got 3")
 
 

@@ -43,6 +43,7 @@ from gateway.log.kafka.errors import (
 )
 from gateway.log.kafka.topics import (
     REPLICAS,
+    order_problems,
     partition_problems,
     record_problems,
     replication_problems,
@@ -354,6 +355,10 @@ class Cluster:
                 )
             else:
                 wrong += [*record_problems(found), *retention_problems(spec, found)]
+            problems += [
+                TopicProblem(topic=spec.name, message=message, is_fatal=True, is_borne=False)
+                for message in order_problems(spec, len(described[spec.name]))
+            ]
             problems += [
                 TopicProblem(topic=spec.name, message=message, is_fatal=is_fatal) for is_fatal, message in wrong
             ]

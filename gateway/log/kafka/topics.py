@@ -22,11 +22,15 @@ def settings_of(spec: TopicSpec, replicas: int) -> Mapping[str, str]:
     return settings
 
 
-def partition_problems(spec: TopicSpec, partitions: int) -> Iterator[tuple[bool, str]]:
-    """Yield (is it fatal, what is wrong)."""
+def order_problems(spec: TopicSpec, partitions: int) -> Iterator[str]:
+    """Yield what is wrong in a way that nobody can bear: who may lose events still wants his orders carried out."""
     if spec.whole and partitions != spec.partitions:
         advice = "what others hold is obeyed by nobody: end all processes, delete the topic, and create it anew"
-        yield True, f"partitions: expected exactly {spec.partitions}, got {partitions}; {advice}"
+        yield f"partitions: expected exactly {spec.partitions}, got {partitions}; {advice}"
+
+
+def partition_problems(spec: TopicSpec, partitions: int) -> Iterator[tuple[bool, str]]:
+    """Yield (is it fatal, what is wrong)."""
     if spec.fixed and partitions < spec.partitions:
         advice = "keys would move once some are added: add them while the topic is empty, or create it anew"
         yield True, f"partitions: expected {spec.partitions}, got {partitions}; {advice}"

@@ -1,0 +1,55 @@
+"""What a process makes of topics that aren't as they have to be."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+from typing_extensions import override
+
+from gateway.log.base import TopicProblem, TopicSpec
+from gateway.model import UsageError
+from gateway.rules.load import load_rules
+from gateway.settings import Settings
+from gateway.topics import ensure_topics
+from tests.memory_log import MemoryLog
+
+LOSES = TopicProblem(topic="gateway.dead", message="retention", is_fatal=True)
+STRANDS = TopicProblem(topic="gateway.control", message="partitions", is_fatal=True, is_borne=False)
+
+
+class Differing(MemoryLog):
+    def __init__(self, *problems: TopicProblem) -> None:
+        super().__init__()
+        self._problems = problems
+
+    @override
+    async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
+        return self._problems
+
+
+@pytest.mark.parametrize(
+    ("problems", "dev", "refused"),
+    [
+        ([LOSES], False, r"gateway\.dead: retention\nrun .*--dev.*"),
+        ([LOSES], True, None),
+        ([STRANDS], False, r"gateway\.control: partitions"),
+        ([STRANDS, LOSES], True, r"gateway\.control: partitions"),
+        ([], False, None),
+    ],
+)
+def test_who_may_lose_events_is_warned_of_what_loses_them_and_of_nothing_worse(
+    tmp_path: Path, problems: Sequence[TopicProblem], refused: str | None, *, dev: bool
+) -> None:
+    file = tmp_path / "routes.yaml"
+    file.write_text("version: 1\nsources: {crm: {verify: {scheme: none}}}\n")
+    settings, rules, logger = Settings(dev=dev), load_rules(file), structlog.get_logger()
+    with capture_logs() as lines:
+        expected = nullcontext() if refused is None else pytest.raises(UsageError, match=rf"\A{refused}\Z")
+        with expected:
+            asyncio.run(ensure_topics(Differing(*problems), settings, rules, logger))
+    warned = [line["topic"] for line in lines if line["event"] == "topic_differs"]
+    assert warned == (["gateway.dead"] if dev else [])
