@@ -341,13 +341,15 @@ class Scans:
             ends |= await self._ends(scan, topic)
         # Before the wait: what comes out meanwhile, and whose end isn't committed yet, may be parked or dead by then.
         fates = await self._fates(near | ends)
+        # What is due in the shortest tier meanwhile goes out by what the kick has ended.
+        await self._count([run for run in runs if not control.is_begun(run.order.key)], shortest, near, fates)
         # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
         await self._hold(runs, ends, near)
         if not await self._pass(HOLD, owner):
             return
         # An earlier owner that didn't know yet may have answered some. What they hold comes when it is due, then.
         scan.runs = [run for run in runs if control.is_open(run.order.key)]
-        if not scan.runs or not await self._bring_on(scan, scan.runs, ends, near, fates):
+        if not scan.runs or not await self._bring_on(scan, scan.runs, ends, fates):
             return
         await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
         await fates.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
@@ -360,12 +362,8 @@ class Scans:
         """Return the tiers but the shortest."""
         return [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
 
-    async def _bring_on(
-        self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int], fates: Fates
-    ) -> bool:
+    async def _bring_on(self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], fates: Fates) -> bool:
         """Inject what the runs of a kick are for of the tiers but the shortest. False where it isn't to go on here."""
-        shortest = self._topics.retry(planner.SHORTEST)
-        await self._count([run for run in runs if not self._control.is_begun(run.order.key)], shortest, near, fates)
         for topic in self._longer():
             commits = await self._commits(topic)
             starts = {place: min([run.told.get(place, 0) for run in runs]) for place in ends}

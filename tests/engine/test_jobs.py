@@ -599,6 +599,28 @@ async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> Non
 
 
 @virtual
+async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
+    await world.put(*events(300))
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        for seconds in (3, 13, 57):
+            await asyncio.sleep(seconds)
+            world.client.scripts["ci"] = [503]
+            (failed,) = await answers(world, [await orders.kick(NAME)])
+            assert failed is not None
+            assert failed.count == 300
+        await asyncio.sleep(13)
+        world.client.scripts["ci"] = [0.1]
+        before = len(world.client.made)
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert done.count == done.tried + sum(done.waits.values()) == 300
+        await asyncio.sleep(10)
+        assert len(world.client.made) - before == 300
+
+
+@virtual
 async def test_a_kick_of_what_is_paused_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)
