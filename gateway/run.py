@@ -33,6 +33,7 @@ from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, UsageError
 from gateway.ops.admin import admin_application, log_problem
+from gateway.ops.processes import told_of_keys
 from gateway.reload import Reloader, spare_collector
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
@@ -291,8 +292,8 @@ class Gateway:
 
     def _status(self, now: float) -> Mapping[str, Any]:
         """Tell what keeps deliveries back in this process."""
-        metrics = self._metrics
         holds = {} if self._worker is None else self._worker.holds
+        blocked = {} if self._worker is None else self._worker.blocked_keys
         return {
             "version": self._version,
             "role": self._settings.role,
@@ -302,13 +303,8 @@ class Gateway:
                 for name, hold in sorted(holds.items())
             ],
             "ordered": [
-                {
-                    "route": labels[0],
-                    "destination": labels[1],
-                    "halted": gauge.value,
-                    "blocked": metrics.ordered_blocked_keys.labels(*labels).value,
-                }
-                for labels, gauge in sorted(metrics.ordered_halted_keys.items())
+                {"route": route, "destination": destination, **told_of_keys(keys)}
+                for (route, destination), keys in sorted(blocked.items())
             ],
             "sources": self.reloader.told_sources(now),
         }

@@ -29,7 +29,7 @@ from gateway.commands.replay import DUE
 from gateway.engine.dedupe import SIGHTINGS_KEPT
 from gateway.engine.orders import DeadFilter, Order, Selection, State, decode
 from gateway.engine.successors import WHY
-from gateway.log.base import Log, Partition
+from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
@@ -1276,24 +1276,58 @@ def test_one_delivery_is_spoken_of_as_one(
         (
             "kick",
             "done",
-            ("kicked route build: 1 tried now; what waits on ordered routes (build) is tried, too, and isn't counted"),
+            "kicked route build: 1 tried now",
         ),
         ("resume", "cancelled", "route build was paused again: 1 delivery had been let go on"),
     ],
 )
 @pytest.mark.usefixtures("log")
-def test_what_is_not_counted_and_what_is_taken_back_is_told(
+def test_what_is_taken_back_is_told(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
     async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
-        return placed.order.with_state(state, count=1, tried=1, detail="build" if state == "done" else "")
+        return placed.order.with_state(state, count=1, tried=1)
 
     monkeypatch.setattr(Orders, "finished", ended)
     run("route", "pause", "build")
     code, out, _ = run("route", action, "build")
     assert (code, out) == (state == "cancelled", told + "\n")
-    code, out, _ = run("route", action, "build", "--json")
-    assert lines(out)[0].get("uncounted_routes") == (["build"] if state == "done" else None)
+
+
+@pytest.mark.parametrize(
+    ("finished", "told"),
+    [
+        (3, "nothing waited for a retry; on ordered routes 3 waited, none waits now"),
+        (1, "nothing waited for a retry; on ordered routes 3 waited, 2 of them wait still"),
+        (0, "nothing waited for a retry; on ordered routes 3 waited, 3 of them wait still"),
+    ],
+)
+@pytest.mark.usefixtures("log")
+def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
+    run: Run, monkeypatch: pytest.MonkeyPatch, finished: int, told: str
+) -> None:
+    topic, group = TOPICS.ordered("build", "ci"), TOPICS.ordered_group("build", "ci")
+    places: list[Position] = []
+
+    async def wait(log: Log) -> None:
+        await log.create(TOPICS.specs((), [("build", "ci")]))
+        for number in range(3):
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), {}, at=0.0)
+            places.append(await log.append(topic, key=b"k", value=b"{}", headers=headers))
+
+    on_log(wait, owner=True)
+
+    async def done(orders: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+        if finished:
+            # Not the first, unless all are: its key is blocked.
+            commit = Commit(3) if finished == 3 else Commit(0, bytes([0b100]))
+            await orders._log.seed(group, {Partition(topic, places[0].partition): commit})
+        return placed.order.with_state("done", count=0, tried=0)
+
+    monkeypatch.setattr(Orders, "finished", done)
+    assert run("route", "kick", "build")[:2] == (0, f"kicked route build: {told}\n")
+    if finished == 3:
+        assert lines(run("route", "kick", "build", "--json")[1])[0].get("ordered") is None
 
 
 @pytest.mark.usefixtures("log")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
 from gateway.commands.replay import DUE
-from gateway.commands.steer import end_of, without
+from gateway.commands.steer import carried_out, say_end, without
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.orders import DeadFilter
 from gateway.model import DeadReason, UsageError
@@ -169,8 +169,9 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
             return 1
         placed = await orders.settle(action, which)
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-        return await end_of(
-            call, orders, placed, lambda ended: done.format(count(ended.count, "dead letter")) + without(ended)
+        ended = await carried_out(call, orders, placed)
+        return say_end(
+            call, placed, ended, lambda order: done.format(count(order.count, "dead letter")) + without(order)
         )
 
 

@@ -1,20 +1,26 @@
 """`gateway route` and `destination`: pause, resume, kick."""
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
 from gateway.engine.orders import Order
 from gateway.model import UsageError
 from gateway.ops.orders import Orders, Placed
+from gateway.ops.pending import Pending, pending_of, still_pending
 from gateway.ops.show import count, told_of_kick, told_of_parked, told_of_unread
 from gateway.ops.status import parked_of
 from gateway.rules.load import check_rules
 from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
-    from gateway.log.base import Partition
+    from gateway.log.base import Log, Partition
+    from gateway.log.topics import Topics
 
 
 def _steer(kind: str, action: str) -> Run:
@@ -60,6 +66,7 @@ async def _order(call: Call, name: str, action: str) -> int:
             return 0
         parked: dict[str, int] = {}
         unread: dict[Partition, str] = {}
+        before = await pending_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
             parked |= await parked_of(log, call.topics, await orders.control(), name, unread)
         placed = await (orders.resume(name) if action == "resume" else orders.kick(name))
@@ -69,13 +76,57 @@ async def _order(call: Call, name: str, action: str) -> int:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
         left = told_of_parked(shown, parked, len(unread))
-        return await end_of(call, orders, placed, lambda done: _steered(shown, action, done, left), parked)
+        done = await carried_out(call, orders, placed)
+        ordered = Counts()
+        if done is not None and before.count:
+            ordered = Counts(waited=before.count, wait=await _left_of(log, call.topics, before))
+        return say_end(
+            call,
+            placed,
+            done,
+            lambda order: _steered(shown, action, order, left, ordered),
+            parked=parked,
+            ordered=ordered.told,
+        )
 
 
-def _steered(shown: str, action: str, done: Order, parked: tuple[str, str]) -> str:
+LOOKS, LOOK_EVERY = 12, 0.25
+"""Looks and seconds between them: ordered routes do what they are told within some seconds, with an attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Of the deliveries of ordered routes: how many waited before an order, and how many of them wait still."""
+
+    waited: int = 0
+    wait: int = 0
+
+    @property
+    def told(self) -> Mapping[str, object]:
+        return {"waited": self.waited, "waiting": self.wait} if self.waited else {}
+
+    @override
+    def __str__(self) -> str:
+        """Tell of them at the end of a line, empty where there were none."""
+        if not self.waited:
+            return ""
+        wait = f"{self.wait:,} of them {'waits' if self.wait == 1 else 'wait'} still" if self.wait else "none waits now"
+        return f"; on ordered routes {self.waited:,} waited, {wait}"
+
+
+async def _left_of(log: "Log", topics: "Topics", before: Pending) -> int:
+    """Return how many are left of what waited on ordered routes, once none is or a moment has passed."""
+    left = await still_pending(log, topics, before.ends)
+    for _ in range(LOOKS):
+        if not left:
+            break
+        await asyncio.sleep(LOOK_EVERY)
+        left = await still_pending(log, topics, before.ends)
+    return left
+
+
+def _steered(shown: str, action: str, done: Order, parked: tuple[str, str], ordered: Counts) -> str:
     """Tell what came of a resumption or a kick, and what the latter left parked, as `told_of_parked` has it."""
-    does = "goes on" if action == "resume" else "is tried"
-    ordered = f"; what waits on ordered routes ({done.detail}) {does}, too, and isn't counted" if done.detail else ""
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on"
     if action == "resume":
@@ -84,28 +135,33 @@ def _steered(shown: str, action: str, done: Order, parked: tuple[str, str]) -> s
     kind, _, name = shown.partition(" ")
     more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
     told, commands = parked
-    return f"kicked {shown}: {told_of_kick(done, told)}{ordered}{without(done)}{more}{commands}"
+    tried = "nothing waited for a retry" if ordered.waited and not done.count else told_of_kick(done, told)
+    return f"kicked {shown}: {tried}{ordered}{without(done)}{more}{commands}"
 
 
 def without(done: Order) -> str:
     return f"; {told_of_unread(done.unread)}: not included" if done.unread else ""
 
 
-async def end_of(
-    call: Call, orders: Orders, placed: Placed, tell: Callable[[Order], str], parked: Mapping[str, int] | None = None
-) -> int:
-    """Wait, if that is asked for, until an order was carried out, and say what came of it.
+async def carried_out(call: Call, orders: Orders, placed: Placed) -> Order | None:
+    """Wait, if that is asked for, until an order was carried out; None if not."""
+    if not call.arguments.wait:
+        return None
+    with call.output.waiting("the gateway is at it"):
+        return await orders.finished(placed, timeout=call.arguments.timeout)
 
-    `parked` is what it leaves where it is, as in `parked_of`.
-    """
+
+def say_end(
+    call: Call,
+    placed: Placed,
+    done: Order | None,
+    tell: Callable[[Order], str],
+    **more: object,
+) -> int:
+    """Say what came of an order, if it was waited for; what there is of `more` goes into the JSON."""
     arguments, output = call.arguments, call.output
-    done = None
-    if arguments.wait:
-        with output.waiting("the gateway is at it"):
-            done = await orders.finished(placed, timeout=arguments.timeout)
     order = done or placed.order
     if output.json:
-        uncounted = order.detail.split(", ") if done and order.detail else []
         told: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
         if done and done.tried is not None:
             told |= {
@@ -115,11 +171,9 @@ async def end_of(
                 "got": dict(done.got),
                 "again": dict(done.again),
             }
-        if done and parked:
-            told["parked"] = parked
         if done and done.unread:
             told["unread_partitions"] = done.unread
-        output.line(told | ({"uncounted_routes": uncounted} if uncounted else {}))
+        output.line(told | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in tell(done).splitlines():
             output.say(line)

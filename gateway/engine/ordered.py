@@ -29,6 +29,7 @@ from gateway.model import (
     Attempt,
     DeadLettered,
     DeadReason,
+    Delivery,
     DeliveryId,
     Event,
     NewerRecordError,
@@ -61,6 +62,17 @@ class Memory:
     end: DeadLettered | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocked:
+    """A key whose first delivery has failed, so that the others of it wait: for its retry, or for a kick."""
+
+    delivery: Delivery
+    halted: DeadLettered | None
+    """Why it is tried no more."""
+    since: float
+    """When it halted, or was first tried."""
+
+
 class Ordered(Member):
     """A member of the group of one ordered route and destination, for as long as its topic has what isn't done."""
 
@@ -78,6 +90,7 @@ class Ordered(Member):
         self._ready: list[Item] = []
         self._woken = asyncio.Event()
         self._remembered: dict[DeliveryId, Memory] = {}
+        self._halted_at: dict[DeliveryId, float] = {}  # as was told in a line
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._changed.set()  # subscribe at once
 
@@ -233,6 +246,7 @@ class Ordered(Member):
     @override
     def finished(self, item: Item) -> None:
         super().finished(item)
+        self._halted_at.pop(item.delivery.id, None)
         key = self._key(item)
         queue = self._queues.get(key)
         if queue is None or queue[0] is not item:
@@ -254,6 +268,7 @@ class Ordered(Member):
         item.is_waiting = True
         if route is None:
             return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
+        self._halted_at[item.delivery.id] = self._log.now()
         self._services.logger.error(
             "key_halted",
             route=self.route,
@@ -263,6 +278,20 @@ class Ordered(Member):
             reason=end.reason,
         )
         return True
+
+    def _released(self, item: Item, why: str) -> None:
+        """Tell that a key that has halted goes on."""
+        halted_at = self._halted_at.pop(item.delivery.id, None)
+        if halted_at is not None:
+            self._services.logger.info(
+                "key_released",
+                route=self.route,
+                destination=self.destination,
+                event_id=item.delivery.event.id,
+                delivery_id=item.delivery.id,
+                why=why,
+                seconds=round(self._log.now() - halted_at, 1),
+            )
 
     def _route(self) -> Route | None:
         return self._services.rules().routes.get(self.route)
@@ -295,6 +324,7 @@ class Ordered(Member):
         elif route is not None and route.on_exhausted != "halt":
             for item in firsts:
                 if item.end is not None and id(item) not in ready:
+                    self._released(item, "rules")
                     self._make_ready(item)
 
     def _end_what_halted(self) -> None:
@@ -307,6 +337,7 @@ class Ordered(Member):
             since = max(self._unknown_since, first.pending.appended_at)
             if first.is_waiting and first.end is not None and since < lapsed and id(first) not in ready:
                 first.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
+                self._released(first, "route_removed")
                 self._make_ready(first)
 
     def _try_anew(self, item: Item) -> bool:
@@ -314,6 +345,7 @@ class Ordered(Member):
         item.delivery = replace(item.delivery, due=0.0)
         if item.end is None:
             return True
+        self._released(item, "kick")
         is_matched = True
         if item.end.reason is DeadReason.EXPRESSION_ERROR:
             is_matched, item.end = self._match(item.delivery.event)
@@ -325,16 +357,29 @@ class Ordered(Member):
             self._dispatch.drop(item)
         return is_matched
 
+    @property
+    def blocked(self) -> list[Blocked]:
+        """The keys that wait for their first delivery, which has failed."""
+        return [
+            Blocked(
+                delivery=first.delivery,
+                halted=first.end if first.is_waiting else None,
+                since=self._halted_at.get(first.delivery.id, _first_tried(first.delivery)),
+            )
+            for first in self._failed_firsts()
+        ]
+
+    def _failed_firsts(self) -> list[Item]:
+        return [first for first, *_ in self._queues.values() if first.end is not None or first.delivery.attempts]
+
     def _set_gauges(self) -> None:
         metrics = self._services.metrics
-        blocked = halted = 0
-        for queue in self._queues.values():
-            first = queue[0]
-            halted += first.end is not None and first.is_waiting  # or it is on its way to the dead letters
-            blocked += first.end is not None or bool(first.delivery.attempts)
+        blocked = self._failed_firsts()
+        # One that isn't waiting is on its way to the dead letters.
+        halted = [first for first in blocked if first.end is not None and first.is_waiting]
         where = (self.route, self.destination)
-        metrics.ordered_blocked_keys.labels(*where).set(blocked)
-        metrics.ordered_halted_keys.labels(*where).set(halted)
+        metrics.ordered_blocked_keys.labels(*where).set(len(blocked))
+        metrics.ordered_halted_keys.labels(*where).set(len(halted))
         metrics.ordered_lag.labels(*where).set(sum(self.lag().values()))
         metrics.ordered_oldest_pending.labels(*where).set(
             max(self.oldest_pending(self._log.now()).values(), default=0.0)
@@ -386,3 +431,9 @@ class Ordered(Member):
     def take_over(self) -> None:
         """Forget what is known of partitions that are another's now."""
         self._remembered = {name: known for name, known in self._remembered.items() if known.partition in self.trackers}
+        ours = {first.delivery.id for first, *_ in self._queues.values()} | self._remembered.keys()
+        self._halted_at = {name: at for name, at in self._halted_at.items() if name in ours}
+
+
+def _first_tried(delivery: Delivery) -> float:
+    return delivery.attempts[0].at if delivery.attempts else delivery.event.received_at

@@ -11,7 +11,7 @@ from gateway.engine.control import Control
 from gateway.engine.dispatch import Dispatcher
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.holds import Hold
-from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Ordered
+from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Blocked, Ordered
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
 from gateway.engine.unread import Unread, UnreadPartitions, still_unread
@@ -174,6 +174,11 @@ class Worker:
     def holds(self) -> Mapping[str, Hold]:
         """Which destinations are sent nothing for a while, why, and until when at least."""
         return self._dispatch.holds.known
+
+    @property
+    def blocked_keys(self) -> Mapping[tuple[str, str], list[Blocked]]:
+        """The keys that wait for a delivery which has failed, by ordered route and destination."""
+        return {place: member.blocked for place, (member, _) in self._ordered.items()}
 
     async def _keep_looking(self) -> None:
         """See what of the log can't be read."""

@@ -9,8 +9,10 @@ from typing import Any
 from typing_extensions import override
 
 from gateway.engine.control import Control
+from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order
-from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, Finding, owners_first
+from gateway.model import answer_of
+from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
 from gateway.ops.output import rfc3339, when
 
 LET_GO = "copies that dedupe let go"
@@ -52,17 +54,33 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
     ]
     rules = answer.get("rules", {})
     found += _of_rules(rules, where, control)
-    for each in answer.get("ordered", ()):
-        name = f"{each['route']} → {each['destination']}"
-        for word, following in (("halted", (f"gateway route kick {each['route']}",)), ("blocked", ())):
-            if each[word]:
-                why = f"keys {word}"
-                found.append(Finding(rank=HALTED, what=name, why=why, who=where, next=following, count=int(each[word])))
+    found += [finding for each in answer.get("ordered", ()) for finding in _of_keys(each, where)]
     for source in answer.get("sources", ()):
         found += _of_source(source, where)
         found += _of_missed(source, where, control)
         found += _of_refused(source, where)
     return found
+
+
+def _of_keys(told: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Tell of the keys of an ordered route that wait for a delivery which has failed: for a kick, or for its retry."""
+    for state in ("halted", "blocked"):
+        keys = told[state]
+        if not keys["count"]:
+            continue
+        after = f" after {keys['after']}" if keys["after"] else ""
+        why = f"keys {state}: {keys['reason']}{after}" if keys["reason"] else f"keys {state}{after}"
+        steps = [f"gateway explain {keys['event_id']}"]
+        yield Finding(
+            rank=HALTED if state == "halted" else WAITING,
+            what=f"{told['route']} → {told['destination']}",
+            why=why,
+            since=keys["since"],
+            until=keys["until"],
+            who=where,
+            next=(*steps, f"gateway route kick {told['route']}") if state == "halted" else tuple(steps),
+            count=keys["count"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,3 +280,25 @@ def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
             next=tuple(following),
             count=int(run["count"]),
         )
+
+
+def told_of_keys(keys: Sequence[Blocked]) -> Mapping[str, Any]:
+    """Tell how many keys of an ordered route have halted, or wait for a retry, and of the one that does so longest."""
+    halted = [key for key in keys if key.halted is not None]
+    blocked = [key for key in keys if key.halted is None]
+    return {"halted": _longest(halted), "blocked": _longest(blocked)}
+
+
+def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any]:
+    if not keys:
+        return {"count": 0}
+    key = min(keys, key=lambda each: each.since)
+    attempts = key.delivery.attempts
+    return {
+        "count": len(keys),
+        "since": key.since,
+        "until": key.delivery.due or None if key.halted is None else None,
+        "event_id": key.delivery.event.id,
+        "reason": "" if key.halted is None else key.halted.reason,
+        "after": answer_of(attempts[-1]) if attempts else "",
+    }

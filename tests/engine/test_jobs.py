@@ -615,6 +615,7 @@ async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
         before = len(world.client.made)
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
+        assert done.tried is not None
         assert done.count == done.tried + sum(done.waits.values()) == 300
         await asyncio.sleep(10)
         assert len(world.client.made) - before == 300

@@ -5,6 +5,8 @@ from collections import defaultdict
 from itertools import pairwise
 from zlib import crc32
 
+import pytest
+import structlog
 from typing_extensions import override
 
 from gateway.client.request import Outbound
@@ -14,6 +16,7 @@ from gateway.engine.progress import WINDOW
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
+from gateway.ops.processes import told_of_keys
 from gateway.rules.rules import RequestTemplate, Route
 from gateway.rules.templates import Template
 from tests.builders import a_destination, a_policy, a_route, an_event
@@ -166,6 +169,31 @@ async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_ord
         assert by_key(world) == {"k0": [0, 0, 0, 1, 2], "k1": [0, 0, 0, 1, 2]}
         assert halted.value == 0
     assert await unfinished(world) == 0
+
+
+@virtual
+async def test_a_key_that_halts_is_told_with_its_event_and_so_is_its_end() -> None:
+    world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[404, 200])
+    first, second = keyed(1, 2)
+    await world.put(first, second)
+    with structlog.testing.capture_logs() as told:
+        world.logger = structlog.get_logger()
+        async with operated(world) as control, running(world, world.worker(control)) as worker:
+            began = now()
+            await asyncio.sleep(100)
+            [key] = worker.blocked_keys[PLACE]
+            assert (key.delivery.event.id, key.halted and key.halted.reason) == (first.id, "exhausted")
+            assert key.since == pytest.approx(began, abs=1.0)
+            shown = told_of_keys([key])["halted"]
+            assert (shown["count"], shown["event_id"], shown["after"]) == (1, first.id, "404")
+            assert shown["since"] == key.since
+            await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
+            await asyncio.sleep(5)
+            assert worker.blocked_keys[PLACE] == []
+    [halted, released] = [line for line in told if line["event"].startswith("key_")]
+    assert halted["event_id"] == released["event_id"] == first.id
+    assert (released["event"], released["why"]) == ("key_released", "kick")
+    assert 99 < released["seconds"] < 105
 
 
 @virtual

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from gateway.engine.control import Control
+from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order, Selection
 from gateway.engine.successors import WHY
 from gateway.log.base import ALL, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
-from gateway.model import Result, SpillReason
+from gateway.model import DeadLettered, DeadReason, Result, SpillReason
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
-from gateway.ops.processes import findings_in
+from gateway.ops.processes import findings_in, told_of_keys
 from gateway.ops.show import print_status
 from gateway.ops.status import (
     MOST_ATTEMPTS,
@@ -404,6 +405,23 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
     assert [each.attempt.at for each in attempts.newest_first()] == expected[:MOST_ATTEMPTS]
 
 
+KEYS = [
+    Blocked(
+        delivery=a_delivery(event=an_event(id="evt_1"), attempts=(an_attempt(status=503),)),
+        halted=DeadLettered(reason=DeadReason.EXHAUSTED, detail="503 after 1 attempt"),
+        since=50.0,
+    ),
+    Blocked(
+        delivery=a_delivery(event=an_event(id="evt_3"), attempts=(an_attempt(),), due=45.0), halted=None, since=41.0
+    ),
+    Blocked(
+        delivery=a_delivery(event=an_event(id="evt_2"), attempts=(an_attempt(status=404),), due=70.0),
+        halted=None,
+        since=40.0,
+    ),
+]
+
+
 def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     run = {"count": 5, "of": 15.0, "since": 30.0, "last": 90.0}
     answer = {
@@ -416,7 +434,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         },
         "unread": [{"topic": "gateway.events.a", "partition": 3, "since": 2.0, "reason": "no leader"}],
         "holds": [{"destination": "ci", "why": "breaker_open", "after": "timeout", "since": 3.0, "until": 9.0}],
-        "ordered": [{"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}],
+        "ordered": [{"route": "mirror", "destination": "ci", **told_of_keys(KEYS)}],
         "sources": [
             a_source(
                 events=10.0,
@@ -433,6 +451,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "rules",
         "destination ci",
         "mirror → ci",
+        "mirror → ci",
         "source shop",
         "source shop",
         "source shop",
@@ -443,6 +462,11 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "conflicts: different events of one identity, all delivered, of 10 since the process began",
     ]
     assert found[2].why == "breaker open after timeout"
+    assert (found[3].why, found[3].count) == ("keys halted: exhausted after 503", 1)
+    assert (found[3].since, found[3].until) == (50.0, None)
+    assert found[3].next == ("gateway explain evt_1", "gateway route kick mirror")
+    assert (found[4].why, found[4].count) == ("keys blocked after 404", 2)
+    assert (found[4].since, found[4].until, found[4].next) == (40.0, 70.0, ("gateway explain evt_2",))
     assert found[2].next == ("# ci doesn't answer: its owners first", "gateway destination kick ci")
     assert (found[-3].count, found[-3].since) == (5, 30.0)
     assert found[-3].next[1:3] == (

@@ -1,0 +1,51 @@
+"""How much of ordered routes isn't finished, by what their groups have committed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.log.base import Commit, Log, Partition
+from gateway.log.topics import Topics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """What wasn't finished up to these ends of ordered routes' topics."""
+
+    ends: Mapping[Partition, int]
+    count: int
+
+
+async def pending_of(log: Log, topics: Topics, name: str) -> Pending:
+    """Return what isn't finished of the ordered routes that a "route/…" or "destination/…" names.
+
+    Raises LogUnavailableError.
+    """
+    kind, _, called = name.partition("/")
+    ends: dict[Partition, int] = {}
+    for topic in await log.topics():
+        place = topics.ordered_place(topic)
+        if place is not None and place[0 if kind == "route" else 1] == called:
+            bounds, _ = await log.readable(topic)
+            ends |= {Partition(topic, number): end for number, (_, end) in bounds.items()}
+    return Pending(ends=ends, count=await still_pending(log, topics, ends))
+
+
+async def still_pending(log: Log, topics: Topics, ends: Mapping[Partition, int]) -> int:
+    """Return how many records before these ends aren't finished. Raises LogUnavailableError."""
+    count = 0
+    for topic in {partition.topic for partition in ends}:
+        place = topics.ordered_place(topic)
+        assert place is not None
+        commits = await log.committed(topics.ordered_group(*place), topic)
+        bounds, _ = await log.readable(topic)
+        for number, (start, _) in bounds.items():
+            if (end := ends.get(Partition(topic, number))) is not None:
+                count += _unfinished(commits.get(number, Commit(start)), start, end)
+    return count
+
+
+def _unfinished(commit: Commit, start: int, end: int) -> int:
+    first = max(start, commit.base)
+    length = max(0, end - first)
+    done = (int.from_bytes(commit.done, "little") >> (first - commit.base)) & ((1 << length) - 1)
+    return length - done.bit_count()
