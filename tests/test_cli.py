@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import SpillReason, event_id
+from gateway.model import LogLostError, SpillReason, event_id
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339
 from gateway.ops.show import told_of_parked
@@ -280,13 +281,68 @@ def test_a_copy_is_restored_once_the_log_has_no_owner(run: Run) -> None:
     code, out, _ = run("restore", "copy.db", "--json")
     assert code == 0
     [restored] = lines(out)
-    assert restored == {"file": "gateway.db", "bytes": Path("copy.db").stat().st_size, "before": restored["before"]}
+    before = restored["before"]
+    size = Path("copy.db").stat().st_size
+    assert restored == {"file": "gateway.db", "bytes": size, "before": before, "stray": None}
     assert "evt_2" not in run("events", "list")[1]
-    assert "evt_2" in run("events", "list", "--log", f"sqlite:///{restored['before']}")[1]
+    assert "evt_2" in run("events", "list", "--log", f"sqlite:///{before}")[1]
     with closing(Lock(Path("gateway.db"))):
         code, _, err = run("restore", "copy.db")
     assert code == 1
     assert "gateway.db is in use by another gateway (pid " in err
+
+
+@pytest.mark.parametrize("is_copied_by_hand", [False, True])
+@pytest.mark.usefixtures("log")
+def test_a_restore_tells_of_a_wal_whose_file_was_moved_away_and_how_to_look_at_both(
+    run: Run, *, is_copied_by_hand: bool
+) -> None:
+    write_event("evt_1")
+    run("backup", "copy.db")
+    asyncio.run(lose_file("evt_2"))
+    if is_copied_by_hand:
+        shutil.copy("copy.db", "gateway.db")
+    wal = Path("gateway.db-wal").read_bytes()
+    code, out, err = run("restore", "copy.db")
+    assert code == 0
+    [stray] = Path().glob("gateway.db.before-*-wal")
+    assert stray.read_bytes() == wal
+    file = stray.resolve().with_name(stray.name.removesuffix("-wal"))
+    assert "Start the gateway" not in out
+    told = " ".join(err.split())
+    assert f"{file}-wal was there without its file, and may have events that were acknowledged" in told
+    assert f"Before you start the gateway, bring that file back as {file}," in told
+    assert ".instead" in out if is_copied_by_hand else "what was there" not in out
+    Path("moved.db").rename(file)
+    assert "evt_2" in run("events", "list", "--log", f"sqlite:///{file}")[1]
+    assert run("backup", "--log", f"sqlite:///{file}", "whole.db")[0] == 0
+    [restored] = lines(run("restore", "whole.db", "--json")[1])
+    assert restored["stray"] is None
+    assert "evt_2" in run("events", "list")[1]
+
+
+@pytest.mark.usefixtures("log")
+def test_a_wal_without_its_file_is_named_in_json(run: Run) -> None:
+    run("backup", "copy.db")
+    asyncio.run(lose_file("evt_1"))
+    [restored] = lines(run("restore", "copy.db", "--json")[1])
+    [stray] = Path.cwd().glob("gateway.db.before-*-wal")
+    assert (restored["before"], restored["stray"]) == (None, str(stray))
+
+
+async def lose_file(event: str) -> None:
+    """Move the file away under its owner, once it has acknowledged an event."""
+    file = Path("gateway.db")
+    log = await EmbeddedLog.open(file, owner=True)
+    await log.append(TOPICS.events("github"), key=b"k", value=b"{}", headers=encode_event(an_event(id=event)))
+    moved_away(file)
+    with pytest.raises(LogLostError):
+        await log.ping()
+    await log.close()
+
+
+def moved_away(file: Path) -> None:
+    file.rename("moved.db")
 
 
 # ---- Rules ----

@@ -104,9 +104,18 @@ def _restore(call: Call) -> int:
     if not isinstance(target, EmbeddedTarget):
         raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
     with call.output.waiting(f"restoring {target.path}"):
-        size, before = restore(target.path, copy)
+        size, before, stray = restore(target.path, copy)
     aside = f"; what was there is {before}" if before else ""
-    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, whole{aside}. Start the gateway")
+    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, whole{aside}{'' if stray else '. Start the gateway'}")
+    if stray:
+        its_file = stray.with_name(stray.name.removesuffix("-wal"))
+        call.output.note(
+            f"{stray} was there without its file, and may have events that were acknowledged and are nowhere else. "
+            f"Before you start the gateway, bring that file back as {its_file}, and see what is in it: gateway events "
+            f"list --log sqlite:///{its_file}",
+            style="yellow",
+        )
     if call.output.json:
-        call.output.line({"file": str(target.path), "bytes": size, "before": None if before is None else str(before)})
+        names = {"before": before and str(before), "stray": stray and str(stray)}
+        call.output.line({"file": str(target.path), "bytes": size, **names})
     return 0

@@ -385,8 +385,9 @@ async def test_a_restored_copy_is_the_log_and_the_one_before_is_whole_beside_it(
     copy = tmp_path / "elsewhere" / "copy.db"
     copy.parent.mkdir()
     await a_log_and_its_copy(path, copy)
-    size, before = await asyncio.to_thread(restore, path, copy)
+    size, before, stray = await asyncio.to_thread(restore, path, copy)
     assert before is not None
+    assert stray is None
     found, copied = contents_of_files(tmp_path), contents(copy.parent)["copy.db"]
     assert (found["gateway.db"], size) == (copied, len(copied))
     assert found.keys() - {"gateway.db.lock"} == {"gateway.db", before.name, f"{before.name}-wal"}
@@ -461,7 +462,9 @@ async def test_a_restore_that_is_killed_halfway_is_refused_by_the_next_owner_and
     shutil.move(path, tmp_path / "gateway.db.before-killed")
     with pytest.raises(UsageError, match="or run `gateway restore` with a copy"):
         await EmbeddedLog.open(path, owner=True)
-    assert (await asyncio.to_thread(restore, path, copy)).before is None
+    _, before, stray = await asyncio.to_thread(restore, path, copy)
+    assert before is None
+    assert stray is not None
     async with opened(path) as log:
         assert [record.value for record in await stored(log)] == [b"copied"]
 

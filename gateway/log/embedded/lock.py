@@ -125,22 +125,31 @@ def _refuse_other_names(path: Path) -> None:
             )
 
 
-def _refuse_parts(path: Path) -> None:
-    """Raise UsageError where a WAL isn't of the file beside it: SQLite would delete it, or destroy the file by it."""
+def is_wal_stray(path: Path) -> bool:
+    """Tell whether a WAL isn't of the file beside it: SQLite would delete it, or destroy the file by it."""
     wal = wal_of(path)
-    if not wal.exists() or not wal.stat().st_size:
-        return
-    if not path.exists() or not path.stat().st_size:
-        raise UsageError(
-            f"{path}: expected the file that {wal.name} beside it is of, got none: it was moved, deleted or truncated "
-            "alone; bring it back under this name, or run `gateway restore` with a copy"
-        )
+    return wal.exists() and wal.stat().st_size > 0 and (_is_missing(path) or _is_copy(path))
+
+
+def _is_missing(path: Path) -> bool:
+    return not path.exists() or not path.stat().st_size
+
+
+def _is_copy(path: Path) -> bool:
     with path.open("rb") as file:
-        if is_database(file.fileno()) and not has_wal(file.fileno()):
-            raise UsageError(
-                f"{path}: expected the file that {wal.name} beside it is of, got a copy that was put in its place; run "
-                "`gateway restore` with that copy, which moves the old files away"
-            )
+        return is_database(file.fileno()) and not has_wal(file.fileno())
+
+
+def _refuse_stray_wal(path: Path) -> None:
+    """Raise UsageError where a WAL isn't of the file beside it."""
+    if not is_wal_stray(path):
+        return
+    if _is_missing(path):
+        got = "none: it was moved, deleted or truncated alone; bring it back under this name, or run `gateway restore` "
+        got += "with a copy"
+    else:
+        got = "a copy that was put in its place; run `gateway restore` with that copy, which moves the old files away"
+    raise UsageError(f"{path}: expected the file that {wal_of(path).name} beside it is of, got {got}")
 
 
 def _name_of(path: Path) -> Path:
@@ -167,7 +176,7 @@ def lock_name(path: Path) -> int:
 
 def _open(path: Path) -> int:
     _refuse_other_names(path)
-    _refuse_parts(path)
+    _refuse_stray_wal(path)
     # Bodies are nobody else's to read; SQLite gives the files beside it the same mode.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     is_locked, is_here = _lock_bytes(file, fcntl.F_WRLCK, OWNERS_BYTE, 1), os.path.samestat(os.fstat(file), path.stat())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gateway.log.embedded.backup import UNFINISHED, delete_left_over, own_file
 from gateway.log.embedded.file import sync
-from gateway.log.embedded.lock import is_file_locked, lock_name, shm_of, wal_of
+from gateway.log.embedded.lock import is_file_locked, is_wal_stray, lock_name, shm_of, wal_of
 from gateway.log.embedded.statements import APPLICATION_ID, SCHEMA_VERSION
 from gateway.model import LogUnavailableError, UsageError
 
@@ -19,10 +19,14 @@ MANY_PROBLEMS = 3
 
 
 class Restored(NamedTuple):
-    """How many bytes the log has now, and where its file from before is, if there was one, with its WAL beside it."""
+    """How many bytes the log has now, and where its file from before is, if there was one, with its WAL beside it.
+
+    `stray` is a WAL whose file wasn't there: what was acknowledged last may be in it, to be read with that file alone.
+    """
 
     size: int
     before: Path | None
+    stray: Path | None
 
 
 def restore(path: Path, copy: Path) -> Restored:
@@ -50,7 +54,7 @@ def restore(path: Path, copy: Path) -> Restored:
                 raise LogUnavailableError(f"{path} is in use by a gateway, by another name; stop it first")
             delete_left_over(file)
             unfinished = _copied(copy, file)
-            before = _moved_aside(file)
+            before, stray = _moved_aside(file)
             unfinished.replace(file)
             sync(file.parent)
         finally:
@@ -61,7 +65,7 @@ def restore(path: Path, copy: Path) -> Restored:
         if unfinished is not None:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
-    return Restored(file.stat().st_size, before)
+    return Restored(file.stat().st_size, before, stray)
 
 
 def _copied(copy: Path, file: Path) -> Path:
@@ -98,17 +102,19 @@ def _check(unfinished: Path, copy: Path) -> None:
         raise UsageError(f"{copy}: expected a copy that is whole, got: {'; '.join(problems)}")
 
 
-def _moved_aside(file: Path) -> Path | None:
-    """Rename a log's files so that they are one still, and return its name, or None where there was no file.
+def _moved_aside(file: Path) -> tuple[Path | None, Path | None]:
+    """Rename a log's files so that they are one still; return where the file is, if it was there, and a stray WAL.
 
-    The file goes first: a WAL without its file is refused by the next owner, a file without its WAL isn't.
+    The file goes first: a WAL without its file is refused by the next owner, a file without its WAL isn't. One that a
+    stray WAL isn't of doesn't come to lie beside it: that place is for the file that it is of.
     """
-    before = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-    was_there = file.exists()
+    aside = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    was_there, is_stray = file.exists(), is_wal_stray(file)
+    before = aside.with_name(f"{aside.name}.instead") if is_stray else aside
     if was_there:
         file.rename(before)
     with suppress(FileNotFoundError):
-        wal_of(file).rename(wal_of(before))
+        wal_of(file).rename(wal_of(aside))
     shm_of(file).unlink(missing_ok=True)  # The WAL's index is made anew.
     sync(file.parent)
-    return before if was_there else None
+    return before if was_there else None, wal_of(aside) if is_stray else None
