@@ -22,6 +22,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 from gateway.engine import dispatch, progress, replay, router, scans
 from gateway.engine.control import Control
 from gateway.engine.jobs import Follower, Jobs
+from gateway.engine.lanes import MAX_WAIT
 from gateway.engine.ordered import PROOF
 from gateway.engine.orders import DeadFilter, Order, Selection
 from gateway.engine.schedule import IDLE_TICK
@@ -129,6 +130,7 @@ class World:
         self._chores: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
         self._least_drowsy = 1.0 if plan.is_long else 0.0
+        self._has_rate = any(each["rate"] for each in plan.destinations.values())
 
     def now(self) -> float:
         return self.loop.time()
@@ -146,6 +148,8 @@ class World:
         # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
         has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
         most = PROOF / 2 if has_order else 20.0
+        if self._has_rate and elapsed < 300.0:
+            most = MAX_WAIT / 2  # what waits for its turn mustn't be overdue at each look
         return 0.0 if elapsed < 20 else min(most, elapsed / 20)
 
     async def sleep(self, seconds: float) -> None:
