@@ -12,6 +12,7 @@ from gateway.commands.values import Parser
 from gateway.engine.orders import Order
 from gateway.model import UsageError
 from gateway.ops.orders import Orders, Placed
+from gateway.ops.output import rfc3339, when
 from gateway.ops.pending import Pending, pending_of, still_pending
 from gateway.ops.show import count, told_of_kick, told_of_parked, told_of_unread
 from gateway.ops.status import parked_of
@@ -59,10 +60,13 @@ async def _order(call: Call, name: str, action: str) -> int:
     async with opened_log(call) as log:
         orders = Orders(log, call.topics)
         if action == "pause":
-            await orders.pause(name)
-            call.output.say(f"{shown} is paused; its deliveries are parked until `gateway {kind} resume {called}`")
+            paused, is_new = await orders.pause(name)
+            already = "" if is_new else f" already, by {paused.by or 'somebody'} since {when(paused.at)}"
+            follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
+            call.output.say(f"{shown} is paused{already}; {follows}")
             if call.output.json:
-                call.output.line({"name": name, "state": "paused"})
+                told = {"by": paused.by, "since": rfc3339(paused.at), "already": not is_new}
+                call.output.line({"name": name, "state": "paused", **told})
             return 0
         parked: dict[str, int] = {}
         unread: dict[Partition, str] = {}

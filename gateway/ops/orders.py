@@ -34,6 +34,13 @@ class Placed(NamedTuple):
     offset: int
 
 
+class Pause(NamedTuple):
+    """The pause in force, and whether it was given just now."""
+
+    order: Order
+    is_new: bool
+
+
 class Orders:
     """The orders of one log. Every method may raise LogUnavailableError."""
 
@@ -55,9 +62,19 @@ class Orders:
                     control.take(record.key, record.value, record.offset)
         return control
 
-    async def pause(self, name: str) -> Placed:
-        """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed."""
-        return await self._place(Order(kind="pause", name=name, state="paused", at=self._log.now(), by=who()))
+    async def pause(self, name: str) -> Pause:
+        """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed.
+
+        What is paused already stays as its first pause says: nothing is stored. Of two that come at the same moment,
+        where neither sees the other's, the later counts.
+        """
+        control = await self.control()
+        order = Order(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
+        before = control.orders.get(order.key)
+        if before is not None and before.state == "paused" and order.key not in control.newer:
+            return Pause(before, is_new=False)
+        await self._place(order)
+        return Pause(order, is_new=True)
 
     async def resume(self, name: str) -> Placed | None:
         """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""

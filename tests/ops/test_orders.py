@@ -50,6 +50,28 @@ async def test_only_what_is_paused_is_resumed() -> None:
     assert len(await stored(log)) == 1
 
 
+async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_resumption_counts() -> None:
+    log = MemoryLog(now=lambda: at)
+    await log.create(TOPICS.specs([]))
+    orders = Orders(log, TOPICS)
+    at = 100.0
+    first = Order(kind="pause", name="route/build", state="paused", at=50.0, by="ada@bastion")
+    await publish(log, first)
+    assert await orders.pause("route/build") == (first, False)
+    assert await stored(log) == [first]
+    await orders.resume("route/build")
+    at = 200.0
+    again, is_new = await orders.pause("route/build")
+    assert (again.at, is_new) == (200.0, True)
+    assert (await orders.control()).orders["pause/route/build"] == again
+
+
+async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours() -> None:
+    log = await a_log()
+    await log.append(TOPICS.control, key=b"pause/route/build", value=b'{"v": 9}', headers=[])
+    assert (await Orders(log, TOPICS).pause("route/build")).is_new
+
+
 async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for() -> None:
     log = await a_log()
     for number in range(8):
@@ -105,7 +127,7 @@ async def test_a_record_that_cannot_be_read_is_passed_over() -> None:
     log = await a_log()
     await log.append(TOPICS.control, key=b"pause/route/build", value=b"{", headers=[])
     orders = Orders(log, TOPICS)
-    placed = await orders.pause("route/other")
-    assert list((await orders.control()).orders) == ["pause/route/other"]
+    placed = await orders.kick("route/other")
+    assert list((await orders.control()).orders) == ["kick/route/other"]
     await log.append(TOPICS.control, key=placed.order.key.encode(), value=b"?", headers=[])
     assert await orders.finished(placed, timeout=0) is None
