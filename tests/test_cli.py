@@ -37,7 +37,7 @@ from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import LogLostError, SpillReason, event_id
 from gateway.ops.orders import Orders, Placed
-from gateway.ops.output import rfc3339
+from gateway.ops.output import rfc3339, when
 from gateway.ops.show import told_of_parked
 from gateway.rules.edition import edition_of, encode
 from gateway.run import cannot_listen
@@ -550,7 +550,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
     code, out, _ = run("check", "--since", "1h")
     assert code == 1
     table = [row.split() for row in out.splitlines() if row.startswith("crm ")]
-    assert table == [["crm", "order", "6", "0", "6", "0"], ["crm", "ping", "6", "5", "0", "0"]]
+    assert table == [["crm", "order", "6", "0", "4", "0"], ["crm", "ping", "6", "5", "0", "0"]]
     (told,) = [line for line in out.splitlines() if line.startswith("error: ")]
     assert "sources.crm.id: expected an identity for each event, got 2 identities for 6 different events, such " in told
     assert out.splitlines()[-1].endswith("the identities of 1 source make different events equal, with 1 warning")
@@ -559,7 +559,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
     code, out, _ = run("check", "--since", "1h", "--json")
     counts, error, warning = lines(out)[:2], lines(out)[2], lines(out)[3]
     assert code == 1
-    expected = {"events": 6, "copies": 0, "conflicts": 6, "without_identity": 0}
+    expected = {"events": 6, "copies": 0, "conflicts": 4, "without_identity": 0}
     assert counts[0] == {"source": "crm", "type": "order"} | expected
     assert (error["path"], error["severity"], warning["severity"]) == ("sources.crm.id", "error", "warning")
     Path("tried.yaml").write_text(rules.replace("id: body.customer", "id: body.number"))
@@ -1285,6 +1285,19 @@ def test_a_destination_is_paused_and_resumed(run: Run) -> None:
     assert (code, lines(out)) == (0, [{"order": "pause/destination/ci", "state": "resuming", "count": None}])
     carry_out(orders()[-1], count=4)
     assert run("destination", "resume", "ci")[:2] == (0, "destination ci isn't paused: there is nothing to do\n")
+
+
+@pytest.mark.usefixtures("log")
+def test_what_is_paused_already_is_told_with_who_and_since_when(run: Run) -> None:
+    run("destination", "pause", "ci")
+    (paused,) = orders()
+    code, out, _ = run("destination", "pause", "ci")
+    told = f"destination ci is paused already, by {paused.by} since {when(paused.at)}; its deliveries are parked until"
+    assert (code, out.startswith(told)) == (0, True)
+    assert orders() == [paused]
+    since = {"by": paused.by, "since": rfc3339(paused.at)}
+    (line,) = lines(run("destination", "pause", "ci", "--json")[1])
+    assert line == {"name": "destination/ci", "state": "paused", **since, "already": True}
 
 
 @pytest.mark.usefixtures("log")

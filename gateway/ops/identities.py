@@ -40,8 +40,9 @@ class Counted:
     """Of the events of one source and type, how many are copies: identity and content had come before.
 
     They are alike, whether dedupe lets them go or not: it knows no more than `SIGHTINGS_KEPT` contents of an identity.
-    `conflicts` are the different contents, each counted once, that share their identity with another content. The
-    events `without_identity` are those that the source's `id` tells nothing of; without one, that nothing identifies.
+    `conflicts` are the events, no copies, whose identity had come before with other content, as the metric counts them:
+    three contents of one identity are two. The events `without_identity` are those that the source's `id` tells nothing
+    of; without one, that nothing identifies.
     """
 
     type: str
@@ -65,10 +66,12 @@ class Seen:
         self._events: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()
         self._types: dict[bytes, str] = {}  # identity and content → type
-        self._first: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its place
+        self._newest: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its place
+        self._oldest: dict[bytes, bytes] = {}  # identity → the content that came first, which is no conflict
         self._shared: dict[bytes, int] = {}  # identity → how many contents, if these are several
 
     def add(self, event: Event, place: str) -> None:
+        """Take in an event, and after it those that came before it."""
         self.count += 1
         self._events[event.type] += 1
         identity = self._identity_of(event, place)
@@ -76,14 +79,15 @@ class Seen:
             return
         self.identified += 1
         content = fingerprint(event)
+        self._oldest[identity] = content
         if identity + content in self._types:
             self._copies[event.type] += 1
             return
         self._types[identity + content] = event.type
-        first, first_place = self._first.setdefault(identity, (content, place))
-        if first != content:
+        newest, its_place = self._newest.setdefault(identity, (content, place))
+        if newest != content:
             self._shared[identity] = self._shared.get(identity, 1) + 1
-            self.example = self.example or Pair(first_place, place)
+            self.example = self.example or Pair(its_place, place)
 
     @property
     def copies(self) -> int:
@@ -111,7 +115,7 @@ class Seen:
         """Say which distinct events this source's identities make equal, if they do."""
         if self.example is None:
             return ""
-        number, identities = self.conflicts, len(self._shared)
+        number, identities = sum(self._shared.values()), len(self._shared)
         told = "one identity" if identities == 1 else f"{identities:,} identities"
         one, other = self.example
         different = f"{number:,} different events, such as {one} and {other}"
@@ -140,7 +144,7 @@ class Seen:
         """Say what else seems to be wrong, if something does."""
         if self.count < FEWEST or not self.identified:
             return ""
-        if len(self._first) == 1:
+        if len(self._oldest) == 1:
             return f"expected an identity that differs from event to event, got one for {self.identified:,} events"
         if self._source.dedupe is not None and self.copies > SHARE * self.count:
             copies, most = self.copies, "at most " if self._beyond() else ""
@@ -167,7 +171,8 @@ class Seen:
             return None
 
     def _conflicts(self) -> Counter[str]:
-        return Counter([name for key, name in self._types.items() if key[:_DIGEST] in self._shared])
+        kept = {identity + self._oldest[identity] for identity in self._shared}
+        return Counter([name for key, name in self._types.items() if key[:_DIGEST] in self._shared and key not in kept])
 
 
 async def identities_of(

@@ -16,7 +16,7 @@ from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITIN
 from gateway.ops.output import rfc3339, when
 
 LET_GO = "copies that dedupe let go"
-CONFLICTS = "conflicts: different events of one identity, all delivered"
+CONFLICTS = "conflicts: their identity had come before with other content; delivered"
 SHARE = 0.1
 """Of a source's events, that are copies, unrouted or refused: what is more is told."""
 MOMENT = 0.001

@@ -459,7 +459,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     assert [each.why for each in found[-3:]] == [
         f"refused: bad_signature, of 15; the last at {when(90.0)}",
         "copies that dedupe let go, of 10 since the process began",
-        "conflicts: different events of one identity, all delivered, of 10 since the process began",
+        "conflicts: their identity had come before with other content; delivered, of 10 since the process began",
     ]
     assert found[2].why == "breaker open after timeout"
     assert (found[3].why, found[3].count) == ("keys halted: exhausted after 503", 1)

@@ -1,0 +1,33 @@
+"""How many events `gateway check` takes for copies and for conflicts, against what dedupe makes of the same ones."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from gateway.engine.dedupe import Sightings, Verdict
+from gateway.log.records import SIGHTING, fingerprint
+from gateway.model import identity_of
+from gateway.ops.identities import Seen
+from gateway.rules.expressions import Expression
+from tests.builders import an_event
+from tests.engine.test_worker import rules_of
+
+
+@pytest.mark.parametrize(
+    ("contents", "conflicts"), [("123", 2), ("11", 0), ("121", 1), ("1221", 1), ("12131", 2), ("1", 0)]
+)
+def test_conflicts_are_the_events_that_dedupe_delivers_though_their_identity_had_come(
+    contents: str, conflicts: int
+) -> None:
+    (source,) = rules_of().sources.values()
+    seen, sightings = Seen(replace(source, id=Expression("body.customer"))), Sightings()
+    events = [an_event(body={"customer": "one", "n": content}) for content in contents]
+    verdicts = Counter[Verdict]()
+    for offset, event in enumerate(events):
+        row = SIGHTING.pack(identity_of(event.id) or bytes(16), fingerprint(event), offset, offset)
+        verdicts[sightings.judge(row, 1000)] += 1
+    for event in reversed(events):
+        seen.add(event, "place")
+    assert (seen.conflicts, seen.copies) == (verdicts[Verdict.CONFLICT], verdicts[Verdict.DUPLICATE])
+    assert seen.conflicts == conflicts
