@@ -46,6 +46,10 @@ MOST_REASONS = 100
 MOST_GROUPS = 5
 
 
+MOST_TOLD_APART = 500_000
+"""Deliveries that wait of which it is known whether they were counted: some 40 MB."""
+
+
 _WHY: Mapping[str, str] = {
     SpillReason.BREAKER_OPEN: "breaker open",
     SpillReason.THROTTLED: "Retry-After",
@@ -195,24 +199,43 @@ async def waiting(
 ) -> AsyncIterator[StoredDelivery]:
     """Yield each delivery that waits in the retry topics, or is parked; what can't be read, and why, goes to `unread`.
 
+    Each comes once, though it moves from topic to topic meanwhile; of more than `MOST_TOLD_APART`, twice at most.
     Raises LogUnavailableError.
     """
-    for tier in TIERS:
-        topic = topics.retry(tier)
-        async for partition, offset, filed in _of_topic(log, topics, topic, unread):
-            if not control.is_kicked(filed.delivery.route, filed.delivery.destination, partition, offset):
+    names = [*[topics.retry(tier) for tier in TIERS], topics.parked]
+    # All commits before all ends: what moves in between is in the topic that it has left, or in both.
+    commits = {topic: await _commits(log, topics, topic) for topic in names}
+    bounds = {topic: await bounds_of(log, topic, unread) for topic in names}
+    seen: set[int] = set()
+    for topic in names:
+        async for partition, offset, filed in _of_topic(log, bounds[topic], commits[topic], topic):
+            delivery = filed.delivery
+            is_over = (
+                _was_resumed(control, filed, partition, offset)
+                if topic == topics.parked
+                else control.is_kicked(delivery.route, delivery.destination, partition, offset)
+            )
+            if not is_over and hash(delivery.id) not in seen:
+                if len(seen) < MOST_TOLD_APART:
+                    seen.add(hash(delivery.id))
                 yield filed
-    async for filed in _parked(log, topics, control, unread):
-        yield filed
 
 
 async def _parked(
     log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
 ) -> AsyncIterator[StoredDelivery]:
-    async for partition, offset, filed in _of_topic(log, topics, topics.parked, unread):
-        was_resumed = control.marker(f"pause/{filed.note.get('by', '')}").get(place_of(partition), 0) > offset
-        if not was_resumed:
+    commits, topic = await _commits(log, topics, topics.parked), topics.parked
+    async for partition, offset, filed in _of_topic(log, await bounds_of(log, topic, unread), commits, topic):
+        if not _was_resumed(control, filed, partition, offset):
             yield filed
+
+
+def _was_resumed(control: Control, filed: StoredDelivery, partition: Partition, offset: int) -> bool:
+    return control.marker(f"pause/{filed.note.get('by', '')}").get(place_of(partition), 0) > offset
+
+
+async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
+    return await log.committed(topics.group(ROUTER_GROUP), topic)
 
 
 async def parked_of(
@@ -234,11 +257,10 @@ async def parked_of(
 
 
 async def _of_topic(
-    log: Log, topics: Topics, topic: str, unread: dict[Partition, str]
+    log: Log, bounds: Mapping[int, tuple[int, int]], commits: Mapping[int, Commit], topic: str
 ) -> AsyncIterator[tuple[Partition, int, StoredDelivery]]:
     """Yield each delivery of a topic that the router hasn't done, with its place."""
-    commits = await log.committed(topics.group(ROUTER_GROUP), topic)
-    for number, (start, end) in (await bounds_of(log, topic, unread)).items():
+    for number, (start, end) in bounds.items():
         partition = Partition(topic, number)
         commit = commits.get(number, Commit(start))
         async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:

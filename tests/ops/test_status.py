@@ -405,6 +405,22 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
     assert [each.attempt.at for each in attempts.newest_first()] == expected[:MOST_ATTEMPTS]
 
 
+@virtual
+async def test_what_waits_is_counted_once_each_while_it_moves_from_topic_to_topic() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(5.0, 20.0, 40.0), max_attempts=99, max_age=1e6)), ci=[503])
+    await world.put(*events(300))
+    control = Control()
+    async with running(world):
+        await asyncio.sleep(2)
+        for _ in range(40):
+            found = 0
+            async for _filed in waiting(world.log, TOPICS, control, {}):
+                found += 1
+                if found % 20 == 0:
+                    await asyncio.sleep(0.7)  # and they move
+            assert found == 300
+
+
 KEYS = [
     Blocked(
         delivery=a_delivery(event=an_event(id="evt_1"), attempts=(an_attempt(status=503),)),
