@@ -164,6 +164,7 @@ class Ingress:
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, identity_at = await self._read_and_verify(request, endpoint, head, limit, line)
+        line["is_verified"] = True
         body = sent.body
         if not self._room.keep(endpoint.share, len(body), now=perf_counter()):
             raise overloaded()
@@ -280,8 +281,9 @@ class Ingress:
                     taken = self._metrics.events.labels(source).value
                     self._metrics.refused_requests.add(source, line["reason"], at=self._log.now(), events=taken)
         line["seconds"] = round(seconds, 6)
-        # A 5xx is ours, or the log's, and is always told.
-        if line["status"] in _SENDERS_FAULT and not self._has_quota(source, line["reason"]):
+        # A verified sender's 5xx has its line, as his 202 would have. What anybody may send has a quota.
+        is_ours = line.pop("is_verified", False) and line["status"] >= _NOT_THE_SENDERS
+        if "reason" in line and not is_ours and not self._has_quota(source, line["reason"]):
             return
         self._logger.info("request_finished", **line)
 
@@ -312,7 +314,7 @@ def _ended(line: dict[str, Any]) -> str | None:
 _STORED = int(HTTPStatus.ACCEPTED)
 
 
-_SENDERS_FAULT = range(400, 500)
+_NOT_THE_SENDERS = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 _TOLD = (("gateway.event.id", "event_id"), ("gateway.event.type", "type"), ("gateway.handshake", "handshake"))

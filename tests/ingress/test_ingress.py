@@ -905,6 +905,36 @@ async def test_what_is_the_gateways_fault_is_always_told(world: World) -> None:
     assert [line["status"] for line in world.lines] == [503] * 30
 
 
+async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request of these was verified: a coding that we would lose, and bodies for which there is no room."""
+    monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
+    monkeypatch.setattr("gateway.ingress.room.Room.take", lambda *_, **__: False)
+    coded = a_request("/in/crm", "Transfer-Encoding: gzip, chunked", body=chunked(b"{}"))
+    forged = github(f"X-Hub-Signature-256: sha256={64 * '0'}")
+    for _ in range(30):
+        assert (await world.exchange(coded)).status == 501
+        async with world.wire() as wire:
+            wire.send(forged[:-1])
+            assert (await wire.reply()).status == 503
+    await world.ingress.stop(timeout=0.1)
+    told = Counter(line["reason"] for line in world.lines if line["event"] == "request_finished")
+    assert told == {"transfer_coding": 10, "overloaded": 10}
+    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "refusals_left_out"}
+    assert left_out == {"transfer_coding": 20, "overloaded": 20}
+
+
+async def test_a_verified_sender_for_whom_there_is_no_room_is_always_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ingress.room.Room.keep", lambda *_, **__: False)
+    for _ in range(30):
+        assert (await world.exchange(a_request())).status == 503
+    assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "overloaded")] * 30
+    assert not any("is_verified" in line for line in world.lines)
+
+
 async def test_a_bug_is_a_500_with_its_trace_in_the_log(world: World) -> None:
     world.log.failure = ZeroDivisionError("a bug")
     reply = await world.exchange(a_request())
