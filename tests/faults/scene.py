@@ -27,6 +27,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from dev.kafka import Broker, Cluster
+from gateway.engine.member import COMMIT_AFTER, COMMIT_GAP
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.faults.books import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
@@ -93,6 +94,7 @@ class Scene:
         self._through = through
         self._urls = urls
         self._incidents: list[Incident] = []
+        self._kills: list[float] = []
         self._names: dict[GatewayProcess, str] = {}
         self._stack = AsyncExitStack()
         self._number = itertools.count(1)
@@ -171,6 +173,7 @@ class Scene:
         """End it as a crash does."""
         at = time.time()
         gateway.kill()
+        self._kills.append(at)
         self._incidents.append(Incident.crash(at, self._names[gateway]))
 
     async def freeze(self, gateway: GatewayProcess, seconds: float, *, explains: float) -> None:
@@ -229,6 +232,18 @@ class Scene:
         """Let duplicates be of what was in flight to a destination whose connections were cut in this time."""
         cut = Incident(since=since - ANSWERED, until=until, destination=destination, at_most=CONCURRENCY)
         self._incidents.append(cut)
+
+    def uncommitted(self, under_way: float) -> int:
+        """Return how many requests the kills may have repeated, where a commit under way takes so many seconds.
+
+        At each destination `COMMIT_AFTER`, or what came in the gap between two commits, and what came during one. By
+        what came, and not by the rate: after a kill the sender catches up at twice its rate.
+        """
+        return sum(
+            max(COMMIT_AFTER, _came(sink, at, COMMIT_GAP)) + _came(sink, at, under_way)
+            for at in self._kills
+            for sink in (self.first, self.second)
+        )
 
     # The end.
 
@@ -309,6 +324,11 @@ def answer_of_second(request: Request) -> int:
 
 def _is_gone(number: int) -> bool:
     return number % 50 == 7
+
+
+def _came(sink: Sink, at: float, seconds: float) -> int:
+    """Count the requests of the last seconds before a time."""
+    return sum(at - seconds < request.at <= at for request in sink.requests)
 
 
 def account_of(loads: Sequence[Load], sinks: Mapping[str, Sink]) -> Account:
