@@ -14,12 +14,14 @@ import yaml
 
 import gateway.reload
 import gateway.run
+from gateway.commands import COMMANDS
 from gateway.engine.breaker import Breaker, BreakerPolicy
 from gateway.model import Result
 from gateway.settings import Role
 from gateway.telemetry.metrics import Metrics, process_registry
 from tests.gateway_process import free_ports
-from tests.test_documents import anchors
+from tests.telemetry.test_log_events import documented
+from tests.test_documents import CODE, anchors
 
 ROOT = Path(__file__).parent.parent.parent
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -30,6 +32,13 @@ RUNBOOKS = ROOT / "docs" / "runbooks.md"
 SEVERITIES = {"page", "ticket"}
 OURS = re.compile(r"\bgateway_\w+")
 SUFFIX = re.compile(r"_(bucket|count|sum)$")
+OUR_COMMAND = re.compile(r"`(gateway [^`]+)`")
+
+EVIDENCE = re.compile(
+    r"(?:The lines? (?P<lines>`\w+`.*?),|No line, as (?P<reason>[^`;]{8,});)"
+    r" the metrics? (?P<metrics>`gateway_.*?), (?P<commands>`gateway \w.*)"
+)
+"""What a section's "Look at" begins with: "The line `…`, the metric `…`, `gateway …`"."""
 
 START_TIMEOUT = 10.0
 
@@ -251,11 +260,90 @@ def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
     assert set(re.findall(r"^### (Gateway\w+)$", text, re.MULTILINE)) == set(alerts())
 
 
+def section_of(name: str) -> str:
+    [section] = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
+    return str(section)
+
+
 @pytest.mark.parametrize("name", alerts())
 def test_a_section_says_what_it_means_what_to_look_at_and_what_to_do(name: str) -> None:
-    [section] = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
+    section = section_of(name)
     assert re.findall(r"^\*\*(.+?)\.\*\*", section, re.MULTILINE) == ["Means", "Look at", "Do", "Wake"]
     assert f"`{alerts()[name]['labels']['severity']}`" in section
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_a_section_names_the_line_the_metric_and_the_command_that_show_its_case(name: str) -> None:
+    assert list(faults_of(section_of(name), about=measured(alerts()[name]["expr"]))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("*Log*: Lag.", "form"),
+        ("The line `rules_refused`, `gateway status`.", "form"),
+        ("The line `rules_refused`, the metric `gateway_log_up`.", "form"),
+        ("No line; the metric `gateway_log_up`, `gateway status`.", "form"),
+        ("No line, as nothing has failed; the metric `gateway_log_up`. `gateway status` tells.", "form"),
+        ("The line `rules_refuse`, the metric `gateway_log_up`, `gateway status`.", "rules_refuse"),
+        ("The lines `stopped` and `gone`, the metric `gateway_log_up`, `gateway status`.", "gone"),
+        ("The line `stopped`, the metric `gateway_rules_refused`, `gateway status`.", "gateway_log_up"),
+        ("The line `stopped`, the metrics `gateway_log_up` and `gateway_no`, `gateway status`.", "gateway_no"),
+        ("The line `stopped`, the metric `gateway_log_up`, `gateway states`.", "gateway states"),
+        ("The line `stopped`, the metric `gateway_log_up`, `gateway status --all`.", "gateway status --all"),
+        ("The line `stopped`, the metric `gateway_log_up`, `gateway status`, `gateway dead`.", "gateway dead"),
+    ],
+)
+def test_a_section_without_one_of_them_or_with_one_that_there_is_not_is_found(text: str, fault: str) -> None:
+    assert [fault in told for told in faults_of(f"**Look at.** {text} *Log*: Append.", about={"gateway_log_up"})] == [
+        True
+    ]
+
+
+def faults_of(section: str, *, about: set[str]) -> Iterator[str]:
+    """Tell what the first sentence of a section's "Look at" lacks, or names that there isn't.
+
+    `about` are the metrics of its alert, of which it is to name one.
+    """
+    look_at = " ".join(section.partition("**Look at.** ")[2].partition("\n\n")[0].split())
+    sentence = re.split(r"\.(?= |$)", look_at)[0]
+    found = EVIDENCE.fullmatch(sentence)
+    if found is None:
+        yield f"expected the form of the others, got {sentence}"
+        return
+    rows = documented()
+    fields = {field for row in rows.values() for field in row.fields}
+    for line in CODE.findall(found["lines"] or ""):
+        if line not in rows.keys() | fields:
+            yield f"expected a line of the log, got {line}"
+    named = {metric.partition("{")[0] for metric in CODE.findall(found["metrics"])}
+    yield from [f"expected a metric, got {metric}" for metric in sorted(named - metrics())]
+    if not named & about:
+        yield f"expected one of {sorted(about)}, got {sorted(named)}"
+    for command in OUR_COMMAND.findall(found["commands"]):
+        if not is_command(command.split()):
+            yield f"expected a command, got {command}"
+
+
+def is_command(words: list[str]) -> bool:
+    """Tell whether there is such a command, and it takes these arguments."""
+    _, *called = words
+    for length in (2, 1):
+        command = COMMANDS.get(" ".join(called[:length]))
+        if command is not None:
+            try:
+                command.parser().parse_intermixed_args(called[length:])
+            except SystemExit:
+                return False
+            return True
+    return False
+
+
+def measured(expression: str) -> set[str]:
+    """Return the metrics that an expression is made of, also by way of recorded series."""
+    recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+    series = [recorded[name] for name in re.findall(r"gateway:\w+:\w+", expression)]
+    return {SUFFIX.sub("", name) for text in (expression, *series) for name in OURS.findall(text)}
 
 
 def test_it_is_told_how_each_certificate_is_renewed() -> None:
