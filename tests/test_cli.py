@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -38,6 +38,7 @@ from gateway.log.topics import Topics
 from gateway.model import LogLostError, SpillReason, event_id
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339, when
+from gateway.ops.send import ask_status
 from gateway.ops.show import told_of_parked
 from gateway.rules.edition import edition_of, encode
 from gateway.run import cannot_listen
@@ -1491,6 +1492,48 @@ def test_without_a_log_nothing_is_called_fine(run: Run, monkeypatch: pytest.Monk
         assert "nothing keeps" not in out
         (found,) = lines(run(*words, "--json")[1])
         assert (found["what"], found["why"].partition(": ")[0]) == ("the log", "not read")
+
+
+@pytest.mark.usefixtures("log")
+def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_processes_know(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("route", "pause", "build")
+    (port,) = free_ports(1)
+    ask, dead = ask_status, f"127.0.0.1:{port}"
+
+    async def answer(address: str) -> Mapping[str, Any]:
+        hold = {"destination": "ci", "why": "breaker_open", "after": "503", "since": NOW, "until": NOW + 9}
+        return {"holds": [hold]} if address == "alive:9090" else await ask(address)
+
+    monkeypatch.setattr("gateway.commands.status.ask_status", answer)
+    monkeypatch.setenv("GATEWAY_ADMIN", dead)
+    for words, known in (
+        ((), ["route build"]),
+        (("--admin", dead, "--admin", "alive:9090"), ["route build", "destination ci"]),
+    ):
+        code, out, _ = run("status", *words, "--json")
+        gone, *others = lines(out)
+        assert (code, gone["what"], gone["wrong"], [each["what"] for each in others]) == (1, dead, True, known)
+        assert gone["why"].startswith("doesn't answer: Connect")
+        assert gone["next"][0].startswith("# look whether it runs")
+    code, out, _ = run("status", "ci", "--json")
+    assert (code, lines(out)[0]["what"]) == (1, dead)
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("address", ["ftp://a:1", "http://", "a:port", "a:99999"])
+def test_an_admin_address_that_is_none_is_bad_usage(run: Run, address: str) -> None:
+    code, out, err = run("status", "--admin", address)
+    assert (code, out, err) == (2, "", f"error: --admin: expected HOST:PORT of a process, got {address!r}\n")
+
+
+@pytest.mark.usefixtures("log")
+def test_what_answers_and_is_no_gateway_is_told_like_one_that_does_not(run: Run, gate: str) -> None:
+    code, out, _ = run("status", "--admin", gate, "--json")
+    (told,) = lines(out)
+    assert (code, told["what"]) == (1, gate)
+    assert told["why"].startswith("doesn't answer: expected the status of a gateway, got something else; ")
 
 
 @pytest.mark.usefixtures("log")

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gateway.commands.base import LOG, Call, command, opened_log
 from gateway.commands.values import Parser
@@ -12,7 +12,7 @@ from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.processes import findings_in
-from gateway.ops.send import ask_status
+from gateway.ops.send import admin_url, ask_status
 from gateway.ops.show import print_status
 from gateway.ops.status import (
     Backlog,
@@ -27,6 +27,7 @@ from gateway.ops.status import (
     unrouted_in,
     waiting,
     without_log,
+    without_process,
 )
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
@@ -51,12 +52,11 @@ def status_arguments(parser: Parser) -> None:
 )
 async def _status(call: Call) -> int:
     arguments, output = call.arguments, call.output
-    found: list[Finding] = []
     attempts = LastAttempts(arguments.destination or "")
     backlogs = Backlogs()
     rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
-    answers = [(await ask_status(address), address) for address in asked]
+    answers, found = await _ask(asked)
     control = Control()
     try:
         async with opened_log(call) as log:
@@ -75,7 +75,7 @@ async def _status(call: Call) -> int:
     except (UsageError, LogUnavailableError) as error:
         if not asked:
             raise
-        found.append(without_log(error))
+        found.append(without_log(error, is_rest_told=bool(answers)))
     for answer, address in answers:
         found += findings_in(answer, address, control)
     if arguments.destination:
@@ -84,6 +84,23 @@ async def _status(call: Call) -> int:
     if not asked:
         output.note("no process was asked (--admin) for its breakers, halted keys, refused rules and unrouted events")
     return 1 if any(each.is_wrong for each in found) else 0
+
+
+async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], str]], list[Finding]]:
+    """Return what processes answer, each with its address, and which don't. Raises UsageError for no address."""
+    for address in addresses:
+        admin_url(address)  # or none is asked
+    told = await asyncio.gather(*map(ask_status, addresses), return_exceptions=True)
+    answers: list[tuple[Mapping[str, Any], str]] = []
+    found: list[Finding] = []
+    for address, answer in zip(addresses, told, strict=True):
+        if isinstance(answer, ConnectionError):
+            found.append(without_process(address, answer))
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            answers.append((answer, address))
+    return answers, found
 
 
 def _of_one(

@@ -23,6 +23,8 @@ from gateway.verify.verifier import Verifier
 
 TIMEOUT = 30.0
 """Seconds for one answer: longer than the gateway takes to refuse an event that it can't store."""
+STATUS_TIMEOUT = 10.0
+"""Seconds within which a process tells its status, however busy it is."""
 MAX_ANSWER = 64 * 1024
 
 
@@ -149,18 +151,37 @@ class Sender:
 async def ask_status(address: str) -> Mapping[str, Any]:
     """Return what a process answers at `/status` of its admin address (`http://HOST:PORT`, or without `http://`).
 
-    Raises UsageError where none does.
+    Raises UsageError for an address that isn't one, and ConnectionError where no gateway answers.
     """
+    url = admin_url(address)
     try:
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT)
-        url = URL(address if "://" in address else f"http://{address}") / "status"
+        timeout = aiohttp.ClientTimeout(total=STATUS_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
-            found = orjson.loads(await answer.read())
-    except (ValueError, OSError, TimeoutError, aiohttp.ClientError) as error:
-        raise UsageError(f"--admin {address}: expected the status of a gateway, got {error}") from error
+            content = await answer.read()
+    except TimeoutError as error:
+        raise ConnectionError(f"no answer within {STATUS_TIMEOUT:g} s") from error
+    except aiohttp.ClientConnectorError as error:
+        raise ConnectionError(error.os_error.strerror or str(error.os_error)) from error
+    except (OSError, aiohttp.ClientError) as error:
+        raise ConnectionError(str(error)) from error
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        found = None
     if not isinstance(found, dict):
-        raise UsageError(f"--admin {address}: expected the status of a gateway, got something else")
+        raise ConnectionError("expected the status of a gateway, got something else")
     return found
+
+
+def admin_url(address: str) -> URL:
+    """Return where the process of an admin address tells its status. Raises UsageError for what isn't an address."""
+    try:
+        url = URL(address if "://" in address else f"http://{address}")
+    except ValueError:
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(f"--admin: expected HOST:PORT of a process, got {address!r}")
+    return url / "status"
 
 
 def sample(id: str, type: str) -> bytes:  # noqa: A002 - the words of the glossary

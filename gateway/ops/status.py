@@ -294,13 +294,24 @@ def unread_in(unread: Mapping[Partition, str]) -> list[Finding]:
     ]
 
 
-def without_log(error: Exception) -> Finding:
+def without_process(address: str, error: Exception) -> Finding:
+    """Return that a process that was asked doesn't answer."""
+    return Finding(
+        rank=NOT_READ,
+        what=address,
+        why=f"doesn't answer: {error}; what it holds in memory isn't known here",
+        next=("# look whether it runs, and whether its --admin or GATEWAY_ADMIN is this address",),
+    )
+
+
+def without_log(error: Exception, *, is_rest_told: bool) -> Finding:
     """Return that the log couldn't be read at all."""
+    rest = "; the rest is what --admin told" if is_rest_told else ""
     return Finding(
         rank=NOT_READ,
         what="the log",
         why=f"not read: {error}; what is paused, waits or is a dead letter isn't known here",
-        next=("# see the log, and what --log or GATEWAY_LOG says of it; the rest is what --admin told",),
+        next=(f"# see the log, and what --log or GATEWAY_LOG says of it{rest}",),
     )
 
 
