@@ -68,7 +68,9 @@ async def _status(call: Call) -> int:
                     attempts.add(filed)
                 found += paused_in(control) + findings_of(backlogs, log.now(), rules)
                 found += await unrouted_in(log, call.topics, unread)
-                found += await dead_in(log, call.topics, control, [answer for answer, _ in answers], unread)
+                found += await dead_in(
+                    log, call.topics, control, [answer for answer, _ in answers], unread, rules=rules
+                )
                 if arguments.destination:
                     await add_dead(log, call.topics, control, attempts, unread)
                 found += unread_in(unread)

@@ -358,29 +358,46 @@ async def _appended(log: Log, partition: Partition, start: int, end: int) -> Asy
 
 
 async def dead_in(
-    log: Log, topics: Topics, control: Control, answers: Sequence[Mapping[str, Any]], unread: dict[Partition, str]
+    log: Log,
+    topics: Topics,
+    control: Control,
+    answers: Sequence[Mapping[str, Any]],
+    unread: dict[Partition, str],
+    *,
+    rules: Rules | None = None,
 ) -> list[Finding]:
     """Return the open dead letters of a day: the largest groups of them. Raises LogUnavailableError.
 
-    `answers` are those of processes at `/status`, which know what of the rules was changed last.
+    `answers` are those of processes at `/status`, which know what of the rules was changed last; the rules at hand say
+    what of them there is no more.
     """
     groups = Groups()
     which = DeadFilter(since=log.now() - DAY)
     async with aclosing(read_letters(log, topics, control, which, is_all=False, unread=unread)) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [_of_group(group, answers) for group in groups.largest_first()[:MOST_GROUPS]]
+    return [_of_group(group, answers, rules) for group in groups.largest_first()[:MOST_GROUPS]]
 
 
-def _of_group(group: Group, answers: Sequence[Mapping[str, Any]]) -> Finding:
+def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None) -> Finding:
     which = f"--reason {group.reason}"
     if group.route:  # or it is a record that can't be read
         which = f"--route {group.route} --destination {group.destination} {which}"
     following = [f"gateway dead list {which}"]
-    if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
+    if group.route and (gone := _gone(group, rules)):
+        following += [
+            f"# the rules have no {gone}: put it back first, or they end as route_removed again:",
+            f"gateway dead replay {which}",
+            "# or have another route deliver their events, and then drop them:",
+            f"gateway replay --route OTHER --from {rfc3339(int(group.received))} --undelivered",
+            f"gateway dead drop {which}",
+        ]
+    elif group.reason == DeadReason.EXPRESSION_ERROR and group.event:
         following = _of_expression(group, which, answers)
     elif group.route:
-        following += ["# once that has been fixed:", f"gateway dead replay {which}"]
+        is_removed = rules is None and group.reason == DeadReason.ROUTE_REMOVED
+        once = "# once the rules have its route and destination again:" if is_removed else "# once that has been fixed:"
+        following += [once, f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
         what=f"{group.route} → {group.destination}" if group.route else _NOWHERE[bool(group.event)],
@@ -389,6 +406,15 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]]) -> Finding:
         next=tuple(following),
         count=group.count,
     )
+
+
+def _gone(group: Group, rules: Rules | None) -> str:
+    """Return what the rules have no more of where letters were to go; "" where they have all, or aren't at hand."""
+    if rules is None:
+        return ""
+    if group.route not in rules.routes:
+        return f"route {group.route}"
+    return "" if group.destination in rules.destinations else f"destination {group.destination}"
 
 
 _NOWHERE = {False: "records that can't be read", True: "events of a source that no rules name"}

@@ -292,7 +292,7 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
             await Load(gateway.port, rate=40).send(10)
             began = time.time()
             async with ClientSession() as session:
-                for _ in range(7):
+                for _ in range(12):
                     headers = {"X-Hub-Signature-256": "sha256=" + "0" * 64, "X-GitHub-Event": "push"}
                     async with session.post(
                         f"http://127.0.0.1:{gateway.port}/in/github", json={}, headers=headers
@@ -300,8 +300,8 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
                         assert answer.status == 401
             code, told = await _status(place, "--admin", admin)
             (row,) = [each for each in told if each["what"] == "source github"]
-            assert (code, row["count"]) == (1, 7)
-            assert "refused: bad_signature, of 7; the last at" in row["why"]
+            assert (code, row["count"]) == (1, 12)
+            assert "refused: bad_signature, of 12; the last at" in row["why"]
             assert datetime.fromisoformat(row["since"]).timestamp() >= began - 1
             assert "gateway explain github" in row["next"]
             assert "\nverify github" in await _call(gateway, place, "gateway explain github")

@@ -17,7 +17,7 @@ from gateway.model import DeadLettered, DeadReason, Result, SpillReason
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
-from gateway.ops.processes import findings_in, told_of_keys
+from gateway.ops.processes import findings_in, refusal_of, told_of_keys
 from gateway.ops.show import print_status
 from gateway.ops.status import (
     MOST_ATTEMPTS,
@@ -33,6 +33,8 @@ from gateway.ops.status import (
     unrouted_in,
     waiting,
 )
+from gateway.telemetry.metrics import REJECTIONS
+from gateway.verify.request import Reason
 from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
@@ -191,6 +193,31 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     assert known.next == (f"gateway dead list {which}", "# once that has been fixed:", f"gateway dead replay {which}")
     assert (unknown.what, unknown.count) == ("records that can't be read", 1)
     assert unknown.next == ("gateway dead list --reason undecodable",)
+
+
+async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be_there_for_a_replay() -> None:
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    for route, destination, number in (("rx", "ci", 3), ("build", "gone", 2), ("build", "ci", 1)):
+        for _ in range(number):
+            event = an_event(received_at=NOW - 5.5)
+            delivery = a_delivery(route=route, destination=destination, event=event)
+            headers = encode_delivery(delivery, {"reason": "route_removed"}, at=NOW)
+            await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
+    no_route, no_destination, there = await dead_in(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
+    which = "--route rx --destination ci --reason route_removed"
+    assert no_route.next == (
+        f"gateway dead list {which}",
+        "# the rules have no route rx: put it back first, or they end as route_removed again:",
+        f"gateway dead replay {which}",
+        "# or have another route deliver their events, and then drop them:",
+        f"gateway replay --route OTHER --from {rfc3339(int(NOW - 5.5))} --undelivered",
+        f"gateway dead drop {which}",
+    )
+    assert "no destination gone: put it back first" in no_destination.next[1]
+    assert there.next[1] == "# once that has been fixed:"
+    unknown, *_ = await dead_in(log, TOPICS, Control(), (), {})
+    assert unknown.next[1] == "# once the rules have its route and destination again:"
 
 
 async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_to_bring_what_was_missed() -> None:
@@ -439,7 +466,7 @@ KEYS = [
 
 
 def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
-    run = {"count": 5, "of": 15.0, "since": 30.0, "last": 90.0}
+    run = {"count": 15, "of": 25.0, "since": 30.0, "last": 90.0}
     answer = {
         "rules": {
             "file": "/etc/gateway/routes.yaml",
@@ -473,7 +500,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "source shop",
     ]
     assert [each.why for each in found[-3:]] == [
-        f"refused: bad_signature, of 15; the last at {when(90.0)}",
+        f"refused: bad_signature, of 25; the last at {when(90.0)}",
         "copies that dedupe let go, of 10 since the process began",
         "conflicts: their identity had come before with other content; delivered, of 10 since the process began",
     ]
@@ -484,12 +511,67 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     assert (found[4].why, found[4].count) == ("keys blocked after 404", 2)
     assert (found[4].since, found[4].until, found[4].next) == (40.0, 70.0, ("gateway explain evt_2",))
     assert found[2].next == ("# ci doesn't answer: its owners first", "gateway destination kick ci")
-    assert (found[-3].count, found[-3].since) == (5, 30.0)
+    assert (found[-3].count, found[-3].since) == (15, 30.0)
     assert found[-3].next[1:3] == (
         "gateway explain shop",
         "# after a rotation: put the new secret beside the old one in `secrets` of source shop",
     )
     assert all(each.who == "http://a:9090" for each in found)
+
+
+def _refused(reason: str, count: int, of_all: float) -> list[Finding]:
+    run = {"count": count, "of": of_all, "since": 30.0, "last": 90.0}
+    return findings_in({"rules": {}, "sources": [a_source(refused={reason: run})]}, "a:9090", Control())
+
+
+BY_ANYBODY = (
+    *("transfer_coding", "method_not_allowed", "malformed_request", "malformed_body", "head_slow", "head_too_large"),
+    *("unknown_source", "disconnected", "body_slow", "crowded_out"),
+)
+
+
+@pytest.mark.parametrize("reason", BY_ANYBODY)
+def test_what_anybody_can_cause_is_told_and_is_nothing_wrong_however_much_it_is(reason: str) -> None:
+    (found,) = _refused(reason, 1000, 1000.0)
+    assert (found.is_wrong, found.count) == (False, 1000)
+    assert all(step.startswith("# ") for step in found.next)
+
+
+@pytest.mark.parametrize(
+    ("reason", "few", "few_of", "many", "many_of"),
+    [
+        ("bad_signature", 10, 10.0, 11, 100.0),
+        ("stale_timestamp", 10, 10.0, 11, 100.0),
+        ("overloaded", 10, 10.0, 11, 100.0),
+        ("missing_signature", 40, 100.0, 51, 100.0),
+        ("malformed_signature", 10, 10.0, 11, 20.0),
+        ("body_too_large", 40, 100.0, 51, 100.0),
+    ],
+)
+def test_what_no_signature_was_verified_of_is_wrong_where_it_is_more_than_a_stranger_s_now_and_then(
+    reason: str, few: int, few_of: float, many: int, many_of: float
+) -> None:
+    assert [found.is_wrong for found in _refused(reason, few, few_of)] == [False]
+    assert [found.is_wrong for found in _refused(reason, many, many_of)] == [True]
+
+
+@pytest.mark.parametrize("reason", ["log_unavailable", "expression_error", "body_not_json"])
+def test_what_refuses_a_verified_sender_is_wrong_from_a_share_on(reason: str) -> None:
+    assert [found.is_wrong for found in _refused(reason, 2, 10.0)] == [True]
+    assert _refused(reason, 1, 10.0) == []
+
+
+def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_where_they_are_at_fault() -> None:
+    steps = {reason: "\n".join(refusal_of(reason).steps) for reason in REJECTIONS}
+    assert [reason for reason, told in steps.items() if "secret" in told] == ["bad_credentials", "bad_signature"]
+    explained = {reason for reason, told in steps.items() if "gateway explain {name}" in told}
+    assert explained == {*Reason, "body_not_json", "expression_error"}
+    assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]
+    (found,) = _refused("of a newer version", 50, 50.0)
+    assert (found.is_wrong, found.next) == (
+        False,
+        ("# what is told of each: the lines request_finished of source shop",),
+    )
 
 
 def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
