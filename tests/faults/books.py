@@ -13,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from tests.sink import Request
@@ -172,6 +173,78 @@ def settle(
         latest=latest,
         oddities=(*oddities[:5], *map(str, sorted(incidents, key=lambda one: one.since))) if oddities else (),
     )
+
+
+class Written(NamedTuple):
+    """An event in the log."""
+
+    key: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedAccount:
+    """What became of the acknowledged events at a destination of an ordered route: numbers of events.
+
+    `repeated` came again right after themselves, `apart` after a later one of their key; `misplaced` came after one
+    that they should have come before, and `oddities` tells some of these.
+    """
+
+    lost: int
+    repeated: int
+    apart: int
+    misplaced: int
+    oddities: tuple[str, ...] = ()
+
+
+def settle_ordered(
+    *,
+    acknowledged: Collection[str],
+    answered: Sequence[str],
+    written: Mapping[str, Sequence[Written]],
+    settled: Collection[str] = (),
+) -> OrderedAccount:
+    """Make the account of what a destination has answered with 2xx, in this order.
+
+    `written` has the places of each event in the log. The events of a key and a partition come in the order of their
+    offsets. `settled` are those that were appended when a growth of their topic was over: they come after all others
+    of their key. What the producer wrote twice has two places, and may come at each.
+    """
+    by_key: defaultdict[str, list[str]] = defaultdict(list)
+    for event in answered:
+        by_key[written[event][0].key].append(event)
+    repeated = apart = misplaced = 0
+    oddities = []
+    for key, events in sorted(by_key.items()):
+        once = [event for event, _ in groupby(events)]
+        repeated += len(events) - len(once)
+        again = {event for event, count in Counter(once).items() if count > len(written[event])}
+        apart += len(again)
+        wrong = again | set(_misplaced([event for event in once if len(written[event]) == 1], written, settled))
+        misplaced += len(wrong - again)
+        oddities += [f"key {key}: {event} at {written[event]}" for event in sorted(wrong)]
+    return OrderedAccount(
+        lost=len(set(acknowledged) - set(answered)),
+        repeated=repeated,
+        apart=apart,
+        misplaced=misplaced,
+        oddities=tuple(oddities[:5]),
+    )
+
+
+def _misplaced(
+    events: Iterable[str], written: Mapping[str, Sequence[Written]], settled: Collection[str]
+) -> Iterator[str]:
+    """Yield the events of a key that should have come earlier."""
+    furthest: dict[int, int] = {}
+    is_settled = False
+    for event in dict.fromkeys(events):
+        [place] = written[event]
+        if place.offset < furthest.get(place.partition, 0) or (is_settled and event not in settled):
+            yield event
+        furthest[place.partition] = max(place.offset, furthest.get(place.partition, 0))
+        is_settled = is_settled or event in settled
 
 
 def number_of(body: bytes) -> int:

@@ -77,9 +77,10 @@ class Scene:
         rate: float = 150.0,
         connections: int = 64,
         through: Sequence[str] = (),
+        rules: str = RULES,
         urls: Callable[[Sink, Sink], tuple[str, str]] = lambda first, second: (first.url, second.url),
     ) -> None:
-        """`urls` are the ways to the two sinks."""
+        """`urls` are the ways to the two sinks, `rules` lead to both, whatever else they do."""
         self.title = f"{title}, {place.kind}"
         self.place = place
         self.gateways: list[GatewayProcess] = []
@@ -92,6 +93,7 @@ class Scene:
         self._folder = folder
         self._table = table
         self._through = through
+        self._rules = rules
         self._urls = urls
         self._incidents: list[Incident] = []
         self._kills: list[float] = []
@@ -137,7 +139,7 @@ class Scene:
     def rules(self, name: str) -> str:
         """Return the rules of the gateway of this name."""
         first, second = self._urls(self.first, self.second)
-        return RULES.format(first=first, second=second, name=name)
+        return self._rules.format(first=first, second=second, name=name)
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:

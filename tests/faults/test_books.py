@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tests.faults.books import Account, Arrival, Copy, Incident, rows_of, settle
+from tests.faults.books import (
+    Account,
+    Arrival,
+    Copy,
+    Incident,
+    OrderedAccount,
+    Written,
+    rows_of,
+    settle,
+    settle_ordered,
+)
 
 BODIES = {"one": b'{"n":1,"filler":"x"}', "two": b'{"n":2,"filler":"x"}'}
 SENT = {"one": 100.0, "two": 101.0}
@@ -149,3 +159,42 @@ def test_what_a_gateway_sends_that_was_thrown_out_without_knowing_may_come_secon
     assert an_account(twice, incidents=[woken]).unexplained == 1
     assert an_account(twice, incidents=[replace(woken, is_zombie=True)]).unexplained == 0
     assert an_account(twice, incidents=[replace(woken, is_zombie=True, gateway="g3")]).unexplained == 1
+
+
+WRITTEN = {
+    "a": [Written("k", 2, 0)],
+    "b": [Written("k", 2, 1)],
+    "c": [Written("k", 7, 0)],
+    "d": [Written("k", 7, 1)],
+    "x": [Written("another", 2, 2)],
+}
+"""Two events of a key, two more of it after its topic has grown, and one of another key."""
+
+
+def an_ordered_account(answered: str, *, twice: str = "") -> OrderedAccount:
+    written = WRITTEN | {event: [*WRITTEN[event], Written("k", 7, 2)] for event in twice}
+    return settle_ordered(acknowledged=WRITTEN, answered=list(answered), written=written, settled={"c", "d"})
+
+
+def test_what_comes_in_the_order_of_its_key_leaves_nothing_to_say() -> None:
+    for answered in ("abcdx", "xabcd", "axbcd"):
+        assert an_ordered_account(answered) == OrderedAccount(lost=0, repeated=0, apart=0, misplaced=0)
+
+
+def test_an_event_that_comes_after_a_later_one_of_its_key_is_misplaced() -> None:
+    for answered, misplaced in (("bacdx", "a"), ("abdcx", "c"), ("acdbx", "b"), ("cdabx", "ab")):
+        account = an_ordered_account(answered)
+        assert (account.lost, account.repeated, account.apart, account.misplaced) == (0, 0, 0, len(misplaced)), answered
+        assert account.oddities == tuple([f"key k: {event} at {WRITTEN[event]}" for event in misplaced])
+
+
+def test_an_event_may_come_again_right_after_itself_and_not_after_a_later_one() -> None:
+    account = an_ordered_account("aabcddx")
+    assert (account.repeated, account.apart, account.misplaced) == (2, 0, 0)
+    account = an_ordered_account("abacdx")
+    assert (account.repeated, account.apart, account.misplaced) == (0, 1, 0)
+    assert an_ordered_account("abacdx", twice="a").apart == 0
+
+
+def test_an_event_that_an_ordered_route_never_delivers_is_lost() -> None:
+    assert an_ordered_account("abcd").lost == 1

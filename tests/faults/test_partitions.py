@@ -1,10 +1,12 @@
 """Topics of a cluster that lose a leader, are deleted, grow, or have partitions that they must not have."""
 
 import asyncio
+import hashlib
 import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -15,12 +17,21 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from dev.kafka import Cluster
 from gateway.log.base import Assignment, Commit, Consumer, Partition, partition_of
 from gateway.log.kafka.log import KafkaLog
+from gateway.log.records import decode_event
 from gateway.log.topics import Topics
-from tests.acceptance.conftest import RULES, LogPlace
+from tests.acceptance.conftest import RULES, SOURCES, LogPlace
+from tests.faults.books import Written, settle_ordered
+from tests.faults.scene import RULES as OF_SCENE
 from tests.faults.scene import Scene, Table
 from tests.gateway_process import ROOT
+from tests.load import report
+from tests.sink import Request, Sink
 
 PATIENCE = 30.0
+KEYS = 60
+"""Enough for each of 12 partitions to have some, and so few that a key's next event waits while one is retried."""
+REFUSED = 31
+"""One request in so many is answered with 503 by the ordered route's destination."""
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
@@ -170,21 +181,74 @@ async def test_partitions_without_a_leader_for_a_minute_stop_no_other(
 
 
 async def test_topics_grow_under_load(cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table) -> None:
-    async with Scene("topics grow from 6 and 4 to 12", cluster_place, folder, table, count=2) as scene:
+    """Under an ordered route, too, which keeps the order of each key in a partition, and in all after the growth."""
+    topics = Topics(cluster_place.prefix)
+    grown = (
+        topics.events("github"),
+        topics.ordered("in-order", "third"),
+        topics.retry("5s"),
+        topics.dead,
+        topics.parked,
+    )
+    async with (
+        Sink(answer_of_third, path="/third") as third,
+        Scene(
+            "topics grow from 6 and 4 to 12", cluster_place, folder, table, count=2, rules=with_ordered(third.url)
+        ) as scene,
+    ):
         async with scene.load():
             await scene.acknowledged(200)
             began = time.time()
             async with administering(cluster) as admin:
-                for name in ("events.github", "retry.5s", "dead", "parked"):
-                    grown = {f"{cluster_place.prefix}{name}": NewPartitions(total_count=12)}
-                    await admin.create_partitions(grown)
+                for name in grown:
+                    await admin.create_partitions({name: NewPartitions(total_count=12)})
             await asyncio.sleep(12)
+            settled_at = time.time()
             await scene.acknowledged(1500, timeout=60)
             scene.explain(began, time.time(), uncommitted=0)
             ends = await bounds_of(cluster, cluster_place, "events.github")
         assert len(ends) == 12
         assert all(ends.values()), ends
         await scene.settle(timeout=90)
+        acknowledged = scene.sender.acknowledged
+        await until_answered(third, acknowledged.keys())
+        order = settle_ordered(
+            acknowledged=acknowledged.keys(),
+            answered=answered_by(third),
+            written=await written_in(cluster, grown[0]),
+            settled={event for event, at in acknowledged.items() if at > settled_at},
+        )
+    report(f"an ordered route: {len(acknowledged)} acknowledged, {order}")
+    assert (order.lost, order.apart, order.misplaced) == (0, 0, 0), order
+    assert order.repeated <= KEYS, order
+
+
+def with_ordered(url: str) -> str:
+    """Return the rules of a scene with keys, and an ordered route to a destination of its own."""
+    keyed = OF_SCENE.replace(SOURCES, SOURCES.replace("]}}}}", f"]}}}}, key: string(body.n % {KEYS})}}}}"))
+    assert keyed != OF_SCENE
+    destination = f'  third: {{{{url: "{url}", timeout: 2s}}}}\nroutes:'
+    retry = "{{schedule: [200ms, 1s], max_attempts: 99}}"
+    route = f"  - {{{{name: in-order, from: github, to: third, order: key, retry: {retry}}}}}\n"
+    return keyed.replace("routes:", destination) + route
+
+
+def answer_of_third(request: Request) -> int:
+    """Refuse some attempts, whichever they are of their deliveries, and each of them always."""
+    attempt = f"{request.header('gateway-event-id')} {request.header('gateway-attempt')}"
+    chance = hashlib.blake2b(attempt.encode(), digest_size=4).digest()
+    return 503 if int.from_bytes(chance, "big") % REFUSED == 0 else 200
+
+
+def answered_by(third: Sink) -> list[str]:
+    """Return the events that the ordered route's destination took, in the order in which they came."""
+    return [request.header("gateway-event-id") or "" for request in third.requests if answer_of_third(request) == 200]
+
+
+async def until_answered(third: Sink, events: Collection[str]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not set(events) <= set(answered_by(third)) and time.monotonic() < until:  # noqa: ASYNC110 - a sink sets no event
+        await asyncio.sleep(0.5)
 
 
 async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_again_when_it_is_there(
@@ -247,3 +311,18 @@ async def bounds_of(cluster: Cluster, place: LogPlace, name: str) -> Mapping[int
         return {number: end for number, (_, end) in (await log.bounds(f"{place.prefix}{name}")).items()}
     finally:
         await log.close()
+
+
+async def written_in(cluster: Cluster, topic: str) -> Mapping[str, Sequence[Written]]:
+    """Return where each event is in a topic."""
+    found: defaultdict[str, list[Written]] = defaultdict(list)
+    log = await KafkaLog.open(cluster.address)
+    try:
+        for number, (start, end) in (await log.bounds(topic)).items():
+            async for records in log.scan(Partition(topic, number), start, end):
+                for record in records:
+                    event = decode_event(record)
+                    found[event.id].append(Written(event.key or "", number, record.offset))
+    finally:
+        await log.close()
+    return found
