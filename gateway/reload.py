@@ -26,7 +26,7 @@ from gateway.ops.tally import MOST_ROUTES, InForce, Tally
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.watch import Changes, Refusal, Stamp, Watch, changes
+from gateway.rules.watch import Changes, Loss, Refusal, Stamp, Watch, changes, lost_routes
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.topics import ensure_topics, specs_of
@@ -40,7 +40,7 @@ MAX_NAMES = 20
 MAX_PROBLEMS = 5
 """Of refused rules that `/status` tells; the log line has all."""
 REMEMBERED = 3600.0
-"""Seconds for which `/status` tells that rules had been refused: who has fixed them wants to know since when."""
+"""Seconds for which `/status` tells of rules that had been refused, or routes that went: their time is wanted later."""
 
 
 class Reloader:
@@ -77,6 +77,8 @@ class Reloader:
         self._refusal: Refusal | None = None
         self.refusal_ended = 0.0
         self._refused_routes: Mapping[str, frozenset[str]] = {}
+        self._loss: Loss | None = None
+        self.loss_at = 0.0
 
     # What `/status` tells.
 
@@ -91,6 +93,7 @@ class Reloader:
             "changed": self._changed,
             "changed_at": self._changed_at,
             "refusal": self._told_refusal(),
+            "loss": self._told_loss(),
             "routes": len(self.rules.routes),
         }
 
@@ -110,6 +113,20 @@ class Reloader:
             "problems": refusal.problems[:MAX_PROBLEMS],
             "count": len(refusal.problems),
             "routes": {source: sorted(names) for source, names in routes.items()} if is_told else {},
+        }
+
+    def _told_loss(self) -> Mapping[str, Any] | None:
+        """Return which routes went at once a while ago, and how many of them are still missing."""
+        loss = self._loss
+        if loss is None or time.monotonic() > self.loss_at + REMEMBERED:
+            return None
+        missing = [name for name in loss.routes if name not in self.rules.routes]
+        return {
+            "since": loss.since,
+            "of": loss.of,
+            "routes": loss.routes[:MAX_NAMES],
+            "count": len(loss.routes),
+            "missing": len(missing),
         }
 
     def _told_source(self, name: str, counts: Mapping[str, float], now: float) -> Mapping[str, Any]:
@@ -216,6 +233,7 @@ class Reloader:
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
             changed = await asyncio.to_thread(changes, self.rules, rules)
+            lost, number = lost_routes(self.rules, rules), len(self.rules.routes)
             certificates = await asyncio.to_thread(certificate_ends, rules)
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
             if added:
@@ -227,6 +245,8 @@ class Reloader:
             await self._refuse(error, log)
             return not isinstance(error, LogUnavailableError | UsageError)
         refused_since = self._take(rules, certificates, changed, log.now())
+        if lost:
+            self._lose(lost, number, log.now())
         self._changed_to(rules)
         spare_collector()
         self._metrics.rules_reloads.labels("ok").inc()
@@ -239,7 +259,9 @@ class Reloader:
         }
         if refused_since is not None:
             told["refused_since"] = _rfc3339(refused_since)
-        if changed.removed:  # meant, or a file that was cut where it is still valid
+        if lost:
+            self._logger.error("rules_reloaded", **told)
+        elif changed.removed:  # meant, or a file that was cut where it is still valid
             self._logger.warning("rules_reloaded", **told)
         else:
             self._logger.info("rules_reloaded", **told)
@@ -268,6 +290,14 @@ class Reloader:
                 if kind == "source":
                     self._metrics.refused_requests.forget(name)
         return since
+
+    def _lose(self, routes: tuple[str, ...], number: int, now: float) -> None:
+        """Remember routes that went at once, with those of a while ago: one replay is to bring what all missed."""
+        since = now if self._in_force_since is None else self._in_force_since
+        loss = Loss(since=since, routes=routes, of=number)
+        if self._loss is not None and self._told_loss() is not None:
+            loss = replace(self._loss, routes=tuple(dict.fromkeys([*self._loss.routes, *routes])))
+        self._loss, self.loss_at = loss, time.monotonic()
 
 
 def spare_collector() -> None:

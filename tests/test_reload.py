@@ -188,6 +188,56 @@ async def test_a_reload_tells_what_it_adds_changes_and_removes(running: Running)
     assert (removed.kwargs["added"], removed.kwargs["changed"]) == ([], ["source crm: verify"])
 
 
+def _routed(*names: str) -> str:
+    routes = [f"  - {{name: {name}, from: crm, to: [ci]}}\n" for name in names]
+    return SOURCE + 'destinations: {ci: {url: "http://ci"}}\nroutes:\n' + "".join(routes or ["  []\n"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "level"),
+    [
+        ("abcd", "ab", "error"),
+        ("abcd", "", "error"),
+        ("abcd", "efgh", "error"),
+        ("abcd", "abc", "warning"),
+        ("abcde", "abc", "warning"),
+        ("a", "", "warning"),
+        ("abcd", "abcde", "info"),
+    ],
+)
+async def test_losing_half_of_the_routes_at_once_is_an_error(
+    running: Running, before: str, after: str, level: str
+) -> None:
+    running.log = MemoryLog(now=lambda: 1000.0)
+    await running.look(_routed(*before))
+    await running.look()
+    await running.look(_routed(*after))
+    await running.look()
+    assert running.reloads[-1].method_name == level
+    assert (running.reloader.told()["loss"] is not None) == (level == "error")
+
+
+async def test_routes_that_went_at_once_are_told_for_an_hour_with_how_many_are_still_missing(running: Running) -> None:
+    now = 1000.0
+    running.log = MemoryLog(now=lambda: now)
+    await running.look(_routed(*"abcdef"))
+    await running.look()
+    await running.look()
+    now = 1010.0
+    await running.look(_routed("a", "b", "c"))
+    await running.look()
+    told = {"since": 1000.0, "of": 6, "routes": ("d", "e", "f"), "count": 3, "missing": 3}
+    assert running.reloader.told()["loss"] == told
+    await running.look(_routed("c", "d"))
+    await running.look()
+    assert running.reloader.told()["loss"] == told | {"routes": ("d", "e", "f", "a", "b"), "count": 5, "missing": 4}
+    await running.look(_routed(*"abcdef"))
+    await running.look()
+    assert running.reloader.told()["loss"]["missing"] == 0
+    running.reloader.loss_at -= REMEMBERED + 1
+    assert running.reloader.told()["loss"] is None
+
+
 async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Running) -> None:
     """What was missed was missed since the last look at which the files were as they had been read."""
     now = 1000.0

@@ -54,6 +54,7 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
     ]
     rules = answer.get("rules", {})
     found += _of_rules(rules, where, control)
+    found += _of_loss(rules, where)
     found += [finding for each in answer.get("ordered", ()) for finding in _of_keys(each, where)]
     for source in answer.get("sources", ()):
         found += _of_source(source, where)
@@ -163,6 +164,31 @@ def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterabl
         until=until,
         who=where,
         next=tuple(following),
+    )
+
+
+def _of_loss(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
+    """Yield which routes of a process went at once a while ago."""
+    loss = rules.get("loss")  # an older version doesn't tell
+    if loss is None:
+        return
+    more = loss["count"] - len(loss["routes"])
+    names = ", ".join([*loss["routes"], *([f"and {more:,} more"] if more else [])])
+    missing = loss["missing"]
+    back = "; they are back" if not missing else "" if missing == loss["count"] else f"; still missing: {missing:,}"
+    following = (
+        "# what they missed meanwhile, once they are back; --dry-run tells how many that is:",
+        f"gateway replay --from {rfc3339(loss['since'])} --undelivered",
+    )
+    put_back = "# put them back, if this wasn't meant: what waits for their retries waits for an hour, and is dead then"
+    yield Finding(
+        rank=REFUSED,
+        what="rules",
+        why=f"{loss['count']:,} of {loss['of']:,} routes went at once: {names}{back}",
+        is_wrong=missing > 0,
+        since=loss["since"],
+        who=where,
+        next=(put_back, *following) if missing else following,
     )
 
 

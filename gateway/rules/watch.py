@@ -63,6 +63,21 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Routes that went at once, `of` so many that there were. `since` is as in `Refusal`."""
+
+    since: float
+    routes: tuple[str, ...]
+    of: int
+
+
+def lost_routes(old: Rules, new: Rules) -> tuple[str, ...]:
+    """Return the routes that are gone, where they are at least half of all and more than one: that is hardly meant."""
+    gone = tuple([name for name in old.routes if name not in new.routes])
+    return gone if len(gone) > 1 and 2 * len(gone) >= len(old.routes) else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """What distinguishes two versions of the rules, such as `route build`.
 

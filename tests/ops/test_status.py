@@ -278,6 +278,24 @@ def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back
     assert findings_in({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
 
 
+def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_what_they_missed_come_back() -> None:
+    loss = {"since": 100.0, "of": 10, "routes": ["build", "mirror"], "count": 5, "missing": 5}
+    replay = "gateway replay --from 1970-01-01T00:01:40.000Z --undelivered"
+
+    def found(**told: int) -> Finding:
+        (finding,) = findings_in({"rules": {"refusal": None, "loss": loss | told}}, "a:9090", Control())
+        return finding
+
+    lost = found()
+    assert (lost.rank, lost.is_wrong, lost.since) == (REFUSED, True, 100.0)
+    assert lost.why == "5 of 10 routes went at once: build, mirror, and 3 more"
+    assert (lost.next[0].partition(",")[0], lost.next[-1]) == ("# put them back", replay)
+    assert found(missing=1).why.endswith("more; still missing: 1")
+    back = found(missing=0)
+    assert (back.is_wrong, back.next) == (False, lost.next[1:])
+    assert back.why.endswith("; they are back")
+
+
 def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: Any) -> Order:
     selection = replace(Selection(route=route, since=100.0, undelivered=True), **selected)
     return Order(kind="replay", name=name, state="done", at=at, selection=selection, count=count)
