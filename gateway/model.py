@@ -278,6 +278,10 @@ class LogUnavailableError(GatewayError):
     """The log can't take or give records at the moment; nothing was acknowledged."""
 
 
+class LogNearlyFullError(LogUnavailableError):
+    """The log refuses records for which it has no room; smaller ones it stores."""
+
+
 class LogLostError(LogUnavailableError):
     """The log was taken away under its owner, or is damaged: what it would store now, nobody would read again."""
 

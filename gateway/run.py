@@ -102,6 +102,8 @@ class Gateway:
         self._client: Client | None = None
         self._traces: Traces | None = None
         self._lost: LogLostError | None = None
+        # Since when, by its clock, the log doesn't answer or refuses appends, and why.
+        self._trouble: tuple[float, str] | None = None
 
     def stop(self) -> None:
         """Let `run` end: gracefully, within 25 seconds."""
@@ -297,6 +299,7 @@ class Gateway:
         return {
             "version": self._version,
             "role": self._settings.role,
+            "log": None if self._trouble is None else dict(zip(("since", "reason"), self._trouble, strict=True)),
             "rules": self.reloader.told(),
             "holds": [
                 {"destination": name, "why": hold.why, "after": hold.after, "since": hold.since, "until": hold.until}
@@ -326,6 +329,8 @@ class Gateway:
                 self._lost = problem
                 self.stop()
                 return
+            began = log.now() if self._trouble is None else self._trouble[0]
+            self._trouble = None if problem is None else (began, str(problem))
             if problem is None:
                 if since is not None:
                     self._logger.info("log_available", seconds=round(now - since, 1))

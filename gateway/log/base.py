@@ -281,7 +281,7 @@ class Log(Protocol):
         """Return when the log answers, and takes appends.
 
         Raises LogUnavailableError also while it refuses them: from one that was refused, but for what the record or its
-        topic is, until one has succeeded, or would.
+        topic is, until one as large has succeeded, or would; a LogNearlyFullError where small ones are stored.
         """
 
     async def close(self) -> None:

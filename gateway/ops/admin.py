@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.engine.unread import Unread, name_of
 from gateway.log.base import Log, Partition
-from gateway.model import LogUnavailableError
+from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 
 PING_TIMEOUT = 2.0  # Kubernetes' probes give up after a second or a few; a hanging log is an answer, too.
@@ -33,7 +33,8 @@ def admin_application(
 
     `/livez` answers as long as the event loop turns. `/readyz` is 503 for what `unready` says (starting, draining) and
     while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`. What of the log is `unread` is
-    told, and is no reason: the rest is served, and no other process could read it either.
+    told, and is no reason: the rest is served, and no other process could read it either. Nor is a log that refuses
+    large events alone, for the same reason.
     `notes` say what else somebody should know of. `/status` is what keeps deliveries back in this process, as JSON.
     """
 
@@ -54,8 +55,9 @@ def admin_application(
     async def show_readyz(_: web.Request) -> web.Response:
         reason = unready()
         reasons = [] if reason is None else [reason]
+        told = list(notes())
         if problem := await log_problem(log, ping_timeout):
-            reasons.append(f"log: {problem}")
+            (told if isinstance(problem, LogNearlyFullError) else reasons).append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)
         answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
         if found := unread():
@@ -68,7 +70,7 @@ def admin_application(
                 }
                 for partition, (since, reason) in sorted(found.items())
             ]
-        if told := notes():
+        if told:
             answer["notes"] = told
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 

@@ -52,6 +52,17 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
         )
         for each in answer.get("unread", ())
     ]
+    if trouble := answer.get("log"):
+        found.append(
+            Finding(
+                rank=NOT_READ,
+                what="the log",
+                why=f"refuses events: {trouble['reason']}",
+                since=trouble["since"],
+                who=where,
+                next=("# make room on its disk, or see the brokers: it goes on by itself",),
+            )
+        )
     rules = answer.get("rules", {})
     found += _of_rules(rules, where, control)
     found += _of_loss(rules, where)

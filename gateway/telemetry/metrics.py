@@ -368,7 +368,7 @@ class Metrics(Collector):
             "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text ends.", "name"
         )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
-        self.log_up = gauge("log_up", "1 while the log answers.").labels()
+        self.log_up = gauge("log_up", "1 while the log answers, and takes all that is appended.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
 
         _each(self.requests, (NO_NAME,), STATUSES)

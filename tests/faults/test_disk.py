@@ -16,10 +16,12 @@ from typing import Self
 import pytest
 from typing_extensions import override
 
+from gateway.ops.send import ask_status
 from tests.acceptance.conftest import LogPlace
 from tests.faults.scene import Scene, Table
 from tests.faults.wal import end_of_commits
 from tests.gateway_process import GatewayProcess
+from tests.load import post
 from tests.seeds import drawn
 
 Fill = Callable[[Path, GatewayProcess], None]
@@ -27,6 +29,7 @@ Fill = Callable[[Path, GatewayProcess], None]
 ROOM = 256 * 1024
 """Bytes that are left when a disk is about to be full."""
 TMPFS_MIB = 32
+LARGE = bytes(400_000)
 
 
 @pytest.mark.timeout(120)
@@ -64,6 +67,40 @@ async def test_on_a_full_disk_no_more_is_acknowledged_than_there_is_room_for(
         assert {sent.status for sent in refused} == {503}
         assert all(b"\r\nretry-after: " in sent.head.lower() for sent in refused)
         assert (gateway.is_running, gateway.pid) == (True, pid)
+
+
+@pytest.mark.timeout(60)
+async def test_a_disk_that_is_nearly_full_takes_small_events_and_tells_of_the_large_ones(folder: Path) -> None:
+    """By turns: no small event that is stored hides that large ones are refused."""
+    rules = "version: 1\nsources: {shop: {verify: {scheme: none}}}\n"
+    async with GatewayProcess(folder, rules=rules, log=f"sqlite:///{folder / 'gateway.db'}") as gateway:
+
+        async def sent(body: bytes) -> int:
+            head = f"POST /in/shop HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            return (await post(gateway.port, head.encode() + body))[0]
+
+        assert await sent(b"{}") == 202
+        wal = (folder / "gateway.db-wal").stat().st_size
+        before = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (wal + len(LARGE), resource.RLIM_INFINITY))
+        assert await sent(LARGE) == 503
+        line = await gateway.line("log_unavailable", timeout=5)
+        assert re.search(r"gateway\.db: expected room for .+, got it for \d+: .+ \(SQLITE_", line["error"])
+        for _ in range(3):
+            assert [await sent(b"{}"), await sent(LARGE), await sent(b"{}")] == [202, 503, 202]
+            await asyncio.sleep(0.6)  # a look at the log, at least
+            assert (await gateway.metrics()).sum("gateway_log_up") == 0
+            answer = await gateway.readiness()
+            assert answer["ready"]
+            assert any(note.startswith("log: ") for note in answer["notes"])
+            status = await ask_status(f"127.0.0.1:{gateway.admin_port}")
+            assert "SQLITE_" in status["log"]["reason"]
+        assert not gateway.lines("log_available")
+        assert len(gateway.lines("log_unavailable")) == 1
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, before)
+        await gateway.line("log_available", timeout=5)
+        assert await gateway.readiness() == {"ready": True, "reasons": []}
+        assert (await gateway.metrics()).sum("gateway_log_up") == 1
+        assert await sent(LARGE) == 202
 
 
 @pytest.mark.timeout(240)

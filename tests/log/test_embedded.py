@@ -26,7 +26,7 @@ from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
 from gateway.log.embedded.writer import Append
-from gateway.model import LogLostError, LogUnavailableError, UsageError
+from gateway.model import LogLostError, LogNearlyFullError, LogUnavailableError, UsageError
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
@@ -947,6 +947,39 @@ async def test_a_ping_tells_of_refused_appends_until_as_much_can_be_written(path
         await log.ping()
 
 
+NEARLY_FULL = r"gateway\.db: expected room for 10\d{5} bytes, got it for 4096: .+ \(SQLITE_(FULL|IOERR_WRITE)\)"
+
+
+@pytest.mark.parametrize("limit", ["pages", "bytes"])
+async def test_small_appends_that_are_stored_hide_none_of_the_large_ones_that_are_refused(
+    path: Path, limit: str
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with opened(path) as log:
+        for _ in range(10):
+            await append(log, bytes(20_000))
+        try:
+            if limit == "bytes":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1_250_000, before[1]))
+            else:
+                log._file.writer.execute("PRAGMA max_page_count = 80")
+            for number in range(5):
+                with pytest.raises(LogUnavailableError):
+                    await append(log, bytes(1_000_000))
+                await append(log, b"%d" % number)
+                with pytest.raises(LogNearlyFullError, match=NEARLY_FULL):
+                    await log.ping()
+                await append(log, b"small")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            log._file.writer.execute("PRAGMA max_page_count = 1000000")
+        await append(log, bytes(999_999))
+        assert log._writer._refused, "less than what was refused says nothing of it"
+        await log.ping()
+        assert not log._writer._refused
+        assert await asyncio.to_thread(left_over, path) == []
+
+
 def left_over(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as connection:
         return [name for (name,) in connection.execute("SELECT name FROM notes")]
@@ -961,6 +994,55 @@ async def test_an_append_that_succeeds_ends_a_refusal(path: Path) -> None:
         log._file.writer.execute("PRAGMA query_only = 0")
         await append(log, b"a")
         assert not log._writer._refused
+
+
+async def test_a_disk_without_room_for_small_appends_is_full_whatever_was_refused_first(path: Path) -> None:
+    async with opened(path) as log:
+        log._file.writer.execute("PRAGMA max_page_count = 40")
+        with pytest.raises(LogUnavailableError):
+            await append(log, bytes(1_000_000))
+        with pytest.raises(LogNearlyFullError):
+            await log.ping()
+        with pytest.raises(LogUnavailableError):
+            await fill(log, bytes(3_000))
+        with pytest.raises(LogUnavailableError) as refusal:
+            await log.ping()
+        assert not isinstance(refusal.value, LogNearlyFullError)
+
+
+async def fill(log: EmbeddedLog, value: bytes) -> None:
+    for _ in range(1_000):
+        await append(log, value)
+
+
+async def test_whether_small_appends_fit_is_not_tried_each_time(path: Path) -> None:
+    """What is tried takes room in the WAL, of which there may be little."""
+    async with opened(path) as log:
+        log._file.writer.execute("PRAGMA max_page_count = 40")
+        with pytest.raises(LogUnavailableError):
+            await append(log, bytes(1_000_000))
+        with pytest.raises(LogNearlyFullError):
+            await log.ping()
+        size = wal_size(path)
+        for _ in range(20):
+            with pytest.raises(LogNearlyFullError):
+                await log.ping()
+        assert wal_size(path) == size
+
+
+def wal_size(path: Path) -> int:
+    return path.with_name("gateway.db-wal").stat().st_size
+
+
+async def test_a_large_record_for_no_topic_does_not_end_a_refusal(path: Path) -> None:
+    async with opened(path) as log:
+        log._file.writer.execute("PRAGMA query_only = 1")
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"large")
+        log._file.writer.execute("PRAGMA query_only = 0")
+        with pytest.raises(LogUnavailableError, match="expected a topic"):
+            await append(log, b"larger", topic="nowhere")
+        assert log._writer._refused
 
 
 async def test_a_record_for_no_topic_is_no_refusal_of_the_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.engine.unread import Unread
 from gateway.log.base import ALL, Partition
-from gateway.model import LogUnavailableError
+from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.ops.admin import admin_application
 from gateway.telemetry.metrics import Metrics
 
@@ -121,6 +121,22 @@ async def test_not_ready_says_why_and_stays_alive(
     assert await world.get("/readyz") == (503, f'{{"ready":false,"reasons":["{reason}"]}}')
     assert world.registry.get_sample_value("gateway_log_up") == log_up
     assert (await world.get("/livez"))[0] == 200
+
+
+async def test_a_log_that_refuses_large_events_alone_is_told_and_leaves_the_process_to_its_senders(
+    world: World,
+) -> None:
+    """No other process has the file: where this one isn't ready, small events would be refused, too."""
+    world.notes.append("events: 1 record waits")
+    world.log.failure = LogNearlyFullError("no room")
+    told = '{"ready":true,"reasons":[],"notes":["events: 1 record waits","log: no room"]}'
+    for _ in range(2):
+        assert await world.get("/readyz") == (200, told)
+    assert world.registry.get_sample_value("gateway_log_up") == 0
+    world.notes.clear()
+    world.log.failure = None
+    assert await world.get("/readyz") == (200, '{"ready":true,"reasons":[]}')
+    assert world.registry.get_sample_value("gateway_log_up") == 1
 
 
 async def test_metrics_are_exposed_for_prometheus(world: World) -> None:

@@ -252,6 +252,14 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     )
 
 
+def test_a_log_that_refuses_events_is_among_the_worst() -> None:
+    (found,) = findings_in({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
+    assert (found.rank, found.is_wrong, found.since, found.who) == (NOT_READ, True, 100.0, "a:9090")
+    assert (found.what, found.why) == ("the log", "refuses events: gateway.db: no room")
+    assert found.next[0].startswith("# make room on its disk")
+    assert findings_in({"log": None}, "a:9090", Control()) == []
+
+
 REFUSAL: dict[str, Any] = {
     "since": 100.0,
     "until": None,

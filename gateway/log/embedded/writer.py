@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,10 +17,12 @@ from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
 from gateway.log.embedded.file import File, say
 from gateway.log.embedded.statements import Again, Chunk
-from gateway.model import LogLostError
+from gateway.model import LogLostError, LogNearlyFullError
 
 COMMIT_BYTES = 4 << 20  # Enough for one fsync; what still waits is the next one's.
 NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+SMALL_BYTES = 4 << 10  # Of an append, with its headers: most are smaller.
+SMALL_FITS_FOR = 10.0  # Seconds for which one that was stored tells that more would be: to try it takes room.
 INSERT_TRIES = 10  # Each lost one means that another process has appended meanwhile.
 
 log = structlog.get_logger(__name__)
@@ -90,7 +93,8 @@ class Writer:
         self._appended = appended
         self._queue: SimpleQueue[Group | Work] = SimpleQueue()
         self._topics: dict[str, tuple[int, int]] = {}  # name → (id, next offset), as last seen
-        self._refused = 0  # Bytes of the last appends, where the file didn't take them.
+        self._refused = 0  # Bytes of the most appends at once that the file didn't take, until it takes as many.
+        self._small_fits_until = 0.0
         self._is_stopping = False
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -99,13 +103,25 @@ class Writer:
         self._queue.put(item)
 
     def ping(self, connection: sqlite3.Connection) -> None:
-        """Look at the file, lock it, and where the last appends were refused, write as much as they were."""
+        """Look at the file, lock it, and where appends were refused, write as much as they were.
+
+        Raises LogNearlyFullError where there is room for small ones still.
+        """
         self._file.look()
-        if self._refused:
-            statements.write_as_much(connection, self._refused)
-            self._refused = 0
-        else:
+        if not self._refused:
             statements.lock(connection)
+            return
+        try:
+            statements.write_as_much(connection, self._refused)
+        except sqlite3.Error as error:
+            if not _is_for_room(error) or self._refused <= SMALL_BYTES:
+                raise
+            if monotonic() >= self._small_fits_until:
+                statements.write_as_much(connection, SMALL_BYTES)
+                self._small_fits_until = monotonic() + SMALL_FITS_FOR
+            reason = f"expected room for {self._refused} bytes, got it for {SMALL_BYTES}: {say(error)}"
+            raise LogNearlyFullError(f"{self._file.path}: {reason}") from error
+        self._refused = 0
 
     def stop(self, timeout: float) -> bool:
         """Finish what was put in before and end the thread; tell whether that took less than `timeout` seconds."""
@@ -169,12 +185,25 @@ class Writer:
                 log.exception("append_failed", path=str(self._file.path))
             self._file.found(error)
             self._topics = {}  # the offsets that were given out weren't used
-            self._refused = sum([append.size for append in appends]) or self._refused
+            self._refuse(sum([append.size for append in appends]))
             stored = [Stored(append.future, say(error)) for append in appends]
             stored += self._commit_alone(commits, error) if commits else ()
         else:
-            self._refused = 0 if appends else self._refused
+            if self._refused:
+                self._take_in(_size_of_stored(appends, results))
         post(self._loop, self._appended, groups, stored, tails)
+
+    def _refuse(self, size: int) -> None:
+        self._refused = max(self._refused, size)
+        if 0 < size <= SMALL_BYTES:
+            self._small_fits_until = 0.0
+
+    def _take_in(self, size: int) -> None:
+        """Learn from appends that were stored after others were refused: of larger ones they say nothing."""
+        if size >= self._refused:
+            self._refused = 0
+        elif size:
+            self._small_fits_until = monotonic() + SMALL_FITS_FOR
 
     def _commit(self, commits: Sequence[Commits]) -> None:
         for member, rows, _ in commits:
@@ -182,7 +211,7 @@ class Writer:
 
     def _commit_alone(self, commits: Sequence[Commits], error: Exception) -> list[Stored]:
         """Store commits without the appends for which the disk had no room: they take next to none."""
-        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in NO_ROOM:
+        if _is_for_room(error):
             try:
                 with statements.transaction(self._file.writer):
                     self._commit(commits)
@@ -241,6 +270,15 @@ class Writer:
             chunk.end = position.offset + 1
             chunk.size += size
         return [*full, *open_.values()]
+
+
+def _is_for_room(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in NO_ROOM
+
+
+def _size_of_stored(appends: Sequence[Append], results: Sequence[Position | str]) -> int:
+    sizes = [0 if isinstance(result, str) else append.size for append, result in zip(appends, results, strict=True)]
+    return sum(sizes)
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object) -> None:
