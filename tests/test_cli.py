@@ -36,6 +36,7 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import LogLostError, SpillReason, event_id
+from gateway.ops import silence
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339, when
 from gateway.ops.send import ask_status
@@ -1519,6 +1520,24 @@ def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_proces
         assert gone["next"][0].startswith("# look whether it runs")
     code, out, _ = run("status", "ci", "--json")
     assert (code, lines(out)[0]["what"]) == (1, dead)
+
+
+@pytest.mark.usefixtures("log")
+def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(silence.FEWEST + 1):
+        write_event(f"evt_{number}")
+    assert run("status", "--json")[1] == ""
+    monkeypatch.setattr(silence, "QUIET", 0.0)
+    monkeypatch.setattr(silence, "TIMES", 1e-9)
+    code, out, _ = run("status", "--json")
+    (told,) = lines(out)
+    assert (code, told["what"], told["wrong"]) == (0, "source github", False)
+    assert told["since"] is not None
+    assert "source github" not in run("status", "ci", "--json")[1]
+    assert "source github" not in run("status", "--rules", "none.yaml", "--json")[1]
+    monkeypatch.setattr(silence, "MOST_SOURCES", 0)
+    code, _, err = run("status")
+    assert "silent sources aren't looked for among more than 0" in err
 
 
 @pytest.mark.usefixtures("log")

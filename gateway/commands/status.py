@@ -14,6 +14,7 @@ from gateway.ops.orders import Orders
 from gateway.ops.processes import findings_in
 from gateway.ops.send import admin_url, ask_status
 from gateway.ops.show import print_status
+from gateway.ops.silence import silent_in
 from gateway.ops.status import (
     Backlog,
     Backlogs,
@@ -34,7 +35,7 @@ from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
-    from gateway.log.base import Partition
+    from gateway.log.base import Log, Partition
 
 
 def status_arguments(parser: Parser) -> None:
@@ -73,6 +74,8 @@ async def _status(call: Call) -> int:
                 )
                 if arguments.destination:
                     await add_dead(log, call.topics, control, attempts, unread)
+                else:
+                    found += await _silent(call, log, rules)
                 found += unread_in(unread)
     except (UsageError, LogUnavailableError) as error:
         if not asked:
@@ -103,6 +106,15 @@ async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], 
         else:
             answers.append((answer, address))
     return answers, found
+
+
+async def _silent(call: Call, log: "Log", rules: Rules | None) -> Sequence[Finding]:
+    if rules is None:
+        return ()
+    looked = await silent_in(log, call.topics, rules)
+    if looked.left_out:
+        call.output.note(looked.left_out)
+    return looked.found
 
 
 def _of_one(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE = range(8)
+NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9)
 """Ranks, the worst first."""
 
 
