@@ -384,16 +384,18 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules |
     if group.route:  # or it is a record that can't be read
         which = f"--route {group.route} --destination {group.destination} {which}"
     following = [f"gateway dead list {which}"]
-    if group.route and (gone := _gone(group, rules)):
+    gone = _gone(group, rules)
+    if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
+        following = [f"# {gone}: put it back first"] if gone else []
+        following += _of_expression(group, which, answers)
+    elif gone:
         following += [
-            f"# the rules have no {gone}: put it back first, or they end as route_removed again:",
+            f"# {gone}: put it back first, or they end as route_removed again:",
             f"gateway dead replay {which}",
             "# or have another route deliver their events, and then drop them:",
             f"gateway replay --route OTHER --from {rfc3339(int(group.received))} --undelivered",
             f"gateway dead drop {which}",
         ]
-    elif group.reason == DeadReason.EXPRESSION_ERROR and group.event:
-        following = _of_expression(group, which, answers)
     elif group.route:
         is_removed = rules is None and group.reason == DeadReason.ROUTE_REMOVED
         once = "# once the rules have its route and destination again:" if is_removed else "# once that has been fixed:"
@@ -409,12 +411,13 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules |
 
 
 def _gone(group: Group, rules: Rules | None) -> str:
-    """Return what the rules have no more of where letters were to go; "" where they have all, or aren't at hand."""
-    if rules is None:
+    """Say what the rules at hand have no more of where letters were to go; "" where they have all, or aren't there."""
+    if rules is None or not group.route:
         return ""
     if group.route not in rules.routes:
-        return f"route {group.route}"
-    return "" if group.destination in rules.destinations else f"destination {group.destination}"
+        return f"the rules at hand have no route {group.route}"
+    is_there = group.destination in rules.destinations
+    return "" if is_there else f"the rules at hand have no destination {group.destination}"
 
 
 _NOWHERE = {False: "records that can't be read", True: "events of a source that no rules name"}

@@ -321,7 +321,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
             for written in ("body.user.mail", "has(body.user.mail) ? body.user.mail : body.user.name")
         ]
         async with GatewayProcess(folder, rules=plain, log=long_place.url, prefix=long_place.prefix) as gateway:
-            admin = f"http://127.0.0.1:{gateway.admin_port}"
+            words = ("--admin", f"http://127.0.0.1:{gateway.admin_port}", "--rules", str(gateway.rules))
             gateway.rules.write_text(absent)
             await gateway.until("gateway_rules_reloads_total", 1, result="ok")
             async with ClientSession() as session:
@@ -329,7 +329,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
                 async with session.post(f"http://127.0.0.1:{gateway.port}/in/shop", json=event) as answer:
                     assert answer.status == 202
             await gateway.until("gateway_dead_letters_total", 1, reason="expression_error")
-            code, (row,) = await _status(long_place, "--admin", admin)
+            code, (row,) = await _status(long_place, *words)
             why = "request.body: body.user.mail isn't there (has(body.user.mail) tells)"
             assert (code, row["why"]) == (1, f"dead letters: expression_error, {why}")
             changed, explain, _, replay = row["next"]
@@ -341,7 +341,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
             await _call(gateway, long_place, replay)
             await well.received(1, timeout=30)
             assert well.requests[0].body == b"jo"
-            assert (await _status(long_place, "--admin", admin)) == (0, [])
+            assert (await _status(long_place, *words)) == (0, [])
 
 
 async def test_without_a_log_a_process_tells_what_it_knows_and_that_this_is_not_all(

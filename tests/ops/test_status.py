@@ -208,7 +208,7 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     which = "--route rx --destination ci --reason route_removed"
     assert no_route.next == (
         f"gateway dead list {which}",
-        "# the rules have no route rx: put it back first, or they end as route_removed again:",
+        "# the rules at hand have no route rx: put it back first, or they end as route_removed again:",
         f"gateway dead replay {which}",
         "# or have another route deliver their events, and then drop them:",
         f"gateway replay --route OTHER --from {rfc3339(int(NOW - 5.5))} --undelivered",
@@ -216,6 +216,14 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     )
     assert "no destination gone: put it back first" in no_destination.next[1]
     assert there.next[1] == "# once that has been fixed:"
+    failed = encode_delivery(
+        a_delivery(route="rx"), {"reason": "expression_error", "detail": "request.body: w"}, at=NOW
+    )
+    await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
+    found = await dead_in(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
+    (expression,) = [each for each in found if "expression_error" in each.why]
+    assert expression.next[0] == "# the rules at hand have no route rx: put it back first"
+    assert expression.next[-1].startswith("gateway dead replay --route rx ")
     unknown, *_ = await dead_in(log, TOPICS, Control(), (), {})
     assert unknown.next[1] == "# once the rules have its route and destination again:"
 
