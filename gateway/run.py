@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,15 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.unread import Unread
+from gateway.engine.unread import Unread, UnreadPartitions, still_unread
 from gateway.engine.unreadable import notes_of
-from gateway.engine.worker import Worker
+from gateway.engine.worker import LOOK_EVERY, Worker
 from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
-from gateway.model import AddressUnavailableError, GatewayError, LogLostError, UsageError
+from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.processes import told_of_keys
 from gateway.reload import Reloader, spare_collector
@@ -102,6 +102,8 @@ class Gateway:
         self._client: Client | None = None
         self._traces: Traces | None = None
         self._lost: LogLostError | None = None
+        self._refusing: Mapping[Partition, str] = {}
+        self._unread_here = UnreadPartitions(self._metrics, logger)  # Where no worker tells it.
         # Since when, by its clock, the log doesn't answer or refuses appends, and why.
         self._trouble: tuple[float, str] | None = None
 
@@ -163,6 +165,7 @@ class Gateway:
             listen = await self._start_ingress(log) if settings.role is not Role.ROUTER else None
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
+            background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
             spare_collector()
             self._is_ready = True
@@ -214,7 +217,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
-            others=lambda: {**follower.unread(), **jobs.unread()},
+            others=lambda: {**self._refusing, **follower.unread(), **jobs.unread()},
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
         return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
@@ -290,7 +293,7 @@ class Gateway:
         return None if self._is_ready else "starting"
 
     def _unread(self) -> Mapping[Partition, Unread]:
-        return {} if self._worker is None else self._worker.unread
+        return self._unread_here.partitions if self._worker is None else self._worker.unread
 
     def _status(self, now: float) -> Mapping[str, Any]:
         """Tell what keeps deliveries back in this process."""
@@ -339,6 +342,16 @@ class Gateway:
                 since = now if since is None else since
                 told_at = now
                 self._logger.warning("log_unavailable", error=str(problem))
+
+    async def _watch_partitions(self, log: Log) -> None:
+        """See which partitions refuse appends that the others take."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            with suppress(LogUnavailableError):
+                self._refusing = await log.refusing()
+            if self._worker is None:
+                now = log.now()
+                self._unread_here.look(still_unread(self._unread_here.partitions, self._refusing, now), now)
 
     async def _watch_loop(self) -> None:
         """Measure by how much the event loop keeps what is due waiting."""

@@ -327,6 +327,9 @@ class MemoryLog:
         if self._state.failing_appends > 0:
             raise LogUnavailableError("the log was told to fail")
 
+    async def refusing(self) -> Mapping[Partition, str]:
+        return {}
+
     async def close(self) -> None:
         pass
 

@@ -28,6 +28,9 @@ class Partition(NamedTuple):
 ALL = -1
 """Instead of a partition's number: the whole topic."""
 
+NO_APPENDS = "takes no appends"
+"""How the reason begins for which a partition is of no use that can be read."""
+
 
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the number of the partition, of so many, that a record of this key goes to."""
@@ -282,6 +285,12 @@ class Log(Protocol):
 
         Raises LogUnavailableError also while it refuses them: from one that was refused, but for what the record or its
         topic is, until one as large has succeeded, or would; a LogNearlyFullError where small ones are stored.
+        """
+
+    async def refusing(self) -> Mapping[Partition, str]:
+        """Return which partitions refuse what is appended while others take it, and why (`NO_APPENDS`, and more).
+
+        Where all of it is refused, `ping` says so, and this nothing.
         """
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ from typing_extensions import override
 from gateway.engine.control import Control
 from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order
+from gateway.log.base import NO_APPENDS
 from gateway.model import answer_of
 from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
 from gateway.ops.output import rfc3339, when
@@ -45,10 +46,10 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
         Finding(
             rank=NOT_READ,
             what=f"{each['topic']}/{each['partition']}",
-            why=f"not read: {each['reason']}",
+            why=each["reason"] if each["reason"].startswith(NO_APPENDS) else f"not read: {each['reason']}",
             since=each["since"],
             who=where,
-            next=("# see the brokers: it is read again by itself",),
+            next=("# see the brokers: it goes on by itself",),
         )
         for each in answer.get("unread", ())
     ]

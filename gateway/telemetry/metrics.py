@@ -330,7 +330,7 @@ class Metrics(Collector):
         )
         self.partition_unread = gauge(
             "log_partition_unread_seconds",
-            "For how long a partition could not be read that this process is to read; none while it can.",
+            "For how long a partition of this process could not be read, or took no appends; none while all is well.",
             "topic",
             "partition",
         )

@@ -1,6 +1,7 @@
 """Topics of a cluster that lose a leader, are deleted, grow, or have partitions that they must not have."""
 
 import asyncio
+import contextlib
 import hashlib
 import sys
 import time
@@ -19,6 +20,7 @@ from gateway.log.base import Assignment, Commit, Consumer, Partition, partition_
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
+from gateway.model import LogUnavailableError
 from tests.acceptance.conftest import RULES, SOURCES, LogPlace
 from tests.faults.books import Written, settle_ordered
 from tests.faults.scene import RULES as OF_SCENE
@@ -144,6 +146,43 @@ async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(clus
     finally:
         await log.close()
         await other.close()
+
+
+async def test_a_partition_without_enough_replicas_is_told_while_the_others_take_events(cluster: Cluster) -> None:
+    """It has a leader, so that it can be read: no consumer misses it."""
+    topic = f"t{uuid4().hex}"
+    settings = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "2"}
+    places = {0: [1, 2], 1: [2, 1], 2: [1, 3]}
+    async with administering(cluster) as admin:
+        await admin.create_topics([NewTopic(topic, -1, -1, replica_assignments=places, topic_configs=settings)])
+    await cluster.until_whole()
+    lost, keys = Partition(topic, 2), [key_of(number, 3) for number in range(3)]
+    log = await KafkaLog.open(cluster.address)
+    try:
+        consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+        for key in keys:
+            await log.append(topic, key=key, value=key, headers=[])
+        await asyncio.to_thread(cluster.nodes[3].end)
+        until = time.monotonic() + PATIENCE
+        while not (found := await log.refusing()):
+            assert time.monotonic() < until
+            for key in keys[:2]:
+                await log.append(topic, key=key, value=b"meanwhile", headers=[])
+            with contextlib.suppress(LogUnavailableError):
+                await log.append(topic, key=keys[2], value=b"refused", headers=[])
+            for key in keys[:2]:
+                await log.append(topic, key=key, value=b"meanwhile", headers=[])
+        assert found.keys() == {lost}
+        assert "NotEnoughReplicas" in found[lost]
+        await log.ping()
+        assert consumer.unread() == {}
+        await asyncio.to_thread(cluster.heal)
+        while await log.refusing():
+            assert time.monotonic() < until + PATIENCE
+            await asyncio.sleep(0.2)
+        await log.append(topic, key=keys[2], value=b"again", headers=[])
+    finally:
+        await log.close()
 
 
 # Gateways under load

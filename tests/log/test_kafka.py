@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutE
 from typing_extensions import override
 
 from dev.kafka import Broker, Cluster
-from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Partition, Record, TopicSpec
+from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Partition, Record, TopicSpec, partition_of
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import REFUSED_AFTER
 from gateway.log.kafka.clock import BrokerClock
@@ -1038,6 +1039,69 @@ async def test_a_ping_tells_of_appends_that_lack_replicas_until_there_are_enough
     await log.ping()
     accepting |= dict.fromkeys(accepting, False)
     await log.ping()  # nothing was refused since
+
+
+async def test_what_one_partition_refuses_is_told_however_many_others_take(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepting: dict[Partition, bool] = {}
+
+    async def asked(_: Iterable[str]) -> Mapping[Partition, bool]:
+        if not accepting:
+            raise LogUnavailableError("no answer")
+        return accepting
+
+    monkeypatch.setattr(log._cluster, "accepting", asked)
+    monkeypatch.setattr(appender_module, "STILL_REFUSED", 0.5)
+    topic = await make_topic(log, partitions=2)
+    first, lost = Partition(topic, 0), Partition(topic, 1)
+    key = next(key for key in (b"%d" % number for number in range(100)) if partition_of(key, 2) == 0)
+    assert await log.refusing() == {}
+    accepting |= {first: True, lost: False}
+    log._appender._failed_append(topic, NotEnoughReplicasError(), 1)
+    for _ in range(3):
+        await log.append(topic, key=key, value=b"", headers=[])
+        found = await log.refusing()
+        assert found.keys() == {lost}
+        assert re.match("takes no appends: .*NotEnoughReplicas", found[lost])
+        await log.ping()  # the others take what comes
+        await asyncio.sleep(0.3)
+    accepting.clear()
+    log._appender._failed_append(topic, NotEnoughReplicasError(), 1)
+    await log.append(topic, key=key, value=b"", headers=[])
+    assert (await log.refusing()).keys() == {lost}, "nobody says that it takes appends by now"
+    accepting |= {first: True, lost: True}
+    assert await log.refusing() == {}, "the brokers say so, who had said why"
+    log._appender._failed_append(topic, RequestTimedOutError(), 1)
+    await log.append(topic, key=key, value=b"", headers=[])
+    assert (await log.refusing()).keys() == {lost}, "they don't know why"
+    await asyncio.sleep(0.5)
+    assert await log.refusing() == {}
+
+
+async def test_an_append_that_succeeds_ends_what_its_partition_refused(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    log._appender._failed_append(topic, RequestTimedOutError(), 0)
+    await append(log, topic, b"a")
+    assert await log.refusing() == {}
+    assert not log._appender._refusals
+
+
+async def test_where_all_is_refused_no_partition_is_told_of(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = await make_topic(log, partitions=2)
+    await append(log, topic, b"a")
+    refused = dict.fromkeys((Partition(topic, 0), Partition(topic, 1)), False)
+
+    async def asked(_: Iterable[str]) -> Mapping[Partition, bool]:
+        return refused
+
+    monkeypatch.setattr(log._cluster, "accepting", asked)
+    for number in (0, 1):
+        log._appender._failed_append(topic, NotEnoughReplicasError(), number)
+    await asyncio.sleep(REFUSED_AFTER)
+    assert await log.refusing() == {}
+    with pytest.raises(LogUnavailableError):
+        await log.ping()
 
 
 async def test_whether_partitions_take_appends_is_asked_of_the_brokers(log: KafkaLog, kafka: str) -> None:

@@ -260,6 +260,19 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("no leader", "not read: no leader"),
+        ("takes no appends: too few replicas", "takes no appends: too few replicas"),
+    ],
+)
+def test_a_partition_that_is_of_no_use_says_what_for(reason: str, why: str) -> None:
+    unread = {"topic": "gateway.events.github", "partition": 3, "since": 100.0, "reason": reason}
+    (found,) = findings_in({"unread": [unread]}, "a:9090", Control())
+    assert (found.rank, found.what, found.why) == (NOT_READ, "gateway.events.github/3", why)
+
+
 def test_a_log_that_refuses_events_is_among_the_worst() -> None:
     (found,) = findings_in({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
     assert (found.rank, found.is_wrong, found.since, found.who) == (NOT_READ, True, 100.0, "a:9090")

@@ -537,6 +537,9 @@ class SimulatedLog:
     async def ping(self) -> None:
         await self._ask()
 
+    async def refusing(self) -> Mapping[Partition, str]:
+        return {}
+
     async def close(self) -> None:
         pass
 

@@ -213,6 +213,10 @@ class EmbeddedLog:
         """Return when the writer has had its turn, and could lock the file or write what it had to refuse."""
         await self.write(self._writer.ping)
 
+    async def refusing(self) -> Mapping[Partition, str]:
+        """Return nothing: it is one file, and `ping` tells of all of it."""
+        return {}
+
     async def sweep(self) -> None:
         """Delete what is older than its topic's retention; give much free space back to the file system."""
         await self._start_sweep()

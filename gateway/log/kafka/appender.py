@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import RecordMetadata
 
-from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, partition_of
+from gateway.log.base import NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
 from gateway.log.kafka.clock import BrokerClock
 from gateway.log.kafka.cluster import QUESTION_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
@@ -35,6 +35,7 @@ IN_ORDER_BYTES = 262_144  # Of records in one batch; less than what a batch take
 SWEEP = 0.25  # How often appends are looked at that have waited too long.
 REFUSED_AFTER = 0.25  # Seconds without a success beside a refusal. Of one partition in twelve, the others tell sooner.
 FORGOTTEN_AFTER = 10.0  # Seconds since the last refusal, where the brokers can't say what it was for.
+STILL_REFUSED = 3.0  # The same of one partition, beside others that take appends.
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class Appender:
         self._sweeper: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
         self._refusal: _Refusal | None = None
+        self._refusals: dict[Partition, _Refusal] = {}
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._unknown = asyncio.Lock()
@@ -75,6 +77,7 @@ class Appender:
         self._under_way += 1
         started = self._loop.time()
         producer = self._producer
+        where: TopicPartition | None = None
         try:
             places = self._places.get(topic) or await self._known_places(topic, producer)
             where = places[partition_of(key, len(places))]
@@ -86,7 +89,7 @@ class Appender:
                 self._sweeper = self._loop.call_later(SWEEP, self._sweep)
             stored = await future
         except KafkaError as error:
-            raise self._failed_append(topic, error) from error
+            raise self._failed_append(topic, error, where and where.partition) from error
         finally:
             self._ended()
         at = self._stored(stored)
@@ -119,9 +122,9 @@ class Appender:
                     batch.close()  # or appends of others would be put into it
                     stored = await (await producer.send_batch(batch, topic, partition=number))
             except TimeoutError as error:
-                raise self._failed_append(topic, KafkaTimeoutError("no acknowledgement in time")) from error
+                raise self._failed_append(topic, KafkaTimeoutError("no acknowledgement in time"), number) from error
             except KafkaError as error:
-                raise self._failed_append(topic, error) from error
+                raise self._failed_append(topic, error, number) from error
             finally:
                 self._ended()
             at = self._stored(stored)
@@ -136,6 +139,8 @@ class Appender:
     def _stored(self, stored: RecordMetadata) -> float:
         """Learn from an acknowledgement; return when the record was appended."""
         self._failing_since = self._refusal = None
+        if self._refusals:
+            self._refusals.pop(Partition(stored.topic, stored.partition), None)
         assert stored.timestamp is not None  # the broker tells it
         at = stored.timestamp / 1000
         if at != self._heard and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
@@ -163,6 +168,27 @@ class Appender:
         if not refusal.is_explained and self._loop.time() < refusal.last + FORGOTTEN_AFTER:
             raise LogUnavailableError(refusal.reason)
         self._refusal = None
+
+    async def refusing(self) -> Mapping[Partition, str]:
+        """Return which partitions refuse appends that others take, and why: what one lacks, none of them hides.
+
+        Where all are refused it is empty, and `look` says why.
+        """
+        if not self._refusals:
+            return {}
+        accepting: Mapping[Partition, bool] = {}
+        with contextlib.suppress(LogUnavailableError):
+            accepting = await self._cluster.accepting(self._appended_to)
+        now = self._loop.time()
+        has_success = self._refusal is None or now < self._refusal.began + REFUSED_AFTER
+        if not has_success and len(set(accepting.values())) <= 1:
+            self._refusals.clear()
+        for partition, refusal in list(self._refusals.items()):
+            if not accepting.get(partition, True):
+                refusal.is_explained = True
+            elif accepting if refusal.is_explained else now >= refusal.last + STILL_REFUSED:
+                del self._refusals[partition]
+        return {partition: refusal.reason for partition, refusal in self._refusals.items()}
 
     async def learn(self, topics: Iterable[str]) -> None:
         """Let the producer know topics that are there, so that the first append to each doesn't wait for metadata."""
@@ -242,7 +268,9 @@ class Appender:
             future.set_exception(KafkaTimeoutError(f"no acknowledgement in {self._append_timeout:g} s"))
         self._sweeper = self._loop.call_later(SWEEP, self._sweep) if self._pending else None
 
-    def _failed_append(self, topic: str, error: KafkaError) -> LogUnavailableError | RecordTooLargeError:
+    def _failed_append(
+        self, topic: str, error: KafkaError, number: int | None = None
+    ) -> LogUnavailableError | RecordTooLargeError:
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
             return RecordTooLargeError(f"{topic}: {say(error)}")
         now = self._loop.time()
@@ -258,6 +286,9 @@ class Appender:
             if self._refusal is None:
                 self._refusal = _Refusal(began=now)
             self._refusal.last, self._refusal.reason = now, reason
+            if number is not None:
+                its = self._refusals.setdefault(Partition(topic, number), _Refusal(began=now))
+                its.last, its.reason = now, f"{NO_APPENDS}: {say(error)}"
         return LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:

@@ -229,6 +229,9 @@ class KafkaLog:
         await self._cluster.ping()
         await self._appender.look()
 
+    async def refusing(self) -> Mapping[Partition, str]:
+        return await self._appender.refusing()
+
     async def close(self) -> None:
         """Finish the appends under way, close the consumers that are still open, and let go, within 5 s."""
         closing = [consumer.close() for consumer in self._consumers]

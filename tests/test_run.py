@@ -1,0 +1,63 @@
+"""What a process tells of the log while it runs."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+from typing_extensions import override
+
+from gateway.engine.unread import PATIENCE
+from gateway.log.base import NO_APPENDS, Partition
+from gateway.run import Gateway
+from gateway.settings import Role, Settings
+from tests.memory_log import MemoryLog
+
+LOST = Partition("gateway.events.github", 3)
+
+
+class Refusing(MemoryLog):
+    """A log of which some partitions take no appends."""
+
+    def __init__(self) -> None:
+        super().__init__(now=lambda: self.time)
+        self.time = 100.0
+        self.found: Mapping[Partition, str] = {LOST: f"{NO_APPENDS}: too few replicas"}
+
+    @override
+    async def refusing(self) -> Mapping[Partition, str]:
+        return self.found
+
+
+@pytest.fixture
+def ingress(monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    monkeypatch.setattr("gateway.run.LOOK_EVERY", 0.001)
+    return Gateway(Settings(role=Role.INGRESS), structlog.get_logger())
+
+
+async def test_an_ingress_alone_tells_of_partitions_that_refuse_what_it_appends(ingress: Gateway) -> None:
+    log = Refusing()
+    with capture_logs() as lines:
+        watching = asyncio.create_task(ingress._watch_partitions(log))
+        await until(lambda: ingress._unread() == {LOST: (100.0, "takes no appends: too few replicas")})
+        assert lines == []
+        log.time += PATIENCE
+        await until(lambda: lines)
+        assert (lines[0]["event"], lines[0]["topic"], lines[0]["partitions"]) == (
+            "partitions_unread",
+            LOST.topic,
+            ["3"],
+        )
+        assert PATIENCE in [gauge.value for _, gauge in ingress._metrics.partition_unread.items()]
+        log.found = {}
+        await until(lambda: len(lines) > 1)
+        assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_read_again", PATIENCE)
+        assert ingress._unread() == {}
+        watching.cancel()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - what it waits for is up to another task
+            await asyncio.sleep(0.001)
