@@ -58,7 +58,7 @@ class Member(ABC):
         self.trackers: dict[Partition, Tracker] = {}
         self._leaving: Sequence[Tracker] = ()
         self._suspended: dict[Partition, Tracker] = {}
-        self._aside: set[Tracker] = set()
+        self._aside: dict[Tracker, None] = {}
         self._consumer: Consumer | None = None
         self.subscribed: frozenset[str] = frozenset()
         self.unread: Mapping[Partition, Unread] = {}
@@ -301,7 +301,7 @@ class Member(ABC):
     def set_aside(self, tracker: Tracker, records: Sequence[Record]) -> None:
         """Keep records that were read, and can't be taken yet. What isn't received is read again by another owner."""
         tracker.buffered.extend(records)
-        self._aside.add(tracker)
+        self._aside[tracker] = None
         self.pause(tracker)
 
     async def _take_in_reach(self, tracker: Tracker) -> None:
@@ -310,7 +310,7 @@ class Member(ABC):
         while buffered and tracker.is_live and self.has_room and tracker.progress.reaches(buffered[0].offset):
             await self.take(tracker, Batch(tracker.partition, (buffered.popleft(),)))
         if not buffered or not tracker.is_live:
-            self._aside.discard(tracker)
+            self._aside.pop(tracker, None)
 
     async def _get_ready(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
         """Wait, for a moment, until it is known what came before the first records of partitions that are new here."""
