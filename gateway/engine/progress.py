@@ -6,7 +6,8 @@
               │ ■ □ □ ■ □ □ □ □ ■ □       │ ? □ ? ? □
 
 Only what is unfinished is remembered, so a gap costs nothing however wide it is. Invariant: an offset below `next` is
-done exactly if it isn't in `unfinished`, and an offset from `next` on exactly if its bit is set in `ahead`.
+done exactly if it isn't in `unfinished`, and an offset from `next` on exactly if its bit is set in `ahead`, or if it is
+in `gone`: what the log has deleted behind records that are held elsewhere, and not received yet.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,17 @@ _CHUNK = 512  # Offsets per integer: small enough to copy per record, large enou
 class Progress:
     """The tracker of one partition in one epoch. Every offset that it calls done has finished, or never existed."""
 
-    __slots__ = ("_ahead", "_next", "_stored", "_unfinished", "_unfinished_count", "last_received", "lost", "window")
+    __slots__ = (
+        "_ahead",
+        "_gone",
+        "_next",
+        "_stored",
+        "_unfinished",
+        "_unfinished_count",
+        "last_received",
+        "lost",
+        "window",
+    )
 
     def __init__(self, commit: Commit, log_start: int, *, window: int = WINDOW) -> None:
         """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
@@ -38,6 +49,7 @@ class Progress:
         self._unfinished_count = 0
         self._next = commit.base
         self._ahead = bits  # Bit i stands for `_next + i`. Invariant: bit 0 is clear, for `_move_to` runs over it.
+        self._gone: list[range] = []  # Ascending, each after `_next`.
         self._stored = Commit(commit.base, commit.done.rstrip(b"\0"))
         self._move_to(commit.base + deleted)
 
@@ -49,7 +61,7 @@ class Progress:
         self.last_received = offset
         if offset < self._next:
             return self._is_unfinished(offset)
-        if self._ahead:
+        if self._ahead or self._gone:
             was_done = self._ahead >> (offset - self._next) & 1
             self._move_to(offset + 1)
             if was_done:
@@ -64,7 +76,7 @@ class Progress:
     def overtaken(self, deleted: range) -> int:
         """Note that the log has deleted what wasn't received yet of these offsets; return how many weren't done.
 
-        They are done from here on, as any gap is: at once, or when a record is received that comes after them.
+        They are done from here on, as any gap is, whether a record comes after them or not.
         """
         start = max(deleted.start, self._next)
         if start >= deleted.stop:
@@ -75,6 +87,8 @@ class Progress:
         self.lost += lost
         if start == self._next:
             self._move_to(deleted.stop)
+        else:
+            self._gone.append(range(start, deleted.stop))
         return lost
 
     def finished(self, offset: int) -> None:
@@ -159,11 +173,14 @@ class Progress:
         done_in_a_row = (~ahead & (ahead + 1)).bit_length() - 1
         self._next = offset + done_in_a_row
         self._ahead = ahead >> done_in_a_row
+        if self._gone and self._gone[0].start <= self._next:
+            self._move_to(max(self._next, self._gone.pop(0).stop))
 
     def _done_from(self, start: int) -> int:
         """Return a bit for each of the `WINDOW` offsets from `start` (at least the base), set if it is done."""
+        gone = self._gone_from(start)
         if start >= self._next and not self._ahead:
-            return 0
+            return gone
         span = min(max(self._next - start, 0), WINDOW)
         first, skip = divmod(start, _CHUNK)
         chunks = range(first, (start + span) // _CHUNK + 1)
@@ -175,7 +192,16 @@ class Progress:
         if distance >= WINDOW:
             return done
         ahead = self._ahead << distance if distance >= 0 else self._ahead >> -distance
-        return done | ahead & ((1 << WINDOW) - 1)
+        return done | gone | ahead & ((1 << WINDOW) - 1)
+
+    def _gone_from(self, start: int) -> int:
+        """Return the same of what is deleted, and not passed yet."""
+        bits = 0
+        for gone in self._gone:
+            low, high = max(gone.start - start, 0), min(gone.stop - start, WINDOW)
+            if low < high:
+                bits |= ((1 << (high - low)) - 1) << low
+        return bits
 
     def _is_unfinished(self, offset: int) -> bool:
         chunk, bit = divmod(offset, _CHUNK)
@@ -185,7 +211,7 @@ class Progress:
         """Tell whether a record is done, received in this epoch or not."""
         if offset < self._next:
             return not self._is_unfinished(offset)
-        return bool(self._ahead >> (offset - self._next) & 1)
+        return bool(self._ahead >> (offset - self._next) & 1) or any(offset in gone for gone in self._gone)
 
     def _unfinished_offsets(self) -> Iterator[int]:
         for chunk, bits in self._unfinished.items():

@@ -160,8 +160,9 @@ class Worker:
             if unread:
                 left.add(place)  # perhaps; its member is told which they are, and goes when they can be read
             for number, (start, end) in bounds.items():
+                # Also what is deleted: its member counts it.
                 base, done, _ = commits.get(number, Commit(start))
-                if end - max(base, start) > int.from_bytes(done, "little").bit_count():
+                if end - base > int.from_bytes(done, "little").bit_count():
                     left.add(place)
         return left
 

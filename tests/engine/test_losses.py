@@ -9,10 +9,21 @@ import structlog
 
 from gateway.engine.orders import Order
 from gateway.engine.progress import Progress
-from gateway.log.base import Commit, Partition
-from gateway.log.topics import DAY
+from gateway.log.base import Commit, Partition, partition_of
+from gateway.log.topics import DAY, ORDERED_PARTITIONS
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    World,
+    a_world,
+    events,
+    operated,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.virtual_time import now
 
 ORDERED = TOPICS.ordered("build", "ci")
@@ -57,6 +68,25 @@ def test_what_is_held_elsewhere_is_not_lost_and_can_still_be_received() -> None:
     assert progress.is_done(4)
 
 
+def test_what_is_deleted_behind_what_is_held_is_done_with_it_though_nothing_comes_after() -> None:
+    progress = Progress(Commit(0), 0)
+    assert progress.overtaken(range(2, 5)) == 3
+    assert progress.overtaken(range(6, 8)) == 2
+    assert progress.committable() == Commit(0, b"\xdc")
+    for offset in (0, 1, 5):
+        assert progress.received(offset)
+        progress.finished(offset)
+    assert progress.base == 8
+
+
+def test_what_is_deleted_behind_what_is_held_is_not_counted_by_the_next_owner_too() -> None:
+    progress = Progress(Commit(0), 0)
+    progress.overtaken(range(2, 5))
+    commit = progress.committable()
+    assert commit is not None
+    assert Progress(commit, 5).lost == 2
+
+
 def test_what_was_received_is_not_lost() -> None:
     progress = Progress(Commit(0), 0)
     progress.received(9)
@@ -98,6 +128,28 @@ async def test_an_ordered_member_that_stands_still_counts_what_is_deleted_behind
             await delete_all(world, ORDERED)
             await asyncio.sleep(2)
     assert sum(count for name, count in told(lines) if name == group) == 6
+
+
+@virtual
+async def test_what_a_route_that_keeps_no_order_any_more_has_left_is_counted_or_delivered() -> None:
+    world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500, 200])
+    names = [f"evt_{number}" for number in range(100)]
+    names = [name for name in names if partition_of(name.encode(), ORDERED_PARTITIONS) == 0]
+    made = [an_event(id=name, received_at=now()) for name in names[:8]]
+    async with running(world):
+        await world.put(*made[:6])
+        await asyncio.sleep(3)
+        world.log.stall(TOPICS.ordered_group("build", "ci"))
+        await world.put(*made[6:])
+        await asyncio.sleep(1)
+    assert len(world.client.made) == 6
+    world.log.delete_below(Partition(ORDERED, 0), 6)
+    world.log.go_on(TOPICS.ordered_group("build", "ci"))
+    world.rules = rules_of(a_route())
+    async with running(world):
+        await asyncio.sleep(3)
+    assert lost(world, ORDERED) == 1
+    assert [event for _, event, _ in world.client.made[6:]] == names[6:8]
 
 
 @virtual
