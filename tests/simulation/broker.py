@@ -40,6 +40,8 @@ from tests.simulation.loop import EPOCH
 
 APPEND_TIMEOUT = 5.0
 REBALANCE_TIMEOUT = 60.0
+LOOK_EVERY = 10.0
+"""Seconds between looks of a member whether the log's start has passed it, as of the real one."""
 TICK = 1e-6  # Between what follows each other: timers of the same time have no order.
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
@@ -87,6 +89,9 @@ class Witness(Protocol):
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None: ...
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
+    def deleted(self, partition: Partition, start: int) -> None: ...
+    def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None: ...
+    def overtaken(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None: ...
 
 
 @dataclass(slots=True)
@@ -101,10 +106,11 @@ class Failure:
 
 @dataclass(slots=True)
 class Segment:
-    """The records of a partition, and which node leads it."""
+    """The records of a partition, and which node leads it. `start` is the first offset that isn't deleted."""
 
     leader: int
     records: list[Record] = field(default_factory=list)
+    start: int = 0
     end: int = 0
     busy_until: float = 0.0
 
@@ -133,6 +139,7 @@ class Broker:
         self.failures: list[Failure] = []
         self.leaderless: dict[Partition, float] = {}
         """Until when they have none."""
+        self.has_deleted = False
         self._partitions = partitions
 
     def of(self, topic: str) -> list[Partition]:
@@ -227,6 +234,15 @@ class Broker:
     def skip(self, partition: Partition, length: int) -> None:
         """Leave offsets out after the last record, as the markers of a transaction do."""
         self.segments[partition].end += length
+
+    def delete_below(self, partition: Partition, offset: int) -> None:
+        """Delete records as retention does, whether they are done or not: the partition's start moves."""
+        segment = self.segments[partition]
+        if offset > segment.start:
+            segment.start = offset
+            segment.records = [record for record in segment.records if record.offset >= offset]
+            self.has_deleted = True
+            self.witness.deleted(partition, offset)
 
     def died(self, client: Client) -> None:
         """Hear nothing of a process any more: its members are missed once their sessions are over."""
@@ -436,7 +452,8 @@ class SimulatedLog:
         if group is None:
             self._broker.readers.append(consumer)
             partitions = [partition for topic in topics for partition in self._broker.of(topic)]
-            consumer.take_over([Assignment(partition, Commit(0), 0) for partition in partitions])
+            starts = {partition: self._broker.segments[partition].start for partition in partitions}
+            consumer.take_over([Assignment(partition, Commit(start), start) for partition, start in starts.items()])
         else:
             if group not in self._known:
                 self._known.add(group)
@@ -462,13 +479,17 @@ class SimulatedLog:
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         await self._ask()
         self._see_leaders(self._broker.of(topic))
-        return {partition.number: (0, self._broker.segments[partition].end) for partition in self._broker.of(topic)}
+        return {each.number: self._bounds(each) for each in self._broker.of(topic)}
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         await self._ask()
-        segments, leaderless = self._broker.segments, self._broker.leaderless
-        led = {each.number: (0, segments[each].end) for each in self._broker.of(topic) if each not in leaderless}
+        leaderless = self._broker.leaderless
+        led = {each.number: self._bounds(each) for each in self._broker.of(topic) if each not in leaderless}
         return led, {each.number: "no leader" for each in self._broker.of(topic) if each in leaderless}
+
+    def _bounds(self, partition: Partition) -> tuple[int, int]:
+        segment = self._broker.segments[partition]
+        return segment.start, segment.end
 
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
         await self._ask()
@@ -600,6 +621,8 @@ class SimulatedConsumer:
         self._is_closed = False
         self._sending_until = 0.0
         self._coordination: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = broker.loop.time()
 
     def start(self, group: Group) -> None:
         """Join in the background, as aiokafka does."""
@@ -610,6 +633,7 @@ class SimulatedConsumer:
         self._check()
         loop = self._broker.loop
         deadline = loop.time() + max(timeout, self._log.drowsy())
+        self._look_now_and_then()
         assignments = self._assignments
         await asyncio.sleep(0)
         while True:
@@ -621,6 +645,8 @@ class SimulatedConsumer:
                     delay = self._broker.random.uniform(0.01, 2.0)
                 await asyncio.sleep(delay)
                 self._check()
+                if assignments == self._assignments:
+                    await self._see_jumps()
                 if assignments != self._assignments:
                     return ()
                 if batches := self._take():
@@ -726,7 +752,15 @@ class SimulatedConsumer:
         led = [partition for partition in self._waiting if partition not in self._broker.leaderless]
         self._waiting = [partition for partition in self._waiting if partition in self._broker.leaderless]
         if led or not self._waiting:
-            self.take_over([Assignment(each, group.commits.get(each, Commit(0)), 0) for each in led])
+            self.take_over([self._assignment(group, each) for each in led])
+
+    def _assignment(self, group: Group, partition: Partition) -> Assignment:
+        """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""
+        start = self._broker.segments[partition].start
+        commit = group.commits.get(partition)
+        assignment = Assignment(partition, Commit(start) if commit is None else commit, start)
+        self._broker.witness.took_over(group.name, assignment, is_first=commit is None)
+        return assignment
 
     async def _give_up(self) -> None:
         async with self._giving_up:
@@ -794,9 +828,66 @@ class SimulatedConsumer:
     def _has_records(self) -> bool:
         segments, paused, leaderless = self._broker.segments, self._paused, self._broker.leaderless
         for partition, at in self.positions.items():
-            if at < segments[partition].end and partition not in paused and partition not in leaderless:
+            is_fetched = partition not in paused and partition not in leaderless
+            if is_fetched and max(at, segments[partition].start) < segments[partition].end:
                 return True
         return False
+
+    # What has become of the log meanwhile.
+
+    def _look_now_and_then(self) -> None:
+        """Look whether the log's start has passed us, which no fetch tells of what is paused, or has nothing left."""
+        now = self._broker.loop.time()
+        is_under_way = self._looking is not None and not self._looking.done()
+        if is_under_way or not self.positions or now < self._looked_at + LOOK_EVERY:
+            return
+        self._looked_at = now
+        if self._broker.has_deleted and self.group is not None:
+            self._looking = asyncio.create_task(self._look(self.group), name=f"sim-look-{self.group.name}")
+
+    async def _look(self, group: Group) -> None:
+        with suppress(LogUnavailableError):  # the next time, then
+            await self._log._ask()
+            starts = self._starts(self.positions)
+            await self._log._ask()  # for the ends
+            for partition, start in starts.items():
+                self._pass_over(group, partition, start)
+
+    async def _see_jumps(self) -> None:
+        """See what was deleted before it was fetched: a gap, where the log's start can't be asked for."""
+        segments, group = self._broker.segments, self.group
+        jumped = [
+            partition
+            for partition, at in self.positions.items()
+            if at < segments[partition].start < segments[partition].end
+            and partition not in self._paused
+            and partition not in self._broker.leaderless
+        ]
+        if not jumped or group is None:
+            return
+        assignments = self._assignments
+        try:
+            await asyncio.sleep(0.003)  # The consumer finds the first record by itself.
+            await self._log._ask()
+            starts = self._starts(jumped)
+        except LogUnavailableError:
+            starts = {}
+        for partition in jumped if assignments == self._assignments else ():
+            self._pass_over(group, partition, segments[partition].start, is_told=partition in starts)
+
+    def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        leaderless, segments = self._broker.leaderless, self._broker.segments
+        return {partition: segments[partition].start for partition in partitions if partition not in leaderless}
+
+    def _pass_over(self, group: Group, partition: Partition, start: int, *, is_told: bool = True) -> None:
+        """Go on at the log's start, and tell the owner what is deleted before it."""
+        position = self.positions.get(partition)
+        if position is None or position >= start:
+            return
+        self.positions[partition] = start
+        self._broker.witness.overtaken(group.name, partition, range(position, start), is_told=is_told)
+        if is_told:
+            self._listener.overtaken(partition, range(position, start))
 
     def _take(self) -> list[Batch]:
         batches = []
@@ -804,7 +895,7 @@ class SimulatedConsumer:
             if partition in self._paused or partition in self._broker.leaderless:
                 continue
             segment = self._broker.segments[partition]
-            if position >= segment.end:
+            if max(position, segment.start) >= segment.end:
                 continue
             records = _head(segment, position, segment.end)
             self.positions[partition] = records[-1].offset + 1 if records else segment.end

@@ -21,13 +21,13 @@ from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
 from gateway.engine.orders import Order, decode
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
-from gateway.log.base import Commit, Partition, Record
+from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import Attempt, Delivery, DeliveryId, Event, Result, UndecodableRecordError, delivery_id
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import GRACEFUL, HANDOVER, Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, HANDOVER, RETENTION, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
@@ -120,11 +120,13 @@ class Row:
     origin: Origin | None = None
     """Of a record of an ordered route: the event's record, whose place in the order it has."""
     is_acknowledged: bool = False
+    is_deleted: bool = False
 
     @override
     def __str__(self) -> str:
         where = f"{self.at:9.3f} record {self.partition.topic}/{self.partition.number}@{self.offset} by {self.writer}"
-        return f"{where}: {self.what()}{'' if self.is_acknowledged else ', not acknowledged'}"
+        deleted = ", deleted" if self.is_deleted else ""
+        return f"{where}: {self.what()}{'' if self.is_acknowledged else ', not acknowledged'}{deleted}"
 
     def what(self) -> str:
         if self.filed is None:
@@ -181,6 +183,22 @@ class Trail:
     lives: set[float] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Deletions:
+    """What the log has deleted of what wasn't done."""
+
+    lost: dict[tuple[str, Partition], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """What no commit of a group covered."""
+    untold: dict[tuple[str, Partition], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Of that, what nobody can know of: the group hadn't committed anything, or the log's start wasn't known."""
+    told: Counter[str] = field(default_factory=Counter)
+    """How much of each topic members were told to be deleted, at most."""
+    forgone: dict[Key, int] = field(default_factory=dict)
+    """The deliveries concerned, and the furthest step of each that was deleted."""
+    left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
+    """For which names what routers held of the tiers was left to a kick, up to where."""
+
+
 class Ledger:
     """The witness of everything."""
 
@@ -223,6 +241,7 @@ class Ledger:
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._settlements: list[tuple[Order, float]] = []
+        self._deletions = Deletions()
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
         self._now = now
         self._say = say
@@ -391,6 +410,48 @@ class Ledger:
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None:
         """Note where a new group begins: what is before that is not its own."""
         self._covered[group, partition].update(covers(commit, self.rows[partition].keys()))
+
+    def deleted(self, partition: Partition, start: int) -> None:
+        """Note what is there no more; of what wasn't done of it no end is demanded, but it is to be counted."""
+        group = group_of(partition)
+        covered = self._covered[group, partition]
+        for offset, row in self.rows[partition].items():
+            if offset >= start or row.is_deleted:
+                continue
+            row.is_deleted = True
+            if offset not in covered:
+                self._deletions.lost[group, partition].add(offset)
+                self._say(f"{partition.topic}/{partition.number}@{offset} is deleted: {row.what()}")
+                step = 0 if row.filed is None else row.filed.delivery.successor
+                forgone = self._deletions.forgone
+                forgone.update({key: max(forgone.get(key, 0), step) for key in self._keys_of_all(row)})
+
+    def _keys_of_all(self, row: Row) -> Iterator[Key]:
+        """Yield what a record is for, as one of an unknown source, too."""
+        if row.event is not None:
+            yield from self._keys(row)
+            if row.filed is None or not row.filed.delivery.route:
+                yield row.number, delivery_id(row.event.id, "", "")
+
+    def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None:
+        """Note what a new owner is told to be deleted; nobody can tell it where nothing was committed before."""
+        partition, commit, start = assignment
+        if is_first:
+            lost = self._deletions.lost[group, partition]
+            self._deletions.untold[group, partition].update(each for each in lost if each < start)
+        self._deletions.told[partition.topic] += sum(not commit.covers(offset) for offset in range(commit.base, start))
+
+    def overtaken(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None:
+        if is_told:
+            self._deletions.told[partition.topic] += len(deleted)
+        else:
+            lost = self._deletions.lost[group, partition]
+            self._deletions.untold[group, partition].update(each for each in lost if each in deleted)
+
+    def is_open(self, partition: Partition) -> bool:
+        """Tell whether a partition has records that aren't committed."""
+        covered = self._covered[group_of(partition), partition]
+        return any(offset not in covered and not row.is_deleted for offset, row in self.rows[partition].items())
 
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
         """What was begun and isn't committed may be done once more by the next owner."""
@@ -601,7 +662,25 @@ class Ledger:
         return frozenset.intersection(*sets) if sets else frozenset()
 
     def unfinished(self, row: Row, group: str) -> list[str]:
-        """Return the ids of the deliveries of a record that aren't finished."""
+        """Return the ids of the deliveries of a record that aren't finished, and could be."""
+        return [] if self._is_forgone(row) else self._unfinished(row, group)
+
+    def _is_forgone(self, row: Row) -> bool:
+        """Tell whether a record, or another of the same step or a later one of what it carries, was deleted.
+
+        Or its event: who had read that and was thrown out may put it in order behind what the next owner went on with.
+        """
+        places = [(row.partition, row.offset)]
+        if row.origin is not None:
+            places.append((row.origin.partition, row.origin.offset))
+        if any(offset in self._deletions.lost[group_of(each), each] for each, offset in places):
+            return True
+        if row.filed is None:
+            return False
+        return self._deletions.forgone.get((row.number, row.filed.delivery.id), -1) >= row.filed.delivery.successor
+
+    def _unfinished(self, row: Row, group: str) -> list[str]:
+        """Return the same, whatever was deleted."""
         if row.event is None:
             return [] if row.value in self.dead_values else ["unreadable"]
         if row.filed is not None:
@@ -758,21 +837,23 @@ class Ledger:
             and (rows := self.rows.get(partition)) is not None
             and len(covered := self._covered[group, partition]) < len(rows)
             for offset, row in rows.items()
-            if offset not in covered
+            if offset not in covered and offset not in self._deletions.untold[group, partition]
         ]
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
         """Return the records of deliveries that a group hasn't committed, and that have no end by another record."""
         filed = [(row, row.filed.delivery.id) for row in self.left(ends, groups) if row.filed is not None]
-        return [row for row, name in filed if math.isinf(self.trails[row.number, name].ended_at)]
+        is_over = self._is_forgone
+        return [row for row, name in filed if math.isinf(self.trails[row.number, name].ended_at) and not is_over(row)]
 
     def at_rest(self, process: str, held: Mapping[str, int]) -> None:
         """Check that a process in which nothing is under way counts nothing as taken: it would take less and less."""
         if any(held.values()):
             self.violate("25 nothing is held at rest", f"{process} holds {dict(held)}")
 
-    def close(self) -> None:
+    def close(self, counted_as_lost: Mapping[str, float]) -> None:
         """Check what must hold once everything has ended."""
+        self._check_losses(counted_as_lost)
         self._check_parked()
         self._check_ends()
         self._check_repeats()
@@ -790,21 +871,55 @@ class Ledger:
     def _check_ends(self) -> None:
         for partition, rows in self.rows.items():
             for row in rows.values():
+                if self._is_forgone(row):
+                    continue
                 if row.event is None:
                     # What was parked before anything was resumed is looked at by nobody.
                     if partition.topic not in (TOPICS.dead, TOPICS.parked) and row.value not in self.dead_values:
                         self.violate("21 a defined end", "a record that can't be read isn't among the dead", [row])
                 elif row.filed is None:
-                    if self.may_be_dropped(row) or self._nowhere(row).is_dead:
-                        continue
-                    for pair in sorted(self.required(row.event, row.at, self._now())):
-                        key = row.number, delivery_id(row.event.id, *pair)
-                        trail = self.trails[key]
-                        if not (trail.is_delivered or trail.is_dead):
-                            self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
+                    self._check_end_of(row, row.event)
                 elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.unfinished(row, group_of(partition)):
                     story = self.story(row.number, [row.filed.delivery.id])
                     self.violate("1 nothing is lost", "a record of a delivery has no end", [row, *story])
+
+    def _check_end_of(self, row: Row, event: Event) -> None:
+        nowhere = row.number, delivery_id(event.id, "", "")
+        if self.may_be_dropped(row) or self._nowhere(row).is_dead or nowhere in self._deletions.forgone:
+            return
+        for pair in sorted(self.required(event, row.at, self._now())):
+            key = row.number, delivery_id(event.id, *pair)
+            trail = self.trails[key]
+            if not (trail.is_delivered or trail.is_dead or key in self._deletions.forgone):
+                self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
+
+    def _check_losses(self, counted: Mapping[str, float]) -> None:
+        """What was deleted and has no other end is counted, and nothing that no member was told of."""
+        lost: dict[str, dict[object, Row]] = defaultdict(dict)
+        for (group, partition), offsets in self._deletions.lost.items():
+            for offset in offsets - self._deletions.untold[group, partition]:
+                row = self.rows[partition][offset]
+                if self._unfinished(row, group) and not self._is_left_to_a_kick(row):
+                    step = offset if row.filed is None else (row.filed.delivery.id, row.filed.delivery.successor)
+                    lost[partition.topic][partition, row.number, step] = row
+        for topic, rows in lost.items():
+            if counted.get(topic, 0) < len(rows):
+                text = f"{counted.get(topic, 0):.0f} of {topic} are counted, and {len(rows)} were lost"
+                self.violate("3 what is lost is told", text, rows.values())
+        is_exact = self.plan.processes == 1 and set(self.plan.faults) <= {"trouble", "order", "poison", RETENTION}
+        is_exact = is_exact and not any(step.do == "stop" for step in self.plan.steps)
+        for topic in {*counted, *self._deletions.told}:
+            count, told = counted.get(topic, 0), self._deletions.told[topic]
+            if count > told or (is_exact and count < told):
+                self.violate("3 what is lost is told", f"{count:.0f} of {topic} are counted, of {told} deleted")
+
+    def _is_left_to_a_kick(self, row: Row) -> bool:
+        """Tell whether a router may have left a record that it held to a kick, which found it deleted."""
+        if row.filed is None:
+            return False
+        delivery, place = row.filed.delivery, _place(row.partition)
+        names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
+        return any(name in names and row.offset < ends.get(place, 0) for name, ends in self._deletions.left_to_kicks)
 
     def _check_parked(self) -> None:
         for row in self._parked():
@@ -821,7 +936,7 @@ class Ledger:
             for partition, rows in self.rows.items():
                 end = ends.get(f"{partition.topic}/{partition.number}", 0)
                 for row in rows.values() if end else ():
-                    if row.offset >= end or row.event is None or self.may_be_dropped(row):
+                    if row.offset >= end or row.event is None or row.is_deleted or self.may_be_dropped(row):
                         continue
                     if any(row.event.source not in version.sources for version in self.versions(since, self._now())):
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
@@ -930,6 +1045,7 @@ class Ledger:
         """Note which breakers a kick that is announced may move."""
         if order.kind != "marker" or not order.name.startswith("hold/kick/"):
             return
+        self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.marker))
         _, _, kind, name = order.name.split("/", 3)
         of_route = [to for route in self.plan.routes if route.name == name for to in route.to]
         for destination in [name] if kind == "destination" else of_route:
@@ -1081,7 +1197,8 @@ class Ledger:
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
             last[where] = row.offset, made
-            if before.number != made.number and self.trails[before.number, before.delivery].ended_at > made.began:
+            is_over = before.number == made.number or (before.number, before.delivery) in self._deletions.forgone
+            if not is_over and self.trails[before.number, before.delivery].ended_at > made.began:
                 self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
 
     def _has_place(self, row: Row, trail: Trail, made: Try) -> bool:

@@ -44,6 +44,8 @@ TOPIC_FAULTS = (
     "grow",  # retry topics, the dead and the parked get more partitions
 )
 """Drawn beside the others, from a stream of their own, where something else fails, too."""
+RETENTION = "retention"
+"""The log's start moves past records that aren't done, unread ones mostly: added to any others."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -143,6 +145,7 @@ def plan_of(seed: int) -> Plan:
     world = _handed_over(_stream(seed, "batch"), world)
     world = _tight(_stream(seed, "memory"), world)
     world = _kicked(_stream(seed, "kicked"), world)
+    world = _short_lived(_stream(seed, "retention"), world)
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
@@ -155,6 +158,7 @@ def plan_of(seed: int) -> Plan:
         *_of_topics(_stream(seed, "of topics"), world),
         *_apart(_stream(seed, "apart"), world, list(_reloads(_stream(seed, "reloads"), world))),
         *orders,
+        *_deletions(_stream(seed, "deletions"), world),
     ]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
 
@@ -280,6 +284,11 @@ def _handed_over(random: Random, world: Plan) -> Plan:
 def _kicked(random: Random, world: Plan) -> Plan:
     """Let some end with a kick; not where names may be gone for an hour, or jobs have their own pace."""
     return replace(world, is_kicked=not set(world.faults) & {"reload", "order"} and random.random() < 0.25)
+
+
+def _short_lived(random: Random, world: Plan) -> Plan:
+    """Let some logs keep records for too short a time, whatever else fails."""
+    return replace(world, faults=(*world.faults, RETENTION)) if random.random() < 0.1 else world
 
 
 def _versioned(random: Random, world: Plan) -> Plan:
@@ -554,3 +563,50 @@ def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[
         at = step.at + begins + random.uniform(0, 0.6)
         is_killed = "crash" in world.faults and random.random() < 0.5
         yield Step(round(at, 6), "handover", {"by": "crash" if is_killed else "stop", "steps": random.randint(1, 400)})
+
+
+def _deletions(random: Random, world: Plan) -> Iterable[Step]:
+    """Bursts of which the log deletes some: at once, behind slow fetches, while nobody reads, in mid-retry."""
+    if RETENTION not in world.faults:
+        return
+    number = 2000
+    for _ in range(random.randint(2, 5)):
+        at = random.uniform(1.0, world.horizon)
+        is_slow_allowed = "order" not in world.faults or "slow" in world.faults  # or pauses would be heard of late
+        ways = ("at once", "at once", "away", "down", *(("slow", "slow") if is_slow_allowed else ()))
+        within, kinds = 0.3, ("events", "events", "retry", "retry", "ordered")
+        match random.choice(ways):
+            case "away":
+                for process in range(world.processes):
+                    what: dict[str, Any] = {"process": f"p{process}", "again": random.uniform(1.0, 6.0)}
+                    yield Step(round(at - random.uniform(0.0, 1.0), 6), "stop", what)
+            case "down":
+                destination = random.choice(list(world.destinations)[1:])
+                down = {"destination": destination, "kind": "error", "status": 500, "retry_after": None}
+                yield Step(round(at, 6), "behave", down)
+                healthy = {"destination": destination, "kind": "healthy"}
+                yield Step(round(at + random.uniform(2.0, 40.0), 6), "behave", healthy)
+            case "slow":
+                slow = {"what": "slow", "kind": "fetch", "seconds": round(random.uniform(0.5, 5.0), 3), "share": 1.0}
+                yield Step(round(at, 6), "log", slow)
+            case _:
+                within, kinds = 0.001, ("events",)  # nothing of that is read yet
+        for _ in range(random.randint(3, 15)):
+            event = {
+                "source": random.choice(world.sources),
+                "id": f"evt_{world.seed:x}_{number}",
+                "type": random.choice(("push", "push", "open")),
+                "key": random.choice(("k1", "k2")) if all(route.is_ordered for route in world.routes) else None,
+                "size": 20,
+                "body": number,
+            }
+            yield Step(round(at + random.uniform(0, within), 6), "event", {"n": number, **event})
+            number += 1
+        for count in range(random.randint(1, 4)):
+            deleted = {
+                "kind": random.choice(kinds),
+                "number": random.randrange(1 << 30),
+                "share": random.choice((0.5, 1.0, 1.0)),
+            }
+            later = within if count == 0 else random.choice((0.3, 2.0, 20.0)) * random.random()
+            yield Step(round(at + later, 6), "delete", deleted)

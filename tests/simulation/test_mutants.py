@@ -206,6 +206,22 @@ def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ordered, "_key", lambda _self, item: (item.pending.tracker.partition, item.delivery.event.id))
 
 
+def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """What isn't there can't be counted."""
+    patch.setattr(Member, "_tell_lost", lambda *_: None)
+
+
+def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """It is counted, and no commit passes it."""
+    overtaken = Progress.overtaken
+
+    def patient(self: Progress, deleted: range) -> int:
+        self.received(deleted.start)
+        return 1 + overtaken(self, deleted)
+
+    patch.setattr(Progress, "overtaken", patient)
+
+
 @pytest.mark.parametrize(
     ("mutant", "invariants"),
     [
@@ -228,6 +244,7 @@ def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
         (nobody_is_left_in_peace, ("17",)),
         (nobody_is_paused, ("12",)),
         (jobs_inject_nothing, ("12", "19")),
+        (losses_are_not_counted, ("3",)),
     ],
 )
 def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +275,17 @@ def test_a_crash_amid_a_key_tells_whether_its_order_is_proven(monkeypatch: pytes
     assert not any(violation(steps) for steps in moments)
     order_is_not_proven(monkeypatch)
     assert "22 order" in {violation(steps) for steps in moments}
+
+
+def test_a_member_that_stands_at_what_is_deleted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted = Step(5.0005, "delete", {"kind": "events", "number": 0, "share": 1.0})
+    plan = a_plan(*[an_event(5.0, number) for number in range(3)], deleted, an_event(15.0, 3), horizon=20.0)
+    plan = replace(plan, faults=("retention",))
+    assert simulate(plan).violation is None
+    what_is_deleted_is_waited_for(monkeypatch)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant == "19 everything ends"
 
 
 def test_order_is_seen_where_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

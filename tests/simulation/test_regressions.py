@@ -122,6 +122,8 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     stale-commit-after-expiry   the same, of a member that was thrown out
     append-after-death          an event of an unknown source is put away by a process that is dead by then
     halted-route-removed        the last attempt of a route that halts outlives the route
+    deleted-of-a-route-that-lost-its-order      nobody is a member any more to count what was deleted unfinished
+    deleted-behind-what-a-tier-holds            no commit passes what was deleted, since nothing comes after it
     """
     check(decode(path.read_bytes()))
 

@@ -7,6 +7,8 @@ the ledger is closed
 import asyncio
 import contextvars
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -127,6 +129,8 @@ class World:
         self.newer: set[str] = set()
         """Places at which the next process is of the newer version."""
         self._ingress = OUTSIDE
+        self.metrics: list[Metrics] = []
+        """Of all processes that there have been."""
         self._chores: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
         self._least_drowsy = 1.0 if plan.is_long else 0.0
@@ -182,7 +186,7 @@ class World:
                 await self._until_nothing_is_held()
                 for process in self.processes.values():
                     self.ledger.at_rest(process.name, process.held())
-                self.ledger.close()
+                self.ledger.close(self._counted_as_lost())
         except LivelockError as error:
             self.ledger.violate("19 progress", str(error))
         finally:
@@ -193,6 +197,14 @@ class World:
             for process in list(self.processes.values()):
                 self.kill(process)
             await asyncio.sleep(0.01)
+
+    def _counted_as_lost(self) -> Mapping[str, float]:
+        """Return how many lost records all processes have counted, by topic."""
+        counted = Counter[str]()
+        for metrics in self.metrics:
+            for (topic,), series in metrics.records_lost.items():
+                counted[topic] += int(series.value)
+        return counted
 
     async def _watch(self) -> None:
         while True:
@@ -307,6 +319,7 @@ class World:
             "skew": lambda what: self.broker.set_clock(what["node"], what["to"]),
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
             "leaderless": self._lose_leader,
+            "delete": self._delete,
             "grow": lambda what: self.broker.grow(f"{TOPICS.prefix}{what['topic']}", what["by"]),
             "crash": self._crash,
             "stop": self._stop,
@@ -362,6 +375,17 @@ class World:
         self.broker.lose_leader(partition, what["seconds"])
         if partition == CONTROL:
             self.ledger.deaf(self.now() + what["seconds"])
+
+    def _delete(self, what: Mapping[str, Any]) -> None:
+        """Delete the first records of a partition, of one of which something isn't done where there is such a one."""
+        partitions = [each for each in self.broker.segments if self.broker.segments[each].records]
+        partitions = [each for each in partitions if each.topic.startswith(f"{TOPICS.prefix}{what['kind']}.")]
+        partitions = [each for each in partitions if self.ledger.is_open(each)] or partitions
+        if partitions:
+            partition = partitions[what["number"] % len(partitions)]
+            segment = self.broker.segments[partition]
+            length = math.ceil(what["share"] * (segment.end - segment.start))
+            self.broker.delete_below(partition, segment.start + length)
 
     def _crash(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
@@ -667,6 +691,7 @@ class Process:
         self._version, self._rules = world.versions[-1]
         self._logger = world_logger(world, name) if world._is_traced else QUIET
         metrics = Metrics(CollectorRegistry())
+        world.metrics.append(metrics)
         self._follower = Follower(self.log, TOPICS, metrics, self._logger)
         services: dict[str, Any] = {
             "log": self.log,
