@@ -574,7 +574,8 @@ def _deletions(random: Random, world: Plan) -> Iterable[Step]:
         at = random.uniform(1.0, world.horizon)
         is_slow_allowed = "order" not in world.faults or "slow" in world.faults  # or pauses would be heard of late
         ways = ("at once", "at once", "away", "down", *(("slow", "slow") if is_slow_allowed else ()))
-        within, kinds = 0.3, ("events", "events", "retry", "retry", "ordered")
+        within = 0.3
+        kinds: Sequence[str] = ("events", "events", "retry", "retry", "ordered")
         match random.choice(ways):
             case "away":
                 for process in range(world.processes):
@@ -590,7 +591,7 @@ def _deletions(random: Random, world: Plan) -> Iterable[Step]:
                 slow = {"what": "slow", "kind": "fetch", "seconds": round(random.uniform(0.5, 5.0), 3), "share": 1.0}
                 yield Step(round(at, 6), "log", slow)
             case _:
-                within, kinds = 0.001, ("events",)  # nothing of that is read yet
+                within, kinds = 0.001, ["events"]  # nothing of that is read yet
         for _ in range(random.randint(3, 15)):
             event = {
                 "source": random.choice(world.sources),
