@@ -927,6 +927,30 @@ async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: 
     assert await log.committed(group, topic) in ({}, {0: Commit(0)})
 
 
+async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_where_it_begins(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after its topic was made again, a position is beyond the end."""
+    topic, failures = await make_topic(log), list[str]()
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
+    await append(log, topic, b"0", b"1", b"2")
+    await fetch(consumer, 3)
+    offsets_of_led = consumer._cluster.offsets_of_led
+
+    async def failing(*asked: Any) -> Any:
+        if consumer._giving_up.locked() and not failures:
+            failures.append("of who begins anew")
+            raise LogUnavailableError("expected an answer, got none")
+        return await offsets_of_led(*asked)
+
+    monkeypatch.setattr(consumer._cluster, "offsets_of_led", failing)
+    consumer._next[Partition(topic, 0)] = 10
+    consumer._kafka.seek(TopicPartition(topic, 0), 10)
+    assert [record.value for record in await fetch(consumer, 3)] == [b"0", b"1", b"2"]
+    assert failures
+    await consumer.close()
+
+
 # Topics that can't be read
 
 

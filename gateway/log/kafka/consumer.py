@@ -362,8 +362,13 @@ class KafkaConsumer:
                 self._held.pop(partition, None)
                 self._ends.pop(partition, None)
                 self._paused.discard(partition)
-            first, missing = await self._cluster.offsets_of_led(mine, EARLIEST)
-            self._next |= {partition: positions[partition] for partition in missing}  # the next time, then
+            try:
+                first, _ = await self._cluster.offsets_of_led(mine, EARLIEST)
+            except LogUnavailableError:
+                first = {}
+            for partition in positions.keys() - first.keys():  # the next time, then
+                self._next[partition] = positions[partition]
+                self._kafka.seek(TopicPartition(*partition), positions[partition])
             try:
                 # A commit of before would have the next owner pass over what is new.
                 await self._commit({partition: Commit(start) for partition, start in first.items()})
