@@ -217,7 +217,8 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
-            others=lambda: {**self._refusing, **follower.unread(), **jobs.unread()},
+            others=lambda: {**follower.unread(), **jobs.unread()},
+            refusing=lambda: self._refusing,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
         return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]

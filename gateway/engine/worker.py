@@ -49,8 +49,12 @@ class Worker:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         traces: "Traces | None" = None,
         others: Callable[[], Mapping[Partition, str]] = dict,
+        refusing: Callable[[], Mapping[Partition, str]] = dict,
     ) -> None:
-        """`others` tells what is unread of what others than the worker read in this process."""
+        """`others` tells what is unread of what others than the worker read in this process.
+
+        `refusing` are partitions that take no appends; they are told with what is unread, as far as they aren't.
+        """
         self._services = Services(
             log=log,
             topics=topics,
@@ -67,6 +71,7 @@ class Worker:
         self._ordered: dict[tuple[str, str], tuple[Ordered, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
         self._others = others
+        self._refusing = refusing
         self._drain_timeout = DRAIN_TIMEOUT
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -184,6 +189,7 @@ class Worker:
     async def _keep_looking(self) -> None:
         """See what of the log can't be read."""
         others: Mapping[Partition, Unread] = {}
+        refusing: Mapping[Partition, Unread] = {}
         asked_at = -RETENTION_EVERY
         while True:
             now = self._services.log.now()
@@ -195,7 +201,8 @@ class Worker:
             for member in (self._router, *[member for member, _ in self._ordered.values()]):
                 for partition, unread in member.unread.items():
                     found[partition] = min(unread, found.get(partition, unread))
-            self._unread.look(found, now)
+            refusing = still_unread(refusing, self._refusing(), now)
+            self._unread.look({**refusing, **found}, now)
             await self._services.sleep(LOOK_EVERY)
 
     async def _tell_retention(self, now: float) -> None:

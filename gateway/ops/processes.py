@@ -58,7 +58,7 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
             Finding(
                 rank=NOT_READ,
                 what="the log",
-                why=f"refuses events: {trouble['reason']}",
+                why=f"doesn't answer, or refuses events: {trouble['reason']}",
                 since=trouble["since"],
                 who=where,
                 next=("# make room on its disk, or see the brokers: it goes on by itself",),

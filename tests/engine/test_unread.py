@@ -52,6 +52,27 @@ def sample(world: World, partition: str, topic: str = EVENTS) -> float | None:
 
 
 @virtual
+async def test_a_partition_that_takes_no_appends_is_told_as_one_that_cannot_be_read_where_it_is() -> None:
+    world = await a_world_of_partitions()
+    lost, refusing = Partition(EVENTS, 1), Partition(EVENTS, 2)
+    refused = dict.fromkeys((lost, refusing), "takes no appends: too few replicas")
+    async with running(world) as worker:
+        worker._refusing = lambda: refused
+        await asyncio.sleep(5)
+        world.log.lose_leader(lost)
+        await asyncio.sleep(5)
+        assert {partition: unread.reason for partition, unread in worker.unread.items()} == {
+            lost: "no leader",
+            refusing: "takes no appends: too few replicas",
+        }
+        assert sample(world, "2") == pytest.approx(10, abs=2)
+        world.log.find_leader(lost)
+        refused.clear()
+        await asyncio.sleep(3)
+        assert worker.unread == {}
+
+
+@virtual
 async def test_a_partition_without_a_leader_stops_no_other_and_goes_on_when_it_has_one() -> None:
     world = await a_world_of_partitions()
     world.logger = structlog.get_logger()

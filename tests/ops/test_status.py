@@ -276,7 +276,7 @@ def test_a_partition_that_is_of_no_use_says_what_for(reason: str, why: str) -> N
 def test_a_log_that_refuses_events_is_among_the_worst() -> None:
     (found,) = findings_in({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
     assert (found.rank, found.is_wrong, found.since, found.who) == (NOT_READ, True, 100.0, "a:9090")
-    assert (found.what, found.why) == ("the log", "refuses events: gateway.db: no room")
+    assert (found.what, found.why) == ("the log", "doesn't answer, or refuses events: gateway.db: no room")
     assert found.next[0].startswith("# make room on its disk")
     assert findings_in({"log": None}, "a:9090", Control()) == []
 
