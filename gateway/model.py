@@ -144,6 +144,42 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Why the record of a delivery is where it is: it goes with the delivery from record to record."""
+
+    why: str = ""
+    """A SpillReason: why it is in the retry store, or parked, without an attempt."""
+    by: str = ""
+    """What is paused, as "route/…" or "destination/…", of one that is parked."""
+    breaks: int = 0
+    """How many times it was put off in a row since its destination's breaker was open."""
+    unknown_since: float | None = None
+    """Since when (Unix time) no rules have its source, route or destination."""
+    is_hurried: bool = False
+    """Whether a kick has brought it on, so that it doesn't wait for the delay of the shortest tier."""
+    replay: str = ""
+    """The replay that it is of."""
+    reason: str = ""
+    """Why it is a dead letter (a DeadReason), or becomes one in its turn; a newer version may have others."""
+    detail: str = ""
+
+    def fields(self) -> dict[str, str]:
+        """Return what there is of it, as it is written into a record."""
+        fields = {"why": self.why, "by": self.by, "replay": self.replay, "reason": self.reason, "detail": self.detail}
+        told = {name: text for name, text in fields.items() if text}
+        if self.breaks:
+            told["breaks"] = str(self.breaks)
+        if self.unknown_since is not None:
+            told["unknown_since"] = f"{self.unknown_since:.3f}"
+        if self.is_hurried:
+            told["hurry"] = "1"
+        return told
+
+
+NO_NOTE = Note()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
     """The destination answered 2xx."""
 

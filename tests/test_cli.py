@@ -29,13 +29,12 @@ from gateway.commands import COMMANDS
 from gateway.commands.replay import DUE
 from gateway.engine.dedupe import SIGHTINGS_KEPT
 from gateway.engine.orders import DeadFilter, Order, Selection, State, decode
-from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import LogLostError, SpillReason, event_id
+from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
 from gateway.ops import silence
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339, when
@@ -133,7 +132,7 @@ def write_letter(event: str, *, route: str = "build", reason: str = "exhausted",
         route=route,
         attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
     )
-    note = {"reason": reason, "detail": "500 after 2 attempts"}
+    note = Note(reason=reason, detail="500 after 2 attempts")
     on_log(
         lambda log: log.append(
             TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note, at=NOW)
@@ -1383,7 +1382,7 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
     async def wait(log: Log) -> None:
         await log.create(TOPICS.specs((), [("build", "ci")]))
         for number in range(3):
-            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), {}, at=0.0)
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_NOTE, at=0.0)
             places.append(await log.append(topic, key=b"k", value=b"{}", headers=headers))
 
     on_log(wait, owner=True)
@@ -1435,7 +1434,7 @@ def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) ->
 
 def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any) -> None:
     delivery = a_delivery(event=an_event(source=source, received_at=NOW), **fields)
-    note = {"by": parked_by, WHY: SpillReason.PAUSED} if parked_by else {WHY: SpillReason.UNKNOWN_NAME}
+    note = Note(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))

@@ -190,7 +190,7 @@ class Backlogs:
             if place not in seen:
                 seen[place] = min([marker.get(place, 0) for marker in markers], default=end)
         async for partition, record in self._records(topic, seen, bounds):
-            by = NEWER if is_newer(record) else note_of(record).get("by", "")
+            by = NEWER if is_newer(record) else note_of(record).by
             where = (by, partition.number)
             parked.setdefault(where, array("q")).append(record.offset)
             seen[f"{topic}/{partition.number}"] = record.offset + 1

@@ -26,11 +26,12 @@ from gateway.engine.lanes import Lane, Spill
 from gateway.engine.orders import Order
 from gateway.engine.schedule import Schedule
 from gateway.engine.services import Client, Services
-from gateway.engine.successors import UNKNOWN_SINCE, WHY, Successors
+from gateway.engine.successors import Successors
 from gateway.engine.tracker import Item, Pending
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
+    NO_NOTE,
     Attempt,
     DeadLettered,
     DeadReason,
@@ -38,6 +39,7 @@ from gateway.model import (
     Delivery,
     Dropped,
     ExpressionError,
+    Note,
     Outcome,
     RecordTooLargeError,
     SpillReason,
@@ -137,12 +139,12 @@ class Dispatcher:
     def keep_unknown(self, item: Item) -> None:
         """Keep what names an unknown source, route or destination for a while: the rules may be on their way."""
         now = self._log.now()
-        since = float(item.note.get(UNKNOWN_SINCE, now))
+        since = now if item.note.unknown_since is None else item.note.unknown_since
         if now - since > UNKNOWN_LIMIT:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
-        item.note = {UNKNOWN_SINCE: f"{since:.3f}", WHY: SpillReason.UNKNOWN_NAME}
+        item.note = Note(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY)
         self.defer(item, item.delivery.due, now)
 
@@ -311,7 +313,7 @@ class Dispatcher:
             self._say(item, verdict, attempt.number, now)
             self._finish(item)
             return
-        item.note = {}
+        item.note = NO_NOTE
         item.is_tried = True
         item.delivery = replace(item.delivery, attempts=(*item.delivery.attempts, attempt))
         match verdict:
@@ -357,14 +359,14 @@ class Dispatcher:
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory a look at the breaker costs nothing
-                times = int(item.note.get("breaks", 0))
-                item.note = {"breaks": str(times + 1)}
+                times = item.note.breaks
+                item.note = Note(breaks=times + 1)
                 due = max(
                     due, now + max(FIRST_BREAK, min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16), down_for))
                 )
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
-            item.note = {**item.note, WHY: spill.reason}
+            item.note = replace(item.note, why=spill.reason)
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
@@ -375,7 +377,7 @@ class Dispatcher:
             self.wait(item, self._log.now() + PAUSED_LOOK)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
-        item.note = {"by": name, WHY: SpillReason.PAUSED}
+        item.note = Note(by=name, why=SpillReason.PAUSED)
         self._succeed(item, self._topics.parked)
 
     def _succeed(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:

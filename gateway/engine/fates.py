@@ -14,12 +14,15 @@ from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from gateway.engine.injector import HURRY
 from gateway.engine.replay import RECORDS_AT_ONCE, records_of
-from gateway.engine.successors import WHY
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import decode_delivery
-from gateway.model import Delivery, UnreadableRecordError, answer_of
+from gateway.model import (
+    Delivery,
+    Note,
+    UnreadableRecordError,
+    answer_of,
+)
 
 MOST = 10_000
 """Deliveries of a kick that are followed. Of more, it isn't told how many were tried."""
@@ -152,18 +155,18 @@ class Fates:
                         self._see(filed.delivery, filed.note, place, record.offset)
                 self._read[place] = end
 
-    def _see(self, delivery: Delivery, note: Mapping[str, str], place: str, offset: int) -> None:
+    def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
         followed = self._followed.get(_key(delivery))
         if followed is None:
             return
         topic = place.rpartition("/")[0]
-        if topic == self._shortest and HURRY in note and followed.place is None:
+        if topic == self._shortest and note.is_hurried and followed.place is None:
             followed.place, followed.offset = place, offset
         elif len(delivery.attempts) > followed.attempts:
             followed.is_tried = True
             followed.got = _last_result(delivery)
         else:
-            followed.fate = ENDED if topic == self._dead else note.get(WHY, LATER)
+            followed.fate = ENDED if topic == self._dead else note.why or LATER
 
     def _see_done(self, commits: Mapping[str, Commit]) -> None:
         for each in self._followed.values():

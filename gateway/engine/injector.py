@@ -4,14 +4,18 @@ What doesn't fit into the log any more is dead-lettered.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from gateway.engine.successors import Successors, always
-from gateway.model import DeadLettered, DeadReason, Delivery, RecordTooLargeError
+from gateway.model import (
+    DeadLettered,
+    DeadReason,
+    Delivery,
+    Note,
+    RecordTooLargeError,
+)
 
 APPENDS_AT_ONCE = 100
-HURRY = "hurry"
-"""The note of what a kick puts into the shortest tier: it doesn't wait there for the tier's 5 s."""
 
 
 class Injector:
@@ -21,9 +25,7 @@ class Injector:
         self._successors = successors
         self._topic = topic
 
-    async def inject(
-        self, deliveries: Iterable[tuple[Delivery, Mapping[str, str]]], is_wanted: Callable[[], bool] = always
-    ) -> bool:
+    async def inject(self, deliveries: Iterable[tuple[Delivery, Note]], is_wanted: Callable[[], bool] = always) -> bool:
         """Append deliveries, each with its note.
 
         Return True once each is acknowledged, False where one was given up because it isn't wanted any more.
@@ -37,7 +39,7 @@ class Injector:
             ]
         return all(append.result() for append in appends)
 
-    async def _inject(self, delivery: Delivery, note: Mapping[str, str], is_wanted: Callable[[], bool]) -> bool:
+    async def _inject(self, delivery: Delivery, note: Note, is_wanted: Callable[[], bool]) -> bool:
         try:
             return await self._successors.carry_on(self._topic, delivery, note, is_wanted)
         except RecordTooLargeError:

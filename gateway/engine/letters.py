@@ -20,7 +20,7 @@ def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
         id=delivery.id,
         route=delivery.route,
         destination=delivery.destination,
-        reason=filed.note.get("reason", ""),
+        reason=filed.note.reason,
         at=record.appended_at,
     )
     return letter, filed

@@ -26,6 +26,7 @@ from gateway.engine.tracker import Item, Tracker
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import decode_delivery, order_key, origin_of
 from gateway.model import (
+    NO_NOTE,
     Attempt,
     DeadLettered,
     DeadReason,
@@ -33,6 +34,7 @@ from gateway.model import (
     DeliveryId,
     Event,
     NewerRecordError,
+    Note,
     UndecodableRecordError,
 )
 from gateway.rules.rules import Route
@@ -177,8 +179,8 @@ class Ordered(Member):
             return
         item = pending.add(delivery)
         item.is_waiting = True
-        if "reason" in filed.note:
-            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=filed.note.get("detail", ""))
+        if filed.note.reason:
+            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=filed.note.detail)
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
@@ -229,10 +231,10 @@ class Ordered(Member):
                 for item in ready:
                     item.proven_at = asked_at
                     if item.pending.tracker.is_live:
-                        item.note = {}
+                        item.note = NO_NOTE
                         if self._unknown_since is not None:
                             since = max(self._unknown_since, item.pending.appended_at)
-                            item.note = {"unknown_since": f"{since:.3f}"}
+                            item.note = Note(unknown_since=since)
                         self._dispatch.admit(item, now)
 
     @override

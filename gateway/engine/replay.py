@@ -40,6 +40,7 @@ from gateway.model import (
     ExpressionError,
     LogUnavailableError,
     NewerRecordError,
+    Note,
     UndecodableRecordError,
     UnreadableRecordError,
     delivery_id,
@@ -459,7 +460,7 @@ class Replays:
         # Numbered from a place of this replay's own: what is still on its way of the original, or of another replay,
         # isn't taken for a copy of these. A piece that is injected twice is.
         first = int(order.at * 1000)
-        note = {"replay": order.name}
+        note = Note(replay=order.name)
         deliveries = [
             (
                 Delivery(

@@ -20,7 +20,6 @@ from typing_extensions import override
 from gateway.engine import planner
 from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher, is_late
 from gateway.engine.duplicates import Duplicates
-from gateway.engine.injector import HURRY
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.orders import Order
@@ -33,12 +32,14 @@ from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import Origin, decode_delivery, decode_event, note_of
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
+    NO_NOTE,
     DeadLettered,
     DeadReason,
     Delivery,
     Event,
     LogUnavailableError,
     NewerRecordError,
+    Note,
     RecordTooLargeError,
     UndecodableRecordError,
     delivery_id,
@@ -285,10 +286,10 @@ class Router(Member):
         traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
-            return self._fan_out(pending, event, {}, 0, now=now, origin=origin)
+            return self._fan_out(pending, event, NO_NOTE, 0, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
-            pressed = self._fan_out(pending, replace(event, trace=span.context), {}, 0, now=now, origin=origin)
+            pressed = self._fan_out(pending, replace(event, trace=span.context), NO_NOTE, 0, now=now, origin=origin)
             span.set_attributes({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
         return pressed
 
@@ -296,7 +297,7 @@ class Router(Member):
         self,
         pending: Pending,
         event: Event,
-        note: Mapping[str, str],
+        note: Note,
         successor: int,
         *,
         now: float,
@@ -346,7 +347,7 @@ class Router(Member):
     def _put_in_order(self, item: Item, end: DeadLettered | None, origin: Origin | None) -> None:
         """Send a delivery of an ordered route to its topic, where it ends in its turn if it has to."""
         if end is not None:
-            item.note = {"reason": end.reason, "detail": end.detail}
+            item.note = Note(reason=end.reason, detail=end.detail)
         self._sequences.put(item, origin, self._still_unsettled(origin))
 
     def _still_unsettled(self, origin: Origin | None) -> list[Pending]:
@@ -433,8 +434,8 @@ class Router(Member):
         if tracker.is_copy(delivery, record.offset):
             self.done(pending)
             return
-        is_hurried = HURRY in filed.note
-        note = {name: text for name, text in filed.note.items() if name != HURRY} if is_hurried else filed.note
+        is_hurried = filed.note.is_hurried
+        note = replace(filed.note, is_hurried=False) if is_hurried else filed.note
         if self._services.control.is_hurried(delivery.route, delivery.destination, tracker.partition, record.offset):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, note=note)
@@ -487,5 +488,5 @@ def _due_at(tracker: Tracker, record: Record, now: float) -> float:
     """Return when a record that is held of a tier comes out: after the tier's delay, at once where a kick wants it."""
     assert tracker.delay is not None
     due = record.appended_at + tracker.delay
-    is_hurried = due > now and tracker.delay == TIERS[planner.SHORTEST] and HURRY in note_of(record)
+    is_hurried = due > now and tracker.delay == TIERS[planner.SHORTEST] and note_of(record).is_hurried
     return record.appended_at if is_hurried else due

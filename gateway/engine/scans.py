@@ -16,16 +16,24 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine import planner
 from gateway.engine.control import Control
 from gateway.engine.fates import Fate, Fates
-from gateway.engine.injector import APPENDS_AT_ONCE, HURRY, Injector
+from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.orders import Order, State, place_of
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
-from gateway.engine.successors import UNKNOWN_SINCE, Successors
+from gateway.engine.successors import Successors
 from gateway.engine.unread import Patient
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_delivery, is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import Delivery, Disposition, LogUnavailableError, NewerRecordError, UndecodableRecordError
+from gateway.model import (
+    NO_NOTE,
+    Delivery,
+    Disposition,
+    LogUnavailableError,
+    NewerRecordError,
+    Note,
+    UndecodableRecordError,
+)
 from gateway.rules.rules import Rules
 
 HOLD = 2.5
@@ -68,8 +76,7 @@ class Picked:
 
     runs: Sequence[Run] = ()
     delivery: Delivery | None = None
-    note: Mapping[str, str] = field(default_factory=dict)
-    """What goes with it beside the scan's own note."""
+    note: Note = NO_NOTE
 
 
 NOTHING = Picked()
@@ -88,14 +95,14 @@ class Scan:
     sleep: Callable[[float], Awaitable[None]]
     leave: Callable[[Partition, int, NewerRecordError], None]
     runs: Collection[Run]
-    note: Mapping[str, str]
+    is_hurried: bool
     state: State
     """Of a marker on the way: "asked" keeps the count for who goes on."""
     left: dict[str, int] = field(default_factory=dict)
     """The first record of a partition that a newer version wrote: scan and markers end before it."""
     unread: set[str] = field(default_factory=set)
     """What couldn't be read, as "topic/partition": no marker passes anything of it."""
-    _batch: list[tuple[Delivery, Mapping[str, str]]] = field(default_factory=list)
+    _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
     _unmarked: int = 0
@@ -145,7 +152,7 @@ class Scan:
         for run in picked.runs:
             run.fresh += 1
         if picked.delivery is not None:
-            self._batch.append((picked.delivery, {**picked.note, **self.note}))
+            self._batch.append((picked.delivery, replace(picked.note, is_hurried=self.is_hurried)))
             self._bytes += len(picked.delivery.event.body)
         return True
 
@@ -254,7 +261,7 @@ class Scans:
 
         def pick(partition: Partition, record: Record) -> Picked:
             filed = filed_in(record)
-            if filed is None or filed.note.get("by") != order.name or run.is_beyond(partition, record.offset):
+            if filed is None or filed.note.by != order.name or run.is_beyond(partition, record.offset):
                 return NOTHING
             return Picked((run,), self._again(filed.delivery, at_once=False))
 
@@ -298,7 +305,7 @@ class Scans:
                 unreadable.append(record)
                 found.update(runs)  # whose markers pass it, so that the next owner doesn't bury it again
                 return NOTHING
-            run = runs.get(filed.note.get("by", ""))
+            run = runs.get(filed.note.by)
             if run is None or run.is_beyond(partition, record.offset):
                 return NOTHING
             found[run.order.name] = run
@@ -334,7 +341,7 @@ class Scans:
         def is_wanted() -> bool:
             return self._owner() is owner and any(control.is_open(run.order.key) for run in scan.runs)
 
-        scan = self._scan(runs, is_wanted, note={HURRY: "1"})
+        scan = self._scan(runs, is_wanted, is_hurried=True)
         near = await self._ends(scan, shortest)
         ends: dict[str, int] = {}
         for topic in self._longer():
@@ -417,7 +424,7 @@ class Scans:
             for run in counting:
                 fates.follow(run.order.name, delivery)
             # For how long its names are unknown goes on: kicked every hour, it would never end.
-            note = {UNKNOWN_SINCE: since} if (since := filed.note.get(UNKNOWN_SINCE)) else {}
+            note = Note(unknown_since=filed.note.unknown_since)
             return Picked(counting, self._again(delivery, at_once=True), note)
 
         return pick
@@ -436,7 +443,7 @@ class Scans:
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
                     filed = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
-                    if filed is None or HURRY in filed.note:
+                    if filed is None or filed.note.is_hurried:
                         continue  # an earlier kick has counted it
                     for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
                         if name in named:
@@ -496,7 +503,7 @@ class Scans:
         runs: Collection[Run],
         is_wanted: Callable[[], bool],
         *,
-        note: Mapping[str, str] | None = None,
+        is_hurried: bool = False,
         state: State = "asked",
     ) -> Scan:
         return Scan(
@@ -509,7 +516,7 @@ class Scans:
             sleep=self._sleep,
             leave=self._successors.unreadable.leave,
             runs=runs,
-            note=note or {},
+            is_hurried=is_hurried,
             state=state,
         )
 

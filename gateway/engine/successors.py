@@ -3,7 +3,7 @@
 What waits here keeps a record unfinished until its successor is acknowledged; it is given up only for another owner.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
@@ -18,16 +18,13 @@ from gateway.model import (
     DeadReason,
     Delivery,
     LogUnavailableError,
+    Note,
     RecordTooLargeError,
     UndecodableRecordError,
 )
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.seldom import Seldom
 
-WHY = "why"
-"""The note that tells why a delivery went to a tier, or to the parked, without an attempt: a SpillReason."""
-UNKNOWN_SINCE = "unknown_since"
-"""The note that tells since when (Unix time) a delivery's route or destination has been in nobody's rules."""
 OPEN_LOOK = 0.05
 """Seconds between looks at whose a record is, while that is open."""
 FIRST_PAUSE = 0.1
@@ -73,7 +70,7 @@ class Successors:
         self,
         topic: str,
         delivery: Delivery,
-        note: Mapping[str, str],
+        note: Note,
         is_wanted: Callable[[], bool] = always,
         is_open: Callable[[], bool] = never,
     ) -> bool:
@@ -94,14 +91,14 @@ class Successors:
         is_open: Callable[[], bool] = never,
     ) -> bool:
         """Store a delivery among the dead, with its reason. False if it isn't wanted any more."""
-        note = {"reason": end.reason, "detail": end.detail}
+        note = Note(reason=end.reason, detail=end.detail)
         key, body = _key(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, note, at=self._log.now())
             is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted=is_wanted, is_open=is_open)
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
-            headers = encode_delivery(slim, {"reason": end.reason, "detail": end.detail[:200]}, at=self._log.now())
+            headers = encode_delivery(slim, replace(note, detail=end.detail[:200]), at=self._log.now())
             is_stored = await self._append(
                 self._topics.dead, key, body, headers, is_wanted=is_wanted, is_open=is_open, is_last=True
             )

@@ -8,7 +8,7 @@ moves what is still under way into the new tracker, so that it is neither repeat
 import asyncio
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -17,7 +17,12 @@ from typing_extensions import override
 
 from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Partition, Record
-from gateway.model import DeadLettered, Delivery
+from gateway.model import (
+    NO_NOTE,
+    DeadLettered,
+    Delivery,
+    Note,
+)
 
 ITEM_SIZE = 1024
 """Bytes of memory that a delivery takes while it waits, with an attempt or two, beside its event."""
@@ -94,9 +99,9 @@ class Pending:
     is_made_here: bool = False
     items: "list[Item]" = field(default_factory=list)
 
-    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Mapping[str, str] | None = None) -> "Item":
+    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Note = NO_NOTE) -> "Item":
         """Add a delivery of this record."""
-        item = Item(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note or {})
+        item = Item(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note)
         self.items.append(item)
         self.left += 1
         self.tracker.owner.hold(self, ITEM_SIZE)
@@ -133,7 +138,7 @@ class Item:
     pending: Pending
     size: int
     is_retry: bool
-    note: Mapping[str, str] = field(default_factory=dict)
+    note: Note = NO_NOTE
     since: float = 0.0
     is_waiting: bool = False
     is_tried: bool = False

@@ -41,6 +41,7 @@ from gateway.model import (
     EventId,
     Headers,
     NewerRecordError,
+    Note,
     Result,
     TraceContext,
     UndecodableRecordError,
@@ -58,11 +59,11 @@ SIGHTING = struct.Struct(">16s8sQQ")
 class StoredDelivery:
     """A delivery as found in a retry, parked or dead record.
 
-    `note` says why it is there, in names and strings. `at` is when it was written, by the writer's idea of the time.
+    `at` is when it was written, by the writer's idea of the time.
     """
 
     delivery: Delivery
-    note: Mapping[str, str]
+    note: Note
     at: float
 
 
@@ -133,7 +134,7 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
     return headers
 
 
-def encode_delivery(delivery: Delivery, note: Mapping[str, str], *, at: float) -> list[tuple[str, bytes]]:
+def encode_delivery(delivery: Delivery, note: Note, *, at: float) -> list[tuple[str, bytes]]:
     """Return the record headers of a delivery that goes to a retry, parked or dead-letter topic, at a time."""
     state: dict[str, Any] = {
         "id": delivery.id,
@@ -143,7 +144,7 @@ def encode_delivery(delivery: Delivery, note: Mapping[str, str], *, at: float) -
         "due": delivery.due,
         "since": delivery.since,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
-        "note": dict(note),
+        "note": note.fields(),
         "at": at,
     }
     encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
@@ -160,10 +161,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
     headers = _Headers(record.headers)
     event = _event(headers, record.value)
     state = Fields.parse("gw_delivery", headers.get("gw_delivery"))
-    note = state.inside("note")
-    for name, expected in _NOTES.items():
-        if note.has(name):
-            note.text(name, like=expected, expected="a number")
+    note = _note(state.inside("note"))
     delivery = Delivery(
         id=DeliveryId(state.text("id", like=ID, expected="an id")),
         event=event,
@@ -174,9 +172,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
         due=state.number("due"),
         since=state.number("since"),
     )
-    return StoredDelivery(
-        delivery=delivery, note={name: note.text(name) for name in note.names()}, at=state.number("at")
-    )
+    return StoredDelivery(delivery=delivery, note=note, at=state.number("at"))
 
 
 def is_newer(record: Record) -> bool:
@@ -215,13 +211,24 @@ def order_key(event: Event) -> str:
     return f"{event.source}\0{event.key}" if event.key is not None else event.id
 
 
-def note_of(record: Record) -> Mapping[str, str]:
+def note_of(record: Record) -> Note:
     """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
     try:
-        note = Fields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note")
-        return {name: note.text(name) for name in note.names()}
+        return _note(Fields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
     except UndecodableRecordError:
-        return {}
+        return Note()
+
+
+def _note(fields: Fields) -> Note:
+    """Read a note, without what a newer version may have put into it."""
+    texts = {name: fields.text(name) for name in _NOTE_TEXTS if fields.has(name)}
+    since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
+    return Note(
+        **texts,
+        breaks=int(fields.text("breaks", like=_COUNT, expected="a number")) if fields.has("breaks") else 0,
+        unknown_since=None if since is None else float(since),
+        is_hurried=fields.has("hurry"),
+    )
 
 
 def fingerprint(event: Event) -> bytes:
@@ -374,5 +381,5 @@ _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
 """A header pair and the end of its line; or, from where there is none, all the rest, without a name."""
 _RESULTS = frozenset(Result)
-_NOTES = {"unknown_since": re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), "breaks": re.compile(r"[0-9]{1,9}")}
-"""What notes tell in numbers, with which the engine counts."""
+_NOTE_TEXTS = ("why", "by", "replay", "reason", "detail")
+_TIME, _COUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), re.compile(r"[0-9]{1,9}")

@@ -46,7 +46,7 @@ class DeadLetter:
             return self.problem
         attempts = self.filed.delivery.attempts
         if not attempts:
-            return self.filed.note.get("detail", "")
+            return self.filed.note.detail
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:

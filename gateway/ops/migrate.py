@@ -391,7 +391,7 @@ class _Migration:
         partition = Partition(self._topics.parked, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
             try:
-                by = decode_delivery(record).note.get("by", "")
+                by = decode_delivery(record).note.by
             except UnreadableRecordError:
                 by = ""
             if not control.has_scanned(f"pause/{by}", partition, record.offset):

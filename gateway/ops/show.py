@@ -283,7 +283,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
-        "detail": letter.filed.note.get("detail", ""),
+        "detail": letter.filed.note.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.answer if last else None,
     }
@@ -297,7 +297,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": dict(letter.filed.note),
+        "note": letter.filed.note.fields(),
         "tries": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
@@ -336,7 +336,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.say()
         output.block(body_text(letter.record.value))
         return
-    delivery, note = letter.filed.delivery, dict(letter.filed.note)
+    delivery, note = letter.filed.delivery, letter.filed.note.fields()
     reason, detail = note.pop("reason", ""), note.pop("detail", "")
     output.say(("dead letter ", "bold"), delivery.id)
     settled = f", {when(letter.settled_by.at)}" if letter.settled_by else ""

@@ -16,7 +16,6 @@ from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control
 from gateway.engine.orders import DeadFilter, place_of
 from gateway.engine.retry import Retry, decide
-from gateway.engine.successors import WHY
 from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import StoredDelivery, decode_delivery
@@ -93,9 +92,8 @@ class Backlog:
 
 def reason_of_waiting(filed: StoredDelivery) -> str:
     """Tell why a delivery waits: by what its record notes, else by its last attempt."""
-    why = filed.note.get(WHY)
-    if why is not None:
-        return _WHY.get(why, why)
+    if filed.note.why:
+        return _WHY.get(filed.note.why, filed.note.why)
     attempts = filed.delivery.attempts
     return result_of(attempts[-1]) if attempts else "not tried yet"
 
@@ -231,7 +229,7 @@ async def _parked(
 
 
 def _was_resumed(control: Control, filed: StoredDelivery, partition: Partition, offset: int) -> bool:
-    return control.marker(f"pause/{filed.note.get('by', '')}").get(place_of(partition), 0) > offset
+    return control.marker(f"pause/{filed.note.by}").get(place_of(partition), 0) > offset
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -250,7 +248,7 @@ async def parked_of(
     paused = {order.name for order in control.orders.values() if order.kind == "pause" and order.state == "paused"}
     if paused:
         async for filed in _parked(log, topics, control, unread):
-            by, delivery = filed.note.get("by", ""), filed.delivery
+            by, delivery = filed.note.by, filed.delivery
             if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
                 found[by] += 1
     return found

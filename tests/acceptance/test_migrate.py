@@ -16,7 +16,7 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import Delivery, Event, EventId, delivery_id
+from gateway.model import Delivery, Event, EventId, Note, delivery_id
 from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import RULES, LogPlace
@@ -211,8 +211,8 @@ def _delivery(event: str, chance: random.Random, *, due: float = 0.0) -> Deliver
     return Delivery(id=delivery_id(made.id, "all", "second"), event=made, route="all", destination="second", due=due)
 
 
-async def _put(log: Log, topic: str, delivery: Delivery, **note: str) -> None:
-    headers = encode_delivery(delivery, note, at=log.now())
+async def _put(log: Log, topic: str, delivery: Delivery, by: str = "", reason: str = "") -> None:
+    headers = encode_delivery(delivery, Note(by=by, reason=reason), at=log.now())
     await log.append(topic, key=delivery.destination.encode(), value=delivery.event.body, headers=headers)
 
 

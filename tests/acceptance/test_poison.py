@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 from gateway.engine.orders import DeadFilter
 from gateway.log.records import encode_delivery, encode_event, encode_sightings
 from gateway.log.topics import TIERS, Topics
+from gateway.model import NO_NOTE
 from tests.acceptance.conftest import LogPlace, operators
 from tests.acceptance.test_rollout import Fleet
 from tests.builders import a_delivery, an_event
@@ -39,7 +40,7 @@ Poison = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 def garbage() -> list[Poison]:
     """Return what is neither an event, nor a delivery, nor a sighting."""
     event = encode_event(an_event())
-    state = orjson.loads(dict(encode_delivery(a_delivery(), {}, at=0.0))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_NOTE, at=0.0))["gw_delivery"])
     changed = [
         {**state, name: value}
         for name in ("id", "route", "attempts", "successor", "due", "note", "at")

@@ -173,7 +173,7 @@ async def _injections(log: Log, topics: Topics, order: Order) -> tuple[set[str],
         async for records in log.scan(Partition(topic, number), start, end):
             for record in records:
                 filed = decode_delivery(record)
-                if filed.note.get("replay") == order.name and filed.delivery.since == filed.delivery.due:
+                if filed.note.replay == order.name and filed.delivery.since == filed.delivery.due:
                     found[filed.delivery.event.id].append(record.appended_at)
             await asyncio.sleep(0)
     again = [at for times in found.values() for at in sorted(times)[1:]]

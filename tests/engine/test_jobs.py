@@ -16,7 +16,7 @@ from gateway.engine.orders import DeadFilter, Letter, Order, Selection
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
-from gateway.model import Disposition
+from gateway.model import NO_NOTE, Disposition, Note
 from gateway.ops.orders import Orders, Placed, who
 from gateway.ops.show import told_of_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
@@ -64,7 +64,7 @@ class CountingLog(MemoryLog):
 
 async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fields: Any) -> None:
     """Let so many deliveries wait where an order of a kind finds them."""
-    note = {"resume": {"by": NAME}, "kick": {}, "dead": {"reason": "exhausted"}}[kind]
+    note = {"resume": Note(by=NAME), "kick": NO_NOTE, "dead": Note(reason="exhausted")}[kind]
     for number in range(first, first + count):
         event = an_event(id=f"evt_{number}", received_at=now())
         delivery = a_delivery(event=event, successor=1, due=now() + 1200, **fields)
@@ -342,7 +342,9 @@ async def test_a_kick_while_more_fails_postpones_nothing() -> None:
 async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_comes_out() -> None:
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 14)
-    await world.log.append(TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now()))
+    await world.log.append(
+        TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
+    )
     orders = Orders(world.log, TOPICS)
     began = now()
     async with operated(world) as control, running(world, world.worker(control)):
@@ -406,7 +408,7 @@ async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -
             (done,) = await answers(world, [cancelled])
             assert done is not None
             assert done.state == "cancelled"
-            of_it = [each for each in world.filed(TIER) if each.note["replay"] == replay.order.name]
+            of_it = [each for each in world.filed(TIER) if each.note.replay == replay.order.name]
             assert done.count == len(of_it)
         assert 0 < len(world.log.records(TIER)) < 2000
 

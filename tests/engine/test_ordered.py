@@ -149,7 +149,7 @@ async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_go
     async with running(world):
         await asyncio.sleep(10)
     assert by_key(world)["k0"] == [0, 0, 1, 2]
-    assert [filed.note["reason"] for filed in world.dead()] == ["exhausted"]
+    assert [filed.note.reason for filed in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -207,7 +207,7 @@ async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
         worker.reload()
         await asyncio.sleep(10)
     assert by_key(world) == {"k0": [0, 1]}
-    assert [filed.note["reason"] for filed in world.dead()] == ["exhausted"]
+    assert [filed.note.reason for filed in world.dead()] == ["exhausted"]
 
 
 @virtual
@@ -360,7 +360,7 @@ async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"]
+    assert [filed.note.reason for filed in world.dead()] == ["expression_error"]
     assert await unfinished(world) == 0
 
 
@@ -384,7 +384,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
     await world.put(*keyed(1, 2))
     async with running(world):
         await asyncio.sleep(5)
-    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"] * 2
+    assert [filed.note.reason for filed in world.dead()] == ["expression_error"] * 2
     assert await unfinished(world) == 0
 
 

@@ -9,7 +9,11 @@ import structlog
 from gateway.engine.orders import DeadFilter, Order
 from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
-from gateway.model import EventId, Result
+from gateway.model import (
+    NO_NOTE,
+    EventId,
+    Result,
+)
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_worker import (
     EVENTS,
@@ -38,7 +42,7 @@ async def test_the_backlog_of_a_dead_destination_expires_and_is_seldom_written_a
     assert tiers < 300 * 60
     tried = {event for _, event, _ in world.client.made}
     assert len(world.dead()) >= len(tried) - 5, "what was tried once ends when its time is over"
-    assert {filed.note["reason"] for filed in world.dead()} == {"expired"}
+    assert {filed.note.reason for filed in world.dead()} == {"expired"}
 
 
 @virtual
@@ -76,7 +80,7 @@ async def test_what_comes_back_too_old_before_the_first_probe_is_not_given_up() 
     tried = an_attempt(at=now() - 7200)
     old = a_delivery(event=an_event(received_at=now() - 7200), attempts=(tried,), successor=1, due=now() + 6)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=old.event.body, headers=encode_delivery(old, {}, at=now())
+        TOPICS.retry("5s"), key=b"ci", value=old.event.body, headers=encode_delivery(old, NO_NOTE, at=now())
     )
     async with running(world):
         await asyncio.sleep(5)
@@ -146,7 +150,7 @@ async def test_the_events_of_a_removed_source_are_kept_for_an_hour_and_then_dead
         assert world.dead() == []
         await world.doze(2000)
     assert sorted(filed.delivery.event.source for filed in world.dead()) == ["gone", "other"]
-    assert {filed.note["reason"] for filed in world.dead()} == {"route_removed"}
+    assert {filed.note.reason for filed in world.dead()} == {"route_removed"}
 
 
 @virtual
@@ -239,7 +243,10 @@ async def test_a_leader_whose_clock_is_behind_makes_no_storm() -> None:
     behind = world.log.another()
     behind._now = lambda: real_now() - 30.0
     await behind.append(
-        TOPICS.retry("20s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=real_now())
+        TOPICS.retry("20s"),
+        key=b"ci",
+        value=delivery.event.body,
+        headers=encode_delivery(delivery, NO_NOTE, at=real_now()),
     )
     world.log._now = real_now
     world.log._last = real_now()
@@ -379,7 +386,7 @@ async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_
         await asyncio.sleep(1)
         world.rules = replace(rules_of(), sources=world.rules.sources)
         await world.doze(2 * 3600)
-    assert [filed.note["reason"] for filed in world.dead()] == ["route_removed"]
+    assert [filed.note.reason for filed in world.dead()] == ["route_removed"]
 
 
 @virtual

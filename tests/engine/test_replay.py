@@ -19,7 +19,7 @@ from gateway.engine.orders import DeadFilter, Letter, Order, Selection
 from gateway.engine.replay import BACKLOG, BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
-from gateway.model import Event, LogUnavailableError, delivery_id, event_id
+from gateway.model import Event, LogUnavailableError, Note, delivery_id, event_id
 from gateway.ops.replays import follow
 from gateway.rules.expressions import Expression
 from gateway.telemetry.metrics import Metrics
@@ -212,7 +212,7 @@ async def test_what_matches_the_rules_in_force_is_injected_for_every_destination
     for one in filed:
         assert one.delivery.route == "build"
         assert one.delivery.attempts == ()
-        assert one.note == {"replay": "x"}
+        assert one.note == Note(replay="x")
         assert order.at <= one.delivery.since == one.delivery.due <= now()
 
 
@@ -350,7 +350,7 @@ async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_o
         await an_order(world)
         done = await ended(control)
     assert done.count == 0
-    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"] * 2
+    assert [filed.note.reason for filed in world.dead()] == ["expression_error"] * 2
     assert world.filed(TIER) == []
 
 
@@ -524,7 +524,7 @@ async def test_a_replay_that_waits_for_a_partition_lets_the_next_one_begin() -> 
         assert control.injected("replay/x") == 60 - len(there)
         world.log.find_leader(lost)
         await asyncio.sleep(20)
-    assert Counter(filed.note["replay"] for filed in world.filed(TIER)) == {"x": 60 - len(there), "next": 5}
+    assert Counter(filed.note.replay for filed in world.filed(TIER)) == {"x": 60 - len(there), "next": 5}
 
 
 @virtual
@@ -660,7 +660,7 @@ async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
         await asyncio.sleep(10)
     assert control.orders["replay/x"].state == "cancelled"
     assert 80 <= control.injected("replay/x") <= 110
-    of_both = Counter(filed.note["replay"] for filed in world.filed(TIER))
+    of_both = Counter(filed.note.replay for filed in world.filed(TIER))
     assert of_both["x"] == control.injected("replay/x")
 
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 from gateway.engine.successors import LONGEST_PAUSE, Successors
 from gateway.log.base import Position
 from gateway.log.topics import Topics
-from gateway.model import Delivery, DeliveryId, LogUnavailableError
+from gateway.model import NO_NOTE, Delivery, DeliveryId, LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 from tests.builders import an_event
 from tests.engine.test_worker import QUIET
@@ -52,7 +52,7 @@ class Scene:
             sleep=asyncio.sleep,
         )
         delivery = Delivery(id=DeliveryId("dlv_1"), event=an_event(), route="build", destination="ci")
-        return await successors.carry_on(self.topic, delivery, {}, lambda: not self.is_lost, lambda: self.is_open)
+        return await successors.carry_on(self.topic, delivery, NO_NOTE, lambda: not self.is_lost, lambda: self.is_open)
 
 
 def played(change: Callable[[Scene], None], *, then: Callable[[Scene], None]) -> tuple[bool, int]:

@@ -14,7 +14,11 @@ from gateway.log import records
 from gateway.log.base import Commit, RecordHeaders
 from gateway.log.records import encode_delivery, encode_event, encode_sightings, event_key
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
-from gateway.model import Delivery
+from gateway.model import (
+    NO_NOTE,
+    Delivery,
+    Note,
+)
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_ordered import ORDERED, an_ordered_route, by_key, keyed
 from tests.engine.test_worker import (
@@ -44,7 +48,7 @@ async def put_newer(world: World, *names: str, key: str | None = None) -> None:
         await world.log.append(EVENTS, key=event_key(event), value=event.body, headers=of_version(encode_event(event)))
 
 
-async def file_newer(world: World, topic: str, delivery: Delivery, **note: str) -> None:
+async def file_newer(world: World, topic: str, delivery: Delivery, note: Note = NO_NOTE) -> None:
     headers = of_version(encode_delivery(delivery, note, at=now()))
     await world.log.append(topic, key=b"ci", value=delivery.event.body, headers=headers)
 
@@ -237,7 +241,7 @@ async def test_an_ordered_route_stands_at_a_newer_record_of_its_own_topic() -> N
     """What follows there may be of its key, too."""
     world = await a_world(an_ordered_route())
     for number, event in enumerate(keyed(1, 4)):
-        headers = encode_delivery(a_delivery(event=event, successor=1), {}, at=now())
+        headers = encode_delivery(a_delivery(event=event, successor=1), NO_NOTE, at=now())
         written = of_version(headers) if number == 1 else headers
         await world.log.append(ORDERED, key=b"k0", value=event.body, headers=written)
     async with running(world):
@@ -255,7 +259,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
     tier = TOPICS.retry("20s")
     await file_newer(world, tier, a_filed("evt_newer", due=now() + 15))
     later = a_filed("evt_later", due=now() + 15)
-    await world.log.append(tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, {}, at=now()))
+    await world.log.append(tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, NO_NOTE, at=now()))
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(60)
@@ -273,12 +277,12 @@ async def test_a_resumption_leaves_what_a_newer_version_parked() -> None:
     world = await a_world(a_route())
     for name in ("evt_before", "evt_after"):
         parked = a_filed(name)
-        note = {"by": "destination/ci"}
+        note = Note(by="destination/ci")
         await world.log.append(
             TOPICS.parked, key=b"ci", value=parked.event.body, headers=encode_delivery(parked, note, at=now())
         )
         if name == "evt_before":
-            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), by="destination/ci")
+            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), Note(by="destination/ci"))
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
@@ -298,9 +302,9 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_settled(
     for name in ("evt_before", "evt_newer", "evt_after"):
         letter = a_filed(name)
         if name == "evt_newer":
-            await file_newer(world, TOPICS.dead, letter, reason="gone", detail="")
+            await file_newer(world, TOPICS.dead, letter, Note(reason="gone"))
         else:
-            headers = encode_delivery(letter, {"reason": "gone", "detail": ""}, at=now())
+            headers = encode_delivery(letter, Note(reason="gone", detail=""), at=now())
             await world.log.append(TOPICS.dead, key=b"ci", value=letter.event.body, headers=headers)
     number, (_, end) = next(
         (number, bounds) for number, bounds in (await world.log.bounds(TOPICS.dead)).items() if bounds[1]
@@ -335,7 +339,7 @@ async def test_an_order_of_a_newer_version_is_not_lost() -> None:
     world = await a_world(a_route())
     waiting = a_filed("evt_waiting", due=now() + 900)
     await world.log.append(
-        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, {}, at=now())
+        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, NO_NOTE, at=now())
     )
     kick = Order(kind="kick", name="destination/ci", state="asked", at=now())
     key, value = kick.encode()
@@ -356,7 +360,7 @@ async def test_an_order_of_a_newer_version_is_carried_out_by_it() -> None:
     world = await a_world(a_route())
     waiting = a_filed("evt_waiting", due=now() + 900)
     await world.log.append(
-        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, {}, at=now())
+        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, NO_NOTE, at=now())
     )
     key, value = Order(kind="kick", name="destination/ci", state="asked", at=now()).encode()
     newer = orjson.dumps({**orjson.loads(value), "v": NEXT})

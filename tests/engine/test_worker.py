@@ -25,7 +25,15 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
 from gateway.log.records import StoredDelivery, decode_delivery, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.model import Attempt, Disposition, Event, Result, UndecodableRecordError
+from gateway.model import (
+    NO_NOTE,
+    Attempt,
+    Disposition,
+    Event,
+    Note,
+    Result,
+    UndecodableRecordError,
+)
 from gateway.rules.rules import Destination, Egress, OnGone, RequestTemplate, Route, Rules, Source
 from gateway.rules.table import RouteTable
 from gateway.rules.templates import Template
@@ -352,7 +360,7 @@ async def test_a_dead_letter_tells_its_reason_and_every_attempt() -> None:
     async with running(world):
         await asyncio.sleep(60)
     (filed,) = world.dead()
-    assert filed.note == {"reason": "exhausted", "detail": "500 after 3 attempts"}
+    assert filed.note == Note(reason="exhausted", detail="500 after 3 attempts")
     assert [(attempt.number, attempt.result) for attempt in filed.delivery.attempts] == [
         (1, "5xx"),
         (2, "timeout"),
@@ -380,7 +388,7 @@ async def test_a_failing_expression_dead_letters_its_route_and_no_other() -> Non
         await asyncio.sleep(2)
     assert world.client.made == [("ci", "evt_0", 1)]
     (filed,) = world.dead()
-    assert (filed.delivery.route, filed.note["reason"]) == ("bad", "expression_error")
+    assert (filed.delivery.route, filed.note.reason) == ("bad", "expression_error")
 
 
 @virtual
@@ -391,7 +399,7 @@ async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
     async with running(world):
         await asyncio.sleep(2)
     assert world.client.made == []
-    assert [filed.note["reason"] for filed in world.dead()] == ["expression_error"]
+    assert [filed.note.reason for filed in world.dead()] == ["expression_error"]
 
 
 @virtual
@@ -450,7 +458,7 @@ async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
             TOPICS.parked,
             key=b"ci",
             value=late.event.body,
-            headers=encode_delivery(late, {"by": "destination/ci"}, at=now()),
+            headers=encode_delivery(late, Note(by="destination/ci"), at=now()),
         )
         async with running(world, world.worker(control)):
             await asyncio.sleep(20)
@@ -470,7 +478,7 @@ async def test_what_was_swept_up_once_is_left_by_the_next_owner_of_the_jobs() ->
                 TOPICS.parked,
                 key=b"ci",
                 value=late.event.body,
-                headers=encode_delivery(late, {"by": "destination/ci"}, at=now()),
+                headers=encode_delivery(late, Note(by="destination/ci"), at=now()),
             )
             await asyncio.sleep(20)
             assert len(world.client.made) == 1
@@ -579,13 +587,13 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), route="gone", successor=1)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
+        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
     )
     async with running(world):
         await world.doze(3000)
         assert world.dead() == []
         await world.doze(1000)
-    assert [filed.note["reason"] for filed in world.dead()] == ["route_removed"]
+    assert [filed.note.reason for filed in world.dead()] == ["route_removed"]
     assert world.client.made == []
 
 
@@ -594,7 +602,7 @@ async def test_a_route_that_arrives_late_is_still_served() -> None:
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), route="new", successor=1)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
+        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
     )
     async with running(world):
         await asyncio.sleep(600)
@@ -610,7 +618,10 @@ async def test_copies_that_a_crash_made_are_delivered_once() -> None:
     delivery = a_delivery(event=an_event(received_at=now()), successor=1)
     for _ in range(3):
         await world.log.append(
-            TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, {}, at=now())
+            TOPICS.retry("5s"),
+            key=b"ci",
+            value=delivery.event.body,
+            headers=encode_delivery(delivery, NO_NOTE, at=now()),
         )
     async with running(world):
         await asyncio.sleep(10)
@@ -717,8 +728,8 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
             await asyncio.sleep(3)
     assert len(world.client.made) == 2
     (filed,) = world.dead()
-    assert filed.note["reason"] == "bug"
-    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", filed.note["detail"])
+    assert filed.note.reason == "bug"
+    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", filed.note.detail)
     (failed,) = [line for line in lines if line["log_level"] == "error"]
     assert failed["event"] == "delivery_failed"
     assert failed["exception"].endswith("KeyError")
@@ -753,5 +764,5 @@ async def test_a_destination_that_is_gone_is_paused_where_the_rules_say_so() -> 
         await world.put(an_event(id="evt_later", received_at=now()))
         await asyncio.sleep(2)
     assert len(world.client.made) == 1
-    assert [filed.note["reason"] for filed in world.dead()] == ["gone"]
-    assert [filed.note["by"] for filed in world.filed(TOPICS.parked)] == ["destination/ci"]
+    assert [filed.note.reason for filed in world.dead()] == ["gone"]
+    assert [filed.note.by for filed in world.filed(TOPICS.parked)] == ["destination/ci"]

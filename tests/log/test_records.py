@@ -25,6 +25,7 @@ from gateway.log.records import (
     sightings_key,
 )
 from gateway.model import (
+    NO_NOTE,
     Attempt,
     Delivery,
     DeliveryId,
@@ -32,6 +33,7 @@ from gateway.model import (
     EventId,
     Headers,
     NewerRecordError,
+    Note,
     Result,
     UndecodableRecordError,
     UnreadableRecordError,
@@ -93,7 +95,14 @@ STATE: dict[str, Any] = {
     "note": {"by": "route/build", "unknown_since": "1700000000.000", "breaks": "3"},
     "at": 1_700_000_000.5,
 }
-NOTES = st.dictionaries(NAMES_OF_OURS, st.text(max_size=40), max_size=3)
+_TEXTS = {name: st.text(max_size=40) for name in ("why", "by", "replay", "reason", "detail")}
+NOTES = st.builds(
+    Note,
+    **_TEXTS,
+    breaks=st.integers(0, 999_999_999),
+    unknown_since=st.none() | st.integers(0, 10**12).map(lambda milliseconds: milliseconds / 1000),
+    is_hurried=st.booleans(),
+)
 
 
 def a_record(headers: RecordHeaders, value: bytes = b"") -> Record:
@@ -196,14 +205,14 @@ def test_the_record_key_is_the_order_key_or_the_id(event: Event, key: bytes) -> 
 
 
 @given(DELIVERIES, NOTES)
-def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: dict[str, str]) -> None:
+def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: Note) -> None:
     filed = decode_delivery(a_record(encode_delivery(delivery, note, at=NOW), delivery.event.body))
     assert (filed.delivery, filed.note) == (delivery, note)
 
 
 @given(DELIVERIES)
 def test_the_record_of_a_delivery_is_one_of_its_event_too(delivery: Delivery) -> None:
-    assert decode_event(a_record(encode_delivery(delivery, {}, at=NOW), delivery.event.body)) == delivery.event
+    assert decode_event(a_record(encode_delivery(delivery, NO_NOTE, at=NOW), delivery.event.body)) == delivery.event
 
 
 # What can't be read
@@ -246,12 +255,12 @@ def test_an_event_with_an_unreadable_header_is_undecodable(name: str, value: byt
 
 
 def state_without(name: str) -> bytes:
-    state = orjson.loads(dict(encode_delivery(a_delivery(), {}, at=NOW))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_NOTE, at=NOW))["gw_delivery"])
     return orjson.dumps({other: value for other, value in state.items() if other != name})
 
 
 def state_with(**changes: object) -> bytes:
-    state = orjson.loads(dict(encode_delivery(a_delivery(), {}, at=NOW))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_NOTE, at=NOW))["gw_delivery"])
     return orjson.dumps({**state, **changes})
 
 
@@ -294,11 +303,13 @@ def test_a_delivery_without_a_readable_state_is_undecodable(state: bytes | None)
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([name for name, _ in encode_delivery(a_delivery(), {}, at=NOW)]), st.binary()))
+    st.lists(
+        st.tuples(st.sampled_from([name for name, _ in encode_delivery(a_delivery(), NO_NOTE, at=NOW)]), st.binary())
+    )
 )
 def test_any_headers_are_a_delivery_or_undecodable(headers: list[tuple[str, bytes]]) -> None:
     """Whatever a foreign producer writes, the reader has one kind of error to expect."""
-    written = dict(encode_delivery(a_delivery(), {}, at=NOW))
+    written = dict(encode_delivery(a_delivery(), NO_NOTE, at=NOW))
     see_read([*written.items(), *headers])
 
 
@@ -323,7 +334,11 @@ def see_read(headers: RecordHeaders) -> None:
 @pytest.mark.parametrize("version", [b"2", b"999999999"])
 def test_a_newer_format_is_told_from_garbage(version: bytes) -> None:
     """It is looked at first: the rest may mean something else there."""
-    for written in (encode_event(an_event()), encode_delivery(a_delivery(), {}, at=NOW), encode_sightings("github", 1)):
+    for written in (
+        encode_event(an_event()),
+        encode_delivery(a_delivery(), NO_NOTE, at=NOW),
+        encode_sightings("github", 1),
+    ):
         record = a_record([("gw_v", version), *[pair for pair in written[3:] if pair[0] != "gw_v"]])
         assert is_newer(record)
         for decode in (decode_event, decode_delivery, decode_sightings):

@@ -15,7 +15,13 @@ from gateway.engine.ordered import PROOF
 from gateway.engine.orders import Order
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
-from gateway.model import LogUnavailableError, Result, SpillReason, event_id
+from gateway.model import (
+    LogUnavailableError,
+    Note,
+    Result,
+    SpillReason,
+    event_id,
+)
 from gateway.reload import Reloader
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
@@ -134,7 +140,7 @@ async def test_a_pause_holds_what_waits_for_its_retry_too() -> None:
 async def test_a_resumption_that_is_killed_before_its_injection_is_made_by_the_next_owner() -> None:
     world = await a_world(a_route())
     parked = a_delivery(event=an_event(received_at=now()), successor=1)
-    headers = encode_delivery(parked, {"by": "destination/ci"}, at=now())
+    headers = encode_delivery(parked, Note(by="destination/ci"), at=now())
     await world.log.append(TOPICS.parked, key=b"ci", value=parked.event.body, headers=headers)
     await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
     async with jobs_on(world, ClosedTopics(world.log, TOPICS.retry("5s"))):

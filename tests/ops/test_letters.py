@@ -8,7 +8,10 @@ from gateway.engine.control import Control
 from gateway.engine.orders import DeadFilter, Order
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
-from gateway.model import UsageError
+from gateway.model import (
+    Note,
+    UsageError,
+)
 from gateway.ops.letters import DeadLetter, deliveries_of, find_letters, read_letters
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.memory_log import MemoryLog
@@ -31,7 +34,7 @@ class Dead:
         delivery = a_delivery(
             event=an_event(id=event), route=route, destination=destination, attempts=(an_attempt(3, status=503),)
         )
-        headers = encode_delivery(delivery, {"reason": reason, "detail": "503 after 3 attempts"}, at=NOW)
+        headers = encode_delivery(delivery, Note(reason=reason, detail="503 after 3 attempts"), at=NOW)
         await self.log.append(TOPICS.dead, key=destination.encode(), value=delivery.event.body, headers=headers)
         return delivery.id
 

@@ -10,10 +10,16 @@ import pytest
 from gateway.engine.control import Control
 from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order, Selection
-from gateway.engine.successors import WHY
 from gateway.log.base import ALL, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
-from gateway.model import DeadLettered, DeadReason, Result, SpillReason
+from gateway.model import (
+    NO_NOTE,
+    DeadLettered,
+    DeadReason,
+    Note,
+    Result,
+    SpillReason,
+)
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
@@ -148,7 +154,7 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
     tries = (an_attempt(1, at=5.0, status=500), an_attempt(2, at=9.0, status=status, result=result))
     for number, attempts in enumerate(((), tries, tries[:1])):
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
-        backlogs.add(StoredDelivery(delivery=delivery, note={WHY: SpillReason.BREAKER_OPEN}, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.BREAKER_OPEN), at=NOW))
     (found,) = findings_of(backlogs, NOW)
     assert found.why == f"3 breaker open after {after}"
     assert found.next == (owners, "gateway destination kick ci")
@@ -172,7 +178,7 @@ def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then
     for number in (1, tried):
         tries = (an_attempt(number, status=500),)
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
-        backlogs.add(StoredDelivery(delivery=delivery, note={WHY: SpillReason.LANE_FULL}, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.LANE_FULL), at=NOW))
     (found,) = findings_of(backlogs, NOW, rules_of(a_route(retry=policy)))
     assert found.why == f"2 its queue is full{told}"
     (found,) = findings_of(backlogs, NOW)
@@ -184,7 +190,7 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(1, status=500),))
     for _ in range(2):
-        headers = encode_delivery(delivery, {"reason": "exhausted"}, at=NOW)
+        headers = encode_delivery(delivery, Note(reason="exhausted"), at=NOW)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     known, unknown = await dead_in(log, TOPICS, Control(), (), {})
@@ -238,7 +244,7 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     ]
     for route, number, detail in details:
         event = an_event(id=f"evt_{number}", received_at=NOW - number - 0.5)
-        note = {"reason": "expression_error", "detail": detail}
+        note = Note(reason="expression_error", detail=detail)
         headers = encode_delivery(a_delivery(route=route, event=event), note, at=NOW - number)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     changed = ["route build: request", "route builder: to", "source shop: id"]
@@ -470,8 +476,8 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
         tries = (an_attempt(1, at=float(moment), status=500, detail=f"no {number}"),)
         delivery = a_delivery(id=f"dlv_{number}", destination="ci" if number % 4 else "erp", attempts=tries)
         for _ in range(1 + number % 2):  # two records may tell of one attempt
-            attempts.add(StoredDelivery(delivery=delivery, note={}, at=NOW))
-        backlogs.add(StoredDelivery(delivery=delivery, note={}, at=NOW))
+            attempts.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
     assert {each.destination: each.count for each in backlogs} == {"ci": 1_500, "erp": 500}
     reasons = next(each.reasons for each in backlogs if each.destination == "ci")
     assert (len(reasons), reasons.total()) == (MOST_REASONS + 1, 1_500)

@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine import planner
-from gateway.engine.injector import HURRY
 from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF
 from gateway.engine.orders import Order, decode
@@ -24,7 +23,15 @@ from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, Delivery, DeliveryId, Event, Result, UndecodableRecordError, delivery_id
+from gateway.model import (
+    Attempt,
+    Delivery,
+    DeliveryId,
+    Event,
+    Result,
+    UndecodableRecordError,
+    delivery_id,
+)
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
 from tests.simulation.plan import GRACEFUL, HANDOVER, RETENTION, Plan, RouteSpec
@@ -134,7 +141,7 @@ class Row:
         delivery = self.filed.delivery
         return (
             f"{delivery.route}→{delivery.destination} of event {self.number}, successor {delivery.successor}, "
-            f"{len(delivery.attempts)} attempts, {dict(self.filed.note)}"
+            f"{len(delivery.attempts)} attempts, {self.filed.note.fields()}"
         )
 
 
@@ -301,7 +308,7 @@ class Ledger:
             trail.lives.add(delivery.since)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
-            reason = filed.note["reason"]
+            reason = filed.note.reason
             trail.is_dead = True
             trail.ended_at = min(trail.ended_at, row.at)
             tried = len(delivery.attempts)
@@ -943,7 +950,7 @@ class Ledger:
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.number, row.event, route, to)]
                         notes = [each.filed.note for trail in trails for each in trail.rows if each.filed is not None]
-                        is_replayed = any(note.get("replay") == name for note in notes)
+                        is_replayed = any(note.replay == name for note in notes)
                         if route == wanted and is_of_undelivered:
                             self._check_undelivered(name, row, trails, is_replayed=is_replayed)
                         elif route == wanted and not is_replayed:
@@ -965,7 +972,7 @@ class Ledger:
             each.at
             for trail in trails
             for each in trail.rows
-            if each.filed is not None and each.filed.note.get("replay") == name
+            if each.filed is not None and each.filed.note.replay == name
         ]
         if is_replayed and before and min(before) < min(injected) and not self._nowhere(row).rows:
             told = [line for trail in trails for line in self._told(trail)]
@@ -978,9 +985,9 @@ class Ledger:
         bodies: dict[tuple[str, str], bytes] = {}
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.filed is None or row.event is None or "replay" not in row.filed.note:
+                if row.filed is None or row.event is None or not row.filed.note.replay:
                     continue
-                key = row.filed.note["replay"], row.filed.delivery.id
+                key = row.filed.note.replay, row.filed.delivery.id
                 if bodies.setdefault(key, row.event.body) != row.event.body:
                     self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
@@ -1056,7 +1063,7 @@ class Ledger:
         for trail in self.trails.values():
             if not trail.is_dead:
                 continue
-            replays = {row.filed.delivery.since for row in trail.rows if row.filed and "replay" in row.filed.note}
+            replays = {row.filed.delivery.since for row in trail.rows if row.filed and row.filed.note.replay}
             injected = [
                 row
                 for row in trail.rows
@@ -1097,7 +1104,7 @@ class Ledger:
         delivery = row.filed.delivery
         ids = self._ids(row.number, row.event, delivery.route, delivery.destination)
         rows = [other for each in ids for other in self.trails.get((row.number, each), Trail()).rows]
-        return any("replay" in other.filed.note for other in rows if other.filed is not None)
+        return any(other.filed.note.replay for other in rows if other.filed is not None)
 
     def _check_injections(self) -> None:
         """What jobs inject they inject once, whoever owns them, but for a batch of it after each kill.
@@ -1120,8 +1127,8 @@ class Ledger:
             for row, each in filed:
                 step = each.delivery.successor
                 # What a breaker has sent away, or an attempt, is the router's, of a copy that was parked, too.
-                is_resumed = "breaks" not in each.note and (step - 1, len(each.delivery.attempts)) in parents
-                if row.partition.topic == SHORTEST and (HURRY in each.note or is_resumed):
+                is_resumed = not each.note.breaks and (step - 1, len(each.delivery.attempts)) in parents
+                if row.partition.topic == SHORTEST and (each.note.is_hurried or is_resumed):
                     key = row.number, each.delivery.id, step
                     injected[key] += 1
                     again[key] = injected[key] - max(1, stored[step - 1])
@@ -1268,7 +1275,7 @@ class Ledger:
                 failed[made.destination].append(made.ended)
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.filed is None or "breaks" not in row.filed.note:
+                if row.filed is None or not row.filed.note.breaks:
                     continue
                 count = sum(at <= row.at for at in failed[row.filed.delivery.destination])
                 if count < 5:
