@@ -78,6 +78,20 @@ class Fates:
         self._dead = dead
         self._read = dict(starts)
         self._followed: dict[Key, _Followed] = {}
+        self._before: dict[Key, int] = {}  # the last successor of what was written just before
+
+    async def look_back(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Learn what was written from these offsets on before it all began. Raises LogUnavailableError.
+
+        What had a successor then waits there, or is dead, though its own record may not be committed yet.
+        """
+        ends, self._read = self._read, {**self._read, **starts}
+        await self._read_on(sleep, ends)
+        self._read = ends
+
+    def is_superseded(self, delivery: Delivery) -> bool:
+        """Tell whether another record had carried a delivery on already."""
+        return delivery.successor < self._before.get(_key(delivery), 0)
 
     def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
         """Follow a delivery for a name that was kicked; with the place of its record, where it isn't copied."""
@@ -135,13 +149,15 @@ class Fates:
             again=dict(Counter([each.got for each in failed if each.got == each.before])),
         )
 
-    async def _read_on(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+    async def _read_on(self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None) -> None:
+        """Read what has come, or what had come by these ends."""
         topics = {place.rpartition("/")[0] for place in self._read}
         looked = 0
         for topic in sorted(topics):
             for number, (start, end) in (await self._log.readable(topic))[0].items():
                 partition = Partition(topic, number)
                 place = f"{topic}/{number}"
+                end = end if ends is None else ends.get(place, 0)  # noqa: PLW2901 - the same end
                 first = max(start, self._read.get(place, start))
                 async with aclosing(records_of(self._log, partition, first, end)) as records:
                     async for record in records:
@@ -152,7 +168,11 @@ class Fates:
                             filed = decode_delivery(record)
                         except UnreadableRecordError:
                             continue
-                        self._see(filed.delivery, filed.note, place, record.offset)
+                        if ends is None:
+                            self._see(filed.delivery, filed.note, place, record.offset)
+                        else:
+                            key = _key(filed.delivery)
+                            self._before[key] = max(filed.delivery.successor, self._before.get(key, 0))
                 self._read[place] = end
 
     def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:

@@ -7,6 +7,7 @@ with its next batch and a marker, so the next owner repeats nothing; one that is
 marker, at most 500 deliveries.
 """
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ HOLD = 2.5
 """Seconds from a kick's announcement to its scan: a quick attempt, a commit every second, and the news on its way.
 
 An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
+COMMITTED_BY = 2.5
+"""Seconds in which what is done has been committed."""
 GLANCE_EVERY = 0.1
 LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
@@ -347,7 +350,7 @@ class Scans:
         for topic in self._longer():
             ends |= await self._ends(scan, topic)
         # Before the wait: what comes out meanwhile, and whose end isn't committed yet, may be parked or dead by then.
-        fates = await self._fates(near | ends)
+        fates = await self._fates(near | ends, self._log.now() - COMMITTED_BY)
         # What is due in the shortest tier meanwhile goes out by what the kick has ended.
         await self._count([run for run in runs if not control.is_begun(run.order.key)], shortest, near, fates)
         # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
@@ -380,14 +383,23 @@ class Scans:
                 return False
         return True
 
-    async def _fates(self, ends: Mapping[str, int]) -> Fates:
-        """Follow what kicks bring on, from these ends of the tiers on."""
+    async def _fates(self, ends: Mapping[str, int], since: float) -> Fates:
+        """Follow what kicks bring on, from these ends of the tiers on, knowing what was written since a time before."""
         others: dict[str, int] = {}
         for topic in (self._topics.parked, self._topics.dead):
             others |= await ends_of_readable(self._log, topic)
-        return Fates(
-            self._log, shortest=self._topics.retry(planner.SHORTEST), dead=self._topics.dead, starts={**ends, **others}
-        )
+        starts = {**ends, **others}
+        fates = Fates(self._log, shortest=self._topics.retry(planner.SHORTEST), dead=self._topics.dead, starts=starts)
+        partitions: dict[str, list[int]] = defaultdict(list)
+        for place in starts:
+            topic, _, number = place.rpartition("/")
+            partitions[topic].append(int(number))
+        earlier: dict[str, int] = {}
+        for topic, numbers in partitions.items():
+            offsets = await self._log.offsets_at(topic, since, numbers)
+            earlier |= {f"{topic}/{number}": min(at, starts[f"{topic}/{number}"]) for number, at in offsets.items()}
+        await fates.look_back(earlier, self._sleep)
+        return fates
 
     def _dropping(self) -> Collection[str]:
         """Return the routes that drop what gets some answers."""
@@ -443,8 +455,8 @@ class Scans:
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
                     filed = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
-                    if filed is None or filed.note.is_hurried:
-                        continue  # an earlier kick has counted it
+                    if filed is None or filed.note.is_hurried or fates.is_superseded(filed.delivery):
+                        continue  # an earlier kick has counted it, or it is counted where it waits by now
                     for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
                         if name in named:
                             named[name].count += 1

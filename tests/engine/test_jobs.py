@@ -624,6 +624,20 @@ async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
 
 
 @virtual
+async def test_a_kick_claims_nothing_of_what_had_ended_without_success_before() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(7.3,))), ci=[*[503] * 4, 410])
+    await world.put(*events(4))
+    orders = Orders(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        for _ in range(10_000):
+            await asyncio.sleep(0.001 if len(world.dead()) < 4 else 0)
+        assert await world.unfinished(TIER) > 0, "not committed yet"
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert (done.count, done.tried, done.delivered) == (0, 0, 0)
+
+
+@virtual
 async def test_a_kick_of_what_is_paused_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)

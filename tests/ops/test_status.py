@@ -208,7 +208,7 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
         for _ in range(number):
             event = an_event(received_at=NOW - 5.5)
             delivery = a_delivery(route=route, destination=destination, event=event)
-            headers = encode_delivery(delivery, {"reason": "route_removed"}, at=NOW)
+            headers = encode_delivery(delivery, Note(reason="route_removed"), at=NOW)
             await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     no_route, no_destination, there = await dead_in(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
     which = "--route rx --destination ci --reason route_removed"
@@ -222,9 +222,7 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     )
     assert "no destination gone: put it back first" in no_destination.next[1]
     assert there.next[1] == "# once that has been fixed:"
-    failed = encode_delivery(
-        a_delivery(route="rx"), {"reason": "expression_error", "detail": "request.body: w"}, at=NOW
-    )
+    failed = encode_delivery(a_delivery(route="rx"), Note(reason="expression_error", detail="request.body: w"), at=NOW)
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
     found = await dead_in(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
     (expression,) = [each for each in found if "expression_error" in each.why]

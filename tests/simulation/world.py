@@ -241,10 +241,11 @@ class World:
         halting = [route.name for route in self.plan.routes if route.halts]
         next_kick = self.now() + KICK_EVERY
         if self.plan.is_kicked:
-            for name in self.plan.destinations:
-                self._order({"kind": "kick", "name": f"destination/{name}"})
-            # What hangs is waited for.
-            await asyncio.sleep(max([each["timeout"] for each in self.plan.destinations.values()]) + KICKED)
+            longest = max([each["timeout"] for each in self.plan.destinations.values()])
+            for seconds in (longest, KICKED):  # again for what hung when all was well again, and waits for its retry
+                for name in self.plan.destinations:
+                    self._order({"kind": "kick", "name": f"destination/{name}"})
+                await asyncio.sleep(seconds)
             if waiting := self.ledger.waiting(self._ends(), groups):
                 self._tell_left("17 a kick brings all out", waiting)
         while self.ledger.violation is None:
