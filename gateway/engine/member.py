@@ -171,7 +171,7 @@ class Member(ABC):
             self._tell_lost(partition, tracker.progress.lost)
             old = self._suspended.pop(partition, None)
             if old is not None:
-                if not self.keeps_order:
+                if not self.keeps_order and not old.progress.is_of_another_log(assignment):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker

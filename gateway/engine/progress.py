@@ -12,7 +12,7 @@ in `gone`: what the log has deleted behind records that are held elsewhere, and 
 
 from collections.abc import Iterator
 
-from gateway.log.base import Commit
+from gateway.log.base import Assignment, Commit
 
 WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit the 4,096 characters that Kafka keeps.
 
@@ -166,6 +166,10 @@ class Progress:
         self._move_to(max(self._next, other.base))
         self._ahead |= other._done_from(self._next)  # noqa: SLF001 - of the same class
         self._move_to(self._next)
+
+    def is_of_another_log(self, assignment: Assignment) -> bool:
+        """Tell whether a partition that comes back has forgotten what was committed: its topic was made again."""
+        return assignment.commit == Commit(assignment.log_start) and assignment.log_start < self._stored.base
 
     def _move_to(self, offset: int) -> None:
         """Set `next` to an offset, or to the first one after it that isn't done already."""

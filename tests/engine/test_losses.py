@@ -10,7 +10,7 @@ import structlog
 from gateway.engine.orders import Order
 from gateway.engine.progress import Progress
 from gateway.log.base import Commit, Partition, partition_of
-from gateway.log.topics import DAY, ORDERED_PARTITIONS
+from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import (
     EVENTS,
@@ -160,6 +160,23 @@ async def test_a_partition_whose_records_are_others_is_read_from_its_start() -> 
         await asyncio.sleep(3)
         assert len(world.client.made) == 10
         await world.log.make_again(EVENTS)
+        await world.put(*events(10))
+        await asyncio.sleep(3)
+        assert len(world.client.made) == 20
+    assert await world.unfinished() == 0
+
+
+@virtual
+async def test_a_topic_that_is_made_again_during_a_rebalance_is_read_from_its_start() -> None:
+    """The member that gets its partition straight back knows what was done of another one."""
+    world = await a_world(a_route())
+    async with running(world):
+        await world.put(*events(10))
+        await asyncio.sleep(3)
+        rebalance = asyncio.create_task(world.log.rebalance(TOPICS.group(ROUTER_GROUP), takes=1.0))
+        await asyncio.sleep(0.5)
+        await world.log.make_again(EVENTS)
+        await rebalance
         await world.put(*events(10))
         await asyncio.sleep(3)
         assert len(world.client.made) == 20
