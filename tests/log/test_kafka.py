@@ -951,6 +951,20 @@ async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_
     await consumer.close()
 
 
+async def test_a_partition_that_begins_anew_may_be_revoked_in_that_moment(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
+    await append(log, topic, b"0")
+    await fetch(consumer, 1)
+    async with consumer._giving_up:  # as who begins anew with another one has it
+        revocation = asyncio.create_task(consumer._give_up())
+        await asyncio.sleep(0)
+    await consumer._begin_anew([Partition(topic, 0)])
+    await revocation
+    assert not consumer._next
+    await consumer.close()
+
+
 # Topics that can't be read
 
 

@@ -352,10 +352,13 @@ class KafkaConsumer:
 
     async def _begin_anew(self, partitions: Sequence[Partition]) -> None:
         """Go on from the first record of partitions whose records aren't those that we have read."""
-        mine = [partition for partition in partitions if partition in self._next]
-        if not mine or self._group is None or self._giving_up.locked():
+        assignments = self._assignments
+        if self._group is None or self._giving_up.locked():
             return  # the next owner compares, too
-        async with self._giving_up:
+        async with self._giving_up:  # which a revocation may have been waiting for
+            mine = [partition for partition in partitions if partition in self._next]
+            if not mine or assignments != self._assignments:
+                return
             positions = {partition: self._next.pop(partition) for partition in mine}
             self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
             for partition in mine:
