@@ -854,26 +854,32 @@ class SimulatedConsumer:
                 self._pass_over(group, partition, start)
 
     async def _see_jumps(self) -> None:
-        """See what was deleted before it was fetched: a gap, where the log's start can't be asked for."""
-        segments, group = self._broker.segments, self.group
-        jumped = [
+        """See what was deleted before it was fetched: a gap, where the log's start can't be asked for.
+
+        Also of what gets its first record meanwhile: the real one holds each answer against its position.
+        """
+        assignments = self._assignments
+        while self.group is not None and assignments == self._assignments and (jumped := self._jumped()):
+            try:
+                await asyncio.sleep(0.003)  # The consumer finds the first record by itself.
+                await self._log._ask()
+                starts = self._starts(jumped)
+            except LogUnavailableError:
+                starts = {}
+            for partition in jumped if assignments == self._assignments else ():
+                start = self._broker.segments[partition].start
+                self._pass_over(self.group, partition, start, is_told=partition in starts)
+
+    def _jumped(self) -> list[Partition]:
+        """Return the partitions whose next record isn't at our position, since the log's start has passed that."""
+        segments, leaderless = self._broker.segments, self._broker.leaderless
+        return [
             partition
             for partition, at in self.positions.items()
             if at < segments[partition].start < segments[partition].end
             and partition not in self._paused
-            and partition not in self._broker.leaderless
+            and partition not in leaderless
         ]
-        if not jumped or group is None:
-            return
-        assignments = self._assignments
-        try:
-            await asyncio.sleep(0.003)  # The consumer finds the first record by itself.
-            await self._log._ask()
-            starts = self._starts(jumped)
-        except LogUnavailableError:
-            starts = {}
-        for partition in jumped if assignments == self._assignments else ():
-            self._pass_over(group, partition, segments[partition].start, is_told=partition in starts)
 
     def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         leaderless, segments = self._broker.leaderless, self._broker.segments
