@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.engine.control import Control
 from gateway.engine.orders import DeadFilter, Order, Selection, decode
+from gateway.log.base import Partition
 from gateway.model import NewerRecordError, UndecodableRecordError, UnreadableRecordError
 from tests.log.test_records import misshapen
 
@@ -134,6 +135,22 @@ def test_an_order_of_a_newer_version_is_not_obeyed_and_its_pause_stands() -> Non
     assert control.paused_by("", "audit") == "destination/audit"
     assert set(control.orders) == {"pause/destination/audit"}
     assert control.waits("kick/route/build")
+
+
+def test_a_kick_holds_what_it_has_announced_until_it_is_answered() -> None:
+    """By whomever: an owner of before may have answered it already, and brings nothing on."""
+    place = Partition("gateway.retry.20s", 0)
+    kick = Order(kind="kick", name="destination/ci", state="asked", at=1.5)
+    announced = Order(
+        kind="marker", name="hold/kick/destination/ci", state="done", at=2.0, marker={f"{place.topic}/0": 7}
+    )
+    answer = Order(kind="marker", name="kick/destination/ci", state="done", at=3.0, answers=6)
+    for answers in ((), (answer,)):
+        control = Control()
+        for offset, order in ((5, kick), *[(6, order) for order in answers], (7, announced)):
+            control.take(*order.encode(), offset)
+        assert control.is_held("build", "ci", place, 6) is not bool(answers)
+        assert not control.is_held("build", "ci", place, 7)
 
 
 def test_a_kind_of_order_that_only_a_newer_version_knows_is_not_garbage() -> None:

@@ -62,7 +62,7 @@ async def test_a_member_that_joins_or_leaves_repeats_nothing_that_was_under_way(
     world = await a_world(a_route(), a_route("slowly", to=("slow",)), destinations=[slow], ci=[0.8], slow=[1.0])
     await world.put(*events(100))
     async with running(world):
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.3)  # by now what is under way is of several partitions
         async with running(world):
             await world.put(*[replace(event, id=EventId(f"{event.id}b")) for event in events(100)])
             await asyncio.sleep(1.5)
