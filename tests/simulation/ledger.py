@@ -844,7 +844,7 @@ class Ledger:
             and (rows := self.rows.get(partition)) is not None
             and len(covered := self._covered[group, partition]) < len(rows)
             for offset, row in rows.items()
-            if offset not in covered and offset not in self._deletions.untold[group, partition]
+            if offset not in covered and not self._is_unknown(group, partition, offset)
         ]
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
@@ -904,9 +904,10 @@ class Ledger:
         """What was deleted and has no other end is counted, and nothing that no member was told of."""
         lost: dict[str, dict[object, Row]] = defaultdict(dict)
         for (group, partition), offsets in self._deletions.lost.items():
-            for offset in offsets - self._deletions.untold[group, partition]:
+            for offset in offsets:
                 row = self.rows[partition][offset]
-                if self._unfinished(row, group) and not self._is_left_to_a_kick(row):
+                is_open = self._unfinished(row, group) and not self._is_unknown(group, partition, offset)
+                if is_open and not self._is_left_to_a_kick(row):
                     step = offset if row.filed is None else (row.filed.delivery.id, row.filed.delivery.successor)
                     lost[partition.topic][partition, row.number, step] = row
         for topic, rows in lost.items():
@@ -919,6 +920,22 @@ class Ledger:
             count, told = counted.get(topic, 0), self._deletions.told[topic]
             if count > told or (is_exact and count < told):
                 self.violate("3 what is lost is told", f"{count:.0f} of {topic} are counted, of {told} deleted")
+
+    def _is_unknown(self, group: str, partition: Partition, offset: int) -> bool:
+        """Tell whether nobody can know that a record was deleted that a group hadn't committed.
+
+        Nor is anybody told what a route has left that keeps no order by the rules in force, where its group hasn't
+        committed anything: who looks for that finds an empty partition, and has no member read it.
+        """
+        if offset in self._deletions.untold[group, partition]:
+            return True
+        if offset not in self._deletions.lost[group, partition] or (group, partition) in self.commits:
+            return False
+        place, now = TOPICS.ordered_place(partition.topic), self._now()
+        if place is None:
+            return False
+        routes = [route for version in self.versions(now, now) for route in version.routes if route.is_ordered]
+        return not any(route.name == place[0] and place[1] in route.to for route in routes)
 
     def _is_left_to_a_kick(self, row: Row) -> bool:
         """Tell whether a router may have left a record that it held to a kick, which found it deleted."""
