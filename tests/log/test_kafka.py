@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutError
 from typing_extensions import override
 
@@ -25,7 +25,7 @@ from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Par
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import REFUSED_AFTER
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import QUESTION_TIMEOUT
+from gateway.log.kafka.cluster import EARLIEST, QUESTION_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
 from gateway.log.kafka.errors import translated
@@ -962,6 +962,40 @@ async def test_a_partition_that_begins_anew_may_be_revoked_in_that_moment(log: K
     await consumer._begin_anew([Partition(topic, 0)])
     await revocation
     assert not consumer._next
+    await consumer.close()
+
+
+async def test_what_a_look_passes_over_while_it_is_fetched_is_no_other_log(
+    kafka: str, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look sends the consumer back to the first of the records that are fetched already."""
+    topic, owner, looked = await make_topic(log), Owner(), list[str]()
+    partition = Partition(topic, 0)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
+    await append(log, topic, b"0")
+    await fetch(consumer, 1)
+    consumer.pause(partition)
+    await consumer.fetch(timeout=0.2)
+    await append(log, topic, b"1", b"2", b"3")
+    async with administering(kafka) as admin:
+        await admin.delete_records({TopicPartition(*partition): RecordsToDelete(before_offset=2)})
+    offsets_of_led = consumer._cluster.offsets_of_led
+
+    async def meanwhile(partitions: Sequence[Partition], when: int) -> Any:
+        answer = await offsets_of_led(partitions, when)
+        if when == EARLIEST and not looked:
+            looked.append("while its records are held against their start")
+            await consumer._look()
+        return answer
+
+    monkeypatch.setattr(consumer._cluster, "offsets_of_led", meanwhile)
+    consumer.resume(partition)
+    assert [record.value for record in await fetch(consumer, 2)] == [b"2", b"3"]
+    await append(log, topic, b"4")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"4"]
+    assert looked
+    assert owner.deleted == [1]
+    assert "replaced" not in owner.told
     await consumer.close()
 
 

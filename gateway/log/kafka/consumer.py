@@ -438,8 +438,8 @@ class KafkaConsumer:
         aiokafka begins at the log's start where that has passed it, or where the log has become another, and says
         nothing.
         """
-        assignments = self._assignments
-        ahead = [partition for partition, records in jumped.items() if records[0].offset > self._next.get(partition, 0)]
+        assignments, positions = self._assignments, dict(self._next)
+        ahead = [partition for partition, records in jumped.items() if records[0].offset > positions.get(partition, 0)]
         try:
             starts, _ = await self._cluster.offsets_of_led(ahead if self._group is not None else (), EARLIEST)
         except LogUnavailableError:
@@ -447,7 +447,8 @@ class KafkaConsumer:
         for partition, records in jumped.items():
             if partition not in self._next:
                 continue  # it was taken from us
-            if assignments != self._assignments:
+            if assignments != self._assignments or self._next[partition] != positions.get(partition):
+                # It was assigned anew, or a look has gone on, and aiokafka with it: these would come twice.
                 self._kafka.seek(TopicPartition(*partition), self._next[partition])
             elif partition in ahead or self._group is None:
                 self._pass_over(partition, min(starts.get(partition, 0), records[0].offset))
