@@ -1014,8 +1014,8 @@ class Ledger:
         # An operator's orders are asked for; a replay's, of the letters whose deliveries it has brought, come done.
         if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.records)):
             self._settlements.append((order, self._now()))
-        if order.kind == "marker" and order.state == "done" and order.name.startswith("dead/") and order.unread:
-            self._incomplete.add(order.name.removeprefix("dead/"))
+        if order.kind == "dead" and order.state == "done" and order.unread:
+            self._incomplete.add(order.name)
         self._see_kick(order)
         if order.kind == "kick" and order.state == "asked":
             self._kicks.setdefault(order.key, {})[offset] = self._now()
