@@ -17,12 +17,7 @@ from typing_extensions import override
 
 from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Partition, Record
-from gateway.model import (
-    NO_NOTE,
-    DeadLettered,
-    Delivery,
-    Note,
-)
+from gateway.model import NO_NOTE, DeadLettered, Delivery, Note
 
 ITEM_SIZE = 1024
 """Bytes of memory that a delivery takes while it waits, with an attempt or two, beside its event."""
