@@ -13,6 +13,8 @@ from typing import NamedTuple, NewType
 
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
+Occurrence = tuple[DeliveryId, float, int]
+"""A delivery's id, and its event's receipt and the hash of its body."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """What sources, routes and destinations may be called."""
@@ -131,6 +133,11 @@ class Delivery:
     successor: int = 0
     due: float = 0.0
     since: float = 0.0
+
+    @property
+    def occurrence(self) -> Occurrence:
+        """What tells it from a delivery of another event with the same identity: that has the same id."""
+        return self.id, self.event.received_at, hash(self.event.body)
 
     @property
     def next_number(self) -> int:

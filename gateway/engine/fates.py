@@ -20,6 +20,7 @@ from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
     Note,
+    Occurrence,
     UnreadableRecordError,
     answer_of,
 )
@@ -34,8 +35,6 @@ ON_ITS_WAY = "on_its_way"
 LATER = "later"
 ENDED = "ended"
 """It is a dead letter, and wasn't tried again."""
-
-Key = tuple[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +76,8 @@ class Fates:
         self._shortest = shortest
         self._dead = dead
         self._read = dict(starts)
-        self._followed: dict[Key, _Followed] = {}
-        self._before: dict[Key, int] = {}  # the last successor of what was written just before
+        self._followed: dict[Occurrence, _Followed] = {}
+        self._before: dict[Occurrence, int] = {}  # the last successor of what was written just before
 
     async def look_back(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
         """Learn what was written from these offsets on before it all began. Raises LogUnavailableError.
@@ -91,11 +90,11 @@ class Fates:
 
     def is_superseded(self, delivery: Delivery) -> bool:
         """Tell whether another record had carried a delivery on already."""
-        return delivery.successor < self._before.get(_key(delivery), 0)
+        return delivery.successor < self._before.get(delivery.occurrence, 0)
 
     def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
         """Follow a delivery for a name that was kicked; with the place of its record, where it isn't copied."""
-        key = _key(delivery)
+        key = delivery.occurrence
         followed = self._followed.get(key)
         if followed is None:
             if len(self._followed) >= MOST:
@@ -171,12 +170,12 @@ class Fates:
                         if ends is None:
                             self._see(filed.delivery, filed.note, place, record.offset)
                         else:
-                            key = _key(filed.delivery)
+                            key = filed.delivery.occurrence
                             self._before[key] = max(filed.delivery.successor, self._before.get(key, 0))
                 self._read[place] = end
 
     def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
-        followed = self._followed.get(_key(delivery))
+        followed = self._followed.get(delivery.occurrence)
         if followed is None:
             return
         topic = place.rpartition("/")[0]
@@ -200,8 +199,3 @@ def _last_result(delivery: Delivery) -> str:
     if not delivery.attempts:
         return ""
     return answer_of(delivery.attempts[-1])
-
-
-def _key(delivery: Delivery) -> Key:
-    """Two events may share an identity, and then their deliveries do, too."""
-    return delivery.id, delivery.event.received_at

@@ -31,10 +31,10 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
-    DeliveryId,
     Event,
     NewerRecordError,
     Note,
+    Occurrence,
     UndecodableRecordError,
 )
 from gateway.rules.rules import Route
@@ -91,8 +91,8 @@ class Ordered(Member):
         self._queues: dict[tuple[Partition, str], deque[Item]] = {}
         self._ready: list[Item] = []
         self._woken = asyncio.Event()
-        self._remembered: dict[DeliveryId, Memory] = {}
-        self._halted_at: dict[DeliveryId, float] = {}  # as was told in a line
+        self._remembered: dict[Occurrence, Memory] = {}
+        self._halted_at: dict[Occurrence, float] = {}  # as was told in a line
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._changed.set()  # subscribe at once
 
@@ -195,7 +195,7 @@ class Ordered(Member):
         return False, None
 
     def _begin_first(self, item: Item) -> None:
-        known = self._remembered.pop(item.delivery.id, None)
+        known = self._remembered.pop(item.delivery.occurrence, None)
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
             item.end = known.end or item.end
@@ -248,7 +248,7 @@ class Ordered(Member):
     @override
     def finished(self, item: Item) -> None:
         super().finished(item)
-        self._halted_at.pop(item.delivery.id, None)
+        self._halted_at.pop(item.delivery.occurrence, None)
         key = self._key(item)
         queue = self._queues.get(key)
         if queue is None or queue[0] is not item:
@@ -270,7 +270,7 @@ class Ordered(Member):
         item.is_waiting = True
         if route is None:
             return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
-        self._halted_at[item.delivery.id] = self._log.now()
+        self._halted_at[item.delivery.occurrence] = self._log.now()
         self._services.logger.error(
             "key_halted",
             route=self.route,
@@ -283,7 +283,7 @@ class Ordered(Member):
 
     def _released(self, item: Item, why: str) -> None:
         """Tell that a key that has halted goes on."""
-        halted_at = self._halted_at.pop(item.delivery.id, None)
+        halted_at = self._halted_at.pop(item.delivery.occurrence, None)
         if halted_at is not None:
             self._services.logger.info(
                 "key_released",
@@ -366,7 +366,7 @@ class Ordered(Member):
             Blocked(
                 delivery=first.delivery,
                 halted=first.end if first.is_waiting else None,
-                since=self._halted_at.get(first.delivery.id, _first_tried(first.delivery)),
+                since=self._halted_at.get(first.delivery.occurrence, _first_tried(first.delivery)),
             )
             for first in self._failed_firsts()
         ]
@@ -418,7 +418,7 @@ class Ordered(Member):
                 first = queue[0]
                 if first.delivery.attempts or first.end is not None:
                     known = Memory(key[0], first.delivery.attempts, first.delivery.due, first.end)
-                    self._remembered[first.delivery.id] = known
+                    self._remembered[first.delivery.occurrence] = known
                 del self._queues[key]
         self._ready = [item for item in self._ready if item.pending.tracker.is_live]
 
@@ -432,9 +432,11 @@ class Ordered(Member):
     @override
     def take_over(self) -> None:
         """Forget what is known of partitions that are another's now."""
-        self._remembered = {name: known for name, known in self._remembered.items() if known.partition in self.trackers}
-        ours = {first.delivery.id for first, *_ in self._queues.values()} | self._remembered.keys()
-        self._halted_at = {name: at for name, at in self._halted_at.items() if name in ours}
+        self._remembered = {
+            which: known for which, known in self._remembered.items() if known.partition in self.trackers
+        }
+        ours = {first.delivery.occurrence for first, *_ in self._queues.values()} | self._remembered.keys()
+        self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
 
 
 def _first_tried(delivery: Delivery) -> float:

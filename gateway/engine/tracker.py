@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Partition, Record
-from gateway.model import NO_NOTE, DeadLettered, Delivery, Note
+from gateway.model import NO_NOTE, DeadLettered, Delivery, Note, Occurrence
 
 ITEM_SIZE = 1024
 """Bytes of memory that a delivery takes while it waits, with an attempt or two, beside its event."""
@@ -170,7 +170,7 @@ class Tracker:
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records that are left to a newer version: they stay unfinished."""
-        self._copies: dict[tuple[str, int, float, int], int] = {}
+        self._copies: dict[tuple[Occurrence, int], int] = {}
         self._copies_from = self.progress.base - COPIES_KEPT
 
     @override
@@ -212,9 +212,7 @@ class Tracker:
 
         Two events may share an identity, and so may their deliveries; copies are of one event, down to its receipt.
         """
-        event = delivery.event
-        step = (delivery.id, delivery.successor, event.received_at, hash(event.body))
-        return self._copies.setdefault(step, offset) != offset
+        return self._copies.setdefault((delivery.occurrence, delivery.successor), offset) != offset
 
     def finish(self, pending: Pending) -> None:
         """Note that every delivery of a record has an end or an acknowledged successor."""

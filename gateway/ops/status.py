@@ -213,9 +213,9 @@ async def waiting(
                 if topic == topics.parked
                 else control.is_kicked(delivery.route, delivery.destination, partition, offset)
             )
-            if not is_over and hash(delivery.id) not in seen:
+            if not is_over and hash(delivery.occurrence) not in seen:
                 if len(seen) < MOST_TOLD_APART:
-                    seen.add(hash(delivery.id))
+                    seen.add(hash(delivery.occurrence))
                 yield filed
 
 

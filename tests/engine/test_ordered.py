@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from zlib import crc32
 
@@ -290,6 +291,21 @@ async def test_what_is_known_of_a_first_delivery_outlasts_a_rebalance_that_bring
         await asyncio.sleep(30)
     assert [number for _, _, number in world.client.made] == [1, 2, 3]
     assert [len(filed.delivery.attempts) for filed in world.dead()] == [3]
+
+
+@virtual
+async def test_what_is_known_of_a_first_delivery_is_not_said_of_another_event_with_its_identity() -> None:
+    world = await a_world(an_ordered_route(retry=a_policy(schedule=(60.0,), max_attempts=3, max_age=600.0)), ci=[503])
+    first = an_event(id="k0.0", key="k0", received_at=now())
+    await world.put(first)
+    async with running(world):
+        await asyncio.sleep(2.0)
+        for partition, (_, end) in (await world.log.bounds(ORDERED)).items():
+            world.log.delete_below(Partition(ORDERED, partition), end)
+        await world.log.rebalance(GROUP)
+        await world.put(replace(first, body=b"another", received_at=now()))
+        await asyncio.sleep(2.0)
+    assert [number for _, _, number in world.client.made] == [1, 1]
 
 
 @virtual

@@ -125,6 +125,7 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     deleted-of-a-route-that-lost-its-order      nobody is a member any more to count what was deleted unfinished
     deleted-behind-what-a-tier-holds            no commit passes what was deleted, since nothing comes after it
     deleted-of-a-topic-that-no-group-has-begun  without a commit nobody can know of it, nor comes to look
+    two-events-of-one-identity-with-order       the second is taken for the first, whose record was deleted meanwhile
     two-partitions-whose-starts-pass-a-member-at-once   the second gets its next record while the first's start is asked
     """
     check(decode(path.read_bytes()))
