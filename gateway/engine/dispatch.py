@@ -27,7 +27,7 @@ from gateway.engine.orders import Order
 from gateway.engine.schedule import Schedule
 from gateway.engine.services import Client, Services
 from gateway.engine.successors import Successors
-from gateway.engine.tracker import Item, Pending
+from gateway.engine.tracker import Item, Pending, Stage
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
@@ -111,7 +111,6 @@ class Dispatcher:
 
     def admit(self, item: Item, now: float) -> Lane | None:
         """Send a delivery the way that is open to it now; return its lane if it went there."""
-        item.is_waiting = False
         delivery = item.delivery
         if item.end is not None:
             self.end(item, item.end)
@@ -204,18 +203,16 @@ class Dispatcher:
         if tracker.is_lost:
             self._finish(item)
             return
-        item.is_waiting = True
+        item.stage = Stage.WAITING
         if tracker.is_live:
             self._schedule.wait(item, until)
 
     def drop(self, item: Item) -> None:
         """Forget a delivery that another record carries on."""
-        item.is_waiting = False
         self._finish(item)
 
     def carry_on(self, item: Item) -> None:
         """Let a tier carry a delivery to its next owner, which else would repeat what was done of its record."""
-        item.is_waiting = False
         if item.end is not None:
             self.end(item, item.end)
             return
@@ -235,9 +232,8 @@ class Dispatcher:
         if item.scope is not None:
             item.scope.cut_short(max(0.0, item.since + MOMENT - now))
             item.scope = None  # once
-        elif item.is_waiting:
+        elif item.stage is Stage.WAITING:
             self.withdraw([item])
-            item.is_waiting = False
             lane = self._schedule.lanes.get(item.delivery.destination)
             due = max(now if lane is None else lane.place(now), now + TIERS[planner.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
@@ -387,12 +383,12 @@ class Dispatcher:
         if tracker.is_lost:
             self._finish(item)  # another owner reads it again; only the memory is given back
         elif not tracker.is_writable:
-            item.is_waiting = True
+            item.stage = Stage.WAITING
         elif self._writing >= MAX_WRITING:
-            item.is_waiting = False
+            item.stage = Stage.APPEND
             self._unwritten.append(partial(self._succeed, item, topic, end))
         else:
-            item.is_waiting = False
+            item.stage = Stage.APPEND
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
             self._writing += _size_of_write(item)
             write = self._write if self._traces is None else partial(self._write_traced, self._traces)
@@ -432,6 +428,7 @@ class Dispatcher:
             self._unwritten.popleft()()
 
     def _finish(self, item: Item) -> None:
+        item.stage = Stage.ENDED
         item.pending.left -= 1
         item.pending.tracker.owner.finished(item)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from gateway.engine.breaker import FAILURES, Breaker
-from gateway.engine.tracker import Item
+from gateway.engine.tracker import Item, Stage
 from gateway.model import Attempt, Result, SpillReason, answer_of
 
 MAX_WAITING = 64
@@ -207,7 +207,7 @@ class Lane:
         if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
             return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._place(now, now))
         item.since = now
-        item.is_waiting = True
+        item.stage = Stage.WAITING
         self._waiting.append(item)
         self._waiting_bytes += item.size
         return None
@@ -247,7 +247,7 @@ class Lane:
             return None
         self._waiting.popleft()
         self._waiting_bytes -= item.size
-        item.is_waiting = False
+        item.stage = Stage.ATTEMPT
         item.since = now
         self._budget.take(item, is_doubtful=is_doubtful)
         if not self.in_flight:
@@ -368,7 +368,6 @@ class Lane:
 
     def _drop_first(self) -> None:
         item = self._waiting.popleft()
-        item.is_waiting = False
         self._waiting_bytes -= item.size
 
     def _release(self, item: Item) -> None:

@@ -17,7 +17,7 @@ from gateway.engine.dispatch import Dispatcher
 from gateway.engine.duplicates import Duplicates, Reader
 from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.services import Services
-from gateway.engine.tracker import Item, Ownership, Pending, Tracker
+from gateway.engine.tracker import Item, Ownership, Pending, Stage, Tracker
 from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
 from gateway.log.records import footprint
@@ -245,7 +245,10 @@ class Member(ABC):
         for pending in tracker.pendings.values():
             if pending.tracker is not tracker:
                 continue  # adopted
-            pending.left -= sum(item.is_waiting for item in pending.items)
+            for item in pending.items:
+                if item.stage is Stage.WAITING:
+                    item.stage = Stage.ENDED
+                    pending.left -= 1
             if pending.left == 0:
                 self._held -= pending.held
 
@@ -495,5 +498,5 @@ def _waiting_in(trackers: Iterable[Tracker]) -> list[Item]:
         for tracker in trackers
         for pending in tracker.pendings.values()
         for item in pending.items
-        if item.is_waiting
+        if item.stage is Stage.WAITING
     ]

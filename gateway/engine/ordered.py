@@ -22,7 +22,7 @@ from gateway.engine.member import Loop, Member
 from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.seen import Seen
 from gateway.engine.services import Services
-from gateway.engine.tracker import Item, Tracker
+from gateway.engine.tracker import Item, Stage, Tracker
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import decode_delivery, order_key, origin_of
 from gateway.model import (
@@ -178,7 +178,7 @@ class Ordered(Member):
             self.done(pending)
             return
         item = pending.add(delivery)
-        item.is_waiting = True
+        item.stage = Stage.WAITING
         if filed.note.reason:
             item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=filed.note.detail)
         queue = self._queues.setdefault(self._key(item), deque())
@@ -202,7 +202,7 @@ class Ordered(Member):
         self._make_ready(item)
 
     def _make_ready(self, item: Item) -> None:
-        item.is_waiting = True
+        item.stage = Stage.WAITING
         self._ready.append(item)
         self._woken.set()
 
@@ -267,7 +267,7 @@ class Ordered(Member):
         if item.pending.tracker.is_lost:
             return False  # its memory is to be given back
         item.end = end
-        item.is_waiting = True
+        item.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
         self._halted_at[item.delivery.occurrence] = self._log.now()
@@ -316,7 +316,7 @@ class Ordered(Member):
         is_kicked, self._kicked_at = kicked_at != self._kicked_at, kicked_at
         route = self._route()
         ready = {id(item) for item in self._ready}
-        firsts = [first for first, *_ in self._queues.values() if first.is_waiting]
+        firsts = [first for first, *_ in self._queues.values() if first.stage is Stage.WAITING]
         if is_kicked:
             self._remembered.clear()  # also those whose records are read after a rebalance
             self._dispatch.withdraw(firsts)
@@ -337,7 +337,7 @@ class Ordered(Member):
         ready = {id(item) for item in self._ready}
         for first, *_ in self._queues.values():
             since = max(self._unknown_since, first.pending.appended_at)
-            if first.is_waiting and first.end is not None and since < lapsed and id(first) not in ready:
+            if first.stage is Stage.WAITING and first.end is not None and since < lapsed and id(first) not in ready:
                 first.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._released(first, "route_removed")
                 self._make_ready(first)
@@ -365,7 +365,7 @@ class Ordered(Member):
         return [
             Blocked(
                 delivery=first.delivery,
-                halted=first.end if first.is_waiting else None,
+                halted=first.end if first.stage is Stage.WAITING else None,
                 since=self._halted_at.get(first.delivery.occurrence, _first_tried(first.delivery)),
             )
             for first in self._failed_firsts()
@@ -378,7 +378,7 @@ class Ordered(Member):
         metrics = self._services.metrics
         blocked = self._failed_firsts()
         # One that isn't waiting is on its way to the dead letters.
-        halted = [first for first in blocked if first.end is not None and first.is_waiting]
+        halted = [first for first in blocked if first.end is not None and first.stage is Stage.WAITING]
         where = (self.route, self.destination)
         metrics.ordered_blocked_keys.labels(*where).set(len(blocked))
         metrics.ordered_halted_keys.labels(*where).set(len(halted))

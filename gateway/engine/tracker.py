@@ -76,6 +76,20 @@ class AttemptScope:
         self._task.cancel()
 
 
+class Stage(Enum):
+    """Where a delivery is, in this process."""
+
+    NEW = auto()
+    WAITING = auto()
+    """In its lane's queue, until a time, behind another of its key, or until it is known whose its partition is."""
+    ATTEMPT = auto()
+    """A lane has let it out; an attempt of it is being made, or has just ended."""
+    APPEND = auto()
+    """Its successor or its dead letter is being written, or waits for memory to be."""
+    ENDED = auto()
+    """It has its end or its successor, or is left to another owner."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pending:
     """A record that was read, at `taken_at`, and isn't done: `left` counts its unfinished deliveries.
@@ -105,7 +119,7 @@ class Pending:
     @property
     def has_begun(self) -> bool:
         """Whether any of its deliveries was started: reading the record again would repeat that one."""
-        return any(not item.is_waiting or item.is_tried for item in self.items)
+        return any(item.stage is not Stage.WAITING or item.is_tried for item in self.items)
 
     @property
     def is_settled(self) -> bool:
@@ -115,12 +129,12 @@ class Pending:
     @property
     def is_busy(self) -> bool:
         """Whether an attempt or an append for it is under way."""
-        return self.left > sum([item.is_waiting for item in self.items])
+        return self.left > sum([item.stage is Stage.WAITING for item in self.items])
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Item:
-    """A delivery in this process: waiting in a lane, in an attempt, or on its way into a successor record.
+    """A delivery in this process, from the record that it was read from to its end or its successor.
 
     `note` goes with it from record to record. `since` is when it came into its lane's queue, or its attempt began.
     `end` is set where its end is decided, and can't be written yet.
@@ -135,7 +149,7 @@ class Item:
     is_retry: bool
     note: Note = NO_NOTE
     since: float = 0.0
-    is_waiting: bool = False
+    stage: Stage = Stage.NEW
     is_tried: bool = False
     is_doubtful: bool = False
     is_late: bool = False
@@ -230,7 +244,7 @@ class Tracker:
             self.pendings[offset] = pending
             if offset in old.newer:
                 self.newer.add(offset)
-            waiting += [item for item in pending.items if item.is_waiting]
+            waiting += [item for item in pending.items if item.stage is Stage.WAITING]
         return waiting
 
     def forget_copies(self) -> None:
