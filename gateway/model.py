@@ -79,7 +79,11 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One HTTP try of a delivery. `seconds` is how long it took; `retry_after` is what the destination asked for."""
+    """One HTTP try of a delivery. `seconds` is how long it took.
+
+    `retry_after` is for how many seconds a 429 or a 503 has asked for silence (RFC 9110 §10.2.3, RFC 6585 §4); None
+    for every other answer, whatever its headers say.
+    """
 
     number: int
     at: float

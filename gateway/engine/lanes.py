@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from gateway.engine.breaker import FAILURES, Breaker
 from gateway.engine.tracker import Item, Stage
-from gateway.model import Attempt, Result, SpillReason, answer_of
+from gateway.model import Attempt, SpillReason, answer_of
 
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1 << 20
@@ -279,7 +279,7 @@ class Lane:
             self._seconds += (FASTER if change < 0 else SLOWER) * change
         self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
-        if attempt.retry_after and (attempt.result is Result.THROTTLED or attempt.status == 503):  # noqa: PLR2004 - RFC 9110, 10.2.3
+        if attempt.retry_after:
             self.throttled_until = max(self.throttled_until, now + attempt.retry_after)
 
     def cancelled(self, item: Item, now: float) -> None:

@@ -121,9 +121,7 @@ def _retry(
 def _delay(delivery_id: DeliveryId, attempt: Attempt, policy: RetryPolicy) -> float:
     step = policy.schedule[min(attempt.number, len(policy.schedule)) - 1]
     delay = step * (1 + policy.jitter * jitter_of(delivery_id, attempt.number))
-    if attempt.retry_after is None or attempt.status not in {429, 503}:
-        return delay
-    return max(delay, min(attempt.retry_after, RETRY_AFTER_CAP))
+    return delay if attempt.retry_after is None else max(delay, min(attempt.retry_after, RETRY_AFTER_CAP))
 
 
 def _is_in_short_budget(delivery: Delivery, attempt: Attempt, policy: RetryPolicy, *, due: float) -> bool:

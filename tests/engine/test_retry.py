@@ -225,8 +225,6 @@ def test_an_override_decides_the_end() -> None:
         (429, 0.0, 5.0),
         (503, -60.0, 5.0),
         (503, 30 * 86400.0, RETRY_AFTER_CAP),
-        (500, 60.0, 5.0),
-        (404, 60.0, 5.0),
     ],
 )
 def test_retry_after_lengthens_the_backoff_and_never_shortens_it(status: int, asked: float, delay: float) -> None:
