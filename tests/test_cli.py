@@ -1459,6 +1459,15 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     told = "kicked route build: nothing else was waiting; 3 are parked: destination ci is paused\n"
     assert run("route", "kick", "build")[1] == told + "  gateway destination resume ci\n"
     assert run("route", "kick", "customers")[1] == "kicked route customers: nothing was waiting\n"
+    topic = TOPICS.ordered("mirror", "ci")
+    headers = encode_delivery(a_delivery(), NO_NOTE, at=0.0)
+    on_log(lambda log: log.create(TOPICS.specs((), [("mirror", "ci")])), owner=True)
+    on_log(lambda log: log.append(topic, key=b"k", value=b"{}", headers=headers))
+    told = (
+        "kicked destination ci: nothing waited for a retry; 3 are parked: it is paused; "
+        "on ordered routes 1 waited, 1 of them waits still\n  gateway destination resume ci\n"
+    )
+    assert run("destination", "kick", "ci")[:2] == (0, told)
     told, _ = told_of_parked("route build", {"route/build": 1}, 1)
     assert told == "; 1 is parked: it is paused; 1 partition can't be read: what is parked there isn't counted"
 

@@ -139,7 +139,7 @@ def _steered(shown: str, action: str, done: Order, parked: tuple[str, str], orde
     kind, _, name = shown.partition(" ")
     more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
     told, commands = parked
-    tried = "nothing waited for a retry" if ordered.waited and not done.count else told_of_kick(done, told)
+    tried = f"nothing waited for a retry{told}" if ordered.waited and not done.count else told_of_kick(done, told)
     return f"kicked {shown}: {tried}{ordered}{without(done)}{more}{commands}"
 
 
