@@ -213,9 +213,10 @@ async def waiting(
                 if topic == topics.parked
                 else control.is_kicked(delivery.route, delivery.destination, partition, offset)
             )
-            if not is_over and hash(delivery.occurrence) not in seen:
+            told_by = hash((delivery.occurrence, delivery.since))  # a replay waits beside what it is of
+            if not is_over and told_by not in seen:
                 if len(seen) < MOST_TOLD_APART:
-                    seen.add(hash(delivery.occurrence))
+                    seen.add(told_by)
                 yield filed
 
 

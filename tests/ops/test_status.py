@@ -499,6 +499,18 @@ async def test_what_waits_is_counted_once_each_while_it_moves_from_topic_to_topi
             assert found == 300
 
 
+async def test_a_replay_that_waits_beside_the_delivery_that_it_repeats_is_counted_too() -> None:
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    original = a_delivery(attempts=(an_attempt(1, status=500),), successor=1)
+    again = replace(original, since=NOW, successor=2)
+    for delivery in (original, original, again):  # one is in two tiers, as a crash or a moment leaves it
+        headers = encode_delivery(delivery, NO_NOTE, at=NOW)
+        await log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
+    found = [filed.delivery.since async for filed in waiting(log, TOPICS, Control(), {})]
+    assert found == [0.0, NOW]
+
+
 KEYS = [
     Blocked(
         delivery=a_delivery(event=an_event(id="evt_1"), attempts=(an_attempt(status=503),)),
