@@ -1531,6 +1531,34 @@ def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_proces
 
 
 @pytest.mark.usefixtures("log")
+def test_a_process_of_another_version_hides_nothing_of_the_log_and_of_the_other_processes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("route", "pause", "build")
+    hold = {"destination": "ci", "why": "breaker_open", "after": "503", "since": NOW, "until": NOW + 9}
+    before = {"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}
+    answers: dict[str, dict[str, Any]] = {
+        "alive:9090": {"holds": [hold]},
+        "older:9090": {"ordered": [before]},
+        "newer:9090": {"version": "9.1", "ordered": [{"keys": []}], "rules": {"changed_at": "monday"}},
+    }
+
+    async def answer(address: str) -> dict[str, Any]:
+        return answers[address]
+
+    monkeypatch.setattr("gateway.commands.status.ask_status", answer)
+    code, out, _ = run("status", *[word for name in answers for word in ("--admin", name)], "--json")
+    found = {each["what"]: each["why"] for each in lines(out)}
+    assert code == 1
+    assert found == {
+        "newer:9090": "what this process, of version 9.1, tells of ordered can't be read here",
+        "route build": "paused",
+        "destination ci": "breaker open after 503",
+        "mirror → ci": "keys halted",
+    }
+
+
+@pytest.mark.usefixtures("log")
 def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(silence.FEWEST + 1):
         write_event(f"evt_{number}")

@@ -1,6 +1,6 @@
 """What processes tell of themselves at `/status`, as findings: holds, refused rules, halted keys, a source's events."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from shlex import quote
@@ -12,6 +12,7 @@ from gateway.engine.control import Control
 from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order
 from gateway.log.base import NO_APPENDS
+from gateway.log.fields import LATEST
 from gateway.model import answer_of
 from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
 from gateway.ops.output import rfc3339, when
@@ -26,73 +27,108 @@ _HOLDS: Mapping[str, str] = {"retry_after": "it has asked for silence (Retry-Aft
 
 
 def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
-    """Return what a process says at `/status` of its admin address, as far as no replay has brought it back."""
-    found = [
-        Finding(
-            rank=HELD,
-            what=f"destination {hold['destination']}",
-            why=_HOLDS.get(hold["why"], hold["why"]) + (f" after {hold['after']}" if hold["after"] else ""),
-            since=hold["since"],
-            until=hold["until"],
-            who=where,
-            next=(
-                *owners_first(hold["destination"], hold["after"]),
-                f"gateway destination kick {hold['destination']}",
-            ),
-        )
-        for hold in answer.get("holds", ())
-    ]
-    found += [
-        Finding(
-            rank=NOT_READ,
-            what=f"{each['topic']}/{each['partition']}",
-            why=each["reason"] if each["reason"].startswith(NO_APPENDS) else f"not read: {each['reason']}",
-            since=each["since"],
-            who=where,
-            next=("# see the brokers: it goes on by itself",),
-        )
-        for each in answer.get("unread", ())
-    ]
-    if trouble := answer.get("log"):
-        found.append(
-            Finding(
-                rank=NOT_READ,
-                what="the log",
-                why=f"doesn't answer, or refuses events: {trouble['reason']}",
-                since=trouble["since"],
-                who=where,
-                next=("# make room on its disk, or see the brokers: it goes on by itself",),
-            )
-        )
-    rules = answer.get("rules", {})
-    found += _of_rules(rules, where, control)
-    found += _of_loss(rules, where)
-    found += [finding for each in answer.get("ordered", ()) for finding in _of_keys(each, where)]
-    for source in answer.get("sources", ()):
-        found += _of_source(source, where)
-        found += _of_missed(source, where, control)
-        found += _of_refused(source, where)
+    """Return what a process says at `/status` of its admin address, as far as no replay has brought it back.
+
+    It may be of another version: what can't be read of its answer is told as such, and the rest is told all the same.
+    """
+    found: list[Finding] = []
+    unread: dict[str, None] = {}
+    for name, read in _PARTS:
+        told = answer.get(name)
+        for each in told if isinstance(told, list) else [told]:
+            if each is None:
+                continue
+            try:
+                found += [_checked(finding) for finding in read(each, where, control)]
+            except UNREADABLE:
+                unread[name] = None
+    if unread:
+        found.append(_of_unread(tuple(unread), answer.get("version"), where))
     return found
 
 
-def _of_keys(told: Mapping[str, Any], where: str) -> Iterable[Finding]:
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
+"""What reading an answer raises that isn't as this version expects it: OSError is of times that no calendar has."""
+
+
+def _checked(finding: Finding) -> Finding:
+    """Return a finding that can be shown. Raises ValueError for one with a time or a number that is none."""
+    times: Sequence[object] = (finding.since, finding.until)
+    number: object = finding.count
+    if not all(at is None or (isinstance(at, int | float) and 0 <= at < LATEST) for at in times):
+        raise ValueError(times)
+    if not (number is None or isinstance(number, int)):
+        raise ValueError(number)
+    return finding
+
+
+def _of_unread(names: Sequence[str], version: object, where: str) -> Finding:
+    of = f", of version {version}," if version else ""
+    return Finding(
+        rank=NOT_READ,
+        what=where,
+        why=f"what this process{of} tells of {' and '.join(names)} can't be read here",
+        who=where,
+        next=("# is it of another version? `gateway status` of that one reads it",),
+    )
+
+
+def _of_hold(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    yield Finding(
+        rank=HELD,
+        what=f"destination {hold['destination']}",
+        why=_HOLDS.get(hold["why"], hold["why"]) + (f" after {hold['after']}" if hold["after"] else ""),
+        since=hold["since"],
+        until=hold["until"],
+        who=where,
+        next=(
+            *owners_first(hold["destination"], hold["after"]),
+            f"gateway destination kick {hold['destination']}",
+        ),
+    )
+
+
+def _of_partition(unread: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    reason = unread["reason"]
+    yield Finding(
+        rank=NOT_READ,
+        what=f"{unread['topic']}/{unread['partition']}",
+        why=reason if reason.startswith(NO_APPENDS) else f"not read: {reason}",
+        since=unread["since"],
+        who=where,
+        next=("# see the brokers: it goes on by itself",),
+    )
+
+
+def _of_log(trouble: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    yield Finding(
+        rank=NOT_READ,
+        what="the log",
+        why=f"doesn't answer, or refuses events: {trouble['reason']}",
+        since=trouble["since"],
+        who=where,
+        next=("# make room on its disk, or see the brokers: it goes on by itself",),
+    )
+
+
+def _of_keys(told: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     """Tell of the keys of an ordered route that wait for a delivery which has failed: for a kick, or for its retry."""
-    for state in ("halted", "blocked"):
-        keys = told[state]
-        if not keys["count"]:
+    for state, rank in (("halted", HALTED), ("blocked", WAITING)):
+        if not told[state]:
             continue
-        after = f" after {keys['after']}" if keys["after"] else ""
-        why = f"keys {state}: {keys['reason']}{after}" if keys["reason"] else f"keys {state}{after}"
-        steps = [f"gateway explain {keys['event_id']}"]
+        longest = told.get(f"longest_{state}") or {}  # an older version tells how many there are, and no more
+        event, after, reason = longest.get("event_id"), longest.get("after"), longest.get("reason")
+        explain = (f"gateway explain {event}",) if event else ()
+        kick = (f"gateway route kick {told['route']}",) if rank == HALTED else ()
         yield Finding(
-            rank=HALTED if state == "halted" else WAITING,
+            rank=rank,
             what=f"{told['route']} → {told['destination']}",
-            why=why,
-            since=keys["since"],
-            until=keys["until"],
+            why=f"keys {state}" + (f": {reason}" if reason else "") + (f" after {after}" if after else ""),
+            since=longest.get("since"),
+            until=longest.get("until"),
             who=where,
-            next=(*steps, f"gateway route kick {told['route']}") if state == "halted" else tuple(steps),
-            count=keys["count"],
+            next=(*explain, *kick),
+            count=int(told[state]),
         )
 
 
@@ -179,12 +215,14 @@ def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterabl
     )
 
 
-def _of_loss(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
-    """Yield which routes of a process went at once a while ago."""
+def _of_loss(rules: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield which routes of a process went a while ago, most of them at once."""
     loss = rules.get("loss")  # an older version doesn't tell
     if loss is None:
         return
     more = loss["count"] - len(loss["routes"])
+    reloads = loss.get("reloads", 1)
+    how = "at once" if reloads == 1 else f"in {reloads:,} reloads"
     names = ", ".join([*loss["routes"], *([f"and {more:,} more"] if more else [])])
     missing = loss["missing"]
     back = "; they are back" if not missing else "" if missing == loss["count"] else f"; still missing: {missing:,}"
@@ -196,7 +234,7 @@ def _of_loss(rules: Mapping[str, Any], where: str) -> Iterable[Finding]:
     yield Finding(
         rank=REFUSED,
         what="rules",
-        why=f"{loss['count']:,} of {loss['of']:,} routes went at once: {names}{back}",
+        why=f"{loss['count']:,} of {loss['of']:,} routes went {how}: {names}{back}",
         is_wrong=missing > 0,
         since=loss["since"],
         who=where,
@@ -245,7 +283,7 @@ def _replay(source: str, since: float) -> str:
     return f"gateway replay --source {source} --from {rfc3339(since)} --undelivered"
 
 
-def _of_source(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+def _of_source(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     """Yield what a process has counted of a source since the rules for it are in force, where it is much."""
     name, identity = source["source"], source["identity"]
     steps = [
@@ -297,7 +335,7 @@ def _missed(source: str, counted: Mapping[str, Any]) -> list[str]:
     return ["# what was missed since then, once they are as they should be:", _replay(source, since)]
 
 
-def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
+def _of_refused(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     """Yield which requests a source has refused lately, where that is much."""
     name = source["source"]
     for reason, run in source["refused"].items():
@@ -314,6 +352,30 @@ def _of_refused(source: Mapping[str, Any], where: str) -> Iterable[Finding]:
             next=tuple(step.format(name=name) for step in kind.steps),
             count=int(run["count"]),
         )
+
+
+_PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable[Finding]]]] = (
+    ("holds", _of_hold),
+    ("unread", _of_partition),
+    ("log", _of_log),
+    ("rules", _of_rules),
+    ("rules", _of_loss),
+    ("ordered", _of_keys),
+    ("sources", _of_source),
+    ("sources", _of_missed),
+    ("sources", _of_refused),
+)
+"""What of an answer is read by what: a list of them, or one."""
+
+
+def changes_told(answer: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
+    """Return when a process's rules were changed last, and what of them; None if not before a time, or not told."""
+    try:
+        rules = answer["rules"]
+        at, changed = float(rules["changed_at"]), [str(each) for each in rules["changed"]]
+    except UNREADABLE:
+        return None
+    return (at, changed) if 0 <= at < before else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,19 +487,26 @@ def refusal_of(reason: str) -> Refusal:
 
 
 def told_of_keys(keys: Sequence[Blocked]) -> Mapping[str, Any]:
-    """Tell how many keys of an ordered route have halted, or wait for a retry, and of the one that does so longest."""
+    """Tell how many keys of an ordered route have halted, or wait for a retry, and of the one that does so longest.
+
+    The numbers are under names of their own, as a command of another version reads them.
+    """
     halted = [key for key in keys if key.halted is not None]
     blocked = [key for key in keys if key.halted is None]
-    return {"halted": _longest(halted), "blocked": _longest(blocked)}
+    return {
+        "halted": len(halted),
+        "blocked": len(blocked),
+        "longest_halted": _longest(halted),
+        "longest_blocked": _longest(blocked),
+    }
 
 
-def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any]:
+def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any] | None:
     if not keys:
-        return {"count": 0}
+        return None
     key = min(keys, key=lambda each: each.since)
     attempts = key.delivery.attempts
     return {
-        "count": len(keys),
         "since": key.since,
         "until": key.delivery.due or None if key.halted is None else None,
         "event_id": key.delivery.event.id,

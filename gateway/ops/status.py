@@ -25,6 +25,7 @@ from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING,
 from gateway.ops.history import bounds_of
 from gateway.ops.letters import Group, Groups, read_letters, result_of
 from gateway.ops.output import rfc3339, when
+from gateway.ops.processes import changes_told
 from gateway.rules.rules import Rules
 
 FEW = 3
@@ -430,10 +431,10 @@ def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]
     takes once it is fixed, only a replay of the events tells.
     """
     following = [
-        f"# the rules of {when(rules['changed_at'])} changed {change}"
-        for rules in [answer.get("rules", {}) for answer in answers]
-        if rules.get("changed_at", group.newest) < group.newest  # an older version doesn't tell
-        for change in rules["changed"]
+        f"# the rules of {when(told[0])} changed {change}"
+        for told in [changes_told(answer, before=group.newest) for answer in answers]
+        if told is not None
+        for change in told[1]
         if change.startswith(f"route {group.route}: ")
     ]
     following = [*dict.fromkeys(following), f"gateway explain {group.event}"]

@@ -185,8 +185,9 @@ async def test_a_key_that_halts_is_told_with_its_event_and_so_is_its_end() -> No
             [key] = worker.blocked_keys[PLACE]
             assert (key.delivery.event.id, key.halted and key.halted.reason) == (first.id, "exhausted")
             assert key.since == pytest.approx(began, abs=1.0)
-            shown = told_of_keys([key])["halted"]
-            assert (shown["count"], shown["event_id"], shown["after"]) == (1, first.id, "404")
+            keys = told_of_keys([key])
+            shown = keys["longest_halted"]
+            assert (keys["halted"], shown["event_id"], shown["after"]) == (1, first.id, "404")
             assert shown["since"] == key.since
             await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
             await asyncio.sleep(5)

@@ -249,7 +249,8 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     told = {"rules": {"changed": changed, "changed_at": 50.0}}
     since = {"rules": {"changed": ["route build: when"], "changed_at": NOW}}
     older = {"rules": {"changed": ["route build: to"]}}
-    request, condition = await dead_in(log, TOPICS, Control(), [told, told, since, older, {}], {})
+    others: list[dict[str, Any]] = [{"rules": {"changed": None, "changed_at": 1.0}}, {"rules": None}, {"rules": [5]}]
+    request, condition = await dead_in(log, TOPICS, Control(), [told, told, since, older, {}, *others], {})
     assert request.why == "dead letters: expression_error, request.body: body.who isn't there (has(body.who) tells)"
     assert request.next == (
         f"# the rules of {when(50.0)} changed route build: request",
@@ -580,6 +581,54 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "# after a rotation: put the new secret beside the old one in `secrets` of source shop",
     )
     assert all(each.who == "http://a:9090" for each in found)
+
+
+def test_keys_are_told_between_this_version_and_the_one_before_in_both_directions() -> None:
+    before = {"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}
+    (found,) = findings_in({"ordered": [before]}, "a:9090", Control())
+    assert (found.what, found.why, found.count, found.since) == ("mirror → ci", "keys halted", 2, None)
+    assert found.next == ("gateway route kick mirror",)
+    told = told_of_keys(KEYS)
+    assert (int(told["halted"]), int(told["blocked"])) == (1, 2), "as the version before reads them"
+    assert not any(told_of_keys([]).values())
+
+
+HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0, "until": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("holds", [{**HOLD, "since": "monday"}]),
+        ("holds", [{**HOLD, "until": 1e300}]),
+        ("holds", [{**HOLD, "why": ["breaker_open"]}]),
+        ("holds", [{"destination": "ci"}]),
+        ("unread", [{"topic": "t", "partition": 0, "since": 1.0, "reason": None}]),
+        ("log", {"reason": "no room"}),
+        ("log", "down"),
+        ("rules", {"refusal": {"since": 1.0}}),
+        ("rules", {"loss": {"count": "many"}}),
+        ("rules", {"refusal": REFUSAL | {"changed_at": 1e300}, "file": "r", "loaded_at": 1.0}),
+        ("rules", 5),
+        ("ordered", [{"route": "mirror", "destination": "ci", "halted": {"count": 1}, "blocked": 0}]),
+        ("ordered", [{"route": "mirror", "destination": "ci"}]),
+        ("sources", [{"source": "shop", "events": 5.0}]),
+        ("sources", {"shop": {"events": 5.0}}),
+        ("sources", [None, "shop"]),
+    ],
+)
+def test_what_cannot_be_read_of_a_process_is_told_and_so_is_the_rest(name: str, told: Any) -> None:
+    answer: dict[str, Any] = {"version": "9.1", "ordered": [{"route": "r", "destination": "d", **told_of_keys(KEYS)}]}
+    rest = findings_in({**answer, name: []}, "a:9090", Control())
+    *found, unread = findings_in({**answer, name: told}, "a:9090", Control())
+    assert found == rest
+    assert (unread.rank, unread.what, unread.is_wrong) == (NOT_READ, "a:9090", True)
+    assert unread.why == f"what this process, of version 9.1, tells of {name} can't be read here"
+
+
+def test_one_hold_that_cannot_be_read_hides_no_other() -> None:
+    found, unread = findings_in({"holds": [{}, HOLD, {}]}, "a:9090", Control())
+    assert (found.what, unread.why) == ("destination ci", "what this process tells of holds can't be read here")
 
 
 def _refused(reason: str, count: int, of_all: float) -> list[Finding]:
