@@ -10,7 +10,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -116,7 +116,7 @@ class Reloader:
         }
 
     def _told_loss(self) -> Mapping[str, Any] | None:
-        """Return which routes went at once a while ago, and how many of them are still missing."""
+        """Return which routes went a while ago, most of them at once, and how many of them are still missing."""
         loss = self._loss
         if loss is None or time.monotonic() > self.loss_at + REMEMBERED:
             return None
@@ -124,6 +124,7 @@ class Reloader:
         return {
             "since": loss.since,
             "of": loss.of,
+            "reloads": loss.reloads,
             "routes": loss.routes[:MAX_NAMES],
             "count": len(loss.routes),
             "missing": len(missing),
@@ -233,7 +234,7 @@ class Reloader:
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
             changed = await asyncio.to_thread(changes, self.rules, rules)
-            lost, number = lost_routes(self.rules, rules), len(self.rules.routes)
+            lost, before = lost_routes(self.rules, rules), self.rules.routes.keys()
             certificates = await asyncio.to_thread(certificate_ends, rules)
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
             if added:
@@ -246,7 +247,7 @@ class Reloader:
             return not isinstance(error, LogUnavailableError | UsageError)
         refused_since = self._take(rules, certificates, changed, log.now())
         if lost:
-            self._lose(lost, number, log.now())
+            self._lose(lost, before, log.now())
         self._changed_to(rules)
         spare_collector()
         self._metrics.rules_reloads.labels("ok").inc()
@@ -291,12 +292,12 @@ class Reloader:
                     self._metrics.refused_requests.forget(name)
         return since
 
-    def _lose(self, routes: tuple[str, ...], number: int, now: float) -> None:
+    def _lose(self, routes: tuple[str, ...], before: Collection[str], now: float) -> None:
         """Remember routes that went at once, with those of a while ago: one replay is to bring what all missed."""
         since = now if self._in_force_since is None else self._in_force_since
-        loss = Loss(since=since, routes=routes, of=number)
+        loss = Loss(since=since, routes=routes, of=len(before))
         if self._loss is not None and self._told_loss() is not None:
-            loss = replace(self._loss, routes=tuple(dict.fromkeys([*self._loss.routes, *routes])))
+            loss = self._loss.with_more(routes, before)
         self._loss, self.loss_at = loss, time.monotonic()
 
 

@@ -226,16 +226,27 @@ async def test_routes_that_went_at_once_are_told_for_an_hour_with_how_many_are_s
     now = 1010.0
     await running.look(_routed("a", "b", "c"))
     await running.look()
-    told = {"since": 1000.0, "of": 6, "routes": ("d", "e", "f"), "count": 3, "missing": 3}
+    told = {"since": 1000.0, "of": 6, "reloads": 1, "routes": ("d", "e", "f"), "count": 3, "missing": 3}
     assert running.reloader.told()["loss"] == told
     await running.look(_routed("c", "d"))
     await running.look()
-    assert running.reloader.told()["loss"] == told | {"routes": ("d", "e", "f", "a", "b"), "count": 5, "missing": 4}
+    both = {"routes": ("d", "e", "f", "a", "b"), "count": 5, "missing": 4, "reloads": 2}
+    assert running.reloader.told()["loss"] == told | both
     await running.look(_routed(*"abcdef"))
     await running.look()
     assert running.reloader.told()["loss"]["missing"] == 0
     running.reloader.loss_at -= REMEMBERED + 1
     assert running.reloader.told()["loss"] is None
+
+
+async def test_of_routes_that_went_in_several_reloads_all_are_counted_that_there_were(running: Running) -> None:
+    running.log = MemoryLog(now=lambda: 1000.0)
+    for names in ("abcd", "cd", "cdefgh", "gh"):
+        await running.look(_routed(*names))
+        await running.look()
+    told = running.reloader.told()["loss"]
+    assert (told["count"], told["of"], told["reloads"]) == (6, 8, 2)
+    assert told["routes"] == tuple("abcdef")
 
 
 async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Running) -> None:

@@ -1,6 +1,6 @@
 """When files that change are read again, and what new rules change: pure; `run.py` has the clock and the disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -64,11 +64,21 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Routes that went at once, `of` so many that there were. `since` is as in `Refusal`."""
+    """Routes that went at once, or in several `reloads`, `of` so many that there were. `since` is as in `Refusal`."""
 
     since: float
     routes: tuple[str, ...]
     of: int
+    reloads: int = 1
+
+    def with_more(self, routes: tuple[str, ...], before: Collection[str]) -> "Loss":
+        """Return what went up to another loss of routes, of those that there were before it."""
+        return Loss(
+            since=self.since,
+            routes=tuple(dict.fromkeys([*self.routes, *routes])),
+            of=max(self.of, len({*self.routes, *before})),
+            reloads=self.reloads + 1,
+        )
 
 
 def lost_routes(old: Rules, new: Rules) -> tuple[str, ...]:

@@ -328,6 +328,7 @@ def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_wha
     back = found(missing=0)
     assert (back.is_wrong, back.next) == (False, lost.next[1:])
     assert back.why.endswith("; they are back")
+    assert found(reloads=2).why.startswith("5 of 10 routes went in 2 reloads: build, ")
 
 
 def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: Any) -> Order:
