@@ -418,7 +418,7 @@ class MemoryConsumer:
             start = self._state.segments[partition].start
             commit = commits.get(partition, Commit(start))
             self._positions[partition] = max(start, commit.base)
-            assignments.append(Assignment(partition, commit, start))
+            assignments.append(Assignment(partition, commit, start, partition in commits))
         if assignments or not self._waiting:
             self._listener.assigned(assignments)
         self.wake()

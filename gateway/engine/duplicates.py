@@ -102,7 +102,7 @@ class Duplicates:
         Where it comes straight back, acquire it again before the reader of before is released: it then knows what that
         one knew.
         """
-        partition, commit, log_start = assignment
+        partition, commit, log_start, _ = assignment
         window = self._services.window(partition.topic)
         # The first record will be older than this moment, but seldom by much.
         since = round((self._log.now() - SKEW) * _MICRO) - window

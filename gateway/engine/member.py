@@ -169,9 +169,10 @@ class Member(ABC):
             if tracker.delay is None and self._duplicates is not None:
                 self._readers[tracker] = self._duplicates.acquire(assignment)
             self._tell_lost(partition, tracker.progress.lost)
+            is_another = self.is_of_another_log(assignment)
             old = self._suspended.pop(partition, None)
             if old is not None:
-                if not self.keeps_order and not old.progress.is_of_another_log(assignment):
+                if not self.keeps_order and not is_another:
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
@@ -180,6 +181,11 @@ class Member(ABC):
         now = self._log.now()
         for item in returning:
             self.resume(item, now)
+
+    def is_of_another_log(self, assignment: Assignment) -> bool:
+        """Tell whether a partition that was given up, and comes back, isn't the one any more that it was."""
+        old = self._suspended.get(assignment.partition)
+        return old is not None and old.progress.is_of_another_log(assignment)
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         """Give these partitions up: let attempts under way end, so that no other owner repeats them, and commit."""
@@ -193,6 +199,7 @@ class Member(ABC):
         await self._let_end(leaving, waiting)
         commits = await self._committable(leaving)
         for tracker in leaving:
+            tracker.progress.is_committed = tracker.progress.is_committed or tracker in commits
             tracker.ownership = Ownership.SUSPENDED
             self._suspended[tracker.partition] = tracker
         self._leaving = ()

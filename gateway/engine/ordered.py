@@ -270,6 +270,8 @@ class Ordered(Member):
         item.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
+        if item.delivery.occurrence in self._halted_at:
+            return True  # and was told: its partition was away meanwhile
         self._halted_at[item.delivery.occurrence] = self._log.now()
         self._services.logger.error(
             "key_halted",
@@ -319,6 +321,7 @@ class Ordered(Member):
         firsts = [first for first, *_ in self._queues.values() if first.stage is Stage.WAITING]
         if is_kicked:
             self._remembered.clear()  # also those whose records are read after a rebalance
+            self._forget_halts()
             self._dispatch.withdraw(firsts)
             for item in firsts:
                 if self._try_anew(item) and id(item) not in ready:
@@ -435,6 +438,10 @@ class Ordered(Member):
         self._remembered = {
             which: known for which, known in self._remembered.items() if known.partition in self.trackers
         }
+        self._forget_halts()
+
+    def _forget_halts(self) -> None:
+        """Forget when those halted that are neither here nor remembered."""
         ours = {first.delivery.occurrence for first, *_ in self._queues.values()} | self._remembered.keys()
         self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
 

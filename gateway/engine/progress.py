@@ -29,16 +29,19 @@ class Progress:
         "_stored",
         "_unfinished",
         "_unfinished_count",
+        "is_committed",
         "last_received",
         "lost",
         "window",
     )
 
-    def __init__(self, commit: Commit, log_start: int, *, window: int = WINDOW) -> None:
+    def __init__(self, commit: Commit, log_start: int, *, is_committed: bool = True, window: int = WINDOW) -> None:
         """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
         bits = int.from_bytes(commit.done, "little")
         deleted = max(0, log_start - commit.base)
         self.window = window
+        self.is_committed = is_committed
+        """Whether the group has a commit of it, or has been sent one."""
         self.lost = deleted - (bits & ((1 << min(deleted, bits.bit_length())) - 1)).bit_count()
         """How many records the log deleted before they were done; they count as done from here on."""
         self.last_received: int | None = None
@@ -87,6 +90,8 @@ class Progress:
         self.lost += lost
         if start == self._next:
             self._move_to(deleted.stop)
+        elif self._gone and self._gone[-1].stop == start:
+            self._gone[-1] = range(self._gone[-1].start, deleted.stop)
         else:
             self._gone.append(range(start, deleted.stop))
         return lost
@@ -144,15 +149,19 @@ class Progress:
     def committable(self, *, is_known: bool = False) -> Commit | None:
         """Return what can be committed now, None if that is what was stored last, unless `is_known` asks for it, too.
 
-        What is done beyond 16,384 offsets after the base is left out: a new owner would do it again.
+        What is done beyond 16,384 offsets after the base is left out: a new owner would do it again. Once something
+        was received there is a commit, though nothing may be done of it: where there is none any more, the topic was
+        deleted.
         """
         base = self.base
         bits = self._done_from(base)
         commit = Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
-        return None if commit == self._stored and not is_known else commit
+        is_first = not self.is_committed and self.last_received is not None
+        return None if commit == self._stored and not (is_known or is_first) else commit
 
     def committed(self, commit: Commit) -> None:
         """Note that this commit was stored."""
+        self.is_committed = True
         self._stored = commit._replace(note=b"")
 
     def merge(self, other: "Progress") -> None:
@@ -169,16 +178,24 @@ class Progress:
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
         """Tell whether a partition that comes back has forgotten what was committed: its topic was made again."""
-        return assignment.commit == Commit(assignment.log_start) and assignment.log_start < self._stored.base
+        if not assignment.is_committed:
+            return self.is_committed
+        commit, stored = assignment.commit, self._stored
+        if commit.base < stored.base:
+            return True  # on the same log no commit goes back
+        missing = int.from_bytes(stored.done, "little") >> (commit.base - stored.base)
+        return bool(missing & ~int.from_bytes(commit.done, "little"))
 
     def _move_to(self, offset: int) -> None:
         """Set `next` to an offset, or to the first one after it that isn't done already."""
-        ahead = self._ahead >> (offset - self._next)
-        done_in_a_row = (~ahead & (ahead + 1)).bit_length() - 1
-        self._next = offset + done_in_a_row
-        self._ahead = ahead >> done_in_a_row
-        if self._gone and self._gone[0].start <= self._next:
-            self._move_to(max(self._next, self._gone.pop(0).stop))
+        while True:
+            ahead = self._ahead >> (offset - self._next)
+            done_in_a_row = (~ahead & (ahead + 1)).bit_length() - 1
+            self._next = offset + done_in_a_row
+            self._ahead = ahead >> done_in_a_row
+            if not self._gone or self._gone[0].start > self._next:
+                return
+            offset = max(self._next, self._gone.pop(0).stop)
 
     def _done_from(self, start: int) -> int:
         """Return a bit for each of the `WINDOW` offsets from `start` (at least the base), set if it is done."""

@@ -66,6 +66,10 @@ class Readings:
             self._note(partition, begun)
             self._left[partition] = replace(begun, taken=_last(begun, last))
 
+    def forget(self, partition: Partition) -> None:
+        """Forget what was taken in of a partition that was given up: its topic was made again."""
+        self._left.pop(partition, None)
+
     def let_go(self) -> None:
         """Note that what was given up isn't coming back."""
         self._left.clear()

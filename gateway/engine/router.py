@@ -132,9 +132,11 @@ class Router(Member):
     @override
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         edition = edition_of(self._services.rules())
-        for partition, commit, _ in assignments:
-            if self.delay_of(partition.topic) is None:
-                self._readings.took_over(partition, commit, edition)
+        for assignment in assignments:
+            if self.delay_of(assignment.partition.topic) is None:
+                if self.is_of_another_log(assignment):
+                    self._readings.forget(assignment.partition)
+                self._readings.took_over(assignment.partition, assignment.commit, edition)
         super().assigned(assignments)
         self._has_to_tell.set()
 

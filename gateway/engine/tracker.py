@@ -177,7 +177,7 @@ class Tracker:
         self.partition: Partition = assignment.partition
         self.owner = owner
         self.delay = delay
-        self.progress = Progress(assignment.commit, assignment.log_start)
+        self.progress = Progress(assignment.commit, assignment.log_start, is_committed=assignment.is_committed)
         self.ownership = Ownership.OURS
         self.is_paused = False
         self.pendings: dict[int, Pending] = {}

@@ -92,11 +92,13 @@ class Assignment(NamedTuple):
 
     `log_start` is the smallest offset that the log still has; where nothing was committed, `commit.base` is it.
     A `commit.base` below `log_start` means that records were deleted unread: the consumer reads on from `log_start`.
+    `is_committed` tells whether the group has a commit; it has none any more where the topic was deleted.
     """
 
     partition: Partition
     commit: Commit
     log_start: int
+    is_committed: bool = True
 
 
 class Listener(Protocol):

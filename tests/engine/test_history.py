@@ -185,6 +185,24 @@ def test_what_was_done_when_a_reader_came_was_routed_by_the_one_before() -> None
     assert history.edition_at(Partition("events", 1), 5) is None
 
 
+def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> None:
+    history = a_history()
+    readings = Readings(history)
+
+    def read_by(edition: Edition) -> None:
+        readings.took_over(HERE, Commit(0), edition)
+        while (what := readings.unsaid()) is not None:
+            order = readings.order(what, edition.name == "e1")
+            readings.said(what, order.name)
+            history.apply(told(order))
+
+    read_by(EDITIONS[0])
+    readings.left(HERE, 9)
+    readings.forget(HERE)
+    read_by(EDITIONS[1])
+    assert history.edition_at(HERE, 3) == EDITIONS[1]
+
+
 def test_a_record_that_is_told_again_counts_once_and_one_that_is_gone_not_at_all() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
     assert history.says(HERE, Commit(5), "e1")

@@ -24,7 +24,7 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 ORDERED = TOPICS.ordered("build", "ci")
 
@@ -46,6 +46,16 @@ def told(lines: Sequence[object]) -> list[tuple[str, int]]:
     return [
         (line["group"], line["count"]) for line in lines if isinstance(line, dict) and line["event"] == "records_lost"
     ]
+
+
+def test_what_is_deleted_bit_by_bit_behind_what_is_held_is_one_gap() -> None:
+    progress = Progress(Commit(0), 0)
+    for offset in range(1, 5001):
+        progress.overtaken(range(offset, offset + 1))
+    assert len(progress._gone) == 1
+    progress.received(0)
+    progress.finished(0)
+    assert progress.base == 5001
 
 
 def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
@@ -166,21 +176,32 @@ async def test_a_partition_whose_records_are_others_is_read_from_its_start() -> 
     assert await world.unfinished() == 0
 
 
-@virtual
-async def test_a_topic_that_is_made_again_during_a_rebalance_is_read_from_its_start() -> None:
-    """The member that gets its partition straight back knows what was done of another one."""
-    world = await a_world(a_route())
-    async with running(world):
-        await world.put(*events(10))
-        await asyncio.sleep(3)
-        rebalance = asyncio.create_task(world.log.rebalance(TOPICS.group(ROUTER_GROUP), takes=1.0))
-        await asyncio.sleep(0.5)
-        await world.log.make_again(EVENTS)
-        await rebalance
-        await world.put(*events(10))
-        await asyncio.sleep(3)
-        assert len(world.client.made) == 20
-    assert await world.unfinished() == 0
+@pytest.mark.parametrize(
+    ("before", "answers"),
+    [(3.0, [200]), (0.2, [200]), (3.0, [9.0, *[200] * 10]), (0.2, [9.0, 9.0, 9.0, 200])],
+    ids=["all done and committed", "all done", "the first under way", "nothing done"],
+)
+def test_a_topic_that_is_made_again_during_a_rebalance_is_read_from_its_start(
+    before: float, answers: Sequence[int | float]
+) -> None:
+    """The member that gets its partition straight back knows what was done, and is under way, of another one."""
+
+    async def scenario() -> None:
+        world = await a_world(a_route(), ci=answers)
+        async with running(world):
+            await world.put(*events(min(10, len(answers) - 1 or 10)))
+            await asyncio.sleep(before)
+            rebalance = asyncio.create_task(world.log.rebalance(TOPICS.group(ROUTER_GROUP), takes=4.0))
+            await asyncio.sleep(3.0)
+            await world.log.make_again(EVENTS)
+            await rebalance
+            new = [an_event(id=f"new_{number}", received_at=now()) for number in range(10)]
+            await world.put(*new)
+            await asyncio.sleep(40)
+            assert {event for _, event, _ in world.client.made} >= {event.id for event in new}
+        assert await world.unfinished() == 0
+
+    run(scenario())
 
 
 @virtual

@@ -181,7 +181,9 @@ async def test_a_key_that_halts_is_told_with_its_event_and_so_is_its_end() -> No
         world.logger = structlog.get_logger()
         async with operated(world) as control, running(world, world.worker(control)) as worker:
             began = now()
-            await asyncio.sleep(100)
+            await asyncio.sleep(50)
+            await world.log.rebalance(GROUP)
+            await asyncio.sleep(50)
             [key] = worker.blocked_keys[PLACE]
             assert (key.delivery.event.id, key.halted and key.halted.reason) == (first.id, "exhausted")
             assert key.since == pytest.approx(began, abs=1.0)

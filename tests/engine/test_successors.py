@@ -41,7 +41,12 @@ class Scene:
     def __init__(self) -> None:
         self.log = Away()
         self.is_lost = self.is_open = False
+        self.sleeps = 0
         self.topic = Topics("gateway.").retry("5s")
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps += 1
+        await asyncio.sleep(seconds)
 
     async def carry_on(self) -> bool:
         successors = Successors(
@@ -49,7 +54,7 @@ class Scene:
             topics=Topics("gateway."),
             metrics=Metrics(CollectorRegistry()),
             logger=QUIET,
-            sleep=asyncio.sleep,
+            sleep=self.sleep,
         )
         delivery = Delivery(id=DeliveryId("dlv_1"), event=an_event(), route="build", destination="ci")
         return await successors.carry_on(self.topic, delivery, NO_NOTE, lambda: not self.is_lost, lambda: self.is_open)
@@ -99,3 +104,18 @@ def test_none_is_begun_that_another_owner_may_begin(
     change: Callable[[Scene], None], then: Callable[[Scene], None], expected: tuple[bool, int]
 ) -> None:
     assert played(change, then=then) == expected
+
+
+def test_whose_a_record_is_is_asked_more_and_more_seldom() -> None:
+    """Thousands of appends may wait for it at once, in the loop that also answers senders."""
+
+    async def scenario() -> int:
+        scene = Scene()
+        opened(scene)
+        task = asyncio.create_task(scene.carry_on())
+        await asyncio.sleep(60)
+        lost(scene)
+        assert not await task
+        return scene.sleeps
+
+    assert run(scenario()) < 70

@@ -951,6 +951,29 @@ async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_
     await consumer.close()
 
 
+async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partition_begins_anew(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await make_topic(log)
+    partition = Partition(topic, 0)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
+    await append(log, topic, b"0")
+    await fetch(consumer, 1)
+    await append(log, topic, b"1", b"2")
+    while consumer._next[partition] < 3:
+        await consumer._pull(0.1)
+
+    async def failing(*_: Any) -> Any:
+        raise LogUnavailableError("expected an answer, got none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer._cluster, "offsets_of_led", failing)
+        await consumer._begin_anew([partition])
+    await append(log, topic, b"3")
+    assert [record.value for record in await fetch(consumer, 3)] == [b"1", b"2", b"3"]
+    await consumer.close()
+
+
 async def test_a_partition_that_begins_anew_may_be_revoked_in_that_moment(log: KafkaLog) -> None:
     topic = await make_topic(log)
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())

@@ -719,8 +719,8 @@ class SimulatedConsumer:
             self._waiter.set_result(None)
 
     def take_over(self, assignments: Sequence[Assignment]) -> None:
-        for partition, commit, log_start in assignments:
-            self.positions[partition] = max(commit.base, log_start)
+        for assignment in assignments:
+            self.positions[assignment.partition] = max(assignment.commit.base, assignment.log_start)
         self.owned = list(self.positions)
         self._assignments += 1
         self._listener.assigned(assignments)
@@ -762,7 +762,7 @@ class SimulatedConsumer:
         """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""
         start = self._broker.segments[partition].start
         commit = group.commits.get(partition)
-        assignment = Assignment(partition, Commit(start) if commit is None else commit, start)
+        assignment = Assignment(partition, commit or Commit(start), start, commit is not None)
         self._broker.witness.took_over(group.name, assignment, is_first=commit is None)
         return assignment
 

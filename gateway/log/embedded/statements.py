@@ -182,7 +182,7 @@ def assignments(
         start, end = first_row(connection, "SELECT start, next FROM topics WHERE name = ?", topic) or (0, 0)
         row = first_row(connection, "SELECT base, done FROM commits WHERE member = ? AND topic = ?", group, topic)
         commit = decode_commit(*row) if row else Commit(start)
-        assignments.append((Assignment(Partition(topic, 0), commit, start), end))
+        assignments.append((Assignment(Partition(topic, 0), commit, start, row is not None), end))
     return assignments
 
 

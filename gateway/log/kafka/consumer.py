@@ -253,17 +253,19 @@ class KafkaConsumer:
         self._waiting.update(gone)
         assignments = []
         for partition, end in after_last.items():
-            commit = commits.get(partition, Commit(first[partition]))
-            if commit.base > end:
+            commit = commits.get(partition)
+            if commit is not None and commit.base > end:
                 # Only an unclean leader election makes a log shorter. What was written since is below the base.
                 log.error("log_truncated", partition=partition, committed=commit.base, end=end)
-                commit = Commit(first[partition])
-            assignments.append(Assignment(partition, commit, first[partition]))
+                commit = None
+            start = first[partition]
+            assignments.append(Assignment(partition, commit or Commit(start), start, commit is not None))
         return assignments
 
     def _take_over(self, kafka: AIOKafkaConsumer, assignments: Sequence[Assignment]) -> None:
-        for partition, commit, log_start in assignments:
-            self._next[partition] = max(commit.base, log_start)
+        for assignment in assignments:
+            partition = assignment.partition
+            self._next[partition] = max(assignment.commit.base, assignment.log_start)
             kafka.seek(TopicPartition(*partition), self._next[partition])
         self._assignments += 1
         self._listener.assigned(assignments)
@@ -360,11 +362,8 @@ class KafkaConsumer:
             if not mine or assignments != self._assignments:
                 return
             positions = {partition: self._next.pop(partition) for partition in mine}
+            held = {partition: self._held.pop(partition) for partition in mine if partition in self._held}
             self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
-            for partition in mine:
-                self._held.pop(partition, None)
-                self._ends.pop(partition, None)
-                self._paused.discard(partition)
             try:
                 first, _ = await self._cluster.offsets_of_led(mine, EARLIEST)
             except LogUnavailableError:
@@ -372,6 +371,8 @@ class KafkaConsumer:
             for partition in positions.keys() - first.keys():  # the next time, then
                 self._next[partition] = positions[partition]
                 self._kafka.seek(TopicPartition(*partition), positions[partition])
+                if partition in held:
+                    self._held[partition] = held[partition]
             try:
                 # A commit of before would have the next owner pass over what is new.
                 await self._commit({partition: Commit(start) for partition, start in first.items()})
@@ -379,6 +380,8 @@ class KafkaConsumer:
                 log.warning("log_commit_lost", group=self._group, error=str(error))
             for partition, start in first.items():
                 log.error("log_truncated", partition=partition, committed=positions[partition], end=start)
+                self._ends.pop(partition, None)
+                self._paused.discard(partition)
                 self._next[partition] = start
                 self._kafka.seek(TopicPartition(*partition), start)
                 self._listener.replaced(Assignment(partition, Commit(start), start))
