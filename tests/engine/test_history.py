@@ -192,7 +192,7 @@ def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> N
     def read_by(edition: Edition) -> None:
         readings.took_over(HERE, Commit(0), edition)
         while (what := readings.unsaid()) is not None:
-            order = readings.order(what, edition.name == "e1")
+            order = readings.order(what, float(edition is EDITIONS[1]))
             readings.said(what, order.name)
             history.apply(told(order))
 
