@@ -47,7 +47,9 @@ _NEVER = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Services:
+class _Shared:
+    """What the readings of all partitions share."""
+
     log: Log
     topics: Topics
     rules: Callable[[], Rules]
@@ -81,7 +83,7 @@ class Duplicates:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._services = _Services(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
+        self._shared = _Shared(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
         self._log = log
         self._topic = topics.dedupe
         self._rules = rules
@@ -103,7 +105,7 @@ class Duplicates:
         one knew.
         """
         partition, commit, log_start, _ = assignment
-        window = self._services.window(partition.topic)
+        window = self._shared.window(partition.topic)
         # The first record will be older than this moment, but seldom by much.
         since = round((self._log.now() - SKEW) * _MICRO) - window
         store = self._stores.get(partition)
@@ -117,7 +119,7 @@ class Duplicates:
         elif window:
             # Others may have read on, and stored what they saw.
             store.need(store.high_at or since)
-        reader = Reader(self._services, self._stores, store)
+        reader = Reader(self._shared, self._stores, store)
         store.readers.add(reader)
         return reader
 
@@ -161,7 +163,7 @@ class Duplicates:
         began = self._log.now()
         for store in stores:
             # By the windows in force: what was forgotten before one was made longer is wanted now.
-            store.forget(round(began * _MICRO), self._services.windows(store.partition.topic))
+            store.forget(round(began * _MICRO), self._shared.windows(store.partition.topic))
         bounds, unread = await self._log.readable(self._topic)
         partitions = len(bounds) + len(unread)
         asked = {store: store.asking() for store in stores}
@@ -227,9 +229,7 @@ class Duplicates:
             self._is_stuck.clear()
             next_at = asyncio.get_running_loop().time() + REPEAT_AFTER
             stuck = [store for store in self._stores.values() if store.is_stuck]
-            for failed in await asyncio.gather(
-                *[store.flush(self._services) for store in stuck], return_exceptions=True
-            ):
+            for failed in await asyncio.gather(*[store.flush(self._shared) for store in stuck], return_exceptions=True):
                 if isinstance(failed, LogUnavailableError):
                     self._tell_repeated(failed)
                 elif failed is not None:
@@ -250,7 +250,7 @@ class Duplicates:
     def _sweep(self) -> None:
         now = round(self._log.now() * _MICRO)
         for store in self._stores.values():
-            store.forget(now, self._services.windows(store.partition.topic))
+            store.forget(now, self._shared.windows(store.partition.topic))
             for sightings in store.sources.values():
                 sightings.sweep()
         self._set_gauges()
@@ -269,8 +269,8 @@ class Duplicates:
 class Reader:
     """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
 
-    def __init__(self, services: _Services, stores: "dict[Partition, _Store]", store: "_Store") -> None:
-        self._services = services
+    def __init__(self, shared: _Shared, stores: "dict[Partition, _Store]", store: "_Store") -> None:
+        self._shared = shared
         self._stores = stores
         self._store = store
         self._patient_until = asyncio.get_running_loop().time() + PATIENCE
@@ -283,11 +283,11 @@ class Reader:
         False if that is still unknown `PATIENCE` seconds after the partition was acquired. Nothing is wrong then, but
         that copies are let through.
         """
-        store, windows = self._store, self._services.windows(self._store.partition.topic)
+        store, windows = self._store, self._shared.windows(self._store.partition.topic)
         if not windows:
             return True
         self.at = round(first.appended_at * _MICRO)
-        store.forget(round(self._services.log.now() * _MICRO), windows)  # and nothing that this reader needs
+        store.forget(round(self._shared.log.now() * _MICRO), windows)  # and nothing that this reader needs
         try:
             async with asyncio.timeout_at(self._patient_until):
                 while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
@@ -301,7 +301,7 @@ class Reader:
 
         To be asked of every event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
         """
-        source = self._services.rules().sources.get(event.source)
+        source = self._shared.rules().sources.get(event.source)
         if source is None or source.dedupe is None:
             return False
         identity = identity_of(event.id)
@@ -315,17 +315,17 @@ class Reader:
         verdict = store.of(event.source).judge(row, window)
         self._note(event.source, verdict, row, is_known=is_known)
         if verdict is Verdict.DUPLICATE:
-            self._services.metrics.let_go_events.add(event)
+            self._shared.metrics.let_go_events.add(event)
             self._tell(event, row, window)
         return verdict is Verdict.DUPLICATE
 
     def _tell(self, event: Event, row: bytes, window: int) -> None:
         """Say of which event one is a copy: of each source once a second, and how many there were."""
-        count = self._services.seldom.count(event.source, asyncio.get_running_loop().time())
+        count = self._shared.seldom.count(event.source, asyncio.get_running_loop().time())
         if count:
             (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
             original = self._store.of(event.source).original(row, window)
-            self._services.logger.info(
+            self._shared.logger.info(
                 "event_duplicate",
                 source=event.source,
                 event_id=event.id,
@@ -335,7 +335,7 @@ class Reader:
             )
 
     def _note(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
-        metrics = self._services.metrics
+        metrics = self._shared.metrics
         match verdict:
             case Verdict.DUPLICATE:
                 metrics.duplicates.labels(source).inc()
@@ -364,8 +364,8 @@ class Reader:
         last one failed and the next is under way it raises at once: the commits of others don't wait for that.
         """
         if self._store.is_tried_again:
-            raise LogUnavailableError(f"{self._services.topics.dedupe}: what was seen isn't stored yet")
-        await self._store.flush(self._services)
+            raise LogUnavailableError(f"{self._shared.topics.dedupe}: what was seen isn't stored yet")
+        await self._store.flush(self._shared)
 
     def release(self) -> None:
         """Let go of the partition."""
@@ -456,9 +456,9 @@ class _Store:
         """Whether nothing is left to store, and nothing is being stored."""
         return not (any(self.fresh.values()) or self._flushing.locked())
 
-    async def flush(self, services: _Services) -> None:
+    async def flush(self, shared: _Shared) -> None:
         """Store what was seen up to now. Raises LogUnavailableError."""
-        log = services.log
+        log = shared.log
         if not any(self.fresh.values()):
             return
         most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
@@ -469,7 +469,7 @@ class _Store:
                     while left > 0:
                         chunk = bytes(rows[: min(left, most)])
                         headers = encode_sightings(source, self.origin)
-                        await log.append(services.topics.dedupe, key=self.key, value=chunk, headers=headers)
+                        await log.append(shared.topics.dedupe, key=self.key, value=chunk, headers=headers)
                         del rows[: len(chunk)]
                         left -= len(chunk)
             except LogUnavailableError:
