@@ -174,18 +174,6 @@ class Note:
     """Why it is a dead letter (a DeadReason), or becomes one in its turn; a newer version may have others."""
     detail: str = ""
 
-    def fields(self) -> dict[str, str]:
-        """Return what there is of it, as it is written into a record."""
-        fields = {"why": self.why, "by": self.by, "replay": self.replay, "reason": self.reason, "detail": self.detail}
-        told = {name: text for name, text in fields.items() if text}
-        if self.breaks:
-            told["breaks"] = str(self.breaks)
-        if self.unknown_since is not None:
-            told["unknown_since"] = f"{self.unknown_since:.3f}"
-        if self.is_hurried:
-            told["hurry"] = "1"
-        return told
-
 
 NO_NOTE = Note()
 

@@ -144,7 +144,7 @@ def encode_delivery(delivery: Delivery, note: Note, *, at: float) -> list[tuple[
         "due": delivery.due,
         "since": delivery.since,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
-        "note": note.fields(),
+        "note": encode_note(note),
         "at": at,
     }
     encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
@@ -161,7 +161,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
     headers = _Headers(record.headers)
     event = _event(headers, record.value)
     state = Fields.parse("gw_delivery", headers.get("gw_delivery"))
-    note = _note(state.inside("note"))
+    note = decode_note(state.inside("note"))
     delivery = Delivery(
         id=DeliveryId(state.text("id", like=ID, expected="an id")),
         event=event,
@@ -214,13 +214,26 @@ def order_key(event: Event) -> str:
 def note_of(record: Record) -> Note:
     """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
     try:
-        return _note(Fields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
+        return decode_note(Fields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
     except UndecodableRecordError:
         return Note()
 
 
-def _note(fields: Fields) -> Note:
-    """Read a note, without what a newer version may have put into it."""
+def encode_note(note: Note) -> dict[str, str]:
+    """Return what there is of a note, as `gw_delivery` has it."""
+    texts = {name: getattr(note, name) for name in _NOTE_TEXTS}
+    told = {name: text for name, text in texts.items() if text}
+    if note.breaks:
+        told["breaks"] = str(note.breaks)
+    if note.unknown_since is not None:
+        told["unknown_since"] = f"{note.unknown_since:.3f}"
+    if note.is_hurried:
+        told["hurry"] = "1"
+    return told
+
+
+def decode_note(fields: Fields) -> Note:
+    """Read a note, without what a newer version may have put into it. Raises UndecodableRecordError."""
     texts = {name: fields.text(name) for name in _NOTE_TEXTS if fields.has(name)}
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
     return Note(

@@ -9,6 +9,7 @@ from gateway.client.request import Outbound
 from gateway.engine.fates import ENDED, LATER, ON_ITS_WAY
 from gateway.engine.orders import Order
 from gateway.log.base import TopicSpec
+from gateway.log.records import encode_note
 from gateway.model import Event, SpillReason
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.findings import Finding
@@ -297,7 +298,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": letter.filed.note.fields(),
+        "note": encode_note(letter.filed.note),
         "tries": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
@@ -336,7 +337,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.say()
         output.block(body_text(letter.record.value))
         return
-    delivery, note = letter.filed.delivery, letter.filed.note.fields()
+    delivery, note = letter.filed.delivery, encode_note(letter.filed.note)
     reason, detail = note.pop("reason", ""), note.pop("detail", "")
     output.say(("dead letter ", "bold"), delivery.id)
     settled = f", {when(letter.settled_by.at)}" if letter.settled_by else ""

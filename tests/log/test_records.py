@@ -1,5 +1,5 @@
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import orjson
@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from gateway.engine.dedupe import Sightings
 from gateway.log.base import Partition, Record, RecordHeaders
+from gateway.log.fields import Fields
 from gateway.log.records import (
     SIGHTING,
     Sighted,
     decode_delivery,
     decode_event,
+    decode_note,
     decode_sightings,
     encode_delivery,
     encode_event,
+    encode_note,
     encode_sightings,
     event_key,
     fingerprint,
@@ -208,6 +211,17 @@ def test_the_record_key_is_the_order_key_or_the_id(event: Event, key: bytes) -> 
 def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: Note) -> None:
     filed = decode_delivery(a_record(encode_delivery(delivery, note, at=NOW), delivery.event.body))
     assert (filed.delivery, filed.note) == (delivery, note)
+
+
+def test_each_field_of_a_note_is_written_and_read() -> None:
+    told = Note(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_hurried=True, replay="1")
+    told = replace(told, reason="gone", detail="410")
+    for field in fields(Note):
+        note = replace(NO_NOTE, **{field.name: getattr(told, field.name)})
+        written = encode_note(note)
+        assert len(written) == 1
+        assert decode_note(Fields("note", written)) == note
+    assert decode_note(Fields("note", encode_note(told) | {"newer": "x"})) == told
 
 
 @given(DELIVERIES)

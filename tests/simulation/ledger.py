@@ -21,7 +21,7 @@ from gateway.engine.ordered import PROOF
 from gateway.engine.orders import Order, decode
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, origin_of
+from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_note, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import (
     Attempt,
@@ -141,7 +141,7 @@ class Row:
         delivery = self.filed.delivery
         return (
             f"{delivery.route}→{delivery.destination} of event {self.number}, successor {delivery.successor}, "
-            f"{len(delivery.attempts)} attempts, {self.filed.note.fields()}"
+            f"{len(delivery.attempts)} attempts, {encode_note(self.filed.note)}"
         )
 
 
