@@ -16,7 +16,16 @@ from gateway.model import DeadReason, UsageError
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output
-from gateway.ops.show import count, group_cells, letter_cells, letter_content, letter_fields, print_letter
+from gateway.ops.show import (
+    Cells,
+    count,
+    group_cells,
+    letter_cells,
+    letter_content,
+    letter_fields,
+    print_letter,
+    print_rows,
+)
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -44,7 +53,7 @@ async def _dead_list(call: Call) -> int:
     arguments, output = call.arguments, call.output
     groups = Groups()
     count_all = 0
-    rows: list[tuple[str, ...]] = []
+    rows: list[Cells] = []
     async with opened_log(call) as log:
         control = await Orders(log, call.topics).control()
         which = _filter(arguments, now=log.now())
@@ -59,7 +68,7 @@ async def _dead_list(call: Call) -> int:
                         continue
                     groups.add(letter)
                     if count_all <= arguments.limit:
-                        rows.append(letter_cells(letter))
+                        rows.append(letter_cells(letter, with_status=arguments.all))
     if count_all > arguments.limit:
         output.note(
             f"there are more; --limit shows more than {arguments.limit}"
@@ -67,13 +76,9 @@ async def _dead_list(call: Call) -> int:
             else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
         )
     if rows:
-        columns = ["letters", "reason", "last result", "route → destination", "oldest", "newest"]
-        output.table(columns, [group_cells(group) for group in groups.largest_first()], right=("letters",))
+        print_rows(output, [group_cells(group) for group in groups.largest_first()])
         output.say()
-        columns = ["when", "route → destination, delivery, event", "reason", "tries", "last result"]
-        if arguments.all:
-            columns.append("status")
-        output.table(columns, [row[: len(columns)] for row in rows], right=("tries",))
+        print_rows(output, rows)
     else:
         output.say("no dead letters" if arguments.all else "no open dead letters")
     return 0

@@ -10,7 +10,7 @@ from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
 from gateway.ops.history import Found, find_event, is_place, newest_first, original_of
-from gateway.ops.show import event_cells, event_content, event_fields, print_event
+from gateway.ops.show import Cells, event_cells, event_content, event_fields, print_event, print_rows
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
 from gateway.topics import event_topics
@@ -32,7 +32,7 @@ def events_arguments(parser: Parser) -> None:
 async def _events_list(call: Call) -> int:
     arguments, output = call.arguments, call.output
     topics = _event_topics(call, arguments.source)
-    rows: list[tuple[str, ...]] = []
+    rows: list[Cells] = []
     async with opened_log(call) as log:
         since = None if arguments.since is None else log.now() - arguments.since
         with output.waiting("reading the log"):
@@ -47,7 +47,7 @@ async def _events_list(call: Call) -> int:
                         output.line(event_fields(found, event, problem))
                     rows.append(event_cells(found, event, problem))
     if rows:
-        output.table(["received", "event", "source", "type", "key", "bytes"], rows, right=("bytes",))
+        print_rows(output, rows)
     else:
         output.say("no events")
     return 0

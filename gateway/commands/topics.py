@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
-from gateway.ops.show import topic_cells, topic_fields
+from gateway.ops.show import Cells, print_rows, topic_cells, topic_fields
 from gateway.telemetry import logs
 from gateway.topics import specs_of
 
@@ -22,8 +22,8 @@ async def _topics_create(call: Call) -> int:
     if call.output.json:
         for spec in specs:
             call.output.line(topic_fields(spec) | {"created": spec.name in created})
-    rows = [(*topic_cells(spec), "created" if spec.name in created else "was there") for spec in specs]
-    call.output.table(["topic", "partitions", "retention", ""], rows, right=("partitions",))
+    rows = [topic_cells(spec, "created" if spec.name in created else "was there") for spec in specs]
+    print_rows(call.output, rows)
     return 0
 
 
@@ -39,7 +39,7 @@ async def _topics_check(call: Call) -> int:
         with call.output.waiting("reading the topics' configuration"):
             problems = await log.check(specs)
     is_fatal = any(problem.is_fatal for problem in problems)
-    rows: list[tuple[str | Text, ...]] = []
+    rows: list[Cells] = []
     for spec in specs:
         own = [problem for problem in problems if problem.topic == spec.name]
         if call.output.json:
@@ -48,10 +48,10 @@ async def _topics_check(call: Call) -> int:
         told = Text("\n").join(
             [Text(logs.printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
         )
-        rows.append((*topic_cells(spec), told if own else Text("fine", style="green")))
+        rows.append(topic_cells(spec, told if own else Text("fine", style="green")))
     named = {spec.name for spec in specs}
     for problem in problems:
         if problem.topic not in named:
             call.output.note(f"{problem.topic}: {problem.message}", style="red" if problem.is_fatal else "yellow")
-    call.output.table(["topic", "partitions", "retention", ""], rows, right=("partitions",))
+    print_rows(call.output, rows)
     return 1 if is_fatal else 0

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isinf
 
+from rich.text import Text
+
 from gateway.client.request import Outbound
 from gateway.engine.fates import ENDED, LATER, ON_ITS_WAY
 from gateway.engine.orders import Order
@@ -216,9 +218,26 @@ def replay_fields(progress: Progress) -> dict[str, object]:
     }
 
 
-def topic_cells(spec: TopicSpec) -> tuple[str, str, str]:
+Cells = Mapping[str, str | Text]
+"""A row of a table: each column's title → what stands there."""
+NUMBERS = ("letters", "tries", "bytes", "partitions")
+"""Columns of numbers."""
+
+
+def print_rows(output: Output, rows: Sequence[Cells]) -> None:
+    """Print a table of rows that have the same titles; nothing where there are none."""
+    if rows:
+        output.table(list(rows[0]), [list(row.values()) for row in rows], right=NUMBERS)
+
+
+def topic_cells(spec: TopicSpec, told: str | Text) -> Cells:
     retention = "for ever" if spec.retention is None else f"{spec.retention / 86400:.3g} d"
-    return spec.name, str(spec.partitions), retention + (", compacted" if spec.compacted else "")
+    return {
+        "topic": spec.name,
+        "partitions": str(spec.partitions),
+        "retention": retention + (", compacted" if spec.compacted else ""),
+        "": told,
+    }
 
 
 def event_fields(found: Found, event: Event | None, problem: str) -> dict[str, object]:
@@ -244,11 +263,15 @@ def event_content(event: Event) -> dict[str, object]:
     }
 
 
-def event_cells(found: Found, event: Event | None, problem: str) -> tuple[str, ...]:
-    if event is None:
-        at = when(found.record.appended_at)
-        return at, f"can't be read: {problem}", "", "", "", str(len(found.record.value))
-    return when(event.received_at), event.id, event.source, event.type, event.key or "", f"{len(event.body):,}"
+def event_cells(found: Found, event: Event | None, problem: str) -> Cells:
+    return {
+        "received": when(found.record.appended_at if event is None else event.received_at),
+        "event": f"can't be read: {problem}" if event is None else event.id,
+        "source": "" if event is None else event.source,
+        "type": "" if event is None else event.type,
+        "key": "" if event is None else event.key or "",
+        "bytes": f"{len(found.record.value):,}",
+    }
 
 
 def print_event(output: Output, event: Event, place: str, copy_of: str = "") -> None:
@@ -304,26 +327,31 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     }
 
 
-def letter_cells(letter: DeadLetter) -> tuple[str, ...]:
-    at = when(letter.letter.at).replace(" ", "\n")
-    if letter.filed is None:
-        what = f"{letter.place}: {letter.problem}"
-        return at, what, letter.letter.reason, "", "", letter.status
-    delivery = letter.filed.delivery
-    last = delivery.attempts[-1] if delivery.attempts else None
-    return (
-        at,
-        f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}",
-        letter.letter.reason,
-        str(last.number if last else 0),
-        letter.answer,
-        letter.status,
-    )
+def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
+    what, tries, answer = f"{letter.place}: {letter.problem}", "", ""
+    if letter.filed is not None:
+        delivery, answer = letter.filed.delivery, letter.answer
+        what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
+        tries = str(delivery.attempts[-1].number if delivery.attempts else 0)
+    cells = {
+        "when": when(letter.letter.at).replace(" ", "\n"),
+        "route → destination, delivery, event": what,
+        "reason": letter.letter.reason,
+        "tries": tries,
+        "last result": answer,
+    }
+    return cells | ({"status": letter.status} if with_status else {})
 
 
-def group_cells(group: Group) -> tuple[str, ...]:
-    where = f"{group.route} → {group.destination}" if group.route else ""
-    return f"{group.count:,}", group.reason, group.answer, where, when(group.oldest), when(group.newest)
+def group_cells(group: Group) -> Cells:
+    return {
+        "letters": f"{group.count:,}",
+        "reason": group.reason,
+        "last result": group.answer,
+        "route → destination": f"{group.route} → {group.destination}" if group.route else "",
+        "oldest": when(group.oldest),
+        "newest": when(group.newest),
+    }
 
 
 def print_letter(output: Output, letter: DeadLetter) -> None:

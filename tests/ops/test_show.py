@@ -1,0 +1,76 @@
+"""Tables for people: each cell under its own title."""
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import pytest
+
+from gateway.engine.control import Control
+from gateway.engine.orders import DeadFilter
+from gateway.log.base import TopicSpec
+from gateway.log.records import encode_delivery, encode_event
+from gateway.model import Note
+from gateway.ops.history import newest_first
+from gateway.ops.letters import DeadLetter, Groups, read_letters
+from gateway.ops.output import Output, when
+from gateway.ops.show import event_cells, group_cells, letter_cells, print_rows, topic_cells
+from tests.builders import NOW, a_delivery, an_attempt, an_event
+from tests.engine.test_worker import EVENTS, TOPICS
+from tests.memory_log import MemoryLog
+
+
+async def _letters() -> Sequence[DeadLetter]:
+    """Return a dead letter that can be read, and one that can't."""
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    delivery = a_delivery(attempts=(an_attempt(2, status=410),))
+    headers = encode_delivery(delivery, Note(reason="gone"), at=NOW)
+    await log.append(TOPICS.dead, key=b"", value=b"{}", headers=headers)
+    await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
+    async with aclosing(read_letters(log, TOPICS, Control(), DeadFilter(), is_all=True)) as letters:
+        found = [letter async for letter in letters]
+    return sorted(found, key=lambda letter: letter.filed is None)
+
+
+async def test_each_cell_of_a_dead_letter_stands_under_its_own_title_with_its_status_or_without() -> None:
+    readable, unreadable = [letter_cells(letter, with_status=True) for letter in await _letters()]
+    assert (readable["reason"], readable["tries"], readable["last result"]) == ("gone", "2", "410")
+    assert readable["when"] == when(NOW).replace(" ", "\n")
+    assert readable["status"] == unreadable["status"] == "open"
+    assert (unreadable["reason"], unreadable["tries"], unreadable["last result"]) == ("undecodable", "", "")
+    assert list(readable) == list(unreadable)
+    for letter, cells in zip(await _letters(), (readable, unreadable), strict=True):
+        assert {**letter_cells(letter, with_status=False), "status": "open"} == cells
+
+
+async def test_each_cell_of_a_group_an_event_and_a_topic_stands_under_its_own_title() -> None:
+    groups = Groups()
+    for letter in await _letters():
+        groups.add(letter)
+    group = next(group_cells(each) for each in groups.largest_first() if each.route)
+    assert (group["letters"], group["reason"], group["last result"]) == ("1", "gone", "410")
+    assert (group["route → destination"], group["oldest"]) == ("build → ci", when(NOW))
+
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([EVENTS]))
+    event = an_event(key="k")
+    await log.append(EVENTS, key=b"", value=event.body, headers=encode_event(event))
+    async with aclosing(newest_first(log, [EVENTS], since=None)) as history:
+        (found,) = [each async for each in history]
+    readable, unreadable = event_cells(found, event, ""), event_cells(found, None, "gw_v: got 9")
+    assert (readable["event"], readable["source"], readable["key"]) == (event.id, event.source, "k")
+    assert (unreadable["event"], unreadable["source"]) == ("can't be read: gw_v: got 9", "")
+    assert readable["bytes"] == unreadable["bytes"] == f"{len(event.body)}"
+    assert list(readable) == list(unreadable)
+
+    topic = topic_cells(TopicSpec(name="gateway.dead", partitions=6, retention=2592000.0), "fine")
+    assert topic == {"topic": "gateway.dead", "partitions": "6", "retention": "30 d", "": "fine"}
+
+
+def test_rows_are_printed_under_their_titles_and_none_as_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows(Output(json=False), [])
+    assert capsys.readouterr().out == ""
+    print_rows(Output(json=False), [{"reason": "gone", "tries": "2"}, {"reason": "bug", "tries": "11"}])
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in (title, *rows)] == [["reason", "tries"], ["gone", "2"], ["bug", "11"]]
+    assert title.index("tries") + 3 == rows[0].index("2") - 1 == rows[1].index("11"), "numbers end where others do"
