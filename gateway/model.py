@@ -15,6 +15,8 @@ EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
 Occurrence = tuple[DeliveryId, float, int]
 """A delivery's id, and its event's receipt and the hash of its body."""
+Life = tuple[Occurrence, float]
+"""Of which occurrence it is, and when its age began, if it was replayed."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """What sources, routes and destinations may be called."""
@@ -142,6 +144,11 @@ class Delivery:
     def occurrence(self) -> Occurrence:
         """What tells it from a delivery of another event with the same identity: that has the same id."""
         return self.id, self.event.received_at, hash(self.event.body)
+
+    @property
+    def life(self) -> Life:
+        """What tells it also from a replay of the same event, which may wait at the same time."""
+        return self.occurrence, self.since
 
     @property
     def next_number(self) -> int:

@@ -19,8 +19,8 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
+    Life,
     Note,
-    Occurrence,
     UnreadableRecordError,
     answer_of,
 )
@@ -76,8 +76,8 @@ class Fates:
         self._shortest = shortest
         self._dead = dead
         self._read = dict(starts)
-        self._followed: dict[Occurrence, _Followed] = {}
-        self._before: dict[Occurrence, int] = {}  # the last successor of what was written just before
+        self._followed: dict[Life, _Followed] = {}
+        self._before: dict[Life, int] = {}  # the last successor of what was written just before
 
     async def look_back(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
         """Learn what was written from these offsets on before it all began. Raises LogUnavailableError.
@@ -90,11 +90,11 @@ class Fates:
 
     def is_superseded(self, delivery: Delivery) -> bool:
         """Tell whether another record had carried a delivery on already."""
-        return delivery.successor < self._before.get(delivery.occurrence, 0)
+        return delivery.successor < self._before.get(delivery.life, 0)
 
     def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
         """Follow a delivery for a name that was kicked; with the place of its record, where it isn't copied."""
-        key = delivery.occurrence
+        key = delivery.life
         followed = self._followed.get(key)
         if followed is None:
             if len(self._followed) >= MOST:
@@ -170,12 +170,12 @@ class Fates:
                         if ends is None:
                             self._see(filed.delivery, filed.note, place, record.offset)
                         else:
-                            key = filed.delivery.occurrence
+                            key = filed.delivery.life
                             self._before[key] = max(filed.delivery.successor, self._before.get(key, 0))
                 self._read[place] = end
 
     def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
-        followed = self._followed.get(delivery.occurrence)
+        followed = self._followed.get(delivery.life)
         if followed is None:
             return
         topic = place.rpartition("/")[0]

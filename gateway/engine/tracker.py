@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from gateway.engine.progress import Progress
 from gateway.log.base import Assignment, Partition, Record
-from gateway.model import NO_NOTE, DeadLettered, Delivery, Note, Occurrence
+from gateway.model import NO_NOTE, DeadLettered, Delivery, Life, Note
 
 ITEM_SIZE = 1024
 """Bytes of memory that a delivery takes while it waits, with an attempt or two, beside its event."""
@@ -184,7 +184,7 @@ class Tracker:
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records that are left to a newer version: they stay unfinished."""
-        self._copies: dict[tuple[Occurrence, int], int] = {}
+        self._copies: dict[tuple[Life, int], int] = {}
         self._copies_from = self.progress.base - COPIES_KEPT
 
     @override
@@ -224,9 +224,10 @@ class Tracker:
     def is_copy(self, delivery: Delivery, offset: int) -> bool:
         """Tell whether another record of this window carries the same delivery at the same step (a crash made it).
 
-        Two events may share an identity, and so may their deliveries; copies are of one event, down to its receipt.
+        Two events may share an identity, and so may their deliveries; copies are of one event, down to its receipt, and
+        of one replay of it.
         """
-        return self._copies.setdefault((delivery.occurrence, delivery.successor), offset) != offset
+        return self._copies.setdefault((delivery.life, delivery.successor), offset) != offset
 
     def finish(self, pending: Pending) -> None:
         """Note that every delivery of a record has an end or an acknowledged successor."""

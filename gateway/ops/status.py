@@ -214,10 +214,10 @@ async def waiting(
                 if topic == topics.parked
                 else control.is_kicked(delivery.route, delivery.destination, partition, offset)
             )
-            told_by = hash((delivery.occurrence, delivery.since))  # a replay waits beside what it is of
-            if not is_over and told_by not in seen:
+            life = hash(delivery.life)
+            if not is_over and life not in seen:
                 if len(seen) < MOST_TOLD_APART:
-                    seen.add(told_by)
+                    seen.add(life)
                 yield filed
 
 

@@ -639,6 +639,18 @@ async def test_events_that_share_an_identity_are_not_copies_of_each_other() -> N
 
 
 @virtual
+async def test_a_replay_is_no_copy_of_what_it_repeats() -> None:
+    world = await a_world(a_route())
+    waiting = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 4)
+    for delivery in (waiting, waiting, replace(waiting, since=now())):
+        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        await world.log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
+    async with running(world):
+        await asyncio.sleep(30)
+    assert len(world.client.made) == 2
+
+
+@virtual
 async def test_a_backlog_for_one_fast_destination_is_not_spilled() -> None:
     world = await a_world(a_route(), ci=[0.002])
     await world.put(*events(3000))

@@ -86,7 +86,7 @@ def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
     """Copies are told by the delivery alone, without its step."""
 
     def hasty(self: Tracker, delivery: Any, offset: int) -> bool:
-        return self._copies.setdefault((delivery.occurrence, 0), offset) != offset
+        return self._copies.setdefault((delivery.life, 0), offset) != offset
 
     patch.setattr(Tracker, "is_copy", hasty)
 
