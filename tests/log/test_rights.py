@@ -30,7 +30,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 MAKER = "topics"
 """Who calls `gateway topics create`."""
 USERS = ("ingress", "router", MAKER)
-TABLE = "| to | on topics | on groups |\n|---|---|---|\n"
+TABLE = "| Principal | Topic ACLs | Group ACLs |\n|---|---|---|\n"
 PASSWORD = "correct horse"
 LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
 
