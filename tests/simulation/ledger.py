@@ -1216,6 +1216,8 @@ class Ledger:
             trail = self.trails[made.number, made.delivery]
             if row.event is None or row.event.key is None or not self._has_place(row, trail, made):
                 continue
+            if row.offset in self._deletions.lost[ROUTER, row.partition]:
+                continue  # told as lost by the next owner: the append that its last one had begun may come later
             group = TOPICS.ordered_group(made.route, made.destination)
             if any(gone <= made.began < gone + PROOF for gone in self._thrown_out_at[made.process, group]):
                 continue  # no group throws a member out that has committed a moment ago
