@@ -1010,6 +1010,26 @@ async def test_a_disk_without_room_for_small_appends_is_full_whatever_was_refuse
         assert not isinstance(refusal.value, LogNearlyFullError)
 
 
+async def test_a_ping_writes_after_commits_alone_were_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = sqlite3.OperationalError("disk I/O error")
+    failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    written: list[int] = []
+
+    def failing(*_: object) -> None:
+        raise failure
+
+    async with opened(path) as log:
+        consumer = await log.consume(group="g", topics=["events"], listener=Silent())
+        with monkeypatch.context() as patch, pytest.raises(LogUnavailableError):
+            patch.setattr(statements, "commit", failing)
+            await consumer.commit({Partition("events", 0): Commit(0)})
+        monkeypatch.setattr(statements, "write_as_much", lambda _, size: written.append(size))
+        await log.ping()
+        await log.ping()
+        await consumer.close()
+    assert written == [1]
+
+
 async def fill(log: EmbeddedLog, value: bytes) -> None:
     for _ in range(1_000):
         await append(log, value)

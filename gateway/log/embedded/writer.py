@@ -185,7 +185,7 @@ class Writer:
                 log.exception("append_failed", path=str(self._file.path))
             self._file.found(error)
             self._topics = {}  # the offsets that were given out weren't used
-            self._refuse(sum([append.size for append in appends]))
+            self._refuse(sum([append.size for append in appends]) or 1)  # commits alone take next to nothing
             stored = [Stored(append.future, say(error)) for append in appends]
             stored += self._commit_alone(commits, error) if commits else ()
         else:
