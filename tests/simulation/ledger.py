@@ -423,10 +423,14 @@ class Ledger:
         """Note what is there no more; of what wasn't done of it no end is demanded, but it is to be counted."""
         group = group_of(partition)
         covered = self._covered[group, partition]
+        commit = self.commits.get((group, partition))
         for offset, row in self.rows[partition].items():
             if offset >= start or row.is_deleted:
                 continue
             row.is_deleted = True
+            if row.filed is not None and row.origin is not None and (commit is None or offset >= commit.base):
+                # The next owner would read there that the event has come: a router that appends it again repeats it.
+                self.trails[row.number, row.filed.delivery.id].hits += 1
             if offset not in covered:
                 self._deletions.lost[group, partition].add(offset)
                 self._say(f"{partition.topic}/{partition.number}@{offset} is deleted: {row.what()}")
