@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import islice
 
 from gateway.engine.history import History
-from gateway.engine.orders import DeadFilter, Kind, Letter, Order, State, decode, kind_and_name, place_of
+from gateway.engine.orders import DeadFilter, Kind, Letter, Order, State, decode, kind_and_name, partition_key
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError
 
@@ -247,7 +247,7 @@ class Control:
 
     def is_hurried(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
         """Tell whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""
-        place = place_of(partition)
+        place = partition_key(partition)
         for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
             announced = self._markers.get(name)
             if announced is not None and offset < announced.hurried.get(place, 0):
@@ -340,7 +340,7 @@ class _Row:
 
     def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
         self._count()
-        reach = self._reach.get(place_of(partition))
+        reach = self._reach.get(partition_key(partition))
         if reach is None:
             return
         for order in islice(self._orders, bisect_right(reach, offset), None):

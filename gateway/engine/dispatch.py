@@ -46,28 +46,28 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.rules.rules import OnGone
-from gateway.telemetry.logs import place_of, trace_of
+from gateway.telemetry.logs import raise_site, trace_of
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
-LONGEST_STAY = 5.0
+MAX_STAY_IN_MEMORY = 5.0
 """Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
-PAUSED_LOOK = 1.0
+PAUSE_POLL_INTERVAL = 1.0
 """Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
-MOMENT = 0.25
+CUT_SHORT_GRACE = 0.25
 """Seconds for which no attempt is cut short: a gap in the log fills a window in the middle of any."""
 RETRIES_AT_ONCE = 4
 """Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
-WRITE_SIZE = 6144
+APPEND_OVERHEAD = 6144
 """Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers: some 4,000
 here, and what a log keeps of it."""
-MAX_WRITING = 64 << 20
+MAX_BYTES_IN_APPENDS = 64 << 20
 """Bytes of memory of all such appends, some eight thousand; while a log takes none, the others wait without any."""
-UNKNOWN_RETRY = 60.0
-UNKNOWN_LIMIT = 3600.0
+UNKNOWN_RETRY_DELAY = 60.0
+UNKNOWN_MAX_AGE = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
-FIRST_BREAK, LONGEST_BREAK = 5.0, 1200.0
+BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
 LATE = 30.0
 """Seconds from an event's receipt, or from its replay, after which its delivery is late."""
@@ -98,7 +98,7 @@ class Dispatcher:
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
-        self._writing = 0  # bytes of memory of the appends under way
+        self._bytes_in_appends = 0  # bytes of memory of the appends under way
         self._unwritten: deque[Callable[[], None]] = deque()  # appends that wait for some of it
         self._is_draining = False
 
@@ -117,7 +117,7 @@ class Dispatcher:
             return None
         rules = self._rules()
         if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
-            self.keep_unknown(item)
+            self.defer_unknown(item)
             return None
         if self._control.paused_by(delivery.route, delivery.destination):
             self._park(item)
@@ -135,24 +135,24 @@ class Dispatcher:
             self._schedule.is_waited_in(lane)
         return lane
 
-    def keep_unknown(self, item: Item) -> None:
+    def defer_unknown(self, item: Item) -> None:
         """Keep what names an unknown source, route or destination for a while: the rules may be on their way."""
         now = self._log.now()
         since = now if item.note.unknown_since is None else item.note.unknown_since
-        if now - since > UNKNOWN_LIMIT:
+        if now - since > UNKNOWN_MAX_AGE:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
         item.note = Note(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
-        item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY)
+        item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
 
     def end(self, item: Item, outcome: DeadLettered | Dropped) -> None:
         """End a delivery without success, unless its owner has it halt there."""
         if isinstance(outcome, DeadLettered):
-            if item.pending.tracker.owner.halts(item, outcome):
+            if item.pending.tracker.owner.halt_instead(item, outcome):
                 return
-            self._succeed(item, self._topics.dead, outcome)
+            self._write_successor(item, self._topics.dead, outcome)
         else:
             self._say(item, outcome, item.delivery.attempts[-1].number, self._log.now())
             self._finish(item)
@@ -172,12 +172,12 @@ class Dispatcher:
             pending.left = 0
             pending.tracker.owner.done(pending)
 
-            self._written(size)
+            self._release_append(size)
 
         pending.left = 1
-        size = WRITE_SIZE + pending.size // 3
-        if self._writing < MAX_WRITING:
-            self._writing += size
+        size = APPEND_OVERHEAD + pending.size // 3
+        if self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
+            self._bytes_in_appends += size
             self.spawn(write, "worker-successor")
         else:
             self._unwritten.append(partial(self.dead_letter_unreadable, pending, record, error))
@@ -191,11 +191,11 @@ class Dispatcher:
             return
         tier = planner.plan(due, now)
         # Not again and again: the record would stay unfinished for as long as its delivery fails.
-        is_fresh = now < item.pending.taken_at + LONGEST_STAY
+        is_fresh = now < item.pending.taken_at + MAX_STAY_IN_MEMORY
         if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)
         else:
-            self._succeed(item, self._topics.retry(tier or planner.SHORTEST))
+            self._write_successor(item, self._topics.retry(tier or planner.SHORTEST))
 
     def wait(self, item: Item, until: float) -> None:
         """Keep a delivery in memory until a time. Its owner then sends it on, if the partition still is ours."""
@@ -218,7 +218,7 @@ class Dispatcher:
             return
         now = self._log.now()
         self._note_late(item, max(item.delivery.due, now))
-        self._succeed(item, self._topics.retry(planner.plan(item.delivery.due, now) or planner.SHORTEST))
+        self._write_successor(item, self._topics.retry(planner.plan(item.delivery.due, now) or planner.SHORTEST))
 
     def withdraw(self, items: Iterable[Item]) -> None:
         """Take deliveries out of their queues; what isn't in one is ignored."""
@@ -230,12 +230,12 @@ class Dispatcher:
         An attempt that has just begun has a moment: most are answered within it, and wouldn't be made again.
         """
         if item.scope is not None:
-            item.scope.cut_short(max(0.0, item.since + MOMENT - now))
+            item.scope.cut_short(max(0.0, item.since + CUT_SHORT_GRACE - now))
             item.scope = None  # once
         elif item.stage is Stage.WAITING:
             self.withdraw([item])
             lane = self._schedule.lanes.get(item.delivery.destination)
-            due = max(now if lane is None else lane.place(now), now + TIERS[planner.SHORTEST])
+            due = max(now if lane is None else lane.next_slot(now), now + TIERS[planner.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Attempts.
@@ -267,13 +267,13 @@ class Dispatcher:
             route = rules.routes.get(delivery.route)
             destination = rules.destinations.get(delivery.destination)
             if route is None or destination is None:
-                self.keep_unknown(item)
+                self.defer_unknown(item)
                 return now
             if self._control.paused_by(route.name, destination.name):
                 self._park(item)
                 return now
             owner = item.pending.tracker.owner
-            if owner.keeps_order and not owner.may_begin(item):
+            if owner.keeps_order and not owner.is_proof_fresh(item):
                 owner.resume(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)
@@ -290,7 +290,7 @@ class Dispatcher:
                 destination=delivery.destination,
                 exception=trace_of(error),
             )
-            told = f"{type(error).__name__} at {place_of(error)}"
+            told = f"{type(error).__name__} at {raise_site(error)}"
             self.end(item, DeadLettered(reason=DeadReason.BUG, detail=told))
             return self._log.now()
         finally:
@@ -344,22 +344,21 @@ class Dispatcher:
         delivery = item.delivery
         route = self._rules().routes.get(delivery.route)
         if route is None:  # removed while this waited
-            self.keep_unknown(item)
+            self.defer_unknown(item)
             return
         keeps_order = item.pending.tracker.owner.keeps_order
         lane = self._schedule.lanes.get(delivery.destination)
         if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_be_well(now):
             down_for = lane.breaker.down_for(now)
-            if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > FIRST_BREAK:
+            if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > BREAKER_DEFER_MIN:
                 # It has been tried, and its time is over: the probes tell that the destination is still down.
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory a look at the breaker costs nothing
                 times = item.note.breaks
                 item.note = Note(breaks=times + 1)
-                due = max(
-                    due, now + max(FIRST_BREAK, min(LONGEST_BREAK, FIRST_BREAK * 2.0 ** min(times, 16), down_for))
-                )
+                doubled = BREAKER_DEFER_MIN * 2.0 ** min(times, 16)
+                due = max(due, now + max(BREAKER_DEFER_MIN, min(BREAKER_DEFER_MAX, doubled, down_for)))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
             item.note = replace(item.note, why=spill.reason)
@@ -370,13 +369,13 @@ class Dispatcher:
         name = self._control.paused_by(item.delivery.route, item.delivery.destination)
         assert name is not None
         if item.pending.tracker.owner.keeps_order:
-            self.wait(item, self._log.now() + PAUSED_LOOK)
+            self.wait(item, self._log.now() + PAUSE_POLL_INTERVAL)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
         item.note = Note(by=name, why=SpillReason.PAUSED)
-        self._succeed(item, self._topics.parked)
+        self._write_successor(item, self._topics.parked)
 
-    def _succeed(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:
+    def _write_successor(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:
         """Write the successor, or hold the item until it is known whose its partition is."""
         tracker = item.pending.tracker
         item.end = end
@@ -384,13 +383,13 @@ class Dispatcher:
             self._finish(item)  # another owner reads it again; only the memory is given back
         elif not tracker.is_writable:
             item.stage = Stage.WAITING
-        elif self._writing >= MAX_WRITING:
+        elif self._bytes_in_appends >= MAX_BYTES_IN_APPENDS:
             item.stage = Stage.APPEND
-            self._unwritten.append(partial(self._succeed, item, topic, end))
+            self._unwritten.append(partial(self._write_successor, item, topic, end))
         else:
             item.stage = Stage.APPEND
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-            self._writing += _size_of_write(item)
+            self._bytes_in_appends += _size_of_write(item)
             write = self._write if self._traces is None else partial(self._write_traced, self._traces)
             self.spawn(partial(write, item, topic, end), "worker-successor")
 
@@ -398,22 +397,22 @@ class Dispatcher:
         def is_wanted() -> bool:
             return not item.pending.tracker.is_lost
 
-        def is_open() -> bool:
+        def is_undecided() -> bool:
             return item.pending.tracker.is_suspended
 
         delivery = item.delivery
         is_stored = False
         if end is None:
             try:
-                is_stored = await self._successors.carry_on(topic, delivery, item.note, is_wanted, is_open)
+                is_stored = await self._successors.carry_on(topic, delivery, item.note, is_wanted, is_undecided)
             except RecordTooLargeError:
                 end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
         if end is not None:
-            is_stored = await self._successors.dead_letter(delivery, end, is_wanted, is_open)
+            is_stored = await self._successors.dead_letter(delivery, end, is_wanted, is_undecided)
             if is_stored:
                 self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0, self._log.now())
         self._finish(item)
-        self._written(_size_of_write(item))
+        self._release_append(_size_of_write(item))
 
     async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
         with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
@@ -421,10 +420,10 @@ class Dispatcher:
                 span.set_attributes({"gateway.reason": end.reason})
             await self._write(item, topic, end)
 
-    def _written(self, size: int) -> None:
+    def _release_append(self, size: int) -> None:
         """Give back the memory of an append, and begin those that waited for it."""
-        self._writing -= size
-        while self._unwritten and self._writing < MAX_WRITING:
+        self._bytes_in_appends -= size
+        while self._unwritten and self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
             self._unwritten.popleft()()
 
     def _finish(self, item: Item) -> None:
@@ -538,4 +537,4 @@ class Dispatcher:
 
 def _size_of_write(item: Item) -> int:
     """Return about how many bytes of memory the append of a successor takes: not the body, of which there is one."""
-    return WRITE_SIZE + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects
+    return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects

@@ -110,10 +110,10 @@ class Budget:
         self._bytes_under_way -= item.size
 
 
-class Places:
+class Slots:
     """The places in the future that spills were promised, until their time is over.
 
-    A spill may come back to another worker, end on its way, or be promised another place: it tells nobody, so only time
+    A spill may come back to another worker, end on its way, or be promised another slot: it tells nobody, so only time
     can count it off.
     """
 
@@ -155,7 +155,7 @@ class Lane:
         self._peak = 0  # attempts at once since there was none
         self._has_failed = False  # the last attempt that ended had no answer
         self.failed_by = ""  # what the last attempt got that the breaker counts as a failure
-        self._places = Places()
+        self._slots = Slots()
         self._slow_until = 0.0
         self._tokens = 0.0
         self._tokens_at = 0.0
@@ -176,7 +176,7 @@ class Lane:
         self.breaker = Breaker()
         self.throttled_until = 0.0
         self._has_failed = False
-        self._places = Places()
+        self._slots = Slots()
 
     def kick(self) -> None:
         """End what an operator may end: the wait that the destination has asked for, and that of the breaker.
@@ -185,7 +185,7 @@ class Lane:
         """
         self.breaker.kick()
         self.throttled_until = 0.0
-        self._places = Places()
+        self._slots = Slots()
 
     def held(self, now: float) -> tuple[str, float] | None:
         """Return why it takes nothing now ("retry_after" or "breaker_open"), and until when at least."""
@@ -200,12 +200,12 @@ class Lane:
     def offer(self, item: Item, now: float) -> Spill | None:
         """Let a delivery wait, or say when it can come again."""
         if self._is_shut(now):
-            return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._place(self.breaker.retry_at(now), now))
+            return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._slot(self.breaker.retry_at(now), now))
         if self.throttled_until > now:
-            return Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
+            return Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now))
         is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
         if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
-            return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._place(now, now))
+            return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._slot(now, now))
         item.since = now
         item.stage = Stage.WAITING
         self._waiting.append(item)
@@ -259,7 +259,7 @@ class Lane:
         return item
 
     def finished(self, item: Item, attempt: Attempt, now: float) -> None:
-        """Give the place back and learn from the result: breaker, throttle, pace."""
+        """Give the slot back and learn from the result: breaker, throttle, pace."""
         peak = self._peak
         self._release(item)
         self.breaker.record(attempt.result, now)
@@ -283,7 +283,7 @@ class Lane:
             self.throttled_until = max(self.throttled_until, now + attempt.retry_after)
 
     def cancelled(self, item: Item, now: float) -> None:
-        """Give the place back of an attempt that ended without a result."""
+        """Give the slot back of an attempt that ended without a result."""
         self._release(item)
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
 
@@ -293,14 +293,12 @@ class Lane:
         while self._waiting:
             item = self._waiting[0]
             if self.throttled_until > now:
-                spills.append(
-                    Spill(item=item, reason=SpillReason.THROTTLED, due=self._place(self.throttled_until, now))
-                )
+                spills.append(Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now)))
             elif self._is_shut(now):
-                due = self._place(self.breaker.retry_at(now), now)
+                due = self._slot(self.breaker.retry_at(now), now)
                 spills.append(Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=due))
             elif now - item.since > MAX_WAIT:
-                spills.append(Spill(item=item, reason=SpillReason.OVERDUE, due=self._place(now, now)))
+                spills.append(Spill(item=item, reason=SpillReason.OVERDUE, due=self._slot(now, now)))
             else:
                 break
             self._drop_first()
@@ -318,20 +316,20 @@ class Lane:
         is_probed = self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
         return is_probed or self.breaker.is_kicked
 
-    def place(self, now: float) -> float:
+    def next_slot(self, now: float) -> float:
         """Return when the lane can take a delivery that has to leave its queue now."""
-        return self._place(max(now, self.throttled_until, self.breaker.retry_at(now)), now)
+        return self._slot(max(now, self.throttled_until, self.breaker.retry_at(now)), now)
 
     def _is_shut(self, now: float) -> bool:
         """Tell whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""
         is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._moved_at > STALL
         return is_probe_slow or self.breaker.holds_back(now)
 
-    def _place(self, earliest: float, now: float) -> float:
-        # Each spill is promised its own place in the future, so that a backlog of any size comes back at the pace of
+    def _slot(self, earliest: float, now: float) -> float:
+        # Each spill is promised its own slot in the future, so that a backlog of any size comes back at the pace of
         # the destination instead of all at once, again and again.
         # The number of those before it counts, not their times: once the destination is faster, its backlog is, too.
-        ahead = len(self._waiting) + self._places.still_ahead(now)
+        ahead = len(self._waiting) + self._slots.still_ahead(now)
         learned = ahead / self._learned_pace()
         # A pace is believed for minutes only, or a bad hour's backlog would take days, though all is well again. A rate
         # is meant. Who would come later comes back before that, not all at once.
@@ -340,7 +338,7 @@ class Lane:
             learned = longest / 2 + learned % (longest / 2)
         # That nothing ends may be over in a moment, whatever it says of the pace.
         due = max(earliest, now) + max(learned, min(ahead / self._pace(now), LONGEST_STALL))
-        self._places.promise(due)
+        self._slots.promise(due)
         return due
 
     def _pace(self, now: float) -> float:

@@ -84,7 +84,7 @@ class Member(ABC):
     def resume(self, item: Item, now: float) -> None:
         """Send a delivery on that has waited in memory, or whose partition has come straight back."""
 
-    def may_begin(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
+    def is_proof_fresh(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
         """Tell whether an attempt may begin this moment."""
         return True
 
@@ -93,7 +93,7 @@ class Member(ABC):
         if not item.pending.left:
             self.done(item.pending)
 
-    def halts(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
+    def halt_instead(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
         """Tell whether a delivery that has ended without success stays where it is, instead of among the dead."""
         return False
 
@@ -105,7 +105,7 @@ class Member(ABC):
         """Return what a commit is to tell the next owner of a partition."""
         return b""
 
-    def take_over(self) -> None:  # noqa: B027 - some need not know
+    def prune_lost(self) -> None:  # noqa: B027 - some need not know
         """Hear that other partitions are ours now."""
 
     def loops(self) -> Iterable[tuple[str, Loop]]:
@@ -177,7 +177,7 @@ class Member(ABC):
                 self._lose(old)
             self.trackers[partition] = tracker
         self.let_go()
-        self.take_over()
+        self.prune_lost()
         now = self._log.now()
         for item in returning:
             self.resume(item, now)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from gateway.engine.dispatch import UNKNOWN_LIMIT, Dispatcher
+from gateway.engine.dispatch import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.member import Loop, Member
 from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.seen import Seen
@@ -46,7 +46,7 @@ LEAST_MEMORY = 4 << 20
 LET_GO = 10.0
 """Seconds for which attempts may end when partitions are given up; then their connections are cut. The next owner must
 not begin the next of a key while we still send this one."""
-PROOF = 10.0
+PROOF_AGE = 10.0
 """Seconds after a commit was sent for which its acceptance proves that the partition is ours: more than a commit may
 take, and less than the silence after which a group throws a member out. A process that was frozen meanwhile asks again
 before it begins anything."""
@@ -55,7 +55,7 @@ REPEAT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class KeyState:
     """What is known of the first delivery of a key beside the log: kept over a rebalance that brings it back."""
 
     partition: Partition
@@ -91,7 +91,7 @@ class Ordered(Member):
         self._queues: dict[tuple[Partition, str], deque[Item]] = {}
         self._ready: list[Item] = []
         self._woken = asyncio.Event()
-        self._remembered: dict[Occurrence, Memory] = {}
+        self._key_states: dict[Occurrence, KeyState] = {}
         self._halted_at: dict[Occurrence, float] = {}  # as was told in a line
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._changed.set()  # subscribe at once
@@ -195,7 +195,7 @@ class Ordered(Member):
         return False, None
 
     def _begin_first(self, item: Item) -> None:
-        known = self._remembered.pop(item.delivery.occurrence, None)
+        known = self._key_states.pop(item.delivery.occurrence, None)
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
             item.end = known.end or item.end
@@ -242,8 +242,8 @@ class Ordered(Member):
         self._make_ready(item)
 
     @override
-    def may_begin(self, item: Item) -> bool:
-        return asyncio.get_running_loop().time() < item.proven_at + PROOF
+    def is_proof_fresh(self, item: Item) -> bool:
+        return asyncio.get_running_loop().time() < item.proven_at + PROOF_AGE
 
     @override
     def finished(self, item: Item) -> None:
@@ -260,7 +260,7 @@ class Ordered(Member):
             del self._queues[key]
 
     @override
-    def halts(self, item: Item, end: DeadLettered) -> bool:
+    def halt_instead(self, item: Item, end: DeadLettered) -> bool:
         route = self._route()
         if end.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
@@ -320,11 +320,11 @@ class Ordered(Member):
         ready = {id(item) for item in self._ready}
         firsts = [first for first, *_ in self._queues.values() if first.stage is Stage.WAITING]
         if is_kicked:
-            self._remembered.clear()  # also those whose records are read after a rebalance
+            self._key_states.clear()  # also those whose records are read after a rebalance
             self._forget_halts()
             self._dispatch.withdraw(firsts)
             for item in firsts:
-                if self._try_anew(item) and id(item) not in ready:
+                if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
         elif route is not None and route.on_exhausted != "halt":
             for item in firsts:
@@ -336,7 +336,7 @@ class Ordered(Member):
         """End what has halted of a route that has been gone for so long that it won't come back."""
         if self._unknown_since is None:
             return
-        lapsed = self._log.now() - UNKNOWN_LIMIT
+        lapsed = self._log.now() - UNKNOWN_MAX_AGE
         ready = {id(item) for item in self._ready}
         for first, *_ in self._queues.values():
             since = max(self._unknown_since, first.pending.appended_at)
@@ -345,7 +345,7 @@ class Ordered(Member):
                 self._released(first, "route_removed")
                 self._make_ready(first)
 
-    def _try_anew(self, item: Item) -> bool:
+    def _reset_for_retry(self, item: Item) -> bool:
         """Give a delivery all its attempts again, if it had ended. False if the route no longer takes its event."""
         item.delivery = replace(item.delivery, due=0.0)
         if item.end is None:
@@ -420,8 +420,8 @@ class Ordered(Member):
             if key[0] in partitions:
                 first = queue[0]
                 if first.delivery.attempts or first.end is not None:
-                    known = Memory(key[0], first.delivery.attempts, first.delivery.due, first.end)
-                    self._remembered[first.delivery.occurrence] = known
+                    known = KeyState(key[0], first.delivery.attempts, first.delivery.due, first.end)
+                    self._key_states[first.delivery.occurrence] = known
                 del self._queues[key]
         self._ready = [item for item in self._ready if item.pending.tracker.is_live]
 
@@ -433,16 +433,16 @@ class Ordered(Member):
         super().replaced(assignment)
 
     @override
-    def take_over(self) -> None:
+    def prune_lost(self) -> None:
         """Forget what is known of partitions that are another's now."""
-        self._remembered = {
-            which: known for which, known in self._remembered.items() if known.partition in self.trackers
+        self._key_states = {
+            which: known for which, known in self._key_states.items() if known.partition in self.trackers
         }
         self._forget_halts()
 
     def _forget_halts(self) -> None:
         """Forget when those halted that are neither here nor remembered."""
-        ours = {first.delivery.occurrence for first, *_ in self._queues.values()} | self._remembered.keys()
+        ours = {first.delivery.occurrence for first, *_ in self._queues.values()} | self._key_states.keys()
         self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
 
 

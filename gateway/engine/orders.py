@@ -186,7 +186,7 @@ class Order:
         return self.state in ("asked", "resuming")
 
     def is_before_marker(self, partition: Partition, offset: int) -> bool:
-        return offset < self.marker.get(place_of(partition), 0)
+        return offset < self.marker.get(partition_key(partition), 0)
 
     def is_for(self, letter: "Letter") -> bool:
         """Tell whether an order about dead letters means this one; what can't be read can't be replayed."""
@@ -339,7 +339,7 @@ def _time(fields: Fields, name: str) -> float | None:
     return fields.number(name) if fields.has(name) else None
 
 
-def place_of(partition: Partition) -> str:
+def partition_key(partition: Partition) -> str:
     """Return a partition's name in markers."""
     return f"{partition.topic}/{partition.number}"
 

@@ -24,7 +24,7 @@ from gateway.engine import planner
 from gateway.engine.control import Control
 from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
-from gateway.engine.orders import DeadFilter, Order, Selection, place_of
+from gateway.engine.orders import DeadFilter, Order, Selection, partition_key
 from gateway.engine.progress import WINDOW
 from gateway.engine.successors import Successors
 from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters, sighted_of
@@ -400,7 +400,7 @@ class Replays:
         identities, looked = Identities(), 0
         bounds, unread = await self._log.readable(partition.topic)
         if partition.number in unread:
-            raise LogUnavailableError(f"{place_of(partition)}: {unread[partition.number]}")
+            raise LogUnavailableError(f"{partition_key(partition)}: {unread[partition.number]}")
         first, _ = bounds.get(partition.number, (offset, offset))
         start = max(first, offset - LOOK_BACK)
         async with aclosing(records_of(self._log, partition, start, offset)) as records:

@@ -118,7 +118,7 @@ class Router(Member):
         return self._tiers.get(topic)
 
     @override
-    def take_over(self) -> None:
+    def prune_lost(self) -> None:
         self._is_counted = False
         self._dispatch.limit(self.share)
 
@@ -313,7 +313,7 @@ class Router(Member):
             )
             if origin is not None:
                 self._unsettled[origin.partition] = [*self._still_unsettled(origin), pending]
-            self._dispatch.keep_unknown(pending.add(nowhere, note=note))
+            self._dispatch.defer_unknown(pending.add(nowhere, note=note))
             return None
         matches = rules.table.match(View.of(event))
         if not matches:

@@ -19,7 +19,7 @@ from gateway.engine.control import Control
 from gateway.engine.fates import Fate, Fates
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.letters import NEWER, filed_in, read_letter
-from gateway.engine.orders import Order, State, place_of
+from gateway.engine.orders import Order, State, partition_key
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import Successors
 from gateway.engine.unread import Patient
@@ -70,7 +70,7 @@ class Run:
 
     def is_beyond(self, partition: Partition, offset: int) -> bool:
         """Tell whether an earlier job of its key has scanned a record."""
-        return offset < self.told.get(place_of(partition), 0)
+        return offset < self.told.get(partition_key(partition), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +119,10 @@ class Scan:
         self._marked_at = self._marked_at or self.log.now()
         looked, until = 0, self.log.now() + TURN
         bounds, unread = await self.log.readable(topic)
-        self.unread |= {place_of(Partition(topic, number)) for number in unread}
+        self.unread |= {partition_key(Partition(topic, number)) for number in unread}
         for number, (first, _) in sorted(bounds.items()):
             partition = Partition(topic, number)
-            place = place_of(partition)
+            place = partition_key(partition)
             if place not in ends:
                 continue
             end = ends[place]
@@ -149,7 +149,7 @@ class Scan:
         try:
             picked = pick(partition, record)
         except NewerRecordError as error:
-            self.left[place_of(partition)] = record.offset
+            self.left[partition_key(partition)] = record.offset
             self.leave(partition, record.offset, error)
             return False
         for run in picked.runs:
@@ -424,7 +424,7 @@ class Scans:
 
     def _kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], fates: Fates) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
-            commit = commits.get(place_of(partition))
+            commit = commits.get(partition_key(partition))
             filed = None if commit is not None and commit.covers(record.offset) else filed_in(record)
             if filed is None:
                 return NOTHING

@@ -46,7 +46,7 @@ def never() -> bool:
 class Successors:
     """Appends until they are acknowledged, or until `is_wanted` says that another owner takes care of the record.
 
-    While it `is_open` whose the record is, none is begun: what another owner has begun, too, would come twice.
+    While it `is_undecided` whose the record is, none is begun: what another owner has begun, too, would come twice.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Successors:
         delivery: Delivery,
         note: Note,
         is_wanted: Callable[[], bool] = always,
-        is_open: Callable[[], bool] = never,
+        is_undecided: Callable[[], bool] = never,
     ) -> bool:
         """Store a delivery in a tier or among the parked. False if it isn't wanted any more.
 
@@ -80,7 +80,7 @@ class Successors:
         """
         headers = encode_delivery(delivery, note, at=self._log.now())
         return await self._append(
-            topic, _key(delivery), delivery.event.body, headers, is_wanted=is_wanted, is_open=is_open
+            topic, _key(delivery), delivery.event.body, headers, is_wanted=is_wanted, is_undecided=is_undecided
         )
 
     async def dead_letter(
@@ -88,19 +88,21 @@ class Successors:
         delivery: Delivery,
         end: DeadLettered,
         is_wanted: Callable[[], bool] = always,
-        is_open: Callable[[], bool] = never,
+        is_undecided: Callable[[], bool] = never,
     ) -> bool:
         """Store a delivery among the dead, with its reason. False if it isn't wanted any more."""
         note = Note(reason=end.reason, detail=end.detail)
         key, body = _key(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, note, at=self._log.now())
-            is_stored = await self._append(self._topics.dead, key, body, headers, is_wanted=is_wanted, is_open=is_open)
+            is_stored = await self._append(
+                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided
+            )
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
             headers = encode_delivery(slim, replace(note, detail=end.detail[:200]), at=self._log.now())
             is_stored = await self._append(
-                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_open=is_open, is_last=True
+                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, is_last=True
             )
         if is_stored:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
@@ -109,7 +111,7 @@ class Successors:
     async def order(self, order: Order) -> None:
         """Give an order as an operator does."""
         key, value = order.encode()
-        await self._append(self._topics.control, key, value, [], is_wanted=always, is_open=never)
+        await self._append(self._topics.control, key, value, [], is_wanted=always, is_undecided=never)
 
     async def dead_letter_unreadable(
         self,
@@ -117,20 +119,20 @@ class Successors:
         record: Record,
         error: UndecodableRecordError,
         is_wanted: Callable[[], bool] = always,
-        is_open: Callable[[], bool] = never,
+        is_undecided: Callable[[], bool] = never,
     ) -> bool:
         """Keep a record that can't be read among the dead, as it is, or what fits of it."""
         self.unreadable.set_aside(topic, record.offset, error)
         headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
         try:
             is_stored = await self._append(
-                self._topics.dead, record.key, record.value, headers, is_wanted=is_wanted, is_open=is_open
+                self._topics.dead, record.key, record.value, headers, is_wanted=is_wanted, is_undecided=is_undecided
             )
         except RecordTooLargeError:
             kept = record.value[:KEPT_OF_OVERSIZED]
             told = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
             is_stored = await self._append(
-                self._topics.dead, record.key[:1024], kept, told, is_wanted=is_wanted, is_open=is_open
+                self._topics.dead, record.key[:1024], kept, told, is_wanted=is_wanted, is_undecided=is_undecided
             )
         if is_stored:
             self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
@@ -144,14 +146,14 @@ class Successors:
         headers: RecordHeaders,
         *,
         is_wanted: Callable[[], bool],
-        is_open: Callable[[], bool],
+        is_undecided: Callable[[], bool],
         is_last: bool = False,
     ) -> bool:
         """Append until it is stored. Where nothing smaller `is_last`, too large waits as well: for a higher limit."""
         pause = FIRST_PAUSE
         while True:
             look = FIRST_LOOK
-            while is_open():
+            while is_undecided():
                 await self._sleep(look)
                 look = min(LONGEST_LOOK, 2 * look)
             if not is_wanted():

@@ -18,7 +18,7 @@ from enum import Enum, auto
 
 from gateway.engine.control import Control
 from gateway.engine.letters import read_letter
-from gateway.engine.orders import DeadFilter, Order, Selection, place_of
+from gateway.engine.orders import DeadFilter, Order, Selection, partition_key
 from gateway.engine.unread import Readable
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
@@ -113,7 +113,7 @@ class Sighted:
 
     def was_let_go(self, partition: Partition, offset: int) -> bool:
         """Tell whether an event, whose source had `dedupe` when it was read, surely wasn't let through."""
-        place = place_of(partition)
+        place = partition_key(partition)
         if self.unread or place not in self._bits or place not in self._done or not self._done[place].covers(offset):
             return False  # what was seen is stored before the commit that covers it
         index = offset - self._starts[place]

@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control
-from gateway.engine.orders import DeadFilter, place_of
+from gateway.engine.orders import DeadFilter, partition_key
 from gateway.engine.retry import Retry, decide
 from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition
@@ -231,7 +231,7 @@ async def _parked(
 
 
 def _was_resumed(control: Control, filed: StoredDelivery, partition: Partition, offset: int) -> bool:
-    return control.marker(f"pause/{filed.note.by}").get(place_of(partition), 0) > offset
+    return control.marker(f"pause/{filed.note.by}").get(partition_key(partition), 0) > offset
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:

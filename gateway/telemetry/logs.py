@@ -122,7 +122,7 @@ def trace_of(error: BaseException) -> str:
     return "\n\n".join(_traces(error, set()))
 
 
-def place_of(error: BaseException) -> str:
+def raise_site(error: BaseException) -> str:
     """Return the module and the line in which an error was raised."""
     place = "nowhere"
     for frame, line in traceback.walk_tb(error.__traceback__):

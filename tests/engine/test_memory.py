@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from gateway.engine import dispatch
-from gateway.engine.dispatch import WRITE_SIZE
+from gateway.engine.dispatch import APPEND_OVERHEAD
 from gateway.engine.worker import Worker
 from gateway.log.base import Position, RecordHeaders
 from gateway.log.topics import TIERS
@@ -85,7 +85,7 @@ async def _counted(count: int, fan_out: int, headers: int) -> None:
         finally:
             tracemalloc.stop()
         assert taken(worker) == count
-        assert 0.55 < traced / (worker._router._held + worker._dispatch._writing) < 1.1
+        assert 0.55 < traced / (worker._router._held + worker._dispatch._bytes_in_appends) < 1.1
         await recovered(world, log)
         assert worker._router._held == 0
 
@@ -112,14 +112,14 @@ async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_
     world, log = await a_stalled_world(50)
     await world.put(*large_events(100))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "MAX_WRITING", MIB)
+        patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", MIB)
         async with running(world) as worker:
             await asyncio.sleep(20)
             assert taken(worker) == 100
-            assert MIB <= worker._dispatch._writing < MIB + 2 * WRITE_SIZE
-            assert len(worker._dispatch._under_way) < MIB / WRITE_SIZE
+            assert MIB <= worker._dispatch._bytes_in_appends < MIB + 2 * APPEND_OVERHEAD
+            assert len(worker._dispatch._under_way) < MIB / APPEND_OVERHEAD
             await recovered(world, log)
-            assert (worker._router._held, worker._dispatch._writing) == (0, 0)
+            assert (worker._router._held, worker._dispatch._bytes_in_appends) == (0, 0)
 
 
 @virtual
@@ -127,7 +127,7 @@ async def test_a_drain_ends_appends_that_wait_for_others() -> None:
     world, log = await a_stalled_world(50)
     await world.put(*large_events(20))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "MAX_WRITING", 20_000)
+        patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", 20_000)
         async with running(world):
             await asyncio.sleep(5)
             log.goes_on.set()

@@ -40,7 +40,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.log = Away()
-        self.is_lost = self.is_open = False
+        self.is_lost = self.is_undecided = False
         self.sleeps = 0
         self.topic = Topics("gateway.").retry("5s")
 
@@ -57,7 +57,9 @@ class Scene:
             sleep=self.sleep,
         )
         delivery = Delivery(id=DeliveryId("dlv_1"), event=an_event(), route="build", destination="ci")
-        return await successors.carry_on(self.topic, delivery, NO_NOTE, lambda: not self.is_lost, lambda: self.is_open)
+        return await successors.carry_on(
+            self.topic, delivery, NO_NOTE, lambda: not self.is_lost, lambda: self.is_undecided
+        )
 
 
 def played(change: Callable[[Scene], None], *, then: Callable[[Scene], None]) -> tuple[bool, int]:
@@ -80,15 +82,15 @@ def played(change: Callable[[Scene], None], *, then: Callable[[Scene], None]) ->
 
 
 def lost(scene: Scene) -> None:
-    scene.is_lost, scene.is_open = True, False
+    scene.is_lost, scene.is_undecided = True, False
 
 
 def opened(scene: Scene) -> None:
-    scene.is_open = True
+    scene.is_undecided = True
 
 
 def ours(scene: Scene) -> None:
-    scene.is_open = False
+    scene.is_undecided = False
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.ordered import PROOF
+from gateway.engine.ordered import PROOF_AGE
 from gateway.engine.orders import Order
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
@@ -195,9 +195,9 @@ async def test_an_event_with_two_deliveries_is_drained_whole() -> None:
 
 @virtual
 async def test_nothing_of_an_ordered_route_begins_on_a_proof_that_has_grown_old() -> None:
-    """A commit that was accepted says whose the partition was when it was sent, and that is longer ago than `PROOF`."""
+    """An accepted commit says whose the partition was when it was sent, and that is longer ago than `PROOF_AGE`."""
     world = await a_world(a_route(is_ordered=True))
-    world.log = SlowCommits(world.log, PROOF + 1)
+    world.log = SlowCommits(world.log, PROOF_AGE + 1)
     await world.put(*events(3))
     async with running(world):
         await asyncio.sleep(60)

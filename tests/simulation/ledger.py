@@ -17,7 +17,7 @@ from typing_extensions import override
 from gateway.client.request import Outbound
 from gateway.engine import planner
 from gateway.engine.lanes import BURST
-from gateway.engine.ordered import PROOF
+from gateway.engine.ordered import PROOF_AGE
 from gateway.engine.orders import Order, decode
 from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.log.base import Assignment, Commit, Partition, Record
@@ -44,8 +44,8 @@ MARK = b"x-sim-number"
 LATE = 1.0
 """Seconds that a healthy destination may wait longer than it takes, while others fail."""
 OLDEST = 24.0
-"""Seconds of age of the lowest unfinished record beside its last attempt: `LONGEST_STAY` and one wait more in memory, a
-second in a lane, an append and a commit."""
+"""Seconds of age of the lowest unfinished record beside its last attempt: `MAX_STAY_IN_MEMORY` and one wait more in
+memory, a second in a lane, an append and a commit."""
 FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS})
 """What tells that a destination is down: a 429 asks for patience, and a 404 is about the event."""
 ORDERED = TOPICS.group("ordered.")
@@ -1223,7 +1223,7 @@ class Ledger:
             if row.offset in self._deletions.lost[ROUTER, row.partition]:
                 continue  # told as lost by the next owner: the append that its last one had begun may come later
             group = TOPICS.ordered_group(made.route, made.destination)
-            if any(gone <= made.began < gone + PROOF for gone in self._thrown_out_at[made.process, group]):
+            if any(gone <= made.began < gone + PROOF_AGE for gone in self._thrown_out_at[made.process, group]):
                 continue  # no group throws a member out that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))

@@ -25,7 +25,7 @@ from gateway.engine import dispatch, progress, replay, router, scans
 from gateway.engine.control import Control
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.lanes import MAX_WAIT
-from gateway.engine.ordered import PROOF
+from gateway.engine.ordered import PROOF_AGE
 from gateway.engine.orders import DeadFilter, Order, Selection
 from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.worker import Worker
@@ -78,7 +78,7 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "WINDOW", plan.window)
         patch.setattr(router, "MAX_BYTES", plan.memory)
-        patch.setattr(dispatch, "MAX_WRITING", plan.memory // 4)
+        patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
         for module in (scans, replay):
             patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))
@@ -151,7 +151,7 @@ class World:
         elapsed = self.now() - self._healed_at
         # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
         has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
-        most = PROOF / 2 if has_order else 20.0
+        most = PROOF_AGE / 2 if has_order else 20.0
         if self._has_rate and elapsed < 300.0:
             most = MAX_WAIT / 2  # what waits for its turn mustn't be overdue at each look
         return 0.0 if elapsed < 20 else min(most, elapsed / 20)
@@ -722,7 +722,7 @@ class Process:
             "retries": budget._retries,
             "in doubt": budget._doubtful,
             "bytes under way": budget._bytes_under_way,
-            "bytes of appends": worker._dispatch._writing,
+            "bytes of appends": worker._dispatch._bytes_in_appends,
             "bytes of records": sum(member._held for member in members),
         }
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway.telemetry.logs import Lines, configure, get_logger, place_of, trace_of
+from gateway.telemetry.logs import Lines, configure, get_logger, raise_site, trace_of
 
 
 @pytest.fixture(autouse=True)
@@ -146,8 +146,8 @@ def test_a_trace_tells_where_each_error_was_raised_and_nothing_of_what_it_was_ab
     assert told.count("Traceback (most recent call last):") == 3
     assert "in fail" in told
     assert not re.search("s3cret(key|note|group|value)", told)
-    assert place_of(caught.value) == f"{__name__}:{fail.__code__.co_firstlineno + 8}"
-    assert place_of(KeyError()) == "nowhere"
+    assert raise_site(caught.value) == f"{__name__}:{fail.__code__.co_firstlineno + 8}"
+    assert raise_site(KeyError()) == "nowhere"
 
 
 def test_levels_below_the_configured_one_are_silent(pipe: tuple[int, int]) -> None:
