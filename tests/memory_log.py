@@ -427,7 +427,7 @@ class MemoryConsumer:
         position, start = self._positions.get(partition), self._state.segments[partition].start
         if position is not None and position < start and self._group is not None:
             self._positions[partition] = start
-            self._listener.overtaken(partition, range(position, start))
+            self._listener.records_deleted(partition, range(position, start))
 
     def begin_anew(self, partition: Partition) -> None:
         if partition in self._positions:

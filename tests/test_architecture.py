@@ -53,7 +53,7 @@ PURE = {
     "gateway/engine/dedupe.py",
     "gateway/engine/identities.py",
     "gateway/engine/lanes.py",
-    "gateway/engine/planner.py",
+    "gateway/engine/tiers.py",
     "gateway/engine/progress.py",
     "gateway/engine/retry.py",
     "gateway/rules/expressions.py",

@@ -1,11 +1,24 @@
 """The commands: a module for each, or for a few that belong together; what one takes stands beside what it does."""
 
-from gateway.commands import check, completion, dead, events, explain, keep, replay, run, send, status, steer, topics
+from gateway.commands import (
+    check,
+    completion,
+    control,
+    dead,
+    events,
+    explain,
+    maintenance,
+    replay,
+    run,
+    send,
+    status,
+    topics,
+)
 from gateway.commands.base import REGISTERED
 
 COMMANDS = {
     name: command
-    for module in (run, check, explain, send, topics, events, dead, replay, status, steer, keep, completion)
+    for module in (run, check, explain, send, topics, events, dead, replay, status, control, maintenance, completion)
     for name, command in REGISTERED.items()
     if command.run.__module__ == module.__name__
 }

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
+from gateway.commands.control import carried_out, say_end, without
 from gateway.commands.replay import DUE
-from gateway.commands.steer import carried_out, say_end, without
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.orders import DeadFilter
 from gateway.model import DeadReason, UsageError

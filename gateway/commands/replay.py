@@ -10,8 +10,8 @@ from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, replace
 
 from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.control import without
 from gateway.commands.events import find
-from gateway.commands.steer import without
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control import Control
 from gateway.engine.orders import Selection

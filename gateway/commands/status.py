@@ -64,9 +64,9 @@ async def _status(call: Call) -> int:
             with output.waiting("reading what waits"):
                 control = await Orders(log, call.topics).control()
                 unread: dict[Partition, str] = {}
-                async for filed in waiting(log, call.topics, control, unread):
-                    backlogs.add(filed)
-                    attempts.add(filed)
+                async for stored in waiting(log, call.topics, control, unread):
+                    backlogs.add(stored)
+                    attempts.add(stored)
                 found += paused_in(control) + findings_of(backlogs, log.now(), rules)
                 found += await unrouted_in(log, call.topics, unread)
                 found += await dead_in(

@@ -6,7 +6,7 @@
                     └─ lane: waiting ──▶ attempt ──────────┼─ retryable ─▶ tier, acknowledged ─▶ done
                           └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
 
-Here the decisions of `lanes`, `retry`, `planner` and `request` are acted on. Which records the deliveries belong to,
+Here the decisions of `lanes`, `retry`, `tiers` and `request` are acted on. Which records the deliveries belong to,
 and what of those is committed, is for their owners to decide: a `Member` hands items in, and hears when one has ended.
 Where it keeps an order, what would go to a tier or to the parked waits in memory instead.
 """
@@ -19,7 +19,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
-from gateway.engine import planner, retry
+from gateway.engine import retry, tiers
 from gateway.engine.attempts import Attempts, observe
 from gateway.engine.holds import Holds
 from gateway.engine.lanes import Lane, Spill
@@ -189,13 +189,13 @@ class Dispatcher:
         if tracker.owner.keeps_order:
             self.wait(item, due)
             return
-        tier = planner.plan(due, now)
+        tier = tiers.plan(due, now)
         # Not again and again: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.pending.taken_at + MAX_STAY_IN_MEMORY
         if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)
         else:
-            self._write_successor(item, self._topics.retry(tier or planner.SHORTEST))
+            self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
 
     def wait(self, item: Item, until: float) -> None:
         """Keep a delivery in memory until a time. Its owner then sends it on, if the partition still is ours."""
@@ -218,7 +218,7 @@ class Dispatcher:
             return
         now = self._log.now()
         self._note_late(item, max(item.delivery.due, now))
-        self._write_successor(item, self._topics.retry(planner.plan(item.delivery.due, now) or planner.SHORTEST))
+        self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def withdraw(self, items: Iterable[Item]) -> None:
         """Take deliveries out of their queues; what isn't in one is ignored."""
@@ -235,7 +235,7 @@ class Dispatcher:
         elif item.stage is Stage.WAITING:
             self.withdraw([item])
             lane = self._schedule.lanes.get(item.delivery.destination)
-            due = max(now if lane is None else lane.next_slot(now), now + TIERS[planner.SHORTEST])
+            due = max(now if lane is None else lane.next_slot(now), now + TIERS[tiers.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Attempts.

@@ -238,7 +238,7 @@ class Duplicates:
 
     def _tell_repeated(self, error: LogUnavailableError) -> None:
         if count := self._repeated.count(self._topic, self._log.now()):
-            self._logger.warning("append_repeated", topic=self._topic, count=count, error=str(error))
+            self._logger.warning("append_retried", topic=self._topic, count=count, error=str(error))
 
     # Forgetting.
 

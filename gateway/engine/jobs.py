@@ -12,7 +12,7 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine import planner
+from gateway.engine import tiers
 from gateway.engine.backlogs import Backlogs
 from gateway.engine.control import Control
 from gateway.engine.injector import Injector
@@ -30,7 +30,7 @@ from gateway.telemetry.metrics import Metrics
 
 CLOCK_TRIES = 3
 """Appends after which a process goes on by its own machine's clock: a log that takes none must not stop deliveries."""
-REPEAT = 1.0
+RETRY_DELAY = 1.0
 AT_ONCE = 4
 """Jobs of one kind beside each other; the rest waits for its turn."""
 START_EVERY = 0.25
@@ -79,7 +79,7 @@ class Follower:
                 start, end = (await self._log.bounds(self._topic)).get(0, (0, 0))
                 return await self._log.consume(group=None, topics=[self._topic], listener=self), start, end
             except LogUnavailableError as error:
-                self._logger.warning("subscription_repeated", topic=self._topic, error=str(error))
+                self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
                 await asyncio.sleep(1.0)
 
     async def follow(self, caught_up: asyncio.Event) -> None:
@@ -119,7 +119,7 @@ class Follower:
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Nothing is deleted of a compacted topic but what newer orders replace."""
 
     def replaced(self, assignment: Assignment) -> None:
@@ -157,7 +157,7 @@ class Jobs:
         self._logger = logger
         self._sleep = sleep
         self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
-        self._injector = Injector(self._successors, topics.retry(planner.SHORTEST))
+        self._injector = Injector(self._successors, topics.retry(tiers.SHORTEST))
         self._replays = Replays(
             log=log,
             topics=topics,
@@ -228,7 +228,7 @@ class Jobs:
         """Whether a job has yet to come to a marker."""
         return bool(self._running) or self._replays.under_way is not None
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Nothing is deleted of a compacted topic but what newer orders replace."""
 
     def replaced(self, assignment: Assignment) -> None:
@@ -352,8 +352,8 @@ class Jobs:
             if self._progress is owner and (order is None or self._follower.control.orders.get(order.key) == order):
                 await job()
         except LogUnavailableError as error:
-            self._logger.warning("job_repeated", order=key, error=str(error))
-            until = asyncio.get_running_loop().time() + REPEAT
+            self._logger.warning("job_retried", order=key, error=str(error))
+            until = asyncio.get_running_loop().time() + RETRY_DELAY
             while self._progress is owner and asyncio.get_running_loop().time() < until:
                 await self._sleep(GLANCE_EVERY)
         finally:
@@ -366,7 +366,7 @@ class Jobs:
             try:
                 return await self._log.consume(group=group, topics=[self._topics.control], listener=self)
             except LogUnavailableError as error:
-                self._logger.warning("subscription_repeated", group=group, error=str(error))
+                self._logger.warning("subscription_retried", group=group, error=str(error))
                 await self._sleep(1.0)
 
     async def _keep_counting(self) -> None:

@@ -12,18 +12,18 @@ NEWER = "newer"
 def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
     """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
     reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
-    filed = None if reason == NEWER else filed_in(record)
-    if filed is None:
+    stored = None if reason == NEWER else filed_in(record)
+    if stored is None:
         return Letter(id="", route="", destination="", reason=reason, at=record.appended_at), None
-    delivery = filed.delivery
+    delivery = stored.delivery
     letter = Letter(
         id=delivery.id,
         route=delivery.route,
         destination=delivery.destination,
-        reason=filed.note.reason,
+        reason=stored.note.reason,
         at=record.appended_at,
     )
-    return letter, filed
+    return letter, stored
 
 
 def filed_in(record: Record) -> StoredDelivery | None:

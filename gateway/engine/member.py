@@ -205,11 +205,11 @@ class Member(ABC):
         self._leaving = ()
         return {tracker.partition: commit for tracker, commit in commits.items()}
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Count what the log has deleted before it was read."""
         tracker = self.trackers.get(partition)
         if tracker is not None:
-            self._tell_lost(partition, tracker.progress.overtaken(deleted))
+            self._tell_lost(partition, tracker.progress.records_deleted(deleted))
 
     def replaced(self, assignment: Assignment) -> None:
         """Forget what was read of a partition, and begin anew."""
@@ -278,7 +278,7 @@ class Member(ABC):
                 try:
                     await self.subscribe()
                 except LogUnavailableError as error:
-                    self._services.logger.warning("subscription_repeated", group=self._group, error=str(error))
+                    self._services.logger.warning("subscription_retried", group=self._group, error=str(error))
                     self._changed.set()
                     await self._services.sleep(1.0)
                     continue
@@ -468,7 +468,7 @@ class Member(ABC):
             try:
                 await self._consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
             except LogUnavailableError as error:
-                self._services.logger.warning("commit_repeated", group=self._group, error=str(error))
+                self._services.logger.warning("commit_retried", group=self._group, error=str(error))
                 return False
             for tracker, commit in commits.items():
                 tracker.progress.committed(commit)
@@ -491,7 +491,7 @@ class Member(ABC):
         for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
             if isinstance(failed, LogUnavailableError):
                 if self._unflushed.count(self._group, self._log.now()):
-                    self._services.logger.warning("commit_repeated", group=self._group, error=str(failed))
+                    self._services.logger.warning("commit_retried", group=self._group, error=str(failed))
                 del commits[tracker]
             elif failed is not None:
                 raise failed

@@ -50,7 +50,7 @@ PROOF_AGE = 10.0
 """Seconds after a commit was sent for which its acceptance proves that the partition is ours: more than a commit may
 take, and less than the silence after which a group throws a member out. A process that was frozen meanwhile asks again
 before it begins anything."""
-REPEAT = 0.1
+RETRY_DELAY = 0.1
 """Seconds until a commit that wasn't accepted is sent again."""
 
 
@@ -166,21 +166,21 @@ class Ordered(Member):
             self.done(pending)
             return
         try:
-            filed = decode_delivery(record)
+            stored = decode_delivery(record)
         except UndecodableRecordError as error:
             self._dispatch.dead_letter_unreadable(pending, record, error)
             return
         except NewerRecordError as error:
             self.leave(pending, error)
             return
-        delivery = filed.delivery
+        delivery = stored.delivery
         if origin is None and tracker.is_copy(delivery, record.offset):
             self.done(pending)
             return
         item = pending.add(delivery)
         item.stage = Stage.WAITING
-        if filed.note.reason:
-            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=filed.note.detail)
+        if stored.note.reason:
+            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.note.detail)
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
@@ -221,7 +221,7 @@ class Ordered(Member):
                 asked_at = asyncio.get_running_loop().time()
                 ready = list(self._ready)  # where they stay until then: what is ready is nobody else's to send on
                 if not await self.commit({item.pending.tracker.partition for item in ready}, is_proof=True):
-                    await self._services.sleep(REPEAT)
+                    await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
                 proven = {id(item) for item in ready}

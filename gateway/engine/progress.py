@@ -76,7 +76,7 @@ class Progress:
         self._unfinished_count += 1
         return True
 
-    def overtaken(self, deleted: range) -> int:
+    def records_deleted(self, deleted: range) -> int:
         """Note that the log has deleted what wasn't received yet of these offsets; return how many weren't done.
 
         They are done from here on, as any gap is, whether a record comes after them or not.

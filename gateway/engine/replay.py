@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine import planner
+from gateway.engine import tiers
 from gateway.engine.control import Control
 from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
@@ -221,7 +221,7 @@ class Replays:
     ) -> None:
         self._log = log
         self._topics = topics
-        self._tier = topics.retry(planner.SHORTEST)
+        self._tier = topics.retry(tiers.SHORTEST)
         self._group = topics.group(ROUTER_GROUP)
         self._rules = rules
         self._control = control
@@ -251,7 +251,7 @@ class Replays:
                 if self._owner() is owner and self._next() == order:
                     await self._replay(order, owner)
             except LogUnavailableError as error:
-                self._logger.warning("job_repeated", order=order.key, error=str(error))
+                self._logger.warning("job_retried", order=order.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
                 self._logger.warning("replay_waits", order=order.key, error=str(error))
@@ -531,7 +531,7 @@ class Replays:
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
                     return
-                self._logger.warning("append_repeated", order=order.key, error=str(error))
+                self._logger.warning("append_retried", order=order.key, error=str(error))
                 await self._sleep(1.0)
             else:
                 run.told, run.marked, run.told_unread = marker.marker, marker.count, marker.unread

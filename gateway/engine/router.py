@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from typing_extensions import override
 
-from gateway.engine import planner
+from gateway.engine import tiers
 from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher, is_late
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
@@ -186,7 +186,7 @@ class Router(Member):
             try:
                 await self._tell()
             except LogUnavailableError as error:
-                self._services.logger.warning("append_repeated", topic=self._services.topics.control, error=str(error))
+                self._services.logger.warning("append_retried", topic=self._services.topics.control, error=str(error))
                 await self._services.sleep(TELL_AGAIN)
             except RecordTooLargeError as error:  # since the log's limit was lowered, say
                 self._services.logger.warning("rules_not_kept", error=str(error))
@@ -425,26 +425,26 @@ class Router(Member):
         if pending is None:
             return
         try:
-            filed = decode_delivery(record)
+            stored = decode_delivery(record)
         except UndecodableRecordError as error:
             self._dispatch.dead_letter_unreadable(pending, record, error)
             return
         except NewerRecordError as error:
             self.leave(pending, error)
             return
-        delivery = filed.delivery
+        delivery = stored.delivery
         if tracker.is_copy(delivery, record.offset):
             self.done(pending)
             return
-        is_hurried = filed.note.is_hurried
-        note = replace(filed.note, is_hurried=False) if is_hurried else filed.note
+        is_hurried = stored.note.is_hurried
+        note = replace(stored.note, is_hurried=False) if is_hurried else stored.note
         if self._services.control.is_hurried(delivery.route, delivery.destination, tracker.partition, record.offset):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, note=note)
-        item.is_late = is_late(delivery, max(delivery.due, filed.at))  # and was counted by who filed it
-        if now < min(delivery.due, filed.at + delay) and not is_hurried:
+        item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by who stored it
+        if now < min(delivery.due, stored.at + delay) and not is_hurried:
             # The clock of this partition's leader is behind ours: not yet, or it would go round and round.
-            self._dispatch.wait(item, filed.at + delay)
+            self._dispatch.wait(item, stored.at + delay)
         else:
             self.resume(item, now)
 
@@ -490,5 +490,5 @@ def _due_at(tracker: Tracker, record: Record, now: float) -> float:
     """Return when a record that is held of a tier comes out: after the tier's delay, at once where a kick wants it."""
     assert tracker.delay is not None
     due = record.appended_at + tracker.delay
-    is_hurried = due > now and tracker.delay == TIERS[planner.SHORTEST] and note_of(record).is_hurried
+    is_hurried = due > now and tracker.delay == TIERS[tiers.SHORTEST] and note_of(record).is_hurried
     return record.appended_at if is_hurried else due

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine import planner
+from gateway.engine import tiers
 from gateway.engine.control import Control
-from gateway.engine.fates import Fate, Fates
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.kick_outcomes import KickOutcome, KickOutcomes
 from gateway.engine.letters import NEWER, filed_in, read_letter
 from gateway.engine.orders import Order, State, partition_key
 from gateway.engine.replay import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
@@ -64,7 +64,7 @@ class Run:
     """What its last marker says."""
     before: Mapping[str, int]
     """What the one before said: which is in force may not be known here yet."""
-    fate: Fate | None = None
+    outcome: KickOutcome | None = None
     """What has become of what it counted, where that is known."""
     rate: float | None = None
 
@@ -203,11 +203,11 @@ class Scan:
                 detail=run.detail if is_last else "",
                 answers=run.answers if is_last else self.control.answered(key),
                 routes=self.control.replayed_as(key),
-                tried=None if run.fate is None else run.fate.tried,
-                delivered=None if run.fate is None else run.fate.delivered,
-                waits={} if run.fate is None else run.fate.waits,
-                got={} if run.fate is None else run.fate.got,
-                again={} if run.fate is None else run.fate.again,
+                tried=None if run.outcome is None else run.outcome.tried,
+                delivered=None if run.outcome is None else run.outcome.delivered,
+                waits={} if run.outcome is None else run.outcome.waits,
+                got={} if run.outcome is None else run.outcome.got,
+                again={} if run.outcome is None else run.outcome.again,
                 rate=run.rate,
             )
             try:
@@ -215,7 +215,7 @@ class Scan:
             except LogUnavailableError as error:
                 if not self.is_wanted():
                     return
-                self.logger.warning("append_repeated", order=key, error=str(error))
+                self.logger.warning("append_retried", order=key, error=str(error))
                 await self.sleep(1.0)
             else:
                 run.before, run.told = run.told, marker.marker
@@ -263,10 +263,10 @@ class Scans:
         run = self._run(order)
 
         def pick(partition: Partition, record: Record) -> Picked:
-            filed = filed_in(record)
-            if filed is None or filed.note.by != order.name or run.is_beyond(partition, record.offset):
+            stored = filed_in(record)
+            if stored is None or stored.note.by != order.name or run.is_beyond(partition, record.offset):
                 return NOTHING
-            return Picked((run,), self._again(filed.delivery, at_once=False))
+            return Picked((run,), self._again(stored.delivery, at_once=False))
 
         def is_wanted() -> bool:
             present = self._control.orders.get(order.key)
@@ -303,16 +303,16 @@ class Scans:
         unreadable: list[Record] = []
 
         def pick(partition: Partition, record: Record) -> Picked:
-            filed = filed_in(record)
-            if filed is None:
+            stored = filed_in(record)
+            if stored is None:
                 unreadable.append(record)
                 found.update(runs)  # whose markers pass it, so that the next owner doesn't bury it again
                 return NOTHING
-            run = runs.get(filed.note.by)
+            run = runs.get(stored.note.by)
             if run is None or run.is_beyond(partition, record.offset):
                 return NOTHING
             found[run.order.name] = run
-            return Picked((run,), self._again(filed.delivery, at_once=False))
+            return Picked((run,), self._again(stored.delivery, at_once=False))
 
         scan = self._scan(found.values(), lambda: self._owner() is owner, state="done")
         is_through = await scan.go(self._topics.parked, starts, ends, pick)
@@ -339,7 +339,7 @@ class Scans:
         runs = [self._run(order) for order in control.asked("kick")]
         if not runs:
             return  # the owner before us has answered them
-        shortest = self._topics.retry(planner.SHORTEST)
+        shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
             return self._owner() is owner and any(control.is_open(run.order.key) for run in scan.runs)
@@ -350,46 +350,50 @@ class Scans:
         for topic in self._longer():
             ends |= await self._ends(scan, topic)
         # Before the wait: what comes out meanwhile, and whose end isn't committed yet, may be parked or dead by then.
-        fates = await self._fates(near | ends, self._log.now() - COMMITTED_BY)
+        outcomes = await self._kick_outcomes(near | ends, self._log.now() - COMMITTED_BY)
         # What is due in the shortest tier meanwhile goes out by what the kick has ended.
-        await self._count([run for run in runs if not control.is_begun(run.order.key)], shortest, near, fates)
+        await self._count([run for run in runs if not control.is_begun(run.order.key)], shortest, near, outcomes)
         # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
         await self._hold(runs, ends, near)
         if not await self._pass(HOLD, owner):
             return
         # An earlier owner that didn't know yet may have answered some. What they hold comes when it is due, then.
         scan.runs = [run for run in runs if control.is_open(run.order.key)]
-        if not scan.runs or not await self._bring_on(scan, scan.runs, ends, fates):
+        if not scan.runs or not await self._bring_on(scan, scan.runs, ends, outcomes):
             return
         await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
-        await fates.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
+        await outcomes.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in scan.runs:
-            run.fate = fates.of(run.order.name, run.count, dropping=self._dropping())
+            run.outcome = outcomes.of(run.order.name, run.count, dropping=self._dropping())
             run.rate = self._rate(run.order.name)
             await self._end(scan, run, "done")
 
     def _longer(self) -> list[str]:
         """Return the tiers but the shortest."""
-        return [self._topics.retry(tier) for tier in TIERS if tier != planner.SHORTEST]
+        return [self._topics.retry(tier) for tier in TIERS if tier != tiers.SHORTEST]
 
-    async def _bring_on(self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], fates: Fates) -> bool:
+    async def _bring_on(
+        self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], outcomes: KickOutcomes
+    ) -> bool:
         """Inject what the runs of a kick are for of the tiers but the shortest. False where it isn't to go on here."""
         for topic in self._longer():
             commits = await self._commits(topic)
             starts = {place: min([run.told.get(place, 0) for run in runs]) for place in ends}
             for place, commit in commits.items():
                 starts[place] = max(starts.get(place, 0), commit.base)
-            if not await scan.go(topic, starts, ends, self._kicked(runs, commits, fates)):
+            if not await scan.go(topic, starts, ends, self._kicked(runs, commits, outcomes)):
                 return False
         return True
 
-    async def _fates(self, ends: Mapping[str, int], since: float) -> Fates:
+    async def _kick_outcomes(self, ends: Mapping[str, int], since: float) -> KickOutcomes:
         """Follow what kicks bring on, from these ends of the tiers on, knowing what was written since a time before."""
         others: dict[str, int] = {}
         for topic in (self._topics.parked, self._topics.dead):
             others |= await ends_of_readable(self._log, topic)
         starts = {**ends, **others}
-        fates = Fates(self._log, shortest=self._topics.retry(planner.SHORTEST), dead=self._topics.dead, starts=starts)
+        outcomes = KickOutcomes(
+            self._log, shortest=self._topics.retry(tiers.SHORTEST), dead=self._topics.dead, starts=starts
+        )
         partitions: dict[str, list[int]] = defaultdict(list)
         for place in starts:
             topic, _, number = place.rpartition("/")
@@ -398,8 +402,8 @@ class Scans:
         for topic, numbers in partitions.items():
             offsets = await self._log.offsets_at(topic, since, numbers)
             earlier |= {f"{topic}/{number}": min(at, starts[f"{topic}/{number}"]) for number, at in offsets.items()}
-        await fates.look_back(earlier, self._sleep)
-        return fates
+        await outcomes.look_back(earlier, self._sleep)
+        return outcomes
 
     def _dropping(self) -> Collection[str]:
         """Return the routes that drop what gets some answers."""
@@ -422,26 +426,26 @@ class Scans:
             at = self._log.now()
             await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, hurried=near))
 
-    def _kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], fates: Fates) -> Pick:
+    def _kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], outcomes: KickOutcomes) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
             commit = commits.get(partition_key(partition))
-            filed = None if commit is not None and commit.covers(record.offset) else filed_in(record)
-            if filed is None:
+            stored = None if commit is not None and commit.covers(record.offset) else filed_in(record)
+            if stored is None:
                 return NOTHING
-            delivery = filed.delivery
+            delivery = stored.delivery
             names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
             counting = [run for run in runs if run.order.name in names and not run.is_beyond(partition, record.offset)]
             if not counting or self._control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
                 return NOTHING
             for run in counting:
-                fates.follow(run.order.name, delivery)
+                outcomes.follow(run.order.name, delivery)
             # For how long its names are unknown goes on: kicked every hour, it would never end.
-            note = Note(unknown_since=filed.note.unknown_since)
+            note = Note(unknown_since=stored.note.unknown_since)
             return Picked(counting, self._again(delivery, at_once=True), note)
 
         return pick
 
-    async def _count(self, runs: Sequence[Run], topic: str, ends: Mapping[str, int], fates: Fates) -> None:
+    async def _count(self, runs: Sequence[Run], topic: str, ends: Mapping[str, int], outcomes: KickOutcomes) -> None:
         """Count what waits in the shortest tier for each of these."""
         named = {run.order.name: run for run in runs}
         commits = await self._commits(topic)
@@ -454,13 +458,13 @@ class Scans:
                     looked += 1
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
-                    filed = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
-                    if filed is None or filed.note.is_hurried or fates.is_superseded(filed.delivery):
+                    stored = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
+                    if stored is None or stored.note.is_hurried or outcomes.is_superseded(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits by now
-                    for name in (f"route/{filed.delivery.route}", f"destination/{filed.delivery.destination}"):
+                    for name in (f"route/{stored.delivery.route}", f"destination/{stored.delivery.destination}"):
                         if name in named:
                             named[name].count += 1
-                            fates.follow(name, filed.delivery, place, record.offset)
+                            outcomes.follow(name, stored.delivery, place, record.offset)
 
     async def settle(self, order: Order, owner: object) -> None:
         """Inject the dead letters that an order is for, with a life of their own, or give them up."""
@@ -468,14 +472,14 @@ class Scans:
         now = self._log.now()
 
         def pick(partition: Partition, record: Record) -> Picked:
-            letter, filed = read_letter(record)
+            letter, stored = read_letter(record)
             if letter.reason == NEWER:
                 decode_delivery(record)  # which raises
             if not order.is_for(letter) or self._control.settled(letter, partition, record.offset):
                 return NOTHING
-            if order.action == "drop" or filed is None:
+            if order.action == "drop" or stored is None:
                 return Picked((run,))
-            return Picked((run,), self._again(replace(filed.delivery, attempts=(), since=now), at_once=True))
+            return Picked((run,), self._again(replace(stored.delivery, attempts=(), since=now), at_once=True))
 
         scan = self._scan([run], lambda: self._owner() is owner)
         await self._ends(scan, self._topics.dead)
@@ -548,7 +552,7 @@ class Scans:
             }
             done = replace(done, marker={**done.marker, **missed}, unread=order.unread + len(missed))
             await self._publish(done)
-        told = {} if run.fate is None else {"tried": run.fate.tried, "waiting": dict(run.fate.waits)}
+        told = {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waits)}
         self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail, **told)
 
     async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:

@@ -6,7 +6,7 @@
 
 Invariant: when a record is sent, what came before it in its partition of events is acknowledged, or has been decided
 otherwise for good, also what was read by other rules. `Seen` takes for a copy whatever comes behind a later one: what
-is overtaken is lost.
+is records_deleted is lost.
 """
 
 from collections import deque
@@ -150,7 +150,7 @@ class Sequences:
 
     def _tell(self, topic: str, error: str) -> None:
         if count := self._repeated.count(topic, self._services.log.now()):
-            self._services.logger.warning("append_repeated", topic=topic, count=count, error=error)
+            self._services.logger.warning("append_retried", topic=topic, count=count, error=error)
 
     def _next(self, queue: _Queue, most: int) -> list[_Entry]:
         """Return the first entries that may go; those that another owner reads again are forgotten."""

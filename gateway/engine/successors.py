@@ -166,7 +166,7 @@ class Successors:
                 if not is_wanted():
                     return False
                 if count := self._repeated.count(topic, self._log.now()):
-                    self._logger.warning("append_repeated", topic=topic, count=count, error=str(error))
+                    self._logger.warning("append_retried", topic=topic, count=count, error=str(error))
                 await self._sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)
             else:

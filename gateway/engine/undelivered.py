@@ -77,11 +77,11 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
         ends[f"{topics.dead}/{number}"] = end
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
-                letter, filed = read_letter(record)
-                if filed is None or not which.covers(letter) or control.settled(letter, partition, record.offset):
+                letter, stored = read_letter(record)
+                if stored is None or not which.covers(letter) or control.settled(letter, partition, record.offset):
                     continue
-                event = filed.delivery.event
-                about = letters.setdefault((event.id, event.received_at, filed.delivery.destination), [])
+                event = stored.delivery.event
+                about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
     return Dead(letters=letters, ends=ends, unread=frozenset([f"{topics.dead}/{number}" for number in unread]))
 

@@ -24,7 +24,7 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
-REPEAT = 1.0
+RETRY_DELAY = 1.0
 LOOK_EVERY = 1.0
 RETENTION_EVERY = 10.0
 LEFT_OVER_EVERY = 30.0
@@ -97,8 +97,8 @@ class Worker:
             try:
                 await self._router.subscribe()
             except LogUnavailableError as error:
-                self._services.logger.warning("subscription_repeated", error=str(error))
-                await self._services.sleep(REPEAT)
+                self._services.logger.warning("subscription_retried", error=str(error))
+                await self._services.sleep(RETRY_DELAY)
             else:
                 self._changed.set()
                 return
@@ -129,7 +129,7 @@ class Worker:
             try:
                 left = await self._left_over(wanted)
             except LogUnavailableError as error:
-                self._services.logger.warning("subscription_repeated", group="ordered", error=str(error))
+                self._services.logger.warning("subscription_retried", group="ordered", error=str(error))
                 continue
             self._have(wanted | left, tasks)
             for place in sorted(self._ordered.keys() - wanted - left):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from gateway.ingress.answers import Accepted, answer, problem_of
 from gateway.ingress.body import Reader, overloaded, too_large
+from gateway.ingress.responses import Accepted, answer, problem_response
 from gateway.ingress.room import Room, Share
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
@@ -28,7 +28,7 @@ from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Rules, Source
-from gateway.telemetry.metrics import NO_NAME, Metrics
+from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.telemetry.quota import Quota
 from gateway.verify.request import Request
 
@@ -40,7 +40,7 @@ SUCCESSOR_ROOM = 64 * 1024
 # Sockets that wait to be accepted: a burst of new connections, while the loop is busy for some milliseconds.
 BACKLOG = 1024
 # Seconds for which a process that ends still answers what comes on open connections.
-LAST_CALL = 0.5
+KEEPALIVE_GRACE = 0.5
 # Seconds of a window in which only so many refusals of one kind are told each in a line (`telemetry/quota.py`).
 QUOTA_WINDOW = 10.0
 
@@ -63,7 +63,7 @@ class Ingress:
         limits: Limits | None = None,
         traces: "Traces | None" = None,
     ) -> None:
-        self._is_leaving = False
+        self._is_draining = False
         self._rules = rules
         self._log = log
         self._topics = topics
@@ -98,13 +98,13 @@ class Ingress:
         For a moment what comes on open connections is still answered, and each is closed with that: a sender learns
         from the answer to connect anew, and from a connection that is closed under its request nothing.
         """
-        self._is_leaving = True
+        self._is_draining = True
         if self._listener is not None:
             self._listener.close()
         if self._web is not None:
             for _ in range(50):
                 if self._web.connections:
-                    await asyncio.sleep(min(LAST_CALL, timeout / 2) / 50)
+                    await asyncio.sleep(min(KEEPALIVE_GRACE, timeout / 2) / 50)
             self._web.pre_shutdown()
             # aiohttp waits that long for the answer, and then once more for the connection.
             await self._web.shutdown(timeout / 2)
@@ -121,13 +121,16 @@ class Ingress:
         endpoint = self._endpoint(path)
         if endpoint is None and path == "/healthz":
             return self._health(request)
-        line: dict[str, Any] = {"source": endpoint.name if endpoint else NO_NAME, "status": 500}  # 500 if we have a bug
+        line: dict[str, Any] = {
+            "source": endpoint.name if endpoint else NO_SOURCE,
+            "status": 500,
+        }  # 500 if we have a bug
         try:
             response = await self._receive(request, endpoint, path, query, line, began=began)
             line["status"] = response.status
         except RefusedError as refusal:
             line["status"], line["reason"] = refusal.status, refusal.reason
-            response = problem_of(refusal)
+            response = problem_response(refusal)
             if isinstance(request.protocol, Connection):
                 request.protocol.unread = request.content
         except asyncio.CancelledError:
@@ -135,7 +138,7 @@ class Ingress:
             raise
         finally:
             self._finished(endpoint, line, perf_counter() - began)
-        if self._is_leaving:
+        if self._is_draining:
             response.force_close()
         return response
 
@@ -254,13 +257,13 @@ class Ingress:
         # Not logged: a load balancer asks every few seconds.
         if request.method not in {"GET", "HEAD"}:
             refusal = RefusedError(405, "method_not_allowed", f"expected GET, got {request.method[:20]}")
-            response = problem_of(refusal, allow="GET, HEAD")
-        elif self._is_leaving:
-            response = problem_of(RefusedError(503, "draining", "this process is about to stop"))
+            response = problem_response(refusal, allow="GET, HEAD")
+        elif self._is_draining:
+            response = problem_response(RefusedError(503, "draining", "this process is about to stop"))
             response.force_close()
         else:
             response = answer(200, "text/plain", b"ok\n")
-        self._metrics.requests.labels(NO_NAME, str(response.status)).inc()
+        self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
         return response
 
     def _finished(self, endpoint: "_Endpoint | None", line: dict[str, Any], seconds: float) -> None:

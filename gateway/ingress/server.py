@@ -14,10 +14,10 @@ from aiohttp import StreamReader, web
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
-from gateway.ingress.answers import SERVER, problem_of
+from gateway.ingress.responses import SERVER, problem_response
 from gateway.model import RefusedError
 from gateway.telemetry.logs import trace_of
-from gateway.telemetry.metrics import NO_NAME, Metrics
+from gateway.telemetry.metrics import NO_SOURCE, Metrics
 
 # Kept open for longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
 KEEP_ALIVE = 75.0
@@ -115,8 +115,8 @@ class Connection(web.RequestHandler):
             self._head_ends.cancel()
         if self.transport is not None:
             self._log.debug("request_malformed", error="a head that doesn't end")
-            self._metrics.requests.labels(NO_NAME, str(answer.status)).inc()
-            self._metrics.rejected.labels(NO_NAME, answer.reason).inc()
+            self._metrics.requests.labels(NO_SOURCE, str(answer.status)).inc()
+            self._metrics.rejected.labels(NO_SOURCE, answer.reason).inc()
             self.transport.write(answer.data)
             self.force_close()
 
@@ -141,14 +141,14 @@ class Connection(web.RequestHandler):
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             # Anybody on the internet can cause these: a counter is enough.
             self._log.debug("request_malformed", error=type(exc).__name__)
-            self._metrics.requests.labels(NO_NAME, str(status)).inc()
-            self._metrics.rejected.labels(NO_NAME, "malformed_request").inc()
+            self._metrics.requests.labels(NO_SOURCE, str(status)).inc()
+            self._metrics.rejected.labels(NO_SOURCE, "malformed_request").inc()
             refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
         else:
             # Counted and logged as a request already.
             self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
-        response = problem_of(refusal)
+        response = problem_response(refusal)
         response.force_close()
         return response
 

@@ -117,7 +117,7 @@ class Listener(Protocol):
         may let what is under way end, for a few seconds.
         """
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Hear that the log has deleted records before they were returned; what comes next is after their offsets."""
 
     def replaced(self, assignment: Assignment) -> None:

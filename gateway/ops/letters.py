@@ -19,12 +19,12 @@ from gateway.ops.history import Found, newest_first
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A record of the dead-letter topic. `filed` is None where it can't be read, and `problem` says why."""
+    """A record of the dead-letter topic. `stored` is None where it can't be read, and `problem` says why."""
 
     partition: Partition
     record: Record
     letter: Letter
-    filed: StoredDelivery | None
+    stored: StoredDelivery | None
     problem: str
     settled_by: Order | None
 
@@ -42,17 +42,17 @@ class DeadLetter:
     @property
     def answer(self) -> str:
         """What the last attempt got, or what else ended it."""
-        if self.filed is None:
+        if self.stored is None:
             return self.problem
-        attempts = self.filed.delivery.attempts
+        attempts = self.stored.delivery.attempts
         if not attempts:
-            return self.filed.note.detail
+            return self.stored.note.detail
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:
         """Tell whether that is the id of its delivery or of its event, or its place."""
         return name == self.place or (
-            self.filed is not None and name in (self.filed.delivery.id, self.filed.delivery.event.id)
+            self.stored is not None and name in (self.stored.delivery.id, self.stored.delivery.event.id)
         )
 
 
@@ -100,8 +100,8 @@ class Group:
     def add(self, letter: DeadLetter) -> None:
         self.count += 1
         at = letter.letter.at
-        if letter.filed is not None:
-            event = letter.filed.delivery.event
+        if letter.stored is not None:
+            event = letter.stored.delivery.event
             self.received = min(self.received, event.received_at)
             if not self.event or at > self.newest:
                 self.event = event.id
@@ -146,7 +146,7 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
     async for letter in read_letters(log, topics, control, DeadFilter(), is_all=False):
         for name in names:
             if letter.is_called(name):
-                if letter.filed is None:
+                if letter.stored is None:
                     raise UsageError(f"{name}: expected a dead letter that can be read, got: {letter.problem}")
                 ids[letter.letter.id] = None
                 missing.pop(name, None)
@@ -157,14 +157,14 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
 
 def _read(found: Found, control: Control) -> DeadLetter:
     partition, record = found
-    letter, filed = read_letter(record)
+    letter, stored = read_letter(record)
     told = dict(record.headers).get("gw_undecodable", b"")
     return DeadLetter(
         partition=partition,
         record=record,
         letter=letter,
-        filed=filed,
-        problem="" if filed else told.decode(errors="replace") or _problem(record),
+        stored=stored,
+        problem="" if stored else told.decode(errors="replace") or _problem(record),
         settled_by=control.settled(letter, partition, record.offset),
     )
 

@@ -31,7 +31,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 from uuid import uuid4
 
-from gateway.engine import planner
+from gateway.engine import tiers
 from gateway.engine.control import Control
 from gateway.engine.letters import read_letter
 from gateway.engine.orders import Order
@@ -411,8 +411,8 @@ class _Migration:
             else:
                 if control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
                     continue  # it was injected anew
-                tier = planner.plan(delivery.due, self._target.now())
-            await self._keep(topic, self._topics.retry(tier or planner.SHORTEST), record)
+                tier = tiers.plan(delivery.due, self._target.now())
+            await self._keep(topic, self._topics.retry(tier or tiers.SHORTEST), record)
         await self._append()
         return self._moved(topic)
 

@@ -8,7 +8,7 @@ from math import isinf
 from rich.text import Text
 
 from gateway.client.request import Outbound
-from gateway.engine.fates import ENDED, LATER, ON_ITS_WAY
+from gateway.engine.kick_outcomes import ENDED, LATER, ON_ITS_WAY
 from gateway.engine.orders import Order
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_note
@@ -296,9 +296,9 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "partition": letter.partition.number,
         "offset": letter.record.offset,
     }
-    if letter.filed is None:
+    if letter.stored is None:
         return fields | {"detail": letter.problem, "attempts": 0}
-    delivery = letter.filed.delivery
+    delivery = letter.stored.delivery
     last = delivery.attempts[-1] if delivery.attempts else None
     return fields | {
         "delivery_id": delivery.id,
@@ -307,21 +307,21 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
-        "detail": letter.filed.note.detail,
+        "detail": letter.stored.note.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.answer if last else None,
     }
 
 
 def letter_content(letter: DeadLetter) -> dict[str, object]:
-    if letter.filed is None:
+    if letter.stored is None:
         headers = [[name, header_text(value)] for name, value in letter.record.headers]
         return {"record_headers": headers, **body_fields(letter.record.value)}
-    delivery, event = letter.filed.delivery, letter.filed.delivery.event
+    delivery, event = letter.stored.delivery, letter.stored.delivery.event
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": encode_note(letter.filed.note),
+        "note": encode_note(letter.stored.note),
         "tries": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
@@ -329,8 +329,8 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
 
 def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
     what, tries, answer = f"{letter.place}: {letter.problem}", "", ""
-    if letter.filed is not None:
-        delivery, answer = letter.filed.delivery, letter.answer
+    if letter.stored is not None:
+        delivery, answer = letter.stored.delivery, letter.answer
         what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
         tries = str(delivery.attempts[-1].number if delivery.attempts else 0)
     cells = {
@@ -355,7 +355,7 @@ def group_cells(group: Group) -> Cells:
 
 
 def print_letter(output: Output, letter: DeadLetter) -> None:
-    if letter.filed is None:
+    if letter.stored is None:
         output.say(("dead letter ", "bold"), letter.place)
         _print_fields(
             output, {"reason": f"{letter.letter.reason}: {letter.problem}", "written": when(letter.letter.at)}
@@ -365,7 +365,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.say()
         output.block(body_text(letter.record.value))
         return
-    delivery, note = letter.filed.delivery, encode_note(letter.filed.note)
+    delivery, note = letter.stored.delivery, encode_note(letter.stored.note)
     reason, detail = note.pop("reason", ""), note.pop("detail", "")
     output.say(("dead letter ", "bold"), delivery.id)
     settled = f", {when(letter.settled_by.at)}" if letter.settled_by else ""

@@ -77,8 +77,8 @@ class Backlog:
     tried: Delivery | None = None
     """The delivery that was tried most often, without its body."""
 
-    def add(self, filed: StoredDelivery) -> None:
-        delivery = filed.delivery
+    def add(self, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
         self.count += 1
         self.oldest = min(self.oldest, delivery.age_began_at)
         self.due = min(self.due, delivery.due)
@@ -87,15 +87,15 @@ class Backlog:
             self.tried = replace(delivery, event=replace(delivery.event, body=b""))
         if attempt is not None and (self.last is None or attempt.at > self.last.at):
             self.last = attempt
-        reason = reason_of_waiting(filed)
+        reason = reason_of_waiting(stored)
         self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_REASONS else "others"] += 1
 
 
-def reason_of_waiting(filed: StoredDelivery) -> str:
+def reason_of_waiting(stored: StoredDelivery) -> str:
     """Tell why a delivery waits: by what its record notes, else by its last attempt."""
-    if filed.note.why:
-        return _WHY.get(filed.note.why, filed.note.why)
-    attempts = filed.delivery.attempts
+    if stored.note.why:
+        return _WHY.get(stored.note.why, stored.note.why)
+    attempts = stored.delivery.attempts
     return result_of(attempts[-1]) if attempts else "not tried yet"
 
 
@@ -207,10 +207,10 @@ async def waiting(
     bounds = {topic: await bounds_of(log, topic, unread) for topic in names}
     seen: set[int] = set()
     for topic in names:
-        async for partition, offset, filed in _of_topic(log, bounds[topic], commits[topic], topic):
-            delivery = filed.delivery
+        async for partition, offset, stored in _of_topic(log, bounds[topic], commits[topic], topic):
+            delivery = stored.delivery
             is_over = (
-                _was_resumed(control, filed, partition, offset)
+                _was_resumed(control, stored, partition, offset)
                 if topic == topics.parked
                 else control.is_kicked(delivery.route, delivery.destination, partition, offset)
             )
@@ -218,20 +218,20 @@ async def waiting(
             if not is_over and life not in seen:
                 if len(seen) < MOST_TOLD_APART:
                     seen.add(life)
-                yield filed
+                yield stored
 
 
 async def _parked(
     log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
 ) -> AsyncIterator[StoredDelivery]:
     commits, topic = await _commits(log, topics, topics.parked), topics.parked
-    async for partition, offset, filed in _of_topic(log, await bounds_of(log, topic, unread), commits, topic):
-        if not _was_resumed(control, filed, partition, offset):
-            yield filed
+    async for partition, offset, stored in _of_topic(log, await bounds_of(log, topic, unread), commits, topic):
+        if not _was_resumed(control, stored, partition, offset):
+            yield stored
 
 
-def _was_resumed(control: Control, filed: StoredDelivery, partition: Partition, offset: int) -> bool:
-    return control.marker(f"pause/{filed.note.by}").get(partition_key(partition), 0) > offset
+def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, offset: int) -> bool:
+    return control.marker(f"pause/{stored.note.by}").get(partition_key(partition), 0) > offset
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -249,8 +249,8 @@ async def parked_of(
     found = Counter[str]()
     paused = {order.name for order in control.orders.values() if order.kind == "pause" and order.state == "paused"}
     if paused:
-        async for filed in _parked(log, topics, control, unread):
-            by, delivery = filed.note.by, filed.delivery
+        async for stored in _parked(log, topics, control, unread):
+            by, delivery = stored.note.by, stored.delivery
             if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
                 found[by] += 1
     return found
@@ -264,8 +264,8 @@ async def _of_topic(
         partition = Partition(topic, number)
         commit = commits.get(number, Commit(start))
         async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:
-            async for offset, filed in found:
-                yield partition, offset, filed
+            async for offset, stored in found:
+                yield partition, offset, stored
 
 
 async def _records(
@@ -457,12 +457,12 @@ class Backlogs:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], Backlog] = {}
 
-    def add(self, filed: StoredDelivery) -> None:
-        delivery = filed.delivery
+    def add(self, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
         key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source
         if key not in self._found:
             self._found[key] = Backlog(route=key[0], destination=key[1], source=key[2])
-        self._found[key].add(filed)
+        self._found[key].add(stored)
 
     def __iter__(self) -> Iterator[Backlog]:
         return iter(self._found.values())
@@ -486,8 +486,8 @@ class LastAttempts:
         self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
         self._kept: set[tuple[str, int]] = set()
 
-    def add(self, filed: StoredDelivery) -> None:
-        delivery = filed.delivery
+    def add(self, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
         if delivery.destination != self.destination:
             return
         for attempt in delivery.attempts:
@@ -513,8 +513,8 @@ async def add_dead(
     which = DeadFilter(destination=attempts.destination)
     async with aclosing(read_letters(log, topics, control, which, is_all=True, unread=unread)) as letters:
         async for letter in letters:
-            if letter.filed is not None:
-                attempts.add(letter.filed)
+            if letter.stored is not None:
+                attempts.add(letter.stored)
                 number += 1
             if number >= MOST_ATTEMPTS:
                 break

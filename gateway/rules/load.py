@@ -34,7 +34,7 @@ from gateway.rules.rules import (
 from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.table import RouteTable
 from gateway.text import did_you_mean
-from gateway.verify.presets import SchemeError
+from gateway.verify.providers import SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
 from gateway.verify.verifier import Verifier
 

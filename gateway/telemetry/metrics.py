@@ -28,7 +28,7 @@ from gateway.model import DeadReason, Result, SpillReason
 from gateway.telemetry.left_out import LeftOutEvents
 from gateway.telemetry.refusals import RefusedRequests
 
-NO_NAME = ""
+NO_SOURCE = ""
 RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 """What topics are for."""
 
@@ -371,14 +371,14 @@ class Metrics(Collector):
         self.log_up = gauge("log_up", "1 while the log answers, and takes all that is appended.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
 
-        _each(self.requests, (NO_NAME,), STATUSES)
-        _each(self.rejected, (NO_NAME,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
+        _each(self.requests, (NO_SOURCE,), STATUSES)
+        _each(self.rejected, (NO_SOURCE,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
         for result in RELOADS:
             self.rules_reloads.labels(result)
         for kind in RECORD_KINDS:
             self.records_undecodable.labels(kind)
             self.records_newer.labels(kind)
-        self.dead_letters.labels(NO_NAME, NO_NAME, DeadReason.UNDECODABLE)
+        self.dead_letters.labels(NO_SOURCE, NO_SOURCE, DeadReason.UNDECODABLE)
         for result in SPANS:
             self.spans.labels(result)
         registry.register(self)
@@ -401,9 +401,9 @@ class Metrics(Collector):
             self._prepare_pair(route, destination)
         if old_sources - sources or old_destinations - destinations or old_pairs - pairs:
             names: Mapping[str, Collection[str]] = {
-                "source": sources | {NO_NAME},
-                "destination": destinations | {NO_NAME},
-                "route": rules.routes.keys() | {NO_NAME},
+                "source": sources | {NO_SOURCE},
+                "destination": destinations | {NO_SOURCE},
+                "route": rules.routes.keys() | {NO_SOURCE},
             }
             for family in self._families:
                 family.keep(names)

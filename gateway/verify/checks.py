@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from gateway.model import Headers, RefusedError, UsageError
 from gateway.verify.keys import Part
-from gateway.verify.request import Reason, Request, most_telling, only, refused, to_bytes
+from gateway.verify.request import Reason, Request, most_specific, only, refused, to_bytes
 
 # What a request may make us compare. No provider sends more than a few; a flood of candidates is no signature.
 MAX_LINES = 4  # header lines of one name, each of which may cost an HMAC for each secret
@@ -213,7 +213,7 @@ class Hmac:
             except RefusedError as error:
                 refusals.append(error)
         if not read:
-            raise most_telling(refusals)
+            raise most_specific(refusals)
         return partial(self._prove, read)
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:

@@ -1,6 +1,6 @@
 """What a provider asks before it sends events, and what it must be answered: such a request is no event.
 
-A preset names its handshake in `presets.yaml`; here is the logic, one function a provider. Each returns None for
+A preset names its handshake in `providers.yaml`; here is the logic, one function a provider. Each returns None for
 every request that isn't the handshake, and costs next to nothing then, as every event passes through it.
 """
 

@@ -54,7 +54,7 @@ def refused(reason: Reason, detail: str) -> RefusedError:
     return RefusedError(401, reason.value, detail)
 
 
-def most_telling(refusals: Sequence[RefusedError]) -> RefusedError:
+def most_specific(refusals: Sequence[RefusedError]) -> RefusedError:
     """Return the refusal of what the sender did send, rather than of what it may never have meant to send."""
     present = [error for error in refusals if not error.reason.startswith("missing_")]
     for error in (*present, *refusals):

@@ -1,7 +1,7 @@
 """From a source's `verify:` to its verifier.
 
 Five schemes are generic (`hmac`, `token`, `basic`, `bearer`, `none`); a preset is one of them, filled in by
-`presets.yaml`.
+`providers.yaml`.
 
     verify:
       scheme: hmac
@@ -44,7 +44,7 @@ from gateway.verify.keys import (
     read_keys,
     signing_key,
 )
-from gateway.verify.presets import PRESETS, Preset, SchemeError, Way
+from gateway.verify.providers import PRESETS, Preset, SchemeError, Way
 from gateway.verify.request import to_bytes
 from gateway.verify.verifier import Verifier
 

@@ -7,7 +7,7 @@ from gateway.model import RefusedError
 from gateway.verify.checks import Check, Digests, Draft, How, Proof
 from gateway.verify.handshakes import Answer, Handshake
 from gateway.verify.keys import Path
-from gateway.verify.request import Request, most_telling
+from gateway.verify.request import Request, most_specific
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Verifier:
             except RefusedError as error:
                 refusals.append(error)
         if not open_:
-            raise most_telling(refusals)
+            raise most_specific(refusals)
         return Claim(open_, refusals)
 
     def handshake(self, request: Request) -> Answer | None:
@@ -123,4 +123,4 @@ class Claim:
                 refusals.append(error)
             else:
                 return identity
-        raise most_telling([*refusals, *self._refusals])
+        raise most_specific([*refusals, *self._refusals])

@@ -172,9 +172,9 @@ async def _injections(log: Log, topics: Topics, order: Order) -> tuple[set[str],
     for number, (start, end) in (await log.bounds(topic)).items():
         async for records in log.scan(Partition(topic, number), start, end):
             for record in records:
-                filed = decode_delivery(record)
-                if filed.note.replay == order.name and filed.delivery.since == filed.delivery.due:
-                    found[filed.delivery.event.id].append(record.appended_at)
+                stored = decode_delivery(record)
+                if stored.note.replay == order.name and stored.delivery.since == stored.delivery.due:
+                    found[stored.delivery.event.id].append(record.appended_at)
             await asyncio.sleep(0)
     again = [at for times in found.values() for at in sorted(times)[1:]]
     return set(found), again, _busiest(at for times in found.values() for at in times)

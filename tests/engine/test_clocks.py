@@ -58,7 +58,7 @@ async def test_what_successors_tell_of_attempts_is_by_the_logs_clock() -> None:
     await world.put(*events(1))
     async with running(world):
         await asyncio.sleep(120)
-    told = [each for tier in TIERS for each in world.filed(TOPICS.retry(tier))] + world.dead()
-    times = {(each.number, each.at) for filed in told for each in filed.delivery.attempts}
+    told = [each for tier in TIERS for each in world.stored(TOPICS.retry(tier))] + world.dead()
+    times = {(each.number, each.at) for stored in told for each in stored.delivery.attempts}
     assert [number for number, _ in sorted(times)] == [1, 2, 3]
     assert [at for _, at in sorted(times)] == pytest.approx(world.client.at, abs=0.01)

@@ -778,7 +778,7 @@ async def test_sightings_that_are_not_taken_hold_up_the_commits_of_their_own_par
         assert now() == began, "an answer is waited for once"
         world.log.slow = 0.0
         await asyncio.sleep(10)
-        told = [call.kwargs for call in process.logger.calls if call.args == ("append_repeated",)]
+        told = [call.kwargs for call in process.logger.calls if call.args == ("append_retried",)]
         assert told
         assert len(told) <= 11
         assert {each["topic"] for each in told} == {TOPICS.dedupe}

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.engine.backlogs import OpenLetters
 from gateway.engine.control import Control
-from gateway.engine.fates import MOST
+from gateway.engine.kick_outcomes import MOST
 from gateway.engine.orders import DeadFilter, Letter, Order, Selection
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
@@ -95,7 +95,7 @@ async def ended(control: Control, order: Order, *, within: float = 600.0) -> Ord
 
 
 def injected(world: World) -> Counter[str]:
-    return Counter(filed.delivery.event.id for filed in world.filed(TIER))
+    return Counter(stored.delivery.event.id for stored in world.stored(TIER))
 
 
 def once(count: int) -> Counter[str]:
@@ -408,7 +408,7 @@ async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -
             (done,) = await answers(world, [cancelled])
             assert done is not None
             assert done.state == "cancelled"
-            of_it = [each for each in world.filed(TIER) if each.note.replay == replay.order.name]
+            of_it = [each for each in world.stored(TIER) if each.note.replay == replay.order.name]
             assert done.count == len(of_it)
         assert 0 < len(world.log.records(TIER)) < 2000
 

@@ -51,7 +51,7 @@ def told(lines: Sequence[object]) -> list[tuple[str, int]]:
 def test_what_is_deleted_bit_by_bit_behind_what_is_held_is_one_gap() -> None:
     progress = Progress(Commit(0), 0)
     for offset in range(1, 5001):
-        progress.overtaken(range(offset, offset + 1))
+        progress.records_deleted(range(offset, offset + 1))
     assert len(progress._gone) == 1
     progress.received(0)
     progress.finished(0)
@@ -61,7 +61,7 @@ def test_what_is_deleted_bit_by_bit_behind_what_is_held_is_one_gap() -> None:
 def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
     progress = Progress(Commit(0, b"\x04"), 0)
     progress.received(0)
-    assert progress.overtaken(range(1, 5)) == 3
+    assert progress.records_deleted(range(1, 5)) == 3
     assert progress.lost == 3
     assert progress.lowest_unfinished() == 0
     progress.finished(0)
@@ -70,7 +70,7 @@ def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
 
 def test_what_is_held_elsewhere_is_not_lost_and_can_still_be_received() -> None:
     progress = Progress(Commit(0), 0)
-    assert progress.overtaken(range(2, 5)) == 3
+    assert progress.records_deleted(range(2, 5)) == 3
     assert progress.received(0)
     assert progress.received(1)
     assert progress.received(7)
@@ -80,8 +80,8 @@ def test_what_is_held_elsewhere_is_not_lost_and_can_still_be_received() -> None:
 
 def test_what_is_deleted_behind_what_is_held_is_done_with_it_though_nothing_comes_after() -> None:
     progress = Progress(Commit(0), 0)
-    assert progress.overtaken(range(2, 5)) == 3
-    assert progress.overtaken(range(6, 8)) == 2
+    assert progress.records_deleted(range(2, 5)) == 3
+    assert progress.records_deleted(range(6, 8)) == 2
     assert progress.committable() == Commit(0, b"\xdc")
     for offset in (0, 1, 5):
         assert progress.received(offset)
@@ -91,7 +91,7 @@ def test_what_is_deleted_behind_what_is_held_is_done_with_it_though_nothing_come
 
 def test_what_is_deleted_behind_what_is_held_is_not_counted_by_the_next_owner_too() -> None:
     progress = Progress(Commit(0), 0)
-    progress.overtaken(range(2, 5))
+    progress.records_deleted(range(2, 5))
     commit = progress.committable()
     assert commit is not None
     assert Progress(commit, 5).lost == 2
@@ -100,7 +100,7 @@ def test_what_is_deleted_behind_what_is_held_is_not_counted_by_the_next_owner_to
 def test_what_was_received_is_not_lost() -> None:
     progress = Progress(Commit(0), 0)
     progress.received(9)
-    assert progress.overtaken(range(2, 8)) == 0
+    assert progress.records_deleted(range(2, 8)) == 0
 
 
 @virtual

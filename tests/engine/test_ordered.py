@@ -150,7 +150,7 @@ async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_go
     async with running(world):
         await asyncio.sleep(10)
     assert by_key(world)["k0"] == [0, 0, 1, 2]
-    assert [filed.note.reason for filed in world.dead()] == ["exhausted"]
+    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -211,7 +211,7 @@ async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
         worker.reload()
         await asyncio.sleep(10)
     assert by_key(world) == {"k0": [0, 1]}
-    assert [filed.note.reason for filed in world.dead()] == ["exhausted"]
+    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
 
 
 @virtual
@@ -293,7 +293,7 @@ async def test_what_is_known_of_a_first_delivery_outlasts_a_rebalance_that_bring
             await world.log.rebalance(GROUP)
         await asyncio.sleep(30)
     assert [number for _, _, number in world.client.made] == [1, 2, 3]
-    assert [len(filed.delivery.attempts) for filed in world.dead()] == [3]
+    assert [len(stored.delivery.attempts) for stored in world.dead()] == [3]
 
 
 @virtual
@@ -379,7 +379,7 @@ async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [filed.note.reason for filed in world.dead()] == ["expression_error"]
+    assert [stored.note.reason for stored in world.dead()] == ["expression_error"]
     assert await unfinished(world) == 0
 
 
@@ -403,7 +403,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
     await world.put(*keyed(1, 2))
     async with running(world):
         await asyncio.sleep(5)
-    assert [filed.note.reason for filed in world.dead()] == ["expression_error"] * 2
+    assert [stored.note.reason for stored in world.dead()] == ["expression_error"] * 2
     assert await unfinished(world) == 0
 
 

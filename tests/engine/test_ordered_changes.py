@@ -67,7 +67,7 @@ async def test_a_halted_key_ends_once_however_long_the_commit_before_takes() -> 
         worker.reload()
         await asyncio.sleep(20)
     assert by_key(world) == {"k0": [0, 1]}
-    assert [filed.delivery.event.id for filed in world.dead()] == ["k0.0"]
+    assert [stored.delivery.event.id for stored in world.dead()] == ["k0.0"]
 
 
 @virtual

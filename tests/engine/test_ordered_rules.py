@@ -298,8 +298,8 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
         await world.doze(3500)
         assert world.dead() == []
         await world.doze(300)
-        assert [filed.delivery.event.id for filed in world.dead()] == [f"k.{number}" for number in range(7)]
-        assert {(filed.delivery.route, filed.note.reason) for filed in world.dead()} == {("build", "route_removed")}
+        assert [stored.delivery.event.id for stored in world.dead()] == [f"k.{number}" for number in range(7)]
+        assert {(stored.delivery.route, stored.note.reason) for stored in world.dead()} == {("build", "route_removed")}
     assert await unfinished(world) == 0
 
 
@@ -312,8 +312,8 @@ async def test_what_has_halted_of_a_removed_route_is_dead_lettered_too() -> None
         await asyncio.sleep(20)
         await reload(world, worker, rules_of(OTHER))
         await world.doze(4000)
-    assert sorted(filed.delivery.event.id for filed in world.dead()) == sorted(event.id for event in keyed(2, 3))
-    assert {filed.note.reason for filed in world.dead()} == {"route_removed"}
+    assert sorted(stored.delivery.event.id for stored in world.dead()) == sorted(event.id for event in keyed(2, 3))
+    assert {stored.note.reason for stored in world.dead()} == {"route_removed"}
     assert await unfinished(world) == 0
 
 
@@ -397,7 +397,7 @@ async def test_an_event_too_large_for_its_ordered_topic_is_a_dead_letter_and_the
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [filed.note.reason for filed in world.dead()] == ["too_large"]
+    assert [stored.note.reason for stored in world.dead()] == ["too_large"]
     assert await unfinished(world) == 0
 
 

@@ -42,7 +42,7 @@ async def test_the_backlog_of_a_dead_destination_expires_and_is_seldom_written_a
     assert tiers < 300 * 60
     tried = {event for _, event, _ in world.client.made}
     assert len(world.dead()) >= len(tried) - 5, "what was tried once ends when its time is over"
-    assert {filed.note.reason for filed in world.dead()} == {"expired"}
+    assert {stored.note.reason for stored in world.dead()} == {"expired"}
 
 
 @virtual
@@ -149,8 +149,8 @@ async def test_the_events_of_a_removed_source_are_kept_for_an_hour_and_then_dead
         await world.doze(3000)
         assert world.dead() == []
         await world.doze(2000)
-    assert sorted(filed.delivery.event.source for filed in world.dead()) == ["gone", "other"]
-    assert {filed.note.reason for filed in world.dead()} == {"route_removed"}
+    assert sorted(stored.delivery.event.source for stored in world.dead()) == ["gone", "other"]
+    assert {stored.note.reason for stored in world.dead()} == {"route_removed"}
 
 
 @virtual
@@ -386,7 +386,7 @@ async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_
         await asyncio.sleep(1)
         world.rules = replace(rules_of(), sources=world.rules.sources)
         await world.doze(2 * 3600)
-    assert [filed.note.reason for filed in world.dead()] == ["route_removed"]
+    assert [stored.note.reason for stored in world.dead()] == ["route_removed"]
 
 
 @virtual
@@ -474,10 +474,10 @@ async def test_what_a_missing_topic_refuses_is_told_once_a_second_with_its_count
     with structlog.testing.capture_logs() as lines:
         async with running(world):
             await asyncio.sleep(60)
-            told = [line for line in lines if line["event"] == "append_repeated"]
+            told = [line for line in lines if line["event"] == "append_retried"]
             assert len(told) <= 61
             assert sum(line["count"] for line in told) > 40 * 10
             assert {line["topic"] for line in told} == {TOPICS.retry("5s")}
             await world.log.create(TOPICS.specs([EVENTS]))
             await asyncio.sleep(10)
-    assert len(world.filed(TOPICS.retry("5s"))) >= 40
+    assert len(world.stored(TOPICS.retry("5s"))) >= 40

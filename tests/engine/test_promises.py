@@ -132,7 +132,7 @@ async def _killed(kills: int) -> None:
     tries = Counter(number for _, _, number in world.client.made)
     assert tries[1] == kills + 1
     assert max(tries.values()) == kills + 1, "what is copied isn't copied again"
-    steps = Counter((filed.delivery.id, filed.delivery.successor) for filed in world.filed(TOPICS.retry("20s")))
+    steps = Counter((stored.delivery.id, stored.delivery.successor) for stored in world.stored(TOPICS.retry("20s")))
     assert {successor for _, successor in steps} >= {1, 2}
     assert max(steps.values()) == kills + 1
     assert await world.unfinished() + await world.unfinished(TOPICS.retry("20s")) == 0

@@ -23,7 +23,7 @@ class Visitor:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Take nothing over."""
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
     def replaced(self, assignment: Assignment) -> None:

@@ -191,7 +191,7 @@ async def ended(control: Control, name: str = "x", *, within: float = 600.0) -> 
 
 
 def injected(world: World) -> Counter[str]:
-    return Counter(filed.delivery.event.id for filed in world.filed(TIER))
+    return Counter(stored.delivery.event.id for stored in world.stored(TIER))
 
 
 @virtual
@@ -205,11 +205,11 @@ async def test_what_matches_the_rules_in_force_is_injected_for_every_destination
         order = await an_order(world)
         done = await ended(control)
     assert (done.state, done.count) == ("done", 8)
-    filed = world.filed(TIER)
-    assert sorted((one.delivery.destination, one.delivery.event.id) for one in filed) == sorted(
+    stored = world.stored(TIER)
+    assert sorted((one.delivery.destination, one.delivery.event.id) for one in stored) == sorted(
         (name, f"evt_{number}") for number in (0, 1, 2, 4) for name in ("ci", "audit")
     )
-    for one in filed:
+    for one in stored:
         assert one.delivery.route == "build"
         assert one.delivery.attempts == ()
         assert one.note == Note(replay="x")
@@ -227,7 +227,7 @@ async def test_a_replayed_delivery_keeps_its_id_and_begins_its_attempts_and_its_
         await an_order(world)
         await asyncio.sleep(60)
     assert [number for _, _, number in world.client.made] == [1, 2, 1, 2]
-    assert {one.delivery.id for one in world.filed(TIER)} == {dead.delivery.id}
+    assert {one.delivery.id for one in world.stored(TIER)} == {dead.delivery.id}
     assert len(world.dead()) == 1
 
 
@@ -243,7 +243,7 @@ async def test_only_the_events_of_the_time_the_source_and_the_destination_are_re
     async with owning(world) as control:
         await an_order(world, since=moments[1], until=moments[4], source="gitlab", destination="audit")
         await ended(control)
-    assert sorted((one.delivery.destination, one.delivery.event.id) for one in world.filed(TIER)) == [
+    assert sorted((one.delivery.destination, one.delivery.event.id) for one in world.stored(TIER)) == [
         ("audit", f"evt_gitlab_{number}") for number in (1, 2, 3)
     ]
 
@@ -283,11 +283,11 @@ def test_events_that_share_an_identity_are_replayed_under_ids_of_their_own(bodie
         async with owning(world) as control:
             await an_order(world)
             await ended(control)
-        ids = [one.delivery.id for one in world.filed(TIER) if one.delivery.event.id == SHARED]
+        ids = [one.delivery.id for one in world.stored(TIER) if one.delivery.event.id == SHARED]
         assert len(ids) == len(set(ids)) == 6
         first = {delivery_id(SHARED, "build", name) for name in ("ci", "audit")}
         assert first < set(ids), "the first of them has the id that it was delivered with"
-        assert {one.delivery.event.id for one in world.filed(TIER)} == {SHARED, "evt_other"}
+        assert {one.delivery.event.id for one in world.stored(TIER)} == {SHARED, "evt_other"}
 
     run(scenario())
 
@@ -304,7 +304,7 @@ async def test_an_identity_is_shared_with_events_before_the_replay_too() -> None
     async with owning(world) as control:
         await an_order(world, since=moment)
         await ended(control)
-    (replayed,) = world.filed(TIER)
+    (replayed,) = world.stored(TIER)
     assert replayed.delivery.id != delivery_id(SHARED, "build", "ci")
 
 
@@ -323,7 +323,7 @@ async def test_what_the_rules_take_for_a_copy_keeps_the_id_of_its_original() -> 
         async with owning(world) as control:
             await an_order(world, name)
             await ended(control, name)
-        ids.append({one.delivery.id for one in world.filed(TIER)[3 * len(ids) :]})
+        ids.append({one.delivery.id for one in world.stored(TIER)[3 * len(ids) :]})
     assert [len(each) for each in ids] == [2, 3], "the third came after the window; by other rules none is a copy"
 
 
@@ -338,7 +338,7 @@ async def test_a_replay_that_is_killed_gives_each_event_the_id_that_it_had() -> 
             await mortal.died.wait()
     async with owning(world) as control:
         await ended(control, order.name)
-    given = {(one.delivery.event.body, one.delivery.id) for one in world.filed(TIER)}
+    given = {(one.delivery.event.body, one.delivery.id) for one in world.stored(TIER)}
     assert len({body for body, _ in given}) == len({name for _, name in given}) == len(given) == 40
 
 
@@ -350,8 +350,8 @@ async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_o
         await an_order(world)
         done = await ended(control)
     assert done.count == 0
-    assert [filed.note.reason for filed in world.dead()] == ["expression_error"] * 2
-    assert world.filed(TIER) == []
+    assert [stored.note.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert world.stored(TIER) == []
 
 
 # Kills
@@ -524,7 +524,7 @@ async def test_a_replay_that_waits_for_a_partition_lets_the_next_one_begin() -> 
         assert control.injected("replay/x") == 60 - len(there)
         world.log.find_leader(lost)
         await asyncio.sleep(20)
-    assert Counter(filed.note.replay for filed in world.filed(TIER)) == {"x": 60 - len(there), "next": 5}
+    assert Counter(stored.note.replay for stored in world.stored(TIER)) == {"x": 60 - len(there), "next": 5}
 
 
 @virtual
@@ -639,7 +639,7 @@ async def test_replays_take_turns_in_the_order_in_which_they_were_asked_for() ->
         await an_order(world, name, route=route, rate=50.0)
     async with owning(world) as control:
         await ended(control, "a")
-    at = {name: [r.at for r in world.filed(TIER) if r.delivery.destination == name] for name in ("audit", "ci")}
+    at = {name: [r.at for r in world.stored(TIER) if r.delivery.destination == name] for name in ("audit", "ci")}
     assert max(at["audit"]) <= min(at["ci"])
     assert [order.count for order in control.orders.values()] == [100, 100]
 
@@ -660,7 +660,7 @@ async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
         await asyncio.sleep(10)
     assert control.orders["replay/x"].state == "cancelled"
     assert 80 <= control.injected("replay/x") <= 110
-    of_both = Counter(filed.note.replay for filed in world.filed(TIER))
+    of_both = Counter(stored.note.replay for stored in world.stored(TIER))
     assert of_both["x"] == control.injected("replay/x")
 
 

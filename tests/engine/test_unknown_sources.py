@@ -61,7 +61,7 @@ async def _waiting() -> tuple[World, Receipts]:
     async with running(world):
         await world.put(*events(COUNT))
         await asyncio.sleep(2)
-    assert [filed.delivery.route for filed in world.filed(TOPICS.retry("20s"))] == [""] * COUNT
+    assert [stored.delivery.route for stored in world.stored(TOPICS.retry("20s"))] == [""] * COUNT
     world.rules = rules
     return world, receipts
 

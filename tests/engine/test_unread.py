@@ -308,8 +308,8 @@ async def test_what_is_to_wait_in_a_tier_without_a_leader_is_stored_once_it_has_
             await asyncio.sleep(30)
             assert [destination for destination, _, _ in world.client.made].count("ci") == 2
             assert await world.unfinished() == 0
-    assert {line["topic"] for line in lines if line["event"] == "append_repeated"} <= counts.keys()
-    assert [line for line in lines if line["event"] == "append_repeated"]
+    assert {line["topic"] for line in lines if line["event"] == "append_retried"} <= counts.keys()
+    assert [line for line in lines if line["event"] == "append_retried"]
 
 
 @virtual

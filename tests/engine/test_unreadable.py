@@ -408,9 +408,9 @@ async def test_what_waits_in_order_behind_a_newer_event_is_routed_by_the_rules_t
         await asyncio.sleep(5)
         world.rules = rules_of(a_route("other", match={"body.never": True}))
         await world.doze(2 * 3600)
-    assert {filed.delivery.event.id for filed in world.dead()} <= {"k0.0"}  # which was under way
+    assert {stored.delivery.event.id for stored in world.dead()} <= {"k0.0"}  # which was under way
     roll_forward()
     async with operated(world) as control, running(world, world.worker(control)):
         await world.doze(2 * 3600)
-    assert {filed.delivery.event.id for filed in world.dead()} == {"k0.0"}
+    assert {stored.delivery.event.id for stored in world.dead()} == {"k0.0"}
     assert world.metrics.unrouted.labels("github").value == 2

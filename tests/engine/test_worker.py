@@ -151,11 +151,11 @@ class World:
         for event in events:
             await self.log.append(EVENTS, key=event_key(event), value=event.body, headers=encode_event(event))
 
-    def filed(self, topic: str) -> list[StoredDelivery]:
+    def stored(self, topic: str) -> list[StoredDelivery]:
         return [decode_delivery(record) for record in self.log.records(topic)]
 
     def dead(self) -> list[StoredDelivery]:
-        return self.filed(TOPICS.dead)
+        return self.stored(TOPICS.dead)
 
     async def unfinished(self, topic: str = EVENTS) -> int:
         """Count the records that no commit calls done."""
@@ -359,14 +359,14 @@ async def test_a_dead_letter_tells_its_reason_and_every_attempt() -> None:
     await world.put(*events(1))
     async with running(world):
         await asyncio.sleep(60)
-    (filed,) = world.dead()
-    assert filed.note == Note(reason="exhausted", detail="500 after 3 attempts")
-    assert [(attempt.number, attempt.result) for attempt in filed.delivery.attempts] == [
+    (stored,) = world.dead()
+    assert stored.note == Note(reason="exhausted", detail="500 after 3 attempts")
+    assert [(attempt.number, attempt.result) for attempt in stored.delivery.attempts] == [
         (1, "5xx"),
         (2, "timeout"),
         (3, "5xx"),
     ]
-    assert filed.delivery.event == replace(events(1)[0], received_at=filed.delivery.event.received_at)
+    assert stored.delivery.event == replace(events(1)[0], received_at=stored.delivery.event.received_at)
 
 
 @virtual
@@ -387,8 +387,8 @@ async def test_a_failing_expression_dead_letters_its_route_and_no_other() -> Non
     async with running(world):
         await asyncio.sleep(2)
     assert world.client.made == [("ci", "evt_0", 1)]
-    (filed,) = world.dead()
-    assert (filed.delivery.route, filed.note.reason) == ("bad", "expression_error")
+    (stored,) = world.dead()
+    assert (stored.delivery.route, stored.note.reason) == ("bad", "expression_error")
 
 
 @virtual
@@ -399,7 +399,7 @@ async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
     async with running(world):
         await asyncio.sleep(2)
     assert world.client.made == []
-    assert [filed.note.reason for filed in world.dead()] == ["expression_error"]
+    assert [stored.note.reason for stored in world.dead()] == ["expression_error"]
 
 
 @virtual
@@ -429,7 +429,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
             await world.put(*events(20))
             await asyncio.sleep(3)
             assert {name for name, _, _ in world.client.made} == {"audit"}
-            assert len(world.filed(TOPICS.parked)) == 20
+            assert len(world.stored(TOPICS.parked)) == 20
             assert await world.unfinished() == 0
             await publish(world, order.with_state("resuming"))
             await asyncio.sleep(20)
@@ -593,7 +593,7 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
         await world.doze(3000)
         assert world.dead() == []
         await world.doze(1000)
-    assert [filed.note.reason for filed in world.dead()] == ["route_removed"]
+    assert [stored.note.reason for stored in world.dead()] == ["route_removed"]
     assert world.client.made == []
 
 
@@ -739,9 +739,9 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
         async with running(world):
             await asyncio.sleep(3)
     assert len(world.client.made) == 2
-    (filed,) = world.dead()
-    assert filed.note.reason == "bug"
-    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", filed.note.detail)
+    (stored,) = world.dead()
+    assert stored.note.reason == "bug"
+    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", stored.note.detail)
     (failed,) = [line for line in lines if line["log_level"] == "error"]
     assert failed["event"] == "delivery_failed"
     assert failed["exception"].endswith("KeyError")
@@ -776,5 +776,5 @@ async def test_a_destination_that_is_gone_is_paused_where_the_rules_say_so() -> 
         await world.put(an_event(id="evt_later", received_at=now()))
         await asyncio.sleep(2)
     assert len(world.client.made) == 1
-    assert [filed.note.reason for filed in world.dead()] == ["gone"]
-    assert [filed.note.by for filed in world.filed(TOPICS.parked)] == ["destination/ci"]
+    assert [stored.note.reason for stored in world.dead()] == ["gone"]
+    assert [stored.note.by for stored in world.stored(TOPICS.parked)] == ["destination/ci"]

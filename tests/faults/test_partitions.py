@@ -47,7 +47,7 @@ class Owner:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         self.owned.update(each.partition for each in assignments)
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
     def replaced(self, assignment: Assignment) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from gateway.ingress.answers import Accepted
+from gateway.ingress.responses import Accepted
 from gateway.model import EventId
 
 EVENT = EventId("evt_0123456789abcdef0123456789abcdef")

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.ingress.ingress import LAST_CALL, SUCCESSOR_ROOM, Ingress
+from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_ROOM, Ingress
 from gateway.ingress.server import Limits
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
@@ -766,7 +766,7 @@ async def test_an_ingress_that_ends_answers_and_closes_what_is_open_and_takes_no
 async def test_an_ingress_with_no_connection_ends_at_once(world: World) -> None:
     began = asyncio.get_running_loop().time()
     await world.ingress.stop(timeout=5)
-    assert asyncio.get_running_loop().time() < began + LAST_CALL / 2
+    assert asyncio.get_running_loop().time() < began + KEEPALIVE_GRACE / 2
 
 
 async def test_what_cannot_be_stored_in_time_is_not_acknowledged_when_the_process_stops(world: World) -> None:

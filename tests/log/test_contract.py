@@ -49,7 +49,7 @@ class Owner:
         self.told.append("assigned")
         self.assignments.update({assignment.partition: assignment for assignment in assignments})
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
+    def records_deleted(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
         self.deleted += list(deleted)
 
     def replaced(self, assignment: Assignment) -> None:

@@ -51,7 +51,7 @@ class Silent:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         pass
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
     def replaced(self, assignment: Assignment) -> None:

@@ -25,7 +25,7 @@ from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Par
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import REFUSED_AFTER
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, QUESTION_TIMEOUT
+from gateway.log.kafka.cluster import EARLIEST, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
 from gateway.log.kafka.errors import translated
@@ -51,7 +51,7 @@ class Owner:
         self.told.append("assigned")
         self.owned.update({each.partition: each for each in assignments})
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
+    def records_deleted(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
         self.deleted += list(deleted)
 
     def replaced(self, assignment: Assignment) -> None:
@@ -935,15 +935,15 @@ async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
     await append(log, topic, b"0", b"1", b"2")
     await fetch(consumer, 3)
-    offsets_of_led = consumer._cluster.offsets_of_led
+    offsets_with_leader = consumer._cluster.offsets_with_leader
 
     async def failing(*asked: Any) -> Any:
-        if consumer._giving_up.locked() and not failures:
+        if consumer._revoke_lock.locked() and not failures:
             failures.append("of who begins anew")
             raise LogUnavailableError("expected an answer, got none")
-        return await offsets_of_led(*asked)
+        return await offsets_with_leader(*asked)
 
-    monkeypatch.setattr(consumer._cluster, "offsets_of_led", failing)
+    monkeypatch.setattr(consumer._cluster, "offsets_with_leader", failing)
     consumer._next[Partition(topic, 0)] = 10
     consumer._kafka.seek(TopicPartition(topic, 0), 10)
     assert [record.value for record in await fetch(consumer, 3)] == [b"0", b"1", b"2"]
@@ -967,8 +967,8 @@ async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partiti
         raise LogUnavailableError("expected an answer, got none")
 
     with monkeypatch.context() as patch:
-        patch.setattr(consumer._cluster, "offsets_of_led", failing)
-        await consumer._begin_anew([partition])
+        patch.setattr(consumer._cluster, "offsets_with_leader", failing)
+        await consumer._reset([partition])
     await append(log, topic, b"3")
     assert [record.value for record in await fetch(consumer, 3)] == [b"1", b"2", b"3"]
     await consumer.close()
@@ -979,10 +979,10 @@ async def test_a_partition_that_begins_anew_may_be_revoked_in_that_moment(log: K
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
     await append(log, topic, b"0")
     await fetch(consumer, 1)
-    async with consumer._giving_up:  # as who begins anew with another one has it
-        revocation = asyncio.create_task(consumer._give_up())
+    async with consumer._revoke_lock:  # as who begins anew with another one has it
+        revocation = asyncio.create_task(consumer._revoke())
         await asyncio.sleep(0)
-    await consumer._begin_anew([Partition(topic, 0)])
+    await consumer._reset([Partition(topic, 0)])
     await revocation
     assert not consumer._next
     await consumer.close()
@@ -1002,16 +1002,16 @@ async def test_what_a_look_passes_over_while_it_is_fetched_is_no_other_log(
     await append(log, topic, b"1", b"2", b"3")
     async with administering(kafka) as admin:
         await admin.delete_records({TopicPartition(*partition): RecordsToDelete(before_offset=2)})
-    offsets_of_led = consumer._cluster.offsets_of_led
+    offsets_with_leader = consumer._cluster.offsets_with_leader
 
     async def meanwhile(partitions: Sequence[Partition], when: int) -> Any:
-        answer = await offsets_of_led(partitions, when)
+        answer = await offsets_with_leader(partitions, when)
         if when == EARLIEST and not looked:
             looked.append("while its records are held against their start")
             await consumer._look()
         return answer
 
-    monkeypatch.setattr(consumer._cluster, "offsets_of_led", meanwhile)
+    monkeypatch.setattr(consumer._cluster, "offsets_with_leader", meanwhile)
     consumer.resume(partition)
     assert [record.value for record in await fetch(consumer, 2)] == [b"2", b"3"]
     await append(log, topic, b"4")
@@ -1053,7 +1053,7 @@ async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_told(cluste
         assert await log.readable(topic) == (whole, {})
         del whole[2]
         hangs = "no answer in time"
-        in_time = 3 * QUESTION_TIMEOUT  # each is three questions, and any node may be asked first
+        in_time = 3 * REQUEST_TIMEOUT  # each is three questions, and any node may be asked first
 
         async def is_told(reason: str) -> bool:
             began = monotonic()

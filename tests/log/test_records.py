@@ -209,8 +209,8 @@ def test_the_record_key_is_the_order_key_or_the_id(event: Event, key: bytes) -> 
 
 @given(DELIVERIES, NOTES)
 def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: Note) -> None:
-    filed = decode_delivery(a_record(encode_delivery(delivery, note, at=NOW), delivery.event.body))
-    assert (filed.delivery, filed.note) == (delivery, note)
+    stored = decode_delivery(a_record(encode_delivery(delivery, note, at=NOW), delivery.event.body))
+    assert (stored.delivery, stored.note) == (delivery, note)
 
 
 def test_each_field_of_a_note_is_written_and_read() -> None:
@@ -337,10 +337,10 @@ def see_read(headers: RecordHeaders) -> None:
     """See that a record is refused, or read as what can be written, and then is read as the same."""
     note_of(a_record(headers))
     try:
-        filed = decode_delivery(a_record(headers, b"body"))
+        stored = decode_delivery(a_record(headers, b"body"))
     except UnreadableRecordError:
         return
-    again = encode_delivery(filed.delivery, filed.note, at=filed.at)
+    again = encode_delivery(stored.delivery, stored.note, at=stored.at)
     read = decode_delivery(a_record(again, b"body"))
     assert encode_delivery(read.delivery, read.note, at=read.at) == again
 

@@ -164,7 +164,7 @@ class Nobody:
     def assigned(self, assignments: object) -> None:
         pass
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
     def replaced(self, assignment: Assignment) -> None:

@@ -195,7 +195,7 @@ class Owner:
         assert assignments
         self.assignments += 1
 
-    def overtaken(self, partition: Partition, deleted: range) -> None:
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
     def replaced(self, assignment: Assignment) -> None:

@@ -133,7 +133,7 @@ async def test_a_pause_holds_what_waits_for_its_retry_too() -> None:
         await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
         await asyncio.sleep(30)
         assert len(world.client.made) == 1
-        assert len(world.filed(TOPICS.parked)) == 1
+        assert len(world.stored(TOPICS.parked)) == 1
 
 
 @virtual

@@ -72,7 +72,7 @@ async def dead() -> Dead:
 
 
 def ids(letters: Sequence[DeadLetter]) -> list[str]:
-    return [letter.filed.delivery.event.id if letter.filed else letter.problem for letter in letters]
+    return [letter.stored.delivery.event.id if letter.stored else letter.problem for letter in letters]
 
 
 async def test_the_newest_comes_first(dead: Dead) -> None:

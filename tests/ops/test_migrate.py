@@ -516,7 +516,7 @@ async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog)
         def assigned(self, assignments: object) -> None:
             assert assignments
 
-        def overtaken(self, partition: Partition, deleted: range) -> None:
+        def records_deleted(self, partition: Partition, deleted: range) -> None:
             pass
 
         def replaced(self, assignment: Assignment) -> None:

@@ -29,7 +29,7 @@ async def _letters() -> Sequence[DeadLetter]:
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     async with aclosing(read_letters(log, TOPICS, Control(), DeadFilter(), is_all=True)) as letters:
         found = [letter async for letter in letters]
-    return sorted(found, key=lambda letter: letter.filed is None)
+    return sorted(found, key=lambda letter: letter.stored is None)
 
 
 async def test_each_cell_of_a_dead_letter_stands_under_its_own_title_with_its_status_or_without() -> None:

@@ -50,8 +50,8 @@ from tests.memory_log import MemoryLog
 async def _counts(world: World) -> dict[tuple[str, str], int]:
     control = await Orders(world.log, TOPICS).control()
     backlogs = Backlogs()
-    async for filed in waiting(world.log, TOPICS, control, {}):
-        backlogs.add(filed)
+    async for stored in waiting(world.log, TOPICS, control, {}):
+        backlogs.add(stored)
     return {(each.route, each.destination): each.count for each in backlogs}
 
 
@@ -80,8 +80,8 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
     control = await Orders(world.log, TOPICS).control()
     unread: dict[Partition, str] = {}
     backlogs = Backlogs()
-    async for filed in waiting(world.log, TOPICS, control, unread):
-        backlogs.add(filed)
+    async for stored in waiting(world.log, TOPICS, control, unread):
+        backlogs.add(stored)
     await unrouted_in(world.log, TOPICS, unread)
     await dead_in(world.log, TOPICS, control, (), unread)
     await add_dead(world.log, TOPICS, control, LastAttempts("ci"), unread)
@@ -509,7 +509,7 @@ async def test_a_replay_that_waits_beside_the_delivery_that_it_repeats_is_counte
     for delivery in (original, original, again):  # one is in two tiers, as a crash or a moment leaves it
         headers = encode_delivery(delivery, NO_NOTE, at=NOW)
         await log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
-    found = [filed.delivery.since async for filed in waiting(log, TOPICS, Control(), {})]
+    found = [stored.delivery.since async for stored in waiting(log, TOPICS, Control(), {})]
     assert found == [0.0, NOW]
 
 

@@ -91,7 +91,7 @@ class Witness(Protocol):
     def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def deleted(self, partition: Partition, start: int) -> None: ...
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None: ...
-    def overtaken(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None: ...
+    def records_deleted(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None: ...
 
 
 @dataclass(slots=True)
@@ -650,7 +650,7 @@ class SimulatedConsumer:
                 await asyncio.sleep(delay)
                 self._check()
                 if assignments == self._assignments:
-                    await self._see_jumps()
+                    await self._handle_gaps()
                 if assignments != self._assignments:
                     return ()
                 if batches := self._take():
@@ -855,9 +855,9 @@ class SimulatedConsumer:
             starts = self._starts(self.positions)
             await self._log._ask()  # for the ends
             for partition, start in starts.items():
-                self._pass_over(group, partition, start)
+                self._report_deleted(group, partition, start)
 
-    async def _see_jumps(self) -> None:
+    async def _handle_gaps(self) -> None:
         """See what was deleted before it was fetched: a gap, where the log's start can't be asked for.
 
         Also of what gets its first record meanwhile: the real one holds each answer against its position.
@@ -872,7 +872,7 @@ class SimulatedConsumer:
                 starts = {}
             for partition in jumped if assignments == self._assignments else ():
                 start = self._broker.segments[partition].start
-                self._pass_over(self.group, partition, start, is_told=partition in starts)
+                self._report_deleted(self.group, partition, start, is_told=partition in starts)
 
     def _jumped(self) -> list[Partition]:
         """Return the partitions whose next record isn't at our position, since the log's start has passed that."""
@@ -889,15 +889,15 @@ class SimulatedConsumer:
         leaderless, segments = self._broker.leaderless, self._broker.segments
         return {partition: segments[partition].start for partition in partitions if partition not in leaderless}
 
-    def _pass_over(self, group: Group, partition: Partition, start: int, *, is_told: bool = True) -> None:
+    def _report_deleted(self, group: Group, partition: Partition, start: int, *, is_told: bool = True) -> None:
         """Go on at the log's start, and tell the owner what is deleted before it."""
         position = self.positions.get(partition)
         if position is None or position >= start:
             return
         self.positions[partition] = start
-        self._broker.witness.overtaken(group.name, partition, range(position, start), is_told=is_told)
+        self._broker.witness.records_deleted(group.name, partition, range(position, start), is_told=is_told)
         if is_told:
-            self._listener.overtaken(partition, range(position, start))
+            self._listener.records_deleted(partition, range(position, start))
 
     def _take(self) -> list[Batch]:
         batches = []

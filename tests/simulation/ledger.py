@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine import planner
+from gateway.engine import tiers
 from gateway.engine.lanes import BURST
 from gateway.engine.ordered import PROOF_AGE
 from gateway.engine.orders import Order, decode
@@ -38,7 +38,7 @@ from tests.simulation.plan import GRACEFUL, HANDOVER, RETENTION, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
-SHORTEST = TOPICS.retry(planner.SHORTEST)
+SHORTEST = TOPICS.retry(tiers.SHORTEST)
 MARK = b"x-sim-number"
 """A header of every event, by which the sink knows which one it is, whatever its identity says."""
 LATE = 1.0
@@ -114,7 +114,7 @@ class InForce:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A record. `event` is None where it can't be read, `filed` where it isn't a delivery."""
+    """A record. `event` is None where it can't be read, `stored` where it isn't a delivery."""
 
     partition: Partition
     offset: int
@@ -123,7 +123,7 @@ class Row:
     value: bytes
     number: int = -1
     event: Event | None = None
-    filed: StoredDelivery | None = None
+    stored: StoredDelivery | None = None
     origin: Origin | None = None
     """Of a record of an ordered route: the event's record, whose place in the order it has."""
     is_acknowledged: bool = False
@@ -136,12 +136,12 @@ class Row:
         return f"{where}: {self.what()}{'' if self.is_acknowledged else ', not acknowledged'}{deleted}"
 
     def what(self) -> str:
-        if self.filed is None:
+        if self.stored is None:
             return "what can't be read" if self.event is None else f"event {self.number}"
-        delivery = self.filed.delivery
+        delivery = self.stored.delivery
         return (
             f"{delivery.route}→{delivery.destination} of event {self.number}, successor {delivery.successor}, "
-            f"{len(delivery.attempts)} attempts, {encode_note(self.filed.note)}"
+            f"{len(delivery.attempts)} attempts, {encode_note(self.stored.note)}"
         )
 
 
@@ -276,27 +276,27 @@ class Ledger:
             if partition.topic.startswith(TOPICS.events("")):
                 row.event = decode_event(record)
             else:
-                row.filed = decode_delivery(record)
-                row.event = row.filed.delivery.event
+                row.stored = decode_delivery(record)
+                row.event = row.stored.delivery.event
                 row.origin = origin_of(record)
         except UndecodableRecordError:
             if partition.topic == TOPICS.dead:
                 self.dead_values.add(record.value)
             return
         row.number = int(dict(row.event.headers)[MARK])
-        if row.filed is not None:
-            self._carried(row, row.filed)
+        if row.stored is not None:
+            self._carried(row, row.stored)
             # What an ordered route's topic has twice is told apart there, and made once.
-            is_one_of_two = row.origin is not None and self._was_ordered(row.filed.delivery.route)
-            self.trails[row.number, row.filed.delivery.id].spared += is_one_of_two
+            is_one_of_two = row.origin is not None and self._was_ordered(row.stored.delivery.route)
+            self.trails[row.number, row.stored.delivery.id].spared += is_one_of_two
             for key in () if is_one_of_two else self._keys(row):  # each that an unknown source may come to
                 self._see_whose(client.name, key, is_dead=client.is_dead)
         else:
             self._identities[partition, row.event.id, row.event.body].append(row)
         self._say(f"{row.what()} is stored by {row.writer} at {partition.topic}/{partition.number}@{record.offset}")
 
-    def _carried(self, row: Row, filed: StoredDelivery) -> None:
-        delivery = filed.delivery
+    def _carried(self, row: Row, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
         trail = self.trails[row.number, delivery.id]
         trail.rows.append(row)
         trail.written = max(trail.written, delivery.successor)
@@ -309,7 +309,7 @@ class Ledger:
             trail.lives.add(delivery.since)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
-            reason = filed.note.reason
+            reason = stored.note.reason
             trail.is_dead = True
             trail.ended_at = min(trail.ended_at, row.at)
             tried = len(delivery.attempts)
@@ -318,7 +318,7 @@ class Ledger:
             if reason in ("expired", "exhausted", "permanent", "gone") and self._halts(delivery):
                 self.violate("22 order", "a route that halts dead-lettered", [row])
             if reason == "bug":
-                self.violate("no bug", f"a delivery was dead-lettered as a bug: {filed.note}", [row])
+                self.violate("no bug", f"a delivery was dead-lettered as a bug: {stored.note}", [row])
             why = self._why_not(reason, row, delivery, trail)
             if why:
                 self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
@@ -387,14 +387,14 @@ class Ledger:
         if row is None:
             return
         row.is_acknowledged = True
-        if row.filed is not None:
-            trail = self.trails[row.number, row.filed.delivery.id]
-            trail.successor = max(trail.successor, row.filed.delivery.successor)
+        if row.stored is not None:
+            trail = self.trails[row.number, row.stored.delivery.id]
+            trail.successor = max(trail.successor, row.stored.delivery.successor)
 
     def unacknowledged(self, partition: Partition, offset: int) -> None:
         row = self.rows[partition].get(offset)
-        if row is not None and row.filed is not None and row.origin is None:
-            self.trails[row.number, row.filed.delivery.id].hits += 1
+        if row is not None and row.stored is not None and row.origin is None:
+            self.trails[row.number, row.stored.delivery.id].hits += 1
 
     def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None:
         if not group.startswith((ROUTER, TOPICS.group("ordered/"))):
@@ -434,7 +434,7 @@ class Ledger:
             if offset not in covered:
                 self._deletions.lost[group, partition].add(offset)
                 self._say(f"{partition.topic}/{partition.number}@{offset} is deleted: {row.what()}")
-                step = 0 if row.filed is None else row.filed.delivery.successor
+                step = 0 if row.stored is None else row.stored.delivery.successor
                 forgone = self._deletions.forgone
                 forgone.update({key: max(forgone.get(key, 0), step) for key in self._keys_of_all(row)})
 
@@ -442,7 +442,7 @@ class Ledger:
         """Yield what a record is for, as one of an unknown source, too."""
         if row.event is not None:
             yield from self._keys(row)
-            if row.filed is None or not row.filed.delivery.route:
+            if row.stored is None or not row.stored.delivery.route:
                 yield row.number, delivery_id(row.event.id, "", "")
 
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None:
@@ -453,7 +453,7 @@ class Ledger:
             self._deletions.untold[group, partition].update(each for each in lost if each < start)
         self._deletions.told[partition.topic] += sum(not commit.covers(offset) for offset in range(commit.base, start))
 
-    def overtaken(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None:
+    def records_deleted(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None:
         if is_told:
             self._deletions.told[partition.topic] += len(deleted)
         else:
@@ -498,7 +498,7 @@ class Ledger:
                 is_kept = bool(self._nowhere(row).rows)
                 for key in self._keys(row):
                     trail = self.trails[key]
-                    if row.filed is None and self._is_sequenced(trail):
+                    if row.stored is None and self._is_sequenced(trail):
                         trail.spared += 1  # appended again perhaps, and not made again
                         continue
                     if trail.tries or trail.rows or is_kept:
@@ -510,7 +510,7 @@ class Ledger:
     def _is_sequenced(self, trail: Trail) -> bool:
         """Tell whether a delivery has its place in the order of a route that keeps one, and always has."""
         first = next((row for row in trail.rows if row.origin is not None), None)
-        return first is not None and first.filed is not None and self._was_ordered(first.filed.delivery.route)
+        return first is not None and first.stored is not None and self._was_ordered(first.stored.delivery.route)
 
     def _was_ordered(self, route: str, since: float = 0.0) -> bool:
         """Tell whether a route kept the order by all rules in force since a time."""
@@ -687,16 +687,16 @@ class Ledger:
             places.append((row.origin.partition, row.origin.offset))
         if any(offset in self._deletions.lost[group_of(each), each] for each, offset in places):
             return True
-        if row.filed is None:
+        if row.stored is None:
             return False
-        return self._deletions.forgone.get((row.number, row.filed.delivery.id), -1) >= row.filed.delivery.successor
+        return self._deletions.forgone.get((row.number, row.stored.delivery.id), -1) >= row.stored.delivery.successor
 
     def _unfinished(self, row: Row, group: str) -> list[str]:
         """Return the same, whatever was deleted."""
         if row.event is None:
             return [] if row.value in self.dead_values else ["unreadable"]
-        if row.filed is not None:
-            delivery = row.filed.delivery
+        if row.stored is not None:
+            delivery = row.stored.delivery
             trail = self.trails[row.number, delivery.id]
             if trail.is_delivered or trail.successor > delivery.successor or self._has_copy(row, trail, group):
                 return []
@@ -704,7 +704,7 @@ class Ledger:
                 return []
             if delivery.route or self._is_nowhere(row, trail):
                 return [delivery.id]
-        if self.may_be_dropped(row) or (row.filed is None and self._nowhere(row).successor):
+        if self.may_be_dropped(row) or (row.stored is None and self._nowhere(row).successor):
             return []
         unfinished: list[str] = []
         for pair in self.required(row.event, row.at, self._now()):
@@ -744,12 +744,12 @@ class Ledger:
 
     def _has_copy(self, row: Row, trail: Trail, group: str) -> bool:
         """Tell whether another record of the partition carries the same step of the delivery, and is still there."""
-        assert row.filed is not None
+        assert row.stored is not None
         return any(
             other is not row
             and other.partition == row.partition
-            and other.filed is not None
-            and other.filed.delivery.successor == row.filed.delivery.successor
+            and other.stored is not None
+            and other.stored.delivery.successor == row.stored.delivery.successor
             and other.offset not in self._covered[group, row.partition]
             # Of what no commit covers, the first is nobody's copy.
             and (row.partition.topic != TOPICS.parked or other.offset < row.offset)
@@ -789,8 +789,8 @@ class Ledger:
         return any(other.offset not in self._covered[ROUTER, other.partition] for other in self._nowhere(row).rows)
 
     def _keys(self, row: Row) -> Iterator[Key]:
-        if row.filed is not None and row.filed.delivery.route:
-            yield row.number, row.filed.delivery.id
+        if row.stored is not None and row.stored.delivery.route:
+            yield row.number, row.stored.delivery.id
         elif row.event is not None:
             for route in self.plan.routes:
                 for to in route.to:
@@ -827,8 +827,8 @@ class Ledger:
         """Return the longest timeout of a destination that a record is for."""
         if row.event is None:
             return 0.0
-        if row.filed is not None and row.filed.delivery.route:
-            to = {row.filed.delivery.destination}
+        if row.stored is not None and row.stored.delivery.route:
+            to = {row.stored.delivery.destination}
         else:
             to = {to for _, to in self.required(row.event, row.at, self._now())}
         return max([self.plan.destinations[name]["timeout"] for name in to], default=0.0)
@@ -854,9 +854,9 @@ class Ledger:
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
         """Return the records of deliveries that a group hasn't committed, and that have no end by another record."""
-        filed = [(row, row.filed.delivery.id) for row in self.left(ends, groups) if row.filed is not None]
+        stored = [(row, row.stored.delivery.id) for row in self.left(ends, groups) if row.stored is not None]
         is_over = self._is_forgone
-        return [row for row, name in filed if math.isinf(self.trails[row.number, name].ended_at) and not is_over(row)]
+        return [row for row, name in stored if math.isinf(self.trails[row.number, name].ended_at) and not is_over(row)]
 
     def at_rest(self, process: str, held: Mapping[str, int]) -> None:
         """Check that a process in which nothing is under way counts nothing as taken: it would take less and less."""
@@ -889,10 +889,10 @@ class Ledger:
                     # What was parked before anything was resumed is looked at by nobody.
                     if partition.topic not in (TOPICS.dead, TOPICS.parked) and row.value not in self.dead_values:
                         self.violate("21 a defined end", "a record that can't be read isn't among the dead", [row])
-                elif row.filed is None:
+                elif row.stored is None:
                     self._check_end_of(row, row.event)
                 elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.unfinished(row, group_of(partition)):
-                    story = self.story(row.number, [row.filed.delivery.id])
+                    story = self.story(row.number, [row.stored.delivery.id])
                     self.violate("1 nothing is lost", "a record of a delivery has no end", [row, *story])
 
     def _check_end_of(self, row: Row, event: Event) -> None:
@@ -913,7 +913,7 @@ class Ledger:
                 row = self.rows[partition][offset]
                 is_open = self._unfinished(row, group) and not self._is_unknown(group, partition, offset)
                 if is_open and not self._is_left_to_a_kick(row):
-                    step = offset if row.filed is None else (row.filed.delivery.id, row.filed.delivery.successor)
+                    step = offset if row.stored is None else (row.stored.delivery.id, row.stored.delivery.successor)
                     lost[partition.topic][partition, row.number, step] = row
         for topic, rows in lost.items():
             if counted.get(topic, 0) < len(rows):
@@ -944,9 +944,9 @@ class Ledger:
 
     def _is_left_to_a_kick(self, row: Row) -> bool:
         """Tell whether a router may have left a record that it held to a kick, which found it deleted."""
-        if row.filed is None:
+        if row.stored is None:
             return False
-        delivery, place = row.filed.delivery, _place(row.partition)
+        delivery, place = row.stored.delivery, _place(row.partition)
         names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
         return any(name in names and row.offset < ends.get(place, 0) for name, ends in self._deletions.left_to_kicks)
 
@@ -971,7 +971,7 @@ class Ledger:
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.number, row.event, route, to)]
-                        notes = [each.filed.note for trail in trails for each in trail.rows if each.filed is not None]
+                        notes = [each.stored.note for trail in trails for each in trail.rows if each.stored is not None]
                         is_replayed = any(note.replay == name for note in notes)
                         if route == wanted and is_of_undelivered:
                             self._check_undelivered(name, row, trails, is_replayed=is_replayed)
@@ -994,7 +994,7 @@ class Ledger:
             each.at
             for trail in trails
             for each in trail.rows
-            if each.filed is not None and each.filed.note.replay == name
+            if each.stored is not None and each.stored.note.replay == name
         ]
         if is_replayed and before and min(before) < min(injected) and not self._nowhere(row).rows:
             told = [line for trail in trails for line in self._told(trail)]
@@ -1007,9 +1007,9 @@ class Ledger:
         bodies: dict[tuple[str, str], bytes] = {}
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.filed is None or row.event is None or not row.filed.note.replay:
+                if row.stored is None or row.event is None or not row.stored.note.replay:
                     continue
-                key = row.filed.note.replay, row.filed.delivery.id
+                key = row.stored.note.replay, row.stored.delivery.id
                 if bodies.setdefault(key, row.event.body) != row.event.body:
                     self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
@@ -1063,9 +1063,9 @@ class Ledger:
                 continue
             covered = self._covered[ROUTER, partition]
             for offset, row in rows.items():
-                if offset in covered or row.at > since or row.filed is None:
+                if offset in covered or row.at > since or row.stored is None:
                     continue
-                delivery = row.filed.delivery
+                delivery = row.stored.delivery
                 if name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
                     continue
                 if self.unfinished(row, ROUTER):
@@ -1087,13 +1087,13 @@ class Ledger:
         for trail in self.trails.values():
             if not trail.is_dead:
                 continue
-            replays = {row.filed.delivery.since for row in trail.rows if row.filed and row.filed.note.replay}
+            replays = {row.stored.delivery.since for row in trail.rows if row.stored and row.stored.note.replay}
             injected = [
                 row
                 for row in trail.rows
-                if row.filed is not None
+                if row.stored is not None
                 and row.partition.topic.startswith(TOPICS.retry(""))
-                and row.filed.delivery.since not in {0.0, *replays}
+                and row.stored.delivery.since not in {0.0, *replays}
             ]
             is_replayed = False
             for row in trail.rows:
@@ -1109,12 +1109,12 @@ class Ledger:
                 is_replayed = True
                 if len(of_operators) < len(settled_by):
                     continue  # the replay may have come first
-                before = {each.filed.delivery.since for each in trail.rows if each.filed and each.at <= at}
+                before = {each.stored.delivery.since for each in trail.rows if each.stored and each.at <= at}
                 if not any(
                     each.is_acknowledged
-                    and each.filed is not None
-                    and each.filed.delivery.since not in before
-                    and not each.filed.delivery.attempts
+                    and each.stored is not None
+                    and each.stored.delivery.since not in before
+                    and not each.stored.delivery.attempts
                     for each in injected
                 ):
                     self.violate("12 nothing is skipped", f"{order.name} left this out", [row, *self._told(trail)])
@@ -1124,11 +1124,11 @@ class Ledger:
     def _is_replayed(self, row: Row) -> bool:
         """Tell whether a replay has brought what a letter holds, under an id of its own where that one is shared."""
         assert row.event is not None
-        assert row.filed is not None
-        delivery = row.filed.delivery
+        assert row.stored is not None
+        delivery = row.stored.delivery
         ids = self._ids(row.number, row.event, delivery.route, delivery.destination)
         rows = [other for each in ids for other in self.trails.get((row.number, each), Trail()).rows]
-        return any(other.filed.note.replay for other in rows if other.filed is not None)
+        return any(other.stored.note.replay for other in rows if other.stored is not None)
 
     def _check_injections(self) -> None:
         """What jobs inject they inject once, whoever owns them, but for a batch of it after each kill.
@@ -1140,22 +1140,22 @@ class Ledger:
         injected: Counter[tuple[int, str, int]] = Counter()
         again: dict[tuple[int, str, int], int] = {}
         for trail in self.trails.values():
-            filed = [(row, row.filed) for row in trail.rows if row.filed is not None]
+            stored = [(row, row.stored) for row in trail.rows if row.stored is not None]
             parents = {
                 (each.delivery.successor, count)
-                for row, each in filed
+                for row, each in stored
                 if row.partition.topic in (TOPICS.parked, TOPICS.dead)
                 for count in (0, len(each.delivery.attempts))
             }
-            stored = Counter([each.delivery.successor for _, each in filed])
-            for row, each in filed:
+            counts = Counter([each.delivery.successor for _, each in stored])
+            for row, each in stored:
                 step = each.delivery.successor
                 # What a breaker has sent away, or an attempt, is the router's, of a copy that was parked, too.
                 is_resumed = not each.note.breaks and (step - 1, len(each.delivery.attempts)) in parents
                 if row.partition.topic == SHORTEST and (each.note.is_hurried or is_resumed):
                     key = row.number, each.delivery.id, step
                     injected[key] += 1
-                    again[key] = injected[key] - max(1, stored[step - 1])
+                    again[key] = injected[key] - max(1, counts[step - 1])
         most = self._owners_killed * self.plan.batch
         if sum([count for count in again.values() if count > 0]) > most:
             repeated = [key for key, count in again.items() if count > 0]
@@ -1168,7 +1168,7 @@ class Ledger:
             return
         for rows in self.rows.values():
             for row in rows.values():
-                if row.filed is None and row.event is not None and self.must_be_dropped(row):
+                if row.stored is None and row.event is not None and self.must_be_dropped(row):
                     tries = [each for key in self._keys(row) for each in self.trails[key].tries]
                     if tries:
                         self.violate("10 copies", "a copy was delivered", [row, *tries])
@@ -1213,7 +1213,7 @@ class Ledger:
             row.number: row
             for rows in self.rows.values()
             for row in rows.values()
-            if row.filed is None and row.event is not None
+            if row.stored is None and row.event is not None
         }
         for made in self.tries:
             row = places[made.number]
@@ -1250,7 +1250,7 @@ class Ledger:
             row.number: row.at
             for rows in self.rows.values()
             for row in rows.values()
-            if row.filed is None and row.event is not None
+            if row.stored is None and row.event is not None
         }
         for made in self.tries:
             limits = self.plan.destinations[made.destination]
@@ -1301,9 +1301,9 @@ class Ledger:
                 failed[made.destination].append(made.ended)
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.filed is None or not row.filed.note.breaks:
+                if row.stored is None or not row.stored.note.breaks:
                     continue
-                count = sum(at <= row.at for at in failed[row.filed.delivery.destination])
+                count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:
                     self.violate("17 breaker", f"open after {count} failures", [row])
 
@@ -1327,8 +1327,8 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
 
 def _is_for(order: Order, row: Row) -> bool:
     """Tell whether an order about dead letters is about this one."""
-    assert row.filed is not None
-    delivery = row.filed.delivery
+    assert row.stored is not None
+    delivery = row.stored.delivery
     return (
         row.offset < order.marker.get(f"{row.partition.topic}/{row.partition.number}", 0)
         and order.filter.route in (None, delivery.route)

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.client import request
 from gateway.client.request import Outbound
-from gateway.engine import planner, retry
+from gateway.engine import retry, tiers
 from gateway.engine.breaker import Breaker
 from gateway.engine.control import Control
 from gateway.engine.injector import Injector
@@ -93,8 +93,8 @@ def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
 
 def the_longest_tier_carries_everything(patch: pytest.MonkeyPatch) -> None:
     """A delay of seconds goes to where it waits for hours: late, and left over at the end."""
-    plan = planner.plan
-    patch.setattr(planner, "plan", lambda due, now: plan(due, now) and "20h")
+    plan = tiers.plan
+    patch.setattr(tiers, "plan", lambda due, now: plan(due, now) and "20h")
 
 
 def an_adopted_record_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -212,13 +212,13 @@ def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
 
 def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     """It is counted, and no commit passes it."""
-    overtaken = Progress.overtaken
+    records_deleted = Progress.records_deleted
 
     def patient(self: Progress, deleted: range) -> int:
         self.received(deleted.start)
-        return 1 + overtaken(self, deleted)
+        return 1 + records_deleted(self, deleted)
 
-    patch.setattr(Progress, "overtaken", patient)
+    patch.setattr(Progress, "records_deleted", patient)
 
 
 @pytest.mark.parametrize(

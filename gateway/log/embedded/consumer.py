@@ -119,7 +119,7 @@ class EmbeddedConsumer:
             stream.put(chunk)
         self._woken.set()
 
-    def overtaken(self, starts: Mapping[str, int]) -> None:
+    def records_deleted(self, starts: Mapping[str, int]) -> None:
         """Hear where the topics begin, after old records were deleted: perhaps some that weren't read."""
         for partition, stream in self._streams.items():
             start = starts.get(partition.topic, 0)
@@ -127,7 +127,7 @@ class EmbeddedConsumer:
                 deleted, stream.position = range(stream.position, start), start
                 if not stream.chunks:
                     stream.returned = start
-                self._listener.overtaken(partition, deleted)
+                self._listener.records_deleted(partition, deleted)
                 self._woken.set()
 
     def extend(self, ends: Mapping[str, int]) -> None:
@@ -157,7 +157,9 @@ class EmbeddedConsumer:
         self._is_reading = False
         for chunk in chunks:
             stream = self._streams.get(Partition(chunk.topic, 0))
-            self.overtaken({chunk.topic: min(chunk.first, chunk.records[0].offset if chunk.records else chunk.end)})
+            self.records_deleted(
+                {chunk.topic: min(chunk.first, chunk.records[0].offset if chunk.records else chunk.end)}
+            )
             # Where the position has moved meanwhile, the same records have been offered.
             if stream is not None and stream.position == chunk.start:
                 stream.put(chunk)

@@ -357,7 +357,7 @@ class EmbeddedLog:
         starts = {name: start for name, start, _ in bounds}
         ends = {name: end for name, _, end in bounds}
         for consumer in self._consumers:
-            consumer.overtaken(starts)
+            consumer.records_deleted(starts)
             consumer.extend(ends)
         again = self._consumers and not self._is_closed
         self._polling = self._loop.call_later(POLL_INTERVAL, self._poll) if again else None

@@ -52,7 +52,7 @@ from gateway.log.kafka.topics import (
 )
 from gateway.model import LogUnavailableError, UsageError
 
-QUESTION_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 1.5  # Of a question, for one broker: if it hangs there is time to ask another.
 PING_TIMEOUT = 3.0
 
@@ -157,7 +157,7 @@ class Cluster:
 
         return await self._ask("offsets", ask) if partitions else {}
 
-    async def offsets_of_led(
+    async def offsets_with_leader(
         self, partitions: Collection[Partition], at: int
     ) -> tuple[Mapping[Partition, int], Mapping[Partition, str]]:
         """Return the same of those partitions that answer now, and why the others don't."""
@@ -308,7 +308,7 @@ class Cluster:
                 (spec.name, spec.partitions, replicas, [], list(settings_of(spec, replicas).items()))
                 for spec in missing.values()
             ]
-            request = CreateTopicsRequest(wanted, int(1000 * QUESTION_TIMEOUT), validate_only=False)
+            request = CreateTopicsRequest(wanted, int(1000 * REQUEST_TIMEOUT), validate_only=False)
             response = await self._send(request, metadata.controller_id)
             for topic, code, *message in response.topic_errors:
                 error = for_code(code)
@@ -396,7 +396,7 @@ class Cluster:
         """Ask until there is an answer, for at most 5 s."""
         last: Exception | None = None
         try:
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 while True:
                     try:
                         return await ask()

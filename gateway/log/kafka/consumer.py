@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_metadata
+from gateway.log.kafka.cluster import EARLIEST, LATEST, REQUEST_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
 from gateway.log.kafka.errors import FORBIDDEN, say, translated
 from gateway.model import LogUnavailableError, UsageError
@@ -32,9 +32,9 @@ END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions i
 LOOK_EVERY = 10.0  # Between looks whether the log's start has passed our positions.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
 START_AGAIN = 1.0  # From one try to take over what can't be read to the next.
-LEFT_OUT = 10.0  # A rebalance is over by then.
+JOIN_GRACE = 10.0  # A rebalance is over by then.
 METADATA_PAUSE = 0.1
-PULL = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
+PULL_TIMEOUT = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
 SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
 HEARTBEAT = 1.0  # By which members learn that the group shares out anew: everyone waits for the last of them.
 REBALANCE = 60.0
@@ -82,7 +82,7 @@ class KafkaConsumer:
         self._waiting: dict[Partition, str] = {}
         self._starting: asyncio.Task[None] | None = None
         # Since when we are no member of the group, if there is one.
-        self._left_at = None if group is None else self._loop.time()
+        self._unjoined_since = None if group is None else self._loop.time()
         # The ends of partitions as they were asked for, beside what fetches tell.
         self._ends: dict[Partition, int] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -90,14 +90,14 @@ class KafkaConsumer:
         self._pulling: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._assignments = 0
-        self._giving_up = asyncio.Lock()
+        self._revoke_lock = asyncio.Lock()
         self._committing = asyncio.Lock()
         self._closing = self._loop.create_future()
 
     async def start(self) -> None:
         """Connect, and join in the background, or read from the first offsets."""
         with translated("consume"):
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 await self._kafka.start()
             if self._group is not None:
                 self._kafka.subscribe(self._topics, listener=self)
@@ -109,7 +109,7 @@ class KafkaConsumer:
                 Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
             ]
             self._kafka.assign([TopicPartition(*partition) for partition in partitions])
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 await self._kafka._client._maybe_wait_metadata()  # or nothing seems to have a leader
             self._take_over(self._kafka, assignments)
 
@@ -135,7 +135,7 @@ class KafkaConsumer:
             if remaining <= 0:
                 return ()
             # getmany doesn't keep its timeout during a rebalance; so it has a task, which may outlive this call.
-            pulling = self._pulling or asyncio.create_task(self._pull(PULL), name=f"kafka-pull-{self._group}")
+            pulling = self._pulling or asyncio.create_task(self._pull(PULL_TIMEOUT), name=f"kafka-pull-{self._group}")
             self._pulling = pulling
             await asyncio.wait({pulling}, timeout=remaining)
             if pulling.done() and not self._closing.done():
@@ -174,8 +174,8 @@ class KafkaConsumer:
                 unread[partition] = "no leader"
         for topic in self._topics:
             numbers = known.partitions_for_topic(topic)
-            if self._left_at is not None:
-                if self._loop.time() > self._left_at + LEFT_OUT:
+            if self._unjoined_since is not None:
+                if self._loop.time() > self._unjoined_since + JOIN_GRACE:
                     unread[Partition(topic, ALL)] = "the group can't be joined"
             elif numbers is None:
                 unread[Partition(topic, ALL)] = "no such topic"
@@ -192,7 +192,7 @@ class KafkaConsumer:
         self._siblings.discard(self)
         started = self._loop.time()
         try:
-            await self._give_up(CLOSE_COMMIT_TIMEOUT)
+            await self._revoke(CLOSE_COMMIT_TIMEOUT)
         finally:
             grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
             await stop(self._kafka, grace=grace)
@@ -206,14 +206,14 @@ class KafkaConsumer:
 
     async def on_partitions_revoked(self, _revoked: Iterable[TopicPartition]) -> None:
         try:
-            await self._give_up()
+            await self._revoke()
         except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
             self._failure = error
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         # First of all, and in the same step as the assignment: no record may come before its listener knows.
         self._kafka.pause(*assigned)
-        self._left_at = None
+        self._unjoined_since = None
         self._waiting = dict.fromkeys(sorted(Partition(*partition) for partition in assigned), "not asked yet")
         begun = self._loop.create_future()
         self._starting = asyncio.create_task(self._start_all(begun), name=f"kafka-start-{self._group}")
@@ -242,8 +242,8 @@ class KafkaConsumer:
         """Ask where to go on, once; those of which it isn't known are left out, and told why."""
         assert self._group is not None
         try:
-            first, missing = await self._cluster.offsets_of_led(partitions, EARLIEST)
-            after_last, gone = await self._cluster.offsets_of_led(list(first), LATEST)
+            first, missing = await self._cluster.offsets_with_leader(partitions, EARLIEST)
+            after_last, gone = await self._cluster.offsets_with_leader(list(first), LATEST)
             commits = await self._cluster.commits(self._group, list(after_last))
         except LogUnavailableError as error:
             log.warning("log_commits_unread", group=self._group, error=str(error))
@@ -272,13 +272,13 @@ class KafkaConsumer:
         # The listener may have paused some already.
         kafka.resume(*[TopicPartition(*each.partition) for each in assignments if each.partition not in self._paused])
 
-    async def _give_up(self, timeout: float = COMMIT_TIMEOUT) -> None:
+    async def _revoke(self, timeout: float = COMMIT_TIMEOUT) -> None:
         """Tell the listener that nothing is ours any more, and commit what it has finished."""
-        async with self._giving_up:  # who closes waits for a revocation under way
+        async with self._revoke_lock:  # who closes waits for a revocation under way
             if self._starting is not None:
                 self._starting.cancel()
-            if self._left_at is None:
-                self._left_at = self._loop.time()
+            if self._unjoined_since is None:
+                self._unjoined_since = self._loop.time()
             self._waiting.clear()
             owned = list(self._next)
             self._next.clear()
@@ -327,37 +327,37 @@ class KafkaConsumer:
 
     async def _ask_ends(self, partitions: Sequence[Partition]) -> None:
         with contextlib.suppress(LogUnavailableError):  # the next time, then
-            ends, _ = await self._cluster.offsets_of_led(partitions, LATEST)
+            ends, _ = await self._cluster.offsets_with_leader(partitions, LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
 
     async def _look(self) -> None:
         """Compare the bounds of all partitions with where we are."""
         positions = dict(self._next)
         with contextlib.suppress(LogUnavailableError):  # the next time, then
-            first, _ = await self._cluster.offsets_of_led(list(positions), EARLIEST)
-            ends, _ = await self._cluster.offsets_of_led(list(first), LATEST)
+            first, _ = await self._cluster.offsets_with_leader(list(positions), EARLIEST)
+            ends, _ = await self._cluster.offsets_with_leader(list(first), LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
             # An end that was asked for after the position is behind it only where records are gone that we have read.
-            await self._begin_anew([each for each, end in ends.items() if end < positions[each]])
+            await self._reset([each for each, end in ends.items() if end < positions[each]])
             for partition, start in first.items():
-                if self._pass_over(partition, start):
+                if self._report_deleted(partition, start):
                     self._kafka.seek(TopicPartition(*partition), start)
 
-    def _pass_over(self, partition: Partition, log_start: int) -> bool:
+    def _report_deleted(self, partition: Partition, log_start: int) -> bool:
         """Tell the owner what the log has deleted between our position and its start, if it has."""
         position = self._next.get(partition)
         if position is None or position >= log_start or self._group is None:
             return False
         self._next[partition] = log_start
-        self._listener.overtaken(partition, range(position, log_start))
+        self._listener.records_deleted(partition, range(position, log_start))
         return True
 
-    async def _begin_anew(self, partitions: Sequence[Partition]) -> None:
+    async def _reset(self, partitions: Sequence[Partition]) -> None:
         """Go on from the first record of partitions whose records aren't those that we have read."""
         assignments = self._assignments
-        if self._group is None or self._giving_up.locked():
+        if self._group is None or self._revoke_lock.locked():
             return  # the next owner compares, too
-        async with self._giving_up:  # which a revocation may have been waiting for
+        async with self._revoke_lock:  # which a revocation may have been waiting for
             mine = [partition for partition in partitions if partition in self._next]
             if not mine or assignments != self._assignments:
                 return
@@ -365,7 +365,7 @@ class KafkaConsumer:
             held = {partition: self._held.pop(partition) for partition in mine if partition in self._held}
             self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
             try:
-                first, _ = await self._cluster.offsets_of_led(mine, EARLIEST)
+                first, _ = await self._cluster.offsets_with_leader(mine, EARLIEST)
             except LogUnavailableError:
                 first = {}
             for partition in positions.keys() - first.keys():  # the next time, then
@@ -423,7 +423,7 @@ class KafkaConsumer:
             else:
                 jumped[partition] = records
         if jumped:
-            await self._see_jumps(jumped)
+            await self._handle_gaps(jumped)
         if wait and not found and not self._closing.done() and has_died(self._kafka):
             await self._replace()
 
@@ -435,7 +435,7 @@ class KafkaConsumer:
         if last.timestamp_type == LOG_APPEND_TIME:
             self._clock.seen(last.timestamp / 1000)
 
-    async def _see_jumps(self, jumped: Mapping[Partition, Sequence[ConsumerRecord[Any, Any]]]) -> None:
+    async def _handle_gaps(self, jumped: Mapping[Partition, Sequence[ConsumerRecord[Any, Any]]]) -> None:
         """Take records that don't begin at our position: after a gap, or after what the log has deleted meanwhile.
 
         aiokafka begins at the log's start where that has passed it, or where the log has become another, and says
@@ -444,7 +444,7 @@ class KafkaConsumer:
         assignments, positions = self._assignments, dict(self._next)
         ahead = [partition for partition, records in jumped.items() if records[0].offset > positions.get(partition, 0)]
         try:
-            starts, _ = await self._cluster.offsets_of_led(ahead if self._group is not None else (), EARLIEST)
+            starts, _ = await self._cluster.offsets_with_leader(ahead if self._group is not None else (), EARLIEST)
         except LogUnavailableError:
             starts = {}  # what was deleted passes for a gap
         for partition, records in jumped.items():
@@ -454,17 +454,17 @@ class KafkaConsumer:
                 # It was assigned anew, or a look has gone on, and aiokafka with it: these would come twice.
                 self._kafka.seek(TopicPartition(*partition), self._next[partition])
             elif partition in ahead or self._group is None:
-                self._pass_over(partition, min(starts.get(partition, 0), records[0].offset))
+                self._report_deleted(partition, min(starts.get(partition, 0), records[0].offset))
                 self._hold(partition, records)
             else:
-                await self._begin_anew([partition])
+                await self._reset([partition])
 
     async def _replace(self) -> None:
         """Go on with a new consumer where a task of the old one has ended: it would be silent for ever."""
         log.error("log_consumer_replaced", group=self._group)
         positions = dict(self._next)
         if self._group is not None:
-            await self._give_up()
+            await self._revoke()
         old, self._kafka = self._kafka, new_consumer(self._connection, self._group)
         await stop(old)
         while True:

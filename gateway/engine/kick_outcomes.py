@@ -38,7 +38,7 @@ ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fate:
+class KickOutcome:
     """How many were tried, and for each reason how many wait.
 
     Of those that failed, `got` is what the last try got, and `again` how many of them had got the same before. Of the
@@ -62,13 +62,13 @@ class _Followed:
     place: str | None = None
     """Where the record is that was brought on, or was in the shortest tier anyway; None until it is found."""
     offset: int = 0
-    fate: str = ON_ITS_WAY
+    outcome: str = ON_ITS_WAY
     is_tried: bool = False
     got: str = ""
     """What its last attempt has got since, where it failed."""
 
 
-class Fates:
+class KickOutcomes:
     """What is followed of one kick, or of several at once; `starts` are the ends of all topics before it began."""
 
     def __init__(self, log: Log, *, shortest: str, dead: str, starts: Mapping[str, int]) -> None:
@@ -123,12 +123,12 @@ class Fates:
             await self._read_on(sleep)
             self._see_done(commits)
             if self._log.now() >= until or not any(
-                each.fate == ON_ITS_WAY and not each.is_tried for each in self._followed.values()
+                each.outcome == ON_ITS_WAY and not each.is_tried for each in self._followed.values()
             ):
                 return
             await sleep(LOOK_EVERY)
 
-    def of(self, name: str, count: int, *, dropping: Container[str]) -> Fate | None:
+    def of(self, name: str, count: int, *, dropping: Container[str]) -> KickOutcome | None:
         """Return what has become of what a kick has counted; None where not all of it was followed.
 
         `dropping` are the routes that drop a delivery for some answers, of which no record tells either.
@@ -136,11 +136,11 @@ class Fates:
         followed = [each for each in self._followed.values() if name in each.names]
         if len(followed) != count:
             return None
-        waits = Counter([each.fate for each in followed if not each.is_tried])
+        waits = Counter([each.outcome for each in followed if not each.is_tried])
         failed = [each for each in followed if each.is_tried and each.got]
         tried = count - waits.total()
         is_certain = not any(each.route in dropping for each in followed if each.is_tried and not each.got)
-        return Fate(
+        return KickOutcome(
             tried=tried,
             delivered=tried - len(failed) if is_certain else None,
             waits=dict(waits),
@@ -164,14 +164,14 @@ class Fates:
                         if looked % RECORDS_AT_ONCE == 0:
                             await sleep(0)
                         try:
-                            filed = decode_delivery(record)
+                            stored = decode_delivery(record)
                         except UnreadableRecordError:
                             continue
                         if ends is None:
-                            self._see(filed.delivery, filed.note, place, record.offset)
+                            self._see(stored.delivery, stored.note, place, record.offset)
                         else:
-                            key = filed.delivery.life
-                            self._before[key] = max(filed.delivery.successor, self._before.get(key, 0))
+                            key = stored.delivery.life
+                            self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
                 self._read[place] = end
 
     def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
@@ -185,12 +185,12 @@ class Fates:
             followed.is_tried = True
             followed.got = _last_result(delivery)
         else:
-            followed.fate = ENDED if topic == self._dead else note.why or LATER
+            followed.outcome = ENDED if topic == self._dead else note.why or LATER
 
     def _see_done(self, commits: Mapping[str, Commit]) -> None:
         for each in self._followed.values():
             commit = commits.get(each.place or "")
-            if each.fate == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
+            if each.outcome == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
                 each.is_tried = True
 
 

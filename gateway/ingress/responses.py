@@ -70,7 +70,7 @@ def answer(status: int, content_type: str, body: bytes) -> web.Response:
     return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
 
-def problem_of(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
+def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
     """Render a refusal by RFC 9457, with the headers that its status asks for."""
     problem = {
         "type": "about:blank",

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.planner import SHORTEST, TOLERANCE, WAIT_IN_MEMORY, hops, plan
+from gateway.engine.tiers import SHORTEST, TOLERANCE, WAIT_IN_MEMORY, hops, plan
 from gateway.log.topics import TIERS
 
 DAY = 86400.0

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from gateway.rules.expressions import Expression
 from gateway.rules.view import View
-from gateway.verify.presets import PRESETS
+from gateway.verify.providers import PRESETS
 from gateway.verify.verifier import Verifier
 from tests.verify.requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason
 

@@ -1,4 +1,4 @@
-"""The providers of `presets.yaml`: each is one of the generic schemes, or several, filled in."""
+"""The providers of `providers.yaml`: each is one of the generic schemes, or several, filled in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Preset:
 
 
 def _load_presets() -> Mapping[str, Preset]:
-    text = resources.files("gateway.verify").joinpath("presets.yaml").read_text("utf-8")
+    text = resources.files("gateway.verify").joinpath("providers.yaml").read_text("utf-8")
     return MappingProxyType({name: _preset(dict(entry)) for name, entry in yaml.safe_load(text).items()})
 
 
