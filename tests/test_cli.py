@@ -240,7 +240,7 @@ def test_the_version_is_told(run: Run) -> None:
         ("migrate --from x --to kafka://a:1", "--from: expected sqlite:///path or kafka://host:port[,host:port], got"),
         ("migrate --from kafka://a:1 --to sqlite:///x.db", "migrate: expected --from sqlite:///FILE and --to kafka://"),
         ("migrate --from sqlite:///none.db --to kafka://a:1", "--from: expected an embedded log, got no file none.db"),
-        ("backup --log kafka://a:1 x.db", "--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas"),
+        ("backup --log kafka://a:1 x.db", "--log: expected sqlite:///FILE, got Kafka, which has replicas instead"),
         ("backup --log sqlite:///none.db x.db", "none.db: expected an embedded log, got: no such file or directory"),
     ],
 )

@@ -109,7 +109,7 @@ async def _dead_show(call: Call) -> int:
                 output.say()
             print_letter(output, letter)
     if not letters:
-        output.fail(f"{call.arguments.id}: expected the id of a dead letter's delivery or event, got none")
+        output.fail(f"{call.arguments.id}: no dead letter has this delivery id or event id")
     return 0 if letters else 1
 
 

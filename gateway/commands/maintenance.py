@@ -79,7 +79,7 @@ def backup_arguments(parser: Parser) -> None:
 def _backup(call: Call) -> int:
     target, copy = call.settings.log, Path(call.arguments.file)
     if not isinstance(target, EmbeddedTarget):
-        raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
+        raise UsageError("--log: expected sqlite:///FILE, got Kafka, which has replicas instead")
     with call.output.waiting(f"copying {target.path}"):
         size = back_up(target.path, copy)
     call.output.say(f"{copy}: {size / 1e6:,.1f} MB")
@@ -102,7 +102,7 @@ def restore_arguments(parser: Parser) -> None:
 def _restore(call: Call) -> int:
     target, copy = call.settings.log, Path(call.arguments.file)
     if not isinstance(target, EmbeddedTarget):
-        raise UsageError("--log: expected sqlite:///FILE, got Kafka, whose copies are its replicas")
+        raise UsageError("--log: expected sqlite:///FILE, got Kafka, which has replicas instead")
     with call.output.waiting(f"restoring {target.path}"):
         size, before, stray = restore(target.path, copy)
     aside = f"; what was there is {before}" if before else ""

@@ -115,7 +115,7 @@ def _read_files(
         for file in _find(reader, use, path.parent):
             if file.resolve() in {other.resolve() for other in above}:
                 circle = " → ".join(map(str, (*above, file)))
-                message = f"expected files that don't include each other in a circle, got {circle}"
+                message = f"files include each other in a circle: {circle}"
                 reader.report(use.node, "include", message)
             elif file.resolve() not in read_before:
                 yield from _read_files(reader, file, INCLUDED, read_before, above)
@@ -227,7 +227,7 @@ class _Assembly:
         line, column = node.key_place if at_key else (node.line, node.column)
         first = self.places.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
         if first[0] is not node:
-            message = f"expected one {shown}, got another, the first is at {first[1]}"
+            message = f"another {shown}: the first is at {first[1]}"
             self.reader.report(node, "duplicate", message, at_key=at_key)
 
     def _check_paths(self) -> None:
@@ -272,13 +272,13 @@ class _Assembly:
 
     def _check_order(self, route: Read) -> None:
         if "on_exhausted" in route.values and "order" not in route.values:
-            message = "expected `order: key` beside it, got none"
+            message = "`on_exhausted` needs `order: key`, got none"
             self.reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
         if "order" in route.values:
             for name in _names(route, "from"):
                 source = self.sources.get(name)
                 if source is not None and source.node.child("key") is None:
-                    message = f"expected each source to have a `key`, got none at {name!r}"
+                    message = f"`order: key` needs a `key` of each source, got none at {name!r}"
                     self.reader.report(route.node.value["order"], "value", message, at_key=True)
 
     def _check_replaced(self) -> None:
@@ -300,7 +300,7 @@ class _Assembly:
         """Make what a destination's connections need, or tell what is wrong with it."""
         node = read.node
         if node.child("proxy_auth") and not node.child("proxy"):
-            self.reader.report(node.value["proxy_auth"], "value", "expected a `proxy` beside it, got none", at_key=True)
+            self.reader.report(node.value["proxy_auth"], "value", "`proxy_auth` needs a `proxy`, got none", at_key=True)
         forwarded = set(map(folded, read.values.get("forward_headers", ())))
         for item in (
             dropped.value if (dropped := node.child("drop_headers")) and isinstance(dropped.value, list) else ()
@@ -312,7 +312,7 @@ class _Assembly:
         if tls is None:
             return
         if read.values.get("url", "https:").startswith("http:"):
-            self.reader.report(tls.node, "value", "expected an https URL beside it, got http", at_key=True)
+            self.reader.report(tls.node, "value", "`tls` needs an https URL, got http", at_key=True)
         if not tls.node.value:
             self.reader.report(tls.node, "value", "expected `ca`, or `certificate` and `key`, got neither")
         for key, other in (("certificate", "key"), ("key", "certificate")):
@@ -328,7 +328,7 @@ class _Assembly:
         for key, what, known in (("from", "takes from", self.sources), ("to", "delivers to", self.destinations)):
             for name, read in known.items():
                 if (key, name) not in used:
-                    message = f"expected a route that {what} {name!r}, got none"
+                    message = f"no route {what} {name!r}"
                     self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
 
     def _warn_of_weak(self, verifiers: Mapping[str, Verifier | None]) -> None:

@@ -282,9 +282,7 @@ class Hmac:
                     is_matched |= hmac.compare_digest(candidate, expected)
                 if is_matched:
                     return
-        raise refused(
-            Reason.BAD_SIGNATURE, f"expected a signature of this request in the header {self.header}, got another one"
-        )
+        raise refused(Reason.BAD_SIGNATURE, f"the signature in the header {self.header} isn't one of this request")
 
     def _split(self, line: bytes) -> tuple[list[bytes], list[bytes]]:
         """Return what looks like signatures and timestamps, without their prefixes."""

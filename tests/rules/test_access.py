@@ -191,7 +191,7 @@ def test_a_proxys_credentials_are_not_for_its_url_and_not_without_it(tmp_path: P
     assert "s3cret" not in found
     assert "without user and password" in found
     assert problems(tmp_path, "{url: http://d, proxy_auth: {username: a, password: b}}") == [
-        "proxy | proxy_auth: expected a `proxy` beside it, got none"
+        "proxy | proxy_auth: `proxy_auth` needs a `proxy`, got none"
     ]
 
 
@@ -292,7 +292,7 @@ def test_what_cannot_be_used_is_told_with_its_place(tmp_path: Path, ours: Author
 
 def test_tls_for_a_url_without_it_is_refused(tmp_path: Path, ours: Authority) -> None:
     assert problems(tmp_path, "{url: http://d, tls: {ca: '${C}'}}", {"C": ours.pem}) == [
-        "tls:  | tls: expected an https URL beside it, got http"
+        "tls:  | tls: `tls` needs an https URL, got http"
     ]
 
 
