@@ -147,7 +147,7 @@ class Duplicates:
             try:
                 await self._rebuild(stores)
             except LogUnavailableError as error:
-                self._logger.warning("dedupe_rebuild_repeated", error=str(error))
+                self._logger.warning("dedupe_rebuild_retried", error=str(error))
                 self._is_wanted.set()
                 await self._sleep(REPEAT_AFTER)
             else:
