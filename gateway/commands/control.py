@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.log.topics import Topics
 
 
-def _steer(kind: str, action: str) -> Run:
+def _runner_of(kind: str, action: str) -> Run:
     def run(call: Call) -> Coroutine[Any, Any, int]:
         if not call.arguments.force:
             _check_name(call, kind, call.arguments.name)
@@ -51,7 +51,7 @@ for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
             example=f"gateway {_kind} {_action} {_name}",
             takes=order_arguments,
             settings=("rules", *LOG),
-        )(_steer(_kind, _action))
+        )(_runner_of(_kind, _action))
 
 
 async def _order(call: Call, name: str, action: str) -> int:
@@ -88,7 +88,7 @@ async def _order(call: Call, name: str, action: str) -> int:
             call,
             placed,
             done,
-            lambda order: _steered(shown, action, order, left, ordered),
+            lambda order: _outcome_text(shown, action, order, left, ordered),
             parked=parked,
             ordered=ordered.told,
         )
@@ -129,7 +129,7 @@ async def _left_of(log: "Log", topics: "Topics", before: Pending) -> int:
     return left
 
 
-def _steered(shown: str, action: str, done: Order, parked: tuple[str, str], ordered: Counts) -> str:
+def _outcome_text(shown: str, action: str, done: Order, parked: tuple[str, str], ordered: Counts) -> str:
     """Tell what came of a resumption or a kick, and what the latter left parked, as `told_of_parked` has it."""
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had been let go on"
