@@ -428,9 +428,9 @@ class Ledger:
             if offset >= start or row.is_deleted:
                 continue
             row.is_deleted = True
-            if row.filed is not None and row.origin is not None and (commit is None or offset >= commit.base):
+            if row.stored is not None and row.origin is not None and (commit is None or offset >= commit.base):
                 # The next owner would read there that the event has come: a router that appends it again repeats it.
-                self.trails[row.number, row.filed.delivery.id].hits += 1
+                self.trails[row.number, row.stored.delivery.id].hits += 1
             if offset not in covered:
                 self._deletions.lost[group, partition].add(offset)
                 self._say(f"{partition.topic}/{partition.number}@{offset} is deleted: {row.what()}")
