@@ -130,7 +130,7 @@ class Scene:
         )
 
     def phone(self, name: str) -> bool:
-        """Tell whether somebody has called a team: the file `call-NAME` is there."""
+        """Return whether somebody has called a team: the file `call-NAME` is there."""
         return (self.folder / f"call-{name}").exists()
 
 

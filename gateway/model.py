@@ -208,7 +208,7 @@ class Dropped:
 Outcome = Delivered | DeadLettered | Dropped
 
 
-def answer_of(attempt: Attempt) -> str:
+def result_label(attempt: Attempt) -> str:
     """Return the status that an attempt got, or the kind of its failure."""
     return attempt.result.value if attempt.status is None else str(attempt.status)
 

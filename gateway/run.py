@@ -33,7 +33,7 @@ from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
-from gateway.ops.processes import told_of_keys
+from gateway.ops.processes import describe_keys
 from gateway.reload import Reloader, spare_collector
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
@@ -310,7 +310,7 @@ class Gateway:
                 for name, hold in sorted(holds.items())
             ],
             "ordered": [
-                {"route": route, "destination": destination, **told_of_keys(keys)}
+                {"route": route, "destination": destination, **describe_keys(keys)}
                 for (route, destination), keys in sorted(blocked.items())
             ],
             "sources": self.reloader.told_sources(now),

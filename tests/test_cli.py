@@ -755,7 +755,7 @@ def test_a_place_whose_record_cannot_be_read_is_called_that(run: Run, words: tup
 
 
 def _holds(number: int) -> bool:
-    """Tell whether a partition of the source's topic has a record."""
+    """Return whether a partition of the source's topic has a record."""
     found: list[int] = []
 
     async def look(log: Log) -> None:
@@ -923,7 +923,7 @@ def test_a_dead_letter_is_shown_whole(run: Run) -> None:
     both = lines(run("dead", "show", "evt_1", "--json")[1])
     assert [letter["route"] for letter in both] == ["other", "build"]
     assert both[1]["body_base64"] == "/0FC"
-    assert [attempt["status"] for attempt in both[1]["tries"]] == [503, 500]
+    assert [attempt["status"] for attempt in both[1]["attempts"]] == [503, 500]
     assert run("dead", "show", "evt_2")[0] == 1
 
 
@@ -1560,7 +1560,7 @@ def test_a_process_of_another_version_hides_nothing_of_the_log_and_of_the_other_
 
 @pytest.mark.usefixtures("log")
 def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(silence.FEWEST + 1):
+    for number in range(silence.MIN_EVENTS + 1):
         write_event(f"evt_{number}")
     assert run("status", "--json")[1] == ""
     monkeypatch.setattr(silence, "QUIET", 0.0)

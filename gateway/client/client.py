@@ -335,7 +335,7 @@ def _authorized(outbound: Outbound, token: Token) -> Outbound:
 
 
 def _is_canonical(host: str) -> bool:
-    """Tell whether a host is an address as it is usually written."""
+    """Return whether a host is an address as it is usually written."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)

@@ -169,7 +169,7 @@ def _tokens(value: bytes) -> list[bytes]:
 
 
 def _is_traceparent(value: bytes) -> bool:
-    """Tell whether a value is one by W3C Trace Context, section 3.2: a later version may have more at its end."""
+    """Return whether a value is one by W3C Trace Context, section 3.2: a later version may have more at its end."""
     found = _TRACEPARENT.fullmatch(value)
     return found is not None and (found[1] != b"00" or not found[2])
 

@@ -157,6 +157,9 @@ def rule_file_argument(parser: Parser) -> None:
 
 def wait_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--wait", action=argparse.BooleanOptionalAction, default=True, help="until the running gateway has done it"
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until the running gateway has carried it out",
     )
-    parser.add_argument("--timeout", type=duration, default=30.0, metavar="DURATION", help="of the wait (30s)")
+    parser.add_argument("--timeout", type=duration, default=30.0, metavar="DURATION", help="how long to wait (30s)")

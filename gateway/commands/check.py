@@ -24,7 +24,7 @@ def check_arguments(parser: Parser) -> None:
 
 @command(
     "check",
-    about="tell every problem of the rules, with its place",
+    about="report every problem of the rules, with its location",
     example="gateway check routes.yaml",
     takes=check_arguments,
     settings=LOG,

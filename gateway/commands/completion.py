@@ -28,12 +28,12 @@ ASKED = "_ARGCOMPLETE"
 
 
 def _takes(parser: Parser) -> None:
-    parser.add_argument("shell", choices=SHELLS, help="which shell it is for")
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
 
 
 @command(
     "completion",
-    about="print what makes a shell complete commands, options and names of routes",
+    about="print a shell completion script, for commands, options and names of routes",
     example="gateway completion bash > ~/.local/share/bash-completion/completions/gateway",
     takes=_takes,
 )

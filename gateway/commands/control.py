@@ -14,7 +14,7 @@ from gateway.model import UsageError
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339, when
 from gateway.ops.pending import Pending, pending_of, still_pending
-from gateway.ops.show import count, told_of_kick, told_of_parked, told_of_unread
+from gateway.ops.show import count, describe_kick, told_of_parked, told_of_unread
 from gateway.ops.status import parked_of
 from gateway.rules.load import check_rules
 from gateway.text import did_you_mean
@@ -34,8 +34,8 @@ def _runner_of(kind: str, action: str) -> Run:
 
 
 def order_arguments(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="by the rules")
-    parser.add_argument("--force", action="store_true", help="though the rules don't know the name")
+    parser.add_argument("name", metavar="NAME", help="its name in routes.yaml")
+    parser.add_argument("--force", action="store_true", help="even if the rules have no such name")
     wait_arguments(parser)
 
 
@@ -139,7 +139,7 @@ def _outcome_text(shown: str, action: str, done: Order, parked: tuple[str, str],
     kind, _, name = shown.partition(" ")
     more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
     told, commands = parked
-    tried = f"nothing waited for a retry{told}" if ordered.waited and not done.count else told_of_kick(done, told)
+    tried = f"nothing waited for a retry{told}" if ordered.waited and not done.count else describe_kick(done, told)
     return f"kicked {shown}: {tried}{ordered}{without(done)}{more}{commands}"
 
 

@@ -32,19 +32,19 @@ def filter_arguments(parser: Parser) -> None:
     parser.add_argument("--route", metavar="NAME")
     parser.add_argument("--destination", metavar="NAME")
     parser.add_argument("--reason", choices=list(map(str, DeadReason)), metavar="REASON", help=", ".join(DeadReason))
-    parser.add_argument("--since", type=duration, metavar="DURATION", help="written in the last 2h")
-    parser.add_argument("--until", type=duration, metavar="DURATION", help="written before the last 5m")
+    parser.add_argument("--since", type=duration, metavar="DURATION", help="only those written in the last 2h, say")
+    parser.add_argument("--until", type=duration, metavar="DURATION", help="only those written more than 5m ago, say")
 
 
 def dead_list_arguments(parser: Parser) -> None:
     filter_arguments(parser)
-    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="at most so many, the newest (50)")
-    parser.add_argument("--all", action="store_true", help="those that were replayed or dropped, too")
+    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="show at most N, newest first (50)")
+    parser.add_argument("--all", action="store_true", help="include those that were replayed or dropped")
 
 
 @command(
     "dead list",
-    about="list the open dead letters: by what they have in common, then one by one, newest first",
+    about="list the open dead letters: grouped, then one by one, newest first",
     example="gateway dead list --destination ci --since 1d",
     takes=dead_list_arguments,
     settings=LOG,
@@ -85,7 +85,7 @@ async def _dead_list(call: Call) -> int:
 
 
 def dead_show_arguments(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="of its delivery or event, or PARTITION@OFFSET")
+    parser.add_argument("id", metavar="ID", help="a delivery id, an event id, or PARTITION@OFFSET")
 
 
 @command(
@@ -114,10 +114,10 @@ async def _dead_show(call: Call) -> int:
 
 
 def settle_arguments(parser: Parser) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="of a delivery or an event")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="a delivery id or an event id")
     filter_arguments(parser)
     parser.add_argument("--all", action="store_true", help="every open dead letter")
-    parser.add_argument("--dry-run", action="store_true", help="only tell how many it would be")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many it would be")
     parser.set_defaults(yes=False)
     wait_arguments(parser)
 
@@ -135,12 +135,12 @@ def _dead_replay(call: Call) -> Coroutine[Any, Any, int]:
 
 def drop_arguments(parser: Parser) -> None:
     settle_arguments(parser)
-    parser.add_argument("--yes", action="store_true", help="don't ask on a terminal")
+    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
 
 
 @command(
     "dead drop",
-    about="give dead letters up",
+    about="discard dead letters",
     example="gateway dead drop --reason route_removed --yes",
     takes=drop_arguments,
     settings=LOG,

@@ -18,8 +18,8 @@ from gateway.topics import event_topics
 
 def events_arguments(parser: Parser) -> None:
     parser.add_argument("--source", metavar="SOURCE")
-    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="at most so many, the newest (20)")
-    parser.add_argument("--since", type=duration, metavar="DURATION", help="appended in the last 1h")
+    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="show at most N, newest first (20)")
+    parser.add_argument("--since", type=duration, metavar="DURATION", help="only those stored in the last 1h, say")
 
 
 @command(
@@ -54,9 +54,9 @@ async def _events_list(call: Call) -> int:
 
 
 def event_arguments(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="the event's id, or its place, TOPIC/PARTITION@OFFSET")
-    parser.add_argument("--source", metavar="SOURCE", help="look only there")
-    parser.add_argument("--all", action="store_true", help="every copy, not only the newest")
+    parser.add_argument("id", metavar="ID", help="the event's id, or its position, TOPIC/PARTITION@OFFSET")
+    parser.add_argument("--source", metavar="SOURCE", help="search only this source")
+    parser.add_argument("--all", action="store_true", help="every record of it, not only the newest")
 
 
 @command(

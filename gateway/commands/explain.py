@@ -32,7 +32,9 @@ def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
     about = "a file with a body, - for stdin, an event of the log by its id or place, or the name of a source"
     parser.add_argument("event", metavar="EVENT", help=about)
-    parser.add_argument("--source", metavar="SOURCE", help="who would have sent it; needed, but with an event's id")
+    parser.add_argument(
+        "--source", metavar="SOURCE", help="the source that would have sent it; required unless EVENT is an event id"
+    )
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
     parser.add_argument("--query", action="append", default=[], type=parameter, metavar="K=V", help="repeatable")
     parser.add_argument("--show-secrets", action="store_true", help="mask nothing")
@@ -40,7 +42,7 @@ def explain_arguments(parser: Parser) -> None:
 
 @command(
     "explain",
-    about="tell which routes match an event, which don't and why, and the requests they would make",
+    about="show which routes match an event, which don't and why, and the requests they would make",
     example="gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json",
     takes=explain_arguments,
     settings=LOG,

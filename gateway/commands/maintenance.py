@@ -24,7 +24,7 @@ def migrate_arguments(parser: Parser) -> None:
 
 @command(
     "migrate",
-    about="move an embedded log to Kafka, with what is unfinished and what is done; both stand still meanwhile",
+    about="move an embedded log to Kafka, with its progress, while no gateway runs on either",
     example="gateway migrate --from sqlite:///gateway.db --to kafka://broker1:9092",
     takes=migrate_arguments,
     settings=("rules", "topic_prefix", *KAFKA),
@@ -66,12 +66,12 @@ async def _migrate(call: Call) -> int:
 
 
 def backup_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="where to; what is there already is replaced in one step")
+    parser.add_argument("file", metavar="FILE", help="the copy to write; an existing file is replaced atomically")
 
 
 @command(
     "backup",
-    about="copy an embedded log as it is at this moment, beside a running gateway",
+    about="copy an embedded log as it is now, while its gateway runs",
     example="gateway backup --log sqlite:///gateway.db /backup/gateway.db",
     takes=backup_arguments,
     settings=("log",),
@@ -89,12 +89,12 @@ def _backup(call: Call) -> int:
 
 
 def restore_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a copy that `gateway backup` has made; it stays where it is")
+    parser.add_argument("file", metavar="FILE", help="a copy made by `gateway backup`; it is left in place")
 
 
 @command(
     "restore",
-    about="put a copy in the place of an embedded log, while no gateway runs; what was there is moved aside",
+    about="replace an embedded log with a copy, while no gateway runs; the old file is moved aside",
     example="gateway restore --log sqlite:///gateway.db /backup/gateway.db",
     takes=restore_arguments,
     settings=("log",),

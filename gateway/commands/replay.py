@@ -40,26 +40,33 @@ MOST_ROUTES = 100
 
 def replay_arguments(parser: Parser) -> None:
     about = "appended at or after it: 2h ago, or a time such as 2026-11-25T08:00:00Z"
-    parser.add_argument("--route", metavar="NAME", help="whose events; every route's with --undelivered alone")
-    parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=about)
-    parser.add_argument("--to", dest="until", type=moment, metavar="WHEN", help="appended before it, likewise (now)")
-    parser.add_argument("--destination", metavar="NAME", help="to this one only")
-    parser.add_argument("--source", metavar="NAME", help="from this one only")
     parser.add_argument(
-        "--undelivered", action="store_true", help="only what the route has not delivered, by what the log knows"
+        "--route", metavar="NAME", help="the route whose events to replay; every route with --undelivered alone"
+    )
+    parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=about)
+    parser.add_argument(
+        "--to", dest="until", type=moment, metavar="WHEN", help="events stored before it, likewise (now)"
+    )
+    parser.add_argument("--destination", metavar="NAME", help="deliver to this destination only")
+    parser.add_argument("--source", metavar="NAME", help="events of this source only")
+    parser.add_argument(
+        "--undelivered", action="store_true", help="only what the route has not delivered, as far as the log knows"
     )
     parser.add_argument(
         "--rate",
         type=rate,
         metavar="RATE",
-        help="deliveries over the whole fleet: 100/s, 10/m (what the gateway bears)",
+        help="deliveries over all processes: 100/s, 10/m (as fast as the gateway can)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only tell how many it would be, by the rules here")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many it would be, by the local rules")
     parser.add_argument(
-        "--wait", action=argparse.BooleanOptionalAction, default=True, help="until the running gateway has done it"
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until the running gateway has carried it out",
     )
     parser.add_argument(
-        "--timeout", type=duration, default=30.0, metavar="DURATION", help="of the wait for a next sign of life (30s)"
+        "--timeout", type=duration, default=30.0, metavar="DURATION", help="how long to wait without progress (30s)"
     )
     other = parser.add_mutually_exclusive_group()
     about = "this one, by its id (of several the newest) or its place, TOPIC/PARTITION@OFFSET"
@@ -70,7 +77,7 @@ def replay_arguments(parser: Parser) -> None:
 
 @command(
     "replay",
-    about="deliver events of a time again, by the rules in force now",
+    about="deliver past events again, by the current rules",
     example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
     takes=replay_arguments,
     settings=("rules", *LOG),

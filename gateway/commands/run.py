@@ -19,7 +19,7 @@ def run_arguments(parser: Parser) -> None:
 
 @command(
     "run",
-    about="take events in and deliver them, until SIGTERM",
+    about="receive events and deliver them, until SIGTERM",
     example="gateway run --rules routes.yaml --log kafka://broker1:9092,broker2:9092",
     takes=run_arguments,
     settings=tuple(SETTINGS),

@@ -17,15 +17,24 @@ from gateway.settings import Address
 
 
 def send_arguments(parser: Parser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="whose event it is, by the rules")
+    parser.add_argument("source", metavar="SOURCE", help="the source, as named in routes.yaml")
     parser.add_argument("file", nargs="?", metavar="FILE", help="the body; - is stdin; a small JSON object by default")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", metavar="URL", help="without a path: the source's")
-    parser.add_argument("--type", default="test", metavar="TYPE", help="where the provider has the type in a header")
-    parser.add_argument("--id", metavar="ID", help="where it has the identity in a header; a new one by default")
+    parser.add_argument(
+        "--url",
+        default="http://127.0.0.1:8080",
+        metavar="URL",
+        help="where to send it; the source's path is added if it has none",
+    )
+    parser.add_argument(
+        "--type", default="test", metavar="TYPE", help="the event type, if the provider has it in a header"
+    )
+    parser.add_argument(
+        "--id", metavar="ID", help="the event id, if the provider has it in a header; a new one by default"
+    )
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
-    parser.add_argument("--secret", metavar="SECRET", help="instead of the rules' own")
+    parser.add_argument("--secret", metavar="SECRET", help="sign with this instead of the rules' own")
     parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N, one after the other")
-    parser.add_argument("--forge", action="store_true", help="with a signature that is wrong")
+    parser.add_argument("--forge", action="store_true", help="use an invalid signature")
 
 
 @command(
@@ -75,22 +84,28 @@ def receive_arguments(parser: Parser) -> None:
     parser.add_argument("--port", type=port, default=9101, metavar="PORT", help="0 takes a free one (9101)")
     parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="where to listen (127.0.0.1)")
     parser.add_argument(
-        "--respond", type=statuses, default=[200], metavar="STATUSES", help="in turn; the last repeats (200)"
+        "--respond",
+        type=statuses,
+        default=[200],
+        metavar="STATUSES",
+        help="what to respond with, in turn; the last one repeats (200)",
     )
-    parser.add_argument("--delay", type=duration, default=0.0, metavar="DURATION", help="before each answer (0s)")
+    parser.add_argument(
+        "--delay", type=duration, default=0.0, metavar="DURATION", help="wait before each response (0s)"
+    )
     parser.add_argument(
         "--secret",
         action="append",
         default=[],
         type=signing_secret,
         metavar="whsec_…",
-        help="verify by it; repeatable",
+        help="verify signatures with it; repeatable",
     )
 
 
 @command(
     "receive",
-    about="be a destination that shows what it gets, verifies it, and fails on demand",
+    about="run a test receiver that shows what it gets, verifies it, and fails on demand",
     example="gateway receive --port 9101 --respond 503,503,200 --delay 200ms --secret whsec_…",
     takes=receive_arguments,
 )

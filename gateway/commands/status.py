@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 
 def status_arguments(parser: Parser) -> None:
-    parser.add_argument("destination", nargs="?", metavar="DESTINATION", help="one alone, with its last attempts")
+    parser.add_argument(
+        "destination", nargs="?", metavar="DESTINATION", help="only this destination, with its last attempts"
+    )
     about = "HOST:PORT of a process, to ask it what it holds in memory; repeatable (the one that GATEWAY_ADMIN names)"
     parser.add_argument("--admin", dest="asked", action="append", default=[], metavar="HOST:PORT", help=about)
 

@@ -10,7 +10,7 @@ from gateway.topics import specs_of
 
 @command(
     "topics create",
-    about="create the topics that are missing",
+    about="create missing topics",
     example="gateway topics create --rules routes.yaml --log kafka://broker1:9092",
     settings=("rules", *LOG),
 )
@@ -29,7 +29,7 @@ async def _topics_create(call: Call) -> int:
 
 @command(
     "topics check",
-    about="compare the topics' real configuration with what the promises need",
+    about="compare the topics' configuration with what the guarantees need",
     example="gateway topics check --log kafka://broker1:9092",
     settings=("rules", *LOG),
 )

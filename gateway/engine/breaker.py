@@ -99,7 +99,7 @@ class Breaker:
         return self.state in {State.OPEN, State.HALF_OPEN}
 
     def allows(self, now: float, in_flight: int) -> bool:
-        """Tell whether another attempt may start, when `in_flight` attempts of this destination are under way."""
+        """Return whether another attempt may start, when `in_flight` attempts of this destination are under way."""
         match self.state:
             case State.CLOSED:
                 return True
@@ -113,7 +113,7 @@ class Breaker:
                 assert_never(self.state)
 
     def holds_back(self, now: float) -> bool:
-        """Tell whether not even a probe may start for a while; else waiting for its result is worth it."""
+        """Return whether not even a probe may start for a while; else waiting for its result is worth it."""
         return self.state is State.OPEN and not self._is_open_time_over(now)
 
     def started(self, now: float) -> None:

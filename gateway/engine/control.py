@@ -64,7 +64,7 @@ class Control:
         self.apply(order, offset)
 
     def waits(self, key: str) -> bool:
-        """Tell whether an order is to be left to a newer version, which has written it or how far it has come."""
+        """Return whether an order is to be left to a newer version, which has written it or how far it has come."""
         return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/hold/{key}"))
 
     def apply(self, order: Order, offset: int = 0) -> None:
@@ -158,11 +158,11 @@ class Control:
         return [order for order in self._asked.values() if order.kind == kind and not self.waits(order.key)]
 
     def is_open(self, key: str) -> bool:
-        """Tell whether an order of a key is still to be carried out."""
+        """Return whether an order of a key is still to be carried out."""
         return key in self._asked
 
     def is_asked(self, order: Order) -> bool:
-        """Tell whether an order is in force and still to be carried out."""
+        """Return whether an order is in force and still to be carried out."""
         return self._asked.get(order.key) == order
 
     def answered(self, key: str) -> int:
@@ -185,7 +185,7 @@ class Control:
         return 0 if order is None else order.count
 
     def is_begun(self, key: str) -> bool:
-        """Tell whether a marker of an order was left by a job on its way."""
+        """Return whether a marker of an order was left by a job on its way."""
         order = self._markers.get(key)
         return order is not None and order.is_asked
 
@@ -214,7 +214,7 @@ class Control:
         return [name for name, number in self._last_kicks.items() if number > count]
 
     def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
-        """Tell whether a job of a pause or a kick has had its look at a record."""
+        """Return whether a job of a pause or a kick has had its look at a record."""
         order = self._markers.get(key)
         return order is not None and order.is_before_marker(partition, offset)
 
@@ -228,7 +228,7 @@ class Control:
         return None
 
     def is_kicked(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Tell whether a kick has injected this record again, so that it's to be skipped when it comes due."""
+        """Return whether a kick has injected this record again, so that it's to be skipped when it comes due."""
         if not self._markers:
             return False
         return self.has_scanned(f"kick/destination/{destination}", partition, offset) or self.has_scanned(
@@ -236,7 +236,7 @@ class Control:
         )
 
     def is_held(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Tell whether a kick is about to inject this record again, so that it's to wait for that.
+        """Return whether a kick is about to inject this record again, so that it's to wait for that.
 
         Not by one that has been answered: its job, or another that took itself for the owner, has said that it is over.
         """
@@ -246,7 +246,7 @@ class Control:
         return False
 
     def is_hurried(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Tell whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""
+        """Return whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""
         place = partition_key(partition)
         for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
             announced = self._markers.get(name)

@@ -74,7 +74,7 @@ LATE = 30.0
 
 
 def is_late(delivery: Delivery, at: float) -> bool:
-    """Tell whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
+    """Return whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
     return bool(delivery.route) and at - delivery.age_began_at > LATE
 
 

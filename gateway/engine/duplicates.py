@@ -297,7 +297,7 @@ class Reader:
         return not store.is_past(self.at)
 
     def is_duplicate(self, record: Record, event: Event) -> bool:
-        """Tell whether an event is a copy of another one in this partition, and so is to be delivered no more.
+        """Return whether an event is a copy of another one in this partition, and so is to be delivered no more.
 
         To be asked of every event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
         """
@@ -479,11 +479,11 @@ class _Store:
             self.is_stuck = False
 
     def is_past(self, at: int) -> bool:
-        """Tell whether a time is so long before where others read that nothing is kept for it."""
+        """Return whether a time is so long before where others read that nothing is kept for it."""
         return at < self.lowest
 
     def knows(self, at: int, window: int) -> bool:
-        """Tell whether all is known that came in a window before a time. If not, it will be, where that is possible."""
+        """Return whether all that came in a window before a time is known. If not, it will be, if that is possible."""
         if self.is_past(at):
             return False
         if at - window < min(self.covers_from, self.wanted):

@@ -92,11 +92,11 @@ class History:
         return edition in self._editions
 
     def has(self, name: str) -> bool:
-        """Tell whether a record of this name has been heard of."""
+        """Return whether a record of this name has been heard of."""
         return name in self._routed
 
     def says(self, partition: Partition, begins: Commit, edition: str) -> bool:
-        """Tell whether it is known that a partition is read by an edition from there on."""
+        """Return whether it is known that a partition is read by an edition from there on."""
         readings = self._readings.get(_place(partition), [])
         return any(each.edition == edition and each.begins.base <= begins.base for each in readings[-1:])
 

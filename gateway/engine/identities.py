@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gateway.model import EventId, identity_of
 
-MOST = 100_000
+MAX_IDENTITIES = 100_000
 """Identities that are remembered of a partition, the newest: some 30 MiB."""
 
 
@@ -20,7 +20,7 @@ class Identities:
         self._seen: dict[bytes, tuple[bytes, float]] = {}
 
     def is_shared(self, event: EventId, content: bytes, at: float, window: Callable[[], float | None]) -> bool:
-        """Note an event; tell whether it shares its identity with one that was noted, and isn't a copy of that.
+        """Note an event; return whether it shares its identity with one that was noted, and isn't a copy of that.
 
         A copy has the same content, and was appended at most a window (seconds) later; with None there are no copies.
         """
@@ -29,7 +29,7 @@ class Identities:
             return False
         first = self._seen.get(identity)
         if first is None:
-            if len(self._seen) >= MOST:
+            if len(self._seen) >= MAX_IDENTITIES:
                 del self._seen[next(iter(self._seen))]
             self._seen[identity] = content, at
             return False

@@ -35,7 +35,7 @@ AT_ONCE = 4
 """Jobs of one kind beside each other; the rest waits for its turn."""
 START_EVERY = 0.25
 """Seconds between looks for orders, beside those that each order makes."""
-GLANCE_EVERY = 0.1
+GLANCE_INTERVAL = 0.1
 """Seconds between looks, while something is waited for, at whether the jobs are ours still."""
 LET_GO = 2.0
 """Seconds that jobs have to come to a marker when their process gives them up: an append or two."""
@@ -355,7 +355,7 @@ class Jobs:
             self._logger.warning("job_retried", order=key, error=str(error))
             until = asyncio.get_running_loop().time() + RETRY_DELAY
             while self._progress is owner and asyncio.get_running_loop().time() < until:
-                await self._sleep(GLANCE_EVERY)
+                await self._sleep(GLANCE_INTERVAL)
         finally:
             del self._running[key]
 

@@ -22,14 +22,14 @@ from gateway.model import (
     Life,
     Note,
     UnreadableRecordError,
-    answer_of,
+    result_label,
 )
 
-MOST = 10_000
+MAX_FOLLOWED = 10_000
 """Deliveries of a kick that are followed. Of more, it isn't told how many were tried."""
-LOOK_FOR = 3.5
+FOLLOW_TIMEOUT = 3.5
 """Seconds from the last that was brought on, at most: a queue, an attempt, and the commit that tells of it."""
-LOOK_EVERY = 0.25
+POLL_INTERVAL = 0.25
 ON_ITS_WAY = "on_its_way"
 """Why a delivery waits of which nothing is known yet; else a SpillReason, or LATER or ENDED."""
 LATER = "later"
@@ -89,7 +89,7 @@ class KickOutcomes:
         self._read = ends
 
     def is_superseded(self, delivery: Delivery) -> bool:
-        """Tell whether another record had carried a delivery on already."""
+        """Return whether another record had carried a delivery on already."""
         return delivery.successor < self._before.get(delivery.life, 0)
 
     def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
@@ -97,7 +97,7 @@ class KickOutcomes:
         key = delivery.life
         followed = self._followed.get(key)
         if followed is None:
-            if len(self._followed) >= MOST:
+            if len(self._followed) >= MAX_FOLLOWED:
                 return
             followed = self._followed[key] = _Followed(
                 route=delivery.route,
@@ -116,7 +116,7 @@ class KickOutcomes:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         """Look until each has been tried or waits, or for some seconds. Raises LogUnavailableError."""
-        until = self._log.now() + LOOK_FOR
+        until = self._log.now() + FOLLOW_TIMEOUT
         while is_wanted():
             # Before the records: what is done by then has its successor among them.
             commits = await committed()
@@ -126,7 +126,7 @@ class KickOutcomes:
                 each.outcome == ON_ITS_WAY and not each.is_tried for each in self._followed.values()
             ):
                 return
-            await sleep(LOOK_EVERY)
+            await sleep(POLL_INTERVAL)
 
     def of(self, name: str, count: int, *, dropping: Container[str]) -> KickOutcome | None:
         """Return what has become of what a kick has counted; None where not all of it was followed.
@@ -198,4 +198,4 @@ def _last_result(delivery: Delivery) -> str:
     """Return the status that the last attempt got, or the kind of its failure."""
     if not delivery.attempts:
         return ""
-    return answer_of(delivery.attempts[-1])
+    return result_label(delivery.attempts[-1])

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from gateway.engine.breaker import FAILURES, Breaker
 from gateway.engine.tracker import Item, Stage
-from gateway.model import Attempt, SpillReason, answer_of
+from gateway.model import Attempt, SpillReason, result_label
 
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1 << 20
@@ -85,7 +85,7 @@ class Budget:
         return max(2, math.ceil((self._attempts - self._under_way) / START_SHARE))
 
     def has_room(self, item: Item, *, attempts: int, size: int, is_doubtful: bool) -> bool:
-        """Tell whether a lane with so many attempts and bytes under way may start this one, too."""
+        """Return whether a lane with so many attempts and bytes under way may start this one, too."""
         if item.is_retry and self._retries >= self._attempts // 2:
             return False
         if is_doubtful and self._doubtful >= self._attempts // DOUBTFUL_SHARE:
@@ -264,7 +264,7 @@ class Lane:
         self._release(item)
         self.breaker.record(attempt.result, now)
         if attempt.result in FAILURES:
-            self.failed_by = answer_of(attempt)
+            self.failed_by = result_label(attempt)
         self._has_failed = attempt.status is None
         if self._has_failed:
             self._shown //= 2
@@ -312,7 +312,7 @@ class Lane:
             self._waiting_bytes = sum(item.size for item in kept)
 
     def may_be_well(self, now: float) -> bool:
-        """Tell whether its breaker is open and it may be well: an operator says so, or a probe has just begun."""
+        """Return whether its breaker is open and it may be well: an operator says so, or a probe has just begun."""
         is_probed = self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
         return is_probed or self.breaker.is_kicked
 
@@ -321,7 +321,7 @@ class Lane:
         return self._slot(max(now, self.throttled_until, self.breaker.retry_at(now)), now)
 
     def _is_shut(self, now: float) -> bool:
-        """Tell whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""
+        """Return whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""
         is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._moved_at > STALL
         return is_probe_slow or self.breaker.holds_back(now)
 

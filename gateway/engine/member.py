@@ -85,7 +85,7 @@ class Member(ABC):
         """Send a delivery on that has waited in memory, or whose partition has come straight back."""
 
     def is_proof_fresh(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
-        """Tell whether an attempt may begin this moment."""
+        """Return whether an attempt may begin this moment."""
         return True
 
     def finished(self, item: Item) -> None:
@@ -94,7 +94,7 @@ class Member(ABC):
             self.done(item.pending)
 
     def halt_instead(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
-        """Tell whether a delivery that has ended without success stays where it is, instead of among the dead."""
+        """Return whether a delivery that has ended without success stays where it is, instead of among the dead."""
         return False
 
     def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router has tiers
@@ -183,7 +183,7 @@ class Member(ABC):
             self.resume(item, now)
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
-        """Tell whether a partition that was given up, and comes back, isn't the one any more that it was."""
+        """Return whether a partition that was given up, and comes back, isn't the one any more that it was."""
         old = self._suspended.get(assignment.partition)
         return old is not None and old.progress.is_of_another_log(assignment)
 
@@ -333,7 +333,7 @@ class Member(ABC):
             await asyncio.gather(*new)
 
     def is_duplicate(self, tracker: Tracker, record: Record, event: Event) -> bool:
-        """Tell whether an event that was read is a copy of one that came before, which is not delivered again."""
+        """Return whether an event that was read is a copy of one that came before, which is not delivered again."""
         reader = self._readers.get(tracker)
         return reader is not None and reader.is_duplicate(record, event)
 
@@ -374,7 +374,7 @@ class Member(ABC):
             self._consumer.resume(tracker.partition)
 
     def _stands(self, tracker: Tracker) -> bool:
-        """Tell whether nothing more is taken of a partition: what follows a record that is left may be of its key."""
+        """Return whether nothing more is taken of a partition: what follows a record that is left may be of its key."""
         return self.keeps_order and bool(tracker.newer)
 
     async def _keep_watch(self) -> None:
@@ -451,7 +451,7 @@ class Member(ABC):
             await self._services.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
 
     async def commit(self, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
-        """Commit what is new of these partitions; with `is_proof` also what isn't. Tell whether it was accepted.
+        """Commit what is new of these partitions; with `is_proof` also what isn't. Return whether it was accepted.
 
         An accepted commit proves that the group still counts us in. One is under way at a time: what is done meanwhile
         is the next one's.

@@ -187,7 +187,7 @@ class Ordered(Member):
             self._begin_first(item)
 
     def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
-        """Tell whether the route takes an event, and if that couldn't be decided, how its delivery ends."""
+        """Return whether the route takes an event, and if that couldn't be decided, how its delivery ends."""
         for route, error in self._services.rules().table.match(View.of(event)):
             if route.name == self.route:
                 end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))

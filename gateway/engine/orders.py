@@ -91,7 +91,7 @@ class DeadFilter:
         )
 
     def may_share(self, other: "DeadFilter") -> bool:
-        """Tell whether a dead letter may be covered by both: one that is, is only settled by the first of them."""
+        """Return whether a dead letter may be covered by both: one that is, is only settled by the first of them."""
         return not (
             _differ(self.route, other.route)
             or _differ(self.destination, other.destination)
@@ -189,7 +189,7 @@ class Order:
         return offset < self.marker.get(partition_key(partition), 0)
 
     def is_for(self, letter: "Letter") -> bool:
-        """Tell whether an order about dead letters means this one; what can't be read can't be replayed."""
+        """Return whether an order about dead letters means this one; what can't be read can't be replayed."""
         return self.filter.covers(letter) and (self.action == "drop" or bool(letter.id))
 
     def encode(self) -> tuple[bytes, bytes]:

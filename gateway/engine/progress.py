@@ -132,14 +132,14 @@ class Progress:
         return self._unfinished_count
 
     def reaches(self, offset: int, first: int | None = None) -> bool:
-        """Tell whether a commit could call a record done that is taken in now, with those from `first` on before it."""
+        """Return whether a commit could cover a record that is taken in now, with those from `first` on before it."""
         lowest = self.lowest_unfinished()
         if lowest is None:
             lowest = offset if first is None else first
         return offset < lowest + WINDOW
 
     def has_room(self) -> bool:
-        """Tell whether the span from the base to the last received offset is below the window."""
+        """Return whether the span from the base to the last received offset is below the window."""
         return self._next - self.base < self.window
 
     def fullness(self) -> float:
@@ -177,7 +177,7 @@ class Progress:
         self._move_to(self._next)
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
-        """Tell whether a partition that comes back has forgotten what was committed: its topic was made again."""
+        """Return whether a partition that comes back has forgotten what was committed: its topic was made again."""
         if not assignment.is_committed:
             return self.is_committed
         commit, stored = assignment.commit, self._stored
@@ -229,7 +229,7 @@ class Progress:
         return bool(self._unfinished.get(chunk, 0) >> bit & 1)
 
     def is_done(self, offset: int) -> bool:
-        """Tell whether a record is done, received in this epoch or not."""
+        """Return whether a record is done, received in this epoch or not."""
         if offset < self._next:
             return not self._is_unfinished(offset)
         return bool(self._ahead >> (offset - self._next) & 1) or any(offset in gone for gone in self._gone)

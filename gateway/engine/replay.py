@@ -64,7 +64,7 @@ PIECE_BYTES = 4 << 20
 RATE_STEP = 0.02
 """Seconds of a rate that are injected at once, at least one delivery; also how much later than its time may be made up
 for. So within any second it's at most 4 % more than the rate, or two deliveries."""
-GLANCE_EVERY = 0.1
+GLANCE_INTERVAL = 0.1
 """Seconds between looks, while it waits for its turn, at whether the replay is still to go on."""
 RECORDS_AT_ONCE = 32
 """Records matched before other tasks get their turn: about a millisecond."""
@@ -412,7 +412,7 @@ class Replays:
         return identities
 
     def _is_shared(self, identities: Identities, record: Record) -> bool:
-        """Tell whether an event shares its identity with another one, by the log and by the rules in force."""
+        """Return whether an event shares its identity with another one, by the log and by the rules in force."""
         try:
             event = decode_event(record)
         except UnreadableRecordError:
@@ -449,7 +449,7 @@ class Replays:
                     run.unchecked = 0
                     return True
                 wait = LOOK_EVERY
-            await self._sleep(min(wait, GLANCE_EVERY))
+            await self._sleep(min(wait, GLANCE_INTERVAL))
         return False
 
     async def _append(self, run: _Run) -> bool:

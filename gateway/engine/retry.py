@@ -125,7 +125,7 @@ def _delay(delivery_id: DeliveryId, attempt: Attempt, policy: RetryPolicy) -> fl
 
 
 def _is_in_short_budget(delivery: Delivery, attempt: Attempt, policy: RetryPolicy, *, due: float) -> bool:
-    """Tell whether a refusal may be tried again: the budget runs from the first of the refusals in a row.
+    """Return whether a refusal may be tried again: the budget runs from the first of the refusals in a row.
 
     So neither an outage nor a pause before the first refusal uses it up.
     """

@@ -409,7 +409,7 @@ class Router(Member):
         return bool(buffered) and self._waits_until(tracker, now) <= now and self.has_room
 
     def _reads_on(self, tracker: Tracker) -> bool:
-        """Tell whether a tier is read on: when nothing of it is held, or little, all of which is due.
+        """Return whether a tier is read on: when nothing of it is held, or little, all of which is due.
 
         A partition that was paused waits for the fetch under way: a backlog would come back at 100 records a fetch.
         """

@@ -43,7 +43,7 @@ HOLD = 2.5
 An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
 COMMITTED_BY = 2.5
 """Seconds in which what is done has been committed."""
-GLANCE_EVERY = 0.1
+GLANCE_INTERVAL = 0.1
 LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
@@ -69,7 +69,7 @@ class Run:
     rate: float | None = None
 
     def is_beyond(self, partition: Partition, offset: int) -> bool:
-        """Tell whether an earlier job of its key has scanned a record."""
+        """Return whether an earlier job of its key has scanned a record."""
         return offset < self.told.get(partition_key(partition), 0)
 
 
@@ -571,7 +571,7 @@ class Scans:
             left = until - self._log.now()
             if left <= 0:
                 return True
-            await self._sleep(min(left, GLANCE_EVERY))
+            await self._sleep(min(left, GLANCE_INTERVAL))
         return False
 
     async def _commits(self, topic: str) -> dict[str, Commit]:

@@ -44,7 +44,7 @@ class Seen:
         """Partitions of events that the last note had no room for."""
 
     def is_copy(self, place: int, origin: Origin) -> bool:
-        """Tell whether the record at a place holds what came before. To be asked of each record, in order."""
+        """Return whether the record at a place holds what came before. To be asked of each record, in order."""
         key = _key(origin.partition)
         offset, at = origin.offset, int(origin.appended_at * 1000)
         known = self._furthest.pop(key, None)

@@ -64,7 +64,7 @@ class AttemptScope:
         self._timer = asyncio.get_running_loop().call_later(after, self._end)
 
     def was_cut_short(self) -> bool:
-        """Tell whether the task was cancelled by this alone, and count that cancellation off."""
+        """Return whether the task was cancelled by this alone, and count that cancellation off."""
         return self._is_over and self._task.uncancel() <= self._cancelling
 
     def close(self) -> None:
@@ -222,7 +222,7 @@ class Tracker:
         return pending
 
     def is_copy(self, delivery: Delivery, offset: int) -> bool:
-        """Tell whether another record of this window carries the same delivery at the same step (a crash made it).
+        """Return whether another record of this window carries the same delivery at the same step (a crash made it).
 
         Two events may share an identity, and so may their deliveries; copies are of one event, down to its receipt, and
         of one replay of it.

@@ -112,7 +112,7 @@ class Sighted:
                 bits[(offset - start) // 8] |= 1 << (offset - start) % 8
 
     def was_let_go(self, partition: Partition, offset: int) -> bool:
-        """Tell whether an event, whose source had `dedupe` when it was read, surely wasn't let through."""
+        """Return whether an event, whose source had `dedupe` when it was read, surely wasn't let through."""
         place = partition_key(partition)
         if self.unread or place not in self._bits or place not in self._done or not self._done[place].covers(offset):
             return False  # what was seen is stored before the commit that covers it
@@ -201,7 +201,7 @@ class Undelivered:
         return fate
 
     def _was_let_go(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
-        """Tell whether an event went nowhere as a copy, and is to go somewhere by the rules in force."""
+        """Return whether an event went nowhere as a copy, and is to go somewhere by the rules in force."""
         if self._sighted is None or event.source not in self._known[text][0].deduped or identity_of(event.id) is None:
             return False
         if not self._sighted.was_let_go(partition, record.offset):

@@ -39,7 +39,7 @@ class Room:
         return self._shares.setdefault(source, Share())
 
     def take(self, held: "Held", more: int, *, now: float) -> bool:
-        """Tell whether a body may grow by that many bytes, and take them if so; others may be given up for them."""
+        """Return whether a body may grow by that many bytes, and take them if so; others may be given up for them."""
         share, size = held.share, held.size + more
         if held.is_given_up or not self._is_within(share, size):
             return False
@@ -68,7 +68,7 @@ class Room:
             held.size = 0
 
     def keep(self, share: "Share", size: int, *, now: float) -> bool:
-        """Tell whether there is room for a body that is whole and verified, and settle it if so."""
+        """Return whether there is room for a body that is whole and verified, and settle it if so."""
         if not self._is_within(share, size):
             return False
         if size > self.free and not self._make_room(share, size, size, most_loose=self._total, now=now):

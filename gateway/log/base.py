@@ -82,7 +82,7 @@ class Commit(NamedTuple):
     note: bytes = b""
 
     def covers(self, offset: int) -> bool:
-        """Tell whether a record is finished by it."""
+        """Return whether a record is finished by it."""
         index = offset - self.base
         return index < 0 or (index < len(self.done) * 8 and bool(self.done[index // 8] >> (index % 8) & 1))
 

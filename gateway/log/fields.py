@@ -13,7 +13,7 @@ from gateway.model import NewerRecordError, UndecodableRecordError
 
 LATEST = 253_402_300_800.0
 """Unix seconds at the end of the year 9999: a time from there on has no date."""
-MOST = 1 << 53
+MAX_SAFE_INTEGER = 1 << 53
 """Every count and offset is below it, in any reader of JSON; one more fits, too."""
 ID = re.compile(r"[!-~]{1,255}")
 """An id goes into headers, and so has neither blanks nor controls."""
@@ -43,7 +43,7 @@ class Fields:
         return iter(self._fields)
 
     def has(self, name: str) -> bool:
-        """Tell whether there is such a field, and it isn't null."""
+        """Return whether there is such a field, and it isn't null."""
         return self._fields.get(name) is not None
 
     def allow(self, *names: str) -> None:
@@ -59,7 +59,7 @@ class Fields:
             raise self.error(name, expected)
         return value
 
-    def integer(self, name: str, *, least: int = 0, most: int = MOST) -> int:
+    def integer(self, name: str, *, least: int = 0, most: int = MAX_SAFE_INTEGER) -> int:
         value = self._fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise self.error(name, f"an integer from {least} to {most}")

@@ -176,7 +176,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
 
 
 def is_newer(record: Record) -> bool:
-    """Tell whether a newer version of the gateway wrote a record."""
+    """Return whether a newer version of the gateway wrote a record."""
     try:
         check_format("gw_v", dict(record.headers).get("gw_v"), FORMAT)
     except NewerRecordError:

@@ -68,7 +68,7 @@ async def newest_first(
 
 
 def is_place(name: str, topics: Iterable[str]) -> bool:
-    """Tell whether a name is that of a place in one of these topics, as `Found` has it."""
+    """Return whether a name is that of a place in one of these topics, as `Found` has it."""
     place = _PLACE.fullmatch(name)
     return place is not None and place["topic"] in topics
 

@@ -18,9 +18,9 @@ from gateway.rules.identify import Identifier
 from gateway.rules.rules import Source
 from gateway.verify.request import Request
 
-MOST = 200_000
+MAX_EVENTS_READ = 200_000
 """Events that are looked at, the newest."""
-FEWEST = 10
+MIN_EVENTS = 10
 """Events of a source below which nothing is said of its copies."""
 SHARE = 0.1
 """Of a source's events that are copies: what is more is warned of."""
@@ -130,7 +130,7 @@ class Seen:
 
     @property
     def is_unidentified(self) -> bool:
-        """Tell whether the source names an `id` that is in none of its events."""
+        """Return whether the source names an `id` that is in none of its events."""
         return self._source.id is not None and self._without.total() == self.count
 
     def absence(self) -> str:
@@ -142,7 +142,7 @@ class Seen:
 
     def problem(self) -> str:
         """Say what else seems to be wrong, if something does."""
-        if self.count < FEWEST or not self.identified:
+        if self.count < MIN_EVENTS or not self.identified:
             return ""
         if len(self._oldest) == 1:
             return f"expected an identity that differs from event to event, got one for {self.identified:,} events"
@@ -178,13 +178,13 @@ class Seen:
 async def identities_of(
     log: Log, topics: Iterable[str], since: float, sources: Mapping[str, Source]
 ) -> dict[str, Seen]:
-    """Look at the events that were appended since then, the newest `MOST`; source → what was seen of its own."""
+    """Read the events appended since then, at most the newest `MAX_EVENTS_READ`; return what each source sent."""
     found: dict[str, Seen] = {}
     looked = 0
     async with aclosing(newest_first(log, sorted(topics), since=since)) as history:
         async for each in history:
             looked += 1
-            if looked > MOST:
+            if looked > MAX_EVENTS_READ:
                 break
             try:
                 event = decode_event(each.record)

@@ -13,7 +13,7 @@ from gateway.engine.orders import DeadFilter, Letter, Order
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics
-from gateway.model import Attempt, UnreadableRecordError, UsageError, answer_of
+from gateway.model import Attempt, UnreadableRecordError, UsageError, result_label
 from gateway.ops.history import Found, newest_first
 
 
@@ -50,7 +50,7 @@ class DeadLetter:
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:
-        """Tell whether that is the id of its delivery or of its event, or its place."""
+        """Return whether that is the id of its delivery or of its event, or its place."""
         return name == self.place or (
             self.stored is not None and name in (self.stored.delivery.id, self.stored.delivery.event.id)
         )
@@ -58,7 +58,7 @@ class DeadLetter:
 
 def result_of(attempt: Attempt) -> str:
     """Tell in a few words what an attempt got."""
-    told = answer_of(attempt)
+    told = result_label(attempt)
     return f"{told}: {attempt.detail}" if attempt.detail else told
 
 
@@ -109,9 +109,9 @@ class Group:
 
 
 class Groups:
-    """What dead letters have in common. Answers that differ for each (they name an id) go together beyond `MOST`."""
+    """What dead letters have in common. Beyond `MAX_GROUPS`, results that differ for each (by an id) go together."""
 
-    MOST = 1000
+    MAX_GROUPS = 1000
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str, str, str], Group] = {}
@@ -119,7 +119,7 @@ class Groups:
     def add(self, letter: DeadLetter) -> None:
         which = letter.letter
         key = which.reason, letter.answer, which.route, which.destination
-        if key not in self._groups and len(self._groups) >= self.MOST:
+        if key not in self._groups and len(self._groups) >= self.MAX_GROUPS:
             key = which.reason, "", which.route, which.destination
         if key not in self._groups:
             self._groups[key] = Group(letter)

@@ -132,7 +132,7 @@ class _Copies:
         return ends
 
     def has_order(self) -> bool:
-        """Tell whether the records of each partition there are in the order that they have here."""
+        """Return whether the records of each partition there are in the order that they have here."""
         last: dict[int, int] = {}
         for number, place in zip(self.numbers, self.places, strict=True):
             if place < last.get(number, 0):

@@ -39,7 +39,7 @@ class Output:
 
     @property
     def is_interactive(self) -> bool:
-        """Tell whether somebody can be asked."""
+        """Return whether somebody can be asked."""
         return sys.stdin.isatty() and sys.stderr.isatty()
 
     def line(self, fields: Mapping[str, object]) -> None:

@@ -13,11 +13,11 @@ from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order
 from gateway.log.base import NO_APPENDS
 from gateway.log.fields import LATEST
-from gateway.model import answer_of
+from gateway.model import result_label
 from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
 from gateway.ops.output import rfc3339, when
 
-LET_GO = "copies that dedupe let go"
+SUPPRESSED = "duplicates that dedupe suppressed"
 CONFLICTS = "conflicts: their identity had come before with other content; delivered"
 SHARE = 0.1
 """Of a source's events, that are copies, unrouted or refused: what is more is told."""
@@ -245,7 +245,10 @@ def _of_loss(rules: Mapping[str, Any], where: str, _: Control) -> Iterable[Findi
 def _of_missed(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield what was left out of a source's events before the rules for it were changed, where that was much."""
     name = source["source"]
-    for missed, how, let_go in ((source["missed"], "unrouted", False), (source["identity"]["missed"], LET_GO, True)):
+    for missed, how, let_go in (
+        (source["missed"], "unrouted", False),
+        (source["identity"]["missed"], SUPPRESSED, True),
+    ):
         if missed is None or missed["count"] <= missed["events"] * SHARE:
             continue
         since, until = missed["since"], missed["until"]
@@ -301,7 +304,7 @@ def _of_source(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Fi
     ]
     told = [
         (source, "unrouted", f"unrouted{_types(source['types'])}", unrouted),
-        (identity, "duplicates", f"{LET_GO}{_types(identity['types'])}", steps),
+        (identity, "duplicates", f"{SUPPRESSED}{_types(identity['types'])}", steps),
         (identity, "conflicts", CONFLICTS, steps),
     ]
     for counted, key, what, following in told:
@@ -394,7 +397,7 @@ class Refusal:
         return self.share is not None and count > self.few and count > self.share * of_all
 
 
-FEW = 10
+FEW_NAMES = 10
 """Refusals in a row, without a pause, that a stranger may have caused: the alert on signatures begins above it, too."""
 HALF = 0.5
 _EXPLAIN = "gateway explain {name}"
@@ -411,13 +414,13 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
     ),
     ("overloaded",): Refusal(
         share=SHARE,
-        few=FEW,
+        few=FEW_NAMES,
         steps=("# more came than the log stored: is it slow, or does it take more ingress processes?", _AGAIN),
     ),
     ("draining",): Refusal(steps=("# by a process that was ending, whose place another takes", _AGAIN)),
     ("bad_signature", "bad_credentials"): Refusal(
         share=SHARE,
-        few=FEW,
+        few=FEW_NAMES,
         steps=(
             "# how it is verified, and where its secrets are from:",
             _EXPLAIN,
@@ -427,7 +430,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
     ),
     ("stale_timestamp",): Refusal(
         share=SHARE,
-        few=FEW,
+        few=FEW_NAMES,
         steps=(
             "# how old a request may be (the answer to the sender says how old it was):",
             _EXPLAIN,
@@ -444,7 +447,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         "repeated_header",
     ): Refusal(
         share=HALF,
-        few=FEW,
+        few=FEW_NAMES,
         steps=(
             "# which headers are expected, and in which form:",
             _EXPLAIN,
@@ -461,7 +464,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
     ),
     ("body_too_large",): Refusal(
         share=HALF,
-        few=FEW,
+        few=FEW_NAMES,
         steps=("# larger than the log takes: can its sender be told to send less, such as a link?",),
     ),
     ("disconnected", "body_slow", "crowded_out"): Refusal(
@@ -486,7 +489,7 @@ def refusal_of(reason: str) -> Refusal:
     return next((kind for reasons, kind in _REFUSALS.items() if reason in reasons), _OTHER)
 
 
-def told_of_keys(keys: Sequence[Blocked]) -> Mapping[str, Any]:
+def describe_keys(keys: Sequence[Blocked]) -> Mapping[str, Any]:
     """Tell how many keys of an ordered route have halted, or wait for a retry, and of the one that does so longest.
 
     The numbers are under names of their own, as a command of another version reads them.
@@ -511,5 +514,5 @@ def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any] | None:
         "until": key.delivery.due or None if key.halted is None else None,
         "event_id": key.delivery.event.id,
         "reason": "" if key.halted is None else key.halted.reason,
-        "after": answer_of(attempts[-1]) if attempts else "",
+        "after": result_label(attempts[-1]) if attempts else "",
     }

@@ -220,7 +220,7 @@ def replay_fields(progress: Progress) -> dict[str, object]:
 
 Cells = Mapping[str, str | Text]
 """A row of a table: each column's title → what stands there."""
-NUMBERS = ("letters", "tries", "bytes", "partitions")
+NUMBERS = ("letters", "attempts", "bytes", "partitions")
 """Columns of numbers."""
 
 
@@ -322,22 +322,22 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
         "key": event.key,
         "received_at": rfc3339(event.received_at),
         "note": encode_note(letter.stored.note),
-        "tries": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
+        "attempts": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
 
 
 def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
-    what, tries, answer = f"{letter.place}: {letter.problem}", "", ""
+    what, attempts, answer = f"{letter.place}: {letter.problem}", "", ""
     if letter.stored is not None:
         delivery, answer = letter.stored.delivery, letter.answer
         what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
-        tries = str(delivery.attempts[-1].number if delivery.attempts else 0)
+        attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
     cells = {
         "when": when(letter.letter.at).replace(" ", "\n"),
         "route → destination, delivery, event": what,
         "reason": letter.letter.reason,
-        "tries": tries,
+        "attempts": attempts,
         "last result": answer,
     }
     return cells | ({"status": letter.status} if with_status else {})
@@ -382,7 +382,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
     rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", result_of(try_)) for try_ in delivery.attempts]
     if rows:
         output.say()
-        output.table(["try", "at", "seconds", "result"], rows, right=("try", "seconds"))
+        output.table(["attempt", "at", "seconds", "result"], rows, right=("attempt", "seconds"))
     output.say()
     print_event(output, delivery.event, f"{letter.partition.topic}/{letter.place}")
 
@@ -398,7 +398,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         if output.json:
             told = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
             attempt = tried.attempt
-            output.line({**told, "at": rfc3339(attempt.at), "try": attempt.number, "result": result_of(attempt)})
+            output.line({**told, "at": rfc3339(attempt.at), "attempt": attempt.number, "result": result_of(attempt)})
     rows = [
         (
             each.what,
@@ -411,7 +411,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         for each in findings
     ]
     if rows:
-        output.table(["what", "number", "why", "since", "until or next try", "who"], rows, right=("number",))
+        output.table(["what", "number", "why", "since", "until or next attempt", "who"], rows, right=("number",))
         _print_steps(output, findings)
     else:
         output.say("nothing keeps deliveries from going out")
@@ -421,7 +421,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             (when(each.attempt.at), each.route, each.event_id, str(each.attempt.number), result_of(each.attempt))
             for each in attempts
         ]
-        output.table(["attempt at", "route", "event", "try", "result"], cells, right=("try",))
+        output.table(["at", "route", "event", "attempt", "result"], cells, right=("attempt",))
 
 
 def _print_steps(output: Output, findings: Sequence[Finding]) -> None:
@@ -442,7 +442,7 @@ def told_of_unread(number: int) -> str:
     return f"{count(number, 'partition')} can't be read"
 
 
-def told_of_kick(done: Order, parked: str = "") -> str:
+def describe_kick(done: Order, parked: str = "") -> str:
     """Tell what came of a kick: how many were tried, and why the others wait; then what is parked."""
     if not done.count:
         return f"nothing {'else ' if parked else ''}was waiting{parked}"

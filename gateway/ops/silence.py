@@ -32,7 +32,7 @@ QUIET = 3600.0
 """Seconds without an event below which nothing is told, as with the alert."""
 TIMES = 2
 """How often the longest gap before has to fit into a silence."""
-FEWEST = 10
+MIN_EVENTS = 10
 """Events whose gaps tell how often they come; in the alert, too, more than that have to have come in an hour."""
 SAMPLE = 300
 """Events of a topic that are looked at, the newest, over all of its partitions."""
@@ -61,13 +61,13 @@ class Silence:
     expected: int
 
     def is_usual(self, counts: Sequence[int | None]) -> bool:
-        """Tell whether it was as silent before, by how many events came in each of `before`; None isn't known."""
+        """Return whether it was as silent before, by how many events came in each of `before`; None isn't known."""
         return any(count is not None and count < self.expected for count in counts)
 
 
 def silence(times: Sequence[float], now: float) -> Silence | None:
     """Return what a source's newest events say, ascending and without a gap of our own: None if it isn't silent."""
-    if len(times) <= FEWEST:
+    if len(times) <= MIN_EVENTS:
         return None
     quiet, longest = now - times[-1], max([after - before for before, after in pairwise(times)])
     if quiet < QUIET or quiet < TIMES * longest:
@@ -77,8 +77,8 @@ def silence(times: Sequence[float], now: float) -> Silence | None:
     same_time = now - DAY * math.ceil(quiet / DAY)
     # Of the hours before that time the retention of a week has left nothing.
     before = (Time(same_time - length, same_time), Time(now - WEEK, now - WEEK + length))
-    usual = FEWEST if not longest else length / (TIMES * longest)
-    return Silence(since=times[-1], longest=longest, before=before, expected=max(1, min(FEWEST, math.floor(usual))))
+    usual = MIN_EVENTS if not longest else length / (TIMES * longest)
+    return Silence(since=times[-1], longest=longest, before=before, expected=max(1, min(MIN_EVENTS, math.floor(usual))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control
+from gateway.engine.dispatch import LATE
 from gateway.engine.orders import DeadFilter, partition_key
 from gateway.engine.retry import Retry, decide
 from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, DeadLettered, DeadReason, Delivery, SpillReason, UnreadableRecordError, answer_of
+from gateway.model import Attempt, DeadLettered, DeadReason, Delivery, SpillReason, UnreadableRecordError, result_label
 from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, owners_first
 from gateway.ops.history import bounds_of
 from gateway.ops.letters import Group, Groups, read_letters, result_of
@@ -28,25 +29,21 @@ from gateway.ops.output import rfc3339, when
 from gateway.ops.processes import changes_told
 from gateway.rules.rules import Rules
 
-FEW = 3
+FEW_ATTEMPTS_LEFT = 3
 """Tries that a delivery has left, of which it is told."""
 
 
-LATE = 30.0
-"""Seconds from an event's receipt after which its delivery is late, and something is wrong."""
+MAX_ATTEMPTS_SHOWN = 20
 
 
-MOST_ATTEMPTS = 20
-
-
-MOST_REASONS = 100
+MAX_REASONS = 100
 """Of a backlog that are told apart: an answer may name an id."""
 
 
-MOST_GROUPS = 5
+MAX_GROUPS_SHOWN = 5
 
 
-MOST_TOLD_APART = 500_000
+MAX_TOLD_APART = 500_000
 """Deliveries that wait of which it is known whether they were counted: some 40 MB."""
 
 
@@ -88,7 +85,7 @@ class Backlog:
         if attempt is not None and (self.last is None or attempt.at > self.last.at):
             self.last = attempt
         reason = reason_of_waiting(stored)
-        self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_REASONS else "others"] += 1
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < MAX_REASONS else "others"] += 1
 
 
 def reason_of_waiting(stored: StoredDelivery) -> str:
@@ -130,7 +127,7 @@ def findings_of(backlogs: Iterable[Backlog], now: float, rules: Rules | None = N
             continue
         is_open = _WHY[SpillReason.BREAKER_OPEN] in each.reasons
         is_held = is_open or _WHY[SpillReason.THROTTLED] in each.reasons
-        after = answer_of(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
+        after = result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
         is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
         is_wrong = is_held or now - each.oldest > LATE
         opened = {_WHY[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
@@ -175,18 +172,18 @@ def _of_no_source(backlog: Backlog, now: float) -> Finding:
 
 
 def _ends_soon(backlog: Backlog, rules: Rules, now: float) -> str:
-    """Say after how many more tries there are dead letters, if these are few, and get what the last one got."""
+    """Say after how many more attempts there are dead letters, if these are few, and get what the last one got."""
     route, delivery = rules.routes.get(backlog.route), backlog.tried
     if route is None or delivery is None:
         return ""
     at = max(delivery.due, now)
-    for left in range(1, FEW + 1):
+    for left in range(1, FEW_ATTEMPTS_LEFT + 1):
         last = delivery.attempts[-1]
         attempt = replace(last, number=last.number + 1, at=at)
         verdict = decide(delivery, attempt, route.retry, now=at)
         if isinstance(verdict, DeadLettered):
-            after = "the next try" if left == 1 else f"{left} more tries"
-            return f"; after {after} like the last the first is a dead letter ({verdict.reason})"
+            more = "one more failed attempt" if left == 1 else f"{left} more failed attempts"
+            return f"; the first becomes a dead letter ({verdict.reason}) after {more}"
         if not isinstance(verdict, Retry):
             return ""
         at, delivery = verdict.due, replace(delivery, attempts=(*delivery.attempts, attempt))
@@ -198,7 +195,7 @@ async def waiting(
 ) -> AsyncIterator[StoredDelivery]:
     """Yield each delivery that waits in the retry topics, or is parked; what can't be read, and why, goes to `unread`.
 
-    Each comes once, though it moves from topic to topic meanwhile; of more than `MOST_TOLD_APART`, twice at most.
+    Each comes once, though it moves from topic to topic meanwhile; of more than `MAX_TOLD_APART`, twice at most.
     Raises LogUnavailableError.
     """
     names = [*[topics.retry(tier) for tier in TIERS], topics.parked]
@@ -216,7 +213,7 @@ async def waiting(
             )
             life = hash(delivery.life)
             if not is_over and life not in seen:
-                if len(seen) < MOST_TOLD_APART:
+                if len(seen) < MAX_TOLD_APART:
                     seen.add(life)
                 yield stored
 
@@ -376,7 +373,7 @@ async def dead_in(
     async with aclosing(read_letters(log, topics, control, which, is_all=False, unread=unread)) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [_of_group(group, answers, rules) for group in groups.largest_first()[:MOST_GROUPS]]
+    return [_of_group(group, answers, rules) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
 
 
 def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None) -> Finding:
@@ -497,7 +494,7 @@ class LastAttempts:
             tried = Tried(delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt)
             self._kept.add(key)
             heapq.heappush(self._heap, (attempt.at, *key, tried))
-            if len(self._heap) > MOST_ATTEMPTS:
+            if len(self._heap) > MAX_ATTEMPTS_SHOWN:
                 _, delivery_id, number, _ = heapq.heappop(self._heap)
                 self._kept.discard((delivery_id, number))
 
@@ -516,5 +513,5 @@ async def add_dead(
             if letter.stored is not None:
                 attempts.add(letter.stored)
                 number += 1
-            if number >= MOST_ATTEMPTS:
+            if number >= MAX_ATTEMPTS_SHOWN:
                 break

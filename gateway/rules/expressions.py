@@ -32,7 +32,7 @@ from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 FEW_NAMES = 20  # of an event's fields that are told
-FEW = 64  # Values that take less to name than to count.
+FEW_VALUES = 64  # Values that take less to name than to count.
 LONG_TEXT = 1024  # characters from which a copy costs as much as a step
 MAX_CONTEXTS = 8  # An event whose expressions see more different parts of it gets one context with everything.
 
@@ -95,7 +95,7 @@ class Expression:
         return path.steps[0].key if path is not None and path.root == "headers" and len(path.steps) == 1 else None
 
     def is_true(self, view: View) -> bool:
-        """Tell whether a condition holds; it doesn't where a field is missing. Raises ExpressionError."""
+        """Return whether a condition holds; it doesn't where a field is missing. Raises ExpressionError."""
         try:
             value = self.evaluate(view)
         except MissingFieldError:
@@ -129,7 +129,7 @@ class Expression:
         if self._analysis.is_match:
             return self._is_matched(view)
         handed = self._handed(view)
-        if handed.size > FEW or self._analysis.has_macros:
+        if handed.size > FEW_VALUES or self._analysis.has_macros:
             self._charge(view)
         if not self._patterns:
             return self._run(handed.context, view)
@@ -328,7 +328,7 @@ class _Matcher:
         self.is_spent = False
 
     def __call__(self, text: object, number: int) -> object:
-        """Tell whether it matches; what CEL can't take is an error of it (an exception would be told on stderr)."""
+        """Return whether it matches; what CEL can't take is an error of it (an exception would be told on stderr)."""
         if type(text) is not str or self.view is None or self.is_spent:
             return ABSENT
         is_found = _found(self._patterns[number], text, self.view)

@@ -62,7 +62,7 @@ class Identifier:
         return {"id": list(dict.fromkeys(ids)), **{name: [text] if text else [] for name, text in others.items()}}
 
     def knows(self, event: Event) -> bool:
-        """Tell whether an event of the log would have the same id by these rules, as far as it isn't a credential's."""
+        """Return whether a stored event would have the same id by these rules, unless a credential decides that."""
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )

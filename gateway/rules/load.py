@@ -159,12 +159,12 @@ class _Assembly:
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
         for file in self.files:
             for route in file.values.get("routes", ()):
-                self._check_uses(route)
+                self._check_references(route)
         self._check_replaced()
         for route in self.routes.values():
             self._check_order(route)
         for name, read in self.destinations.items():
-            self._check_way(name, read)
+            self._check_transport(name, read)
         if self.reader.has_errors or not self.is_complete:
             return None
         self._warn_of_unused()
@@ -252,7 +252,7 @@ class _Assembly:
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
 
-    def _check_uses(self, route: Read) -> None:
+    def _check_references(self, route: Read) -> None:
         for key, what in (("from", "source"), ("to", "destination")):
             known = self.written[what]
             uses = route.values.get(key, ())
@@ -296,7 +296,7 @@ class _Assembly:
                         message = f"expected no {shown} where a destination has `{key}`, got {name!r}"
                         self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
 
-    def _check_way(self, name: str, read: Read) -> None:
+    def _check_transport(self, name: str, read: Read) -> None:
         """Make what a destination's connections need, or tell what is wrong with it."""
         node = read.node
         if node.child("proxy_auth") and not node.child("proxy"):
@@ -357,7 +357,7 @@ class _Assembly:
 
 
 def _is_in_the_clear(url: str) -> bool:
-    """Tell whether what is sent there can be read on the way. A URL that isn't resolved has no scheme yet."""
+    """Return whether what is sent there can be read on the way. A URL that isn't resolved has no scheme yet."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
 

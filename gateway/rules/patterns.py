@@ -40,5 +40,5 @@ class Pattern:
         return CALL + length * self._size // BYTES_IN_A_STEP
 
     def is_in(self, text: bytes) -> bool:
-        """Tell whether some part of the text, which is UTF-8, is what the pattern describes."""
+        """Return whether some part of the text, which is UTF-8, is what the pattern describes."""
         return self._regexp.search(text) is not None

@@ -47,7 +47,7 @@ def folded(name: str) -> str:
 
 
 def is_held_back(name: str) -> bool:
-    """Tell whether a header isn't passed on unless a destination asks for it."""
+    """Return whether a header isn't passed on unless a destination asks for it."""
     name = folded(name)
     return name in HELD_BACK_HEADERS or name.startswith(HELD_BACK_BEGINNINGS)
 

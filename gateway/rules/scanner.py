@@ -83,7 +83,7 @@ class Gap(NamedTuple):
 
     @property
     def is_between_fields(self) -> bool:
-        """Tell whether the parent has fields, or elements, as the step wants, though not this one."""
+        """Return whether the parent has fields, or elements, as the step wants, though not this one."""
         return isinstance(self.parent, list if self.step.key is None else dict)
 
 

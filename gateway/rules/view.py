@@ -133,7 +133,7 @@ class View:
 
     @property
     def has_body(self) -> bool:
-        """Tell whether there is a parsed body; without one each `body` path is a missing field."""
+        """Return whether there is a parsed body; without one each `body` path is a missing field."""
         return self.body is not ABSENT
 
     @property
@@ -178,7 +178,7 @@ class View:
         return size
 
     def spend(self, steps: int) -> bool:
-        """Tell whether that many steps are left, and take them if so."""
+        """Return whether that many steps are left, and take them if so."""
         if self._spent + steps > MAX_COST:
             return False
         self._spent += steps

@@ -27,7 +27,7 @@ class Watch:
         self._looks = 0
 
     def is_due(self, stamps: Stamps) -> bool:
-        """Tell whether to read the files: they aren't what was read, and are the same as at the look before."""
+        """Return whether to read the files: they aren't what was read, and are the same as at the look before."""
         if stamps == self._read:
             self._before, self._looks = None, 0
             return False

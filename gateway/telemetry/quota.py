@@ -17,7 +17,7 @@ class Quota:
         self._count = 0
 
     def takes(self, source: str, reason: str) -> bool:
-        """Tell whether a line is to be written, or counted in its place."""
+        """Return whether a line is to be written, or counted in its place."""
         kind = source, reason
         if self._told[kind] >= EACH or self._count >= TOGETHER:
             self._left_out[kind] += 1

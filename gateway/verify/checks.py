@@ -39,11 +39,11 @@ class How(NamedTuple):
     id_header: str | None = None
 
 
-Digests = list[tuple[bytes, str, bytes, bytes]]
+DigestCache = list[tuple[bytes, str, bytes, bytes]]
 """Key, algorithm, message and HMAC of all that one request has had us compute: nothing is computed twice."""
 
 
-Proof = Callable[[Request, Digests], None]
+Proof = Callable[[Request, DigestCache], None]
 """Returns if the whole request holds, or raises RefusedError."""
 
 
@@ -68,7 +68,7 @@ class Unverified:
     """Scheme `none`: everyone may send. Written out in the rules, never a default."""
 
     def look(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
-        return _proved
+        return _verified_by_head
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
         pass
@@ -104,7 +104,7 @@ class Credential:
                     is_matched |= hmac.compare_digest(value, secret)
         if not is_matched:
             raise refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
-        return _proved
+        return _verified_by_head
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
         if self.header is not None:
@@ -272,7 +272,7 @@ class Hmac:
                     only(head, part.name)
         return candidates, stamp
 
-    def _prove(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, digests: Digests) -> None:
+    def _prove(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, digests: DigestCache) -> None:
         for candidates, stamp in read:
             message = self._message(request, stamp)
             for key in self.keys:
@@ -336,7 +336,7 @@ class Hmac:
             url += request.path
         return to_bytes(f"{url}?{request.query}" if request.query else url)
 
-    def _signature(self, key: bytes, message: bytes, digests: Digests) -> bytes:
+    def _signature(self, key: bytes, message: bytes, digests: DigestCache) -> bytes:
         for *made, digest in digests:
             if made == [key, self.algorithm, message]:
                 return self.encode(digest)
@@ -364,7 +364,7 @@ class Draft:
         return tuple([(name.encode(), to_bytes(value)) for name, value in self._pairs.values()])
 
 
-def _proved(request: Request, digests: Digests) -> None:
+def _verified_by_head(request: Request, digests: DigestCache) -> None:
     """Return: the head has proved it."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.model import RefusedError
-from gateway.verify.checks import Check, Digests, Draft, How, Proof
+from gateway.verify.checks import Check, DigestCache, Draft, How, Proof
 from gateway.verify.handshakes import Answer, Handshake
 from gateway.verify.keys import Path
 from gateway.verify.request import Request, most_specific
@@ -114,7 +114,7 @@ class Claim:
 
     def prove(self, request: Request) -> str | None:
         """Return where the identity is, if the whole request holds by any of the ways; else as `Verifier.verify`."""
-        digests: Digests = []
+        digests: DigestCache = []
         refusals: list[RefusedError] = []
         for proof, identity in self._open:
             try:

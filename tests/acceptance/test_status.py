@@ -98,7 +98,7 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
                 while True:  # an attempt may be under way, and its record not written
                     number = len(down.requests)
                     code, told = await _status(place, "down")
-                    tries = [each for each in told if "try" in each]
+                    tries = [each for each in told if "attempt" in each]
                     if len(tries) == min(20, number):
                         break
             assert all(each["result"].startswith("503") for each in tries)
@@ -256,7 +256,7 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
             copies, conflicts = sorted(
                 [each for each in told if each["what"] == "source shop"], key=lambda each: -each["count"]
             )
-            assert copies["why"].startswith("copies that dedupe let go (")
+            assert copies["why"].startswith("duplicates that dedupe suppressed (")
             assert copies["count"] == 60 - len(told_apart)
             assert conflicts["why"].startswith("conflicts: their identity had come before")
             assert conflicts["count"] == len(told_apart) - 5

@@ -326,7 +326,7 @@ def faults_of(section: str, *, about: set[str]) -> Iterator[str]:
 
 
 def is_command(words: list[str]) -> bool:
-    """Tell whether there is such a command, and it takes these arguments."""
+    """Return whether there is such a command, and it takes these arguments."""
     _, *called = words
     for length in (2, 1):
         command = COMMANDS.get(" ".join(called[:length]))

@@ -11,14 +11,14 @@ from typing_extensions import override
 
 from gateway.engine.backlogs import OpenLetters
 from gateway.engine.control import Control
-from gateway.engine.kick_outcomes import MOST
+from gateway.engine.kick_outcomes import MAX_FOLLOWED
 from gateway.engine.orders import DeadFilter, Letter, Order, Selection
 from gateway.engine.replay import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.model import NO_NOTE, Disposition, Note
 from gateway.ops.orders import Orders, Placed, who
-from gateway.ops.show import told_of_kick
+from gateway.ops.show import describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual
@@ -507,7 +507,7 @@ async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
         await _asked_to_wait(world, 4, control)
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "5 tried now, all delivered"
+        assert describe_kick(done) == "5 tried now, all delivered"
         assert len({event for _, event, _ in world.client.made[1:]}) == 5
         await asyncio.sleep(30)
         assert len(world.client.made) == 6
@@ -527,7 +527,7 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
         # Only the first event had been tried before.
         assert (done.got, done.again) == ({"429": tried}, {"429": 1})
         how = f"{tried} got 429 (1 of them again)"
-        assert told_of_kick(done) == f"{tried} tried now: {how}; {25 - tried} wait (Retry-After)"
+        assert describe_kick(done) == f"{tried} tried now: {how}; {25 - tried} wait (Retry-After)"
 
 
 @virtual
@@ -541,11 +541,11 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         assert len(world.client.made) == 6
-        assert told_of_kick(done) == "3 tried now: 3 got 401 again"
+        assert describe_kick(done) == "3 tried now: 3 got 401 again"
         world.client.scripts["ci"] = [403, 200]
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "3 tried now: 2 delivered, 1 got 403"
+        assert describe_kick(done) == "3 tried now: 2 delivered, 1 got 403"
         stored = await Orders(world.log, TOPICS).control()
         order = stored.orders["kick/destination/ci"]
         assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
@@ -563,7 +563,7 @@ async def test_a_kick_does_not_say_that_what_a_route_may_drop_is_delivered() -> 
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         assert (done.tried, done.delivered) == (3, None)
-        assert told_of_kick(done) == "3 tried now"
+        assert describe_kick(done) == "3 tried now"
 
 
 @virtual
@@ -580,7 +580,7 @@ async def test_a_kick_says_what_a_rate_holds_back() -> None:
         assert done.tried is not None
         assert 2 <= done.tried <= len(world.client.made) - 1 <= done.tried + 1, "one may end just now"
         assert done.delivered == done.tried
-        assert told_of_kick(done) == f"{done.tried} tried now, all delivered; {10 - done.tried} wait (rate 1/s)"
+        assert describe_kick(done) == f"{done.tried} tried now, all delivered; {10 - done.tried} wait (rate 1/s)"
         await asyncio.sleep(60)
         assert {event for _, event, _ in world.client.made} == {f"evt_{number}" for number in range(10)}
 
@@ -648,7 +648,7 @@ async def test_a_kick_of_what_is_paused_says_so() -> None:
         await orders.pause("route/build")
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "0 tried now, 3 wait (paused)"
+        assert describe_kick(done) == "0 tried now, 3 wait (paused)"
     assert not world.client.made
 
 
@@ -660,18 +660,18 @@ async def test_a_kick_that_nobody_is_there_to_obey_claims_no_try() -> None:
     async with owning(world):
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "0 tried now, 1 is on the way"
+        assert describe_kick(done) == "0 tried now, 1 is on the way"
 
 
 @virtual
 async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
     world = await a_world(a_route())
-    await a_backlog(world, "kick", MOST + 1)
+    await a_backlog(world, "kick", MAX_FOLLOWED + 1)
     orders = Orders(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert told_of_kick(done) == "10,001 deliveries are brought on; it isn't known how many were tried by now"
+        assert describe_kick(done) == "10,001 deliveries are brought on; it isn't known how many were tried by now"
 
 
 @virtual

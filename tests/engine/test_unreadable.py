@@ -79,7 +79,7 @@ def told(world: World, kind: str) -> float:
 
 
 async def covered(world: World, topic: str, offset: int, group: str = ROUTER_GROUP) -> bool:
-    """Tell whether a commit calls the record done; topics have one partition where it is asked for."""
+    """Return whether a commit calls the record done; topics have one partition where it is asked for."""
     return (await world.log.committed(TOPICS.group(group), topic)).get(0, Commit(0)).covers(offset)
 
 

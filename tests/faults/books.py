@@ -46,7 +46,7 @@ class Incident:
         return cls(since=at - COMMIT_WINDOW, until=at + 0.2, gateway=gateway)
 
     def explains(self, copy: "Copy", destination: str) -> bool:
-        """Tell whether it is a reason, if it is not used up."""
+        """Return whether it is a reason, if it is not used up."""
         is_here = self.gateway in {"", copy.gateway} and self.destination in {"", destination}
         return is_here and self.since <= copy.at <= self.until
 

@@ -82,7 +82,7 @@ async def go_by(rules: str, *gateways: GatewayProcess) -> float:
 
 
 async def are_in_order(place: LogPlace, source: str, came: Iterable[str]) -> bool:
-    """Tell whether events of a topic came in the order that the log has of each key."""
+    """Return whether events of a topic came in the order that the log has of each key."""
     positions = {event: position for position, event in enumerate(came)}
     for events in (await events_by_key(place, source)).values():
         found = [positions[event.id] for event in events if event.id in positions]

@@ -34,10 +34,10 @@ async def _letters() -> Sequence[DeadLetter]:
 
 async def test_each_cell_of_a_dead_letter_stands_under_its_own_title_with_its_status_or_without() -> None:
     readable, unreadable = [letter_cells(letter, with_status=True) for letter in await _letters()]
-    assert (readable["reason"], readable["tries"], readable["last result"]) == ("gone", "2", "410")
+    assert (readable["reason"], readable["attempts"], readable["last result"]) == ("gone", "2", "410")
     assert readable["when"] == when(NOW).replace(" ", "\n")
     assert readable["status"] == unreadable["status"] == "open"
-    assert (unreadable["reason"], unreadable["tries"], unreadable["last result"]) == ("undecodable", "", "")
+    assert (unreadable["reason"], unreadable["attempts"], unreadable["last result"]) == ("undecodable", "", "")
     assert list(readable) == list(unreadable)
     for letter, cells in zip(await _letters(), (readable, unreadable), strict=True):
         assert {**letter_cells(letter, with_status=False), "status": "open"} == cells
@@ -70,7 +70,7 @@ async def test_each_cell_of_a_group_an_event_and_a_topic_stands_under_its_own_ti
 def test_rows_are_printed_under_their_titles_and_none_as_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(Output(json=False), [])
     assert capsys.readouterr().out == ""
-    print_rows(Output(json=False), [{"reason": "gone", "tries": "2"}, {"reason": "bug", "tries": "11"}])
+    print_rows(Output(json=False), [{"reason": "gone", "attempts": "2"}, {"reason": "bug", "attempts": "11"}])
     title, _, *rows = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in (title, *rows)] == [["reason", "tries"], ["gone", "2"], ["bug", "11"]]
-    assert title.index("tries") + 3 == rows[0].index("2") - 1 == rows[1].index("11"), "numbers end where others do"
+    assert [line.split() for line in (title, *rows)] == [["reason", "attempts"], ["gone", "2"], ["bug", "11"]]
+    assert title.index("attempts") + 6 == rows[0].index("2") - 1 == rows[1].index("11"), "numbers end where others do"

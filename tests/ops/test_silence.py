@@ -11,7 +11,7 @@ from gateway.log.records import encode_event
 from gateway.log.topics import DAY, Topics
 from gateway.ops import silence as module
 from gateway.ops.findings import SILENT
-from gateway.ops.silence import FEWEST, QUIET, SAMPLE, TIMES, Time, silence, silent_in
+from gateway.ops.silence import MIN_EVENTS, QUIET, SAMPLE, TIMES, Time, silence, silent_in
 from gateway.rules.rules import Rules
 from tests.builders import an_event
 from tests.engine.test_worker import rules_of
@@ -34,8 +34,8 @@ def every(seconds: float, *, start: float = BEGAN, end: float) -> list[float]:
         (MINUTE, 100, QUIET, 1),
         (HOUR, 100, TIMES * HOUR - 1, 0),
         (HOUR, 100, TIMES * HOUR, 1),
-        (MINUTE, FEWEST, DAY, 0),
-        (MINUTE, FEWEST + 1, DAY, 1),
+        (MINUTE, MIN_EVENTS, DAY, 0),
+        (MINUTE, MIN_EVENTS + 1, DAY, 1),
         (0.0, 100, DAY, 1),
     ],
 )
@@ -55,7 +55,7 @@ def test_a_silence_is_held_against_its_second_half_a_day_and_a_week_ago() -> Non
     assert found is not None
     week = now - 7 * DAY
     assert found.before == (Time(now - DAY - 2 * HOUR, now - DAY), Time(week, week + 2 * HOUR))
-    assert found.expected == FEWEST, "as the alert has it, though 24 came in as long a time"
+    assert found.expected == MIN_EVENTS, "as the alert has it, though 24 came in as long a time"
     assert [found.is_usual(counts) for counts in ([10, 10], [10, None], [None, None], [9, 10], [10, 9])] == [
         *(False, False, False),
         *(True, True),

@@ -23,11 +23,11 @@ from gateway.model import (
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
-from gateway.ops.processes import findings_in, refusal_of, told_of_keys
+from gateway.ops.processes import describe_keys, findings_in, refusal_of
 from gateway.ops.show import print_status
 from gateway.ops.status import (
-    MOST_ATTEMPTS,
-    MOST_REASONS,
+    MAX_ATTEMPTS_SHOWN,
+    MAX_REASONS,
     Backlog,
     Backlogs,
     LastAttempts,
@@ -165,9 +165,9 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
     [
         (1, 100.0, ""),
         (6, 100.0, ""),
-        (7, 100.0, "; after 3 more tries like the last the first is a dead letter (exhausted)"),
-        (9, 100.0, "; after the next try like the last the first is a dead letter (exhausted)"),
-        (1, 3500.0, "; after 2 more tries like the last the first is a dead letter (expired)"),
+        (7, 100.0, "; the first becomes a dead letter (exhausted) after 3 more failed attempts"),
+        (9, 100.0, "; the first becomes a dead letter (exhausted) after one more failed attempt"),
+        (1, 3500.0, "; the first becomes a dead letter (expired) after 2 more failed attempts"),
     ],
 )
 def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then_are(
@@ -400,7 +400,7 @@ def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_be
     source = a_source(identity={"missed": missed | {"types": [["order", 80]]}})
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = findings_in(answer, "a:9090", Control())
-    why = f"copies that dedupe let go (80 order) by the rules until {when(160.0)}"
+    why = f"duplicates that dedupe suppressed (80 order) by the rules until {when(160.0)}"
     assert (found.count, found.why, found.is_wrong) == (80, why, True)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     assert "no copies by it" in found.next[0]
@@ -480,9 +480,9 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
         backlogs.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
     assert {each.destination: each.count for each in backlogs} == {"ci": 1_500, "erp": 500}
     reasons = next(each.reasons for each in backlogs if each.destination == "ci")
-    assert (len(reasons), reasons.total()) == (MOST_REASONS + 1, 1_500)
+    assert (len(reasons), reasons.total()) == (MAX_REASONS + 1, 1_500)
     expected = sorted([float(moment) for number, moment in enumerate(at) if number % 4], reverse=True)
-    assert [each.attempt.at for each in attempts.newest_first()] == expected[:MOST_ATTEMPTS]
+    assert [each.attempt.at for each in attempts.newest_first()] == expected[:MAX_ATTEMPTS_SHOWN]
 
 
 @virtual
@@ -542,7 +542,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         },
         "unread": [{"topic": "gateway.events.a", "partition": 3, "since": 2.0, "reason": "no leader"}],
         "holds": [{"destination": "ci", "why": "breaker_open", "after": "timeout", "since": 3.0, "until": 9.0}],
-        "ordered": [{"route": "mirror", "destination": "ci", **told_of_keys(KEYS)}],
+        "ordered": [{"route": "mirror", "destination": "ci", **describe_keys(KEYS)}],
         "sources": [
             a_source(
                 events=10.0,
@@ -566,7 +566,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     ]
     assert [each.why for each in found[-3:]] == [
         f"refused: bad_signature, of 25; the last at {when(90.0)}",
-        "copies that dedupe let go, of 10 since the process began",
+        "duplicates that dedupe suppressed, of 10 since the process began",
         "conflicts: their identity had come before with other content; delivered, of 10 since the process began",
     ]
     assert found[2].why == "breaker open after timeout"
@@ -589,9 +589,9 @@ def test_keys_are_told_between_this_version_and_the_one_before_in_both_direction
     (found,) = findings_in({"ordered": [before]}, "a:9090", Control())
     assert (found.what, found.why, found.count, found.since) == ("mirror → ci", "keys halted", 2, None)
     assert found.next == ("gateway route kick mirror",)
-    told = told_of_keys(KEYS)
+    told = describe_keys(KEYS)
     assert (int(told["halted"]), int(told["blocked"])) == (1, 2), "as the version before reads them"
-    assert not any(told_of_keys([]).values())
+    assert not any(describe_keys([]).values())
 
 
 HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0, "until": 9.0}
@@ -619,7 +619,7 @@ HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0
     ],
 )
 def test_what_cannot_be_read_of_a_process_is_told_and_so_is_the_rest(name: str, told: Any) -> None:
-    answer: dict[str, Any] = {"version": "9.1", "ordered": [{"route": "r", "destination": "d", **told_of_keys(KEYS)}]}
+    answer: dict[str, Any] = {"version": "9.1", "ordered": [{"route": "r", "destination": "d", **describe_keys(KEYS)}]}
     rest = findings_in({**answer, name: []}, "a:9090", Control())
     *found, unread = findings_in({**answer, name: told}, "a:9090", Control())
     assert found == rest

@@ -115,7 +115,7 @@ class Segment:
     busy_until: float = 0.0
 
     def has_from(self, offset: int) -> bool:
-        """Tell whether there is a record from an offset on: at the end, offsets may be left out."""
+        """Return whether there is a record from an offset on: at the end, offsets may be left out."""
         return bool(self.records) and self.records[-1].offset >= offset
 
 
@@ -312,7 +312,7 @@ class Group:
             self._broker.loop.call_later(learns, member.learn)
 
     def accepts(self, member: "SimulatedConsumer", generation: int) -> bool:
-        """Tell whether a commit may be stored that a member sent when it was of a generation."""
+        """Return whether a commit may be stored that a member sent when it was of a generation."""
         return member in self.members and generation == self.generation and member not in self._here
 
     def evict(self, place: str) -> None:

@@ -97,7 +97,7 @@ class Version:
         )
 
     def names(self, delivery: Delivery) -> bool:
-        """Tell whether a delivery is for what the rules know."""
+        """Return whether a delivery is for what the rules know."""
         if not delivery.route:
             return delivery.event.source in self.sources
         return delivery.destination in self.destinations and any(each.name == delivery.route for each in self.routes)
@@ -378,7 +378,7 @@ class Ledger:
         return ""
 
     def _halts(self, delivery: Delivery) -> bool:
-        """Tell whether it waits for an operator instead of ending; a replay of it has no order to keep."""
+        """Return whether it waits for an operator instead of ending; a replay of it has no order to keep."""
         routes = [each for force in self.in_force for each in force.version.routes if each.name == delivery.route]
         return not delivery.since and bool(routes) and all(route.halts for route in routes)
 
@@ -461,7 +461,7 @@ class Ledger:
             self._deletions.untold[group, partition].update(each for each in lost if each in deleted)
 
     def is_open(self, partition: Partition) -> bool:
-        """Tell whether a partition has records that aren't committed."""
+        """Return whether a partition has records that aren't committed."""
         covered = self._covered[group_of(partition), partition]
         return any(offset not in covered and not row.is_deleted for offset, row in self.rows[partition].items())
 
@@ -508,12 +508,12 @@ class Ledger:
         return others
 
     def _is_sequenced(self, trail: Trail) -> bool:
-        """Tell whether a delivery has its place in the order of a route that keeps one, and always has."""
+        """Return whether a delivery has its place in the order of a route that keeps one, and always has."""
         first = next((row for row in trail.rows if row.origin is not None), None)
         return first is not None and first.stored is not None and self._was_ordered(first.stored.delivery.route)
 
     def _was_ordered(self, route: str, since: float = 0.0) -> bool:
-        """Tell whether a route kept the order by all rules in force since a time."""
+        """Return whether a route kept the order by all rules in force since a time."""
         versions = self.versions(since, self._now())
         return all(each.is_ordered for version in versions for each in version.routes if each.name == route)
 
@@ -678,7 +678,7 @@ class Ledger:
         return [] if self._is_forgone(row) else self._unfinished(row, group)
 
     def _is_forgone(self, row: Row) -> bool:
-        """Tell whether a record, or another of the same step or a later one of what it carries, was deleted.
+        """Return whether a record, or another of the same step or a later one of what it carries, was deleted.
 
         Or its event: who had read that and was thrown out may put it in order behind what the next owner went on with.
         """
@@ -715,11 +715,11 @@ class Ledger:
         return unfinished
 
     def may_be_dropped(self, row: Row) -> bool:
-        """Tell whether an event is a copy of an earlier one of its partition, within the source's window, about."""
+        """Return whether an event is a copy of an earlier one of its partition, within the source's window, about."""
         return any(self._earlier(row, 2 * self.plan.skew + 0.1))
 
     def must_be_dropped(self, row: Row) -> bool:
-        """Tell whether it is a copy of one that surely was let through, and surely within the window."""
+        """Return whether it is a copy of one that surely was let through, and surely within the window."""
         return any(not self.may_be_dropped(other) for other in self._earlier(row, -0.1))
 
     def _earlier(self, row: Row, slack: float) -> Iterator[Row]:
@@ -736,14 +736,14 @@ class Ledger:
         self._replays.append((name, route, ends, self._now(), is_of_undelivered))
 
     def _is_nowhere(self, row: Row, trail: Trail) -> bool:
-        """Tell whether an event of an unknown source was forgotten: nobody knows the source, and nothing carries it."""
+        """Return whether an event of an unknown source was forgotten: no rules name it, and no record carries it."""
         assert row.event is not None
         if any(row.event.source in version.sources for version in self.versions(row.at, self._now())):
             return False  # its own pairs tell
         return not any(other.is_acknowledged and other.at > row.at for other in trail.rows)
 
     def _has_copy(self, row: Row, trail: Trail, group: str) -> bool:
-        """Tell whether another record of the partition carries the same step of the delivery, and is still there."""
+        """Return whether another record of the partition carries the same step of the delivery, and is still there."""
         assert row.stored is not None
         return any(
             other is not row
@@ -757,7 +757,7 @@ class Ledger:
         )
 
     def _is_overtaken(self, row: Row, delivery: Delivery, trail: Trail) -> bool:
-        """Tell whether an ordered record may count as a copy though none of its topic is the first.
+        """Return whether an ordered record may count as a copy though none of its topic is the first.
 
         Its event was read once more, after later ones, and by new rules: by those before it was for nobody there, or
         was carried on as one of a plain route or of an unknown source. Or its owner took it for a copy, which the owner
@@ -785,7 +785,7 @@ class Ledger:
         return self.trails.get((row.number, delivery_id(row.event.id, "", "")), Trail())
 
     def _goes_on_from_a_tier(self, row: Row) -> bool:
-        """Tell whether a tier still has an event as one of an unknown source."""
+        """Return whether a tier still has an event as one of an unknown source."""
         return any(other.offset not in self._covered[ROUTER, other.partition] for other in self._nowhere(row).rows)
 
     def _keys(self, row: Row) -> Iterator[Key]:
@@ -836,7 +836,7 @@ class Ledger:
     # At the end.
 
     def is_finished(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> bool:
-        """Tell whether every group has committed all there is of its topics, and nothing is parked."""
+        """Return whether every group has committed all there is of its topics, and nothing is parked."""
         return not self.left(ends, groups) and not any(self._parked())
 
     def left(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
@@ -927,7 +927,7 @@ class Ledger:
                 self.violate("3 what is lost is told", f"{count:.0f} of {topic} are counted, of {told} deleted")
 
     def _is_unknown(self, group: str, partition: Partition, offset: int) -> bool:
-        """Tell whether nobody can know that a record was deleted that a group hadn't committed.
+        """Return whether nobody can know that a record was deleted that a group hadn't committed.
 
         Nor is anybody told what a route has left that keeps no order by the rules in force, where its group hasn't
         committed anything: who looks for that finds an empty partition, and has no member read it.
@@ -943,7 +943,7 @@ class Ledger:
         return not any(route.name == place[0] and place[1] in route.to for route in routes)
 
     def _is_left_to_a_kick(self, row: Row) -> bool:
-        """Tell whether a router may have left a record that it held to a kick, which found it deleted."""
+        """Return whether a router may have left a record that it held to a kick, which found it deleted."""
         if row.stored is None:
             return False
         delivery, place = row.stored.delivery, _place(row.partition)
@@ -1122,7 +1122,7 @@ class Ledger:
                 self.violate("12 what is dropped stays so", "nobody wanted it replayed", self._told(trail))
 
     def _is_replayed(self, row: Row) -> bool:
-        """Tell whether a replay has brought what a letter holds, under an id of its own where that one is shared."""
+        """Return whether a replay has brought what a letter holds, under an id of its own where that one is shared."""
         assert row.event is not None
         assert row.stored is not None
         delivery = row.stored.delivery
@@ -1235,7 +1235,7 @@ class Ledger:
                 self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
 
     def _has_place(self, row: Row, trail: Trail, made: Try) -> bool:
-        """Tell whether the order holds for a delivery: it never was one of an unknown source, nor of a plain route.
+        """Return whether the order holds for a delivery: it never was one of an unknown source, nor of a plain route.
 
         A replay goes through the tiers.
         """
@@ -1326,7 +1326,7 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
 
 
 def _is_for(order: Order, row: Row) -> bool:
-    """Tell whether an order about dead letters is about this one."""
+    """Return whether an order about dead letters is about this one."""
     assert row.stored is not None
     delivery = row.stored.delivery
     return (

@@ -157,7 +157,7 @@ def sync(path: Path) -> None:
 
 
 def _may_pass(error: sqlite3.Error | OSError) -> bool:
-    """Tell whether a file that couldn't be opened may be opened later, as it is."""
+    """Return whether a file that couldn't be opened may be opened later, as it is."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
     code = getattr(error, "sqlite_errorcode", None)  # of SQLite's own errors; the low byte is what they have in common

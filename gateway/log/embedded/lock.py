@@ -51,7 +51,7 @@ def keep_apart(descriptor: int) -> None:
 
 
 def is_owned(path: Path) -> bool:
-    """Tell whether a file has an owner, under whatever name. Not for the owner's own process."""
+    """Return whether a file has an owner, under whatever name. Not for the owner's own process."""
     return _is_name_locked(path) or is_file_locked(path)
 
 
@@ -70,7 +70,7 @@ def is_database(descriptor: int) -> bool:
 
 
 def has_wal(descriptor: int) -> bool:
-    """Tell whether it is a database that is used with a WAL: a copy that was made by `VACUUM INTO` isn't one yet."""
+    """Return whether it is a database that is used with a WAL: a copy that was made by `VACUUM INTO` isn't one yet."""
     return _beginning(descriptor) == (MAGIC, 2, 2)
 
 
@@ -105,7 +105,7 @@ def _is_name_locked(path: Path) -> bool:
 
 
 def is_file_locked(path: Path) -> bool:
-    """Tell whether a file has an owner, which may have it under another name. Not for the owner's own process."""
+    """Return whether a file has an owner, which may have it under another name. Not for the owner's own process."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _refuse_other_names(path: Path) -> None:
 
 
 def is_wal_stray(path: Path) -> bool:
-    """Tell whether a WAL isn't of the file beside it: SQLite would delete it, or destroy the file by it."""
+    """Return whether a WAL isn't of the file beside it: SQLite would delete it, or destroy the file by it."""
     wal = wal_of(path)
     return wal.exists() and wal.stat().st_size > 0 and (_is_missing(path) or _is_copy(path))
 

@@ -74,7 +74,7 @@ class Presence:
         return None
 
     def _has(self, pages: range, page: int, frames: range) -> bool:
-        """Tell whether the WAL has these pages in these frames. Each begins with its page's number."""
+        """Return whether the WAL has these pages in these frames. Each begins with its page's number."""
         if len(pages) > len(frames) + 1:  # No need to read them, and pages may be millions.
             return False
         wal = os.open(self._files[1][0], os.O_RDONLY | os.O_CLOEXEC)

@@ -98,7 +98,7 @@ class Chunk:
     first: int = 0
 
     def has_room(self, size: int) -> bool:
-        """Tell whether a fetch may return another `size` bytes with these records."""
+        """Return whether a fetch may return another `size` bytes with these records."""
         return not self.records or (len(self.records) < FETCH_RECORDS and self.size + size <= FETCH_BYTES)
 
 

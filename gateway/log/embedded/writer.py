@@ -124,7 +124,7 @@ class Writer:
         self._refused = 0
 
     def stop(self, timeout: float) -> bool:
-        """Finish what was put in before and end the thread; tell whether that took less than `timeout` seconds."""
+        """Finish what was put in before and end the thread; return whether that took less than `timeout` seconds."""
         self._is_stopping = True
         self._queue.put(Group())  # Wakes it.
         self._thread.join(timeout)

@@ -221,7 +221,7 @@ def quieten() -> None:
 
 
 def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
-    """Tell whether a background task has ended, of which aiokafka tells nobody."""
+    """Return whether a background task has ended, of which aiokafka tells nobody."""
     if isinstance(user, AIOKafkaProducer):
         tasks = [user.client._sync_task, user._sender.sender_task]
     else:
@@ -263,7 +263,7 @@ _passed: dict[tuple[str, str], float] = {}
 
 
 def _passes(line: logging.LogRecord) -> bool:
-    """Tell whether a line of aiokafka's log is the first of its kind in a minute."""
+    """Return whether a line of aiokafka's log is the first of its kind in a minute."""
     kind = line.name, str(line.msg)  # Before its values are put in: there are as many as calls in aiokafka's source.
     if line.created - _passed.get(kind, -math.inf) < LOG_REPEAT:
         return False
@@ -272,7 +272,7 @@ def _passes(line: logging.LogRecord) -> bool:
 
 
 def _is_ours(line: logging.LogRecord) -> bool:
-    """Tell whether what asyncio complains of isn't what aiokafka leaves behind where we gave up waiting for it."""
+    """Return whether what asyncio complains of isn't what aiokafka leaves behind where we gave up waiting for it."""
     error = line.exc_info[1] if line.exc_info else None
     trace = error.__traceback__ if error is not None else None
     while trace is not None and trace.tb_next is not None:

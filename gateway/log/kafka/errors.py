@@ -29,7 +29,7 @@ MISCONFIGURED = (
 
 
 def is_of_a_closed_connection(error: RuntimeError) -> bool:
-    """Tell whether this is how uvloop refuses a write to a transport that is closed: aiokafka expects an OSError."""
+    """Return whether this is how uvloop refuses a write to a transport that is closed: aiokafka expects an OSError."""
     return str(error).endswith("the handler is closed")
 
 
