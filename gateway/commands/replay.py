@@ -14,8 +14,8 @@ from gateway.commands.control import without
 from gateway.commands.events import find
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control import Control
+from gateway.engine.matching import Matched
 from gateway.engine.orders import Selection
-from gateway.engine.replay import Matched
 from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.log.base import Log
 from gateway.log.records import decode_event

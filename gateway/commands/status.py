@@ -9,6 +9,7 @@ from gateway.commands.base import LOG, Call, command, opened_log
 from gateway.commands.values import Parser
 from gateway.engine.control import Control
 from gateway.model import LogUnavailableError, UsageError
+from gateway.ops.backlog import Backlog, Backlogs, LastAttempts
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.processes import findings_in
@@ -16,9 +17,6 @@ from gateway.ops.send import admin_url, ask_status
 from gateway.ops.show import print_status
 from gateway.ops.silence import silent_in
 from gateway.ops.status import (
-    Backlog,
-    Backlogs,
-    LastAttempts,
     add_dead,
     dead_in,
     findings_of,

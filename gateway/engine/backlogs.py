@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control import Control
 from gateway.engine.letters import NEWER, read_letter
 from gateway.engine.orders import Letter, Order
-from gateway.engine.replay import RECORDS_AT_ONCE, records_of
+from gateway.engine.ranges import RECORDS_AT_ONCE, records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import is_newer, note_of
 from gateway.log.topics import JOBS_GROUP, Topics

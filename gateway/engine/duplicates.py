@@ -12,17 +12,16 @@ While it isn't known what had come before, everything is let through, and counte
 """
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.dedupe import Sightings, Verdict
+from gateway.engine.dedupe import Verdict
+from gateway.engine.sightings import MICRO, NEVER, Shared, Store
 from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Assignment, Log, Partition, Record, partition_of
-from gateway.log.records import SIGHTING, decode_sightings, encode_sightings, fingerprint, sightings_key
+from gateway.log.records import SIGHTING, decode_sightings, fingerprint
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
@@ -33,41 +32,10 @@ PATIENCE = 2.0
 """Seconds after an assignment for which a partition waits to know what had come before."""
 SKEW = 60.0
 """Seconds by which the clocks of two partitions' leaders may differ."""
-FLUSHED_AT_ONCE = 16_384
-"""Sightings in one record, at most."""
 RESTORED_AT_ONCE = 1_000
 """Sightings between which other tasks get their turn: a millisecond or two."""
-MAX_LAG = 2 * 3600.0
-"""Seconds by which one reader of a partition may be behind another (or behind the time) and still find all it needs."""
 SWEEP_EVERY = 1.0
 REPEAT_AFTER = 1.0
-
-_MICRO = 1_000_000
-_NEVER = math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shared:
-    """What the readings of all partitions share."""
-
-    log: Log
-    topics: Topics
-    rules: Callable[[], Rules]
-    metrics: Metrics
-    logger: FilteringBoundLogger
-    seldom: Seldom = field(default_factory=Seldom)
-
-    def windows(self, topic: str) -> dict[str, int]:
-        """Return the windows, in microseconds, of the sources that append to a topic and have one."""
-        return {
-            name: round(source.dedupe * _MICRO)
-            for name, source in self.rules().sources.items()
-            if source.dedupe is not None and (source.topic or self.topics.events(name)) == topic
-        }
-
-    def window(self, topic: str) -> int:
-        """Return the longest of a topic's windows, in microseconds; 0 if there is none."""
-        return max(self.windows(topic).values(), default=0)
 
 
 class Duplicates:
@@ -83,14 +51,14 @@ class Duplicates:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._shared = _Shared(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
+        self._shared = Shared(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
         self._log = log
         self._topic = topics.dedupe
         self._rules = rules
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
-        self._stores: dict[Partition, _Store] = {}
+        self._stores: dict[Partition, Store] = {}
         self._is_wanted = asyncio.Event()
         self._is_stuck = asyncio.Event()
         self._repeated = Seldom()
@@ -107,10 +75,10 @@ class Duplicates:
         partition, commit, log_start, _ = assignment
         window = self._shared.window(partition.topic)
         # The first record will be older than this moment, but seldom by much.
-        since = round((self._log.now() - SKEW) * _MICRO) - window
+        since = round((self._log.now() - SKEW) * MICRO) - window
         store = self._stores.get(partition)
         if store is None:
-            store = self._stores[partition] = _Store(partition, self._is_wanted, self._is_stuck)
+            store = self._stores[partition] = Store(partition, self._is_wanted, self._is_stuck)
             if commit.base == log_start and not any(commit.done):
                 # All that there is will be read, and what is said to be older isn't of this log.
                 store.begin_at_next()
@@ -140,7 +108,7 @@ class Duplicates:
         while True:
             await self._is_wanted.wait()
             self._is_wanted.clear()
-            stores = [store for store in self._stores.values() if store.wanted < _NEVER or store.left]
+            stores = [store for store in self._stores.values() if store.wanted < NEVER or store.left]
             if not stores:
                 self._unread = {}
                 continue
@@ -155,7 +123,7 @@ class Duplicates:
                     self._is_wanted.set()
                     await self._sleep(REPEAT_AFTER)
 
-    async def _rebuild(self, stores: Collection["_Store"]) -> None:
+    async def _rebuild(self, stores: Collection["Store"]) -> None:
         """Read what `gateway.dedupe` has of these partitions, all of them in one scan, and of it what can be read.
 
         What can't is left to the next scan, and only those wait for it whose sightings go there now.
@@ -163,12 +131,12 @@ class Duplicates:
         began = self._log.now()
         for store in stores:
             # By the windows in force: what was forgotten before one was made longer is wanted now.
-            store.forget(round(began * _MICRO), self._shared.windows(store.partition.topic))
+            store.forget(round(began * MICRO), self._shared.windows(store.partition.topic))
         bounds, unread = await self._log.readable(self._topic)
         partitions = len(bounds) + len(unread)
         asked = {store: store.asking() for store in stores}
         wanted = {number for number in bounds if any(each.has(number) for each in asked.values())}
-        first_at = max(0.0, min([each.since for each in asked.values()]) / _MICRO - SKEW)
+        first_at = max(0.0, min([each.since for each in asked.values()]) / MICRO - SKEW)
         starts = await self._log.offsets_at(self._topic, first_at, wanted) if wanted else {}
         count, missed = 0, dict(unread)
         for number in sorted(wanted):
@@ -186,10 +154,10 @@ class Duplicates:
         }
         if wanted:
             seconds = round(self._log.now() - began, 3)
-            known = sum([store.wanted == _NEVER for store in asked])
+            known = sum([store.wanted == NEVER for store in asked])
             self._logger.info("dedupe_rebuilt", partitions=known, identities=count, seconds=seconds)
 
-    async def _read(self, by_key: Mapping[bytes, "_Store"], number: int, start: int, end: int) -> int:
+    async def _read(self, by_key: Mapping[bytes, "Store"], number: int, start: int, end: int) -> int:
         count = 0
         async for records in self._log.scan(Partition(self._topic, number), start, end):
             for record in records:
@@ -199,7 +167,7 @@ class Duplicates:
             await self._sleep(0)
         return count
 
-    async def _restore(self, store: "_Store", record: Record, number: int) -> int:
+    async def _restore(self, store: "Store", record: Record, number: int) -> int:
         try:
             sighted = decode_sightings(record)
         except UndecodableRecordError as error:
@@ -248,7 +216,7 @@ class Duplicates:
             self._sweep()
 
     def _sweep(self) -> None:
-        now = round(self._log.now() * _MICRO)
+        now = round(self._log.now() * MICRO)
         for store in self._stores.values():
             store.forget(now, self._shared.windows(store.partition.topic))
             for sightings in store.sources.values():
@@ -263,13 +231,13 @@ class Duplicates:
             topic = store.partition.topic
             identities, rebuilding = metrics.dedupe_identities.labels(topic), metrics.dedupe_rebuilding.labels(topic)
             identities.set(identities.value + sum([sightings.count for sightings in store.sources.values()]))
-            rebuilding.set(rebuilding.value + (store.wanted < _NEVER))
+            rebuilding.set(rebuilding.value + (store.wanted < NEVER))
 
 
 class Reader:
     """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
 
-    def __init__(self, shared: _Shared, stores: "dict[Partition, _Store]", store: "_Store") -> None:
+    def __init__(self, shared: Shared, stores: "dict[Partition, Store]", store: "Store") -> None:
         self._shared = shared
         self._stores = stores
         self._store = store
@@ -286,8 +254,8 @@ class Reader:
         store, windows = self._store, self._shared.windows(self._store.partition.topic)
         if not windows:
             return True
-        self.at = round(first.appended_at * _MICRO)
-        store.forget(round(self._shared.log.now() * _MICRO), windows)  # and nothing that this reader needs
+        self.at = round(first.appended_at * MICRO)
+        store.forget(round(self._shared.log.now() * MICRO), windows)  # and nothing that this reader needs
         try:
             async with asyncio.timeout_at(self._patient_until):
                 while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
@@ -308,7 +276,7 @@ class Reader:
         if identity is None:
             return False
         store = self._store
-        window, self.at = round(source.dedupe * _MICRO), round(record.appended_at * _MICRO)
+        window, self.at = round(source.dedupe * MICRO), round(record.appended_at * MICRO)
         store.saw(record.offset, self.at)
         is_known = store.knows(self.at, window)
         row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
@@ -375,169 +343,3 @@ class Reader:
             store.fresh.clear()  # whom the partition is now reads those events again
         if not store.readers and self._stores.get(store.partition) is store:
             del self._stores[store.partition]
-
-
-class _Asked(NamedTuple):
-    """What a store asks for: what was stored since a time, in these partitions of `gateway.dedupe` or in all."""
-
-    number: int
-    since: float
-    left: frozenset[int] | None
-
-    def has(self, number: int) -> bool:
-        return self.left is None or number in self.left
-
-
-class _Store:
-    """What is known of one partition. Times are microseconds of the log's clock.
-
-    All that came between `covers_from` and now is known, unless something is `wanted`: then sightings that were stored
-    since that time have to be read.
-    """
-
-    def __init__(self, partition: Partition, is_wanted: asyncio.Event, is_stuck_somewhere: asyncio.Event) -> None:
-        self.partition = partition
-        self.key = sightings_key(partition)
-        self.readers: set[Reader] = set()
-        self.sources: dict[str, Sightings] = {}
-        self.fresh: dict[str, bytearray] = {}
-        self.is_stuck = False
-        """Whether the last flush failed."""
-        self._flushing = asyncio.Lock()
-        self._is_stuck_somewhere = is_stuck_somewhere
-        self.covers_from: float = _NEVER
-        self.wanted: float = _NEVER
-        self.known = asyncio.Event()
-        self.asked = 0
-        self.left: frozenset[int] | None = None
-        """Partitions of `gateway.dedupe` that are left of what was asked for; None for all of them."""
-        self.left_since: float = _NEVER
-        self.origin = 0
-        self.high_at = 0
-        self.lowest = 0
-        self._high_offset = -1
-        self._begins_at_next = False
-        self._is_wanted = is_wanted
-        self._foremost = (0, 0)
-
-    def need(self, since: float) -> None:
-        """Have what was stored since a time read from the log, all of it that is there by now."""
-        self.asked += 1
-        self.wanted = min(self.wanted, since)
-        self.left = None
-        self.known.clear()
-        self._is_wanted.set()
-
-    def asking(self) -> _Asked:
-        """Return what is asked for now."""
-        return _Asked(self.asked, min(self.wanted, self.left_since), self.left)
-
-    def has_read(self, asked: _Asked, left: Collection[int], *, is_known: bool) -> None:
-        """Note that what was asked for has been read, but for what is `left` of it.
-
-        It is known where none of that is where the sightings go now: that is where they were but for a topic that grew.
-        """
-        if self.asked != asked.number:
-            self._is_wanted.set()
-            return
-        self.left, self.left_since = frozenset(left), asked.since if left else _NEVER
-        if is_known and self.wanted < _NEVER:
-            self.covers_from = min(self.covers_from, self.wanted)
-            self.wanted = _NEVER
-            self.known.set()
-
-    @property
-    def is_tried_again(self) -> bool:
-        """Whether a flush is under way after one that failed."""
-        return self.is_stuck and self._flushing.locked()
-
-    @property
-    def is_flushed(self) -> bool:
-        """Whether nothing is left to store, and nothing is being stored."""
-        return not (any(self.fresh.values()) or self._flushing.locked())
-
-    async def flush(self, shared: _Shared) -> None:
-        """Store what was seen up to now. Raises LogUnavailableError."""
-        log = shared.log
-        if not any(self.fresh.values()):
-            return
-        most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
-        async with self._flushing:
-            try:
-                for source, rows in list(self.fresh.items()):
-                    left = len(rows)
-                    while left > 0:
-                        chunk = bytes(rows[: min(left, most)])
-                        headers = encode_sightings(source, self.origin)
-                        await log.append(shared.topics.dedupe, key=self.key, value=chunk, headers=headers)
-                        del rows[: len(chunk)]
-                        left -= len(chunk)
-            except LogUnavailableError:
-                self.is_stuck = True
-                self._is_stuck_somewhere.set()
-                raise
-            self.is_stuck = False
-
-    def is_past(self, at: int) -> bool:
-        """Return whether a time is so long before where others read that nothing is kept for it."""
-        return at < self.lowest
-
-    def knows(self, at: int, window: int) -> bool:
-        """Return whether all that came in a window before a time is known. If not, it will be, if that is possible."""
-        if self.is_past(at):
-            return False
-        if at - window < min(self.covers_from, self.wanted):
-            self.need(at - window)
-        return self.wanted == _NEVER
-
-    def begin_at_next(self) -> None:
-        """Take the next event for the first one that this partition ever had."""
-        self.covers_from = -_NEVER
-        self._begins_at_next = True
-
-    def of(self, source: str) -> Sightings:
-        sightings = self.sources.get(source)
-        if sightings is None:
-            sightings = self.sources[source] = Sightings()
-            sightings.forget_before(self.origin)
-        return sightings
-
-    def saw(self, offset: int, at: int) -> None:
-        """Note how far this partition was read.
-
-        A lower offset with a later time than any is another log's: the topic was deleted and made again, and what was
-        seen of the one before says nothing of this one.
-        """
-        if offset <= self._high_offset and at > self.high_at:
-            self._high_offset = -1
-            self.sources.clear()
-            self.fresh.clear()
-            self.begin_at_next()
-        if self._begins_at_next:
-            self._begins_at_next = False
-            self.begins_at(at)
-        self._high_offset = max(self._high_offset, offset)
-        self.high_at = max(self.high_at, at)
-
-    def begins_at(self, origin: int) -> None:
-        """Take no account of what is said to have come before a time: it was another log of this name."""
-        if origin > self.origin:
-            self.origin = origin
-            for sightings in self.sources.values():
-                sightings.forget_before(max(origin, sightings.horizon))
-
-    def forget(self, now: int, windows: Mapping[str, int]) -> None:
-        """Forget what no reader asks for any more, by each source's window. An idle partition's time goes on."""
-        positions = [reader.at for reader in self.readers if reader.at is not None]
-        if not positions:
-            return
-        foremost = max(positions)
-        if foremost != self._foremost[0]:
-            self._foremost = (foremost, now)
-        self.lowest = max(min(positions), foremost + now - self._foremost[1] - round(MAX_LAG * _MICRO))
-        self.covers_from = max(self.covers_from, self.lowest - max(windows.values(), default=0))
-        for name, sightings in list(self.sources.items()):
-            if name in windows:
-                sightings.forget_before(max(self.origin, self.lowest - windows[name]))
-            else:
-                del self.sources[name]

@@ -19,7 +19,8 @@ from gateway.engine.injector import Injector
 from gateway.engine.orders import Order, decode
 from gateway.engine.progress import Progress
 from gateway.engine.replay import Replays
-from gateway.engine.scans import Scans, ends_of_readable
+from gateway.engine.scan import ends_of_readable
+from gateway.engine.scans import Scans
 from gateway.engine.successors import Successors
 from gateway.engine.unreadable import Unreadable
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from gateway.engine.replay import RECORDS_AT_ONCE, records_of
+from gateway.engine.ranges import RECORDS_AT_ONCE, records_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.model import (

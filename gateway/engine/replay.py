@@ -13,10 +13,9 @@ letters and sightings that can't be read; what that leaves out is told with its 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
@@ -24,10 +23,12 @@ from gateway.engine import tiers
 from gateway.engine.control import Control
 from gateway.engine.identities import Identities
 from gateway.engine.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.matching import Matched, Matcher
 from gateway.engine.orders import DeadFilter, Order, Selection, partition_key
 from gateway.engine.progress import WINDOW
+from gateway.engine.ranges import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successors import Successors
-from gateway.engine.undelivered import Dead, Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.undelivered import Dead, Undelivered, open_letters, sighted_of
 from gateway.engine.unread import Patient
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
@@ -36,40 +37,25 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
-    Event,
     ExpressionError,
     LogUnavailableError,
     NewerRecordError,
     Note,
-    UndecodableRecordError,
     UnreadableRecordError,
     delivery_id,
     identity_of,
 )
-from gateway.rules.edition import edition_of
 from gateway.rules.identify import Identifier
-from gateway.rules.rules import Route, Rules
-from gateway.rules.table import RouteTable
-from gateway.rules.view import View
+from gateway.rules.rules import Rules
 
-BATCH = 500
-"""Deliveries after which a marker is due: at most so many are repeated when a replay is killed. Those of one event stay
-together, so it may be a few more."""
-MARK_EVERY = 1.0
-"""Seconds after which one is due in any case; also how far behind an operator's view of it is."""
 BACKLOG = WINDOW // 2
 """Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
 full cuts deliveries short, so a replay may take half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
-PIECE_BYTES = 4 << 20
 RATE_STEP = 0.02
 """Seconds of a rate that are injected at once, at least one delivery; also how much later than its time may be made up
 for. So within any second it's at most 4 % more than the rate, or two deliveries."""
 GLANCE_INTERVAL = 0.1
 """Seconds between looks, while it waits for its turn, at whether the replay is still to go on."""
-RECORDS_AT_ONCE = 32
-"""Records matched before other tasks get their turn: about a millisecond."""
-TURN = 0.003
-"""Seconds of matching after which they get it in any case: a rule's condition may take tens of milliseconds."""
 LOOK_EVERY = 0.25
 """Seconds between looks for a replay, or for room in the tier."""
 LOOK_BACK = 20_000
@@ -80,76 +66,6 @@ READ_AGAIN = 5.0
 """Seconds after which one that waits for partitions looks whether they can be read."""
 LET_GO = 2.0
 """Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
-
-
-class Matched(NamedTuple):
-    """An event that the route matches. Where its condition failed, `error` says how, as for a new event.
-
-    `fates` tells of each destination what is known of it, where that was asked. `place` is where its record is, if its
-    identity alone doesn't tell it from others; else it is empty.
-    """
-
-    event: Event
-    error: ExpressionError | None
-    destinations: tuple[str, ...]
-    fates: tuple[Fate, ...] = ()
-    place: str = ""
-
-    def undelivered(self) -> "Matched":
-        """Return it with those destinations alone that have surely not got it."""
-        fates = zip(self.destinations, self.fates, strict=True)
-        return self._replace(destinations=tuple([name for name, fate in fates if fate is Fate.UNDELIVERED]))
-
-
-class Matcher:
-    """Picks the events that a replay is for, by the rules that it was last told of. `known` tells of their fates."""
-
-    def __init__(self, selection: Selection, known: Undelivered | None = None) -> None:
-        self.destinations: tuple[str, ...] = ()
-        self.text = ""
-        """The route as an edition of the rules has it."""
-        self._selection = selection
-        self._known = known
-        self._route: Route | None = None
-        self._table: RouteTable[Route] = RouteTable(())
-
-    def use(self, rules: Rules) -> str | None:
-        """Go by these rules; say what is missing if a replay by them can't be made."""
-        name, destination = self._selection.route, self._selection.destination
-        route = rules.routes.get(name)
-        if route is None:
-            return f"expected a route {name}, got rules without it"
-        if route is self._route:
-            return None
-        if destination is not None and destination not in route.destinations:
-            return f"expected a destination {destination} of route {name}, got rules without it"
-        self.destinations = route.destinations if destination is None else (destination,)
-        self.text = edition_of(rules).routes[name]
-        self._route = route
-        self._table = RouteTable((route,))
-        return None
-
-    def match(self, partition: Partition, record: Record) -> Matched | None:
-        """Return the event, if it is one of the selection. What can't be read was dead-lettered when it was routed.
-
-        To which destinations it has been delivered doesn't matter here. Raises NewerRecordError.
-        """
-        which = self._selection
-        if record.appended_at < which.since or (which.until is not None and record.appended_at >= which.until):
-            return None  # the clock of the partition went back within the window
-        try:
-            event = decode_event(record)
-        except UndecodableRecordError:
-            return None
-        if which.source is not None and event.source != which.source:
-            return None
-        for _, error in self._table.match(View.of(event)):
-            known = self._known
-            if known is None:
-                return Matched(event, error, self.destinations)
-            fates = [known.fate(partition, record, event, name) for name in self.destinations]
-            return Matched(event, error, self.destinations, tuple(fates))
-        return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -563,15 +479,3 @@ def _settlement(run: _Run) -> Order:
         filter=DeadFilter(route=run.selection.route, records=tuple(run.settled)),
         count=len(run.settled),
     )
-
-
-async def records_of(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[Record, None]:
-    """Yield the records of a range one by one; closing it closes the scan, whose reader would else be left behind."""
-    batches = log.scan(partition, start, end)
-    try:
-        async for batch in batches:
-            for record in batch:
-                yield record
-    finally:
-        if isinstance(batches, AsyncGenerator):
-            await batches.aclose()

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.engine.control import Control
+from gateway.engine.matching import Matched, Matcher
 from gateway.engine.orders import Order, Selection
-from gateway.engine.replay import Matched, Matcher
 from gateway.engine.undelivered import Undelivered
 from gateway.engine.unread import PATIENCE, name_of
 from gateway.log.base import Log, Partition

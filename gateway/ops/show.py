@@ -13,6 +13,7 @@ from gateway.engine.orders import Order
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_note
 from gateway.model import Event, SpillReason
+from gateway.ops.backlog import Tried
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.findings import Finding
 from gateway.ops.history import Found
@@ -20,7 +21,6 @@ from gateway.ops.letters import DeadLetter, Group, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
-from gateway.ops.status import Tried
 from gateway.ops.verification import Verification
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.kinds import shown_duration

@@ -5,11 +5,10 @@ The log knows what is paused and by whom, and what waits, for which reason and u
 address.
 """
 
-import heapq
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from gateway.engine.breaker import FAILURES
@@ -21,10 +20,11 @@ from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
-from gateway.model import Attempt, DeadLettered, DeadReason, Delivery, SpillReason, UnreadableRecordError, result_label
+from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
+from gateway.ops.backlog import _WHY, MAX_ATTEMPTS_SHOWN, Backlog, LastAttempts
 from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, owners_first
 from gateway.ops.history import bounds_of
-from gateway.ops.letters import Group, Groups, read_letters, result_of
+from gateway.ops.letters import Group, Groups, read_letters
 from gateway.ops.output import rfc3339, when
 from gateway.ops.processes import changes_told
 from gateway.rules.rules import Rules
@@ -33,67 +33,11 @@ FEW_ATTEMPTS_LEFT = 3
 """Tries that a delivery has left, of which it is told."""
 
 
-MAX_ATTEMPTS_SHOWN = 20
-
-
-MAX_REASONS = 100
-"""Of a backlog that are told apart: an answer may name an id."""
-
-
 MAX_GROUPS_SHOWN = 5
 
 
 MAX_TOLD_APART = 500_000
 """Deliveries that wait of which it is known whether they were counted: some 40 MB."""
-
-
-_WHY: Mapping[str, str] = {
-    SpillReason.BREAKER_OPEN: "breaker open",
-    SpillReason.THROTTLED: "Retry-After",
-    SpillReason.LANE_FULL: "its queue is full",
-    SpillReason.OVERDUE: "its queue is slow",
-    SpillReason.WINDOW_FULL: "it held a partition back",
-    SpillReason.PAUSED: "paused",
-    SpillReason.UNKNOWN_NAME: "not in the rules",
-}
-
-
-@dataclass(slots=True, kw_only=True)
-class Backlog:
-    """What waits of one route for one destination; of a source, where the rules had none of its name."""
-
-    route: str
-    destination: str
-    source: str = ""
-    count: int = 0
-    oldest: float = float("inf")
-    due: float = float("inf")
-    reasons: Counter[str] = field(default_factory=Counter)
-    last: Attempt | None = None
-    """The newest attempt that the log knows."""
-    tried: Delivery | None = None
-    """The delivery that was tried most often, without its body."""
-
-    def add(self, stored: StoredDelivery) -> None:
-        delivery = stored.delivery
-        self.count += 1
-        self.oldest = min(self.oldest, delivery.age_began_at)
-        self.due = min(self.due, delivery.due)
-        attempt = delivery.attempts[-1] if delivery.attempts else None
-        if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
-            self.tried = replace(delivery, event=replace(delivery.event, body=b""))
-        if attempt is not None and (self.last is None or attempt.at > self.last.at):
-            self.last = attempt
-        reason = reason_of_waiting(stored)
-        self.reasons[reason if reason in self.reasons or len(self.reasons) < MAX_REASONS else "others"] += 1
-
-
-def reason_of_waiting(stored: StoredDelivery) -> str:
-    """Tell why a delivery waits: by what its record notes, else by its last attempt."""
-    if stored.note.why:
-        return _WHY.get(stored.note.why, stored.note.why)
-    attempts = stored.delivery.attempts
-    return result_of(attempts[-1]) if attempts else "not tried yet"
 
 
 def paused_in(control: Control) -> list[Finding]:
@@ -446,60 +390,6 @@ def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]
         "# once the condition is fixed; events are matched anew, and the letters of those that it takes settled:",
         f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered",
     ]
-
-
-class Backlogs:
-    """What waits, by route and destination, counted as it is read."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str, str], Backlog] = {}
-
-    def add(self, stored: StoredDelivery) -> None:
-        delivery = stored.delivery
-        key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source
-        if key not in self._found:
-            self._found[key] = Backlog(route=key[0], destination=key[1], source=key[2])
-        self._found[key].add(stored)
-
-    def __iter__(self) -> Iterator[Backlog]:
-        return iter(self._found.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """An attempt of a delivery that waits, or was given up."""
-
-    delivery_id: str
-    event_id: str
-    route: str
-    attempt: Attempt
-
-
-class LastAttempts:
-    """The last attempts at a destination that the log has: of what waits, and what is dead."""
-
-    def __init__(self, destination: str) -> None:
-        self.destination = destination
-        self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
-        self._kept: set[tuple[str, int]] = set()
-
-    def add(self, stored: StoredDelivery) -> None:
-        delivery = stored.delivery
-        if delivery.destination != self.destination:
-            return
-        for attempt in delivery.attempts:
-            key = delivery.id, attempt.number
-            if key in self._kept:
-                continue  # two records may tell of one attempt
-            tried = Tried(delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt)
-            self._kept.add(key)
-            heapq.heappush(self._heap, (attempt.at, *key, tried))
-            if len(self._heap) > MAX_ATTEMPTS_SHOWN:
-                _, delivery_id, number, _ = heapq.heappop(self._heap)
-                self._kept.discard((delivery_id, number))
-
-    def newest_first(self) -> Sequence[Tried]:
-        return [tried for *_, tried in sorted(self._heap, key=lambda each: -each[0])]
 
 
 async def add_dead(

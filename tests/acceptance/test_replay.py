@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from gateway.engine.orders import Order, Selection
-from gateway.engine.replay import BATCH, MARK_EVERY, RATE_STEP
+from gateway.engine.ranges import BATCH, MARK_EVERY
+from gateway.engine.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.log.topics import Topics

@@ -13,7 +13,7 @@ from gateway.engine.backlogs import OpenLetters
 from gateway.engine.control import Control
 from gateway.engine.kick_outcomes import MAX_FOLLOWED
 from gateway.engine.orders import DeadFilter, Letter, Order, Selection
-from gateway.engine.replay import BATCH
+from gateway.engine.ranges import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.model import NO_NOTE, Disposition, Note

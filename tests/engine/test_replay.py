@@ -16,7 +16,8 @@ from typing_extensions import override
 from gateway.engine.control import Control
 from gateway.engine.jobs import KEPT, Follower, Jobs
 from gateway.engine.orders import DeadFilter, Letter, Order, Selection
-from gateway.engine.replay import BACKLOG, BATCH
+from gateway.engine.ranges import BATCH
+from gateway.engine.replay import BACKLOG
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.model import Event, LogUnavailableError, Note, delivery_id, event_id

@@ -20,25 +20,13 @@ from gateway.model import (
     Result,
     SpillReason,
 )
+from gateway.ops.backlog import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.processes import describe_keys, findings_in, refusal_of
 from gateway.ops.show import print_status
-from gateway.ops.status import (
-    MAX_ATTEMPTS_SHOWN,
-    MAX_REASONS,
-    Backlog,
-    Backlogs,
-    LastAttempts,
-    add_dead,
-    dead_in,
-    findings_of,
-    paused_in,
-    unread_in,
-    unrouted_in,
-    waiting,
-)
+from gateway.ops.status import add_dead, dead_in, findings_of, paused_in, unread_in, unrouted_in, waiting
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.request import Reason
 from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event

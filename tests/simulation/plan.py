@@ -16,7 +16,7 @@ import orjson
 
 from gateway.engine.lanes import MAX_BYTES
 from gateway.engine.progress import WINDOW
-from gateway.engine.replay import BATCH
+from gateway.engine.ranges import BATCH
 
 FAULTS = (
     "crash",  # a process is gone at any await

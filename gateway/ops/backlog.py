@@ -1,0 +1,119 @@
+"""What waits, by route and destination, and the last attempts at a destination: as records of retry topics tell."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from gateway.log.records import StoredDelivery
+from gateway.model import Attempt, Delivery, SpillReason
+from gateway.ops.letters import result_of
+
+MAX_ATTEMPTS_SHOWN = 20
+
+
+MAX_REASONS = 100
+"""Of a backlog that are told apart: an answer may name an id."""
+
+
+_WHY: Mapping[str, str] = {
+    SpillReason.BREAKER_OPEN: "breaker open",
+    SpillReason.THROTTLED: "Retry-After",
+    SpillReason.LANE_FULL: "its queue is full",
+    SpillReason.OVERDUE: "its queue is slow",
+    SpillReason.WINDOW_FULL: "it held a partition back",
+    SpillReason.PAUSED: "paused",
+    SpillReason.UNKNOWN_NAME: "not in the rules",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Backlog:
+    """What waits of one route for one destination; of a source, where the rules had none of its name."""
+
+    route: str
+    destination: str
+    source: str = ""
+    count: int = 0
+    oldest: float = float("inf")
+    due: float = float("inf")
+    reasons: Counter[str] = field(default_factory=Counter)
+    last: Attempt | None = None
+    """The newest attempt that the log knows."""
+    tried: Delivery | None = None
+    """The delivery that was tried most often, without its body."""
+
+    def add(self, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
+        self.count += 1
+        self.oldest = min(self.oldest, delivery.age_began_at)
+        self.due = min(self.due, delivery.due)
+        attempt = delivery.attempts[-1] if delivery.attempts else None
+        if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
+            self.tried = replace(delivery, event=replace(delivery.event, body=b""))
+        if attempt is not None and (self.last is None or attempt.at > self.last.at):
+            self.last = attempt
+        reason = reason_of_waiting(stored)
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < MAX_REASONS else "others"] += 1
+
+
+def reason_of_waiting(stored: StoredDelivery) -> str:
+    """Tell why a delivery waits: by what its record notes, else by its last attempt."""
+    if stored.note.why:
+        return _WHY.get(stored.note.why, stored.note.why)
+    attempts = stored.delivery.attempts
+    return result_of(attempts[-1]) if attempts else "not tried yet"
+
+
+class Backlogs:
+    """What waits, by route and destination, counted as it is read."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, str], Backlog] = {}
+
+    def add(self, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
+        key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source
+        if key not in self._found:
+            self._found[key] = Backlog(route=key[0], destination=key[1], source=key[2])
+        self._found[key].add(stored)
+
+    def __iter__(self) -> Iterator[Backlog]:
+        return iter(self._found.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """An attempt of a delivery that waits, or was given up."""
+
+    delivery_id: str
+    event_id: str
+    route: str
+    attempt: Attempt
+
+
+class LastAttempts:
+    """The last attempts at a destination that the log has: of what waits, and what is dead."""
+
+    def __init__(self, destination: str) -> None:
+        self.destination = destination
+        self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
+        self._kept: set[tuple[str, int]] = set()
+
+    def add(self, stored: StoredDelivery) -> None:
+        delivery = stored.delivery
+        if delivery.destination != self.destination:
+            return
+        for attempt in delivery.attempts:
+            key = delivery.id, attempt.number
+            if key in self._kept:
+                continue  # two records may tell of one attempt
+            tried = Tried(delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt)
+            self._kept.add(key)
+            heapq.heappush(self._heap, (attempt.at, *key, tried))
+            if len(self._heap) > MAX_ATTEMPTS_SHOWN:
+                _, delivery_id, number, _ = heapq.heappop(self._heap)
+                self._kept.discard((delivery_id, number))
+
+    def newest_first(self) -> Sequence[Tried]:
+        return [tried for *_, tried in sorted(self._heap, key=lambda each: -each[0])]
