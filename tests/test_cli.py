@@ -36,10 +36,10 @@ from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
 from gateway.ops import silence
+from gateway.ops.kicked import told_of_parked
 from gateway.ops.orders import Orders, Placed
 from gateway.ops.output import rfc3339, when
 from gateway.ops.send import ask_status
-from gateway.ops.show import told_of_parked
 from gateway.rules.edition import edition_of, encode
 from gateway.run import cannot_listen
 from gateway.settings import Address

@@ -8,8 +8,7 @@ from dataclasses import asdict, astuple
 from gateway.commands.base import LOG, Call, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.values import Parser, duration
 from gateway.ops.identities import Seen, identities_of
-from gateway.ops.output import Output
-from gateway.ops.show import count
+from gateway.ops.output import Output, count
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.rules.schema import json_schema

@@ -11,10 +11,10 @@ from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_argu
 from gateway.commands.values import Parser
 from gateway.engine.orders import Order
 from gateway.model import UsageError
+from gateway.ops.kicked import describe_kick, told_of_parked, told_of_unread
 from gateway.ops.orders import Orders, Placed
-from gateway.ops.output import rfc3339, when
+from gateway.ops.output import count, rfc3339, when
 from gateway.ops.pending import Pending, pending_of, still_pending
-from gateway.ops.show import count, describe_kick, told_of_parked, told_of_unread
 from gateway.ops.status import parked_of
 from gateway.rules.load import check_rules
 from gateway.text import did_you_mean

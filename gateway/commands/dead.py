@@ -15,17 +15,8 @@ from gateway.engine.orders import DeadFilter
 from gateway.model import DeadReason, UsageError
 from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.orders import Orders
-from gateway.ops.output import Output
-from gateway.ops.show import (
-    Cells,
-    count,
-    group_cells,
-    letter_cells,
-    letter_content,
-    letter_fields,
-    print_letter,
-    print_rows,
-)
+from gateway.ops.output import Output, count
+from gateway.ops.show import Cells, group_cells, letter_cells, letter_content, letter_fields, print_letter, print_rows
 
 
 def filter_arguments(parser: Parser) -> None:

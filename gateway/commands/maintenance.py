@@ -11,7 +11,7 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
 from gateway.model import UsageError
 from gateway.ops.migrate import migrate
-from gateway.ops.show import count
+from gateway.ops.output import count
 from gateway.settings import EmbeddedTarget, KafkaTarget, log_target
 from gateway.topics import event_topics
 

@@ -20,10 +20,11 @@ from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
+from gateway.ops.kicked import told_of_unread
 from gateway.ops.orders import LAST_WORD, Orders, Placed
-from gateway.ops.output import Output, rfc3339
+from gateway.ops.output import Output, count, rfc3339
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
-from gateway.ops.show import count, replay_fields, told_of_unread
+from gateway.ops.show import replay_fields
 from gateway.rules.edition import edition_of
 from gateway.rules.rules import Route, Rules
 from gateway.rules.view import View

@@ -20,10 +20,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
 from gateway.engine import retry, tiers
-from gateway.engine.attempts import Attempts, observe
+from gateway.engine.attempts import Attempts
 from gateway.engine.holds import Holds
 from gateway.engine.lanes import Lane, Spill
 from gateway.engine.orders import Order
+from gateway.engine.outcomes import Outcomes
 from gateway.engine.schedule import Schedule
 from gateway.engine.services import Client, Services
 from gateway.engine.successors import Successors
@@ -36,11 +37,9 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivered,
-    Delivery,
     Dropped,
     ExpressionError,
     Note,
-    Outcome,
     RecordTooLargeError,
     SpillReason,
     UndecodableRecordError,
@@ -69,13 +68,6 @@ UNKNOWN_MAX_AGE = 3600.0
 """Seconds for which a name that the rules don't know may be a rolling deployment's."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
-LATE = 30.0
-"""Seconds from an event's receipt, or from its replay, after which its delivery is late."""
-
-
-def is_late(delivery: Delivery, at: float) -> bool:
-    """Return whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
-    return bool(delivery.route) and at - delivery.age_began_at > LATE
 
 
 class Dispatcher:
@@ -86,6 +78,7 @@ class Dispatcher:
         self._topics = topics = services.topics
         self._rules = services.rules
         self._attempts = Attempts(services, client)
+        self._outcomes = Outcomes(services)
         self._control = services.control
         self._metrics = metrics = services.metrics
         self._logger = logger = services.logger
@@ -154,7 +147,7 @@ class Dispatcher:
                 return
             self._write_successor(item, self._topics.dead, outcome)
         else:
-            self._say(item, outcome, item.delivery.attempts[-1].number, self._log.now())
+            self._outcomes.ended(item, outcome, item.delivery.attempts[-1].number, self._log.now())
             self._finish(item)
 
     def dead_letter_unreadable(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
@@ -184,7 +177,7 @@ class Dispatcher:
 
     def defer(self, item: Item, due: float, now: float) -> None:
         """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
-        self._note_late(item, max(due, now))
+        self._outcomes.note_late(item, max(due, now))
         tracker = item.pending.tracker
         if tracker.owner.keeps_order:
             self.wait(item, due)
@@ -217,7 +210,7 @@ class Dispatcher:
             self.end(item, item.end)
             return
         now = self._log.now()
-        self._note_late(item, max(item.delivery.due, now))
+        self._outcomes.note_late(item, max(item.delivery.due, now))
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def withdraw(self, items: Iterable[Item]) -> None:
@@ -306,7 +299,7 @@ class Dispatcher:
     def _follow(self, item: Item, attempt: Attempt, verdict: retry.Verdict, now: float) -> None:
         """Act on what follows from an attempt."""
         if isinstance(verdict, Delivered):
-            self._say(item, verdict, attempt.number, now)
+            self._outcomes.ended(item, verdict, attempt.number, now)
             self._finish(item)
             return
         item.note = NO_NOTE
@@ -410,7 +403,8 @@ class Dispatcher:
         if end is not None:
             is_stored = await self._successors.dead_letter(delivery, end, is_wanted, is_undecided)
             if is_stored:
-                self._say(item, end, delivery.attempts[-1].number if delivery.attempts else 0, self._log.now())
+                made = delivery.attempts[-1].number if delivery.attempts else 0
+                self._outcomes.ended(item, end, made, self._log.now())
         self._finish(item)
         self._release_append(_size_of_write(item))
 
@@ -430,47 +424,6 @@ class Dispatcher:
         item.stage = Stage.ENDED
         item.pending.left -= 1
         item.pending.tracker.owner.finished(item)
-
-    def _say(self, item: Item, outcome: Outcome, attempts: int, now: float) -> None:
-        """Count an end, and tell it in one line."""
-        delivery = item.delivery
-        event = delivery.event
-        seconds = now - event.received_at
-        if seconds > LATE:
-            self._note_late(item, now)
-        detail: dict[str, str] = {}
-        if isinstance(outcome, Delivered):
-            name = "delivered"
-            observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
-        elif isinstance(outcome, DeadLettered):
-            name = "dead_lettered"
-            detail = {"reason": outcome.reason}
-            if outcome.reason is not DeadReason.EXPRESSION_ERROR:
-                detail["detail"] = outcome.detail  # what failed in an expression may be a piece of the body
-        else:
-            name = "dropped"
-            detail = {"detail": outcome.detail}
-        if event.trace is not None and (trace_id := event.trace.recorded_id) is not None:
-            detail["trace_id"] = trace_id
-        self._metrics.deliveries.labels(delivery.route, delivery.destination, name).inc()
-        self._logger.info(
-            "delivery_finished",
-            outcome=name,
-            event_id=event.id,
-            delivery_id=delivery.id,
-            source=event.source,
-            route=delivery.route,
-            destination=delivery.destination,
-            attempts=attempts,
-            seconds=round(seconds, 4),
-            **detail,
-        )
-
-    def _note_late(self, item: Item, at: float) -> None:
-        """Count a delivery as late, once, if it hasn't ended at a time that is or will be too late."""
-        if not item.is_late and is_late(item.delivery, at):
-            item.is_late = True
-            self._metrics.deliveries_late.labels(item.delivery.route).inc()
 
     # The loop, and the end of it.
 

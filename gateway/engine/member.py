@@ -141,7 +141,7 @@ class Member(ABC):
     def stop_reading(self) -> list[Item]:
         """Take nothing in any more, and return the deliveries that wait, which nothing starts from here on."""
         self._is_draining = True
-        waiting = _waiting_in([*self.trackers.values(), *self._suspended.values()])
+        waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
         return waiting
 
@@ -194,7 +194,7 @@ class Member(ABC):
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
         self._leaving = leaving
-        waiting = _waiting_in(leaving)
+        waiting = [item for tracker in leaving for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
         await self._let_end(leaving, waiting)
         commits = await self._committable(leaving)
@@ -217,7 +217,7 @@ class Member(ABC):
         if tracker is not None:
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
-            self._dispatch.withdraw(_waiting_in([tracker]))
+            self._dispatch.withdraw(tracker.waiting)
             self._lose(tracker)
         self.assigned([assignment])
 
@@ -496,14 +496,3 @@ class Member(ABC):
             elif failed is not None:
                 raise failed
         return commits
-
-
-def _waiting_in(trackers: Iterable[Tracker]) -> list[Item]:
-    """Return the deliveries that wait for their turn."""
-    return [
-        item
-        for tracker in trackers
-        for pending in tracker.pendings.values()
-        for item in pending.items
-        if item.stage is Stage.WAITING
-    ]

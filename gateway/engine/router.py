@@ -18,11 +18,12 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import tiers
-from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher, is_late
+from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
 from gateway.engine.member import FULL_LOOK, Loop, Member
 from gateway.engine.orders import Order
+from gateway.engine.outcomes import is_late
 from gateway.engine.readings import Readings
 from gateway.engine.schedule import IDLE_TICK
 from gateway.engine.sequence import Sequences

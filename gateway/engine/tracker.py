@@ -210,6 +210,11 @@ class Tracker:
     def is_lost(self) -> bool:
         return self.ownership is Ownership.LOST
 
+    @property
+    def waiting(self) -> list["Item"]:
+        """Its deliveries that wait for their turn."""
+        return [item for pending in self.pendings.values() for item in pending.items if item.stage is Stage.WAITING]
+
     def begin(self, record: Record, size: int) -> Pending | None:
         """Take a record in. None when there's nothing to do for it: it is done already, or still under way here."""
         offset = record.offset

@@ -173,3 +173,14 @@ def _shown(part: "str | tuple[str, str] | Text") -> "str | tuple[str, str] | Tex
     if isinstance(part, Text):
         return part
     return printable(part) if isinstance(part, str) else (printable(part[0]), part[1])
+
+
+VERBS = {"is": "are", "goes": "go"}
+"""What one thing does → what several do."""
+
+
+def count(number: int, what: str, verb: str = "") -> str:
+    """Return "1 delivery" or "2 deliveries"; with a verb as of one, "1 delivery goes" or "2 deliveries go"."""
+    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    said = f"{number:,} {what if number == 1 else plural}"
+    return f"{said} {verb if number == 1 else VERBS[verb]}" if verb else said

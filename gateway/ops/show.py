@@ -1,6 +1,5 @@
 """How events, dead letters, explanations and answers look: as fields of JSON for scripts, as text for people."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isinf
@@ -8,17 +7,15 @@ from math import isinf
 from rich.text import Text
 
 from gateway.client.request import Outbound
-from gateway.engine.kick_outcomes import ENDED, LATER, ON_ITS_WAY
-from gateway.engine.orders import Order
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_note
-from gateway.model import Event, SpillReason
+from gateway.model import Event
 from gateway.ops.backlog import Tried
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.findings import Finding
 from gateway.ops.history import Found
 from gateway.ops.letters import DeadLetter, Group, result_of
-from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
+from gateway.ops.output import Output, body_fields, body_text, count, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
 from gateway.ops.verification import Verification
@@ -26,9 +23,6 @@ from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.kinds import shown_duration
 from gateway.rules.rules import Source
 from gateway.verify.checks import How
-
-VERBS = {"is": "are", "goes": "go"}
-"""What one thing does → what several do."""
 
 
 def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, object]:
@@ -437,72 +431,6 @@ def _print_steps(output: Output, findings: Sequence[Finding]) -> None:
             output.say("  ", (step, "dim") if step.startswith("#") else step)
 
 
-def told_of_unread(number: int) -> str:
-    """Tell how many partitions a job went without."""
-    return f"{count(number, 'partition')} can't be read"
-
-
-def describe_kick(done: Order, parked: str = "") -> str:
-    """Tell what came of a kick: how many were tried, and why the others wait; then what is parked."""
-    if not done.count:
-        return f"nothing {'else ' if parked else ''}was waiting{parked}"
-    if done.tried is None:
-        return f"{count(done.count, 'delivery', 'is')} brought on; it isn't known how many were tried by now{parked}"
-    waits = Counter[str]()
-    for reason, number in done.waits.items():
-        waits[WAITS.get(reason, f"wait ({reason})")] += number
-    if done.rate is not None and (number := waits.pop(WAITS[ON_ITS_WAY], 0)):
-        waits[f"wait (rate {done.rate:g}/s)"] += number
-    parts = [f"{done.tried:,} tried now{_told_of_answers(done)}"]
-    for told, number in waits.most_common():
-        verb, _, why = told.partition(" ")
-        said = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
-        parts.append(f"{number:,} {said} {why}")
-    return ("; " if done.got or done.delivered else ", ").join(parts) + parked
-
-
-def told_of_parked(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str, str]:
-    """Tell what a kick of "route …" or "destination …" leaves parked, and why; and, a line each, how that goes on."""
-    told, commands = "", ""
-    for by, number in parked.items():
-        kind, _, name = by.partition("/")
-        who = "it" if shown == f"{kind} {name}" else f"{kind} {name}"
-        told += f"; {number:,} {'is' if number == 1 else 'are'} parked: {who} is paused"
-        commands += f"\n  gateway {kind} resume {name}"
-    if unread:
-        told += f"; {told_of_unread(unread)}: what is parked there isn't counted"
-    return told, commands
-
-
-def _told_of_answers(done: Order) -> str:
-    """Tell what came of the tries of a kick: ", all delivered" or ": 97 delivered, 3 got 401 again, 1 got 503"."""
-    if done.tried and done.delivered == done.tried:
-        return ", delivered" if done.tried == 1 else ", all delivered"
-    told = [f"{done.delivered:,} delivered"] if done.delivered else []
-    for answer, number in sorted(done.got.items(), key=lambda each: (-each[1], each[0]))[:MOST_ANSWERS]:
-        again = done.again.get(answer, 0)
-        how = "" if not again else " again" if again == number else f" ({again:,} of them again)"
-        told.append(f"{number:,} got {answer}{how}")
-    rest = sum(done.got.values()) - sum(sorted(done.got.values(), reverse=True)[:MOST_ANSWERS])
-    return (": " if told else "") + ", ".join([*told, *([f"{rest:,} got others"] if rest else [])])
-
-
-MOST_ANSWERS = 5
-"""Of the tries of a kick that are told apart."""
-WAITS: Mapping[str, str] = {
-    SpillReason.THROTTLED: "wait (Retry-After)",
-    SpillReason.BREAKER_OPEN: "wait (breaker open)",
-    SpillReason.PAUSED: "wait (paused)",
-    SpillReason.UNKNOWN_NAME: "wait (not in the rules)",
-    LATER: "wait (for another process)",
-    ENDED: "are dead-lettered",
-    **dict.fromkeys(
-        (ON_ITS_WAY, SpillReason.LANE_FULL, SpillReason.OVERDUE, SpillReason.WINDOW_FULL), "are on the way"
-    ),
-}
-"""Why what a kick has brought on wasn't tried by the end of it, as of several deliveries."""
-
-
 def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return headers by name; repeats are joined by a comma, as RFC 9110 §5.3 allows."""
     joined: dict[str, str] = {}
@@ -516,10 +444,3 @@ def _print_fields(output: Output, fields: Mapping[str, str | None]) -> None:
     for name, value in fields.items():
         if value is not None:
             output.say((f"  {name:<12}", "dim"), value)
-
-
-def count(number: int, what: str, verb: str = "") -> str:
-    """Return "1 delivery" or "2 deliveries"; with a verb as of one, "1 delivery goes" or "2 deliveries go"."""
-    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
-    said = f"{number:,} {what if number == 1 else plural}"
-    return f"{said} {verb if number == 1 else VERBS[verb]}" if verb else said

@@ -13,8 +13,8 @@ from typing import Any
 
 from gateway.engine.breaker import FAILURES
 from gateway.engine.control import Control
-from gateway.engine.dispatch import LATE
 from gateway.engine.orders import DeadFilter, partition_key
+from gateway.engine.outcomes import LATE
 from gateway.engine.retry import Retry, decide
 from gateway.engine.unread import name_of
 from gateway.log.base import Commit, Log, Partition

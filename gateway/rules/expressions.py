@@ -31,7 +31,7 @@ from gateway.rules.view import ABSENT, CONVERTING, HANDING, READING, ROOTS, View
 from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
-FEW_NAMES = 20  # of an event's fields that are told
+FEW_REFUSALS = 20  # of an event's fields that are told
 FEW_VALUES = 64  # Values that take less to name than to count.
 LONG_TEXT = 1024  # characters from which a copy costs as much as a step
 MAX_CONTEXTS = 8  # An event whose expressions see more different parts of it gets one context with everything.
@@ -269,7 +269,7 @@ class AbsentFieldError(MissingFieldError):
             return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
         if not isinstance(gap.parent, dict):
             return f"{parent} is {_kind(gap.parent)}"
-        names = [_shortened(name) for name in list(gap.parent)[:FEW_NAMES]]
+        names = [_shortened(name) for name in list(gap.parent)[:FEW_REFUSALS]]
         rest = len(gap.parent) - len(names)
         return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"
 

@@ -17,8 +17,8 @@ from gateway.engine.ranges import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.model import NO_NOTE, Disposition, Note
+from gateway.ops.kicked import describe_kick
 from gateway.ops.orders import Orders, Placed, who
-from gateway.ops.show import describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual

@@ -24,7 +24,8 @@ from gateway.ops.backlog import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlo
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
-from gateway.ops.processes import describe_keys, findings_in, refusal_of
+from gateway.ops.processes import describe_keys, findings_in
+from gateway.ops.refused import refusal_of
 from gateway.ops.show import print_status
 from gateway.ops.status import add_dead, dead_in, findings_of, paused_in, unread_in, unrouted_in, waiting
 from gateway.telemetry.metrics import REJECTIONS
