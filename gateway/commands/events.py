@@ -9,7 +9,7 @@ from gateway.commands.values import Parser, duration, positive
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
-from gateway.ops.history import Found, find_event, is_place, newest_first, original_of
+from gateway.ops.history import Found, find_event, is_position, newest_first, original_of
 from gateway.ops.show import Cells, event_cells, event_content, event_fields, print_event, print_rows
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -75,7 +75,7 @@ async def _events_show(call: Call) -> int:
     except RulesError:
         rules = None
     async with opened_log(call) as log:
-        if is_place(arguments.id, topics):
+        if is_position(arguments.id, topics):
             one = await find(call, log, topics, arguments.id)
             if one is None:
                 return 1
@@ -86,8 +86,8 @@ async def _events_show(call: Call) -> int:
             async with aclosing(history):
                 async for found in history:
                     event, _ = _event_of(found)
-                    if event is not None and arguments.id in (event.id, found.place):
-                        found_events.append((found, event, await place_of_original(rules, log, found, event)))
+                    if event is not None and arguments.id in (event.id, found.position):
+                        found_events.append((found, event, await position_of_original(rules, log, found, event)))
                         if not arguments.all:
                             break
     for found, event, copied in found_events:
@@ -95,17 +95,17 @@ async def _events_show(call: Call) -> int:
             more = {"copy_of": copied} if copied else {}
             output.line(event_fields(found, event, "") | more | event_content(event))
         else:
-            print_event(output, event, found.place, copied)
+            print_event(output, event, found.position, copied)
     if not found_events:
         output.fail(_NEITHER.format(arguments.id))
     return 0 if found_events else 1
 
 
-_NEITHER = "{}: expected the id of an event in the log, or its place, got neither"
+_NEITHER = "{}: expected the id of an event in the log, or its position, got neither"
 
 
 async def find(call: Call, log: Log, topics: Iterable[str], name: str) -> Found | None:
-    """Return the event that an id or a place means; where there is none, say so, or that it can't be read."""
+    """Return the event that an id or a position means; where there is none, say so, or that it can't be read."""
     try:
         with call.output.waiting(f"looking for {name}"):
             found = await find_event(log, topics, name)
@@ -122,13 +122,13 @@ async def _these(found: Sequence[Found]) -> AsyncGenerator[Found, None]:
         yield each
 
 
-async def place_of_original(rules: Rules | None, log: Log, found: Found, event: Event) -> str:
-    """Return the place of the event of which one is a copy, by the rules at hand; "" if it isn't, or there are none."""
+async def position_of_original(rules: Rules | None, log: Log, found: Found, event: Event) -> str:
+    """Return the position of the event that one duplicates by the local rules; "" if it is no duplicate."""
     source = None if rules is None else rules.sources.get(event.source)
     if source is None or source.dedupe is None:
         return ""
     original = await original_of(log, found, event, source.dedupe)
-    return "" if original is None else original.place
+    return "" if original is None else original.position
 
 
 def _event_topics(call: Call, source: str | None) -> list[str]:

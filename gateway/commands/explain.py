@@ -14,12 +14,12 @@ from gateway.commands.base import (
     rule_file_argument,
     rules_without_secrets,
 )
-from gateway.commands.events import find, place_of_original
+from gateway.commands.events import find, position_of_original
 from gateway.commands.values import Parser, header, parameter
 from gateway.log.records import decode_event
 from gateway.model import RefusedError, UsageError
 from gateway.ops.explain import explain, explain_event
-from gateway.ops.history import is_place
+from gateway.ops.history import is_position
 from gateway.ops.show import explained_fields, print_explained, print_source, source_fields
 from gateway.ops.verification import verification_of
 from gateway.text import did_you_mean
@@ -30,7 +30,7 @@ EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 
 def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    about = "a file with a body, - for stdin, an event of the log by its id or place, or the name of a source"
+    about = "a file with a body, - for stdin, an event of the log by its id or position, or the name of a source"
     parser.add_argument("event", metavar="EVENT", help=about)
     parser.add_argument(
         "--source", metavar="SOURCE", help="the source that would have sent it; required unless EVENT is an event id"
@@ -51,14 +51,17 @@ async def _explain(call: Call) -> int:
     arguments = call.arguments
     rules = rules_without_secrets(rule_file(call))
     is_secret_shown = arguments.show_secrets
-    place = copy_of = ""
-    if EVENT_ID.fullmatch(arguments.event) or is_place(arguments.event, event_topics(rules, call.topics)):
+    position = copy_of = ""
+    if EVENT_ID.fullmatch(arguments.event) or is_position(arguments.event, event_topics(rules, call.topics)):
         async with opened_log(call) as log:
             found = await find(call, log, event_topics(rules, call.topics), arguments.event)
             if found is None:
                 return 1
             with call.output.waiting("looking for what it may be a copy of"):
-                place, copy_of = found.place, await place_of_original(rules, log, found, decode_event(found.record))
+                position, copy_of = (
+                    found.position,
+                    await position_of_original(rules, log, found, decode_event(found.record)),
+                )
         event = decode_event(found.record)
         explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
     elif arguments.source is None and arguments.event in rules.sources:
@@ -90,5 +93,5 @@ async def _explain(call: Call) -> int:
     if call.output.json:
         call.output.line(explained_fields(explained, copy_of))
     else:
-        print_explained(call.output, explained, place, copy_of)
+        print_explained(call.output, explained, position, copy_of)
     return 0

@@ -132,22 +132,22 @@ class Worker:
                 self._services.logger.warning("subscription_retried", group="ordered", error=str(error))
                 continue
             self._have(wanted | left, tasks)
-            for place in sorted(self._ordered.keys() - wanted - left):
-                member, task = self._ordered[place]
+            for target in sorted(self._ordered.keys() - wanted - left):
+                member, task = self._ordered[target]
                 member.stop_reading()
                 await member.close(patiently=True)
                 member.let_go()
                 task.cancel()
-                del self._ordered[place]
+                del self._ordered[target]
 
     def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
         """Start the members that are missing."""
         memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
         for member, _ in self._ordered.values():
             member.allow(memory)
-        for place in sorted(set(wanted).difference(self._ordered)):
-            member = Ordered(self._services, self._dispatch, place, memory=memory)
-            self._ordered[place] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(place))
+        for target in sorted(set(wanted).difference(self._ordered)):
+            member = Ordered(self._services, self._dispatch, target, memory=memory)
+            self._ordered[target] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(target))
 
     async def _left_over(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         """Return the routes and destinations, but for those that are wanted, whose topics hold what isn't done.
@@ -157,18 +157,18 @@ class Worker:
         log, topics = self._services.log, self._services.topics
         left = set()
         for topic in await log.topics():
-            place = topics.ordered_place(topic)
-            if place is None or place in wanted:
+            target = topics.ordered_target(topic)
+            if target is None or target in wanted:
                 continue
-            commits = await log.committed(topics.ordered_group(*place), topic)
+            commits = await log.committed(topics.ordered_group(*target), topic)
             bounds, unread = await log.readable(topic)
             if unread:
-                left.add(place)  # perhaps; its member is told which they are, and goes when they can be read
+                left.add(target)  # perhaps; its member is told which they are, and goes when they can be read
             for number, (start, end) in bounds.items():
                 # Also what is deleted: its member counts it.
                 base, done, _ = commits.get(number, Commit(start))
                 if end - base > int.from_bytes(done, "little").bit_count():
-                    left.add(place)
+                    left.add(target)
         return left
 
     @property
@@ -184,7 +184,7 @@ class Worker:
     @property
     def blocked_keys(self) -> Mapping[tuple[str, str], list[Blocked]]:
         """The keys that wait for a delivery which has failed, by ordered route and destination."""
-        return {place: member.blocked for place, (member, _) in self._ordered.items()}
+        return {target: member.blocked for target, (member, _) in self._ordered.items()}
 
     async def _keep_looking(self) -> None:
         """See what of the log can't be read."""

@@ -75,7 +75,7 @@ class Topics:
         """Return the group that reads that topic; no name holds a slash."""
         return f"{self.prefix}ordered/{route}/{destination}"
 
-    def ordered_place(self, topic: str) -> tuple[str, str] | None:
+    def ordered_target(self, topic: str) -> tuple[str, str] | None:
         """Return the route and destination whose topic it is; None for any other topic."""
         route, _, destination = topic.removeprefix(f"{self.prefix}ordered.").partition(_TO)
         return (route, destination) if topic == self.ordered(route, destination) and route and destination else None
@@ -94,13 +94,13 @@ class Topics:
         own = (
             *[
                 TopicSpec(
-                    name=self.ordered(*place),
+                    name=self.ordered(*target),
                     partitions=ORDERED_PARTITIONS,
                     retention=7 * DAY,
                     fixed=True,
                     until_done=True,
                 )
-                for place in sorted(set(ordered))
+                for target in sorted(set(ordered))
             ],
             *tiers,
             TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
@@ -109,7 +109,7 @@ class Topics:
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, whole=True),
         )
-        taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_place(name)}
+        taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_target(name)}
         if taken:
             raise RulesError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
         return (*events, *own)

@@ -11,7 +11,7 @@ from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, UnreadableRecordError, identity_of
 
-_PLACE = re.compile(r"(?P<topic>.+)/(?P<number>\d+)@(?P<offset>\d+)")
+_POSITION = re.compile(r"(?P<topic>.+)/(?P<number>\d+)@(?P<offset>\d+)")
 FIRST_PIECE = 50  # offsets
 LARGEST_PIECE = 5_000
 PIECE_BYTES = 1024 * 1024
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     record: Record
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         return f"{self.partition.topic}/{self.partition.number}@{self.record.offset}"
 
 
@@ -67,20 +67,20 @@ async def newest_first(
                 heapq.heappush(heads, (-following.record.appended_at, index, following))
 
 
-def is_place(name: str, topics: Iterable[str]) -> bool:
-    """Return whether a name is that of a place in one of these topics, as `Found` has it."""
-    place = _PLACE.fullmatch(name)
-    return place is not None and place["topic"] in topics
+def is_position(name: str, topics: Iterable[str]) -> bool:
+    """Return whether a name is that of a position in one of these topics, as `Found` has it."""
+    position = _POSITION.fullmatch(name)
+    return position is not None and position["topic"] in topics
 
 
 async def find_event(log: Log, topics: Iterable[str], name: str) -> Found | None:
-    """Return the event that is meant by a place, as `Found` has it, or else by its id: of several the newest.
+    """Return the event that is meant by a position, as `Found` has it, or else by its id: of several the newest.
 
-    Raises UnreadableRecordError for a place whose record is none that can be read.
+    Raises UnreadableRecordError for a position whose record is none that can be read.
     """
     names = sorted(topics)
-    if (place := _PLACE.fullmatch(name)) is not None and place["topic"] in names:
-        partition, offset = Partition(place["topic"], int(place["number"])), int(place["offset"])
+    if (position := _POSITION.fullmatch(name)) is not None and position["topic"] in names:
+        partition, offset = Partition(position["topic"], int(position["number"])), int(position["offset"])
         async for records in log.scan(partition, offset, offset + 1):
             for record in records:
                 decode_event(record)

@@ -29,7 +29,7 @@ _DIGEST = 16
 
 
 class Pair(NamedTuple):
-    """Two different events of one identity, by their places: they may have one id."""
+    """Two different events of one identity, by their positions: they may have one id."""
 
     one: str
     other: str
@@ -66,15 +66,15 @@ class Seen:
         self._events: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()
         self._types: dict[bytes, str] = {}  # identity and content → type
-        self._newest: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its place
+        self._newest: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its position
         self._oldest: dict[bytes, bytes] = {}  # identity → the content that came first, which is no conflict
         self._shared: dict[bytes, int] = {}  # identity → how many contents, if these are several
 
-    def add(self, event: Event, place: str) -> None:
+    def add(self, event: Event, position: str) -> None:
         """Take in an event, and after it those that came before it."""
         self.count += 1
         self._events[event.type] += 1
-        identity = self._identity_of(event, place)
+        identity = self._identity_of(event, position)
         if identity is None:
             return
         self.identified += 1
@@ -84,10 +84,10 @@ class Seen:
             self._copies[event.type] += 1
             return
         self._types[identity + content] = event.type
-        newest, its_place = self._newest.setdefault(identity, (content, place))
+        newest, its_position = self._newest.setdefault(identity, (content, position))
         if newest != content:
             self._shared[identity] = self._shared.get(identity, 1) + 1
-            self.example = self.example or Pair(its_place, place)
+            self.example = self.example or Pair(its_position, position)
 
     @property
     def copies(self) -> int:
@@ -152,7 +152,7 @@ class Seen:
             return f"expected events that differ, got {most}{copies:,} of {self.count:,} that {are}"
         return ""
 
-    def _identity_of(self, event: Event, place: str) -> bytes | None:
+    def _identity_of(self, event: Event, position: str) -> bytes | None:
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
@@ -164,7 +164,7 @@ class Seen:
             found, why = "", f"the ingress would refuse it, {error.status}: {error.detail}"
         if not found or (own is not None and found != own.text):
             self._without[event.type] += 1
-            self._absence = self._absence or f"{place}: {why}"
+            self._absence = self._absence or f"{position}: {why}"
         try:
             return identity_of(self._identifier.event(request, received_at=event.received_at).id)
         except RefusedError:
@@ -194,5 +194,5 @@ async def identities_of(
                 continue
             if event.source not in found:
                 found[event.source] = Seen(sources[event.source])
-            found[event.source].add(event, each.place)
+            found[event.source].add(event, each.position)
     return found

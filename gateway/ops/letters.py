@@ -29,7 +29,7 @@ class DeadLetter:
     settled_by: Order | None
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """Name it by its partition and offset, which even one that can't be read has."""
         return f"{self.partition.number}@{self.record.offset}"
 
@@ -50,8 +50,8 @@ class DeadLetter:
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:
-        """Return whether that is the id of its delivery or of its event, or its place."""
-        return name == self.place or (
+        """Return whether that is the id of its delivery or of its event, or its position."""
+        return name == self.position or (
             self.stored is not None and name in (self.stored.delivery.id, self.stored.delivery.event.id)
         )
 
@@ -131,7 +131,7 @@ class Groups:
 
 
 async def find_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
-    """Return the dead letters of a delivery or an event, or the one at a place; newest first, settled ones included."""
+    """Return the dead letters of a delivery or an event, or the one at a position; newest first, with settled ones."""
     everything = read_letters(log, topics, control, DeadFilter(), is_all=True)
     return [letter async for letter in everything if letter.is_called(name)]
 

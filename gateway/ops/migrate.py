@@ -102,13 +102,13 @@ async def migrate(
 
 @dataclass(slots=True)
 class _Copies:
-    """The records of one source topic that are in the target: offsets there ascend, each with its place here."""
+    """The records of one source topic that are in the target: offsets there ascend, each with its offset here."""
 
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
     topics: list[str] = field(default_factory=list)
     numbers: "array[int]" = field(default_factory=lambda: array("q"))
-    places: "array[int]" = field(default_factory=lambda: array("q"))
+    moved_to: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, record: Record, topic: str, number: int = -1, place: int = -1) -> int:
         """Note a record, and where it is if it is there already; return its index."""
@@ -116,7 +116,7 @@ class _Copies:
         self.digests.append(_digest(record.key, record.value, record.headers))
         self.topics.append(topic)
         self.numbers.append(number)
-        self.places.append(place)
+        self.moved_to.append(place)
         return len(self.offsets) - 1
 
     def index(self, offset: int) -> int | None:
@@ -128,13 +128,13 @@ class _Copies:
         ends = dict.fromkeys(partitions, 0)
         for index in range(bisect_left(self.offsets, below)):
             number = self.numbers[index]
-            ends[number] = max(ends[number], self.places[index] + 1)
+            ends[number] = max(ends[number], self.moved_to[index] + 1)
         return ends
 
     def has_order(self) -> bool:
         """Return whether the records of each partition there are in the order that they have here."""
         last: dict[int, int] = {}
-        for number, place in zip(self.numbers, self.places, strict=True):
+        for number, place in zip(self.numbers, self.moved_to, strict=True):
             if place < last.get(number, 0):
                 return False
             last[number] = place
@@ -149,7 +149,7 @@ class _Found:
     """
 
     origins: "array[int]" = field(default_factory=lambda: array("q"))
-    places: "array[int]" = field(default_factory=lambda: array("q"))
+    moved_to: "array[int]" = field(default_factory=lambda: array("q"))
     taken: int = 0
 
 
@@ -235,8 +235,8 @@ class _Migration:
     async def _pairs(self, ordered: Iterable[Pair]) -> set[Pair]:
         """Return the ordered routes and their destinations: those of the rules, and those that either log knows."""
         known = {*await self._source.topics(), *await self._target.topics()}
-        places = [self._topics.ordered_place(topic) for topic in known]
-        return {place for place in places if place is not None}.union(ordered)
+        targets = [self._topics.ordered_target(topic) for topic in known]
+        return {target for target in targets if target is not None}.union(ordered)
 
     async def _prepare(self, events: Collection[str], pairs: Collection[Pair]) -> None:
         """See that both logs are fit for it, and give the source a name, once: it tells its records from another's."""
@@ -255,7 +255,7 @@ class _Migration:
             raise UsageError("\n".join([f"{problem.topic}: {problem.message}" for problem in problems]))
         for spec in specs:
             self._partitions[spec.name] = len(await self._target.bounds(spec.name))
-            if self._topics.ordered_place(spec.name) and self._partitions[spec.name] > spec.partitions:
+            if self._topics.ordered_target(spec.name) and self._partitions[spec.name] > spec.partitions:
                 raise UsageError(f"{spec.name}: expected {spec.partitions} partitions, got more; {self._advice}")
         prefix = self._topics.group("moved/")
         given = sorted(await self._source.groups(prefix))
@@ -289,7 +289,7 @@ class _Migration:
                             )
                         if topic in ordered:
                             found.origins.append(place[1])
-                            found.places.append(record.offset)
+                            found.moved_to.append(record.offset)
                         else:
                             self._anywhere.setdefault(place, (partition, record.offset))
 
@@ -433,7 +433,7 @@ class _Migration:
             for identity, content, offset, at in SIGHTING.iter_unpack(sighted.rows):
                 index = copies.index(offset)
                 if index is not None:  # else retention has taken the event, and the window is over
-                    rows[copies.numbers[index]] += SIGHTING.pack(identity, content, copies.places[index], at)
+                    rows[copies.numbers[index]] += SIGHTING.pack(identity, content, copies.moved_to[index], at)
             headers = encode_sightings(sighted.source, sighted.origin)
             for number, of_partition in sorted(rows.items()):
                 # One record becomes several, each told by the partition that it is about.
@@ -550,7 +550,7 @@ class _Migration:
             except ValueError:
                 found.taken = len(found.origins)
             else:
-                self._copies[topic].add(record, topic, partition.number, found.places[found.taken])
+                self._copies[topic].add(record, topic, partition.number, found.moved_to[found.taken])
                 found.taken += 1
                 return
         await self._add(topic, record, topic)
@@ -590,7 +590,7 @@ class _Migration:
             if isinstance(result, BaseException):
                 raise result
             copies = self._copies[origin]
-            copies.numbers[index], copies.places[index] = result.partition, result.offset
+            copies.numbers[index], copies.moved_to[index] = result.partition, result.offset
 
     async def _store(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, place: Place) -> None:
         self._see_to_commits({})
@@ -654,7 +654,7 @@ class _Migration:
         if index is None:
             self._ended[partition].append(record.offset)
             return None
-        where = copies.topics[index], copies.numbers[index], copies.places[index]
+        where = copies.topics[index], copies.numbers[index], copies.moved_to[index]
         if where != (partition.topic, partition.number, record.offset):
             self._second[partition].append(record.offset)
             return None
@@ -675,7 +675,7 @@ class _Migration:
                 unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
                 for index, offset in enumerate(copies.offsets):
                     if not commit.covers(offset):
-                        unfinished[copies.numbers[index]].append(copies.places[index])
+                        unfinished[copies.numbers[index]].append(copies.moved_to[index])
                 commits[group, topic] = {
                     number: self._commit_of(offsets, Partition(topic, number)) for number, offsets in unfinished.items()
                 }
@@ -702,7 +702,7 @@ class _Migration:
             unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
             for index, offset in enumerate(copies.offsets):
                 if not commit.covers(offset) and offset not in self._repeated[topic]:
-                    unfinished[copies.numbers[index]].append(copies.places[index])
+                    unfinished[copies.numbers[index]].append(copies.moved_to[index])
             furthest: dict[Partition, Furthest] = {}
             for name in events:
                 last = self._seen[topic].furthest(Partition(name, 0))

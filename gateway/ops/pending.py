@@ -23,8 +23,8 @@ async def pending_of(log: Log, topics: Topics, name: str) -> Pending:
     kind, _, called = name.partition("/")
     ends: dict[Partition, int] = {}
     for topic in await log.topics():
-        place = topics.ordered_place(topic)
-        if place is not None and place[0 if kind == "route" else 1] == called:
+        target = topics.ordered_target(topic)
+        if target is not None and target[0 if kind == "route" else 1] == called:
             bounds, _ = await log.readable(topic)
             ends |= {Partition(topic, number): end for number, (_, end) in bounds.items()}
     return Pending(ends=ends, count=await still_pending(log, topics, ends))
@@ -34,9 +34,9 @@ async def still_pending(log: Log, topics: Topics, ends: Mapping[Partition, int])
     """Return how many records before these ends aren't finished. Raises LogUnavailableError."""
     count = 0
     for topic in {partition.topic for partition in ends}:
-        place = topics.ordered_place(topic)
-        assert place is not None
-        commits = await log.committed(topics.ordered_group(*place), topic)
+        target = topics.ordered_target(topic)
+        assert target is not None
+        commits = await log.committed(topics.ordered_group(*target), topic)
         bounds, _ = await log.readable(topic)
         for number, (start, _) in bounds.items():
             if (end := ends.get(Partition(topic, number))) is not None:

@@ -65,7 +65,7 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
             "scheme": verification.scheme,
             "ways": [way._asdict() for way in verification.ways],
             "secrets": list(verification.secrets),
-            "at": verification.place,
+            "at": verification.location,
         },
         "identity": {"from": [*told["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
         "type": told["type"],
@@ -78,7 +78,7 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     """Print how a source's events are verified and identified, and where they may go."""
     told = Identifier(source).told_by()
     output.say(("source ", "bold"), f"{source.name}  path {source.path}")
-    output.say(("verify ", "bold"), f"{verification.scheme}  {verification.place}")
+    output.say(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for way in verification.ways:
         output.say(f"  {_told_of_way(way)}")
     if verification.secrets:
@@ -102,8 +102,8 @@ def _told_of_way(way: How) -> str:
     return "; ".join(told)
 
 
-def print_explained(output: Output, explained: Explained, place: str = "", copy_of: str = "") -> None:
-    """Print what becomes of an event. One of the log has a `place`, and may be a copy of another."""
+def print_explained(output: Output, explained: Explained, position: str = "", copy_of: str = "") -> None:
+    """Print what becomes of an event. One of the log has a `position`, and may be a copy of another."""
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
     output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
@@ -122,7 +122,7 @@ def print_explained(output: Output, explained: Explained, place: str = "", copy_
         output.say(("no route matches: the event would be acknowledged and go nowhere", "yellow"))
     elif copy_of:
         output.say("to deliver it all the same, by each route that matches it:")
-        output.say(f"  gateway replay --event {place}")
+        output.say(f"  gateway replay --event {position}")
 
 
 def _identity(explained: Explained) -> str:
@@ -235,9 +235,9 @@ def topic_cells(spec: TopicSpec, told: str | Text) -> Cells:
 
 
 def event_fields(found: Found, event: Event | None, problem: str) -> dict[str, object]:
-    place = {"topic": found.partition.topic, "partition": found.partition.number, "offset": found.record.offset}
+    position = {"topic": found.partition.topic, "partition": found.partition.number, "offset": found.record.offset}
     if event is None:
-        return {"at": rfc3339(found.record.appended_at), "problem": problem, **place}
+        return {"at": rfc3339(found.record.appended_at), "problem": problem, **position}
     return {
         "at": rfc3339(event.received_at),
         "id": event.id,
@@ -245,7 +245,7 @@ def event_fields(found: Found, event: Event | None, problem: str) -> dict[str, o
         "type": event.type,
         "key": event.key,
         "size": len(event.body),
-        **place,
+        **position,
     }
 
 
@@ -268,13 +268,13 @@ def event_cells(found: Found, event: Event | None, problem: str) -> Cells:
     }
 
 
-def print_event(output: Output, event: Event, place: str, copy_of: str = "") -> None:
+def print_event(output: Output, event: Event, position: str, copy_of: str = "") -> None:
     output.say(("event ", "bold"), event.id)
     if copy_of:
         told = f"a copy of {copy_of}, within its source's dedupe: acknowledged, and not delivered again"
         output.say(("  " + told, "yellow"))
     about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
-    _print_fields(output, {**about, "query": event.query or None, "stored at": place})
+    _print_fields(output, {**about, "query": event.query or None, "stored at": position})
     for name, value in event.headers:
         output.say((f"  {header_text(name)}: ", "dim"), header_text(value))
     output.say()
@@ -322,7 +322,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
 
 
 def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
-    what, attempts, answer = f"{letter.place}: {letter.problem}", "", ""
+    what, attempts, answer = f"{letter.position}: {letter.problem}", "", ""
     if letter.stored is not None:
         delivery, answer = letter.stored.delivery, letter.answer
         what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
@@ -350,7 +350,7 @@ def group_cells(group: Group) -> Cells:
 
 def print_letter(output: Output, letter: DeadLetter) -> None:
     if letter.stored is None:
-        output.say(("dead letter ", "bold"), letter.place)
+        output.say(("dead letter ", "bold"), letter.position)
         _print_fields(
             output, {"reason": f"{letter.letter.reason}: {letter.problem}", "written": when(letter.letter.at)}
         )
@@ -378,7 +378,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.say()
         output.table(["attempt", "at", "seconds", "result"], rows, right=("attempt", "seconds"))
     output.say()
-    print_event(output, delivery.event, f"{letter.partition.topic}/{letter.place}")
+    print_event(output, delivery.event, f"{letter.partition.topic}/{letter.position}")
 
 
 def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[Tried]) -> None:

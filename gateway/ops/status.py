@@ -200,7 +200,7 @@ async def parked_of(
 async def _of_topic(
     log: Log, bounds: Mapping[int, tuple[int, int]], commits: Mapping[int, Commit], topic: str
 ) -> AsyncIterator[tuple[Partition, int, StoredDelivery]]:
-    """Yield each delivery of a topic that the router hasn't done, with its place."""
+    """Yield each delivery of a topic that the router hasn't done, with its position."""
     for number, (start, end) in bounds.items():
         partition = Partition(topic, number)
         commit = commits.get(number, Commit(start))
@@ -270,10 +270,10 @@ async def unrouted_in(log: Log, topics: Topics, unread: dict[Partition, str]) ->
     """Return what of events, and of ordered routes, wasn't done yet. Raises LogUnavailableError."""
     found = []
     for topic in sorted(await log.topics()):
-        place = topics.ordered_place(topic)
-        if place is None and not topic.startswith(topics.events("")):
+        target = topics.ordered_target(topic)
+        if target is None and not topic.startswith(topics.events("")):
             continue
-        group = topics.group(ROUTER_GROUP) if place is None else topics.ordered_group(*place)
+        group = topics.group(ROUTER_GROUP) if target is None else topics.ordered_group(*target)
         commits = await log.committed(group, topic)
         count, oldest = 0, log.now()
         for number, (start, end) in (await bounds_of(log, topic, unread)).items():
@@ -284,9 +284,9 @@ async def unrouted_in(log: Log, topics: Topics, unread: dict[Partition, str]) ->
                 async for at in times:
                     oldest = min(oldest, at)
         # Of events, what is in flight is no news.
-        if count and (place is not None or log.now() - oldest > LATE):
-            what = f"source {topic.removeprefix(topics.events(''))}" if place is None else " → ".join(place)
-            why = "events that aren't routed and sent out" if place is None else "waits in its order"
+        if count and (target is not None or log.now() - oldest > LATE):
+            what = f"source {topic.removeprefix(topics.events(''))}" if target is None else " → ".join(target)
+            why = "events that aren't routed and sent out" if target is None else "waits in its order"
             is_late = log.now() - oldest > LATE
             found.append(Finding(rank=WAITING, what=what, why=why, is_wrong=is_late, since=oldest, count=count))
     return found

@@ -15,12 +15,12 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """`secrets` are the references of each, with `***` for what is written out; `place` is where `verify` stands."""
+    """`secrets` are the references of each, with `***` for what is written out; `location` is where `verify` stands."""
 
     scheme: str
     ways: Sequence[How]
     secrets: Sequence[str]
-    place: str
+    location: str
 
 
 def verification_of(files: Sequence[Path], source: Source) -> Verification:
@@ -34,7 +34,7 @@ def verification_of(files: Sequence[Path], source: Source) -> Verification:
         scheme=source.verifier.scheme,
         ways=source.verifier.how,
         secrets=[told_of_secret(secret.value) for secret in secrets],
-        place="" if verify is None else f"{verify.file}:{verify.line}",
+        location="" if verify is None else f"{verify.file}:{verify.line}",
     )
 
 

@@ -94,20 +94,20 @@ class Problem:
 
 
 class Node:
-    """A value and its place: `line` and `column` count from 1, `key_place` is where its key stands, if it has one.
+    """A value and its location: `line` and `column` count from 1, `key_location` is that of its key, if it has one.
 
     `value` is None, a bool, int, float or str, or a list or a dict of nodes. `path` is such as `routes[2].retry`. What
-    an alias brought in has the path of its use and the place of its writing. A broken one is reported already.
+    an alias brought in has the path of its use and the location of its writing. A broken one is reported already.
     """
 
-    __slots__ = ("column", "file", "has_text_key", "is_broken", "key_place", "line", "path", "value")
+    __slots__ = ("column", "file", "has_text_key", "is_broken", "key_location", "line", "path", "value")
 
     def __init__(self, *, file: str, path: str, line: int, column: int) -> None:
         self.file = file
         self.path = path
         self.line = line
         self.column = column
-        self.key_place = (line, column)
+        self.key_location = (line, column)
         self.has_text_key = True
         self.is_broken = False
         self.value: Any = None
@@ -123,7 +123,7 @@ class Node:
 
     def problem(self, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False) -> Problem:
         """Say what isn't right here."""
-        line, column = self.key_place if at_key else (self.line, self.column)
+        line, column = self.key_location if at_key else (self.line, self.column)
         return Problem(
             file=self.file, line=line, column=column, path=self.path, message=message, code=code, severity=severity
         )
@@ -135,8 +135,8 @@ def read_document(path: Path, problems: list[Problem]) -> Node | None:
     try:
         return _Builder(file, problems).build(_compose(_decode(path)), "", 0)
     except _UnreadableError as error:
-        place = Node(file=file, path="", line=error.line, column=error.column)
-        problems.append(place.problem("document", error.message))
+        location = Node(file=file, path="", line=error.line, column=error.column)
+        problems.append(location.problem("document", error.message))
         return None
 
 
@@ -233,18 +233,20 @@ class _Builder:
         children: dict[str, Node] = {}
         for key, item in source.value:
             line, column = _place(key)
-            place = Node(file=self.file, path=path, line=line, column=column)
+            location = Node(file=self.file, path=path, line=line, column=column)
             if not isinstance(key, yaml.ScalarNode):
-                self.refuse(place, "expected a string as a key, got a list or a mapping")
+                self.refuse(location, "expected a string as a key, got a list or a mapping")
                 continue
             name = key.value
             if name == "<<" and not key.style:
-                self.refuse(place, "expected a key, got a merge (<<), which YAML 1.2 doesn't have")
+                self.refuse(location, "expected a key, got a merge (<<), which YAML 1.2 doesn't have")
             elif first := children.get(name):
-                self.refuse(place, f"expected each key once, got {name!r} again, first on line {first.key_place[0]}")
+                self.refuse(
+                    location, f"expected each key once, got {name!r} again, first on line {first.key_location[0]}"
+                )
             else:
                 child = children[name] = self.build(item, f"{path}.{name}" if path else name, depth + 1)
-                child.key_place = (line, column)
+                child.key_location = (line, column)
                 child.has_text_key = key.tag == _TAG + "str"
         return children
 

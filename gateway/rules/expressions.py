@@ -10,7 +10,7 @@ The only user of the CEL library. An expression sees these variables, whose valu
 
 A *missing field* is one that the event doesn't have, a step into null or another scalar included. Null is a value.
 The library's `size` of a string counts UTF-8 bytes, where the specification says code points. Its `matches` compiles
-its pattern at each call, so ours takes its place (`patterns.py`): the pattern is a string literal, compiled once.
+its pattern at each call, so ours replaces it (`patterns.py`): the pattern is a string literal, compiled once.
 """
 
 import base64
@@ -396,9 +396,9 @@ def _compile(text: str) -> cel.Program:
         if found is None:
             raise ExpressionError(f"syntax error: {_shortened(str(error))}") from error
         line, column, reason = found.groups()
-        place = f"character {column}" if line == "1" else f"line {line}, character {column}"
+        location = f"character {column}" if line == "1" else f"line {line}, character {column}"
         reason = reason.partition(" expecting ")[0] if len(reason) > 80 else reason  # noqa: PLR2004 - one line
-        raise ExpressionError(f"syntax error at {place}: {reason}") from error
+        raise ExpressionError(f"syntax error at {location}: {reason}") from error
     if rooted := [name for name in program.variables() if name.startswith(".")]:
         raise ExpressionError(f"unknown name '{rooted[0]}'{did_you_mean(rooted[0], ROOTS)}")
     return program

@@ -32,7 +32,7 @@ class Scalar:
     is_secret: bool = False
     """Never show the value."""
     is_use: bool = False
-    """The name of something that has to be there; read together with its place."""
+    """The name of something that has to be there; read together with its location."""
     unresolved: Callable[[str], object] | None = None
     """What stands for a string whose references can't be resolved, while checking; None leaves the key out."""
 

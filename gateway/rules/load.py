@@ -1,4 +1,4 @@
-"""From routes.yaml and the files that it includes to `Rules`, or to every problem with its place."""
+"""From routes.yaml and the files that it includes to `Rules`, or to every problem with its location."""
 
 import gc
 import glob
@@ -45,7 +45,7 @@ MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spellin
 
 
 class InvalidRulesError(RulesError):
-    """The rule files have problems: all of them, by file and place; warnings only where there is nothing else."""
+    """The rule files have problems: all of them, by file and location; warnings only where there is nothing else."""
 
     def __init__(self, problems: Sequence[Problem], files: Sequence[Path] = ()) -> None:
         self.files = tuple(files)
@@ -69,7 +69,7 @@ def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve:
 def check_rules(
     path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = False
 ) -> tuple[Rules | None, list[Problem]]:
-    """Return what `load_rules` does, and all problems, warnings included, by file and place.
+    """Return what `load_rules` does, and all problems, warnings included, by file and location.
 
     There are no rules when there is an error, nor when they hang on an unresolved reference, as a route's name.
     """
@@ -147,7 +147,7 @@ class _Assembly:
         self.sources: dict[str, Read] = {}
         self.destinations: dict[str, Read] = {}
         self.routes: dict[str, Read] = {}
-        self.places: dict[tuple[str, str], tuple[Node, str]] = {}
+        self.locations: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
         self.tls: dict[str, Tls] = {}
 
@@ -224,8 +224,8 @@ class _Assembly:
 
     def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
         """Take a name or a path for a node; report it where another one has it."""
-        line, column = node.key_place if at_key else (node.line, node.column)
-        first = self.places.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
+        line, column = node.key_location if at_key else (node.line, node.column)
+        first = self.locations.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
         if first[0] is not node:
             message = f"another {shown}: the first is at {first[1]}"
             self.reader.report(node, "duplicate", message, at_key=at_key)

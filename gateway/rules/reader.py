@@ -1,4 +1,4 @@
-"""Holds a document against the schema: what it means, or every problem with its place. Resolves references."""
+"""Holds a document against the schema: what it means, or every problem with its location. Resolves references."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,14 +171,14 @@ class Reader:
         except ConditionError as error:
             self.locate(node, error.problems)
         except ExpressionError as error:
-            place = _descend(node, getattr(error, "path", ()))
-            self.report(place, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(place)}: {error}")
+            location = _descend(node, getattr(error, "path", ()))
+            self.report(location, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(location)}: {error}")
         except ValueError as error:
             self.report(node, "value", str(error))
         return ABSENT
 
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
-        """Return a value of any shape without places, its references resolved."""
+        """Return a value of any shape without locations, its references resolved."""
         value = node.value
         if isinstance(value, str):
             text = self.text(node, is_template=kind.is_template)
@@ -259,11 +259,11 @@ class Reader:
     ) -> None:
         """Report the problems that another module found in a value, each by the steps that lead to it."""
         for steps, message in problems:
-            place = _descend(node, steps)
-            if place in self.unresolved:
+            location = _descend(node, steps)
+            if location in self.unresolved:
                 continue  # The value that stands in is at fault.
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
-            self.report(place, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
+            self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
 
 
 def _content(path: Path) -> str:

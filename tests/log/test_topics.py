@@ -39,11 +39,11 @@ def test_events_never_share_a_topic_of_the_gateways_own(name: str) -> None:
 def test_a_topic_of_an_ordered_route_tells_whose_it_is(place: tuple[str, str]) -> None:
     topics = Topics("x.")
     topic = topics.ordered(*place)
-    assert topics.ordered_place(topic) == place
+    assert topics.ordered_target(topic) == place
     assert re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic)
-    assert [topics.ordered_place(name) for name in (topics.events("github"), topics.dead, "x.ordered.a", "a.TO.b")] == [
-        None
-    ] * 4
+    assert [
+        topics.ordered_target(name) for name in (topics.events("github"), topics.dead, "x.ordered.a", "a.TO.b")
+    ] == [None] * 4
 
 
 def test_the_longest_names_make_a_topic_that_kafka_takes() -> None:

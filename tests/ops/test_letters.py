@@ -131,7 +131,7 @@ async def test_a_letter_is_found_by_delivery_by_event_and_by_place(dead: Dead) -
     (found,) = await find_letters(dead.log, TOPICS, control, first)
     assert (found.letter.destination, found.status) == ("x", "replayed")
     assert {letter.letter.destination for letter in await find_letters(dead.log, TOPICS, control, "a")} == {"x", "y"}
-    assert await find_letters(dead.log, TOPICS, control, found.place) == [found]
+    assert await find_letters(dead.log, TOPICS, control, found.position) == [found]
     assert await find_letters(dead.log, TOPICS, control, "b") == []
 
 
@@ -155,4 +155,4 @@ async def test_one_that_cannot_be_read_cannot_be_named_to_an_order(dead: Dead) -
     await dead.write_unreadable()
     (letter,) = await dead.read()
     with pytest.raises(UsageError, match=r"expected a dead letter that can be read, got: gw_v"):
-        await deliveries_of(dead.log, TOPICS, Control(), [letter.place])
+        await deliveries_of(dead.log, TOPICS, Control(), [letter.position])

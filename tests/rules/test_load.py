@@ -1,4 +1,4 @@
-"""What a rule file means, and every problem of one that means nothing, with its place."""
+"""What a rule file means, and every problem of one that means nothing, with its location."""
 
 import base64
 import gc

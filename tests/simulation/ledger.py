@@ -936,7 +936,7 @@ class Ledger:
             return True
         if offset not in self._deletions.lost[group, partition] or (group, partition) in self.commits:
             return False
-        place, now = TOPICS.ordered_place(partition.topic), self._now()
+        place, now = TOPICS.ordered_target(partition.topic), self._now()
         if place is None:
             return False
         routes = [route for version in self.versions(now, now) for route in version.routes if route.is_ordered]
@@ -1310,7 +1310,7 @@ class Ledger:
 
 def group_of(partition: Partition) -> str:
     """Return the group that reads a topic of events or deliveries."""
-    place = TOPICS.ordered_place(partition.topic)
+    place = TOPICS.ordered_target(partition.topic)
     return ROUTER if place is None else TOPICS.ordered_group(*place)
 
 

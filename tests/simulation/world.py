@@ -288,7 +288,7 @@ class World:
         tiers = {TOPICS.retry(tier) for tier in TIERS}
         groups = {ROUTER: tiers | {topic_of(self.plan, name) for name in self.plan.sources}}
         for topic in self.broker.specs:
-            place = TOPICS.ordered_place(topic)
+            place = TOPICS.ordered_target(topic)
             if place is not None:
                 groups[TOPICS.ordered_group(*place)] = {topic}
         return groups
@@ -305,7 +305,7 @@ class World:
     def _partitions(self, spec: TopicSpec) -> int:
         if spec.name == TOPICS.control:
             return 1
-        is_of_events = spec.name.startswith(TOPICS.events("")) or TOPICS.ordered_place(spec.name) is not None
+        is_of_events = spec.name.startswith(TOPICS.events("")) or TOPICS.ordered_target(spec.name) is not None
         return self.plan.partitions if is_of_events else self.plan.tier_partitions
 
     # Steps.
@@ -342,7 +342,7 @@ class World:
             key, value = poisoned_orders()[kind % len(poisoned_orders())]
             self.broker.store(OUTSIDE, CONTROL, key, value, [])
             return
-        ordered = [topic for topic in self.broker.specs if TOPICS.ordered_place(topic) is not None]
+        ordered = [topic for topic in self.broker.specs if TOPICS.ordered_target(topic) is not None]
         if where == "ordered" and not ordered:
             return
         topics = {

@@ -51,7 +51,7 @@ class Appender:
         self._clock = clock
         self._producer = self._new_producer()
         self._heard = 0.0
-        self._places: dict[str, Sequence[TopicPartition]] = {}
+        self._partitions: dict[str, Sequence[TopicPartition]] = {}
         # Invariant: older appends stand first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._under_way = 0
@@ -79,8 +79,8 @@ class Appender:
         producer = self._producer
         where: TopicPartition | None = None
         try:
-            places = self._places.get(topic) or await self._known_places(topic, producer)
-            where = places[partition_of(key, len(places))]
+            partitions = self._partitions.get(topic) or await self._known_partitions(topic, producer)
+            where = partitions[partition_of(key, len(partitions))]
             # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
             accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
             future = await accumulator.add_message(where, key, value, patience, None, headers)
@@ -111,7 +111,7 @@ class Appender:
             producer = self._producer
             try:
                 async with asyncio.timeout(self._append_timeout):
-                    if number >= len(await self._known_places(topic, producer)):
+                    if number >= len(await self._known_partitions(topic, producer)):
                         raise UnknownTopicOrPartitionError(f"{topic}/{number}")
                     batch = producer.create_batch()
                     for record in records[len(positions) :]:
@@ -235,14 +235,14 @@ class Appender:
         if size > MAX_RECORD_BYTES:
             raise RecordTooLargeError(f"{topic}: expected a record of at most {MAX_RECORD_BYTES} B, got {size} B")
 
-    async def _known_places(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
-        places = self._places.get(topic)
-        if places is None:
-            places = self._places[topic] = await self._places_of(topic, producer)
+    async def _known_partitions(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
+        partitions = self._partitions.get(topic)
+        if partitions is None:
+            partitions = self._partitions[topic] = await self._partitions_of(topic, producer)
             self._appended_to.add(topic)
-        return places
+        return partitions
 
-    async def _places_of(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
+    async def _partitions_of(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
         """Wait until the producer knows a topic. It isn't told of one that isn't there."""
         known: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
         try:
@@ -258,7 +258,7 @@ class Appender:
 
     def _sweep(self) -> None:
         """Fail the appends that have waited too long. One timer for all: a timeout for each costs 6 µs."""
-        self._places.clear()  # A topic may have got more partitions.
+        self._partitions.clear()  # A topic may have got more partitions.
         too_old = self._loop.time() - self._append_timeout + SWEEP
         self._pending = deque([entry for entry in self._pending if not entry[1].done()])
         for started, future in self._pending:
@@ -309,7 +309,7 @@ class Appender:
         else:
             log.warning("log_producer_replaced")
             old, self._producer = self._producer, producer
-            self._places.clear()
+            self._partitions.clear()
             self._failing_since = None
             await stop(old)
         finally:
