@@ -815,7 +815,7 @@ def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
     (event,) = lines(run("events", "show", "evt_2", "--json")[1])
     assert event["body_base64"] == "/wA="
     code, _, err = run("events", "show", "evt_3")
-    assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, or its place, got neither\n")
+    assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, or its position, got neither\n")
 
 
 def test_a_log_that_is_not_there_is_told(run: Run) -> None:
@@ -1184,7 +1184,7 @@ def test_one_event_is_replayed_by_each_route_that_matches_it(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_an_event_that_cannot_be_replayed_is_told(run: Run) -> None:
     write_event("evt_1", type="issues")
-    where = "expected the id of an event in the log, or its place, got neither"
+    where = "expected the id of an event in the log, or its position, got neither"
     for name in ("evt_2", f"{TOPICS.events('github')}/0@5", "none/0@0"):
         assert run("replay", "--event", name) == (1, "", f"error: {name}: {where}\n")
     why = "to match it, got none; `gateway explain evt_1` says why"

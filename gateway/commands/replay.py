@@ -70,7 +70,7 @@ def replay_arguments(parser: Parser) -> None:
         "--timeout", type=duration, default=30.0, metavar="DURATION", help="how long to wait without progress (30s)"
     )
     other = parser.add_mutually_exclusive_group()
-    about = "this one, by its id (of several the newest) or its place, TOPIC/PARTITION@OFFSET"
+    about = "this one, by its id (of several the newest) or its position, TOPIC/PARTITION@OFFSET"
     other.add_argument("--event", metavar="ID", help=f"{about}, by the routes that match it, or --route")
     other.add_argument("--follow", metavar="ID", help="wait for this replay, which is under way")
     other.add_argument("--cancel", metavar="ID", help="end this replay")

@@ -25,7 +25,7 @@ from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Par
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import REFUSED_AFTER
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, REQUEST_TIMEOUT
+from gateway.log.kafka.cluster import EARLIEST, QUESTION_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
 from gateway.log.kafka.errors import translated
@@ -1053,7 +1053,7 @@ async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_told(cluste
         assert await log.readable(topic) == (whole, {})
         del whole[2]
         hangs = "no answer in time"
-        in_time = 3 * REQUEST_TIMEOUT  # each is three questions, and any node may be asked first
+        in_time = 3 * QUESTION_TIMEOUT  # each is three questions, and any node may be asked first
 
         async def is_told(reason: str) -> bool:
             began = monotonic()
@@ -1230,7 +1230,7 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
 
 
 async def test_what_is_read_is_not_told_as_unread_however_long(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.log.kafka.consumer.LEFT_OUT", 0.0)
+    monkeypatch.setattr("gateway.log.kafka.consumer.JOIN_GRACE", 0.0)
     topic = await make_topic(log, partitions=2)
     for group in (None, f"g{uuid4().hex}"):
         owner = Owner()

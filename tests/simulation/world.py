@@ -21,7 +21,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
-from gateway.engine import dispatch, progress, replay, router, scans
+from gateway.engine import dispatch, progress, replay, router, scan
 from gateway.engine.control import Control
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.lanes import MAX_WAIT
@@ -80,7 +80,7 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
         patch.setattr(router, "MAX_BYTES", plan.memory)
         patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
-        for module in (scans, replay):
+        for module in (scan, replay):
             patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))
             patch.setattr(module, "APPENDS_AT_ONCE", min(plan.batch, module.APPENDS_AT_ONCE))
         return run(_simulate(plan, traced=traced))

@@ -21,7 +21,7 @@ from aiokafka.structs import RecordMetadata
 
 from gateway.log.base import NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import REQUEST_TIMEOUT, Cluster
+from gateway.log.kafka.cluster import QUESTION_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
 from gateway.log.kafka.errors import say, translated
 from gateway.log.kafka.topics import BROKER_LIMIT
@@ -193,7 +193,7 @@ class Appender:
     async def learn(self, topics: Iterable[str]) -> None:
         """Let the producer know topics that are there, so that the first append to each doesn't wait for metadata."""
         with translated("metadata"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with asyncio.timeout(QUESTION_TIMEOUT):
                 await asyncio.gather(*[self._producer.partitions_for(topic) for topic in topics])
 
     async def close(self) -> None:

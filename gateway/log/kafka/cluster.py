@@ -52,7 +52,7 @@ from gateway.log.kafka.topics import (
 )
 from gateway.model import LogUnavailableError, UsageError
 
-REQUEST_TIMEOUT = 5.0
+QUESTION_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 1.5  # Of a question, for one broker: if it hangs there is time to ask another.
 PING_TIMEOUT = 3.0
 
@@ -308,7 +308,7 @@ class Cluster:
                 (spec.name, spec.partitions, replicas, [], list(settings_of(spec, replicas).items()))
                 for spec in missing.values()
             ]
-            request = CreateTopicsRequest(wanted, int(1000 * REQUEST_TIMEOUT), validate_only=False)
+            request = CreateTopicsRequest(wanted, int(1000 * QUESTION_TIMEOUT), validate_only=False)
             response = await self._send(request, metadata.controller_id)
             for topic, code, *message in response.topic_errors:
                 error = for_code(code)
@@ -396,7 +396,7 @@ class Cluster:
         """Ask until there is an answer, for at most 5 s."""
         last: Exception | None = None
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with asyncio.timeout(QUESTION_TIMEOUT):
                 while True:
                     try:
                         return await ask()

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, LATEST, REQUEST_TIMEOUT, Cluster, encode_metadata
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
 from gateway.log.kafka.errors import FORBIDDEN, say, translated
 from gateway.model import LogUnavailableError, UsageError
@@ -97,7 +97,7 @@ class KafkaConsumer:
     async def start(self) -> None:
         """Connect, and join in the background, or read from the first offsets."""
         with translated("consume"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with asyncio.timeout(QUESTION_TIMEOUT):
                 await self._kafka.start()
             if self._group is not None:
                 self._kafka.subscribe(self._topics, listener=self)
@@ -109,7 +109,7 @@ class KafkaConsumer:
                 Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
             ]
             self._kafka.assign([TopicPartition(*partition) for partition in partitions])
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with asyncio.timeout(QUESTION_TIMEOUT):
                 await self._kafka._client._maybe_wait_metadata()  # or nothing seems to have a leader
             self._take_over(self._kafka, assignments)
 

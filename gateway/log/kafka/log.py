@@ -22,7 +22,7 @@ from gateway.log.base import (
 )
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
 from gateway.log.kafka.clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, LATEST, REQUEST_TIMEOUT, Cluster
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster
 from gateway.log.kafka.connection import PLAIN, Connection, Security, quieten, silenced, stop
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import say, translated
@@ -68,7 +68,7 @@ class KafkaLog:
         opened = cls(connection, append_timeout=append_timeout)
         try:
             with silenced():
-                async with asyncio.timeout(REQUEST_TIMEOUT):
+                async with asyncio.timeout(QUESTION_TIMEOUT):
                     await opened._cluster.start()
                     await opened._cluster.ping()  # By the name and port that it gives itself.
                     await opened._appender.start()
@@ -135,7 +135,7 @@ class KafkaLog:
                 moved_at = self._loop.time()
                 while start < end:
                     # The position and not the last record tells the end: what follows it may be gaps.
-                    async with asyncio.timeout(REQUEST_TIMEOUT):
+                    async with asyncio.timeout(QUESTION_TIMEOUT):
                         found = await kafka.getmany(timeout_ms=1000 * FETCH_WAIT, max_records=FETCH_RECORDS)
                         position = await kafka.position(where)
                     for records in slices_of(records_of(found.get(where, ()))):
@@ -143,7 +143,7 @@ class KafkaLog:
                             yield within
                     if position > start:
                         start, moved_at = position, self._loop.time()
-                    elif self._loop.time() > moved_at + REQUEST_TIMEOUT:
+                    elif self._loop.time() > moved_at + QUESTION_TIMEOUT:
                         raise KafkaTimeoutError(f"no record after offset {start}")
         finally:
             await stop(kafka)
