@@ -183,9 +183,9 @@ class Reloader:
                     await self.asked.wait()
             except TimeoutError:
                 pass
-            await self.look(log, now=time.monotonic())
+            await self.poll(log, now=time.monotonic())
 
-    async def look(self, log: Log, *, now: float) -> None:
+    async def poll(self, log: Log, *, now: float) -> None:
         """Look at the rule files, and read them if they are due, or if somebody has asked for it."""
         # Stamped before reading: a change while we read is seen at the next look.
         at = log.now()

@@ -25,7 +25,7 @@ from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.jobs import Follower, Jobs
 from gateway.engine.unread import Unread, UnreadPartitions, still_unread
 from gateway.engine.unreadable import notes_of
-from gateway.engine.worker import LOOK_EVERY, Worker
+from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
@@ -347,12 +347,12 @@ class Gateway:
     async def _watch_partitions(self, log: Log) -> None:
         """See which partitions refuse appends that the others take."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_INTERVAL)
             with suppress(LogUnavailableError):
                 self._refusing = await log.refusing()
             if self._worker is None:
                 now = log.now()
-                self._unread_here.look(still_unread(self._unread_here.partitions, self._refusing, now), now)
+                self._unread_here.update(still_unread(self._unread_here.partitions, self._refusing, now), now)
 
     async def _watch_loop(self) -> None:
         """Measure by how much the event loop keeps what is due waiting."""

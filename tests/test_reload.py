@@ -100,7 +100,7 @@ class Running:
         if text is not None:
             self.version += 1
             await written(self.file, text + "#" * self.version)  # of another size, should the clock not have moved
-        await self.reloader.look(self.log, now=now)
+        await self.reloader.poll(self.log, now=now)
         return set(self.reloader.rules.sources)
 
     @property

@@ -94,7 +94,7 @@ async def _order(call: Call, name: str, action: str) -> int:
         )
 
 
-LOOKS, LOOK_EVERY = 12, 0.25
+POLLS, POLL_INTERVAL = 12, 0.25
 """Looks and seconds between them: ordered routes do what they are told within some seconds, with an attempt."""
 
 
@@ -121,10 +121,10 @@ class Counts:
 async def _left_of(log: "Log", topics: "Topics", before: Pending) -> int:
     """Return how many are left of what waited on ordered routes, once none is or a moment has passed."""
     left = await still_pending(log, topics, before.ends)
-    for _ in range(LOOKS):
+    for _ in range(POLLS):
         if not left:
             break
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(POLL_INTERVAL)
         left = await still_pending(log, topics, before.ends)
     return left
 

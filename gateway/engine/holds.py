@@ -38,7 +38,7 @@ class Holds:
         """The holds that there are, by destination."""
         return self._holds
 
-    def look(self) -> None:
+    def update(self) -> None:
         """See which destinations are sent nothing for a while, and tell when that begins and ends."""
         logger, now = self._services.logger, self._services.log.now()
         for name, lane in self._schedule.lanes.items():

@@ -108,7 +108,7 @@ class KickOutcomes:
             )
         followed.names.add(name)
 
-    async def look(
+    async def poll(
         self,
         committed: Callable[[], Awaitable[Mapping[str, Commit]]],
         *,

@@ -30,7 +30,7 @@ COMMIT_AFTER = 64
 """Records done, of which the commit doesn't wait for its second: what isn't committed, a crash repeats."""
 COMMIT_GAP = 0.05
 """Seconds that commits are apart at least: on Kafka each takes a third of a millisecond of processor time."""
-FULL_LOOK = 0.005
+FULL_POLL_INTERVAL = 0.005
 """Seconds after which a member that holds all it may looks whether something has ended."""
 HANDOVER = 2.0
 """Seconds for which a member that gives partitions up lets attempts end. The whole group stands still meanwhile."""
@@ -286,7 +286,7 @@ class Member(ABC):
                 await self._services.sleep(IDLE_TICK)
                 continue
             if not self.has_room:
-                await self._services.sleep(FULL_LOOK)
+                await self._services.sleep(FULL_POLL_INTERVAL)
                 continue
             for beyond in list(self._aside):
                 await self._take_in_reach(beyond)
@@ -367,29 +367,29 @@ class Member(ABC):
             self._consumer.pause(tracker.partition)
 
     def unpause(self, tracker: Tracker) -> None:
-        if self._stands(tracker):
+        if self._is_blocked(tracker):
             return
         if self._consumer is not None and tracker.is_paused and tracker.progress.has_room():
             tracker.is_paused = False
             self._consumer.resume(tracker.partition)
 
-    def _stands(self, tracker: Tracker) -> bool:
+    def _is_blocked(self, tracker: Tracker) -> bool:
         """Return whether nothing more is taken of a partition: what follows a record that is left may be of its key."""
         return self.keeps_order and bool(tracker.newer)
 
     async def _keep_watch(self) -> None:
         while not self._is_draining:
-            self.look()
+            self.tick()
             await self._services.sleep(IDLE_TICK)
 
-    def look(self) -> None:
+    def tick(self) -> None:
         """See to what nothing else wakes, a few times a second."""
         found = self._consumer.unread() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
         for tracker in list(self.trackers.values()):
-            self.look_at(tracker)
+            self.check_progress(tracker)
 
-    def look_at(self, tracker: Tracker) -> None:
+    def check_progress(self, tracker: Tracker) -> None:
         """See to a partition."""
         if not tracker.buffered:
             self.unpause(tracker)

@@ -146,13 +146,13 @@ class Ordered(Member):
     @override
     async def take(self, tracker: Tracker, batch: Batch) -> None:
         for index, record in enumerate(batch.records):
-            if not tracker.is_live or self._is_draining or self._stands(tracker):
+            if not tracker.is_live or self._is_draining or self._is_blocked(tracker):
                 break
             if not self.has_room:
                 self.set_aside(tracker, batch.records[index:])
                 break
             self._take_in(tracker, record)
-        if self._stands(tracker) or not tracker.progress.has_room():
+        if self._is_blocked(tracker) or not tracker.progress.has_room():
             self.pause(tracker)
 
     def _take_in(self, tracker: Tracker, record: Record) -> None:
@@ -306,8 +306,8 @@ class Ordered(Member):
     # Kicks, and gauges.
 
     @override
-    def look(self) -> None:
-        super().look()
+    def tick(self) -> None:
+        super().tick()
         self._obey()
         self._end_what_halted()
         self._set_gauges()

@@ -56,11 +56,11 @@ RATE_STEP = 0.02
 for. So within any second it's at most 4 % more than the rate, or two deliveries."""
 GLANCE_INTERVAL = 0.1
 """Seconds between looks, while it waits for its turn, at whether the replay is still to go on."""
-LOOK_EVERY = 0.25
+POLL_INTERVAL = 0.25
 """Seconds between looks for a replay, or for room in the tier."""
-LOOK_BACK = 20_000
+LOOKBACK = 20_000
 """Records before an event among which another one of its identity is looked for: some 0.3 s, once in a partition."""
-LOOK_AGAIN = 30.0
+RECHECK_AFTER = 30.0
 """Seconds after which a replay that has come to a record of a newer version looks whether it may go on."""
 READ_AGAIN = 5.0
 """Seconds after which one that waits for partitions looks whether they can be read."""
@@ -160,7 +160,7 @@ class Replays:
             owner = self._owner()
             order = None if owner is None else self._next()
             if order is None:
-                await self._sleep(LOOK_EVERY)
+                await self._sleep(POLL_INTERVAL)
                 continue
             try:
                 await self._caught_up()  # with the last marker of the owner before us, and what we have ended ourselves
@@ -171,7 +171,7 @@ class Replays:
                 await self._sleep(1.0)
             except NewerRecordError as error:
                 self._logger.warning("replay_waits", order=order.key, error=str(error))
-                await self._sleep(LOOK_AGAIN)
+                await self._sleep(RECHECK_AFTER)
 
     def _next(self) -> Order | None:
         now = asyncio.get_running_loop().time()
@@ -318,7 +318,7 @@ class Replays:
         if partition.number in unread:
             raise LogUnavailableError(f"{partition_key(partition)}: {unread[partition.number]}")
         first, _ = bounds.get(partition.number, (offset, offset))
-        start = max(first, offset - LOOK_BACK)
+        start = max(first, offset - LOOKBACK)
         async with aclosing(records_of(self._log, partition, start, offset)) as records:
             async for record in records:
                 self._is_shared(identities, record)
@@ -364,7 +364,7 @@ class Replays:
                 if await self._unfinished() < BACKLOG:
                     run.unchecked = 0
                     return True
-                wait = LOOK_EVERY
+                wait = POLL_INTERVAL
             await self._sleep(min(wait, GLANCE_INTERVAL))
         return False
 

@@ -21,7 +21,7 @@ from gateway.engine import tiers
 from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.duplicates import Duplicates
 from gateway.engine.lanes import MAX_BYTES, Lane
-from gateway.engine.member import FULL_LOOK, Loop, Member
+from gateway.engine.member import FULL_POLL_INTERVAL, Loop, Member
 from gateway.engine.orders import Order
 from gateway.engine.outcomes import is_late
 from gateway.engine.readings import Readings
@@ -56,7 +56,7 @@ TURN = 0.003
 """Seconds of routing after which they get it in any case: a rule's condition may take tens of milliseconds."""
 PRESSED_WAIT = 0.1
 """Seconds for which a full but fast lane may hold the reader back."""
-HELD_LOOK = 0.25
+HELD_POLL_INTERVAL = 0.25
 """Seconds after which a delivery looks again whether a kick has injected it."""
 RELEASE_EVERY = 0.001
 """Seconds between releases of a few records, so that lanes have answers meanwhile and learn what they can take."""
@@ -175,8 +175,8 @@ class Router(Member):
                 self._unsettled[tracker.partition] = [*self._unsettled.get(tracker.partition, ()), *unsettled]
 
     @override
-    def look(self) -> None:
-        super().look()
+    def tick(self) -> None:
+        super().tick()
         if self._readings.unsaid() is not None:
             self._has_to_tell.set()
 
@@ -220,7 +220,7 @@ class Router(Member):
                 self._dispatch.drop(item)
                 return
             if control.is_held(*place):
-                self._dispatch.wait(item, now + HELD_LOOK)
+                self._dispatch.wait(item, now + HELD_POLL_INTERVAL)
                 return
         if delivery.route:
             self._dispatch.admit(item, now)
@@ -377,7 +377,7 @@ class Router(Member):
                     has_more = True
                     await self._services.sleep(0)
             if not self.has_room:
-                await self._services.sleep(FULL_LOOK)
+                await self._services.sleep(FULL_POLL_INTERVAL)
             else:
                 await self._services.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
@@ -450,8 +450,8 @@ class Router(Member):
             self.resume(item, now)
 
     @override
-    def look_at(self, tracker: Tracker) -> None:
-        super().look_at(tracker)
+    def check_progress(self, tracker: Tracker) -> None:
+        super().check_progress(tracker)
         progress, buffered = tracker.progress, tracker.buffered
         if progress.fullness() >= CUT_SHORT or (buffered and not progress.reaches(buffered[0].offset)):
             now = self._log.now()
@@ -463,7 +463,7 @@ class Router(Member):
     async def _keep_gauges(self) -> None:
         turn = 0
         while not self._is_draining:
-            self._dispatch.holds.look()
+            self._dispatch.holds.update()
             if turn % max(1, len(self._services.rules().destinations) // GAUGES_AT_ONCE) == 0:
                 await self._dispatch.holds.set_gauges()
             turn += 1

@@ -185,7 +185,7 @@ class Scans:
         if not scan.runs or not await self._bring_on(scan, scan.runs, ends, outcomes):
             return
         await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
-        await outcomes.look(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
+        await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in scan.runs:
             run.outcome = outcomes.of(run.order.name, run.count, dropping=self._dropping())
             run.rate = self._rate(run.order.name)

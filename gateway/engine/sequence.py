@@ -25,7 +25,7 @@ from gateway.telemetry.seldom import Seldom
 
 BATCH_RECORDS, BATCH_BYTES = 200, 1 << 20
 """Of deliveries that are appended at once."""
-LOOK_EVERY = 0.05
+POLL_INTERVAL = 0.05
 """Seconds between looks whether what has to be stored before is."""
 
 
@@ -127,7 +127,7 @@ class Sequences:
                 if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].may_come_to_go):
                     queue.is_busy = False
                     return
-                await self._services.sleep(LOOK_EVERY)
+                await self._services.sleep(POLL_INTERVAL)
                 continue
             try:
                 await self._services.log.append_in_order(queue.partition, [self._record_of(entry) for entry in batch])

@@ -25,7 +25,7 @@ from gateway.model import (
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.seldom import Seldom
 
-FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0
+FIRST_POLL, LONGEST_POLL = 0.05, 1.0
 """Seconds between looks at whose a record is, while that is open; doubled each time, for thousands may wait for it."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -152,10 +152,10 @@ class Successors:
         """Append until it is stored. Where nothing smaller `is_last`, too large waits as well: for a higher limit."""
         pause = FIRST_PAUSE
         while True:
-            look = FIRST_LOOK
+            look = FIRST_POLL
             while is_undecided():
                 await self._sleep(look)
-                look = min(LONGEST_LOOK, 2 * look)
+                look = min(LONGEST_POLL, 2 * look)
             if not is_wanted():
                 return False
             try:

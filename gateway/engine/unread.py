@@ -61,7 +61,7 @@ class Patient:
 
 
 class UnreadPartitions:
-    """What a process can't read. `look` every second or so; `partitions` is how it was then."""
+    """What a process can't read. `update` every second or so; `partitions` is how it was then."""
 
     def __init__(self, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.partitions: Mapping[Partition, Unread] = {}
@@ -69,7 +69,7 @@ class UnreadPartitions:
         self._metrics = metrics
         self._logger = logger
 
-    def look(self, found: Mapping[Partition, Unread], now: float) -> None:
+    def update(self, found: Mapping[Partition, Unread], now: float) -> None:
         """Tell what has changed."""
         family = self._metrics.partition_unread
         for partition in self.partitions.keys() - found.keys():

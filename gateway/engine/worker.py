@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
 RETRY_DELAY = 1.0
-LOOK_EVERY = 1.0
+POLL_INTERVAL = 1.0
 RETENTION_EVERY = 10.0
 LEFT_OVER_EVERY = 30.0
 """Seconds between looks for topics of ordered routes that the rules don't name, and that hold what isn't done."""
@@ -202,8 +202,8 @@ class Worker:
                 for partition, unread in member.unread.items():
                     found[partition] = min(unread, found.get(partition, unread))
             refusing = still_unread(refusing, self._refusing(), now)
-            self._unread.look({**refusing, **found}, now)
-            await self._services.sleep(LOOK_EVERY)
+            self._unread.update({**refusing, **found}, now)
+            await self._services.sleep(POLL_INTERVAL)
 
     async def _tell_retention(self, now: float) -> None:
         """Tell how long it is until the log deletes what isn't done."""

@@ -215,7 +215,7 @@ class Ingress:
         self, request: web.BaseRequest, endpoint: "_Endpoint", head: Request, limit: int, line: dict[str, Any]
     ) -> tuple[Request, str | None]:
         """Read the rest of a request, if its head may be one of an event; return it, and where its identity is."""
-        claim = endpoint.source.verifier.look(head, now=self._clock())
+        claim = endpoint.source.verifier.check_head(head, now=self._clock())
         reader = Reader(request, self._room, endpoint.share, limit)
         try:
             sent = head._replace(body=await reader.read(self._limits.body_seconds))

@@ -17,7 +17,7 @@ from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
 from gateway.ops.orders import LAST_WORD
 from gateway.rules.rules import Rules
 
-LOOK_EVERY = 0.25
+POLL_INTERVAL = 0.25
 """Seconds between looks at how far a replay is; it tells once a second."""
 
 
@@ -45,8 +45,8 @@ async def until_elected(
     for topic in sorted(topics):
         _, unread = await log.readable(topic)
         while unread and waited < PATIENCE:
-            await sleep(LOOK_EVERY)
-            waited += LOOK_EVERY
+            await sleep(POLL_INTERVAL)
+            waited += POLL_INTERVAL
             _, unread = await log.readable(topic)
 
 
@@ -150,8 +150,8 @@ async def follow(
         is_final = progress.has_ended and progress.order not in control.unclosed()
         if is_final or (progress.has_ended and waited >= LAST_WORD) or waited >= timeout:
             return
-        await sleep(LOOK_EVERY)
-        waited += LOOK_EVERY
+        await sleep(POLL_INTERVAL)
+        waited += POLL_INTERVAL
 
 
 def _progress(control: Control, name: str) -> Progress | None:

@@ -22,7 +22,7 @@ from gateway.ops.verification import Verification
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.kinds import shown_duration
 from gateway.rules.rules import Source
-from gateway.verify.checks import How
+from gateway.verify.checks import SigningSpec
 
 
 def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, object]:
@@ -92,7 +92,7 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and go nowhere")
 
 
-def _told_of_way(way: How) -> str:
+def _told_of_way(way: SigningSpec) -> str:
     told = [way.proof]
     if way.tolerance is not None:
         limit = "at any time" if isinf(way.tolerance) else f"at most {shown_duration(way.tolerance)} from now"

@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.ops.explain import MASK
 from gateway.rules.document import Node, read_document
 from gateway.rules.rules import Source
-from gateway.verify.checks import How
+from gateway.verify.checks import SigningSpec
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 
@@ -18,7 +18,7 @@ class Verification:
     """`secrets` are the references of each, with `***` for what is written out; `location` is where `verify` stands."""
 
     scheme: str
-    ways: Sequence[How]
+    ways: Sequence[SigningSpec]
     secrets: Sequence[str]
     location: str
 

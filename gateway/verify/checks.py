@@ -25,7 +25,7 @@ MAX_TIMESTAMP_BYTES = 40
 _BODY_ALONE = (Part("body"),)  # What most schemes sign.
 
 
-class How(NamedTuple):
+class SigningSpec(NamedTuple):
     """One way to sign, for people: where the proof is, and where what it covers beside the body.
 
     `tolerance` is in seconds, and None where no timestamp is signed.
@@ -50,7 +50,7 @@ Proof = Callable[[Request, DigestCache], None]
 class Check(Protocol):
     """One way to sign, with its secrets."""
 
-    def look(self, head: Request, now: float) -> Proof:
+    def check_head(self, head: Request, now: float) -> Proof:
         """Return what the body has to prove, or raise RefusedError where none could."""
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
@@ -59,7 +59,7 @@ class Check(Protocol):
     def query(self) -> str:
         """Return what the sender puts into the query string."""
 
-    def how(self) -> How:
+    def how(self) -> SigningSpec:
         """Return where the proof is."""
 
 
@@ -67,7 +67,7 @@ class Check(Protocol):
 class Unverified:
     """Scheme `none`: everyone may send. Written out in the rules, never a default."""
 
-    def look(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
+    def check_head(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
         return _verified_by_head
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
@@ -76,8 +76,8 @@ class Unverified:
     def query(self) -> str:
         return ""
 
-    def how(self) -> How:
-        return How(proof="nothing: everyone may send")
+    def how(self) -> SigningSpec:
+        return SigningSpec(proof="nothing: everyone may send")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Credential:
     prefix: str = ""
     secrets: tuple[bytes, ...] = field(repr=False)
 
-    def look(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
+    def check_head(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
         given = self._given(head)
         if not given:
             raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
@@ -115,8 +115,8 @@ class Credential:
             return ""
         return f"{self.parameter}=" + "".join([_quote(byte) for byte in self.secrets[0]])
 
-    def how(self) -> How:
-        return How(proof=self._what(), header=self.header, query=self.parameter)
+    def how(self) -> SigningSpec:
+        return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
 
     def _given(self, request: Request) -> list[bytes]:
         if self.header is None:
@@ -194,7 +194,7 @@ class Hmac:
     public_url: str | None
     keys: tuple[bytes, ...] = field(repr=False)
 
-    def look(self, head: Request, now: float) -> Proof:
+    def check_head(self, head: Request, now: float) -> Proof:
         lines = head.values(self.name)
         if not lines:
             raise refused(Reason.MISSING_SIGNATURE, f"expected a signature in the header {self.header}, got none")
@@ -240,9 +240,9 @@ class Hmac:
     def query(self) -> str:
         return ""
 
-    def how(self) -> How:
+    def how(self) -> SigningSpec:
         stamp = self.timestamp
-        return How(
+        return SigningSpec(
             proof=f"{self.algorithm} signature in the header {self.header}",
             header=self.header,
             timestamp_header=None if stamp is None else stamp.header or self.header,

@@ -231,7 +231,7 @@ TOLERANCE = Key(
     {
         "type": "string",
         "pattern": r"^(none|(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$",
-        "description": "How far a signed timestamp may be from now, in both directions; `none` for any.",
+        "description": "SigningSpec far a signed timestamp may be from now, in both directions; `none` for any.",
     },
 )
 _TIMESTAMP_KEYS: Mapping[str, Key] = {
@@ -243,7 +243,7 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
         "header": Key(_read_header, _text("The header that holds the signature."), is_required=True),
         "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function of the HMAC."),
-        "encoding": _choice(ENCODINGS, "hex", "How the signature is written."),
+        "encoding": _choice(ENCODINGS, "hex", "SigningSpec the signature is written."),
         "separator": Key(_read_ascii, _text("What stands between several elements in the header.")),
         "prefix": Key(_read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
         "timestamp": Key(
@@ -267,7 +267,7 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
         ),
         "tolerance": TOLERANCE,
         "secrets": SECRETS,
-        "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
+        "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "SigningSpec the secrets are written."),
     },
     "token": {
         "header": Key(_read_header, _text("The header that holds the token.")),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.model import RefusedError
-from gateway.verify.checks import Check, DigestCache, Draft, How, Proof
+from gateway.verify.checks import Check, DigestCache, Draft, Proof, SigningSpec
 from gateway.verify.handshakes import Answer, Handshake
 from gateway.verify.keys import Path
 from gateway.verify.request import Request, most_specific
@@ -34,7 +34,7 @@ class Verifier:
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     @property
-    def how(self) -> Sequence[How]:
+    def how(self) -> Sequence[SigningSpec]:
         """Return where each of the ways to sign has its proof."""
         return [check.how() for check in self.checks]
 
@@ -46,23 +46,23 @@ class Verifier:
         Raises RefusedError (401) with a `Reason`; its detail says what was expected where, never which secret failed.
         """
         if len(self.checks) == 1:
-            self.checks[0].look(request, now)(request, [])
+            self.checks[0].check_head(request, now)(request, [])
             return self.ids[0]
-        return self.look(request, now=now).prove(request)
+        return self.check_head(request, now=now).prove(request)
 
-    def look(self, head: Request, *, now: float) -> "Claim":
+    def check_head(self, head: Request, *, now: float) -> "Claim":
         """Check what the headers and the query alone decide, and return what is left for the body to prove.
 
         Nobody's body needs to be waited for, nor held, who couldn't be let in with any. The body of `head` isn't looked
         at. Raises RefusedError as `verify` does.
         """
         if len(self.checks) == 1:
-            return Claim(((self.checks[0].look(head, now), self.ids[0]),), ())
+            return Claim(((self.checks[0].check_head(head, now), self.ids[0]),), ())
         open_: list[tuple[Proof, str | None]] = []
         refusals: list[RefusedError] = []
         for check, identity in zip(self.checks, self.ids, strict=True):
             try:
-                open_.append((check.look(head, now), identity))
+                open_.append((check.check_head(head, now), identity))
             except RefusedError as error:
                 refusals.append(error)
         if not open_:

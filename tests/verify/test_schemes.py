@@ -235,16 +235,16 @@ HEAD_REFUSALS: dict[str, tuple[Any, list[tuple[str, str]], str]] = {
 def test_what_the_head_decides_needs_no_body(case: str) -> None:
     make, pairs, expected = HEAD_REFUSALS[case]
     with pytest.raises(RefusedError) as caught:
-        make().look(a_request(pairs, body=b""), now=NOW)
+        make().check_head(a_request(pairs, body=b""), now=NOW)
     assert caught.value.reason == expected
 
 
 def test_the_time_of_the_head_is_what_counts_for_a_body_that_comes_slowly() -> None:
     verifier = a_verifier("stripe", secrets=[SECRET])
     sent = a_request(verifier.sign(BODY, now=NOW, id="", type="", headers={}))
-    assert verifier.look(sent._replace(body=b""), now=NOW + 299).prove(sent) == verifier.id
+    assert verifier.check_head(sent._replace(body=b""), now=NOW + 299).prove(sent) == verifier.id
     with pytest.raises(RefusedError, match="isn't one of this request"):
-        verifier.look(sent, now=NOW + 299).prove(sent._replace(body=BODY + b" "))
+        verifier.check_head(sent, now=NOW + 299).prove(sent._replace(body=BODY + b" "))
 
 
 # ---- Timestamps and other signed parts ----

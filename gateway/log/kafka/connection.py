@@ -42,7 +42,7 @@ RETRY_BACKOFF = 0.1
 METADATA_AGE = 5.0  # A topic that has grown, or was made again, is known by then. It costs a client a millisecond.
 LOG_REPEAT = 60.0
 LOG_APPEND_TIME = 1  # A record's type of timestamp.
-LOOK_TIMEOUT = 3.0  # For finding out why no broker is reached.
+DIAGNOSIS_TIMEOUT = 3.0  # For finding out why no broker is reached.
 LET_GO = 0.2  # A connection that is closed is gone by then, or was none.
 
 # aiokafka goes on asking for the metadata of a topic that was deleted, and so that brokers make it anew, with their
@@ -120,11 +120,11 @@ class Connection:
             host,
             port,
             client_id=self.client_id,
-            request_timeout_ms=int(1000 * LOOK_TIMEOUT),
+            request_timeout_ms=int(1000 * DIAGNOSIS_TIMEOUT),
             **self.security.options,
         )
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT):
+            async with asyncio.timeout(DIAGNOSIS_TIMEOUT):
                 await connection.connect()
                 # Who isn't allowed in is let go at the first question.
                 answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
@@ -164,7 +164,7 @@ class Connection:
             case NoTokenError():
                 expected, got = "a token", f" none: {cause.__cause__}"
             case TimeoutError() | KafkaTimeoutError():
-                expected, got = "an answer", f" none in {LOOK_TIMEOUT:g} s{self._hint}"
+                expected, got = "an answer", f" none in {DIAGNOSIS_TIMEOUT:g} s{self._hint}"
             case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
                 expected, got = "an answer", f" the end of the connection{self._hint}"
             case OSError(errno=int(number)) if number > 0:  # asyncio's own words hold the address once more

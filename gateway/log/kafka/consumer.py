@@ -29,7 +29,7 @@ FETCH_BYTES = 1 << 20
 PULL_BYTES = 128 << 10
 """Of each partition in one answer: what a tier doesn't take of it at once, it drops and fetches again."""
 END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
-LOOK_EVERY = 10.0  # Between looks whether the log's start has passed our positions.
+POLL_INTERVAL = 10.0  # Between looks whether the log's start has passed our positions.
 FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
 START_AGAIN = 1.0  # From one try to take over what can't be read to the next.
 JOIN_GRACE = 10.0  # A rebalance is over by then.
@@ -318,7 +318,7 @@ class KafkaConsumer:
         if is_under_way or not self._next or now < self._asked_at + END_AGE:
             return
         self._asked_at = now
-        is_all = now >= self._looked_at + LOOK_EVERY
+        is_all = now >= self._looked_at + POLL_INTERVAL
         if is_all:
             self._looked_at = now
         if is_all or self._paused:
