@@ -33,7 +33,7 @@ async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: Filt
         if problem.is_fatal and not (settings.dev and problem.is_borne):
             fatal.append(problem)
         else:
-            logger.warning("topic_differs", topic=problem.topic, problem=problem.message)
+            logger.warning("topic_misconfigured", topic=problem.topic, problem=problem.message)
     if fatal:
         lines = [f"{problem.topic}: {problem.message}" for problem in fatal]
         if any(problem.is_borne for problem in fatal):

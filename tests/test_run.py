@@ -45,14 +45,14 @@ async def test_an_ingress_alone_tells_of_partitions_that_refuse_what_it_appends(
         log.time += PATIENCE
         await until(lambda: lines)
         assert (lines[0]["event"], lines[0]["topic"], lines[0]["partitions"]) == (
-            "partitions_unread",
+            "partitions_unavailable",
             LOST.topic,
             ["3"],
         )
         assert PATIENCE in [gauge.value for _, gauge in ingress._metrics.partition_unread.items()]
         log.found = {}
         await until(lambda: len(lines) > 1)
-        assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_read_again", PATIENCE)
+        assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_available", PATIENCE)
         assert ingress._unread() == {}
         watching.cancel()
 

@@ -51,5 +51,5 @@ def test_who_may_lose_events_is_warned_of_what_loses_them_and_of_nothing_worse(
         expected = nullcontext() if refused is None else pytest.raises(UsageError, match=rf"\A{refused}\Z")
         with expected:
             asyncio.run(ensure_topics(Differing(*problems), settings, rules, logger))
-    warned = [line["topic"] for line in lines if line["event"] == "topic_differs"]
+    warned = [line["topic"] for line in lines if line["event"] == "topic_misconfigured"]
     assert warned == (["gateway.dead"] if dev else [])

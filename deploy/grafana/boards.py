@@ -426,10 +426,10 @@ LOG = Board(
         graph(
             "Unread",
             "s",
-            "GatewayPartitionUnread",
+            "GatewayPartitionUnavailable",
             "For how long partitions could not be read. None is here while all are.",
             (
-                f"max by (topic, partition) ({of('gateway_log_partition_unread_seconds')}) or vector(0)",
+                f"max by (topic, partition) ({of('gateway_log_partition_unavailable_seconds')}) or vector(0)",
                 "{{topic}} {{partition}}",
             ),
         ),

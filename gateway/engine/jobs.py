@@ -110,7 +110,7 @@ class Follower:
             try:
                 await self._log.synchronize(self._clock_topic)
             except LogUnavailableError as error:
-                self._logger.warning("clock_unknown", error=str(error))
+                self._logger.warning("clock_unsynchronized", error=str(error))
             else:
                 return
 

@@ -137,7 +137,10 @@ class Ordered(Member):
         note = seen.note(commit.base, COMMIT_BYTES - len(commit.done))
         if seen.left_out and not before:
             self._services.logger.warning(
-                "ordered_note_full", topic=self.topic, partition=tracker.partition.number, count=seen.left_out
+                "ordered_commit_metadata_full",
+                topic=self.topic,
+                partition=tracker.partition.number,
+                count=seen.left_out,
             )
         return note
 

@@ -190,7 +190,7 @@ class Router(Member):
                 self._services.logger.warning("append_retried", topic=self._services.topics.control, error=str(error))
                 await self._services.sleep(TELL_AGAIN)
             except RecordTooLargeError as error:  # since the log's limit was lowered, say
-                self._services.logger.warning("rules_not_kept", error=str(error))
+                self._services.logger.warning("rules_history_not_stored", error=str(error))
                 await self._services.sleep(TELL_AGAIN_TOO_LARGE)
 
     async def _tell(self) -> None:

@@ -85,13 +85,13 @@ class UnreadPartitions:
         for topic, those in _by_topic(begun).items():
             reason = begun[those[0]].reason
             self._logger.warning(
-                "partitions_unread", topic=topic, partitions=[name_of(each) for each in those], reason=reason
+                "partitions_unavailable", topic=topic, partitions=[name_of(each) for each in those], reason=reason
             )
         ended = {partition: unread for partition, unread in self._told.items() if partition not in found}
         for topic, those in _by_topic(ended).items():
             seconds = round(now - min(ended[each].since for each in those), 1)
             self._logger.info(
-                "partitions_read_again", topic=topic, partitions=[name_of(each) for each in those], seconds=seconds
+                "partitions_available", topic=topic, partitions=[name_of(each) for each in those], seconds=seconds
             )
         self._told = {partition: unread for partition, unread in (self._told | begun).items() if partition in found}
 

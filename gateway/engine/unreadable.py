@@ -51,7 +51,7 @@ class Unreadable:
         self._told[partition] = offset
         if count := self._seldom.count(("newer", partition.topic), self._now()):
             self._logger.error(
-                "record_newer",
+                "record_version_unsupported",
                 topic=partition.topic,
                 partition=partition.number,
                 offset=offset,

@@ -329,7 +329,7 @@ class Metrics(Collector):
             "log_retention_left_seconds", "How long until the log deletes the oldest record that isn't done.", "topic"
         )
         self.partition_unread = gauge(
-            "log_partition_unread_seconds",
+            "log_partition_unavailable_seconds",
             "For how long a partition of this process could not be read, or took no appends; none while all is well.",
             "topic",
             "partition",

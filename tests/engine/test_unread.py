@@ -96,9 +96,9 @@ async def test_a_partition_without_a_leader_stops_no_other_and_goes_on_when_it_h
             assert sample(world, "1") is None
             assert world.metrics.log_lag.labels(EVENTS).value == 0
     told = {line["event"]: line for line in lines if line["event"].startswith("partitions_")}
-    assert told["partitions_unread"]["partitions"] == ["1"]
-    assert told["partitions_unread"]["reason"] == "no leader"
-    assert told["partitions_read_again"]["seconds"] == pytest.approx(20, abs=3)
+    assert told["partitions_unavailable"]["partitions"] == ["1"]
+    assert told["partitions_unavailable"]["reason"] == "no leader"
+    assert told["partitions_available"]["seconds"] == pytest.approx(20, abs=3)
     assert len(world.client.made) == len(places)
 
 

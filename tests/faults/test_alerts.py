@@ -360,7 +360,7 @@ async def _log(scenery: "Scenery") -> None:
     scenery.broker.resume()
     scenery.watch.fixed()
     await scenery.watch.clear(*SLOW_TO_CLEAR)
-    async with scenery.watch.fault("a retry topic is deleted", "GatewayPartitionUnread"):
+    async with scenery.watch.fault("a retry topic is deleted", "GatewayPartitionUnavailable"):
         await scenery.delete_topic("gateway.retry.20h")
     await scenery.create_topics()
     scenery.watch.fixed()

@@ -301,7 +301,7 @@ async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_agai
             async with administering(cluster) as admin:
                 await admin.delete_topics([tier])
             for gateway in scene.gateways:
-                assert (await gateway.line("partitions_unread", timeout=30))["partitions"] == ["all"]
+                assert (await gateway.line("partitions_unavailable", timeout=30))["partitions"] == ["all"]
             await scene.acknowledged(300)
             log = await KafkaLog.open(cluster.address)
             try:
@@ -309,7 +309,7 @@ async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_agai
             finally:
                 await log.close()
             for gateway in scene.gateways:
-                await gateway.line("partitions_read_again", timeout=30)
+                await gateway.line("partitions_available", timeout=30)
             await scene.acknowledged(200)
             scene.explain(began, time.time(), uncommitted=0)
         await scene.settle(timeout=90)

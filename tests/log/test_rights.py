@@ -213,7 +213,7 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
             await first.received(3)
             for half in (router, ingress):
                 assert await half.stop() == 0, half.story()
-                assert not [line for line in half.lines("topic_differs") if "DescribeConfigs" in line["problem"]]
+                assert not [line for line in half.lines("topic_misconfigured") if "DescribeConfigs" in line["problem"]]
 
 
 async def test_a_router_may_do_with_groups_what_it_does_in_an_hour(guarded: Guarded, prefix: str) -> None:

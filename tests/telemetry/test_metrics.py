@@ -47,7 +47,7 @@ INTERFACE = {
     "deliveries_waiting": ("gauge", "destination"),
     "oldest_pending_seconds": ("gauge", "topic"),
     "log_lag_records": ("gauge", "topic"),
-    "log_partition_unread_seconds": ("gauge", "topic partition"),
+    "log_partition_unavailable_seconds": ("gauge", "topic partition"),
     "log_retention_left_seconds": ("gauge", "topic"),
     "retry_backlog": ("gauge", "tier"),
     "dead_letter_backlog": ("gauge", ""),

@@ -246,7 +246,7 @@ class KafkaConsumer:
             after_last, gone = await self._cluster.offsets_with_leader(list(first), LATEST)
             commits = await self._cluster.commits(self._group, list(after_last))
         except LogUnavailableError as error:
-            log.warning("log_commits_unread", group=self._group, error=str(error))
+            log.warning("log_commits_unavailable", group=self._group, error=str(error))
             self._waiting = dict.fromkeys(self._waiting, str(error))
             return []
         self._waiting.update(missing)
