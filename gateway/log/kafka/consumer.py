@@ -181,7 +181,7 @@ class KafkaConsumer:
                 unread[Partition(topic, ALL)] = "no such topic"
             elif self._group is None:
                 for number in numbers - {partition.number for partition in self._next if partition.topic == topic}:
-                    unread[Partition(topic, number)] = "came after the others"
+                    unread[Partition(topic, number)] = "added after the start; not read yet"
         return unread
 
     async def close(self) -> None:
@@ -214,7 +214,7 @@ class KafkaConsumer:
         # First of all, and in the same step as the assignment: no record may come before its listener knows.
         self._kafka.pause(*assigned)
         self._unjoined_since = None
-        self._waiting = dict.fromkeys(sorted(Partition(*partition) for partition in assigned), "not asked yet")
+        self._waiting = dict.fromkeys(sorted(Partition(*partition) for partition in assigned), "offsets not fetched yet")
         begun = self._loop.create_future()
         self._starting = asyncio.create_task(self._start_all(begun), name=f"kafka-start-{self._group}")
         await asyncio.wait({begun, self._closing}, return_when=asyncio.FIRST_COMPLETED)
