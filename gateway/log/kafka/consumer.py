@@ -214,7 +214,9 @@ class KafkaConsumer:
         # First of all, and in the same step as the assignment: no record may come before its listener knows.
         self._kafka.pause(*assigned)
         self._unjoined_since = None
-        self._waiting = dict.fromkeys(sorted(Partition(*partition) for partition in assigned), "offsets not fetched yet")
+        self._waiting = dict.fromkeys(
+            sorted(Partition(*partition) for partition in assigned), "offsets not fetched yet"
+        )
         begun = self._loop.create_future()
         self._starting = asyncio.create_task(self._start_all(begun), name=f"kafka-start-{self._group}")
         await asyncio.wait({begun, self._closing}, return_when=asyncio.FIRST_COMPLETED)
