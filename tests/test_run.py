@@ -32,7 +32,7 @@ class Refusing(MemoryLog):
 
 @pytest.fixture
 def ingress(monkeypatch: pytest.MonkeyPatch) -> Gateway:
-    monkeypatch.setattr("gateway.run.LOOK_EVERY", 0.001)
+    monkeypatch.setattr("gateway.run.POLL_INTERVAL", 0.001)
     return Gateway(Settings(role=Role.INGRESS), structlog.get_logger())
 
 
