@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from gateway.engine.breaker import FAILURES, Breaker
+from gateway.engine.breaker import FAILURES, LEEWAY, Breaker
 from gateway.engine.tracker import Item, Stage
 from gateway.model import Attempt, SpillReason, result_label
 
@@ -145,6 +145,7 @@ class Lane:
         self.breaker = Breaker()
         self.in_flight = 0
         self.throttled_until = 0.0
+        self._throttled_at = 0.0
         self._budget = budget
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
@@ -189,7 +190,7 @@ class Lane:
 
     def held(self, now: float) -> tuple[str, float] | None:
         """Return why it takes nothing now ("retry_after" or "breaker_open"), and until when at least."""
-        if self.throttled_until > now:
+        if self._is_throttled(now):
             return "retry_after", self.throttled_until
         return ("breaker_open", self.breaker.retry_at(now)) if self.breaker.is_open else None
 
@@ -201,7 +202,7 @@ class Lane:
         """Let a delivery wait, or say when it can come again."""
         if self._is_shut(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._slot(self.breaker.retry_at(now), now))
-        if self.throttled_until > now:
+        if self.throttled_until > now and self._is_throttled(now):
             return Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now))
         is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
         if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
@@ -230,7 +231,8 @@ class Lane:
 
     def take(self, now: float) -> Item | None:
         """Return the delivery whose attempt starts now, if one may; `finished` or `cancelled` has to follow."""
-        if not self._waiting or self.in_flight >= self._concurrency or self.throttled_until > now:
+        is_throttled = self.throttled_until > now and self._is_throttled(now)
+        if not self._waiting or self.in_flight >= self._concurrency or is_throttled:
             return None
         item = self._waiting[0]
         if not self.in_flight and now - self._moved_at > SHOWN_FOR:
@@ -279,8 +281,8 @@ class Lane:
             self._seconds += (FASTER if change < 0 else SLOWER) * change
         self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
-        if attempt.retry_after:
-            self.throttled_until = max(self.throttled_until, now + attempt.retry_after)
+        if attempt.retry_after and not (self._is_throttled(now) and now + attempt.retry_after < self.throttled_until):
+            self.throttled_until, self._throttled_at = now + attempt.retry_after, now
 
     def cancelled(self, item: Item, now: float) -> None:
         """Give the slot back of an attempt that ended without a result."""
@@ -292,7 +294,7 @@ class Lane:
         spills: list[Spill] = []
         while self._waiting:
             item = self._waiting[0]
-            if self.throttled_until > now:
+            if self._is_throttled(now):
                 spills.append(Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now)))
             elif self._is_shut(now):
                 due = self._slot(self.breaker.retry_at(now), now)
@@ -318,7 +320,15 @@ class Lane:
 
     def next_slot(self, now: float) -> float:
         """Return when the lane can take a delivery that has to leave its queue now."""
-        return self._slot(max(now, self.throttled_until, self.breaker.retry_at(now)), now)
+        until = self.throttled_until if self._is_throttled(now) else now
+        return self._slot(max(until, self.breaker.retry_at(now)), now)
+
+    def _is_throttled(self, now: float) -> bool:
+        """Return whether the destination has asked for silence. Where the clock has gone back, that counts from now."""
+        if self.throttled_until > now and now < self._throttled_at - LEEWAY:
+            self.throttled_until -= self._throttled_at - now
+            self._throttled_at = now
+        return self.throttled_until > now
 
     def _is_shut(self, now: float) -> bool:
         """Return whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""

@@ -48,6 +48,18 @@ def answered(lane: Lane, items: list[Item], now: float, attempt: Attempt = ANSWE
         lane.finished(item, attempt, now)
 
 
+def test_the_silence_that_was_asked_for_lasts_as_long_where_the_clock_goes_back() -> None:
+    lane = a_lane()
+    (item,) = start(lane, 1, NOW + 3600)
+    lane.finished(item, an_attempt(result=Result.THROTTLED, status=429, retry_after=8.0), NOW + 3600)
+    assert lane.held(NOW + 3600) == ("retry_after", NOW + 3608)
+    assert lane.held(NOW) == ("retry_after", NOW + 8)
+    spill = lane.offer(an_item(), NOW + 1)
+    assert spill is not None
+    assert NOW + 8 <= spill.due < NOW + 10
+    assert len(start(lane, 1, NOW + 8)) == 1
+
+
 def test_a_destination_begins_with_few_attempts_and_each_answer_allows_another() -> None:
     lane = a_lane()
     under_way = start(lane, 60)
