@@ -295,12 +295,14 @@ class Lane:
         while self._waiting:
             item = self._waiting[0]
             if self._is_throttled(now):
-                spills.append(Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now)))
+                due = self._slot(self.throttled_until, now, is_first=True)
+                spills.append(Spill(item=item, reason=SpillReason.THROTTLED, due=due))
             elif self._is_shut(now):
-                due = self._slot(self.breaker.retry_at(now), now)
+                due = self._slot(self.breaker.retry_at(now), now, is_first=True)
                 spills.append(Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=due))
             elif now - item.since > MAX_WAIT:
-                spills.append(Spill(item=item, reason=SpillReason.OVERDUE, due=self._slot(now, now)))
+                due = self._slot(now, now, is_first=True)
+                spills.append(Spill(item=item, reason=SpillReason.OVERDUE, due=due))
             else:
                 break
             self._drop_first()
@@ -335,11 +337,12 @@ class Lane:
         is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._moved_at > STALL
         return is_probe_slow or self.breaker.holds_back(now)
 
-    def _slot(self, earliest: float, now: float) -> float:
+    def _slot(self, earliest: float, now: float, *, is_first: bool = False) -> float:
         # Each spill is promised its own slot in the future, so that a backlog of any size comes back at the pace of
         # the destination instead of all at once, again and again.
         # The number of those before it counts, not their times: once the destination is faster, its backlog is, too.
-        ahead = len(self._waiting) + self._slots.still_ahead(now)
+        # What waits is before one that comes, and not before the first of the queue.
+        ahead = self._slots.still_ahead(now) + (0 if is_first else len(self._waiting))
         learned = ahead / self._learned_pace()
         # A pace is believed for minutes only, or a bad hour's backlog would take days, though all is well again. A rate
         # is meant. Who would come later comes back before that, not all at once.

@@ -2,6 +2,7 @@
 
 import heapq
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -46,6 +47,13 @@ def due(lane: Lane, now: float, *, is_retry: bool = False) -> float:
 def answered(lane: Lane, items: list[Item], now: float, attempt: Attempt = ANSWER) -> None:
     for item in items:
         lane.finished(item, attempt, now)
+
+
+def test_what_leaves_the_queue_together_comes_back_at_the_pace_of_the_destination() -> None:
+    lane = a_lane(rate=5.0)
+    start(lane, 31)
+    dues = [spill.due for spill in lane.overdue(NOW + 2)]
+    assert [later - earlier for earlier, later in pairwise(dues)] == pytest.approx([1 / 5] * 29)
 
 
 def test_the_silence_that_was_asked_for_lasts_as_long_where_the_clock_goes_back() -> None:

@@ -121,6 +121,7 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     stale-commit                a commit that aiokafka repeats in the next generation, since the revocation had none
     stale-commit-after-expiry   the same, of a member that was thrown out
     append-after-death          an event of an unknown source is put away by a process that is dead by then
+    a-backlog-behind-a-rate-that-leaves-its-queue-at-once   all of it is due at the same moment, again and again
     a-hold-by-a-clock-that-was-ahead    a destination asks for 8 s of silence, and the clock goes back by an hour
     halted-route-removed        the last attempt of a route that halts outlives the route
     deleted-of-a-route-that-lost-its-order      nobody is a member any more to count what was deleted unfinished
