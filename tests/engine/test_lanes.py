@@ -49,6 +49,19 @@ def answered(lane: Lane, items: list[Item], now: float, attempt: Attempt = ANSWE
         lane.finished(item, attempt, now)
 
 
+def test_a_destination_may_be_well_while_a_probe_has_just_begun() -> None:
+    lane, now = a_lane(), NOW
+    for _ in range(20):
+        answered(lane, start(lane, 2, now), now, SILENCE)
+        now += 0.1
+    assert lane.breaker.is_open
+    assert not lane.may_be_well(now)
+    now = lane.breaker.retry_at(now) + 0.1
+    assert len(start(lane, 1, now)) == 1
+    assert lane.may_be_well(now + 0.5)
+    assert not lane.may_be_well(now + 2)
+
+
 def test_what_leaves_the_queue_together_comes_back_at_the_pace_of_the_destination() -> None:
     lane = a_lane(rate=5.0)
     start(lane, 31)
