@@ -71,6 +71,7 @@ class Cluster:
 
     def __init__(self, connection: Connection) -> None:
         self._client = AIOKafkaClient(**connection.options, request_timeout_ms=int(1000 * REQUEST_TIMEOUT))
+        self._silent_until: dict[int | None, float] = {}  # broker → until when others are asked
 
     async def start(self) -> None:
         await self._client.bootstrap()
@@ -379,18 +380,28 @@ class Cluster:
         return await self._ask("configuration of topics", ask) if topics else {}
 
     async def _send(self, request: Request[Any], node: int | None = None) -> Any:  # noqa: ANN401 - built by version
-        if node is None:
-            node = self._client.get_random_node()
+        asked = self._any_node() if node is None else node
         try:
-            answer = await self._client.send(node, request)
+            answer = await self._client.send(asked, request)
         except KeyError as error:
             # client.send, when the connection it waited on is already replaced.
-            raise NodeNotReadyError(f"node {node}") from error
+            raise NodeNotReadyError(f"node {asked}") from error
+        except KafkaError:
+            self._silent_until[asked] = asyncio.get_running_loop().time() + QUESTION_TIMEOUT
+            raise
         if isinstance(request, MetadataRequest) and not answer.brokers:
             # The first half of a refusal (RFC 7628, section 3.2.3) is passed over by aiokafka, and the second one read
             # as an answer.
             raise SaslAuthenticationFailed("the token was refused")
         return answer
+
+    def _any_node(self) -> int | None:
+        """Return a broker: one that hasn't left a question unanswered in the last 5 s, if there is one."""
+        node: int | None = self._client.get_random_node()
+        if self._silent_until.get(node, 0.0) <= asyncio.get_running_loop().time():
+            return node
+        nodes = [broker.nodeId for broker in self._client.cluster.brokers()]
+        return min(nodes, key=lambda each: self._silent_until.get(each, 0.0), default=None)
 
     async def _ask(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until there is an answer, for at most 5 s."""
