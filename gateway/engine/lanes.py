@@ -202,7 +202,7 @@ class Lane:
         """Let a delivery wait, or say when it can come again."""
         if self._is_shut(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._slot(self.breaker.retry_at(now), now))
-        if self.throttled_until > now and self._is_throttled(now):
+        if self._is_throttled(now):
             return Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now))
         is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
         if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
@@ -231,8 +231,7 @@ class Lane:
 
     def take(self, now: float) -> Item | None:
         """Return the delivery whose attempt starts now, if one may; `finished` or `cancelled` has to follow."""
-        is_throttled = self.throttled_until > now and self._is_throttled(now)
-        if not self._waiting or self.in_flight >= self._concurrency or is_throttled:
+        if not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
         item = self._waiting[0]
         if not self.in_flight and now - self._moved_at > SHOWN_FOR:
@@ -295,16 +294,14 @@ class Lane:
         while self._waiting:
             item = self._waiting[0]
             if self._is_throttled(now):
-                due = self._slot(self.throttled_until, now, is_first=True)
-                spills.append(Spill(item=item, reason=SpillReason.THROTTLED, due=due))
+                reason, earliest = SpillReason.THROTTLED, self.throttled_until
             elif self._is_shut(now):
-                due = self._slot(self.breaker.retry_at(now), now, is_first=True)
-                spills.append(Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=due))
+                reason, earliest = SpillReason.BREAKER_OPEN, self.breaker.retry_at(now)
             elif now - item.since > MAX_WAIT:
-                due = self._slot(now, now, is_first=True)
-                spills.append(Spill(item=item, reason=SpillReason.OVERDUE, due=due))
+                reason, earliest = SpillReason.OVERDUE, now
             else:
                 break
+            spills.append(Spill(item=item, reason=reason, due=self._slot(earliest, now, is_first=True)))
             self._drop_first()
         return spills
 
@@ -327,10 +324,12 @@ class Lane:
 
     def _is_throttled(self, now: float) -> bool:
         """Return whether the destination has asked for silence. Where the clock has gone back, that counts from now."""
-        if self.throttled_until > now and now < self._throttled_at - LEEWAY:
+        if self.throttled_until <= now:
+            return False
+        if now < self._throttled_at - LEEWAY:
             self.throttled_until -= self._throttled_at - now
             self._throttled_at = now
-        return self.throttled_until > now
+        return True
 
     def _is_shut(self, now: float) -> bool:
         """Return whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""

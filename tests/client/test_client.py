@@ -154,7 +154,7 @@ async def test_proxy_variables_change_nothing(client: Client, monkeypatch: pytes
     assert proxy.connections == 0
 
 
-@pytest.mark.parametrize(("status", "expected"), [(429, 120.0), (503, 120.0), (200, None), (500, None)])
+@pytest.mark.parametrize(("status", "expected"), [(429, 120.0), (503, 120.0), (200, None), (404, None), (500, None)])
 async def test_retry_after_counts_where_it_throttles(client: Client, status: int, expected: float | None) -> None:
     async with Sink(Answer(status=status, headers=(("Retry-After", "120"),))) as sink:
         assert (await attempt(client, sink.url)).retry_after == expected

@@ -75,6 +75,29 @@ async def test_what_comes_back_too_old_during_a_probe_is_not_given_up_before_its
 
 
 @virtual
+async def test_what_comes_back_too_old_beside_a_probe_that_has_just_begun_is_not_given_up() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[*[503] * 5, 0.6, 200])
+    old = [
+        a_delivery(
+            event=an_event(id=f"evt_old_{number}", received_at=now() - 7200),
+            attempts=(an_attempt(at=now() - 7200),),
+            successor=1,
+            due=now() + 5.3 + number / 10,
+        )
+        for number in range(2)
+    ]
+    for each in old:
+        await world.log.append(
+            TOPICS.retry("5s"), key=b"ci", value=each.event.body, headers=encode_delivery(each, NO_NOTE, at=now())
+        )
+    async with running(world):
+        await world.put(*[an_event(id=f"evt_later_{number}", received_at=now()) for number in range(5)])
+        await asyncio.sleep(60)
+    assert world.dead() == []
+    assert {(event, number) for _, event, number in world.client.made} >= {("evt_old_0", 2), ("evt_old_1", 2)}
+
+
+@virtual
 async def test_what_comes_back_too_old_before_the_first_probe_is_not_given_up() -> None:
     world = await a_world(a_route(retry=PATIENT), ci=[*[503] * 5, 200])
     tried = an_attempt(at=now() - 7200)
