@@ -4,13 +4,17 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
+from typing_extensions import override
 
 from gateway.model import TraceContext
 from gateway.telemetry.metrics import Metrics
@@ -176,7 +180,7 @@ async def test_a_collector_that_is_gone_does_not_hold_up_the_end(tmp_path: Path)
             assert time.monotonic() - began < 6
 
 
-def test_what_the_queue_drops_is_counted() -> None:
+def test_what_the_queue_drops_is_counted(some_traces: Callable[..., Traces]) -> None:
     registry = CollectorRegistry()
     traces = some_traces(metrics=Metrics(registry))
     for _ in range(MAX_WAITING + 3000):
@@ -190,30 +194,31 @@ def test_what_the_queue_drops_is_counted() -> None:
     "parents",
     [("00-0-0-01",), (SENT[0][1], SENT[0][1]), (f"00-{'0' * 32}-{PARENT}-01",), (f"ff-{TRACE}-{PARENT}-01",)],
 )
-def test_a_parent_that_is_none_begins_a_trace_of_our_own(parents: Sequence[str]) -> None:
+def test_a_parent_that_is_none_begins_a_trace_of_our_own(
+    some_traces: Callable[..., Traces], parents: Sequence[str]
+) -> None:
     traces = some_traces()
     headers = tuple([(b"Traceparent", parent.encode()) for parent in parents])
     span = traces.receive(source="github", path="/in/github", headers=headers, began=time.time(), size=0)
     assert TRACE not in span.context.traceparent
     assert span.context.recorded_id is not None
-    traces.close()
 
 
-def test_an_event_of_an_ingress_that_does_not_trace_is_continued_from_its_sender() -> None:
+def test_an_event_of_an_ingress_that_does_not_trace_is_continued_from_its_sender(
+    some_traces: Callable[..., Traces],
+) -> None:
     traces = some_traces()
     event = an_event(headers={"traceparent": SENT[0][1]})
     span = traces.process(event, group="g", topic="t", partition=0, offset=1)
     assert span.context.traceparent.startswith(f"00-{TRACE}-")
-    traces.close()
 
 
-def test_of_the_rest_a_share_is_traced() -> None:
+def test_of_the_rest_a_share_is_traced(some_traces: Callable[..., Traces]) -> None:
     traces = some_traces(ratio=0.25)
     recorded = [
         traces.receive(source="a", path="/", headers=(), began=0.0, size=0).context.recorded_id for _ in range(2000)
     ]
     assert 380 < sum(trace is not None for trace in recorded) < 620
-    traces.close()
 
 
 def test_a_context_tells_whether_it_can_be_looked_up() -> None:
@@ -238,17 +243,37 @@ def test_without_the_extra_the_gateway_says_so(tmp_path: Path) -> None:
     assert "error: --traces: expected the extra: pip install 'webhook-gateway[otel]', got no module" in ended.stderr
 
 
-def some_traces(*, ratio: float = 1.0, metrics: Metrics | None = None) -> Traces:
-    """Traces whose collector is not there; their thread goes on trying after the test, and tells nobody."""
-    return Traces(
-        "http://127.0.0.1:1",
-        ratio=ratio,
-        version="1",
-        instance="here",
-        system="kafka",
-        metrics=metrics or Metrics(CollectorRegistry()),
-        logger=QUIET,
-    )
+class Slow(SpanExporter):
+    """A collector that takes nothing before the test is over, and then nothing either."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    @override
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.over.wait()
+        return SpanExportResult.FAILURE
+
+
+@pytest.fixture
+def some_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Traces]]:
+    """Make traces whose collector is slow. No thread of theirs outlives the test."""
+    slow, made = Slow(), list[Traces]()
+    monkeypatch.setattr("gateway.telemetry.traces.OTLPSpanExporter", lambda **_: slow)
+
+    def make(*, ratio: float = 1.0, metrics: Metrics | None = None) -> Traces:
+        metrics = metrics or Metrics(CollectorRegistry())
+        address, system = "http://127.0.0.1:1", "kafka"
+        made.append(
+            Traces(address, ratio=ratio, version="1", instance="here", system=system, metrics=metrics, logger=QUIET)
+        )
+        return made[-1]
+
+    yield make
+    slow.over.set()
+    for traces in made:
+        traces.close()
+    assert not [thread.name for thread in threading.enumerate() if "Span" in thread.name or "traces" in thread.name]
 
 
 def a_gateway(folder: Path, rules: str, collector: str, *flags: str) -> GatewayProcess:
