@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.measures import FULL, QUICK, SECTIONS, Bench, Figure
+from benchmarks.measurements import FULL, QUICK, SECTIONS, Bench, Figure
 from dev.kafka import Broker, KafkaMissingError
 
 

@@ -30,7 +30,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.subjects import Subject, gateway
+from benchmarks.processes import MeasuredProcess, gateway
 from benchmarks.traffic import Destination, Sender
 from dev.kafka import Broker, KafkaMissingError
 from gateway.log.base import Partition
@@ -52,7 +52,7 @@ JOINED = 5.0
 SETTLE = 2.0
 """Seconds after the last event: the commit, and what is done for connections that nobody uses."""
 
-Roles = Mapping[str, Sequence[Subject]]
+Roles = Mapping[str, Sequence[MeasuredProcess]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,10 +212,10 @@ class Scaling:
 
     async def _start(
         self, stack: AsyncExitStack, role: str, prefix: str, processes: int, fan_out: int = 1
-    ) -> list[Subject]:
-        started: list[Subject] = []
+    ) -> list[MeasuredProcess]:
+        started: list[MeasuredProcess] = []
         for number in range(processes):
-            subject = gateway(
+            process = gateway(
                 f"{prefix}-{role}-{number}",
                 self._folder,
                 log=f"kafka://{self._servers}",
@@ -224,8 +224,8 @@ class Scaling:
                 fan_out=fan_out,
                 prefix=prefix,
             )
-            started.append(stack.enter_context(subject))
-            await asyncio.to_thread(subject.wait_until_it_listens)
+            started.append(stack.enter_context(process))
+            await asyncio.to_thread(process.wait_until_it_listens)
         return started
 
     @contextmanager
@@ -247,7 +247,7 @@ class Scaling:
         )
 
     def _cpu(self, roles: Roles) -> dict[str, float]:
-        cpu = {role: sum([subject.cpu_seconds() for subject in subjects]) for role, subjects in roles.items()}
+        cpu = {role: sum([process.cpu_seconds() for process in processes]) for role, processes in roles.items()}
         others = {"bench": psutil.Process()} | ({} if self._broker is None else {"kafka": self._broker})
         for name, process in others.items():
             times = process.cpu_times()

@@ -1,6 +1,6 @@
 """The sender and the destination, both in the benchmark's own process and as lean as Python allows.
 
-Together they take about 25 µs an event, a small part of what the subjects take, so that on two cores a subject and
+Together they take about 25 µs an event, a small part of what the processes take, so that on two cores a process and
 not they set the pace.
 """
 

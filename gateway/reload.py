@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
-from gateway.ops.tally import MOST_ROUTES, InForce, Tally
+from gateway.ops.source_counts import MOST_ROUTES, InForce, SourceCounts
 from gateway.rules.access import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
@@ -66,7 +66,7 @@ class Reloader:
         self.asked = asyncio.Event()
         self.again = math.inf
         """When refused rules are looked at again, by the monotonic clock."""
-        self.tally = Tally(metrics.unrouted_events, metrics.let_go_events, remembered=REMEMBERED)
+        self.source_counts = SourceCounts(metrics.unrouted_events, metrics.let_go_events, remembered=REMEMBERED)
         self._watched: set[Path]
         self._watch: Watch
         self._read_at = time.monotonic()
@@ -132,7 +132,7 @@ class Reloader:
 
     def _told_source(self, name: str, counts: Mapping[str, float], now: float) -> Mapping[str, Any]:
         """Tell what was counted of a source since the rules for it have changed, or the process began."""
-        told = self.tally.of(name, counts, at=time.monotonic())
+        told = self.source_counts.of(name, counts, at=time.monotonic())
         refused = {
             reason: {
                 "count": run.count,
@@ -286,7 +286,7 @@ class Reloader:
                 loaded_at=self._changed_at,
                 changed=self._changed,
             )
-            self.tally.change(changed, self._counts(), in_force, now=now, at=time.monotonic())
+            self.source_counts.change(changed, self._counts(), in_force, now=now, at=time.monotonic())
             for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
                 if kind == "source":
                     self._metrics.refused_requests.forget(name)

@@ -33,7 +33,7 @@ from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
-from gateway.ops.processes import describe_keys
+from gateway.ops.process_status import describe_keys
 from gateway.reload import Reloader, spare_collector
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings

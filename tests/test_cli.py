@@ -35,9 +35,9 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
-from gateway.ops import silence
-from gateway.ops.kicked import told_of_parked
-from gateway.ops.orders import Orders, Placed
+from gateway.ops import silent_sources
+from gateway.ops.control_client import ControlClient, StoredCommand
+from gateway.ops.kick_report import told_of_parked
 from gateway.ops.output import rfc3339, when
 from gateway.ops.send import ask_status
 from gateway.rules.edition import edition_of, encode
@@ -1331,11 +1331,11 @@ def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
 def test_one_delivery_is_spoken_of_as_one(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, number: int, told: str
 ) -> None:
-    async def done(_: Orders, placed: Placed, *, timeout: float) -> Order:
+    async def done(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:
         assert timeout == 30.0
         return placed.order.with_state("done", count=number, tried=number)
 
-    monkeypatch.setattr(Orders, "finished", done)
+    monkeypatch.setattr(ControlClient, "finished", done)
     run("route", "pause", "build")
     assert run("route", action, "build")[:2] == (0, told)
 
@@ -1355,10 +1355,10 @@ def test_one_delivery_is_spoken_of_as_one(
 def test_what_is_taken_back_is_told(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
-    async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
         return placed.order.with_state(state, count=1, tried=1)
 
-    monkeypatch.setattr(Orders, "finished", ended)
+    monkeypatch.setattr(ControlClient, "finished", ended)
     run("route", "pause", "build")
     code, out, _ = run("route", action, "build")
     assert (code, out) == (state == "cancelled", told + "\n")
@@ -1387,14 +1387,14 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
 
     on_log(wait, owner=True)
 
-    async def done(orders: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
         if finished:
             # Not the first, unless all are: its key is blocked.
             commit = Commit(3) if finished == 3 else Commit(0, bytes([0b100]))
             await orders._log.seed(group, {Partition(topic, places[0].partition): commit})
         return placed.order.with_state("done", count=0, tried=0)
 
-    monkeypatch.setattr(Orders, "finished", done)
+    monkeypatch.setattr(ControlClient, "finished", done)
     assert run("route", "kick", "build")[:2] == (0, f"kicked route build: {told}\n")
     if finished == 3:
         assert lines(run("route", "kick", "build", "--json")[1])[0].get("ordered") is None
@@ -1406,11 +1406,11 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
 ) -> None:
     got = {"401": 1200, "503": 4, "timeout": 3, "500": 2, "502": 1, "504": 1, "505": 1}
 
-    async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
         fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
         return placed.order.with_state("done", count=1216, **fate)
 
-    monkeypatch.setattr(Orders, "finished", ended)
+    monkeypatch.setattr(ControlClient, "finished", ended)
     told, command = run("destination", "kick", "ci")[1].splitlines()
     assert told == (
         "kicked destination ci: 1,215 tried now: 3 delivered, 1,200 got 401 again, 4 got 503 (1 of them again), "
@@ -1444,10 +1444,10 @@ def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any)
 def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ended(_: Orders, placed: Placed, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
         return placed.order.with_state("done", count=0, tried=0)
 
-    monkeypatch.setattr(Orders, "finished", ended)
+    monkeypatch.setattr(ControlClient, "finished", ended)
     run("destination", "pause", "ci")
     for _ in range(3):
         write_waiting(parked_by="destination/ci")
@@ -1560,18 +1560,18 @@ def test_a_process_of_another_version_hides_nothing_of_the_log_and_of_the_other_
 
 @pytest.mark.usefixtures("log")
 def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(silence.MIN_EVENTS + 1):
+    for number in range(silent_sources.MIN_EVENTS + 1):
         write_event(f"evt_{number}")
     assert run("status", "--json")[1] == ""
-    monkeypatch.setattr(silence, "QUIET", 0.0)
-    monkeypatch.setattr(silence, "TIMES", 1e-9)
+    monkeypatch.setattr(silent_sources, "QUIET", 0.0)
+    monkeypatch.setattr(silent_sources, "TIMES", 1e-9)
     code, out, _ = run("status", "--json")
     (told,) = lines(out)
     assert (code, told["what"], told["wrong"]) == (0, "source github", False)
     assert told["since"] is not None
     assert "source github" not in run("status", "ci", "--json")[1]
     assert "source github" not in run("status", "--rules", "none.yaml", "--json")[1]
-    monkeypatch.setattr(silence, "MOST_SOURCES", 0)
+    monkeypatch.setattr(silent_sources, "MOST_SOURCES", 0)
     code, _, err = run("status")
     assert "silent sources aren't looked for among more than 0" in err
 

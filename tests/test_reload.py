@@ -375,7 +375,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     crm = await reload(1040.0)
     missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was fixed by halves isn't half forgotten"
-    _forget(running.reloader.tally._unrouted, "crm")
+    _forget(running.reloader.source_counts._unrouted, "crm")
     assert running.reloader.told_sources(0.0)[0]["missed"] is None
     crm = await reload(1050.0, build="ordre")
     assert crm["missed"] is None
@@ -429,7 +429,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
     crm = await reload(1030.0, id="body.id", dedupe="off")
     missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"]}
     assert crm["identity"]["missed"] == missed | {"types": [("order", 10)]}
-    _forget(running.reloader.tally._let_go, "crm")
+    _forget(running.reloader.source_counts._let_go, "crm")
     assert running.reloader.told_sources(0.0)[0]["identity"]["missed"] is None
 
 

@@ -11,10 +11,10 @@ from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_argu
 from gateway.commands.values import Parser
 from gateway.engine.orders import Order
 from gateway.model import UsageError
-from gateway.ops.kicked import describe_kick, told_of_parked, told_of_unread
-from gateway.ops.orders import Orders, Placed
+from gateway.ops.control_client import ControlClient, StoredCommand
+from gateway.ops.kick_report import describe_kick, told_of_parked, told_of_unread
+from gateway.ops.ordered_backlog import OrderedBacklog, ordered_backlog_of, unfinished_before
 from gateway.ops.output import count, rfc3339, when
-from gateway.ops.pending import Pending, pending_of, still_pending
 from gateway.ops.status import parked_of
 from gateway.rules.load import check_rules
 from gateway.text import did_you_mean
@@ -58,7 +58,7 @@ async def _order(call: Call, name: str, action: str) -> int:
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
     async with opened_log(call) as log:
-        orders = Orders(log, call.topics)
+        orders = ControlClient(log, call.topics)
         if action == "pause":
             paused, is_new = await orders.pause(name)
             already = "" if is_new else f" already, by {paused.by or 'somebody'} since {when(paused.at)}"
@@ -70,7 +70,7 @@ async def _order(call: Call, name: str, action: str) -> int:
             return 0
         parked: dict[str, int] = {}
         unread: dict[Partition, str] = {}
-        before = await pending_of(log, call.topics, name)
+        before = await ordered_backlog_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
             parked |= await parked_of(log, call.topics, await orders.control(), name, unread)
         placed = await (orders.resume(name) if action == "resume" else orders.kick(name))
@@ -118,14 +118,14 @@ class Counts:
         return f"; on ordered routes {self.waited:,} waited, {wait}"
 
 
-async def _left_of(log: "Log", topics: "Topics", before: Pending) -> int:
+async def _left_of(log: "Log", topics: "Topics", before: OrderedBacklog) -> int:
     """Return how many are left of what waited on ordered routes, once none is or a moment has passed."""
-    left = await still_pending(log, topics, before.ends)
+    left = await unfinished_before(log, topics, before.ends)
     for _ in range(POLLS):
         if not left:
             break
         await asyncio.sleep(POLL_INTERVAL)
-        left = await still_pending(log, topics, before.ends)
+        left = await unfinished_before(log, topics, before.ends)
     return left
 
 
@@ -147,7 +147,7 @@ def without(done: Order) -> str:
     return f"; {told_of_unread(done.unread)}: not included" if done.unread else ""
 
 
-async def carried_out(call: Call, orders: Orders, placed: Placed) -> Order | None:
+async def carried_out(call: Call, orders: ControlClient, placed: StoredCommand) -> Order | None:
     """Wait, if that is asked for, until an order was carried out; None if not."""
     if not call.arguments.wait:
         return None
@@ -157,7 +157,7 @@ async def carried_out(call: Call, orders: Orders, placed: Placed) -> Order | Non
 
 def say_end(
     call: Call,
-    placed: Placed,
+    placed: StoredCommand,
     done: Order | None,
     tell: Callable[[Order], str],
     **more: object,

@@ -13,10 +13,18 @@ from gateway.commands.replay import DUE
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.orders import DeadFilter
 from gateway.model import DeadReason, UsageError
-from gateway.ops.letters import Groups, deliveries_of, find_letters, read_letters
-from gateway.ops.orders import Orders
+from gateway.ops.control_client import ControlClient
+from gateway.ops.dead_letters import Groups, deliveries_of, find_letters, read_letters
 from gateway.ops.output import Output, count
-from gateway.ops.show import Cells, group_cells, letter_cells, letter_content, letter_fields, print_letter, print_rows
+from gateway.ops.presentation import (
+    Cells,
+    group_cells,
+    letter_cells,
+    letter_content,
+    letter_fields,
+    print_letter,
+    print_rows,
+)
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -46,7 +54,7 @@ async def _dead_list(call: Call) -> int:
     count_all = 0
     rows: list[Cells] = []
     async with opened_log(call) as log:
-        control = await Orders(log, call.topics).control()
+        control = await ControlClient(log, call.topics).control()
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
             async with aclosing(read_letters(log, call.topics, control, which, is_all=arguments.all)) as letters:
@@ -89,7 +97,7 @@ def dead_show_arguments(parser: Parser) -> None:
 async def _dead_show(call: Call) -> int:
     output = call.output
     async with opened_log(call) as log:
-        control = await Orders(log, call.topics).control()
+        control = await ControlClient(log, call.topics).control()
         with output.waiting(f"looking for {call.arguments.id}"):
             letters = await find_letters(log, call.topics, control, call.arguments.id)
     for number, letter in enumerate(letters):
@@ -146,7 +154,7 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
     if not arguments.ids and not arguments.all and which == DeadFilter():
         raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
     async with opened_log(call) as log:
-        orders = Orders(log, call.topics)
+        orders = ControlClient(log, call.topics)
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
             control = await orders.control()

@@ -19,8 +19,8 @@ from gateway.commands.values import Parser, header, parameter
 from gateway.log.records import decode_event
 from gateway.model import RefusedError, UsageError
 from gateway.ops.explain import explain, explain_event
-from gateway.ops.history import is_position
-from gateway.ops.show import explained_fields, print_explained, print_source, source_fields
+from gateway.ops.log_search import is_position
+from gateway.ops.presentation import explained_fields, print_explained, print_source, source_fields
 from gateway.ops.verification import verification_of
 from gateway.text import did_you_mean
 from gateway.topics import event_topics

@@ -20,11 +20,11 @@ from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
-from gateway.ops.kicked import told_of_unread
-from gateway.ops.orders import LAST_WORD, Orders, Placed
+from gateway.ops.control_client import LAST_WORD, ControlClient, StoredCommand
+from gateway.ops.kick_report import told_of_unread
 from gateway.ops.output import Output, count, rfc3339
+from gateway.ops.presentation import replay_fields
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
-from gateway.ops.show import replay_fields
 from gateway.rules.edition import edition_of
 from gateway.rules.rules import Route, Rules
 from gateway.rules.view import View
@@ -91,7 +91,7 @@ async def _replay(call: Call) -> int:
         return await _start_replay(call)
     async with opened_log(call) as log:
         if arguments.cancel is not None:
-            return await _cancel_replay(call, Orders(log, call.topics), arguments.cancel)
+            return await _cancel_replay(call, ControlClient(log, call.topics), arguments.cancel)
         return await _follow_replay(call, log, arguments.follow)
 
 
@@ -119,7 +119,7 @@ async def _start_replay(call: Call) -> int:
         if asked.since >= (log.now() if asked.until is None else asked.until):
             end = "--to" if asked.until is not None else "now"
             raise UsageError(f"--from: expected a time before {end}, got {rfc3339(asked.since)}")
-        control = await Orders(log, call.topics).control()
+        control = await ControlClient(log, call.topics).control()
         selected: list[tuple[Selection, Window]] = []
         await until_elected(log, event_topics(rules, call.topics))
         for route in routes:
@@ -142,7 +142,7 @@ async def _start_replay(call: Call) -> int:
             output.note(f"route {name} keeps the order of its events, but a replay doesn't")
         if unread:
             output.note(f"{_told_of(unread)}: not included")
-        orders = Orders(log, call.topics)
+        orders = ControlClient(log, call.topics)
         placed = [
             (await orders.replay(selection, window.ends, unread=len(window.unread)), window.total)
             for selection, window in begun
@@ -165,7 +165,7 @@ def _told_of(unread: Mapping[str, str]) -> str:
     return f"{told_of_unread(len(unread))} ({place}: {reason})"
 
 
-async def _await_replay(call: Call, log: Log, placed: Placed, total: int) -> int:
+async def _await_replay(call: Call, log: Log, placed: StoredCommand, total: int) -> int:
     """Show how far a replay is that was just ordered, if that is asked for."""
     if call.arguments.wait:
         return await _follow_replay(call, log, placed.order.name)
@@ -346,7 +346,7 @@ async def _replay_event(call: Call) -> int:
         for route in routes:
             starts, ends = {place: found.record.offset}, {place: found.record.offset + 1}
             selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
-            placed = await Orders(log, call.topics).replay(selection, ends)
+            placed = await ControlClient(log, call.topics).replay(selection, ends)
             result |= await _await_replay(call, log, placed, 1)
         return result
 
@@ -374,7 +374,7 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
         async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
             first = await anext(steps, None)
             if first is None:
-                orders = (await Orders(log, call.topics).control()).orders.values()
+                orders = (await ControlClient(log, call.topics).control()).orders.values()
                 known = [order.name for order in orders if order.kind == "replay" and order.state == "asked"]
                 under_way = f"; under way: {', '.join(known)}" if known else ""
                 raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")
@@ -421,7 +421,7 @@ def _replay_ended(output: Output, last: Progress) -> int:
     return 1
 
 
-async def _cancel_replay(call: Call, orders: Orders, name: str) -> int:
+async def _cancel_replay(call: Call, orders: ControlClient, name: str) -> int:
     placed = await orders.cancel(name)
     if placed is None:
         raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")

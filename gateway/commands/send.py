@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 from gateway.commands.base import Call, command, read
 from gateway.commands.values import Parser, duration, header, port, positive, signing_secret, statuses
-from gateway.ops.receive import Received, Receiver
+from gateway.ops.presentation import is_success, print_answer, print_answers
+from gateway.ops.receiver import Received, Receiver
 from gateway.ops.send import Answer, Sender, sample, sign, source_of
-from gateway.ops.show import is_success, print_answer, print_answers
 from gateway.run import cannot_listen
 from gateway.settings import Address
 

@@ -9,13 +9,12 @@ from gateway.commands.base import LOG, Call, command, opened_log
 from gateway.commands.values import Parser
 from gateway.engine.control import Control
 from gateway.model import LogUnavailableError, UsageError
-from gateway.ops.backlog import Backlog, Backlogs, LastAttempts
+from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
-from gateway.ops.orders import Orders
-from gateway.ops.processes import findings_in
+from gateway.ops.presentation import print_status
+from gateway.ops.process_status import findings_in
 from gateway.ops.send import admin_url, ask_status
-from gateway.ops.show import print_status
-from gateway.ops.silence import silent_in
+from gateway.ops.silent_sources import silent_in
 from gateway.ops.status import (
     add_dead,
     dead_in,
@@ -28,6 +27,7 @@ from gateway.ops.status import (
     without_log,
     without_process,
 )
+from gateway.ops.waiting_deliveries import Backlog, Backlogs, LastAttempts
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -62,7 +62,7 @@ async def _status(call: Call) -> int:
     try:
         async with opened_log(call) as log:
             with output.waiting("reading what waits"):
-                control = await Orders(log, call.topics).control()
+                control = await ControlClient(log, call.topics).control()
                 unread: dict[Partition, str] = {}
                 async for stored in waiting(log, call.topics, control, unread):
                     backlogs.add(stored)

@@ -13,7 +13,7 @@ from gateway.engine.dedupe import SIGHTINGS_KEPT
 from gateway.log.base import Log
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, RefusedError, UnreadableRecordError, identity_of
-from gateway.ops.history import newest_first
+from gateway.ops.log_search import newest_first
 from gateway.rules.identify import Identifier
 from gateway.rules.rules import Source
 from gateway.verify.request import Request

@@ -14,7 +14,7 @@ from gateway.engine.unread import PATIENCE, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
-from gateway.ops.orders import LAST_WORD
+from gateway.ops.control_client import LAST_WORD
 from gateway.rules.rules import Rules
 
 POLL_INTERVAL = 0.25

@@ -21,12 +21,12 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
-from gateway.ops.backlog import _WHY, MAX_ATTEMPTS_SHOWN, Backlog, LastAttempts
+from gateway.ops.dead_letters import Group, Groups, read_letters
 from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, owners_first
-from gateway.ops.history import bounds_of
-from gateway.ops.letters import Group, Groups, read_letters
+from gateway.ops.log_search import bounds_of
 from gateway.ops.output import rfc3339, when
-from gateway.ops.processes import changes_told
+from gateway.ops.process_status import changes_told
+from gateway.ops.waiting_deliveries import _WHY, MAX_ATTEMPTS_SHOWN, Backlog, LastAttempts
 from gateway.rules.rules import Rules
 
 FEW_ATTEMPTS_LEFT = 3

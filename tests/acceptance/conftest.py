@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from gateway.log.topics import Topics
-from gateway.ops.orders import Orders
+from gateway.ops.control_client import ControlClient
 from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.load import SECRET
@@ -65,11 +65,11 @@ class LogPlace:
 
 
 @asynccontextmanager
-async def operators(place: LogPlace) -> AsyncIterator[Orders]:
+async def operators(place: LogPlace) -> AsyncIterator[ControlClient]:
     """Open what the commands of operators use, beside the gateway."""
     log = await open_log(from_sources({"log": place.url}, {}), owner=False)
     try:
-        yield Orders(log, Topics(place.prefix))
+        yield ControlClient(log, Topics(place.prefix))
     finally:
         await log.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.engine.orders import DeadFilter
 from gateway.log.base import Commit, Log
 from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.ops.orders import Orders, Placed
+from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
@@ -185,5 +185,5 @@ async def _unfinished(log: Log, topic: str, topics: Topics) -> int:
     return unfinished
 
 
-async def _carried_out(orders: Orders, placed: Placed) -> None:
+async def _carried_out(orders: ControlClient, placed: StoredCommand) -> None:
     assert await orders.finished(placed, timeout=20) is not None

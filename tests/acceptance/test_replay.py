@@ -18,7 +18,7 @@ from gateway.engine.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.log.topics import Topics
-from gateway.ops.orders import Orders
+from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import Progress, follow, window_of
 from gateway.run import open_log
 from gateway.settings import from_sources
@@ -65,7 +65,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             try:
                 window = await window_of(log, [topics.events("github")], 0.0, None)
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
-                order = (await Orders(log, topics).replay(selection, window.ends)).order
+                order = (await ControlClient(log, topics).replay(selection, window.ends)).order
                 steps: list[Progress] = []
                 recoveries: list[tuple[float, float]] = []
                 async for step in follow(log, topics, order.name, timeout=60.0):

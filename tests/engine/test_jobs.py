@@ -17,8 +17,8 @@ from gateway.engine.ranges import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.model import NO_NOTE, Disposition, Note
-from gateway.ops.kicked import describe_kick
-from gateway.ops.orders import Orders, Placed, who
+from gateway.ops.control_client import ControlClient, StoredCommand, who
+from gateway.ops.kick_report import describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual
@@ -257,8 +257,8 @@ async def test_a_dead_letter_that_two_orders_cover_is_replayed_by_the_first() ->
 # Answers
 
 
-async def answers(world: World, placed: Sequence[Placed], *, timeout: float = 10.0) -> list[Order | None]:
-    orders = Orders(world.log, TOPICS)
+async def answers(world: World, placed: Sequence[StoredCommand], *, timeout: float = 10.0) -> list[Order | None]:
+    orders = ControlClient(world.log, TOPICS)
     return await asyncio.gather(*[orders.finished(each, timeout=timeout) for each in placed])
 
 
@@ -266,7 +266,7 @@ async def answers(world: World, placed: Sequence[Placed], *, timeout: float = 10
 async def test_each_of_six_kicks_given_at_once_is_answered_truly() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with owning(world):
         began = now()
         placed = await asyncio.gather(*[orders.kick(NAME) for _ in range(5)], orders.kick("route/build"))
@@ -281,7 +281,7 @@ async def test_each_of_six_kicks_given_at_once_is_answered_truly() -> None:
 async def test_what_an_earlier_kick_has_brought_on_is_not_counted_again() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         counts = []
         for _ in range(2):
@@ -298,7 +298,7 @@ async def test_a_kick_copies_nothing_of_what_waits_in_the_shortest_tier() -> Non
     """Nobody reads it, so all that the first kick has brought on is there still."""
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with owning(world):
         for count in (40, 0, 0):
             (done,) = await answers(world, [await orders.kick(NAME)])
@@ -311,7 +311,7 @@ async def test_a_kick_copies_nothing_of_what_waits_in_the_shortest_tier() -> Non
 async def test_ten_kicks_in_a_row_try_it_within_three_seconds_and_once() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 1)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(10)
         began = now()
@@ -327,7 +327,7 @@ async def test_ten_kicks_in_a_row_try_it_within_three_seconds_and_once() -> None
 async def test_a_kick_while_more_fails_postpones_nothing() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(1))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
         for count in range(2, 5):
@@ -345,7 +345,7 @@ async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_c
     await world.log.append(
         TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
     )
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     began = now()
     async with operated(world) as control, running(world, world.worker(control)):
         (done,) = await answers(world, [await orders.kick(NAME)])
@@ -359,7 +359,7 @@ async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_c
 async def test_a_pause_during_a_resumption_ends_it_and_its_answer_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "resume", 1000)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with owning(world, SlowLog(world.log)):
         await orders.pause(NAME)
         placed = [await orders.resume(NAME)]
@@ -379,7 +379,7 @@ async def test_a_pause_during_a_resumption_ends_it_and_its_answer_says_so() -> N
 @virtual
 async def test_a_resumption_that_is_taken_back_before_anybody_saw_it_is_answered() -> None:
     world = await a_world(a_route())
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     await orders.pause(NAME)
     placed = await orders.resume(NAME)
     await orders.pause(NAME)
@@ -394,7 +394,7 @@ async def test_a_resumption_that_is_taken_back_before_anybody_saw_it_is_answered
 async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -> None:
     world = await a_world(a_route())
     await events_of(world, 2000)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with owning(world, SlowLog(world.log)):
         bounds = await world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
@@ -416,7 +416,7 @@ async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -
 @virtual
 async def test_what_waits_on_an_ordered_route_is_told_not_to_be_counted() -> None:
     world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with owning(world):
         for name, told in ((NAME, "build"), ("route/build", "build"), ("destination/audit", "")):
             await orders.pause(name)
@@ -502,7 +502,7 @@ async def _asked_to_wait(world: World, count: int, control: Control) -> None:
 @virtual
 async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await _asked_to_wait(world, 4, control)
         (done,) = await answers(world, [await orders.kick(NAME)])
@@ -517,7 +517,7 @@ async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
 @virtual
 async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0)])
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await _asked_to_wait(world, 24, control)
         (done,) = await answers(world, [await orders.kick(NAME)])
@@ -534,7 +534,7 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
 async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_before() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[401])
     await world.put(*events(3))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(5)
         assert len(world.client.made) == 3
@@ -546,7 +546,7 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "3 tried now: 2 delivered, 1 got 403"
-        stored = await Orders(world.log, TOPICS).control()
+        stored = await ControlClient(world.log, TOPICS).control()
         order = stored.orders["kick/destination/ci"]
         assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
 
@@ -556,7 +556,7 @@ async def test_a_kick_does_not_say_that_what_a_route_may_drop_is_delivered() -> 
     retry = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6, results=(("404", Disposition.DROP),))
     world = await a_world(a_route(retry=retry), ci=[401])
     await world.put(*events(3))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(5)
         world.client.scripts["ci"] = [404, 200]
@@ -572,7 +572,7 @@ async def test_a_kick_says_what_a_rate_holds_back() -> None:
     world = await a_world(
         a_route(retry=a_policy(max_age=86400.0)), destinations=[limited], ci=[Busy(7200.0), *[200] * 50]
     )
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await _asked_to_wait(world, 9, control)
         (done,) = await answers(world, [await orders.kick(NAME)])
@@ -589,7 +589,7 @@ async def test_a_kick_says_what_a_rate_holds_back() -> None:
 async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(40))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(60)
         before = len(world.client.made)
@@ -604,7 +604,7 @@ async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> Non
 async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(300))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         for seconds in (3, 13, 57):
             await asyncio.sleep(seconds)
@@ -627,7 +627,7 @@ async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
 async def test_a_kick_claims_nothing_of_what_had_ended_without_success_before() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(7.3,))), ci=[*[503] * 4, 410])
     await world.put(*events(4))
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         for _ in range(10_000):
             if len(world.dead()) == 4:
@@ -643,7 +643,7 @@ async def test_a_kick_claims_nothing_of_what_had_ended_without_success_before() 
 async def test_a_kick_of_what_is_paused_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await orders.pause("route/build")
         (done,) = await answers(world, [await orders.kick(NAME)])
@@ -656,7 +656,7 @@ async def test_a_kick_of_what_is_paused_says_so() -> None:
 async def test_a_kick_that_nobody_is_there_to_obey_claims_no_try() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 1)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with owning(world):
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
@@ -667,7 +667,7 @@ async def test_a_kick_that_nobody_is_there_to_obey_claims_no_try() -> None:
 async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", MAX_FOLLOWED + 1)
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
@@ -677,7 +677,7 @@ async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
 @virtual
 async def test_a_hold_is_told_when_it_begins_and_when_a_kick_ends_it() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     with structlog.testing.capture_logs() as lines:
         world.logger = structlog.get_logger()
         async with operated(world) as control, running(world, world.worker(control)):
@@ -708,7 +708,7 @@ async def test_a_moment_of_silence_has_no_line() -> None:
 @virtual
 async def test_a_pause_of_a_route_has_a_metric_and_a_line_that_says_who() -> None:
     world = await a_world(a_route())
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     with structlog.testing.capture_logs() as lines:
         world.logger = structlog.get_logger()
         async with operated(world) as control, running(world, world.worker(control)):

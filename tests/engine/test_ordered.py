@@ -17,7 +17,7 @@ from gateway.engine.progress import WINDOW
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
-from gateway.ops.processes import describe_keys
+from gateway.ops.process_status import describe_keys
 from gateway.rules.rules import RequestTemplate, Route
 from gateway.rules.templates import Template
 from tests.builders import a_destination, a_policy, a_route, an_event

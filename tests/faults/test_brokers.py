@@ -8,7 +8,7 @@ import pytest
 
 from dev.kafka import Broker, Cluster
 from tests.acceptance.conftest import LogPlace
-from tests.faults.scene import Scene, Table
+from tests.faults.scenario import Scenario, Table
 
 LATEST_ANSWER = 12.0
 """Seconds: senders such as GitHub give up after 10, most after 15 or more."""
@@ -19,55 +19,57 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
 async def test_a_leader_that_is_killed_is_followed_to_its_successor(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("a leader killed", cluster_place, folder, table, count=2) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
-            await _down_for(10, await cluster.leader(f"{cluster_place.prefix}events.github", 0), cluster, scene)
-            await scene.acknowledged(200)
-        await _settle(scene)
+    async with Scenario("a leader killed", cluster_place, folder, table, count=2) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
+            await _down_for(10, await cluster.leader(f"{cluster_place.prefix}events.github", 0), cluster, scenario)
+            await scenario.acknowledged(200)
+        await _settle(scenario)
 
 
 async def test_a_coordinator_that_is_killed_is_followed_to_its_successor(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("the coordinator killed", cluster_place, folder, table, count=2) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
-            await _down_for(10, await cluster.coordinator(f"{cluster_place.prefix}router"), cluster, scene)
-            await scene.acknowledged(200)
-        await _settle(scene)
+    async with Scenario("the coordinator killed", cluster_place, folder, table, count=2) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
+            await _down_for(10, await cluster.coordinator(f"{cluster_place.prefix}router"), cluster, scenario)
+            await scenario.acknowledged(200)
+        await _settle(scenario)
 
 
 async def test_brokers_are_restarted_in_turn(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("each broker restarted", cluster_place, folder, table, count=2) as scene:
-        async with scene.load():
+    async with Scenario("each broker restarted", cluster_place, folder, table, count=2) as scenario:
+        async with scenario.load():
             for node in cluster.nodes.values():
-                await scene.acknowledged(150)
-                async with scene.without_commits(node, cluster):
+                await scenario.acknowledged(150)
+                async with scenario.without_commits(node, cluster):
                     await asyncio.to_thread(node.end)
                     await asyncio.to_thread(node.restart)
                     await cluster.until_whole()
-        await _settle(scene)
+        await _settle(scenario)
 
 
 async def test_a_leader_that_hangs_loses_nothing(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("a leader frozen for 15 s", cluster_place, folder, table, count=2, connections=1500) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
+    async with Scenario(
+        "a leader frozen for 15 s", cluster_place, folder, table, count=2, connections=1500
+    ) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
             node = await cluster.leader(f"{cluster_place.prefix}events.github", 0)
-            async with scene.without_commits(node, cluster):
+            async with scenario.without_commits(node, cluster):
                 node.pause()
                 try:
                     await asyncio.sleep(15)
                 finally:
                     node.resume()
                 await cluster.until_whole()
-            await scene.acknowledged(200)
-        await _settle(scene)
+            await scenario.acknowledged(200)
+        await _settle(scenario)
 
 
 @pytest.mark.parametrize("by", ["ended", "killed"])
@@ -76,16 +78,16 @@ async def test_without_enough_replicas_nothing_is_acknowledged_until_they_are_ba
 ) -> None:
     """Two that are ended leave the in-sync replicas (NOT_ENOUGH_REPLICAS); those that are killed are waited for."""
     title = f"two of three brokers {by} for 15 s"
-    async with Scene(title, cluster_place, folder, table, count=2, connections=1500) as scene:
-        pids = [gateway.pid for gateway in scene.gateways]
-        async with scene.load():
-            await scene.acknowledged(200)
+    async with Scenario(title, cluster_place, folder, table, count=2, connections=1500) as scenario:
+        pids = [gateway.pid for gateway in scenario.gateways]
+        async with scenario.load():
+            await scenario.acknowledged(200)
             began = time.time()
             for node in list(cluster.nodes.values())[:2]:
                 await asyncio.to_thread(node.end if by == "ended" else node.kill)
             down = time.time()
             await asyncio.sleep(15)
-            for gateway in scene.gateways:
+            for gateway in scenario.gateways:
                 assert (await gateway.metrics()).sum("gateway_log_up") == 0
                 if by == "ended":  # a question to one that was killed has no answer either
                     assert "append to " in gateway.lines("log_unavailable")[-1]["error"]
@@ -94,31 +96,31 @@ async def test_without_enough_replicas_nothing_is_acknowledged_until_they_are_ba
             back = time.time()
             await asyncio.to_thread(cluster.heal)
             await cluster.until_whole()
-            for gateway in scene.gateways:
+            for gateway in scenario.gateways:
                 await gateway.ready(timeout=20)
                 await gateway.line("log_available")
-            await scene.acknowledged(300)
+            await scenario.acknowledged(300)
             # Commits need as many replicas as events do: nothing comes meanwhile that could be finished.
-            scene.explain(began, time.time(), uncommitted=0)
-        await _settle(scene)
-        answers = [sent for sent in scene.sender.answers if sent.at > down and sent.answered_at < back]
+            scenario.explain(began, time.time(), uncommitted=0)
+        await _settle(scenario)
+        answers = [sent for sent in scenario.sender.answers if sent.at > down and sent.answered_at < back]
         refused = [sent for sent in answers if sent.status == 503]
         assert not [sent for sent in answers if sent.status == 202]
         assert refused
         assert all(b"\r\nretry-after: " in sent.head.lower() for sent in refused)
-        assert [gateway.pid for gateway in scene.gateways if gateway.is_running] == pids
+        assert [gateway.pid for gateway in scenario.gateways if gateway.is_running] == pids
 
 
-async def _down_for(seconds: float, node: Broker, cluster: Cluster, scene: Scene) -> None:
+async def _down_for(seconds: float, node: Broker, cluster: Cluster, scenario: Scenario) -> None:
     """Kill a node and bring it back."""
-    async with scene.without_commits(node, cluster):
+    async with scenario.without_commits(node, cluster):
         await asyncio.to_thread(node.kill)
         await asyncio.sleep(seconds)
         await asyncio.to_thread(node.restart)
         await cluster.until_whole()
 
 
-async def _settle(scene: Scene) -> None:
-    await scene.settle(timeout=90)
-    slowest = max(sent.answered_at - sent.at for sent in scene.sender.answers)
-    assert slowest < LATEST_ANSWER, scene.story()
+async def _settle(scenario: Scenario) -> None:
+    await scenario.settle(timeout=90)
+    slowest = max(sent.answered_at - sent.at for sent in scenario.sender.answers)
+    assert slowest < LATEST_ANSWER, scenario.story()

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from gateway.ops.send import ask_status
 from tests.acceptance.conftest import LogPlace
-from tests.faults.scene import Scene, Table
+from tests.faults.scenario import Scenario, Table
 from tests.faults.wal import end_of_commits
 from tests.gateway_process import GatewayProcess
 from tests.load import post
@@ -38,16 +38,16 @@ async def test_on_a_full_disk_no_more_is_acknowledged_than_there_is_room_for(
 ) -> None:
     place = LogPlace(url=f"sqlite:///{disk.folder / 'gateway.db'}", prefix="gateway.")
     seconds = 10 if is_full else 2
-    async with Scene(f"no space for {seconds} s ({disk.kind})", place, folder, table) as scene:
-        [gateway] = scene.gateways
+    async with Scenario(f"no space for {seconds} s ({disk.kind})", place, folder, table) as scenario:
+        [gateway] = scenario.gateways
         pid = gateway.pid
-        async with scene.load():
-            await scene.acknowledged(100)
+        async with scenario.load():
+            await scenario.acknowledged(100)
             began = time.time()
             with disk.full(gateway):
-                await _refused(scene)
+                await _refused(scenario)
                 full = time.time()
-                refused_at = min(sent.answered_at for sent in scene.sender.answers if sent.status == 503)
+                refused_at = min(sent.answered_at for sent in scenario.sender.answers if sent.status == 503)
                 await _told_of_refusals(gateway, refused_at)
                 await asyncio.sleep(seconds)
                 room = time.time()
@@ -55,13 +55,13 @@ async def test_on_a_full_disk_no_more_is_acknowledged_than_there_is_room_for(
             told = await gateway.line("log_available", timeout=5)
             assert seconds <= told["seconds"] < seconds + 5
             assert (await gateway.metrics()).sum("gateway_log_up") == 1
-            await scene.acknowledged(150)
+            await scenario.acknowledged(150)
             # Nothing can be committed on a full disk either; but nothing comes then that could be finished.
-            scene.explain(began, time.time(), uncommitted=full - began)
-        await scene.settle()
-        answers = [sent for sent in scene.sender.answers if sent.at > began and sent.answered_at < room]
-        stored = [scene.sender.body(sent.number) for sent in answers if sent.status == 202]
-        assert sum(map(len, stored)) <= ROOM, scene.story()
+            scenario.explain(began, time.time(), uncommitted=full - began)
+        await scenario.settle()
+        answers = [sent for sent in scenario.sender.answers if sent.at > began and sent.answered_at < room]
+        stored = [scenario.sender.body(sent.number) for sent in answers if sent.status == 202]
+        assert sum(map(len, stored)) <= ROOM, scenario.story()
         refused = [sent for sent in answers if sent.status != 202]
         assert refused
         assert {sent.status for sent in refused} == {503}
@@ -111,15 +111,15 @@ async def test_what_was_acknowledged_survives_kills_that_leave_the_tail_of_the_w
     rounds = 2 if is_full else 1
     chance = random.Random(drawn())
     wal = Path(f"{embedded_place.path}-wal")
-    async with Scene(f"torn {rounds * len(TEARS)} times", embedded_place, folder, table, rate=400) as scene:
-        [gateway] = scene.gateways
-        async with scene.load():
+    async with Scenario(f"torn {rounds * len(TEARS)} times", embedded_place, folder, table, rate=400) as scenario:
+        [gateway] = scenario.gateways
+        async with scenario.load():
             for tear in TEARS * rounds:
-                await scene.acknowledged(chance.randrange(50, 700))
-                scene.kill(gateway)
+                await scenario.acknowledged(chance.randrange(50, 700))
+                scenario.kill(gateway)
                 tear(wal, await asyncio.to_thread(end_of_commits, wal), chance)
                 await gateway.start()
-        await scene.settle()
+        await scenario.settle()
 
 
 def cut_behind(wal: Path, end: int, _: random.Random) -> None:
@@ -160,15 +160,15 @@ def _write(wal: Path, at: int, content: bytes) -> None:
 async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_was_acknowledged(
     embedded_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("file moved", embedded_place, folder, table) as scene:
-        [gateway] = scene.gateways
+    async with Scenario("file moved", embedded_place, folder, table) as scenario:
+        [gateway] = scenario.gateways
         file = embedded_place.path
         old = file.with_name("old.db")
-        async with scene.load():
-            await scene.acknowledged(150)
+        async with scenario.load():
+            await scenario.acknowledged(150)
             at = time.time()
             file.rename(old)
-            await _refused(scene)
+            await _refused(scenario)
             assert await gateway.ended(timeout=15) == 1
             line = gateway.lines("log_lost")[-1]
             assert datetime.fromisoformat(line["timestamp"]).timestamp() < at + 1.5
@@ -180,9 +180,9 @@ async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_w
             assert "expected the file that gateway.db-wal beside it is of, got none" in gateway.story()
             old.rename(file)
             await gateway.start()
-            scene.explain(at, time.time(), uncommitted=0)
-            await scene.acknowledged(100)
-        await scene.settle()
+            scenario.explain(at, time.time(), uncommitted=0)
+            await scenario.acknowledged(100)
+        await scenario.settle()
 
 
 async def _told_of_refusals(gateway: GatewayProcess, since: float) -> None:
@@ -200,11 +200,11 @@ async def _told_of_refusals(gateway: GatewayProcess, since: float) -> None:
     assert len(gateway.lines("log_unavailable")) <= 1 + len(gateway.lines("log_available"))
 
 
-async def _refused(scene: Scene, *, timeout: float = 20.0) -> None:
+async def _refused(scenario: Scenario, *, timeout: float = 20.0) -> None:
     """Wait until the gateway refuses."""
     until = time.monotonic() + timeout
-    while not scene.sender.statuses()[503]:
-        assert time.monotonic() < until, f"expected a 503 in {timeout:g} s\n{scene.story()}"
+    while not scenario.sender.statuses()[503]:
+        assert time.monotonic() < until, f"expected a 503 in {timeout:g} s\n{scenario.story()}"
         await asyncio.sleep(0.05)
 
 

@@ -14,7 +14,7 @@ from dev.kafka import Broker
 from tests.acceptance.conftest import LogPlace
 from tests.conftest import start_broker
 from tests.faults.nameserver import Nameserver
-from tests.faults.scene import Scene, Table
+from tests.faults.scenario import Scenario, Table
 from tests.faults.tcp_proxy import TcpProxy, Way
 from tests.gateway_process import free_ports
 from tests.load import signed_post
@@ -35,23 +35,23 @@ async def test_a_network_between_gateway_and_kafka_that_fails_in_every_way_loses
 ) -> None:
     async with _behind_a_proxy() as (broker, proxy):
         place = LogPlace(url=f"kafka://127.0.0.1:{proxy.port}", prefix="gateway.")
-        async with Scene("stall, reset, drip before kafka", place, folder, table, connections=1500) as scene:
-            [gateway] = scene.gateways
+        async with Scenario("stall, reset, drip before kafka", place, folder, table, connections=1500) as scenario:
+            [gateway] = scenario.gateways
             pid = gateway.pid
-            async with scene.load():
+            async with scenario.load():
                 for way in CUTS:
-                    await scene.acknowledged(200)
+                    await scenario.acknowledged(200)
                     began = time.time()
                     proxy.do(way)
                     await asyncio.sleep(CUT)
                     proxy.do(Way.PASS)
-                    await scene.acknowledged(100)
+                    await scenario.acknowledged(100)
                     # While the log doesn't answer, nothing comes that could be finished and not be committed.
-                    scene.explain(began, time.time(), uncommitted=0)
-            await scene.settle(timeout=90)
-            slowest = max(sent.answered_at - sent.at for sent in scene.sender.answers)
-            assert slowest < LATEST_ANSWER, scene.story()
-            assert scene.sender.statuses()[503]
+                    scenario.explain(began, time.time(), uncommitted=0)
+            await scenario.settle(timeout=90)
+            slowest = max(sent.answered_at - sent.at for sent in scenario.sender.answers)
+            assert slowest < LATEST_ANSWER, scenario.story()
+            assert scenario.sender.statuses()[503]
             assert (gateway.is_running, gateway.pid) == (True, pid)
         assert broker.pid is not None
 
@@ -68,18 +68,18 @@ async def test_a_network_between_gateway_and_one_destination_that_fails_in_every
             return first.url, f"http://127.0.0.1:{proxy.port}/second"
 
         title = "stall, reset, drip before a destination"
-        async with Scene(title, embedded_place, folder, table, urls=by) as scene:
-            async with scene.load():
+        async with Scenario(title, embedded_place, folder, table, urls=by) as scenario:
+            async with scenario.load():
                 for way in CUTS:
-                    await scene.acknowledged(200)
+                    await scenario.acknowledged(200)
                     began = time.time()
                     proxy.do(way)
                     await asyncio.sleep(CUT)
                     proxy.do(Way.PASS)
                     # A request on a connection that died without a byte of an answer is sent again at once.
-                    scene.explain_in_flight(began, time.time(), destination="second")
-            account = await scene.settle(timeout=90)
-            assert account.latest["first"] < PROMPT, scene.story()
+                    scenario.explain_in_flight(began, time.time(), destination="second")
+            account = await scenario.settle(timeout=90)
+            assert account.latest["first"] < PROMPT, scenario.story()
             assert account.refused == 0
 
 
@@ -90,23 +90,23 @@ async def test_a_name_that_no_server_answers_for_delays_no_other_destination(
 ) -> None:
     async with (
         Nameserver(folder) as nameserver,
-        Scene(
+        Scenario(
             "dns that never answers for 20 s",
             embedded_place,
             folder,
             table,
             through=nameserver.through,
             urls=lambda first, second: (first.url, f"http://hook.faults.test:{second.port}/second"),
-        ) as scene,
+        ) as scenario,
     ):
-        async with scene.load():
+        async with scenario.load():
             await asyncio.sleep(20)
-            assert not scene.second.requests
+            assert not scenario.second.requests
             nameserver.is_silent = False
             await asyncio.sleep(10)
         assert nameserver.asked
-        account = await scene.settle(timeout=90)
-        assert account.latest["first"] < PROMPT, scene.story()
+        account = await scenario.settle(timeout=90)
+        assert account.latest["first"] < PROMPT, scenario.story()
         assert account.refused == 0
 
 
@@ -116,20 +116,20 @@ async def test_senders_that_drip_break_off_or_say_nothing_cost_the_others_nothin
 ) -> None:
     idle, dripping, breaking, seconds = (2000, 200, 200, 15.0) if is_full else (200, 20, 20, 2.0)
     title = f"{idle} idle, {dripping} dripping senders, {breaking} resets"
-    async with Scene(title, embedded_place, folder, table) as scene:
-        port = scene.gateways[0].port
-        async with scene.load(), _idle(port, idle), asyncio.TaskGroup() as tasks:
+    async with Scenario(title, embedded_place, folder, table) as scenario:
+        port = scenario.gateways[0].port
+        async with scenario.load(), _idle(port, idle), asyncio.TaskGroup() as tasks:
             drips = [tasks.create_task(_drip(port, seconds)) for _ in range(dripping)]
             for number in range(breaking):
                 await _break_off(port, number)
                 await asyncio.sleep(seconds / 2 / breaking)
-        account = await scene.settle()
+        account = await scenario.settle()
         assert (account.refused, account.duplicated) == (0, 0), account
-        slowest = max(sent.answered_at - sent.at for sent in scene.sender.answers)
-        assert max(slowest, account.slowest) < (PROMPT if is_full else 3 * PROMPT), scene.story()
+        slowest = max(sent.answered_at - sent.at for sent in scenario.sender.answers)
+        assert max(slowest, account.slowest) < (PROMPT if is_full else 3 * PROMPT), scenario.story()
         if is_full:  # a body has ten seconds
             assert {task.result() for task in drips} == {b"408"}
-        metrics = await scene.gateways[0].metrics()
+        metrics = await scenario.gateways[0].metrics()
         assert metrics.sum("gateway_rejected_total", reason="disconnected") >= breaking
 
 

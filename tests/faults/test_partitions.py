@@ -22,9 +22,9 @@ from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from tests.acceptance.conftest import RULES, SOURCES, LogPlace
-from tests.faults.books import Written, settle_ordered
-from tests.faults.scene import RULES as OF_SCENE
-from tests.faults.scene import Scene, Table
+from tests.faults.ledger import Written, settle_ordered
+from tests.faults.scenario import RULES as OF_SCENE
+from tests.faults.scenario import Scenario, Table
 from tests.gateway_process import ROOT
 from tests.load import report
 from tests.sink import Request, Sink
@@ -195,28 +195,30 @@ async def test_partitions_without_a_leader_for_a_minute_stop_no_other(
     events = f"{cluster_place.prefix}events.github"
     await make_topic(cluster, events, (1, 2, 3, 1, 2, 3))
     await make_topic(cluster, f"{cluster_place.prefix}retry.20h", (3, 3, 3, 3), retention=8 * 86400)
-    async with Scene("a minute without leaders", cluster_place, folder, table, count=2, connections=1500) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
+    async with Scenario(
+        "a minute without leaders", cluster_place, folder, table, count=2, connections=1500
+    ) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
             began, node = time.time(), cluster.nodes[3]
-            async with scene.without_commits(node, cluster):
+            async with scenario.without_commits(node, cluster):
                 await asyncio.to_thread(node.kill)
                 await asyncio.sleep(12)  # until the cluster has missed it
-                await scene.restart(scene.gateways[1])
-                ready = await scene.gateways[0].readiness()
+                await scenario.restart(scenario.gateways[1])
+                ready = await scenario.gateways[0].readiness()
                 assert ready["ready"]
                 unread = {(each["topic"], each["partition"]) for each in ready["unread"]}
                 assert unread <= {(events, "2"), (events, "5")} | {
                     (f"{cluster_place.prefix}retry.20h", str(number)) for number in range(4)
                 }
                 assert unread
-                await scene.acknowledged(500, timeout=60)
+                await scenario.acknowledged(500, timeout=60)
                 await asyncio.sleep(max(0.0, began + 60 - time.time()))
                 await asyncio.to_thread(cluster.heal)
                 await cluster.until_whole()
-                await scene.acknowledged(300, timeout=60)
-        await scene.settle(timeout=120)
-        assert (await scene.gateways[0].readiness()).get("unread") is None
+                await scenario.acknowledged(300, timeout=60)
+        await scenario.settle(timeout=120)
+        assert (await scenario.gateways[0].readiness()).get("unread") is None
 
 
 async def test_topics_grow_under_load(cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table) -> None:
@@ -231,25 +233,25 @@ async def test_topics_grow_under_load(cluster: Cluster, cluster_place: LogPlace,
     )
     async with (
         Sink(answer_of_third, path="/third") as third,
-        Scene(
+        Scenario(
             "topics grow from 6 and 4 to 12", cluster_place, folder, table, count=2, rules=with_ordered(third.url)
-        ) as scene,
+        ) as scenario,
     ):
-        async with scene.load():
-            await scene.acknowledged(200)
+        async with scenario.load():
+            await scenario.acknowledged(200)
             began = time.time()
             async with administering(cluster) as admin:
                 for name in grown:
                     await admin.create_partitions({name: NewPartitions(total_count=12)})
             await asyncio.sleep(12)
             settled_at = time.time()
-            await scene.acknowledged(1500, timeout=60)
-            scene.explain(began, time.time(), uncommitted=0)
+            await scenario.acknowledged(1500, timeout=60)
+            scenario.explain(began, time.time(), uncommitted=0)
             ends = await bounds_of(cluster, cluster_place, "events.github")
         assert len(ends) == 12
         assert all(ends.values()), ends
-        await scene.settle(timeout=90)
-        acknowledged = scene.sender.acknowledged
+        await scenario.settle(timeout=90)
+        acknowledged = scenario.sender.acknowledged
         await until_answered(third, acknowledged.keys())
         order = settle_ordered(
             acknowledged=acknowledged.keys(),
@@ -263,7 +265,7 @@ async def test_topics_grow_under_load(cluster: Cluster, cluster_place: LogPlace,
 
 
 def with_ordered(url: str) -> str:
-    """Return the rules of a scene with keys, and an ordered route to a destination of its own."""
+    """Return the rules of a scenario with keys, and an ordered route to a destination of its own."""
     keyed = OF_SCENE.replace(SOURCES, SOURCES.replace("]}}}}", f"]}}}}, key: string(body.n % {KEYS})}}}}"))
     assert keyed != OF_SCENE
     destination = f'  third: {{{{url: "{url}", timeout: 2s}}}}\nroutes:'
@@ -294,25 +296,25 @@ async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_agai
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
     tier = f"{cluster_place.prefix}retry.20h"
-    async with Scene("a retry topic deleted", cluster_place, folder, table, count=2) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
+    async with Scenario("a retry topic deleted", cluster_place, folder, table, count=2) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
             began = time.time()
             async with administering(cluster) as admin:
                 await admin.delete_topics([tier])
-            for gateway in scene.gateways:
+            for gateway in scenario.gateways:
                 assert (await gateway.line("partitions_unavailable", timeout=30))["partitions"] == ["all"]
-            await scene.acknowledged(300)
+            await scenario.acknowledged(300)
             log = await KafkaLog.open(cluster.address)
             try:
                 await log.create(Topics(cluster_place.prefix).specs([]))
             finally:
                 await log.close()
-            for gateway in scene.gateways:
+            for gateway in scenario.gateways:
                 await gateway.line("partitions_available", timeout=30)
-            await scene.acknowledged(200)
-            scene.explain(began, time.time(), uncommitted=0)
-        await scene.settle(timeout=90)
+            await scenario.acknowledged(200)
+            scenario.explain(began, time.time(), uncommitted=0)
+        await scenario.settle(timeout=90)
 
 
 async def test_a_control_topic_of_three_partitions_is_refused_at_every_start(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.conftest import LogPlace
 from tests.acceptance.test_poison import withstood
-from tests.faults.scene import Table, account_of
+from tests.faults.scenario import Table, account_of
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 

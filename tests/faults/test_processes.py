@@ -8,7 +8,7 @@ import pytest
 
 from dev.kafka import Cluster
 from tests.acceptance.conftest import LogPlace
-from tests.faults.scene import Scene, Table
+from tests.faults.scenario import Scenario, Table
 from tests.seeds import drawn
 from tests.sink import Answer
 
@@ -16,11 +16,11 @@ from tests.sink import Answer
 @pytest.mark.full
 @pytest.mark.timeout(180)
 async def test_without_a_fault_nothing_is_duplicated(place: LogPlace, folder: Path, table: Table) -> None:
-    async with Scene("no fault", place, folder, table, rate=400) as scene:
-        async with scene.load():
+    async with Scenario("no fault", place, folder, table, rate=400) as scenario:
+        async with scenario.load():
             await asyncio.sleep(15)
-        account = await scene.settle()
-        assert (account.duplicated, account.stored_again, account.refused) == (0, 0, 0), scene.story()
+        account = await scenario.settle()
+        assert (account.duplicated, account.stored_again, account.refused) == (0, 0, 0), scenario.story()
 
 
 @pytest.mark.timeout(180)
@@ -29,16 +29,16 @@ async def test_a_gateway_that_is_killed_again_and_again_repeats_only_what_it_had
 ) -> None:
     kills, rate = (5, 1500.0) if is_full else (2, 150.0)
     chance = random.Random(drawn())
-    async with Scene(f"killed {kills} times", place, folder, table, rate=rate) as scene:
-        [gateway] = scene.gateways
-        async with scene.load():
+    async with Scenario(f"killed {kills} times", place, folder, table, rate=rate) as scenario:
+        [gateway] = scenario.gateways
+        async with scenario.load():
             for _ in range(kills):
-                await scene.acknowledged(int(rate * chance.uniform(0.5, 2.5)))
-                scene.kill(gateway)
+                await scenario.acknowledged(int(rate * chance.uniform(0.5, 2.5)))
+                scenario.kill(gateway)
                 await gateway.start()
-                await scene.until_all_work()
-        account = await scene.settle()
-        assert account.duplicated <= scene.uncommitted(UNDER_WAY[place.kind]), account
+                await scenario.until_all_work()
+        account = await scenario.settle()
+        assert account.duplicated <= scenario.uncommitted(UNDER_WAY[place.kind]), account
 
 
 @pytest.mark.full
@@ -46,15 +46,15 @@ async def test_a_gateway_that_is_killed_again_and_again_repeats_only_what_it_had
 async def test_three_gateways_that_are_killed_in_turn_take_over_from_each_other(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("each of three killed", cluster_place, folder, table, count=3) as scene:
-        async with scene.load():
-            for gateway in scene.gateways:
-                await scene.acknowledged(300)
-                scene.kill(gateway)
+    async with Scenario("each of three killed", cluster_place, folder, table, count=3) as scenario:
+        async with scenario.load():
+            for gateway in scenario.gateways:
+                await scenario.acknowledged(300)
+                scenario.kill(gateway)
                 await asyncio.sleep(2)
                 await gateway.start()
-                await scene.until_all_work()
-        await scene.settle()
+                await scenario.until_all_work()
+        await scenario.settle()
 
 
 @pytest.mark.full
@@ -62,13 +62,13 @@ async def test_three_gateways_that_are_killed_in_turn_take_over_from_each_other(
 async def test_one_of_three_gateways_that_is_frozen_beyond_its_session_does_little_harm_when_it_comes_back(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("one of three frozen for 46 s", cluster_place, folder, table, count=3, rate=100) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
-            await scene.freeze(scene.gateways[1], FROZEN, explains=HEARTBEAT)
+    async with Scenario("one of three frozen for 46 s", cluster_place, folder, table, count=3, rate=100) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
+            await scenario.freeze(scenario.gateways[1], FROZEN, explains=HEARTBEAT)
             await asyncio.sleep(5)
-        account = await scene.settle(timeout=90)
-        assert account.slowest < FROZEN + 30, scene.story()
+        account = await scenario.settle(timeout=90)
+        assert account.slowest < FROZEN + 30, scenario.story()
 
 
 @pytest.mark.full
@@ -76,12 +76,12 @@ async def test_one_of_three_gateways_that_is_frozen_beyond_its_session_does_litt
 async def test_a_gateway_that_is_frozen_for_a_while_goes_on_as_if_nothing_had_been(
     embedded_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("frozen for 10 s", embedded_place, folder, table) as scene:
-        async with scene.load():
-            await scene.acknowledged(200)
-            await scene.freeze(scene.gateways[0], 10, explains=0)
-            await scene.acknowledged(200)
-        account = await scene.settle()
+    async with Scenario("frozen for 10 s", embedded_place, folder, table) as scenario:
+        async with scenario.load():
+            await scenario.acknowledged(200)
+            await scenario.freeze(scenario.gateways[0], 10, explains=0)
+            await scenario.acknowledged(200)
+        account = await scenario.settle()
         assert (account.duplicated, account.refused) == (0, 0), account
 
 
@@ -91,15 +91,15 @@ async def test_an_event_loop_that_is_blocked_for_5_s_costs_no_membership(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
     group = f"{cluster_place.prefix}router"
-    async with Scene("one of three blocked for 5 s, twice", cluster_place, folder, table, count=3) as scene:
-        async with scene.load():
+    async with Scenario("one of three blocked for 5 s, twice", cluster_place, folder, table, count=3) as scenario:
+        async with scenario.load():
             before = await cluster.members(group)
             for _ in range(2):
-                await scene.acknowledged(200)
-                await scene.freeze(scene.gateways[1], 5, explains=0)
+                await scenario.acknowledged(200)
+                await scenario.freeze(scenario.gateways[1], 5, explains=0)
             await asyncio.sleep(4)  # a member thrown out would be told with its next heartbeat
-            assert await cluster.members(group) == before, scene.story()
-        account = await scene.settle()
+            assert await cluster.members(group) == before, scenario.story()
+        account = await scenario.settle()
         assert (len(before), account.duplicated) == (3, 0), account
 
 
@@ -108,15 +108,15 @@ async def test_an_event_loop_that_is_blocked_for_5_s_costs_no_membership(
 async def test_rolling_restarts_of_three_gateways_lose_and_duplicate_nothing(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("three restarted in turn, twice", cluster_place, folder, table, count=3) as scene:
-        scene.first.answer(SLOW)
-        async with scene.load():
-            for gateway in scene.gateways * 2:
-                await scene.acknowledged(150)
-                await scene.restart(gateway)
-                await scene.until_all_work()
-        account = await scene.settle()
-        assert account.duplicated == 0, f"{account}\n{scene.story()}"
+    async with Scenario("three restarted in turn, twice", cluster_place, folder, table, count=3) as scenario:
+        scenario.first.answer(SLOW)
+        async with scenario.load():
+            for gateway in scenario.gateways * 2:
+                await scenario.acknowledged(150)
+                await scenario.restart(gateway)
+                await scenario.until_all_work()
+        account = await scenario.settle()
+        assert account.duplicated == 0, f"{account}\n{scenario.story()}"
 
 
 @pytest.mark.full
@@ -124,17 +124,17 @@ async def test_rolling_restarts_of_three_gateways_lose_and_duplicate_nothing(
 async def test_a_member_that_comes_and_goes_every_5_s_stops_nobody(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scene("a fourth that comes and goes, 5 times", cluster_place, folder, table, count=3) as scene:
-        fourth = scene.add()
-        scene.first.answer(SLOW)
-        async with scene.load():
+    async with Scenario("a fourth that comes and goes, 5 times", cluster_place, folder, table, count=3) as scenario:
+        fourth = scenario.add()
+        scenario.first.answer(SLOW)
+        async with scenario.load():
             for _ in range(5):
                 await fourth.start()
                 await asyncio.sleep(5)
                 await fourth.stop()
                 await asyncio.sleep(5)
-        account = await scene.settle()
-        assert account.duplicated == 0, f"{account}\n{scene.story()}"
+        account = await scenario.settle()
+        assert account.duplicated == 0, f"{account}\n{scenario.story()}"
 
 
 SLOW = Answer(delay=0.3)

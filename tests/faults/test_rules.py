@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.conftest import LogPlace
 from tests.acceptance.test_ordered import Keyed, events_by_key
 from tests.acceptance.test_rollout import NUMBERS, Fleet, slowest
-from tests.faults.scene import Table, account_of, command
+from tests.faults.scenario import Table, account_of, command
 from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Load, all_delivered
 from tests.sink import Sink

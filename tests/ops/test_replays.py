@@ -8,7 +8,7 @@ from gateway.log.base import ALL, Partition
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import UsageError
-from gateway.ops.orders import Orders
+from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
 from tests.builders import NOW, a_route, an_event
 from tests.engine.test_worker import rules_of
@@ -113,7 +113,7 @@ async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
     log = await a_log(clock, events=30)
     window = await window_of(log, [EVENTS], 0.0, None)
     order = (
-        await Orders(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+        await ControlClient(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
     ).order
     place, end = max(window.ends.items(), key=lambda item: item[1])
     halfway = {**window.starts, place: end}
@@ -137,7 +137,7 @@ async def test_a_replay_that_nobody_is_at_is_given_up_after_a_while() -> None:
     log = await a_log(Clock(), events=3)
     window = await window_of(log, [EVENTS], 0.0, None)
     order = (
-        await Orders(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+        await ControlClient(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
     ).order
     slept: list[float] = []
 
@@ -156,7 +156,7 @@ async def test_a_replay_that_is_not_there_has_no_progress() -> None:
 
 async def test_only_a_replay_under_way_is_cancelled() -> None:
     log = await a_log(Clock())
-    orders = Orders(log, TOPICS)
+    orders = ControlClient(log, TOPICS)
     assert await orders.cancel("x") is None
     order = (await orders.replay(Selection(route="build", since=0.0), {})).order
     await publish(log, Order(kind="marker", name=order.key, state="done", at=NOW, count=7))

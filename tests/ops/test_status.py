@@ -20,14 +20,14 @@ from gateway.model import (
     Result,
     SpillReason,
 )
-from gateway.ops.backlog import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
+from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
-from gateway.ops.orders import Orders
 from gateway.ops.output import Output, rfc3339, when
-from gateway.ops.processes import describe_keys, findings_in
-from gateway.ops.refused import refusal_of
-from gateway.ops.show import print_status
+from gateway.ops.presentation import print_status
+from gateway.ops.process_status import describe_keys, findings_in
+from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import add_dead, dead_in, findings_of, paused_in, unread_in, unrouted_in, waiting
+from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.request import Reason
 from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
@@ -37,7 +37,7 @@ from tests.memory_log import MemoryLog
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
-    control = await Orders(world.log, TOPICS).control()
+    control = await ControlClient(world.log, TOPICS).control()
     backlogs = Backlogs()
     async for stored in waiting(world.log, TOPICS, control, {}):
         backlogs.add(stored)
@@ -49,7 +49,7 @@ async def test_what_a_kick_has_copied_counts_once_and_what_it_has_delivered_not_
     world = await a_world(a_route())
     await a_backlog(world, "kick", 7)
     assert await _counts(world) == {("build", "ci"): 7}
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world):
         await answers(world, [await orders.kick(NAME)])
         assert await _counts(world) == {("build", "ci"): 7}, "nobody reads it yet"
@@ -66,7 +66,7 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
     lost = [Partition(topic, 0) for topic in (TOPICS.retry("5s"), TOPICS.parked, TOPICS.dead, EVENTS)]
     for partition in lost:
         world.log.lose_leader(partition)
-    control = await Orders(world.log, TOPICS).control()
+    control = await ControlClient(world.log, TOPICS).control()
     unread: dict[Partition, str] = {}
     backlogs = Backlogs()
     async for stored in waiting(world.log, TOPICS, control, unread):
@@ -85,7 +85,7 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
 @virtual
 async def test_what_was_parked_waits_until_it_is_resumed() -> None:
     world = await a_world(a_route())
-    orders = Orders(world.log, TOPICS)
+    orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await orders.pause("route/build")
         await asyncio.sleep(2)

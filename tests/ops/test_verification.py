@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ops.output import Output
-from gateway.ops.show import print_source, source_fields
+from gateway.ops.presentation import print_source, source_fields
 from gateway.ops.verification import told_of_secret, verification_of
 from gateway.rules.load import load_rules
 

@@ -15,7 +15,7 @@ from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier
-from tests.telemetry.pages import families_of
+from tests.telemetry.openmetrics import families_of
 
 # The interface to dashboards and alerts: a name that changes here breaks them.
 INTERFACE = {

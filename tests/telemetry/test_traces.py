@@ -25,7 +25,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, signed_post
 from tests.sink import Request, Sink
 from tests.telemetry.collector import Collector, Seen
-from tests.telemetry.pages import families_of
+from tests.telemetry.openmetrics import families_of
 
 RULES = f"""
 version: 1

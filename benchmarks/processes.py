@@ -18,7 +18,7 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 35.0  # The gateway drains for 25 s at most.
 
 
-class Subject:
+class MeasuredProcess:
     """A process with an HTTP port. A context manager that ends it. What it says goes to a file."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
@@ -81,7 +81,7 @@ def gateway(
     fan_out: int = 1,
     ordered: int = 0,
     prefix: str | None = None,
-) -> Subject:
+) -> MeasuredProcess:
     """Start a gateway. Each event has `fan_out` deliveries; those with one `prefix` share their topics and groups.
 
     So many routes keep an order, beginning with the one that matches; each event has a key of its own.
@@ -97,14 +97,16 @@ def gateway(
         "--topic-prefix": f"{prefix or name}.",
     }
     command = ["gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
-    return Subject(name, command, folder)
+    return MeasuredProcess(name, command, folder)
 
 
-def bare(name: str, folder: Path, *, servers: str, topic: str, destination: int | None = None) -> Subject:
-    command = ["benchmarks.bare", "--kafka", servers, "--topic", topic]
+def bare_pipeline(
+    name: str, folder: Path, *, servers: str, topic: str, destination: int | None = None
+) -> MeasuredProcess:
+    command = ["benchmarks.bare_pipeline", "--kafka", servers, "--topic", topic]
     if destination is not None:
         command += ["--destination", f"http://127.0.0.1:{destination}/hooks/github"]
-    return Subject(name, command, folder)
+    return MeasuredProcess(name, command, folder)
 
 
 def _rules(destination: int, routes: int, fan_out: int, ordered: int) -> str:

@@ -9,7 +9,7 @@ from gateway.engine.dedupe import Sightings, Verdict
 from gateway.log.base import TopicSpec
 from gateway.log.records import SIGHTING, decode_event, encode_event, fingerprint
 from gateway.model import event_id, identity_of
-from gateway.ops.history import FIRST_PIECE, LARGEST_PIECE, newest_first, original_of
+from gateway.ops.log_search import FIRST_PIECE, LARGEST_PIECE, newest_first, original_of
 from tests.builders import an_event
 from tests.memory_log import MemoryLog
 

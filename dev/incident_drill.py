@@ -1,10 +1,10 @@
-"""Stage an incident beside a running gateway, for game days: `python dev/drill.py NAME`. Without a name, lists them.
+"""Stage an incident on a running gateway, for practice: `python dev/incident_drill.py NAME`. Without a name, list them.
 
 A gateway with its rules, senders and destinations runs in a folder; a little later something goes wrong. The folder's
-COMPLAINT.txt has what people say. Find the cause and fix it, with the gateway's commands, metrics, log and
+COMPLAINT.txt has what people report. Find the cause and fix it, with the gateway's commands, metrics, log and
 documents (`. env.sh` first). Ctrl-C, or --minutes, ends the drill with its account: what should have arrived, and did.
 
-Everything is on loopback and goes away with the drill, but for the folder.
+Everything is on loopback and ends with the drill, except the folder.
 """
 
 import argparse
@@ -277,7 +277,9 @@ async def incident_9(scene: Scene) -> AsyncIterator[str]:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(prog="python dev/drill.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python dev/incident_drill.py", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("name", nargs="?", choices=list(INCIDENTS))
     parser.add_argument("--folder", type=Path, help="where it plays; a new one of its own by default")
     parser.add_argument("--minutes", type=float, default=30.0, help="after which it ends by itself")

@@ -9,9 +9,9 @@ import pytest
 from gateway.log.base import NewRecord, Partition, TopicSpec
 from gateway.log.records import encode_event
 from gateway.log.topics import DAY, Topics
-from gateway.ops import silence as module
+from gateway.ops import silent_sources as module
 from gateway.ops.findings import SILENT
-from gateway.ops.silence import MIN_EVENTS, QUIET, SAMPLE, TIMES, Time, silence, silent_in
+from gateway.ops.silent_sources import MIN_EVENTS, QUIET, SAMPLE, TIMES, Time, silence, silent_in
 from gateway.rules.rules import Rules
 from tests.builders import an_event
 from tests.engine.test_worker import rules_of

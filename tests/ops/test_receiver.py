@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from standardwebhooks import Webhook
 
-from gateway.ops.receive import Received, Receiver
+from gateway.ops.receiver import Received, Receiver
 
 SECRET = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 OTHER = "whsec_" + base64.b64encode(b"x" * 32).decode()

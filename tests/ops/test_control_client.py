@@ -3,7 +3,7 @@
 from gateway.engine.orders import DeadFilter, Order, decode
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
-from gateway.ops.orders import Orders
+from gateway.ops.control_client import ControlClient
 from tests.memory_log import MemoryLog
 
 TOPICS = Topics()
@@ -43,7 +43,7 @@ class Sleeper:
 
 async def test_only_what_is_paused_is_resumed() -> None:
     log = await a_log()
-    orders = Orders(log, TOPICS)
+    orders = ControlClient(log, TOPICS)
     assert await orders.resume("route/build") is None
     await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0))
     assert await orders.resume("route/build") is None
@@ -53,7 +53,7 @@ async def test_only_what_is_paused_is_resumed() -> None:
 async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_resumption_counts() -> None:
     log = MemoryLog(now=lambda: at)
     await log.create(TOPICS.specs([]))
-    orders = Orders(log, TOPICS)
+    orders = ControlClient(log, TOPICS)
     at = 100.0
     first = Order(kind="pause", name="route/build", state="paused", at=50.0, by="ada@bastion")
     await publish(log, first)
@@ -69,14 +69,14 @@ async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_res
 async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours() -> None:
     log = await a_log()
     await log.append(TOPICS.control, key=b"pause/route/build", value=b'{"v": 9}', headers=[])
-    assert (await Orders(log, TOPICS).pause("route/build")).is_new
+    assert (await ControlClient(log, TOPICS).pause("route/build")).is_new
 
 
 async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for() -> None:
     log = await a_log()
     for number in range(8):
         await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
-    order = (await Orders(log, TOPICS).settle("replay", DEAD)).order
+    order = (await ControlClient(log, TOPICS).settle("replay", DEAD)).order
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
     assert order.marker == ends
     assert sum(order.marker.values()) == 8
@@ -85,7 +85,7 @@ async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for()
 
 async def test_two_orders_about_dead_letters_stand_side_by_side() -> None:
     log = await a_log()
-    orders = Orders(log, TOPICS)
+    orders = ControlClient(log, TOPICS)
     await orders.settle("replay", DEAD)
     await orders.settle("drop", DEAD)
     assert [order.action for order in (await orders.control()).orders.values()] == ["replay", "drop"]
@@ -93,9 +93,9 @@ async def test_two_orders_about_dead_letters_stand_side_by_side() -> None:
 
 async def test_the_end_of_an_order_is_awaited() -> None:
     log = await a_log()
-    placed = await Orders(log, TOPICS).settle("drop", DEAD)
+    placed = await ControlClient(log, TOPICS).settle("drop", DEAD)
     sleeper = Sleeper(log, placed.order.with_state("done", count=5))
-    done = await Orders(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
+    done = await ControlClient(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
     assert done is not None
     assert done.count == 5
     assert len(sleeper.slept) == 3
@@ -103,22 +103,22 @@ async def test_the_end_of_an_order_is_awaited() -> None:
 
 async def test_nobody_to_carry_it_out_is_found_out_in_time() -> None:
     log = await a_log()
-    placed = await Orders(log, TOPICS).kick("route/build")
+    placed = await ControlClient(log, TOPICS).kick("route/build")
     sleeper = Sleeper(log)
-    assert await Orders(log, TOPICS, sleep=sleeper).finished(placed, timeout=2) is None
+    assert await ControlClient(log, TOPICS, sleep=sleeper).finished(placed, timeout=2) is None
     assert 2 <= sum(sleeper.slept) < 2.3
 
 
 async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
     log = await a_log()
-    orders = Orders(log, TOPICS)
+    orders = ControlClient(log, TOPICS)
     earlier = (await orders.kick("route/build")).order
     placed = await orders.kick("route/build")
     other = (await orders.kick("route/other")).order
     sleeper = Sleeper(
         log, earlier.with_state("done"), other.with_state("done"), placed.order.with_state("done", count=1)
     )
-    done = await Orders(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
+    done = await ControlClient(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
     assert done is not None
     assert done.count == 1
 
@@ -126,7 +126,7 @@ async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
 async def test_a_record_that_cannot_be_read_is_passed_over() -> None:
     log = await a_log()
     await log.append(TOPICS.control, key=b"pause/route/build", value=b"{", headers=[])
-    orders = Orders(log, TOPICS)
+    orders = ControlClient(log, TOPICS)
     placed = await orders.kick("route/other")
     assert list((await orders.control()).orders) == ["kick/route/other"]
     await log.append(TOPICS.control, key=placed.order.key.encode(), value=b"?", headers=[])

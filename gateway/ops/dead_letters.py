@@ -14,7 +14,7 @@ from gateway.log.base import Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics
 from gateway.model import Attempt, UnreadableRecordError, UsageError, result_label
-from gateway.ops.history import Found, newest_first
+from gateway.ops.log_search import Found, newest_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import orjson
 from rich.progress import Progress
 
-from benchmarks.subjects import Subject, bare, gateway
+from benchmarks.processes import MeasuredProcess, bare_pipeline, gateway
 from benchmarks.traffic import Destination, Sender
 from gateway.log.base import TopicSpec
 from gateway.log.kafka.log import KafkaLog
@@ -75,9 +75,9 @@ class Burst(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A subject with its sender; `delivers` tells whether its events reach the destination."""
+    """A process with its sender; `delivers` tells whether its events reach the destination."""
 
-    subject: Subject
+    process: MeasuredProcess
     sender: Sender
     delivers: bool
 
@@ -110,7 +110,7 @@ class Bench:
             ours = await self._join(stack, self._gateway("ingress", role="ingress"), delivers=False)
             theirs = await self._join(
                 stack,
-                bare("bare-ingress", self._folder, servers=self._servers, topic="bare-ingress.events"),
+                bare_pipeline("bare-ingress", self._folder, servers=self._servers, topic="bare-ingress.events"),
                 delivers=False,
             )
             our, their = await self._compare("ingress on Kafka", [ours, theirs])
@@ -138,7 +138,7 @@ class Bench:
             ours = await self._join(stack, self._gateway("path"))
             theirs = await self._join(
                 stack,
-                bare(
+                bare_pipeline(
                     "bare-path", self._folder, servers=self._servers, topic="bare-path.events", destination=self._port
                 ),
             )
@@ -276,7 +276,7 @@ class Bench:
                     Figure(
                         section="memory",
                         name=f"resident after {count:,} events, Kafka",
-                        value=contestant.subject.resident_bytes() / MEBI,
+                        value=contestant.process.resident_bytes() / MEBI,
                         unit="MiB",
                         at_most=120.0,
                     )
@@ -286,7 +286,7 @@ class Bench:
 
     def _gateway(
         self, name: str, *, is_embedded: bool = False, role: str = "all", routes: int = 10, ordered: int = 0
-    ) -> Subject:
+    ) -> MeasuredProcess:
         log = f"sqlite:///{self._folder / name}.db" if is_embedded else f"kafka://{self._servers}"
         return gateway(name, self._folder, log=log, destination=self._port, role=role, routes=routes, ordered=ordered)
 
@@ -298,14 +298,14 @@ class Bench:
             await log.close()
 
     async def _join(
-        self, stack: AsyncExitStack, subject: Subject, *, delivers: bool = True, warms_up: bool = True
+        self, stack: AsyncExitStack, process: MeasuredProcess, *, delivers: bool = True, warms_up: bool = True
     ) -> Contestant:
-        stack.enter_context(subject)
-        await asyncio.to_thread(subject.wait_until_it_listens)
-        sender = Sender(subject.port)
+        stack.enter_context(process)
+        await asyncio.to_thread(process.wait_until_it_listens)
+        sender = Sender(process.port)
         stack.callback(sender.close)
         await sender.connect(CONNECTIONS)
-        contestant = Contestant(subject, sender, delivers)
+        contestant = Contestant(process, sender, delivers)
         if warms_up:
             await self._burst(contestant, 1_000)
         return contestant
@@ -323,14 +323,14 @@ class Bench:
 
     async def _burst(self, contestant: Contestant, events: int) -> Burst:
         await asyncio.sleep(SETTLE)
-        subject, sender, delivers = contestant
+        process, sender, delivers = contestant
         target = self._destination.received + events
-        began, cpu = time.monotonic(), subject.cpu_seconds()
+        began, cpu = time.monotonic(), process.cpu_seconds()
         accepted = await sender.burst(events)
         if delivers:
             await self._destination.wait_for(target)
         seconds = time.monotonic() - began
-        cpu = subject.cpu_seconds() - cpu
+        cpu = process.cpu_seconds() - cpu
         return Burst(1e6 * cpu / events, events / accepted, events / seconds)
 
     async def _drip(self, name: str, sender: Sender) -> list[float]:

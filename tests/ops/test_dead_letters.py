@@ -12,7 +12,7 @@ from gateway.model import (
     Note,
     UsageError,
 )
-from gateway.ops.letters import DeadLetter, deliveries_of, find_letters, read_letters
+from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_letters, read_letters
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.memory_log import MemoryLog
 

@@ -1,6 +1,6 @@
 """What the gateway is held against: aiohttp and aiokafka as in their own examples, on uvloop, and nothing else.
 
-    python -m benchmarks.bare --kafka HOST:PORT --topic TOPIC [--destination URL]
+    python -m benchmarks.bare_pipeline --kafka HOST:PORT --topic TOPIC [--destination URL]
 
 A handler reads the body, verifies GitHub's signature and awaits the producer; with `--destination` a consumer in the
 same process posts each record there. No headers are kept, no ids made, nothing is logged, counted, retried or bounded,

@@ -41,7 +41,7 @@ class Missed:
     """By the clock of who has counted, for it to be forgotten."""
 
 
-class Tally:
+class SourceCounts:
     """What was counted of each source since the rules have changed by which it was, or since the process began.
 
     Which events no route takes is a matter of the source and its routes. Which are let go as copies is one of its

@@ -16,7 +16,7 @@ from gateway.log.fields import LATEST
 from gateway.model import result_label
 from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
 from gateway.ops.output import rfc3339, when
-from gateway.ops.refused import SHARE, refusal_of
+from gateway.ops.refusal_advice import SHARE, refusal_of
 
 SUPPRESSED = "duplicates that dedupe suppressed"
 CONFLICTS = "conflicts: their identity had come before with other content; delivered"

@@ -1,10 +1,10 @@
 """Gateways under load, between a log and two destinations, with the books kept on all of it.
 
-    async with Scene("killed", place, folder, table) as scene:
-        async with scene.load():
-            scene.kill(scene.gateways[0])
-            await scene.gateways[0].start()
-        await scene.settle()                # or the test fails: something was lost, or duplicated without a reason
+    async with Scenario("killed", place, folder, table) as scenario:
+        async with scenario.load():
+            scenario.kill(scenario.gateways[0])
+            await scenario.gateways[0].start()
+        await scenario.settle()                # or the test fails: something was lost, or duplicated without a reason
 
 Both destinations get every event. The first takes what comes. The second also refuses some for good (a dead letter),
 and others once or twice (one retry is waited for in memory, the next one in a tier): every path of the engine is under
@@ -29,7 +29,7 @@ from aiokafka import AIOKafkaConsumer
 from dev.kafka import Broker, Cluster
 from gateway.engine.member import COMMIT_AFTER, COMMIT_GAP
 from tests.acceptance.conftest import SOURCES, LogPlace
-from tests.faults.books import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
+from tests.faults.ledger import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
 from tests.load import NO_ANSWER, Load
 from tests.sink import Request, Sink
@@ -63,7 +63,7 @@ QUIET_TIMEOUT = 30.0
 COMMAND_TIMEOUT = 30.0
 
 
-class Scene:
+class Scenario:
     """One fault's stage. A context manager: inside of it, `count` gateways listen on one port."""
 
     def __init__(

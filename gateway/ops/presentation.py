@@ -10,15 +10,15 @@ from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_note
 from gateway.model import Event
-from gateway.ops.backlog import Tried
+from gateway.ops.dead_letters import DeadLetter, Group, result_of
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.findings import Finding
-from gateway.ops.history import Found
-from gateway.ops.letters import DeadLetter, Group, result_of
+from gateway.ops.log_search import Found
 from gateway.ops.output import Output, body_fields, body_text, count, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
 from gateway.ops.verification import Verification
+from gateway.ops.waiting_deliveries import Tried
 from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
 from gateway.rules.kinds import shown_duration
 from gateway.rules.rules import Source

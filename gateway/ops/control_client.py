@@ -27,7 +27,7 @@ POLL_EVERY = 0.1
 """Seconds between looks at whether an order was carried out."""
 
 
-class Placed(NamedTuple):
+class StoredCommand(NamedTuple):
     """An order that is stored, and its offset in the control topic."""
 
     order: Order
@@ -41,7 +41,7 @@ class Pause(NamedTuple):
     is_new: bool
 
 
-class Orders:
+class ControlClient:
     """The orders of one log. Every method may raise LogUnavailableError."""
 
     def __init__(
@@ -76,17 +76,17 @@ class Orders:
         await self._place(order)
         return Pause(order, is_new=True)
 
-    async def resume(self, name: str) -> Placed | None:
+    async def resume(self, name: str) -> StoredCommand | None:
         """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
         order = Order(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
         before = (await self.control()).orders.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
-    async def kick(self, name: str) -> Placed:
+    async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry tried now."""
         return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
 
-    async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> Placed:
+    async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
         ends, unread = await self._log.readable(self._topics.dead)
         return await self._place(
@@ -102,7 +102,7 @@ class Orders:
             )
         )
 
-    async def replay(self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0) -> Placed:
+    async def replay(self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0) -> StoredCommand:
         """Have the events of a selection delivered again, those below these ends ("topic/partition" → offset).
 
         So many partitions more can't be read, and aren't among them.
@@ -119,7 +119,7 @@ class Orders:
             )
         )
 
-    async def cancel(self, name: str) -> Placed | None:
+    async def cancel(self, name: str) -> StoredCommand | None:
         """End a replay; what is just being injected still is. None if there is no such replay, or it has ended."""
         control = await self.control()
         order = control.orders.get(f"replay/{name}")
@@ -128,7 +128,7 @@ class Orders:
         cancelled = order.with_state("cancelled", count=control.injected(order.key))
         return await self._place(cancelled)
 
-    async def finished(self, placed: Placed, *, timeout: float) -> Order | None:
+    async def finished(self, placed: StoredCommand, *, timeout: float) -> Order | None:
         """Return the order as it was carried out, or None when nobody has within `timeout` seconds.
 
         It is "cancelled" where a newer one of its name has taken it back, and `count` is what was done of it by then.
@@ -157,10 +157,10 @@ class Orders:
     def _new_name(self) -> str:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
-    async def _place(self, order: Order) -> Placed:
+    async def _place(self, order: Order) -> StoredCommand:
         key, value = order.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
-        return Placed(order, position.offset)
+        return StoredCommand(order, position.offset)
 
 
 def who() -> str:
@@ -182,7 +182,7 @@ def _of_same(record: Record, placed: Order) -> Order | None:
         return None
 
 
-def _ending(order: Order, placed: Placed) -> Order | None:
+def _ending(order: Order, placed: StoredCommand) -> Order | None:
     """Return how an order has ended: by the marker that answers it, or by an end of its own."""
     if order.kind == "marker":
         if order.state not in ("done", "cancelled") or order.answers <= placed.offset:

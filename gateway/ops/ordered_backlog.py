@@ -8,14 +8,14 @@ from gateway.log.topics import Topics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
+class OrderedBacklog:
     """What wasn't finished up to these ends of ordered routes' topics."""
 
     ends: Mapping[Partition, int]
     count: int
 
 
-async def pending_of(log: Log, topics: Topics, name: str) -> Pending:
+async def ordered_backlog_of(log: Log, topics: Topics, name: str) -> OrderedBacklog:
     """Return what isn't finished of the ordered routes that a "route/…" or "destination/…" names.
 
     Raises LogUnavailableError.
@@ -27,10 +27,10 @@ async def pending_of(log: Log, topics: Topics, name: str) -> Pending:
         if target is not None and target[0 if kind == "route" else 1] == called:
             bounds, _ = await log.readable(topic)
             ends |= {Partition(topic, number): end for number, (_, end) in bounds.items()}
-    return Pending(ends=ends, count=await still_pending(log, topics, ends))
+    return OrderedBacklog(ends=ends, count=await unfinished_before(log, topics, ends))
 
 
-async def still_pending(log: Log, topics: Topics, ends: Mapping[Partition, int]) -> int:
+async def unfinished_before(log: Log, topics: Topics, ends: Mapping[Partition, int]) -> int:
     """Return how many records before these ends aren't finished. Raises LogUnavailableError."""
     count = 0
     for topic in {partition.topic for partition in ends}:

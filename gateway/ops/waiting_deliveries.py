@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from gateway.log.records import StoredDelivery
 from gateway.model import Attempt, Delivery, SpillReason
-from gateway.ops.letters import result_of
+from gateway.ops.dead_letters import result_of
 
 MAX_ATTEMPTS_SHOWN = 20
 

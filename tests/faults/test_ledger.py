@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tests.faults.books import (
+from tests.faults.ledger import (
     Account,
     Arrival,
     Copy,

@@ -10,10 +10,10 @@ from gateway.engine.orders import DeadFilter
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import Note
-from gateway.ops.history import newest_first
-from gateway.ops.letters import DeadLetter, Groups, read_letters
+from gateway.ops.dead_letters import DeadLetter, Groups, read_letters
+from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, when
-from gateway.ops.show import event_cells, group_cells, letter_cells, print_rows, topic_cells
+from gateway.ops.presentation import event_cells, group_cells, letter_cells, print_rows, topic_cells
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.engine.test_worker import EVENTS, TOPICS
 from tests.memory_log import MemoryLog
