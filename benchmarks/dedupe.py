@@ -23,8 +23,8 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import SIGHTING
 from gateway.log.topics import Topics
 from gateway.model import Event, event_id
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Rules, Source
-from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 

@@ -16,8 +16,8 @@ from benchmarks.processes import MeasuredProcess, bare_pipeline, gateway
 from benchmarks.traffic import Destination, Sender
 from gateway.log.base import TopicSpec
 from gateway.log.kafka.log import KafkaLog
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
-from gateway.rules.view import View
 
 CONNECTIONS = 64
 SETTLE = 0.2  # Seconds between two bursts: the commit and the log lines of the last one.
@@ -346,8 +346,8 @@ class Bench:
         return [max(0.0, destination.times.pop(identity) - at) for identity, at in sender.times.items()]
 
 
-def _view(body: Mapping[str, object]) -> View:
-    return View(source="open", headers=(), query="", body=orjson.dumps(body))
+def _view(body: Mapping[str, object]) -> EventView:
+    return EventView(source="open", headers=(), query="", body=orjson.dumps(body))
 
 
 SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
+from gateway.client.http1 import AnswerReader
 from gateway.client.oauth import NoTokenError, Tokens
 from gateway.client.request import Outbound
-from gateway.client.wire import AnswerReader
 from gateway.log.kafka.connection import Security
 from gateway.model import LogUnavailableError, UsageError
-from gateway.rules.access import TlsError, ends_of, tls_of
-from gateway.rules.document import reason_of
+from gateway.rules.destination_credentials import TlsError, ends_of, tls_of
 from gateway.rules.rules import Access, Egress, OAuth2, Tls
+from gateway.rules.yaml_document import reason_of
 from gateway.settings import KafkaSecurity, SaslMechanism
 
 TOKEN_TIMEOUT = 3.0  # Less than what opening a log may take.

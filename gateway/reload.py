@@ -23,13 +23,13 @@ from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.source_counts import MOST_ROUTES, InForce, SourceCounts
-from gateway.rules.access import certificate_ends
+from gateway.required_topics import ensure_topics, specs_of
+from gateway.rules.destination_credentials import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes, Loss, Refusal, Stamp, Watch, changes, lost_routes
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
-from gateway.topics import ensure_topics, specs_of
 
 WATCH_EVERY = 1.0
 """Seconds between looks at the rule files. A SIGHUP looks at once, and takes them as they are."""

@@ -35,10 +35,10 @@ from gateway.model import AddressUnavailableError, GatewayError, LogLostError, L
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import describe_keys
 from gateway.reload import Reloader, spare_collector
+from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
-from gateway.topics import ensure_topics
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces

@@ -40,7 +40,7 @@ from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.kick_report import told_of_parked
 from gateway.ops.output import rfc3339, when
 from gateway.ops.send import ask_status
-from gateway.rules.edition import edition_of, encode
+from gateway.rules.routing_revision import encode, routing_revision
 from gateway.run import cannot_listen
 from gateway.settings import Address
 from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
@@ -1074,7 +1074,7 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
 
 def write_reading(route: str, offset: int, at: float) -> None:
     """Say that the events from an offset on are routed by rules with this route alone."""
-    edition = edition_of(rules_of(a_route(route, match={"type": "push"})))
+    edition = routing_revision(rules_of(a_route(route, match={"type": "push"})))
     place = f"{TOPICS.events('github')}/0"
     for order in (
         Order(kind="rules", name=edition.name, state="done", at=at, routes=encode(edition, None)),

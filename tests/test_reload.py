@@ -18,7 +18,7 @@ from gateway.reload import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Reloader
 from gateway.rules.load import load_rules
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.refusals import PAUSE
+from gateway.telemetry.refusal_runs import PAUSE
 from tests.builders import an_event
 from tests.engine.test_worker import QUIET
 from tests.memory_log import MemoryLog

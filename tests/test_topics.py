@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from gateway.log.base import TopicProblem, TopicSpec
 from gateway.model import UsageError
+from gateway.required_topics import ensure_topics
 from gateway.rules.load import load_rules
 from gateway.settings import Settings
-from gateway.topics import ensure_topics
 from tests.memory_log import MemoryLog
 
 LOSES = TopicProblem(topic="gateway.dead", message="retention", is_fatal=True)

@@ -26,10 +26,10 @@ from yarl import URL
 
 from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, failure_of
 from gateway.client.egress import EgressGuard, EgressRefusedError
+from gateway.client.http1 import AnswerReader, MalformedAnswerError, encode_head, parse_retry_after
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver, UnresolvedError
-from gateway.client.wire import AnswerReader, MalformedAnswerError, encode_head, parse_retry_after
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from typing_extensions import override
 
-from gateway.client.wire import AnswerReader, MalformedAnswerError
+from gateway.client.http1 import AnswerReader, MalformedAnswerError
 from gateway.model import Result
 from gateway.rules.rules import Proxy, Tls
 

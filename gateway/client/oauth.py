@@ -24,8 +24,8 @@ from urllib.parse import quote_plus, urlencode
 import orjson
 from yarl import URL
 
+from gateway.client.http1 import ANSWER_LIMIT, AnswerReader
 from gateway.client.request import USER_AGENT, Outbound
-from gateway.client.wire import ANSWER_LIMIT, AnswerReader
 from gateway.rules.rules import Access, OAuth2, TokenStyle
 
 MARGIN = 60.0  # Seconds before its end at which a token isn't used any more: an attempt and two clocks fit in.

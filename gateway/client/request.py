@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from gateway.model import Delivery, ExpressionError, Headers, TraceContext
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.rules import (
     HELD_BACK_BEGINNINGS,
@@ -28,7 +29,6 @@ from gateway.rules.rules import (
     RequestTemplate,
 )
 from gateway.rules.templates import Template
-from gateway.rules.view import View
 
 USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".encode())
 """Who asks, where nothing else says so: GitHub's API and some firewalls refuse a request without one."""
@@ -70,7 +70,7 @@ def compose(
     headers: list[tuple[bytes, bytes]] | None = None
     added: dict[bytes, tuple[bytes, bytes]] = {}
     if template is not None:
-        view = View.of(event)
+        view = EventView.of(event)
         if template.body is not None:
             headers = []
             added[b"user-agent"] = USER_AGENT
@@ -147,7 +147,7 @@ def _passed(headers: Headers, added: Collection[bytes], destination: Destination
     return kept
 
 
-def _render(template: Template, view: View, where: str) -> tuple[bytes, str | None]:
+def _render(template: Template, view: EventView, where: str) -> tuple[bytes, str | None]:
     try:
         return template.render_bytes(view)
     except ExpressionError as error:

@@ -14,9 +14,9 @@ from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import UsageError
 from gateway.ops.output import Output
-from gateway.rules.document import reason_of
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
+from gateway.rules.yaml_document import reason_of
 from gateway.run import open_log
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry import logs

@@ -9,10 +9,10 @@ from gateway.commands.base import LOG, Call, command, opened_log, rule_file, rul
 from gateway.commands.values import Parser, duration
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
+from gateway.required_topics import event_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.rules.schema import json_schema
-from gateway.topics import event_topics, specs_of
 
 
 def check_arguments(parser: Parser) -> None:

@@ -11,9 +11,9 @@ from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
 from gateway.ops.presentation import Cells, event_cells, event_content, event_fields, print_event, print_rows
+from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
-from gateway.topics import event_topics
 
 
 def events_arguments(parser: Parser) -> None:

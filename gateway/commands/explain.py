@@ -22,8 +22,8 @@ from gateway.ops.explain import explain, explain_event
 from gateway.ops.log_search import is_position
 from gateway.ops.presentation import explained_fields, print_explained, print_source, source_fields
 from gateway.ops.verification import verification_of
+from gateway.required_topics import event_topics
 from gateway.text import did_you_mean
-from gateway.topics import event_topics
 
 EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 

@@ -12,8 +12,8 @@ from gateway.log.embedded.restore import restore
 from gateway.model import UsageError
 from gateway.ops.migrate import migrate
 from gateway.ops.output import count
+from gateway.required_topics import event_topics
 from gateway.settings import EmbeddedTarget, KafkaTarget, log_target
-from gateway.topics import event_topics
 
 
 def migrate_arguments(parser: Parser) -> None:

@@ -25,11 +25,11 @@ from gateway.ops.kick_report import told_of_unread
 from gateway.ops.output import Output, count, rfc3339
 from gateway.ops.presentation import replay_fields
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
-from gateway.rules.edition import edition_of
+from gateway.required_topics import event_topics
+from gateway.rules.event_view import EventView
+from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
-from gateway.rules.view import View
 from gateway.text import did_you_mean
-from gateway.topics import event_topics
 
 DUE = "due within 5 seconds, then at their destinations' own pace"
 """What becomes of deliveries that an order has queued."""
@@ -217,7 +217,7 @@ def _replayed_route(arguments: argparse.Namespace, rules: Rules) -> Route:
 
 def _propose_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
     """Say from when on the route has taken events itself, where the replay is about later ones, too."""
-    text = edition_of(rules).routes[selection.route]
+    text = routing_revision(rules).routes[selection.route]
     since = control.history.since(selection.route, text, window.ends)
     if since is not None and since > selection.since and (selection.until is None or since < selection.until):
         output.note(
@@ -355,7 +355,7 @@ def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> lis
     """Return the routes by which an event is to be delivered again. Raises UsageError where there is none."""
     if arguments.route is not None:
         _replayed_route(arguments, rules)
-    matched = [route for route, _ in rules.table.match(View.of(event))]
+    matched = [route for route, _ in rules.table.match(EventView.of(event))]
     routes = [
         route
         for route in matched

@@ -4,8 +4,8 @@ from rich.text import Text
 
 from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
 from gateway.ops.presentation import Cells, print_rows, topic_cells, topic_fields
+from gateway.required_topics import specs_of
 from gateway.telemetry import logs
-from gateway.topics import specs_of
 
 
 @command(

@@ -8,10 +8,10 @@ from typing import NamedTuple, NoReturn
 from typing_extensions import override
 
 from gateway.ops.output import Output
-from gateway.rules.kinds import parse_rate
+from gateway.rules.value_kinds import parse_rate
 from gateway.settings import log_target
 from gateway.text import parse_duration
-from gateway.verify.keys import signing_key
+from gateway.verify.config_keys import signing_key
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,8 +25,8 @@ from gateway.log.records import SIGHTING, decode_sightings, fingerprint
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
+from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.seldom import Seldom
 
 PATIENCE = 2.0
 """Seconds after an assignment for which a partition waits to know what had come before."""
@@ -61,7 +61,7 @@ class Duplicates:
         self._stores: dict[Partition, Store] = {}
         self._is_wanted = asyncio.Event()
         self._is_stuck = asyncio.Event()
-        self._repeated = Seldom()
+        self._repeated = LogThrottle()
         self._unread: Mapping[int, str] = {}
         self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._told: dict[int, int] = {}

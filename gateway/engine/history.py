@@ -1,6 +1,6 @@
 """Which rules each event was routed by: a fold over two kinds of records of `gateway.control`.
 
-    rules/EDITION     what the routes of an edition match (`rules/edition.py`)
+    rules/EDITION     what the routes of an edition match (`rules/routing_revision.py`)
     routed/ID         from these offsets on, their reader goes by this edition
 
 A router says so when it takes a partition over, and at each reload, unless it has been said already. So the
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from gateway.engine.orders import Order
 from gateway.log.base import Commit, Partition
-from gateway.rules.edition import decode, encode
-from gateway.rules.rules import Edition
+from gateway.rules.routing_revision import decode, encode
+from gateway.rules.rules import RoutingRevision
 
 KEPT = 200
 """Records about one partition, the newest; what was read before the first of them isn't known."""
@@ -48,7 +48,7 @@ class History:
         self._readings: dict[str, list[Reading]] = {}
         self._editions: dict[str, Order] = {}
         self._routed: dict[str, Order] = {}
-        self._decoded: dict[str, Edition] = {}
+        self._decoded: dict[str, RoutingRevision] = {}
 
     def apply(self, order: Order) -> None:
         """Take account of a record of one of the two kinds."""
@@ -100,7 +100,7 @@ class History:
         readings = self._readings.get(_place(partition), [])
         return any(each.edition == edition and each.begins.base <= begins.base for each in readings[-1:])
 
-    def told(self, edition: Edition) -> tuple[str, str]:
+    def told(self, edition: RoutingRevision) -> tuple[str, str]:
         """Return an edition as its record has it, and the one from which that tells the differences; "" for none."""
         base = next((name for name, order in reversed(self._editions.items()) if not order.edition), "")
         before = self.edition(base) if base else None
@@ -110,7 +110,7 @@ class History:
                 return text, base
         return encode(edition, None), ""
 
-    def edition(self, name: str) -> Edition | None:
+    def edition(self, name: str) -> RoutingRevision | None:
         """Return an edition, None if it isn't known, or was told in a way that this version can't read."""
         if name in self._decoded:
             return self._decoded[name]
@@ -126,7 +126,7 @@ class History:
             return None
         return self._decoded[name]
 
-    def edition_at(self, partition: Partition, offset: int) -> Edition | None:
+    def edition_at(self, partition: Partition, offset: int) -> RoutingRevision | None:
         """Return by which edition an event was routed, or will be by what is known; None if that isn't known."""
         for reading in reversed(self._readings.get(_place(partition), ())):
             if reading.covers(offset):

@@ -11,10 +11,10 @@ from gateway.model import (
     ExpressionError,
     UndecodableRecordError,
 )
-from gateway.rules.edition import edition_of
+from gateway.rules.event_view import EventView
+from gateway.rules.route_table import RouteTable
+from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
-from gateway.rules.table import RouteTable
-from gateway.rules.view import View
 
 
 class Matched(NamedTuple):
@@ -59,7 +59,7 @@ class Matcher:
         if destination is not None and destination not in route.destinations:
             return f"expected a destination {destination} of route {name}, got rules without it"
         self.destinations = route.destinations if destination is None else (destination,)
-        self.text = edition_of(rules).routes[name]
+        self.text = routing_revision(rules).routes[name]
         self._route = route
         self._table = RouteTable((route,))
         return None
@@ -78,7 +78,7 @@ class Matcher:
             return None
         if which.source is not None and event.source != which.source:
             return None
-        for _, error in self._table.match(View.of(event)):
+        for _, error in self._table.match(EventView.of(event)):
             known = self._known
             if known is None:
                 return Matched(event, error, self.destinations)

@@ -22,7 +22,7 @@ from gateway.engine.unread import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
 from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
-from gateway.telemetry.seldom import Seldom
+from gateway.telemetry.log_throttle import LogThrottle
 
 COMMIT_EVERY = 1.0
 """Seconds within which what is done is committed, however little it is."""
@@ -66,7 +66,7 @@ class Member(ABC):
         self._done_count = 0  # records, since the last commit
         self._much_is_done = asyncio.Event()
         self._committing = asyncio.Lock()
-        self._unflushed = Seldom()
+        self._unflushed = LogThrottle()
         self._is_draining = False
         self._is_closing = False
 

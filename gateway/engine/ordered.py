@@ -37,8 +37,8 @@ from gateway.model import (
     Occurrence,
     UndecodableRecordError,
 )
+from gateway.rules.event_view import EventView
 from gateway.rules.rules import Route
-from gateway.rules.view import View
 
 ALL_MEMORY = 128 << 20
 """Bytes of records in memory over all ordered routes of a process; each has its part, so that none stops another."""
@@ -191,7 +191,7 @@ class Ordered(Member):
 
     def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
         """Return whether the route takes an event, and if that couldn't be decided, how its delivery ends."""
-        for route, error in self._services.rules().table.match(View.of(event)):
+        for route, error in self._services.rules().table.match(EventView.of(event)):
             if route.name == self.route:
                 end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
                 return True, end

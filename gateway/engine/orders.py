@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from gateway.log.base import Partition
-from gateway.log.fields import ID, Fields
+from gateway.log.json_fields import ID, JsonFields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
 Kind = Literal["pause", "kick", "dead", "replay", "marker", "rules", "routed"]
@@ -233,7 +233,7 @@ def decode(key: bytes, value: bytes) -> Order:
     kind, name = kind_and_name(key)
     if not value and kind is not None:
         return Order(kind=kind, name=name, state="gone", at=0.0)
-    body = Fields.parse(f"order {shown(key)}", value)
+    body = JsonFields.parse(f"order {shown(key)}", value)
     version = body.integer("v", least=1) if body.has("v") else FORMAT
     if version > FORMAT:
         raise NewerRecordError(body.where, version, FORMAT)
@@ -272,7 +272,7 @@ def kind_and_name(key: bytes) -> tuple[Kind | None, str]:
     return next((kind for kind, names in _NAMES.items() if kind == word and names.fullmatch(name)), None), name
 
 
-def _one_of(fields: Fields, name: str, values: Collection[T]) -> T:
+def _one_of(fields: JsonFields, name: str, values: Collection[T]) -> T:
     text = fields.text(name)
     for value in values:
         if value == text:
@@ -280,7 +280,7 @@ def _one_of(fields: Fields, name: str, values: Collection[T]) -> T:
     raise fields.error(name, f"one of {', '.join(map(str, values))}")
 
 
-def _places(fields: Fields, name: str) -> Mapping[str, int]:
+def _places(fields: JsonFields, name: str) -> Mapping[str, int]:
     """Return offsets by "topic/partition"."""
     places = fields.inside(name)
     for place in places.names():
@@ -289,19 +289,19 @@ def _places(fields: Fields, name: str) -> Mapping[str, int]:
     return {place: places.integer(place) for place in places.names()}
 
 
-def _bits(fields: Fields) -> Mapping[str, bytes]:
+def _bits(fields: JsonFields) -> Mapping[str, bytes]:
     try:
         return {place: b64decode(fields.text(place), validate=True) for place in fields.names()}
     except ValueError:
         raise UndecodableRecordError(fields.where, "bits in base64", "something else") from None
 
 
-def _counts(fields: Fields, name: str) -> Mapping[str, int]:
+def _counts(fields: JsonFields, name: str) -> Mapping[str, int]:
     counts = fields.inside(name)
     return {reason: counts.integer(reason) for reason in counts.names()}
 
 
-def _filter(fields: Fields) -> DeadFilter:
+def _filter(fields: JsonFields) -> DeadFilter:
     fields.allow("route", "destination", "reason", "ids", "records", "since", "until")
     return DeadFilter(
         route=_text(fields, "route"),
@@ -314,7 +314,7 @@ def _filter(fields: Fields) -> DeadFilter:
     )
 
 
-def _selection(fields: Fields) -> Selection:
+def _selection(fields: JsonFields) -> Selection:
     fields.allow("route", "destination", "source", "since", "until", "rate", "starts", "undelivered")
     rate = _time(fields, "rate")
     if rate is not None and rate < LEAST_RATE:
@@ -331,11 +331,11 @@ def _selection(fields: Fields) -> Selection:
     )
 
 
-def _text(fields: Fields, name: str) -> str | None:
+def _text(fields: JsonFields, name: str) -> str | None:
     return fields.text(name) if fields.has(name) else None
 
 
-def _time(fields: Fields, name: str) -> float | None:
+def _time(fields: JsonFields, name: str) -> float | None:
     return fields.number(name) if fields.has(name) else None
 
 

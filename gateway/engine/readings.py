@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gateway.engine.history import History, places
 from gateway.engine.orders import Order
 from gateway.log.base import Commit, Partition
-from gateway.rules.rules import Edition
+from gateway.rules.rules import RoutingRevision
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -26,7 +26,7 @@ class _Begun:
     done.
     """
 
-    edition: Edition
+    edition: RoutingRevision
     begins: Commit
     taken: int = -1
     name: str = ""
@@ -35,7 +35,7 @@ class _Begun:
 class Unsaid(NamedTuple):
     """What one record is to say."""
 
-    edition: Edition
+    edition: RoutingRevision
     readings: Mapping[Partition, _Begun]
 
 
@@ -48,7 +48,7 @@ class Readings:
         self._past: list[tuple[Partition, _Begun]] = []  # ended, and not told yet
         self._left: dict[Partition, _Begun] = {}
 
-    def took_over(self, partition: Partition, commit: Commit, edition: Edition) -> None:
+    def took_over(self, partition: Partition, commit: Commit, edition: RoutingRevision) -> None:
         """Note that a partition is read from a commit on."""
         before = self._left.pop(partition, None)
         begins, taken = commit, -1
@@ -74,7 +74,7 @@ class Readings:
         """Note that what was given up isn't coming back."""
         self._left.clear()
 
-    def reloaded(self, edition: Edition, taken: Mapping[Partition, int | None]) -> None:
+    def reloaded(self, edition: RoutingRevision, taken: Mapping[Partition, int | None]) -> None:
         """Note that from here on rules are in force; `taken` is the last record of each partition that was taken in."""
         for partition, begun in self._begun.items():
             if begun.edition.name == edition.name:

@@ -45,7 +45,7 @@ from gateway.model import (
     delivery_id,
     identity_of,
 )
-from gateway.rules.identify import Identifier
+from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Rules
 
 BACKLOG = WINDOW // 2
@@ -337,7 +337,7 @@ class Replays:
         def window() -> float | None:
             source = self._rules().sources.get(event.source)
             # Where the rules tell its identity otherwise by now, it is no copy by them.
-            return source.dedupe if source is not None and Identifier(source).knows(event) else None
+            return source.dedupe if source is not None and EventBuilder(source).knows(event) else None
 
         return identities.is_shared(event.id, fingerprint(event), record.appended_at, window)
 

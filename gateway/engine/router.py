@@ -45,8 +45,8 @@ from gateway.model import (
     UndecodableRecordError,
     delivery_id,
 )
-from gateway.rules.edition import edition_of
-from gateway.rules.view import View
+from gateway.rules.event_view import EventView
+from gateway.rules.routing_revision import routing_revision
 
 GAUGES_EVERY, GAUGES_AT_ONCE = 1.0, 1000
 """Seconds between two looks at so many destinations, which cost 10 ms; where there are more, there is more time."""
@@ -132,7 +132,7 @@ class Router(Member):
 
     @override
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        edition = edition_of(self._services.rules())
+        edition = routing_revision(self._services.rules())
         for assignment in assignments:
             if self.delay_of(assignment.partition.topic) is None:
                 if self.is_of_another_log(assignment):
@@ -158,7 +158,7 @@ class Router(Member):
     def reload(self) -> None:
         super().reload()
         taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
-        self._readings.reloaded(edition_of(self._services.rules()), taken)
+        self._readings.reloaded(routing_revision(self._services.rules()), taken)
         self._has_to_tell.set()
         before, self._ordered = self._ordered, self._services.rules().ordered
         self._unsettle(self._ordered - before)
@@ -316,7 +316,7 @@ class Router(Member):
                 self._unsettled[origin.partition] = [*self._still_unsettled(origin), pending]
             self._dispatch.defer_unknown(pending.add(nowhere, note=note))
             return None
-        matches = rules.table.match(View.of(event))
+        matches = rules.table.match(EventView.of(event))
         if not matches:
             self._services.metrics.unrouted.labels(event.source).inc()
             self._services.metrics.unrouted_events.add(event)

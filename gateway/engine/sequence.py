@@ -21,7 +21,7 @@ from gateway.log.base import NewRecord, Partition, partition_of
 from gateway.log.records import Origin, encode_delivery, encode_origin, order_key
 from gateway.log.topics import ORDERED_PARTITIONS
 from gateway.model import DeadLettered, DeadReason, LogUnavailableError, RecordTooLargeError
-from gateway.telemetry.seldom import Seldom
+from gateway.telemetry.log_throttle import LogThrottle
 
 BATCH_RECORDS, BATCH_BYTES = 200, 1 << 20
 """Of deliveries that are appended at once."""
@@ -65,7 +65,7 @@ class Sequences:
         self._queues: dict[tuple[Partition | None, Partition], _Queue] = {}
         self._spread: dict[str, int] = {}  # topic → over how many partitions its keys are spread
         self._unplaced: dict[str, deque[_Entry]] = {}
-        self._repeated = Seldom()
+        self._repeated = LogThrottle()
 
     def put(self, item: Item, origin: Origin | None, after: Sequence[Pending] = ()) -> None:
         """Have a delivery appended. One without an origin isn't of the order: it waits for nothing."""

@@ -14,8 +14,8 @@ from gateway.log.records import SIGHTING, encode_sightings, sightings_key
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from gateway.rules.rules import Rules
+from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.seldom import Seldom
 
 FLUSHED_AT_ONCE = 16_384
 """Sightings in one record, at most."""
@@ -46,7 +46,7 @@ class Shared:
     rules: Callable[[], Rules]
     metrics: Metrics
     logger: FilteringBoundLogger
-    seldom: Seldom = field(default_factory=Seldom)
+    seldom: LogThrottle = field(default_factory=LogThrottle)
 
     def windows(self, topic: str) -> dict[str, int]:
         """Return the windows, in microseconds, of the sources that append to a topic and have one."""

@@ -22,8 +22,8 @@ from gateway.model import (
     RecordTooLargeError,
     UndecodableRecordError,
 )
+from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.seldom import Seldom
 
 FIRST_POLL, LONGEST_POLL = 0.05, 1.0
 """Seconds between looks at whose a record is, while that is open; doubled each time, for thousands may wait for it."""
@@ -63,7 +63,7 @@ class Successors:
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
-        self._repeated = Seldom()
+        self._repeated = LogThrottle()
         self.unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
 
     async def carry_on(

@@ -24,11 +24,11 @@ from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Event, UnreadableRecordError, identity_of
-from gateway.rules.edition import RouteThen, route_then
-from gateway.rules.identify import Identifier
+from gateway.rules.event_builder import EventBuilder
+from gateway.rules.event_view import EventView
+from gateway.rules.route_table import RouteTable
+from gateway.rules.routing_revision import PastRoute, past_route
 from gateway.rules.rules import Route, Rules
-from gateway.rules.table import RouteTable
-from gateway.rules.view import View
 
 SKEW = 60.0
 """Seconds by which the clocks of two partitions' leaders may differ."""
@@ -175,13 +175,13 @@ class Undelivered:
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(order, control, is_foretold=not key) for order in replays]
-        self._known: dict[str, tuple[RouteThen, RouteTable[Route] | None]] = {}
+        self._known: dict[str, tuple[PastRoute, RouteTable[Route] | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Tell what is known of an event's delivery by the route to a destination."""
         if self._dead.of(event, destination):
             return Fate.UNDELIVERED
-        view = View.of(event)
+        view = EventView.of(event)
         edition = self._history.edition_at(partition, record.offset)
         text = None if edition is None else edition.routes.get(self._route)
         known = Fate.UNKNOWN if edition is None else self._by(text, view, destination)
@@ -207,14 +207,14 @@ class Undelivered:
         if not self._sighted.was_let_go(partition, record.offset):
             return False
         source = self._rules().sources.get(event.source)
-        return source is None or source.dedupe is None or not Identifier(source).knows(event)
+        return source is None or source.dedupe is None or not EventBuilder(source).knows(event)
 
-    def _by(self, text: str | None, view: View, destination: str) -> Fate:
+    def _by(self, text: str | None, view: EventView, destination: str) -> Fate:
         """Tell what has become of an event that was matched by the route as an edition has it; None if it hadn't it."""
         if text is None:
             return Fate.UNDELIVERED
         if text not in self._known:
-            then = route_then(self._route, text)
+            then = past_route(self._route, text)
             self._known[text] = then, None if then.route is None else RouteTable((then.route,))
         then, table = self._known[text]
         if view.source not in then.sources or destination not in then.destinations:

@@ -11,8 +11,8 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UndecodableRecordError
+from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.seldom import Seldom
 
 
 def notes_of(metrics: Metrics) -> list[str]:
@@ -35,7 +35,7 @@ class Unreadable:
         self._metrics = metrics
         self._logger = logger
         self._now = now
-        self._seldom = Seldom()
+        self._seldom = LogThrottle()
         self._told: dict[Partition, int] = {}
 
     def set_aside(self, topic: str, offset: int, error: UndecodableRecordError) -> None:

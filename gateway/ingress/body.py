@@ -1,4 +1,4 @@
-"""Bodies of requests: read within their time, and as far as there is room."""
+"""Bodies of requests: read within their time, and as far as there is memory."""
 
 import asyncio
 from time import perf_counter
@@ -6,24 +6,24 @@ from time import perf_counter
 from aiohttp import web
 from typing_extensions import override
 
-from gateway.ingress.room import Held, Room, Share
+from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
 from gateway.model import RefusedError
 
 
-class Reader(Held):
-    """Reads one body, as far as there is room for it."""
+class BodyReader(BodyReservation):
+    """Reads one body, as far as there is memory for it."""
 
-    __slots__ = ("_deadline", "_limit", "_request", "_room")
+    __slots__ = ("_deadline", "_limit", "_memory", "_request")
 
-    def __init__(self, request: web.BaseRequest, room: Room, share: Share, limit: int) -> None:
+    def __init__(self, request: web.BaseRequest, memory: BodyMemory, share: Share, limit: int) -> None:
         super().__init__(share)
         self._request = request
-        self._room = room
+        self._memory = memory
         self._limit = limit
         self._deadline: asyncio.Timeout | None = None
 
     async def read(self, seconds: float) -> bytes:
-        """Return the body, for which there is room until this is closed. Raises RefusedError."""
+        """Return the body, for which there is memory until this is closed. Raises RefusedError."""
         request, stream = self._request, self._request.content
         try:
             if (request.content_length or 0) > self._limit:
@@ -37,7 +37,7 @@ class Reader(Held):
                     body += chunk
             return bytes(body)
         except TimeoutError:
-            if self.is_given_up:
+            if self.is_evicted:
                 raise _crowded_out() from None
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
         except web.RequestPayloadError as error:
@@ -49,11 +49,11 @@ class Reader(Held):
     def _take(self, more: int) -> None:
         if self.size + more > self._limit:
             raise too_large(self._limit)
-        if not self._room.take(self, more, now=perf_counter()):
-            raise _crowded_out() if self.is_given_up else overloaded()
+        if not self._memory.grow(self, more, now=perf_counter()):
+            raise _crowded_out() if self.is_evicted else overloaded()
 
     @override
-    def give_up(self) -> None:
+    def evict(self) -> None:
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(0.0)
 
@@ -68,7 +68,7 @@ def overloaded() -> RefusedError:
 
 def _crowded_out() -> RefusedError:
     # No 503, which says that we can't serve: it was the sender that kept us waiting.
-    return RefusedError(408, "crowded_out", "expected the body at once, as others need the room for it")
+    return RefusedError(408, "crowded_out", "expected the body at once, as others need the memory for it")
 
 
 async def _ask_to_continue(request: web.BaseRequest) -> None:

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from gateway.ingress.body import Reader, overloaded, too_large
+from gateway.ingress.body import BodyReader, overloaded, too_large
+from gateway.ingress.body_memory import BodyMemory, Share
 from gateway.ingress.responses import Accepted, answer, problem_response
-from gateway.ingress.room import Room, Share
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
-from gateway.rules.identify import Identifier
+from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Rules, Source
+from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
-from gateway.telemetry.quota import Quota
 from gateway.verify.request import Request
 
 if TYPE_CHECKING:  # an extra
@@ -41,7 +41,7 @@ SUCCESSOR_ROOM = 64 * 1024
 BACKLOG = 1024
 # Seconds for which a process that ends still answers what comes on open connections.
 KEEPALIVE_GRACE = 0.5
-# Seconds of a window in which only so many refusals of one kind are told each in a line (`telemetry/quota.py`).
+# Seconds of a window in which only so many refusals of one kind are told each in a line (`telemetry/log_quota.py`).
 QUOTA_WINDOW = 10.0
 
 
@@ -73,8 +73,8 @@ class Ingress:
         self._limits = limits or Limits()
         self._traces = traces
         self._body_limit = log.max_record_bytes - SUCCESSOR_ROOM
-        self._room = Room(self._limits.in_flight_bytes)
-        self._quota = Quota()
+        self._memory = BodyMemory(self._limits.in_flight_bytes)
+        self._quota = LogQuota()
         self._quota_ends: asyncio.TimerHandle | None = None
         self._known: Rules | None = None
         self._endpoints: dict[str, _Endpoint] = {}
@@ -169,7 +169,7 @@ class Ingress:
             sent, identity_at = await self._read_and_verify(request, endpoint, head, limit, line)
         line["is_verified"] = True
         body = sent.body
-        if not self._room.keep(endpoint.share, len(body), now=perf_counter()):
+        if not self._memory.reserve(endpoint.share, len(body), now=perf_counter()):
             raise overloaded()
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
@@ -195,7 +195,7 @@ class Ingress:
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
         finally:
-            self._room.give_back(endpoint.share, len(body))
+            self._memory.release(endpoint.share, len(body))
         return Accepted(event.id)
 
     def _take_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
@@ -216,13 +216,13 @@ class Ingress:
     ) -> tuple[Request, str | None]:
         """Read the rest of a request, if its head may be one of an event; return it, and where its identity is."""
         claim = endpoint.source.verifier.check_head(head, now=self._clock())
-        reader = Reader(request, self._room, endpoint.share, limit)
+        reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
             sent = head._replace(body=await reader.read(self._limits.body_seconds))
             line["bytes"] = len(sent.body)
             return sent, claim.prove(sent)
         finally:
-            self._room.close(reader)
+            self._memory.close(reader)
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -247,7 +247,7 @@ class Ingress:
         if rules is not self._known:
             sources = rules.sources.values()
             self._endpoints = {
-                source.path: _Endpoint(source, self._topics, self._metrics, self._room.share(source.name))
+                source.path: _Endpoint(source, self._topics, self._metrics, self._memory.share(source.name))
                 for source in sources
             }
             self._known = rules
@@ -337,7 +337,7 @@ class _Endpoint:
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
         self.share = share
-        self.event = Identifier(source).event
+        self.event = EventBuilder(source).event
 
 
 TRANSFER_ENCODING = b"transfer-encoding"

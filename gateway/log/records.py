@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.log.base import Partition, Record
-from gateway.log.fields import ID, LATEST, Fields, check_format
+from gateway.log.json_fields import ID, LATEST, JsonFields, check_format
 from gateway.model import (
     NAME_PATTERN,
     Attempt,
@@ -160,7 +160,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
     """Read a delivery with its event. Raises UndecodableRecordError or NewerRecordError."""
     headers = _Headers(record.headers)
     event = _event(headers, record.value)
-    state = Fields.parse("gw_delivery", headers.get("gw_delivery"))
+    state = JsonFields.parse("gw_delivery", headers.get("gw_delivery"))
     note = decode_note(state.inside("note"))
     delivery = Delivery(
         id=DeliveryId(state.text("id", like=ID, expected="an id")),
@@ -214,7 +214,7 @@ def order_key(event: Event) -> str:
 def note_of(record: Record) -> Note:
     """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
     try:
-        return decode_note(Fields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
+        return decode_note(JsonFields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
     except UndecodableRecordError:
         return Note()
 
@@ -232,7 +232,7 @@ def encode_note(note: Note) -> dict[str, str]:
     return told
 
 
-def decode_note(fields: Fields) -> Note:
+def decode_note(fields: JsonFields) -> Note:
     """Read a note, without what a newer version may have put into it. Raises UndecodableRecordError."""
     texts = {name: fields.text(name) for name in _NOTE_TEXTS if fields.has(name)}
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
@@ -346,7 +346,7 @@ _RECORD, _PAIR = 1024, 128
 """Bytes of CPython's objects: of a record with its event, and of one of the sender's headers."""
 
 
-def _name(state: Fields, name: str) -> str:
+def _name(state: JsonFields, name: str) -> str:
     """Return a route's or a destination's name; empty where the source was unknown."""
     return state.text(name, like=_NAME_OR_NONE, expected="a name")
 
@@ -372,7 +372,7 @@ def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _attempt(state: Fields) -> Attempt:
+def _attempt(state: JsonFields) -> Attempt:
     result = state.text("result")
     if result not in _RESULTS:
         raise state.error("result", "a result")

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
+from gateway.rules.event_builder import EventBuilder
+from gateway.rules.event_view import NO_BODY, EventView
 from gateway.rules.expressions import AbsentFieldError
-from gateway.rules.identify import Identifier
 from gateway.rules.rules import Destination, Route, Rules
-from gateway.rules.view import NO_BODY, View
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
@@ -71,7 +71,7 @@ def explain(
     if sender is None:
         raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
     request = Request(method="POST", path=sender.path, query=query, headers=headers, body=body)
-    event = Identifier(sender).event(request, received_at=now)
+    event = EventBuilder(sender).event(request, received_at=now)
     return explain_event(rules, event, now=now, is_secret_shown=is_secret_shown)
 
 
@@ -84,10 +84,10 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     if sender is None:
         raise UsageError(f"{event.id}: expected an event of a source in the rules, got one of {event.source!r}")
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
-    failed = {route.name for route, error in rules.table.match(View.of(event)) if error is not None}
+    failed = {route.name for route, error in rules.table.match(EventView.of(event)) if error is not None}
     mask = None if is_secret_shown else _Mask(rules.resolved)
     routes = []
-    for found in rules.table.explain(View.of(event)):
+    for found in rules.table.explain(EventView.of(event)):
         requests: list[Planned] = []
         if found.matched and found.name not in failed:
             route = rules.routes[found.name]
@@ -97,19 +97,19 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         )
         routes.append(explained if mask is None else mask.route(explained, rules.destinations))
     try:
-        identified_by = Identifier(sender).identified_by(request)
+        identified_by = EventBuilder(sender).identified_by(request)
     except RefusedError:
         identified_by = ""  # one that came under other rules
     return Explained(
         event=event,
         identified_by=identified_by,
         dedupe=sender.dedupe,
-        unread=tuple(_unread(View.of(event))),
+        unread=tuple(_unread(EventView.of(event))),
         routes=tuple(routes),
     )
 
 
-def _unread(view: View) -> Iterator[str]:
+def _unread(view: EventView) -> Iterator[str]:
     """Yield what of a body no rule sees."""
     if not view.has_body and view.why_no_body != NO_BODY:
         yield view.why_no_body

@@ -14,7 +14,7 @@ from gateway.log.base import Log
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, RefusedError, UnreadableRecordError, identity_of
 from gateway.ops.log_search import newest_first
-from gateway.rules.identify import Identifier
+from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Source
 from gateway.verify.request import Request
 
@@ -61,7 +61,7 @@ class Seen:
         self.example: Pair | None = None
         self._without: Counter[str] = Counter()
         self._absence = ""  # why the `id` told nothing of one of them
-        self._identifier = Identifier(source)
+        self._identifier = EventBuilder(source)
         self._source = source
         self._events: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()

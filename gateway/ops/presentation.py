@@ -19,10 +19,10 @@ from gateway.ops.replays import Progress
 from gateway.ops.send import Answer
 from gateway.ops.verification import Verification
 from gateway.ops.waiting_deliveries import Tried
-from gateway.rules.identify import FALLBACK_TYPE, IDEMPOTENCY_KEY, Identifier
-from gateway.rules.kinds import shown_duration
+from gateway.rules.event_builder import FALLBACK_TYPE, IDEMPOTENCY_KEY, EventBuilder
 from gateway.rules.rules import Source
-from gateway.verify.checks import SigningSpec
+from gateway.rules.value_kinds import shown_duration
+from gateway.verify.signatures import SigningSpec
 
 
 def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, object]:
@@ -57,7 +57,7 @@ def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, objec
 
 
 def source_fields(source: Source, verification: Verification, routes: Sequence[str]) -> dict[str, object]:
-    told = Identifier(source).told_by()
+    told = EventBuilder(source).told_by()
     return {
         "source": source.name,
         "path": source.path,
@@ -76,7 +76,7 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
 
 def print_source(output: Output, source: Source, verification: Verification, routes: Sequence[str]) -> None:
     """Print how a source's events are verified and identified, and where they may go."""
-    told = Identifier(source).told_by()
+    told = EventBuilder(source).told_by()
     output.say(("source ", "bold"), f"{source.name}  path {source.path}")
     output.say(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for way in verification.ways:

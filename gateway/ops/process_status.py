@@ -12,7 +12,7 @@ from gateway.engine.control import Control
 from gateway.engine.ordered import Blocked
 from gateway.engine.orders import Order
 from gateway.log.base import NO_APPENDS
-from gateway.log.fields import LATEST
+from gateway.log.json_fields import LATEST
 from gateway.model import result_label
 from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
 from gateway.ops.output import rfc3339, when

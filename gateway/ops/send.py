@@ -14,9 +14,9 @@ from yarl import URL
 
 from gateway.model import UsageError
 from gateway.ops.verification import written_source
-from gateway.rules.document import Node, Problem
 from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Source
+from gateway.rules.yaml_document import Node, Problem
 from gateway.text import did_you_mean
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier

@@ -25,8 +25,8 @@ from gateway.log.records import decode_event
 from gateway.log.topics import DAY, Topics
 from gateway.model import LogUnavailableError, UnreadableRecordError
 from gateway.ops.findings import SILENT, Finding
-from gateway.rules.kinds import shown_duration
 from gateway.rules.rules import Rules
+from gateway.rules.value_kinds import shown_duration
 
 QUIET = 3600.0
 """Seconds without an event below which nothing is told, as with the alert."""

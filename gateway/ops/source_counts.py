@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.rules.watch import Changes
-from gateway.telemetry.left_out import LeftOutEvents
+from gateway.telemetry.skipped_events import SkippedEvents
 
 MOST_TOLD = 3
 """Types that are told of events that were left out, the most frequent first."""
@@ -48,7 +48,7 @@ class SourceCounts:
     identity and `dedupe` alone, and goes on while other rules change.
     """
 
-    def __init__(self, unrouted: LeftOutEvents, let_go: LeftOutEvents, *, remembered: float) -> None:
+    def __init__(self, unrouted: SkippedEvents, let_go: SkippedEvents, *, remembered: float) -> None:
         self._unrouted = _Account(("unrouted",), unrouted, remembered)
         self._let_go = _Account(("duplicates", "conflicts"), let_go, remembered)
 
@@ -77,7 +77,7 @@ class SourceCounts:
 class _Account:
     """Counts of each source since some rules for it have changed; `what[0]` counts the events that they leave out."""
 
-    def __init__(self, what: Sequence[str], left_out: LeftOutEvents, remembered: float) -> None:
+    def __init__(self, what: Sequence[str], left_out: SkippedEvents, remembered: float) -> None:
         self._what = what
         self._left_out = left_out
         self._remembered = remembered

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.ops.explain import MASK
-from gateway.rules.document import Node, read_document
 from gateway.rules.rules import Source
-from gateway.verify.checks import SigningSpec
+from gateway.rules.yaml_document import Node, read_document
+from gateway.verify.signatures import SigningSpec
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any, Final, NamedTuple, assert_never
 
 from gateway.model import RulesError
-from gateway.rules.view import ABSENT, Step, View
+from gateway.rules.event_view import ABSENT, EventView, Step
 from gateway.text import did_you_mean
 
 Scalar = str | int | float | bool | None
@@ -21,7 +21,7 @@ class Path:
     steps: tuple[Step, ...]
     text: str = field(compare=False)
 
-    def of(self, view: View) -> object:
+    def of(self, view: EventView) -> object:
         """Return the value, or ABSENT."""
         return view.get(self.root, self.steps)
 
@@ -135,10 +135,10 @@ class Field:
     path: Path
     test: Test
 
-    def holds(self, view: View) -> bool:
+    def holds(self, view: EventView) -> bool:
         return self.test.passes(self.path.of(view))
 
-    def why_not(self, view: View) -> str | None:
+    def why_not(self, view: EventView) -> str | None:
         value = self.path.of(view)
         if self.test.passes(value):
             return None
@@ -156,13 +156,13 @@ class AllOf:
 
     conditions: tuple["Condition", ...]
 
-    def holds(self, view: View) -> bool:
+    def holds(self, view: EventView) -> bool:
         for condition in self.conditions:  # noqa: SIM110 - the loop is half as expensive, and this is the hot path
             if not condition.holds(view):
                 return False
         return True
 
-    def why_not(self, view: View) -> str | None:
+    def why_not(self, view: EventView) -> str | None:
         return next(filter(None, (condition.why_not(view) for condition in self.conditions)), None)
 
     def words(self) -> str:
@@ -175,10 +175,10 @@ class AnyOf:
 
     conditions: tuple["Condition", ...]
 
-    def holds(self, view: View) -> bool:
+    def holds(self, view: EventView) -> bool:
         return any(condition.holds(view) for condition in self.conditions)
 
-    def why_not(self, view: View) -> str | None:
+    def why_not(self, view: EventView) -> str | None:
         reasons = [condition.why_not(view) for condition in self.conditions]
         return f"any_of: {'; '.join(map(str, reasons))}" if all(reasons) else None
 
@@ -192,10 +192,10 @@ class Not:
 
     condition: "Condition"
 
-    def holds(self, view: View) -> bool:
+    def holds(self, view: EventView) -> bool:
         return not self.condition.holds(view)
 
-    def why_not(self, view: View) -> str | None:
+    def why_not(self, view: EventView) -> str | None:
         return None if self.holds(view) else f"not: {self.condition.words()}"
 
     def words(self) -> str:

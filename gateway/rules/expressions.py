@@ -25,9 +25,9 @@ import cel
 import orjson
 
 from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.event_view import ABSENT, CONVERTING, HANDING, READING, ROOTS, EventView, measured
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, FieldPath, Match, Parts, Scan, gap_in
-from gateway.rules.view import ABSENT, CONVERTING, HANDING, READING, ROOTS, View, measured
 from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
@@ -72,7 +72,7 @@ class Expression:
     def reads_body(self) -> bool:
         return any(path.root == "body" for path in self._analysis.paths)
 
-    def evaluate(self, view: View) -> object:
+    def evaluate(self, view: EventView) -> object:
         """Return the value, as JSON has it: a time is an RFC 3339 text, a duration `1.5s`, bytes are base64.
 
         Raises MissingFieldError for a field that isn't there, ExpressionError for any other failure: operands that
@@ -94,7 +94,7 @@ class Expression:
         path = self._path
         return path.steps[0].key if path is not None and path.root == "headers" and len(path.steps) == 1 else None
 
-    def is_true(self, view: View) -> bool:
+    def is_true(self, view: EventView) -> bool:
         """Return whether a condition holds; it doesn't where a field is missing. Raises ExpressionError."""
         try:
             value = self.evaluate(view)
@@ -104,7 +104,7 @@ class Expression:
             return value
         raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_kind(value)}")
 
-    def as_text(self, view: View) -> str | None:
+    def as_text(self, view: EventView) -> str | None:
         """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON, nothing as None.
 
         Nothing is null, an empty text, and a missing field. Raises ExpressionError for a list or mapping.
@@ -125,7 +125,7 @@ class Expression:
             raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {_kind(value)}")
         return None if value is None else as_text(value)
 
-    def _execute(self, view: View) -> object:
+    def _execute(self, view: EventView) -> object:
         if self._analysis.is_match:
             return self._is_matched(view)
         handed = self._handed(view)
@@ -142,7 +142,7 @@ class Expression:
             if matcher.is_spent:  # also where CEL went on without an answer: that isn't "no match"
                 raise self._too_much(_LONG_MATCH)
 
-    def _run(self, context: cel.Context, view: View) -> object:
+    def _run(self, context: cel.Context, view: EventView) -> object:
         try:
             result = self._program.execute(context)
             if type(result) in (dict, list) and not view.spend(CONVERTING * measured(result).total):
@@ -151,7 +151,7 @@ class Expression:
         except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
             raise self._translated(error, view) from error
 
-    def _is_matched(self, view: View) -> bool:
+    def _is_matched(self, view: EventView) -> bool:
         """Match a plain path against a pattern: a sixth of what it takes with CEL, and most are such."""
         path = self._analysis.paths[0]
         text = view.get(path.root, path.steps)
@@ -164,7 +164,7 @@ class Expression:
             raise self._too_much(_LONG_MATCH)
         return is_found
 
-    def _handed(self, view: View) -> "_Handed":
+    def _handed(self, view: EventView) -> "_Handed":
         """Return what CEL sees: the parts of the event that this expression names (about 25 µs per kB of them)."""
         contexts = view.contexts
         handed: _Handed | None = contexts.get(self._analysis.key)
@@ -176,7 +176,7 @@ class Expression:
             raise self._too_much("it names too many values")
         return handed
 
-    def _charge(self, view: View) -> None:
+    def _charge(self, view: EventView) -> None:
         """Refuse what would keep the process standing still; CEL can't be interrupted.
 
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long text copies it. So
@@ -200,7 +200,7 @@ class Expression:
     def _too_much(self, why: str) -> ExpressionError:
         return ExpressionError(f"{_shortened(self.text)}: too much to compute: {why}")
 
-    def _translated(self, error: Exception, view: View) -> ExpressionError:
+    def _translated(self, error: Exception, view: EventView) -> ExpressionError:
         """Tell a missing field from other failures; CEL calls a step into null or a scalar a missing overload."""
         missing: FieldPath | None = None
         if isinstance(error, LookupError):
@@ -216,7 +216,7 @@ class Expression:
             return AbsentFieldError(missing, view)
         return ExpressionError(f"{_shortened(self.text)}: {_reason(error)}")
 
-    def _missing(self, view: View, key: str | None = None) -> FieldPath | None:
+    def _missing(self, view: EventView, key: str | None = None) -> FieldPath | None:
         """Return the first path that breaks off at that key; without one, the first that steps into what has no fields.
 
         Others may not be there, either: those that `has` has asked for.
@@ -233,7 +233,7 @@ class Expression:
 class AbsentFieldError(MissingFieldError):
     """A path that is written out leads to a field that the event doesn't have."""
 
-    def __init__(self, path: FieldPath, view: View) -> None:
+    def __init__(self, path: FieldPath, view: EventView) -> None:
         super().__init__(f"{path.text} isn't there")
         self._path = path
         self._view = view
@@ -322,9 +322,9 @@ class _Matcher:
 
     __slots__ = ("_patterns", "is_spent", "view")
 
-    def __init__(self, patterns: Sequence[Pattern], view: View) -> None:
+    def __init__(self, patterns: Sequence[Pattern], view: EventView) -> None:
         self._patterns = patterns
-        self.view: View | None = view
+        self.view: EventView | None = view
         self.is_spent = False
 
     def __call__(self, text: object, number: int) -> object:
@@ -338,7 +338,7 @@ class _Matcher:
         return is_found
 
 
-def _found(pattern: Pattern, text: str, view: View) -> bool | None:
+def _found(pattern: Pattern, text: str, view: EventView) -> bool | None:
     """Look for a pattern, at the view's expense; None where that is spent."""
     data = text.encode("utf-8", "surrogatepass")
     return pattern.is_in(data) if view.spend(pattern.cost(len(data))) else None
@@ -355,7 +355,7 @@ class _Handed(NamedTuple):
     size: int
 
 
-def _hand(view: View, key: frozenset[str], parts: Parts) -> _Handed | None:
+def _hand(view: EventView, key: frozenset[str], parts: Parts) -> _Handed | None:
     """Hand parts of the view, which keeps them so, to CEL; None if that would cost too much."""
     contexts = view.contexts
     if key not in contexts:

@@ -12,11 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.model import RetryPolicy, RulesError
-from gateway.rules.access import TlsError, basic_authorization, tls_of
-from gateway.rules.document import Node, Problem, Severity, read_document
-from gateway.rules.edition import edition_of
-from gateway.rules.kinds import Record
-from gateway.rules.reader import ABSENT, Read, Reader, Use
+from gateway.rules.destination_credentials import TlsError, basic_authorization, tls_of
+from gateway.rules.route_table import RouteTable
+from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
     SIGNED_HEADERS,
     Access,
@@ -32,9 +30,11 @@ from gateway.rules.rules import (
     folded,
 )
 from gateway.rules.schema import INCLUDED, ROOT
-from gateway.rules.table import RouteTable
+from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader
+from gateway.rules.value_kinds import MappingKind
+from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
-from gateway.verify.providers import SchemeError
+from gateway.verify.presets import SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
 from gateway.verify.verifier import Verifier
 
@@ -80,7 +80,7 @@ def check_rules(
 def _read(
     path: Path, environ: Mapping[str, str] | None, *, resolve: bool
 ) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
-    reader = Reader(os.environ if environ is None else environ, is_strict=resolve)
+    reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve)
     with _no_collection():
         rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules()
     return rules, sorted(reader.problems), tuple(reader.files)
@@ -99,8 +99,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read_files(
-    reader: Reader, path: Path, record: Record, read_before: set[Path], above: tuple[Path, ...] = ()
-) -> Iterator[Read]:
+    reader: SchemaReader, path: Path, record: MappingKind, read_before: set[Path], above: tuple[Path, ...] = ()
+) -> Iterator[ParsedMapping]:
     """Read a file and, after it, what it includes; one that two others include is read once."""
     reader.files[path] = None
     read_before.add(path.resolve())
@@ -121,7 +121,7 @@ def _read_files(
                 yield from _read_files(reader, file, INCLUDED, read_before, above)
 
 
-def _find(reader: Reader, use: Use, folder: Path) -> list[Path]:
+def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:
     if not glob.has_magic(use.name):
         reader.files[folder / use.name] = None
     elif (watched := folder / Path(use.name).parent).is_dir():
@@ -138,15 +138,15 @@ def _find(reader: Reader, use: Use, folder: Path) -> list[Path]:
 class _Assembly:
     """Puts together what the files say: names that are unique and known, then the objects."""
 
-    def __init__(self, reader: Reader, files: Sequence[Read]) -> None:
+    def __init__(self, reader: SchemaReader, files: Sequence[ParsedMapping]) -> None:
         self.reader = reader
         self.files = files
         self.is_complete = True
         self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
         """The names there are, those of a source or destination with problems included."""
-        self.sources: dict[str, Read] = {}
-        self.destinations: dict[str, Read] = {}
-        self.routes: dict[str, Read] = {}
+        self.sources: dict[str, ParsedMapping] = {}
+        self.destinations: dict[str, ParsedMapping] = {}
+        self.routes: dict[str, ParsedMapping] = {}
         self.locations: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
         self.tls: dict[str, Tls] = {}
@@ -186,9 +186,9 @@ class _Assembly:
             warnings=tuple(map(str, sorted(self.reader.problems))),
             resolved=frozenset(self.reader.resolved),
         )
-        return replace(rules, edition=edition_of(rules))
+        return replace(rules, routing_revision=routing_revision(rules))
 
-    def _collect(self, file: Read) -> None:
+    def _collect(self, file: ParsedMapping) -> None:
         for what, names in self.written.items():
             section = file.node.child(f"{what}s")
             if section and isinstance(section.value, dict):
@@ -200,7 +200,7 @@ class _Assembly:
         for read in file.values.get("routes", ()):
             self._add_named("route", self.routes, read)
             for destination in read.values.get("to", ()):
-                if isinstance(destination, Read):
+                if isinstance(destination, ParsedMapping):
                     self._add_named("destination", self.destinations, destination)
         if egress := file.values.get("egress"):
             self.egress = Egress(
@@ -208,14 +208,21 @@ class _Assembly:
                 allow=egress.values.get("allow", ()),
             )
 
-    def _add_named(self, what: str, into: dict[str, Read], read: Read) -> None:
+    def _add_named(self, what: str, into: dict[str, ParsedMapping], read: ParsedMapping) -> None:
         if name := read.values.get("name"):
             self._add(what, into, name, read, read.node.value["name"])
         else:
             self.is_complete = False
 
     def _add(
-        self, what: str, into: dict[str, Read], name: str, read: Read, node: Node, *, at_key: bool = False
+        self,
+        what: str,
+        into: dict[str, ParsedMapping],
+        name: str,
+        read: ParsedMapping,
+        node: Node,
+        *,
+        at_key: bool = False,
     ) -> None:
         self._claim(what, name, f"{what} {name!r}", node, at_key=at_key)
         if what in self.written:
@@ -235,7 +242,7 @@ class _Assembly:
             path = _path(name, read)
             self._claim("path", path, f"source at {path}", read.node.child("path") or read.node)
 
-    def _verifier(self, name: str, read: Read) -> Verifier | None:
+    def _verifier(self, name: str, read: ParsedMapping) -> Verifier | None:
         config = read.values.get("verify")
         if config is None:
             self.is_complete = False
@@ -252,7 +259,7 @@ class _Assembly:
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
 
-    def _check_references(self, route: Read) -> None:
+    def _check_references(self, route: ParsedMapping) -> None:
         for key, what in (("from", "source"), ("to", "destination")):
             known = self.written[what]
             uses = route.values.get(key, ())
@@ -260,7 +267,7 @@ class _Assembly:
                 self.is_complete = False
             seen: set[str] = set()
             for use in uses:
-                if not isinstance(use, Use):
+                if not isinstance(use, NameRef):
                     continue
                 if use.name in seen:
                     self.reader.report(use.node, "duplicate", f"expected each {what} once, got {use.name!r} again")
@@ -270,7 +277,7 @@ class _Assembly:
                     self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
 
-    def _check_order(self, route: Read) -> None:
+    def _check_order(self, route: ParsedMapping) -> None:
         if "on_exhausted" in route.values and "order" not in route.values:
             message = "`on_exhausted` needs `order: key`, got none"
             self.reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
@@ -296,7 +303,7 @@ class _Assembly:
                         message = f"expected no {shown} where a destination has `{key}`, got {name!r}"
                         self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
 
-    def _check_transport(self, name: str, read: Read) -> None:
+    def _check_transport(self, name: str, read: ParsedMapping) -> None:
         """Make what a destination's connections need, or tell what is wrong with it."""
         node = read.node
         if node.child("proxy_auth") and not node.child("proxy"):
@@ -371,7 +378,7 @@ def _is_this_machine(host: str) -> bool:
         return False
 
 
-def _credential(read: Read) -> str | None:
+def _credential(read: ParsedMapping) -> str | None:
     """Return what a destination's requests hold that is a secret, as far as anybody can tell."""
     if "auth" in read.values:
         return "`auth`"
@@ -382,7 +389,7 @@ def _credential(read: Read) -> str | None:
     return None
 
 
-def _source(name: str, read: Read, verifier: Verifier) -> Source:
+def _source(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
     expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
     return Source(
         name=name,
@@ -394,7 +401,7 @@ def _source(name: str, read: Read, verifier: Verifier) -> Source:
     )
 
 
-def _destination(name: str, read: Read, tls: Tls | None) -> Destination:
+def _destination(name: str, read: ParsedMapping, tls: Tls | None) -> Destination:
     own = {"url", "forward_headers", "drop_headers", "timeout", "concurrency", "rate", "on_gone"}
     values = {key: value for key, value in read.values.items() if key in own}
     sign = read.values.get("sign")
@@ -409,7 +416,7 @@ def _destination(name: str, read: Read, tls: Tls | None) -> Destination:
     )
 
 
-def _authorization(read: Read) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
+def _authorization(read: ParsedMapping) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
     """Return what `auth` comes to: a header, or what a token is fetched by."""
     auth = read.values.get("auth")
     for kind, found in auth.values.items() if auth else ():
@@ -423,17 +430,17 @@ def _authorization(read: Read) -> tuple[Sequence[tuple[str, str]], OAuth2 | None
     return [], None
 
 
-def _basic(read: Read) -> str:
+def _basic(read: ParsedMapping) -> str:
     return basic_authorization(read.values.get("username", ""), read.values.get("password", ""))
 
 
-def _proxy(read: Read) -> Proxy | None:
+def _proxy(read: ParsedMapping) -> Proxy | None:
     proxy: Proxy | None = read.values.get("proxy")
     auth = read.values.get("proxy_auth")
     return replace(proxy, authorization=_basic(auth)) if proxy and auth else proxy
 
 
-def _route(name: str, read: Read) -> Route:
+def _route(name: str, read: ParsedMapping) -> Route:
     request, retry = read.values.get("request"), read.values.get("retry")
     return Route(
         name=name,
@@ -447,21 +454,21 @@ def _route(name: str, read: Read) -> Route:
     )
 
 
-def _request(read: Read) -> RequestTemplate:
+def _request(read: ParsedMapping) -> RequestTemplate:
     return RequestTemplate(headers=tuple(read.values.get("headers", {}).items()), body=read.values.get("body"))
 
 
-def _retry(read: Read | None, **defaults: float) -> RetryPolicy:
+def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
     values: dict[str, Any] = defaults | dict(read.values if read else {})
     # `max_age`, `max_attempts`, `schedule` and `jitter` are the policy's own words.
     results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
     return RetryPolicy(results=tuple(results), **values)
 
 
-def _names(route: Read, key: str) -> tuple[str, ...]:
+def _names(route: ParsedMapping, key: str) -> tuple[str, ...]:
     uses = route.values.get(key, ())
-    return tuple([use.name if isinstance(use, Use) else use.values.get("name", "") for use in uses])
+    return tuple([use.name if isinstance(use, NameRef) else use.values.get("name", "") for use in uses])
 
 
-def _path(name: str, source: Read) -> str:
+def _path(name: str, source: ParsedMapping) -> str:
     return str(source.values.get("path", f"/in/{name}"))

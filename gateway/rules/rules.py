@@ -11,7 +11,7 @@ from typing import Literal
 from gateway.model import RetryPolicy
 from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
-from gateway.rules.table import RouteTable
+from gateway.rules.route_table import RouteTable
 from gateway.rules.templates import Template
 from gateway.verify.verifier import Verifier
 
@@ -190,7 +190,7 @@ class Egress:
 
 
 @dataclass(frozen=True, slots=True)
-class Edition:
+class RoutingRevision:
     """What decides where events go, by its digest: the routes, by name, as JSON (`edition.py`)."""
 
     name: str
@@ -211,7 +211,7 @@ class Rules:
     warnings: tuple[str, ...] = ()
     resolved: frozenset[str] = field(default=frozenset(), repr=False)
     """What references were replaced with: secrets, as far as anybody can tell."""
-    edition: Edition | None = field(default=None, compare=False, repr=False)
+    routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
     """What the routes match, as the log keeps it, where that was worked out beside the event loop."""
 
     @property

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
+from gateway.rules.event_view import ABSENT, ROOTS, EventView, Step
 from gateway.rules.patterns import Pattern
-from gateway.rules.view import ABSENT, ROOTS, Step, View
 from gateway.text import did_you_mean
 
 MAX_NESTING = 3  # macros inside macros
@@ -87,7 +87,7 @@ class Gap(NamedTuple):
         return isinstance(self.parent, list if self.step.key is None else dict)
 
 
-def gap_in(path: FieldPath, view: View) -> Gap:
+def gap_in(path: FieldPath, view: EventView) -> Gap:
     """Find where a path that isn't there breaks off; at 0 where not even its root is."""
     depth = 0
     while view.get(path.root, path.steps[:depth]) is not ABSENT:

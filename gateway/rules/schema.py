@@ -8,7 +8,9 @@ from typing import Any, assert_never
 
 from gateway.model import Disposition
 from gateway.rules.conditions import parse_condition
-from gateway.rules.kinds import (
+from gateway.rules.rules import OnGone, TokenStyle
+from gateway.rules.templates import Template
+from gateway.rules.value_kinds import (
     _CREDENTIAL,
     _PASSWORD,
     _PATH,
@@ -29,8 +31,8 @@ from gateway.rules.kinds import (
     URL,
     Key,
     Kind,
+    MappingKind,
     NameOr,
-    Record,
     Scalar,
     Several,
     Table,
@@ -55,10 +57,8 @@ from gateway.rules.kinds import (
     public_url,
     secret,
 )
-from gateway.rules.rules import OnGone, TokenStyle
-from gateway.rules.templates import Template
 from gateway.verify import schemes
-from gateway.verify.keys import TOKEN
+from gateway.verify.config_keys import TOKEN
 
 VERSION = 1
 
@@ -70,7 +70,7 @@ def _version(value: object) -> object:
 
 
 _WINDOW = or_off(duration(1, 7 * 86400))
-SIGN = Record(
+SIGN = MappingKind(
     name="sign",
     about="Sign each request as Standard Webhooks does (https://www.standardwebhooks.com).",
     keys=(
@@ -105,7 +105,7 @@ _BASIC_KEYS = (
         is_required=True,
     ),
 )
-OAUTH2 = Record(
+OAUTH2 = MappingKind(
     name="oauth2",
     about="Fetch a token by client credentials (RFC 6749, section 4.4), and send it as a bearer token.",
     keys=(
@@ -140,18 +140,18 @@ OAUTH2 = Record(
         ),
     ),
 )
-AUTH = Record(
+AUTH = MappingKind(
     name="auth",
     about="How we prove who we are to the destination: one of basic, bearer and oauth2.",
     keys=(
         Key(
             name="basic",
-            kind=Record(name="basic", about="A user's name and password (RFC 7617).", keys=_BASIC_KEYS),
+            kind=MappingKind(name="basic", about="A user's name and password (RFC 7617).", keys=_BASIC_KEYS),
             about="A user's name and password (RFC 7617).",
         ),
         Key(
             name="bearer",
-            kind=Record(
+            kind=MappingKind(
                 name="bearer",
                 about="A token that doesn't change (RFC 6750).",
                 keys=(
@@ -169,7 +169,7 @@ AUTH = Record(
     ),
     is_choice=True,
 )
-TLS = Record(
+TLS = MappingKind(
     name="tls",
     about="Whom we trust and who we are, in PEM, such as ${file:ca.pem}. Verification can't be turned off.",
     keys=(
@@ -178,7 +178,9 @@ TLS = Record(
         Key(name="key", kind=PEM, about="The certificate's private key, without a passphrase."),
     ),
 )
-PROXY_AUTH = Record(name="proxy_auth", about="A user's name and password at the proxy (RFC 7617).", keys=_BASIC_KEYS)
+PROXY_AUTH = MappingKind(
+    name="proxy_auth", about="A user's name and password at the proxy (RFC 7617).", keys=_BASIC_KEYS
+)
 DESTINATION_KEYS = (
     Key(name="url", kind=URL, about="Where to POST. The host is never templated.", is_required=True),
     Key(
@@ -238,12 +240,12 @@ DESTINATION_KEYS = (
         about="How many requests, over the whole fleet: 100/s, 10/m, 5/h. Without it there is no limit.",
     ),
 )
-DESTINATION = Record(
+DESTINATION = MappingKind(
     name="destination",
     about="A downstream URL with its own limits.",
     keys=DESTINATION_KEYS,
 )
-INLINE_DESTINATION = Record(
+INLINE_DESTINATION = MappingKind(
     name="inline_destination",
     about="A destination written where it is used.",
     keys=(
@@ -251,7 +253,7 @@ INLINE_DESTINATION = Record(
         *DESTINATION_KEYS,
     ),
 )
-SOURCE = Record(
+SOURCE = MappingKind(
     name="source",
     about="A sender: where it posts, how it is verified, what identifies an event.",
     keys=(
@@ -293,7 +295,7 @@ SOURCE = Record(
         ),
     ),
 )
-RETRY = Record(
+RETRY = MappingKind(
     name="retry",
     about="How deliveries of this route are retried.",
     keys=(
@@ -333,7 +335,7 @@ RETRY = Record(
         ),
     ),
 )
-REQUEST = Record(
+REQUEST = MappingKind(
     name="request",
     about="What is sent instead of the raw bytes. Texts may hold ${{ CEL }}.",
     keys=(
@@ -353,7 +355,7 @@ REQUEST = Record(
         ),
     ),
 )
-ROUTE = Record(
+ROUTE = MappingKind(
     name="route",
     about="Which events of which sources go to which destinations.",
     keys=(
@@ -401,7 +403,7 @@ ROUTE = Record(
     ),
     later=("tests",),
 )
-EGRESS = Record(
+EGRESS = MappingKind(
     name="egress",
     about="Where deliveries may connect to. Link-local and cloud-metadata addresses are always refused, unless `allow` "
     "has the very address.",
@@ -435,7 +437,7 @@ INCLUDED_KEYS = (
     Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),
 )
 _VERSION_KIND = Scalar(f"the version {VERSION}", _version, {"const": VERSION})
-ROOT = Record(
+ROOT = MappingKind(
     name="rules",
     about="The rules of the webhook gateway.",
     keys=(
@@ -444,7 +446,7 @@ ROOT = Record(
         Key(name="egress", kind=EGRESS, about=EGRESS.about),
     ),
 )
-INCLUDED = Record(
+INCLUDED = MappingKind(
     name="included",
     about="A file that another one includes.",
     keys=(Key(name="version", kind=_VERSION_KIND, about="The version of this format."), *INCLUDED_KEYS),
@@ -466,7 +468,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _object_schema(record: Record, definitions: dict[str, object]) -> dict[str, object]:
+def _object_schema(record: MappingKind, definitions: dict[str, object]) -> dict[str, object]:
     properties: dict[str, object] = {}
     for key in record.keys:
         about = {"description": key.about} | ({} if key.default is None else {"default": key.default})
@@ -498,7 +500,7 @@ def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object
             return {"type": "object", "propertyNames": dict(kind.key.json), "additionalProperties": value}
         case NameOr():
             return {"anyOf": [_kind_schema(kind.name, definitions), _kind_schema(kind.record, definitions)]}
-        case Record():
+        case MappingKind():
             if kind.name not in definitions:
                 definitions[kind.name] = {}  # holds the place, should a record ever hold itself
                 definitions[kind.name] = _object_schema(kind, definitions)

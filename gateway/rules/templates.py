@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression, as_json, as_text, dumps
 from gateway.rules.scanner import tokens
-from gateway.rules.view import View
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
 
@@ -37,14 +37,14 @@ class Template:
     def has_expressions(self) -> bool:
         return self._compiled is not self.value
 
-    def render(self, view: View) -> object:
+    def render(self, view: EventView) -> object:
         """Return the value with its expressions evaluated.
 
         Raises ExpressionError, as MissingFieldError where a field isn't there: half a body is no body.
         """
         return _rendered(self._compiled, view) if self.has_expressions else self.value
 
-    def render_bytes(self, view: View) -> tuple[bytes, str | None]:
+    def render_bytes(self, view: EventView) -> tuple[bytes, str | None]:
         """Return the body to send and its content type: a string as UTF-8 and None, anything else as JSON.
 
         What decides is the template: `"${{ body.text }}"` is a string, whatever it becomes.
@@ -116,7 +116,7 @@ def _end(text: str, start: int) -> int:
     raise ExpressionError(f"expected }}}} after ${{{{ at character {start - 2}, got the end of the text")
 
 
-def _rendered(compiled: object, view: View) -> object:
+def _rendered(compiled: object, view: EventView) -> object:
     match compiled:
         case Expression():
             return compiled.evaluate(view)

@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from gateway.model import DeadReason, Result, SpillReason
-from gateway.telemetry.left_out import LeftOutEvents
-from gateway.telemetry.refusals import RefusedRequests
+from gateway.telemetry.refusal_runs import RefusalRuns
+from gateway.telemetry.skipped_events import SkippedEvents
 
 NO_SOURCE = ""
 RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
@@ -274,7 +274,7 @@ class Metrics(Collector):
             return family
 
         self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
-        self.refused_requests = RefusedRequests()
+        self.refused_requests = RefusalRuns()
         self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.duplicates = counter(
@@ -282,7 +282,7 @@ class Metrics(Collector):
             "Events that had come before with the same content, and were not delivered again.",
             "source",
         )
-        self.let_go_events = LeftOutEvents()
+        self.let_go_events = SkippedEvents()
         self.dedupe_conflicts = counter(
             "dedupe_conflicts", "Events whose identity had come before with other content; delivered.", "source"
         )
@@ -290,7 +290,7 @@ class Metrics(Collector):
             "dedupe_undecided", "Events delivered while it wasn't known yet what had come before.", "source"
         )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
-        self.unrouted_events = LeftOutEvents()
+        self.unrouted_events = SkippedEvents()
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
         self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")
         self.deliveries_late = counter(

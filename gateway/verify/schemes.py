@@ -25,9 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.text import did_you_mean, shown
-from gateway.verify.checks import Check, Credential, Hmac, Timestamp, Unverified
-from gateway.verify.handshakes import HANDSHAKES
-from gateway.verify.keys import (
+from gateway.verify.config_keys import (
     ENCODINGS,
     GENERIC,
     ID,
@@ -44,8 +42,10 @@ from gateway.verify.keys import (
     read_keys,
     signing_key,
 )
-from gateway.verify.providers import PRESETS, Preset, SchemeError, Way
+from gateway.verify.handshakes import HANDSHAKES
+from gateway.verify.presets import PRESETS, Preset, SchemeError, Way
 from gateway.verify.request import to_bytes
+from gateway.verify.signatures import Check, Credential, Hmac, Timestamp, Unverified
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: a shorter key can be found by trying, by anybody who has seen one signed request

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.model import RefusedError
-from gateway.verify.checks import Check, DigestCache, Draft, Proof, SigningSpec
+from gateway.verify.config_keys import Path
 from gateway.verify.handshakes import Answer, Handshake
-from gateway.verify.keys import Path
 from gateway.verify.request import Request, most_specific
+from gateway.verify.signatures import Check, DigestCache, Draft, Proof, SigningSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from gateway.client.egress import EgressGuard
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver
 from gateway.model import Attempt, Result
-from gateway.rules.access import basic_authorization, tls_of
+from gateway.rules.destination_credentials import basic_authorization, tls_of
 from gateway.rules.rules import Access, Egress, Proxy, Tls
 from tests.certificates import Authority
 from tests.proxy import HttpProxy

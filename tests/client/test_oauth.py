@@ -14,11 +14,11 @@ import pytest
 from gateway.client import oauth as module
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
+from gateway.client.http1 import AnswerReader
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
-from gateway.client.wire import AnswerReader
 from gateway.model import Attempt, Result
-from gateway.rules.access import tls_of
+from gateway.rules.destination_credentials import tls_of
 from gateway.rules.rules import Access, Egress, OAuth2, Proxy, TokenStyle
 from tests.certificates import Authority
 from tests.proxy import HttpProxy

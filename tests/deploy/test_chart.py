@@ -22,10 +22,10 @@ from gateway.commands import COMMANDS
 from gateway.log.base import TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.required_topics import event_topics
 from gateway.rules.load import check_rules, load_rules
 from gateway.run import STOP_TIMEOUT
 from gateway.settings import EmbeddedTarget, KafkaTarget, Role, from_sources
-from gateway.topics import event_topics
 from tests.deploy.chart import CHART, ROOT, Chart, Manifest, environment_of, of_kind, pods_of
 from tests.deploy.test_prometheus import own_jobs
 

@@ -16,8 +16,8 @@ from gateway.log.base import Assignment, Commit, Partition, Position, Record, Re
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, event_id
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Rules, Source
-from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.builders import an_event

@@ -12,14 +12,14 @@ from gateway.engine.orders import Order, decode
 from gateway.engine.progress import Progress
 from gateway.engine.readings import Readings
 from gateway.log.base import Commit, Partition
-from gateway.rules.edition import edition_of, encode
-from gateway.rules.rules import Edition
+from gateway.rules.routing_revision import encode, routing_revision
+from gateway.rules.rules import RoutingRevision
 from tests.builders import a_route
 from tests.engine.test_worker import rules_of
 
 HERE = Partition("events", 0)
 PLACE = "events/0"
-EDITIONS = [Edition(f"e{number}", {"build": str(number)}) for number in range(3)]
+EDITIONS = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(3)]
 
 
 def told(order: Order) -> Order:
@@ -189,7 +189,7 @@ def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> N
     history = a_history()
     readings = Readings(history)
 
-    def read_by(edition: Edition) -> None:
+    def read_by(edition: RoutingRevision) -> None:
         readings.took_over(HERE, Commit(0), edition)
         while (what := readings.unsaid()) is not None:
             order = readings.order(what, float(edition is EDITIONS[1]))
@@ -246,8 +246,8 @@ def test_what_tells_of_no_event_that_is_there_is_forgotten() -> None:
 
 
 def test_an_edition_is_kept_as_long_as_another_is_told_by_its_differences() -> None:
-    base = edition_of(rules_of(*[a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(100)]))
-    changed = Edition("changed", {**base.routes, "new": "{}"})
+    base = routing_revision(rules_of(*[a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(100)]))
+    changed = RoutingRevision("changed", {**base.routes, "new": "{}"})
     history = History()
     history.apply(Order(kind="rules", name=base.name, state="done", at=0.0, routes=encode(base, None)))
     text, before = history.told(changed)

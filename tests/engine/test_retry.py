@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.client.wire import RETRY_AFTER_CAP
+from gateway.client.http1 import RETRY_AFTER_CAP
 from gateway.engine.retry import (
     SHORT_AGE,
     SHORT_ATTEMPTS,

@@ -24,8 +24,8 @@ from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import Event, GatewayError, LogUnavailableError, RecordTooLargeError, event_id
 from gateway.rules.expressions import Expression
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Rules, Source
-from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 
@@ -667,7 +667,7 @@ async def test_a_body_is_not_read_where_the_head_alone_decides(case: str) -> Non
             wire.send(a_request(target, *lines, "Expect: 100-continue", length=5_000, body=b""))
             assert (await wire.reply()).status == expected[0]  # not 100: nobody has asked for the body
             wire.send(b"x" * 5_000)
-        assert world.ingress._room.free == Limits().in_flight_bytes
+        assert world.ingress._memory.free == Limits().in_flight_bytes
 
 
 async def test_bodies_that_are_held_open_make_room_for_those_that_come() -> None:
@@ -676,7 +676,7 @@ async def test_bodies_that_are_held_open_make_room_for_those_that_come() -> None
     async with running(limits=Limits(in_flight_bytes=60_000)) as world, AsyncExitStack() as stack:
 
         def held() -> int:
-            return 60_000 - world.ingress._room.free
+            return 60_000 - world.ingress._memory.free
 
         stalled = [await stack.enter_async_context(world.wire()) for _ in range(40)]
         for wire in stalled:
@@ -910,7 +910,7 @@ async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
 ) -> None:
     """No request of these was verified: a coding that we would lose, and bodies for which there is no room."""
     monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
-    monkeypatch.setattr("gateway.ingress.room.Room.take", lambda *_, **__: False)
+    monkeypatch.setattr("gateway.ingress.body_memory.BodyMemory.grow", lambda *_, **__: False)
     coded = a_request("/in/crm", "Transfer-Encoding: gzip, chunked", body=chunked(b"{}"))
     forged = github(f"X-Hub-Signature-256: sha256={64 * '0'}")
     for _ in range(30):
@@ -928,7 +928,7 @@ async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
 async def test_a_verified_sender_for_whom_there_is_no_room_is_always_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ingress.room.Room.keep", lambda *_, **__: False)
+    monkeypatch.setattr("gateway.ingress.body_memory.BodyMemory.reserve", lambda *_, **__: False)
     for _ in range(30):
         assert (await world.exchange(a_request())).status == 503
     assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "overloaded")] * 30

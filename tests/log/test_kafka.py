@@ -24,7 +24,7 @@ from dev.kafka import Broker, Cluster
 from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Partition, Record, TopicSpec, partition_of
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import REFUSED_AFTER
-from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUESTION_TIMEOUT, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of

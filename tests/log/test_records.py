@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.engine.dedupe import Sightings
 from gateway.log.base import Partition, Record, RecordHeaders
-from gateway.log.fields import Fields
+from gateway.log.json_fields import JsonFields
 from gateway.log.records import (
     SIGHTING,
     Sighted,
@@ -220,8 +220,8 @@ def test_each_field_of_a_note_is_written_and_read() -> None:
         note = replace(NO_NOTE, **{field.name: getattr(told, field.name)})
         written = encode_note(note)
         assert len(written) == 1
-        assert decode_note(Fields("note", written)) == note
-    assert decode_note(Fields("note", encode_note(told) | {"newer": "x"})) == told
+        assert decode_note(JsonFields("note", written)) == note
+    assert decode_note(JsonFields("note", encode_note(told) | {"newer": "x"})) == told
 
 
 @given(DELIVERIES)

@@ -33,8 +33,8 @@ from gateway.log.records import (
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_NOTE, LogUnavailableError, Note, UsageError
 from gateway.ops.migrate import MOVED, Moved, migrate
-from gateway.rules.edition import encode
-from gateway.rules.rules import Edition
+from gateway.rules.routing_revision import encode
+from gateway.rules.rules import RoutingRevision
 from tests.builders import a_delivery, an_event
 from tests.memory_log import MemoryLog
 
@@ -321,7 +321,7 @@ async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedL
 
 async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(source: EmbeddedLog) -> None:
     await fill(source)
-    editions = [Edition(f"e{number}", {"build": str(number)}) for number in range(2)]
+    editions = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(2)]
     for edition, offset in zip(editions, (0, 12), strict=True):
         await order(source, Order(kind="rules", name=edition.name, state="done", at=1.0, routes=encode(edition, None)))
         marker = {f"{EVENTS}/0": offset, "gone/0": 7}

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.event_view import ABSENT, EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.templates import Template, TemplateError
-from gateway.rules.view import ABSENT, View
 from tests.builders import an_event
 
 BODY = {
@@ -36,11 +36,11 @@ BODY = {
 }
 
 
-def a_view(body: object = BODY, *, headers: dict[str, str] | None = None, query: str = "") -> View:
-    return View.of(an_event(body=body, headers=headers, query=query, key="acme/app"))
+def a_view(body: object = BODY, *, headers: dict[str, str] | None = None, query: str = "") -> EventView:
+    return EventView.of(an_event(body=body, headers=headers, query=query, key="acme/app"))
 
 
-def outcome(text: str, view: View) -> object:
+def outcome(text: str, view: EventView) -> object:
     """What comes of an expression, so that two of them can be compared: as JSON, since True == 1 == 1.0 in Python."""
     try:
         return orjson.dumps(Expression(text).evaluate(view), option=orjson.OPT_SORT_KEYS)
@@ -296,7 +296,7 @@ def test_many_different_expressions_on_one_event_share_what_they_see() -> None:
 
 
 def test_of_a_repeated_header_or_parameter_the_first_counts() -> None:
-    view = View(
+    view = EventView(
         source="s",
         headers=((b"X-A", b"1"), (b"x-a", b"2"), (b"X-B", b"\xff\xc3\xa9")),
         query="a=1&a=2&b=&c=%C3%A9+x",
@@ -379,7 +379,7 @@ def test_integers_beyond_64_bits_are_read_as_floating_point() -> None:
 
 def test_bytes_that_are_no_text_do_not_break_an_expression() -> None:
     raw = b"caf\xe9".decode("utf-8", "surrogateescape")
-    view = View(source="s", headers=(), query=f"q={raw}", body=b"", type=raw, id=raw, key=raw)
+    view = EventView(source="s", headers=(), query=f"q={raw}", body=b"", type=raw, id=raw, key=raw)
     assert Expression("type + id + key + query.q").evaluate(view) == "caf\ufffd" * 4
 
 
@@ -663,7 +663,7 @@ def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so(
 def test_a_field_that_is_missing_is_told_with_how_to_ask_for_it_and_what_is_there(
     text: str, body: object, message: str, hint: str, beside: str
 ) -> None:
-    view = View(source="s", headers=(), query="", body=b"" if body is ABSENT else orjson.dumps(body))
+    view = EventView(source="s", headers=(), query="", body=b"" if body is ABSENT else orjson.dumps(body))
     with pytest.raises(AbsentFieldError) as caught:
         Expression(text).evaluate(view)
     assert (str(caught.value), caught.value.hint, caught.value.beside) == (f"{message} isn't there", hint, beside)

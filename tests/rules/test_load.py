@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from gateway.model import Disposition, RetryPolicy, RulesError
 from gateway.rules.conditions import parse_condition
-from gateway.rules.document import Problem
 from gateway.rules.expressions import Expression
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
 from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules
 from gateway.rules.templates import Template
+from gateway.rules.yaml_document import Problem
 
 SOURCES = "sources: {github: {verify: {scheme: github, secrets: [s3cret-s3cret-s3cret]}}}\n"
 DESTINATIONS = "destinations: {ci: {url: https://ci.internal/hook}}\n"

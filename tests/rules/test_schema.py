@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from gateway.model import RetryPolicy
-from gateway.rules.document import Node, read_document
-from gateway.rules.kinds import Record, parse_rate
 from gateway.rules.load import check_rules
-from gateway.rules.reader import Reader
 from gateway.rules.rules import Destination
 from gateway.rules.schema import DESTINATION, RETRY, json_schema
+from gateway.rules.schema_reader import SchemaReader
+from gateway.rules.value_kinds import MappingKind, parse_rate
+from gateway.rules.yaml_document import Node, read_document
 from gateway.text import parse_duration
 
 EXAMPLE = """
@@ -224,12 +224,12 @@ def test_the_json_schema_is_json_and_describes_every_key() -> None:
 
 
 @pytest.mark.parametrize(("record", "meaning"), [(DESTINATION, Destination), (RETRY, RetryPolicy)])
-def test_a_default_that_is_told_is_the_one_that_holds(record: Record, meaning: type) -> None:
+def test_a_default_that_is_told_is_the_one_that_holds(record: MappingKind, meaning: type) -> None:
     real = {field.name: field.default for field in fields(meaning) if field.default is not MISSING}
     told = {key.name: key for key in record.keys if key.default is not None}
     assert told
     for name, key in told.items():
-        reader = Reader({}, is_strict=True)
+        reader = SchemaReader({}, is_strict=True)
         assert reader.read(_written(key.default), key.kind) == real[name], name
         assert reader.problems == []
 

@@ -7,8 +7,8 @@ import pytest
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.watch import PATIENCE, Changes, Stamps, Watch, changes
-from gateway.verify.keys import GENERIC
-from gateway.verify.providers import PRESETS
+from gateway.verify.config_keys import GENERIC
+from gateway.verify.presets import PRESETS
 from gateway.verify.schemes import build_verifier
 
 FILE, SECRET = Path("routes.yaml"), Path("secret")

@@ -34,7 +34,7 @@ from gateway.log.base import (
     TopicProblem,
     TopicSpec,
 )
-from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from tests.simulation.loop import EPOCH
 

@@ -34,8 +34,8 @@ from gateway.log.records import encode_event, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, LogUnavailableError, RetryPolicy, event_id
 from gateway.rules.conditions import parse_condition
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
-from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
-from gateway.rules.table import RouteTable
 from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier

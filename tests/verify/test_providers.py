@@ -12,9 +12,9 @@ from slack_sdk.signature import Clock, SignatureVerifier
 from standardwebhooks import Webhook
 from typing_extensions import override
 
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
-from gateway.rules.view import View
-from gateway.verify.providers import PRESETS
+from gateway.verify.presets import PRESETS
 from gateway.verify.verifier import Verifier
 from tests.verify.requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason
 
@@ -101,7 +101,7 @@ def test_a_preset_accepts_what_it_signs_and_finds_identity_and_type_in_its_heade
     pairs = verifier.sign(BODY, now=NOW, id="id-1", type="push", headers={"Content-Type": "application/json"})
     request = a_request(pairs)
     verifier.verify(request, now=NOW)
-    view = View(source="it", headers=request.headers, query="", body=BODY)
+    view = EventView(source="it", headers=request.headers, query="", body=BODY)
     for expression, sent in ((verifier.id, "id-1"), (verifier.type, "push")):
         if expression is not None and "body" not in expression:
             assert Expression(expression).as_text(view) == sent
@@ -232,7 +232,7 @@ def test_gitlabs_identity_is_signed_where_it_can_be(secrets: list[str], signed: 
     assert expression is not None
     key = [("Idempotency-Key", "k1")]
     for headers, expected in (([*key, *STANDARD_HEADERS.items()], signed), (key, unsigned)):
-        view = View(source="it", headers=a_request(headers).headers, query="", body=b"")
+        view = EventView(source="it", headers=a_request(headers).headers, query="", body=b"")
         assert Expression(expression).as_text(view) == expected
 
 
@@ -257,7 +257,7 @@ def test_square_signs_the_address_that_it_was_given() -> None:
 def check(name: str, body: bytes, expected: tuple[str | None, str | None], **headers: str) -> None:
     verifier = a_preset(name)
     pairs = tuple((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items())
-    view = View(source="it", headers=pairs, query="", body=body)
+    view = EventView(source="it", headers=pairs, query="", body=body)
     found = [None if text is None else Expression(text).as_text(view) for text in (verifier.id, verifier.type)]
     assert tuple(found) == expected
 

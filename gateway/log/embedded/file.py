@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gateway.log.embedded.file_check import FileCheck
 from gateway.log.embedded.lock import Lock, keep_apart, refuse_strange_name
-from gateway.log.embedded.presence import Presence
 from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
-from gateway.log.steady import SteadyClock
+from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -27,10 +27,10 @@ class File:
         self.is_owner = is_owner
         self._busy_timeout = busy_timeout
         self._clock = clock
-        self._steady = SteadyClock()
+        self._monotonic_clock = MonotonicClock()
         self._telling = threading.Lock()
         self._lock: Lock | None = None
-        self._presence: Presence | None = None
+        self._file_check: FileCheck | None = None
         self._kept: int | None = None
         self.lost: str | None = None
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
@@ -48,8 +48,8 @@ class File:
             except BaseException:
                 self.writer.close()
                 raise
-            self._presence = self._present()
-            self._refuse_cut(self._presence)
+            self._file_check = self._open_file_check()
+            self._refuse_truncated(self._file_check)
         except (sqlite3.Error, OSError) as error:
             self._unlock()
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
@@ -62,15 +62,20 @@ class File:
     def now(self) -> float:
         """Return the handed-in clock's time, made steady: a step back is caught up with at half speed."""
         with self._telling:  # the loop and both threads ask
-            return self._steady.tell(self._clock(), time.monotonic())
+            return self._monotonic_clock.advance(self._clock(), time.monotonic())
 
     def look(self) -> None:
         """Raise LogLostError, from now on each time, where this isn't the file any more that was opened, or is damaged.
 
         What was stored before a look that raises nothing is in the file that the next owner will open.
         """
-        if self.lost is None and self.is_owner and self._presence is not None and (trouble := self._presence.trouble()):
-            self.lost = f"{self.path} was taken away from its gateway: {trouble}; nothing is stored in it any more"
+        if (
+            self.lost is None
+            and self.is_owner
+            and self._file_check is not None
+            and (problem := self._file_check.problem())
+        ):
+            self.lost = f"{self.path} was taken away from its gateway: {problem}; nothing is stored in it any more"
         if self.lost is not None:
             raise LogLostError(self.lost)
 
@@ -106,22 +111,22 @@ class File:
             self._kept = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             keep_apart(self._kept)
 
-    def _present(self) -> Presence:
+    def _open_file_check(self) -> FileCheck:
         try:
             self.writer.execute("SELECT count(*) FROM topics").fetchall()  # SQLite makes its files for the first one.
-            return Presence(self.path, None if self._lock is None else self._lock.descriptor)
+            return FileCheck(self.path, None if self._lock is None else self._lock.descriptor)
         except BaseException:
             self.reader.close()
             self.writer.close()
             raise
 
-    def _refuse_cut(self, presence: Presence) -> None:
-        if trouble := presence.trouble():
+    def _refuse_truncated(self, check: FileCheck) -> None:
+        if problem := check.problem():
             self._keep_apart()
             self.reader.close()
             self.writer.close()
             raise UsageError(
-                f"{self.path}: expected a whole file, got: {trouble}; bring back the file that it was, or run `gateway "
+                f"{self.path}: expected a whole file, got: {problem}; bring back the file that it was, or run `gateway "
                 "restore` with a copy, which moves the old files away"
             )
 
@@ -137,9 +142,9 @@ class File:
         return connection
 
     def _unlock(self) -> None:
-        if self._presence is not None:
-            self._presence.close()
-            self._presence = None
+        if self._file_check is not None:
+            self._file_check.close()
+            self._file_check = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None

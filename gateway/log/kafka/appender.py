@@ -20,11 +20,11 @@ from aiokafka.errors import (
 from aiokafka.structs import RecordMetadata
 
 from gateway.log.base import NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
-from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import QUESTION_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
 from gateway.log.kafka.errors import say, translated
-from gateway.log.kafka.topics import BROKER_LIMIT
+from gateway.log.kafka.topic_settings import BROKER_LIMIT
 from gateway.model import LogUnavailableError, RecordTooLargeError
 
 BATCH_OVERHEAD = 1_024  # A batch's header (61 bytes), a record's lengths, and those of nearly 200 headers.

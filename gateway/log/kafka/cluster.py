@@ -41,7 +41,7 @@ from gateway.log.kafka.errors import (
     say,
     translated,
 )
-from gateway.log.kafka.topics import (
+from gateway.log.kafka.topic_settings import (
     REPLICAS,
     order_problems,
     partition_problems,

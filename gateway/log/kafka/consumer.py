@@ -14,7 +14,7 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError
 
 from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
-from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
 from gateway.log.kafka.errors import FORBIDDEN, say, translated

@@ -21,12 +21,12 @@ from gateway.log.base import (
     TopicSpec,
 )
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
-from gateway.log.kafka.clock import BrokerClock
+from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster
 from gateway.log.kafka.connection import PLAIN, Connection, Security, quieten, silenced, stop
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import say, translated
-from gateway.log.kafka.topics import kept_for
+from gateway.log.kafka.topic_settings import kept_for
 from gateway.model import LogUnavailableError, UsageError
 
 APPEND_TIMEOUT = 5.0

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from gateway.model import Headers, RefusedError, UsageError
-from gateway.verify.keys import Part
+from gateway.verify.config_keys import Part
 from gateway.verify.request import Reason, Request, most_specific, only, refused, to_bytes
 
 # What a request may make us compare. No provider sends more than a few; a flood of candidates is no signature.

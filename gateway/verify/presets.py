@@ -10,7 +10,7 @@ import yaml
 
 from gateway.model import RulesError
 from gateway.text import parse_duration
-from gateway.verify.keys import GENERIC, ConfigPath, Path, read_keys
+from gateway.verify.config_keys import GENERIC, ConfigPath, Path, read_keys
 
 
 class SchemeError(RulesError):

@@ -5,7 +5,7 @@ from collections.abc import Hashable
 EVERY = 1.0
 
 
-class Seldom:
+class LogThrottle:
     """Decides which of many like things is told, by a key of what they have in common."""
 
     def __init__(self, every: float = EVERY) -> None:

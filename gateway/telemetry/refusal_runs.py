@@ -8,7 +8,7 @@ PAUSE = 900.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Refusals:
+class RefusalRun:
     """Of one source and reason. `events` are those that the source had taken before. Times are Unix seconds."""
 
     since: float
@@ -17,21 +17,21 @@ class Refusals:
     count: int = 0
 
 
-class RefusedRequests:
+class RefusalRuns:
     """The present run of each source and reason, both of closed sets."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, dict[str, Refusals]] = {}
+        self._runs: dict[str, dict[str, RefusalRun]] = {}
 
     def add(self, source: str, reason: str, *, at: float, events: float) -> None:
         runs = self._runs.setdefault(source, {})
         run = runs.get(reason)
         if run is None or at > run.last + PAUSE:
-            run = runs[reason] = Refusals(since=at, last=at, events=events)
+            run = runs[reason] = RefusalRun(since=at, last=at, events=events)
         run.last = max(run.last, at)
         run.count += 1
 
-    def of(self, source: str, at: float) -> Mapping[str, Refusals]:
+    def of(self, source: str, at: float) -> Mapping[str, RefusalRun]:
         """Return the runs that haven't ended, by reason."""
         return {reason: run for reason, run in self._runs.get(source, {}).items() if at <= run.last + PAUSE}
 

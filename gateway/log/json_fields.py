@@ -20,7 +20,7 @@ ID = re.compile(r"[!-~]{1,255}")
 _DIGITS = re.compile(rb"[1-9][0-9]{0,8}")
 
 
-class Fields:
+class JsonFields:
     """A JSON object whose fields are taken by name and type. `where` names it in what is said of them."""
 
     __slots__ = ("_fields", "where")
@@ -32,7 +32,7 @@ class Fields:
         self._fields: dict[str, object] = value
 
     @classmethod
-    def parse(cls, where: str, raw: bytes | None) -> "Fields":
+    def parse(cls, where: str, raw: bytes | None) -> "JsonFields":
         """Read JSON."""
         try:
             return cls(where, None if raw is None else orjson.loads(raw))
@@ -72,14 +72,14 @@ class Fields:
             raise self.error(name, f"a number from 0 to {most:.0f}")
         return float(value)
 
-    def inside(self, name: str) -> "Fields":
+    def inside(self, name: str) -> "JsonFields":
         """Return the object that is a field."""
-        return Fields(f"{self.where}.{name}", self._fields.get(name))
+        return JsonFields(f"{self.where}.{name}", self._fields.get(name))
 
-    def each(self, name: str) -> Iterator["Fields"]:
+    def each(self, name: str) -> Iterator["JsonFields"]:
         """Yield the objects of a field that is a list."""
         for index, value in enumerate(self._list(name)):
-            yield Fields(f"{self.where}.{name}[{index}]", value)
+            yield JsonFields(f"{self.where}.{name}[{index}]", value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a field that is a list of strings."""

@@ -12,7 +12,7 @@ OTHERS = "(others)"
 
 
 @dataclass(slots=True, kw_only=True)
-class LeftOut:
+class Skipped:
     """Of one source. `oldest` is infinite as long as there was none; `newest` has the id of an event of each type."""
 
     types: Counter[str] = field(default_factory=Counter)
@@ -20,22 +20,22 @@ class LeftOut:
     oldest: float = float("inf")
 
 
-class LeftOutEvents:
+class SkippedEvents:
     """Of each source, since the rules have changed by which they are."""
 
     def __init__(self) -> None:
-        self._found: dict[str, LeftOut] = {}
+        self._found: dict[str, Skipped] = {}
 
     def add(self, event: Event) -> None:
-        found = self._found.setdefault(event.source, LeftOut())
+        found = self._found.setdefault(event.source, Skipped())
         found.oldest = min(found.oldest, event.received_at)
         kind = event.type if len(event.type) <= LONGEST_TYPE else event.type[:LONGEST_TYPE] + "…"
         kind = kind if kind in found.types or len(found.types) < MOST_TYPES else OTHERS
         found.types[kind] += 1
         found.newest[kind] = event.id
 
-    def of(self, source: str) -> LeftOut:
-        return self._found.get(source) or LeftOut()
+    def of(self, source: str) -> Skipped:
+        return self._found.get(source) or Skipped()
 
     def forget(self, source: str) -> None:
         self._found.pop(source, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.rules.access import tls_of
+from gateway.rules.destination_credentials import tls_of
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Access, Destination, OAuth2, OnGone, Proxy, TokenStyle
 from tests.certificates import Authority

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.client.wire import (
+from gateway.client.http1 import (
     ANSWER_LIMIT,
     HEAD_LIMIT,
     RETRY_AFTER_CAP,

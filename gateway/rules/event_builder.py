@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_plus
 
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
-from gateway.rules.view import View
 from gateway.verify.request import Request
 
 # The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
@@ -16,7 +16,7 @@ IDEMPOTENCY_KEY = "the header Idempotency-Key"
 """What tells an identity where nothing else does."""
 
 
-class Identifier:
+class EventBuilder:
     """Makes the events of one source; what can be worked out once is."""
 
     __slots__ = ("_ids", "_key", "_source", "_type")
@@ -94,11 +94,11 @@ class _Seen:
         self.query = query
         self._source = source
         self._request = request
-        self._view: View | None = None
+        self._view: EventView | None = None
 
-    def view(self) -> View:
+    def view(self) -> EventView:
         if self._view is None:
-            self._view = View(
+            self._view = EventView(
                 source=self._source,
                 headers=self.headers,
                 query=self.query,
@@ -142,7 +142,7 @@ class _Field:
                 raise
             return None
 
-    def _evaluate(self, expression: Expression, view: View) -> str | None:
+    def _evaluate(self, expression: Expression, view: EventView) -> str | None:
         if self._reads_body and not view.has_body:
             raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
         try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.verify.keys import GENERIC, Path
-from gateway.verify.providers import PRESETS, SchemeError
+from gateway.verify.config_keys import GENERIC, Path
+from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.schemes import build_verifier, json_schema
 from tests.verify.requests import WHSEC
 

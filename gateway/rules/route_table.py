@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, key_of
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
-from gateway.rules.view import View
 
 _K = TypeVar("_K")
 _R = TypeVar("_R", bound="Matchable")
@@ -57,7 +57,7 @@ class RouteTable(Generic[_R]):
                 numbers.setdefault(source, []).append(number)
         self._indexes = {source: _Index(self._routes, of_source) for source, of_source in numbers.items()}
 
-    def match(self, view: View) -> list[tuple[_R, ExpressionError | None]]:
+    def match(self, view: EventView) -> list[tuple[_R, ExpressionError | None]]:
         """Return the routes that match, in file order.
 
         A route whose `when` failed for another reason than a missing field is returned with the error: its deliveries
@@ -81,7 +81,7 @@ class RouteTable(Generic[_R]):
             matched.append((route, error))
         return matched
 
-    def explain(self, view: View) -> list["Explanation"]:
+    def explain(self, view: EventView) -> list["Explanation"]:
         """Tell of every route whether it matches, as `match` decides, and why not: the first thing that fails."""
         return [_explained(route, view) for route in self._routes]
 
@@ -95,7 +95,7 @@ class Explanation:
     reason: str
 
 
-def _explained(route: Matchable, view: View) -> Explanation:
+def _explained(route: Matchable, view: EventView) -> Explanation:
     reason: str | None = None
     if view.source not in route.sources:
         reason = f"from: expected {' or '.join(route.sources)}, got {view.source}"
@@ -134,7 +134,7 @@ class _Index:
                 self._file(number, branch, loads, popularity)
         self._lengths = {path: sorted({len(prefix) for prefix in of_path}) for path, of_path in self._prefixes.items()}
 
-    def candidates(self, view: View) -> Sequence[int]:
+    def candidates(self, view: EventView) -> Sequence[int]:
         """Return numbers of routes, ascending."""
         found = self._unindexed.copy()
         for paths, buckets in self._exact.items():

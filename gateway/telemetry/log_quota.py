@@ -8,7 +8,7 @@ TOGETHER = 200  # lines of all kinds
 KINDS = 50  # counts of what was left out, in lines of their own
 
 
-class Quota:
+class LogQuota:
     """The lines of one window, whose length is its owner's choice. A kind is a source and a reason."""
 
     def __init__(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any, assert_never
 
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
-from gateway.rules.document import Code, Node, Problem, Severity, reason_of, scalar
-from gateway.rules.kinds import Kind, NameOr, Record, Scalar, Several, Table, Tree
+from gateway.rules.value_kinds import Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
+from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.text import did_you_mean
 
 MAX_SECRET = 1 << 20  # Bytes of a `${file:…}`.
@@ -23,7 +23,7 @@ ABSENT: Any = object()
 
 
 @dataclass(slots=True)
-class Read:
+class ParsedMapping:
     """A record as read: the values by key, and where it stands."""
 
     node: Node
@@ -31,14 +31,14 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class NameRef:
     """A name where it is used."""
 
     name: str
     node: Node
 
 
-class Reader:
+class SchemaReader:
     """Reads files by the schema; collects problems instead of stopping at the first."""
 
     def __init__(self, environ: Mapping[str, str], *, is_strict: bool) -> None:
@@ -139,7 +139,7 @@ class Reader:
                 return self._table(node, kind)
             case NameOr():
                 return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
-            case Record():
+            case MappingKind():
                 return self._record(node, kind)
         assert_never(kind)
 
@@ -160,7 +160,7 @@ class Reader:
             got = _shown(node, is_secret=kind.is_secret)
             self.report(node, "value", str(error) or f"expected {kind.expected}, got {got}{guess}")
             return ABSENT
-        return Use(str(parsed), node) if kind.is_use else parsed
+        return NameRef(str(parsed), node) if kind.is_use else parsed
 
     def _tree(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # what the kind says
         if not isinstance(node.value, kind.shape):
@@ -214,7 +214,7 @@ class Reader:
                 table[key] = value
         return table
 
-    def _record(self, node: Node, record: Record) -> Any:  # noqa: ANN401 # a Read
+    def _record(self, node: Node, record: MappingKind) -> Any:  # noqa: ANN401 # a ParsedMapping
         if not isinstance(node.value, dict):
             return self._mismatch(node, "a mapping")
         values: dict[str, Any] = {}
@@ -235,7 +235,7 @@ class Reader:
         for key in record.keys:
             if key.is_required and key.name not in node.value:
                 self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
-        return Read(node, values)
+        return ParsedMapping(node, values)
 
     def _entries(self, node: Node, *, has_number_keys: bool = False) -> Iterator[tuple[str, Node]]:
         for name, child in node.value.items():

@@ -17,7 +17,7 @@ LARGEST_PAGE = 65536  # Which the index has as 1.
 LOCK_BYTES = 0x40000000  # The page that SQLite locks bytes of is never written.
 
 
-class Presence:
+class FileCheck:
     """Three files by their identities and sizes. To be made when SQLite has opened them; the owner has a descriptor.
 
     A look takes some 5 µs. Close it after SQLite, as its lock: a descriptor is held here.
@@ -37,7 +37,7 @@ class Presence:
     def close(self) -> None:
         os.close(self._index)
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Tell what has happened to the file, if it isn't what was opened any more. Raises OSError."""
         index = self._read_index()
         sizes = []

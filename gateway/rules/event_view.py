@@ -43,7 +43,7 @@ class Step(NamedTuple):
     position: int
 
 
-class View:
+class EventView:
     """What expressions and conditions see of an event, read lazily and once. Values are shared: don't change them.
 
     `contexts` is what CEL has been handed of it, which lives as long as the view: `expressions.py` decides what.

@@ -1,10 +1,10 @@
 """Lines that anybody can cause."""
 
-from gateway.telemetry.quota import EACH, KINDS, TOGETHER, Quota
+from gateway.telemetry.log_quota import EACH, KINDS, TOGETHER, LogQuota
 
 
 def test_the_first_of_each_kind_are_told_and_the_rest_is_counted() -> None:
-    quota = Quota()
+    quota = LogQuota()
     assert [quota.takes("", "unknown_source") for _ in range(EACH + 3)] == [True] * EACH + [False] * 3
     assert [quota.takes("github", "bad_signature") for _ in range(EACH + 2)] == [True] * EACH + [False] * 2
     assert quota.takes("github", "stale_timestamp")
@@ -15,7 +15,7 @@ def test_the_first_of_each_kind_are_told_and_the_rest_is_counted() -> None:
 
 
 def test_many_kinds_fill_no_more_lines_than_one_can_read() -> None:
-    quota = Quota()
+    quota = LogQuota()
     told = sum(quota.takes(f"s{number}", "bad_signature") for _ in range(EACH) for number in range(1_000))
     assert told == TOGETHER
     left_out = quota.end()

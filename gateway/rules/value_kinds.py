@@ -17,7 +17,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, folded, is_held_back
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
-from gateway.verify.keys import TOKEN, signing_key
+from gateway.verify.config_keys import TOKEN, signing_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class NameOr:
     """The name of something, or the thing itself, written in place."""
 
     name: Scalar
-    record: "Record"
+    record: "MappingKind"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class MappingKind:
     """A mapping with keys that are known. `later` are keys of the design that this version doesn't have."""
 
     name: str
@@ -113,7 +113,7 @@ class Record:
         object.__setattr__(self, "by_name", {key.name: key for key in self.keys})
 
 
-Kind = Scalar | Tree | Several | Table | NameOr | Record
+Kind = Scalar | Tree | Several | Table | NameOr | MappingKind
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding

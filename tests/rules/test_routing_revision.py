@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from gateway.model import Event
 from gateway.rules.conditions import parse_condition, written
-from gateway.rules.edition import decode, edition_of, encode, route_then
-from gateway.rules.table import RouteTable
-from gateway.rules.view import View
+from gateway.rules.event_view import EventView
+from gateway.rules.route_table import RouteTable
+from gateway.rules.routing_revision import decode, encode, past_route, routing_revision
 from tests.builders import a_route, an_event
 from tests.engine.test_worker import rules_of
 
@@ -44,23 +44,23 @@ def test_a_condition_is_written_as_it_is_read(match: dict[str, object]) -> None:
 
 
 def matched(text: str, event: Event) -> bool:
-    route = route_then("build", text).route
+    route = past_route("build", text).route
     assert route is not None
-    return bool(RouteTable((route,)).match(View.of(event)))
+    return bool(RouteTable((route,)).match(EventView.of(event)))
 
 
-def test_an_edition_tells_what_a_route_matched() -> None:
+def test_a_revision_tells_what_a_route_matched() -> None:
     rules = rules_of(a_route(match={"type": ["push", "tag*"]}, when="body.n > 3", to=("ci", "audit")))
-    text = edition_of(rules).routes["build"]
+    text = routing_revision(rules).routes["build"]
     assert matched(text, an_event(type="tag_made", body={"n": 4}))
     assert not matched(text, an_event(type="tag_made", body={"n": 3}))
-    then = route_then("build", text)
+    then = past_route("build", text)
     assert (then.sources, then.destinations) == (frozenset({"github"}), frozenset({"ci", "audit"}))
 
 
-def test_editions_differ_where_routes_send_otherwise_and_nowhere_else() -> None:
-    name = edition_of(rules_of(a_route(match={"type": "push"}))).name
-    assert edition_of(rules_of(a_route(match={"type": "push"}, halts=True))).name == name
+def test_revisions_differ_where_routes_send_otherwise_and_nowhere_else() -> None:
+    name = routing_revision(rules_of(a_route(match={"type": "push"}))).name
+    assert routing_revision(rules_of(a_route(match={"type": "push"}, halts=True))).name == name
     for other in (
         a_route(),
         a_route(match={"type": "tag"}),
@@ -69,33 +69,33 @@ def test_editions_differ_where_routes_send_otherwise_and_nowhere_else() -> None:
         a_route(match={"type": "push"}, sources=("github", "gitlab")),
         a_route("other", match={"type": "push"}),
     ):
-        assert edition_of(rules_of(other)).name != name
+        assert routing_revision(rules_of(other)).name != name
 
 
-def test_an_edition_is_told_in_full_or_by_what_distinguishes_it() -> None:
+def test_a_revision_is_told_in_full_or_by_what_distinguishes_it() -> None:
     many = [a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(300)]
-    base = edition_of(rules_of(*many))
+    base = routing_revision(rules_of(*many))
     full = encode(base, None)
     assert decode(base.name, full, None) == base
-    changed = edition_of(rules_of(*many[1:], a_route("r1", when="true"), a_route("new")))
+    changed = routing_revision(rules_of(*many[1:], a_route("r1", when="true"), a_route("new")))
     told = encode(changed, base)
     assert decode(changed.name, told, base) == changed
     assert len(told) < len(full) / 8
     for text in ("", "!", full[:40], encode(base, None)[:-8]):
-        with pytest.raises(ValueError, match=r"expected an edition|Incorrect padding|base64|Invalid"):
+        with pytest.raises(ValueError, match=r"expected a revision|Incorrect padding|base64|Invalid"):
             decode("x", text, None)
 
 
 def test_a_condition_with_what_a_reference_stands_for_is_not_kept() -> None:
     rules = rules_of(a_route(when='headers["x-token"] == "s3cr3t-\\"one"'), a_route("plain", when='type == "abc"'))
     rules = replace(rules, resolved=frozenset({'s3cr3t-\\"one', "abc"}))
-    edition = edition_of(rules)
-    assert "s3cr3t" not in str(edition.routes)
-    assert route_then("build", edition.routes["build"]).route is None
-    assert route_then("plain", edition.routes["plain"]).route is not None, "three letters may stand anywhere"
+    revision = routing_revision(rules)
+    assert "s3cr3t" not in str(revision.routes)
+    assert past_route("build", revision.routes["build"]).route is None
+    assert past_route("plain", revision.routes["plain"]).route is not None, "three letters may stand anywhere"
 
 
 def test_a_condition_of_a_newer_version_is_one_that_is_not_known() -> None:
     for told in ({"when": "a ==="}, {"when": 3}, {"match": {"type": {"newer": 1}}}, {"match": 3}):
-        then = route_then("build", json.dumps({"from": ["github"], "to": ["ci"], **told}))
+        then = past_route("build", json.dumps({"from": ["github"], "to": ["ci"], **told}))
         assert then.route is None

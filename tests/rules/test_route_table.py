@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError, parse_condition
+from gateway.rules.event_view import EventView
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route
-from gateway.rules.table import RouteTable
-from gateway.rules.view import View
 from tests.builders import a_route, an_event
 
 BODY = {
@@ -29,13 +29,13 @@ BODY = {
 }
 
 
-def a_view(body: object = BODY, *, event_type: str = "charge.failed", source: str = "github") -> View:
-    return View.of(
+def a_view(body: object = BODY, *, event_type: str = "charge.failed", source: str = "github") -> EventView:
+    return EventView.of(
         an_event(source=source, type=event_type, body=body, headers={"X-Event": "Push"}, query="env=prod&q.r=")
     )
 
 
-def names(table: RouteTable[Route], view: View) -> list[str]:
+def names(table: RouteTable[Route], view: EventView) -> list[str]:
     return [route.name for route, _ in table.match(view)]
 
 
@@ -396,7 +396,7 @@ def test_the_index_finds_exactly_the_routes_whose_conditions_hold(
     # Several copies of each, since where values are rare no key of several paths is made.
     rules = rules * copies
     table = RouteTable([a_route(f"r{n}", match=match) for n, match in enumerate(rules)])
-    view = View.of(an_event(type=type_, headers={"H": header}, query=f"q={query}", body=body))
+    view = EventView.of(an_event(type=type_, headers={"H": header}, query=f"q={query}", body=body))
     event = {"type": type_, "headers": {"h": header}, "query": {"q": query}, "body": body}
     expected = [f"r{n}" for n, match in enumerate(rules) if naively_holds(match, event)]
     assert names(table, view) == expected

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
-from gateway.log.steady import SteadyClock
+from gateway.log.monotonic import MonotonicClock
 
 
 class BrokerClock:
@@ -26,13 +26,13 @@ class BrokerClock:
         self._lead = local() - ticks
         self._best = self._previous = -math.inf
         self._window_end = ticks + self.WINDOW
-        self._steady = SteadyClock()
+        self._monotonic_clock = MonotonicClock()
 
     def heard(self, at: float) -> None:
         """Take in the time of an acknowledgement that has just arrived."""
         if not self.is_known:
             self.is_known = True
-            self._steady.begin_anew()  # what this machine's clock has told says nothing of theirs
+            self._monotonic_clock.reset()  # what this machine's clock has told says nothing of theirs
         self._learn(at)
 
     def seen(self, at: float) -> None:
@@ -44,9 +44,9 @@ class BrokerClock:
                 self._lead = at - self._monotonic()
 
     def now(self) -> float:
-        """Never goes back, but with the first acknowledgement; see `SteadyClock`."""
+        """Never goes back, but with the first acknowledgement; see `MonotonicClock`."""
         ticks = self._monotonic()
-        return self._steady.tell(ticks + self._lead, ticks)
+        return self._monotonic_clock.advance(ticks + self._lead, ticks)
 
     def _learn(self, at: float) -> None:
         ticks = self._monotonic()
