@@ -16,8 +16,8 @@ import psutil
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.engine.dedupe import Sightings
-from gateway.engine.duplicates import Duplicates, Reader
+from gateway.engine.dedupe.filter import Duplicates, Reader
+from gateway.engine.dedupe.index import Sightings
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import SIGHTING

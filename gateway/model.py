@@ -224,7 +224,7 @@ class Disposition(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How a route retries. `engine/retry.py` decides by it."""
+    """How a route retries. `engine/delivery/retry_decision.py` decides by it."""
 
     schedule: tuple[float, ...] = (5, 30, 120, 600, 3600, 10800, 21600, 43200, 86400)
     """Seconds from the end of one attempt to the next; the last step repeats."""

@@ -22,9 +22,10 @@ from structlog.typing import FilteringBoundLogger
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.credentials import kafka_certificate_ends, security_of
-from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.unread import Unread, UnreadPartitions, still_unread
-from gateway.engine.unreadable import notes_of
+from gateway.engine.control.follower import Follower
+from gateway.engine.jobs.runner import Jobs
+from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
+from gateway.engine.undecodable_records import notes_of
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition

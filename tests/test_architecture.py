@@ -49,13 +49,13 @@ PURE = {
     "gateway/client/request.py",
     "gateway/client/http1.py",
     "gateway/ingress/body_memory.py",
-    "gateway/engine/breaker.py",
-    "gateway/engine/dedupe.py",
-    "gateway/engine/identities.py",
-    "gateway/engine/lanes.py",
-    "gateway/engine/progress.py",
-    "gateway/engine/retry.py",
-    "gateway/engine/seen.py",
+    "gateway/engine/delivery/breaker.py",
+    "gateway/engine/dedupe/index.py",
+    "gateway/engine/jobs/shared_identities.py",
+    "gateway/engine/delivery/lanes.py",
+    "gateway/engine/commit_progress.py",
+    "gateway/engine/delivery/retry_decision.py",
+    "gateway/engine/ordered/duplicate_appends.py",
     "gateway/engine/tiers.py",
     "gateway/rules/expressions.py",
     "gateway/rules/scanner.py",
@@ -232,9 +232,9 @@ def test_what_decides_knows_no_clock_no_chance_and_no_io(imports: list[Import]) 
 def test_what_is_forbidden_is_found(tmp_path: Path) -> None:
     for file, source in {
         "model.py": "import time\n",
-        "log/base.py": "from gateway import model\nfrom gateway.engine.lanes import Lane\n",
+        "log/base.py": "from gateway import model\nfrom gateway.engine.delivery.lanes import Lane\n",
         "log/kafka/errors.py": "import aiokafka.errors\n",
-        "engine/lanes.py": "def wait():\n    from time import sleep\n",
+        "engine/delivery/lanes.py": "def wait():\n    from time import sleep\n",
         "engine/worker.py": "from .lanes import Lane\nfrom ..cli import main\nfrom aiokafka import TopicPartition\n",
         "rules/load.py": "import gateway.verify.schemes\n",
         "verify/schemes.py": "import gateway.rules.load\n",
@@ -245,12 +245,12 @@ def test_what_is_forbidden_is_found(tmp_path: Path) -> None:
     imports = imports_under(tmp_path)
     assert [problem.split(": expected")[0] for problem in against_the_arrows(imports)] == [
         "gateway/engine/worker.py:2: imports gateway.cli.main",
-        "gateway/log/base.py:2: imports gateway.engine.lanes.Lane",
+        "gateway/log/base.py:2: imports gateway.engine.delivery.lanes.Lane",
         "gateway/verify/schemes.py:1: imports gateway.rules.load",
     ]
     assert beside_the_only_user(imports) == [
         "gateway/engine/worker.py:3: imports aiokafka.TopicPartition: expected only gateway/log/kafka/ to"
     ]
     assert [problem.split(": expected")[0] for problem in impure(imports)] == [
-        "gateway/engine/lanes.py:2: imports time.sleep"
+        "gateway/engine/delivery/lanes.py:2: imports time.sleep"
     ]

@@ -27,8 +27,8 @@ from typing_extensions import override
 from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.replay import DUE
-from gateway.engine.dedupe import SIGHTINGS_KEPT
-from gateway.engine.orders import DeadFilter, Order, Selection, State, decode
+from gateway.engine.control.records import DeadFilter, Order, Selection, State, decode
+from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog

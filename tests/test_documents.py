@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.engine.dedupe import SIGHTINGS_KEPT
+from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THREAT_MODEL.md"] + [

@@ -8,7 +8,7 @@ import structlog
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.engine.unread import PATIENCE
+from gateway.engine.unavailable_partitions import PATIENCE
 from gateway.log.base import NO_APPENDS, Partition
 from gateway.run import Gateway
 from gateway.settings import Role, Settings

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
-from gateway.engine.orders import Order
+from gateway.engine.control.records import Order
 from gateway.model import UsageError
 from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.kick_report import describe_kick, told_of_parked, told_of_unread

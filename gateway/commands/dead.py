@@ -11,7 +11,7 @@ from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
 from gateway.commands.control import carried_out, say_end, without
 from gateway.commands.replay import DUE
 from gateway.commands.values import Parser, duration, positive
-from gateway.engine.orders import DeadFilter
+from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.dead_letters import Groups, deliveries_of, find_letters, read_letters

@@ -13,10 +13,10 @@ from gateway.commands.base import LOG, Call, command, opened_log, rules_without_
 from gateway.commands.control import without
 from gateway.commands.events import find
 from gateway.commands.values import Parser, duration, moment, rate
-from gateway.engine.control import Control
-from gateway.engine.matching import Matched
-from gateway.engine.orders import Selection
-from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.control.records import Selection
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.replay_matcher import Matched
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.commands.base import LOG, Call, command, opened_log
 from gateway.commands.values import Parser
-from gateway.engine.control import Control
+from gateway.engine.control.state import Control
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked

@@ -18,17 +18,17 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import tiers
-from gateway.engine.dispatch import RETRIES_AT_ONCE, Dispatcher
-from gateway.engine.duplicates import Duplicates
-from gateway.engine.lanes import MAX_BYTES, Lane
-from gateway.engine.member import FULL_POLL_INTERVAL, Loop, Member
-from gateway.engine.orders import Order
-from gateway.engine.outcomes import is_late
-from gateway.engine.readings import Readings
-from gateway.engine.schedule import IDLE_TICK
-from gateway.engine.sequence import Sequences
+from gateway.engine.control.records import Order
+from gateway.engine.dedupe.filter import Duplicates
+from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
+from gateway.engine.delivery.lanes import MAX_BYTES, Lane
+from gateway.engine.delivery.outcomes import is_late
+from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
+from gateway.engine.ordered.appender import Sequences
+from gateway.engine.partition_tracker import Item, Pending, Tracker
+from gateway.engine.routing_history_updates import Readings
 from gateway.engine.services import Services
-from gateway.engine.tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import Origin, decode_delivery, decode_event, note_of
 from gateway.log.topics import ROUTER_GROUP, TIERS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from gateway.client.request import Outbound
-from gateway.engine.control import Control
+from gateway.engine.control.state import Control
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import Attempt

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.control import Control
-from gateway.engine.dispatch import Dispatcher
-from gateway.engine.duplicates import Duplicates
-from gateway.engine.holds import Hold
-from gateway.engine.ordered import ALL_MEMORY, LEAST_MEMORY, Blocked, Ordered
+from gateway.engine.control.state import Control
+from gateway.engine.dedupe.filter import Duplicates
+from gateway.engine.delivery.dispatcher import Dispatcher
+from gateway.engine.delivery.holds import Hold
+from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, Blocked, Ordered
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
-from gateway.engine.unread import Unread, UnreadPartitions, still_unread
+from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError

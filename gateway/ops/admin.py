@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from gateway.engine.unread import Unread, name_of
+from gateway.engine.unavailable_partitions import Unread, name_of
 from gateway.log.base import Log, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.telemetry.metrics import Metrics, content_type_for, exposition

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from gateway.engine.control import Control
-from gateway.engine.orders import DeadFilter, Kind, Order, Selection, State, decode
+from gateway.engine.control.records import DeadFilter, Kind, Order, Selection, State, decode
+from gateway.engine.control.state import Control
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from gateway.engine.control import Control
-from gateway.engine.letters import read_letter
-from gateway.engine.orders import DeadFilter, Letter, Order
+from gateway.engine.control.records import DeadFilter, Letter, Order
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.dead_letters import read_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.engine.dedupe import SIGHTINGS_KEPT
+from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.log.base import Log
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, RefusedError, UnreadableRecordError, identity_of

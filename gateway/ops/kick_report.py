@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from gateway.engine.kick_outcomes import ENDED, LATER, ON_ITS_WAY
-from gateway.engine.orders import Order
+from gateway.engine.control.records import Order
+from gateway.engine.jobs.kick_outcomes import ENDED, LATER, ON_ITS_WAY
 from gateway.model import SpillReason
 from gateway.ops.output import count
 

@@ -32,11 +32,11 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from gateway.engine import tiers
-from gateway.engine.control import Control
-from gateway.engine.letters import read_letter
-from gateway.engine.orders import Order
-from gateway.engine.progress import WINDOW
-from gateway.engine.seen import ROW, Furthest, Seen, note_of
+from gateway.engine.commit_progress import WINDOW
+from gateway.engine.control.records import Order
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.ordered.duplicate_appends import ROW, Furthest, Seen, note_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
     SIGHTING,

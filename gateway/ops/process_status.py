@@ -8,9 +8,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from gateway.engine.control import Control
-from gateway.engine.ordered import Blocked
-from gateway.engine.orders import Order
+from gateway.engine.control.records import Order
+from gateway.engine.control.state import Control
+from gateway.engine.ordered.route import Blocked
 from gateway.log.base import NO_APPENDS
 from gateway.log.json_fields import LATEST
 from gateway.model import result_label

@@ -6,11 +6,11 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gateway.engine.control import Control
-from gateway.engine.matching import Matched, Matcher
-from gateway.engine.orders import Order, Selection
-from gateway.engine.undelivered import Undelivered
-from gateway.engine.unread import PATIENCE, name_of
+from gateway.engine.control.records import Order, Selection
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.replay_matcher import Matched, Matcher
+from gateway.engine.jobs.undelivered import Undelivered
+from gateway.engine.unavailable_partitions import PATIENCE, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError

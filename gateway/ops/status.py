@@ -11,12 +11,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from gateway.engine.breaker import FAILURES
-from gateway.engine.control import Control
-from gateway.engine.orders import DeadFilter, partition_key
-from gateway.engine.outcomes import LATE
-from gateway.engine.retry import Retry, decide
-from gateway.engine.unread import name_of
+from gateway.engine.control.records import DeadFilter, partition_key
+from gateway.engine.control.state import Control
+from gateway.engine.delivery.breaker import FAILURES
+from gateway.engine.delivery.outcomes import LATE
+from gateway.engine.delivery.retry_decision import Retry, decide
+from gateway.engine.unavailable_partitions import name_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics

@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 from aiokafka import AIOKafkaConsumer
 
-from gateway.engine.orders import DeadFilter
+from gateway.engine.control.records import DeadFilter
 from gateway.ingress.ingress import SUCCESSOR_ROOM
 from gateway.log.embedded.log import MAX_RECORD_BYTES
 from tests.acceptance.conftest import SOURCES, LogPlace, operators

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from gateway.engine.orders import DeadFilter
+from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Commit, Log
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.ops.control_client import ControlClient, StoredCommand

@@ -11,7 +11,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
-from gateway.engine.orders import Order
+from gateway.engine.control.records import Order
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from typing_extensions import override
 
-from gateway.engine.progress import WINDOW
+from gateway.engine.commit_progress import WINDOW
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.run import open_log

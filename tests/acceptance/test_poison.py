@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from gateway.engine.orders import DeadFilter
+from gateway.engine.control.records import DeadFilter
 from gateway.log.records import encode_delivery, encode_event, encode_sightings
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_NOTE

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.orders import Order, Selection
-from gateway.engine.ranges import BATCH, MARK_EVERY
-from gateway.engine.replay import RATE_STEP
+from gateway.engine.control.records import Order, Selection
+from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY
+from gateway.engine.jobs.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.log.topics import Topics

@@ -15,7 +15,7 @@ import yaml
 import gateway.reload
 import gateway.run
 from gateway.commands import COMMANDS
-from gateway.engine.breaker import Breaker, BreakerPolicy
+from gateway.engine.delivery.breaker import Breaker, BreakerPolicy
 from gateway.model import Result
 from gateway.settings import Role
 from gateway.telemetry.metrics import Metrics, process_registry

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.engine.tracker import AttemptScope
+from gateway.engine.partition_tracker import AttemptScope
 from tests.virtual_time import run
 
 

@@ -3,7 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.engine.breaker import Breaker, BreakerPolicy, State
+from gateway.engine.delivery.breaker import Breaker, BreakerPolicy, State
 from gateway.model import Result
 
 FAILURES = (Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Result.DNS, Result.TLS, Result.TRANSPORT, Result.AUTH)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.control import Control
-from gateway.engine.orders import DeadFilter, Order, Selection, decode
+from gateway.engine.control.records import DeadFilter, Order, Selection, decode
+from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError, UndecodableRecordError, UnreadableRecordError
 from tests.log.test_records import misshapen

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe import LEAST_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, Sightings, Verdict
+from gateway.engine.dedupe.index import LEAST_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, Sightings, Verdict
 from gateway.log.records import SIGHTING
 
 HOUR = 3600 * 1_000_000

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from typing_extensions import override
 
-from gateway.engine.duplicates import PATIENCE, Duplicates, Reader
-from gateway.engine.sightings import FLUSHED_AT_ONCE, MAX_LAG
+from gateway.engine.dedupe.filter import PATIENCE, Duplicates, Reader
+from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
 from gateway.log.topics import Topics

@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.history import KEPT, UNUSED, History
-from gateway.engine.orders import Order, decode
-from gateway.engine.progress import Progress
-from gateway.engine.readings import Readings
+from gateway.engine.commit_progress import Progress
+from gateway.engine.control.records import Order, decode
+from gateway.engine.control.routing_history import KEPT, UNUSED, History
+from gateway.engine.routing_history_updates import Readings
 from gateway.log.base import Commit, Partition
 from gateway.rules.routing_revision import encode, routing_revision
 from gateway.rules.rules import RoutingRevision

@@ -9,11 +9,11 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from gateway.engine.backlogs import OpenLetters
-from gateway.engine.control import Control
-from gateway.engine.kick_outcomes import MAX_FOLLOWED
-from gateway.engine.orders import DeadFilter, Letter, Order, Selection
-from gateway.engine.ranges import BATCH
+from gateway.engine.control.records import DeadFilter, Letter, Order, Selection
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.backlog_counts import OpenLetters
+from gateway.engine.jobs.kick_outcomes import MAX_FOLLOWED
+from gateway.engine.jobs.log_reader import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.model import NO_NOTE, Disposition, Note

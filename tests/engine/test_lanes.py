@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.engine.lanes import LONGEST_GUESS, MAX_ATTEMPTS, PLACES_AT_ONCE, Budget, Lane
-from gateway.engine.tracker import Item, Pending, Tracker
+from gateway.engine.delivery.lanes import LONGEST_GUESS, MAX_ATTEMPTS, PLACES_AT_ONCE, Budget, Lane
+from gateway.engine.partition_tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
 from tests.builders import NOW, a_delivery, an_attempt

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.orders import Order
-from gateway.engine.progress import Progress
+from gateway.engine.commit_progress import Progress
+from gateway.engine.control.records import Order
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
 from tests.builders import a_policy, a_route, an_event

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from gateway.engine import dispatch
-from gateway.engine.dispatch import APPEND_OVERHEAD
+from gateway.engine.delivery import dispatcher
+from gateway.engine.delivery.dispatcher import APPEND_OVERHEAD
 from gateway.engine.worker import Worker
 from gateway.log.base import Position, RecordHeaders
 from gateway.log.topics import TIERS
@@ -112,7 +112,7 @@ async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_
     world, log = await a_stalled_world(50)
     await world.put(*large_events(100))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", MIB)
+        patch.setattr(dispatcher, "MAX_BYTES_IN_APPENDS", MIB)
         async with running(world) as worker:
             await asyncio.sleep(20)
             assert taken(worker) == 100
@@ -127,7 +127,7 @@ async def test_a_drain_ends_appends_that_wait_for_others() -> None:
     world, log = await a_stalled_world(50)
     await world.put(*large_events(20))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", 20_000)
+        patch.setattr(dispatcher, "MAX_BYTES_IN_APPENDS", 20_000)
         async with running(world):
             await asyncio.sleep(5)
             log.goes_on.set()

@@ -11,9 +11,9 @@ import structlog
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.member import HANDOVER
-from gateway.engine.orders import Order
-from gateway.engine.progress import WINDOW
+from gateway.engine.commit_progress import WINDOW
+from gateway.engine.control.records import Order
+from gateway.engine.group_member import HANDOVER
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result

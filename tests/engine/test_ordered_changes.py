@@ -2,9 +2,9 @@
 
 import asyncio
 
-from gateway.engine.ordered import ALL_MEMORY, LET_GO
-from gateway.engine.orders import Order
-from gateway.engine.progress import WINDOW
+from gateway.engine.commit_progress import WINDOW
+from gateway.engine.control.records import Order
+from gateway.engine.ordered.route import ALL_MEMORY, LET_GO
 from gateway.log.records import encode_event
 from gateway.model import Result
 from tests.builders import a_destination, a_policy, a_route, an_event

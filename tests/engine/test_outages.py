@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from gateway.engine.orders import DeadFilter, Order
+from gateway.engine.control.records import DeadFilter, Order
 from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import (

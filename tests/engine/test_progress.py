@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engine.progress import WINDOW, Progress
+from gateway.engine.commit_progress import WINDOW, Progress
 from gateway.log.base import Commit
 
 

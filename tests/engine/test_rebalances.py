@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gateway.engine.member import HANDOVER
+from gateway.engine.group_member import HANDOVER
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import Event, EventId, event_id

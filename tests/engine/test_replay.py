@@ -13,11 +13,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
-from gateway.engine.control import Control
-from gateway.engine.jobs import KEPT, Follower, Jobs
-from gateway.engine.orders import DeadFilter, Letter, Order, Selection
-from gateway.engine.ranges import BATCH
-from gateway.engine.replay import BACKLOG
+from gateway.engine.control.follower import Follower
+from gateway.engine.control.records import DeadFilter, Letter, Order, Selection
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.replay import BACKLOG
+from gateway.engine.jobs.runner import KEPT, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.model import Event, LogUnavailableError, Note, delivery_id, event_id

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.client.http1 import RETRY_AFTER_CAP
-from gateway.engine.retry import (
+from gateway.engine.delivery.retry_decision import (
     SHORT_AGE,
     SHORT_ATTEMPTS,
     Retry,

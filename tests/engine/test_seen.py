@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.seen import ROW, Furthest, Seen, note_of
+from gateway.engine.ordered.duplicate_appends import ROW, Furthest, Seen, note_of
 from gateway.log.base import COMMIT_BYTES, Partition
 from gateway.log.records import Origin
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
-from gateway.engine.successors import LONGEST_PAUSE, Successors
+from gateway.engine.successor_writer import LONGEST_PAUSE, Successors
 from gateway.log.base import Position
 from gateway.log.topics import Topics
 from gateway.model import NO_NOTE, Delivery, DeliveryId, LogUnavailableError

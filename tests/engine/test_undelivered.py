@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from gateway.engine.matching import Matcher
-from gateway.engine.orders import DeadFilter, Order, Selection, decode
-from gateway.engine.undelivered import Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.control.records import DeadFilter, Order, Selection, decode
+from gateway.engine.jobs.replay_matcher import Matcher
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP

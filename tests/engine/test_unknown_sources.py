@@ -14,8 +14,8 @@ import pytest
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.orders import Order
-from gateway.engine.ranges import BATCH
+from gateway.engine.control.records import Order
+from gateway.engine.jobs.log_reader import BATCH
 from gateway.engine.worker import Worker
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import Attempt, Result

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.orders import Order
+from gateway.engine.control.records import Order
 from gateway.log.base import ALL, Partition, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import TIERS

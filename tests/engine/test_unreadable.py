@@ -7,9 +7,9 @@ import orjson
 import pytest
 from structlog.testing import CapturingLogger
 
-from gateway.engine import orders as orders_module
-from gateway.engine.orders import DeadFilter, Order, Selection
-from gateway.engine.progress import WINDOW
+from gateway.engine.commit_progress import WINDOW
+from gateway.engine.control import records as control_records
+from gateway.engine.control.records import DeadFilter, Order, Selection
 from gateway.log import records
 from gateway.log.base import Commit, RecordHeaders
 from gateway.log.records import encode_delivery, encode_event, encode_sightings, event_key
@@ -61,13 +61,13 @@ def a_filed(name: str, *, due: float = 0.0) -> Delivery:
 def _of_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what a test rolls forward be this version again."""
     monkeypatch.setattr(records, "FORMAT", records.FORMAT)
-    monkeypatch.setattr(orders_module, "FORMAT", orders_module.FORMAT)
+    monkeypatch.setattr(control_records, "FORMAT", control_records.FORMAT)
 
 
 def roll_forward() -> None:
     """Have the processes that start from here on be of the newer version."""
     records.FORMAT = NEXT
-    orders_module.FORMAT = NEXT
+    control_records.FORMAT = NEXT
 
 
 def made(world: World) -> list[str]:

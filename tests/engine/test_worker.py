@@ -17,10 +17,11 @@ from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.control import Control
-from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.orders import DeadFilter, Order, decode
-from gateway.engine.schedule import IDLE_TICK
+from gateway.engine.control.follower import Follower
+from gateway.engine.control.records import DeadFilter, Order, decode
+from gateway.engine.control.state import Control
+from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.jobs.runner import Jobs
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
 from gateway.log.records import StoredDelivery, decode_delivery, encode_delivery, encode_event, event_key

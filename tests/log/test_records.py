@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe import Sightings
+from gateway.engine.dedupe.index import Sightings
 from gateway.log.base import Partition, Record, RecordHeaders
 from gateway.log.json_fields import JsonFields
 from gateway.log.records import (

@@ -10,9 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
-from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.ordered import PROOF_AGE
-from gateway.engine.orders import Order
+from gateway.engine.control.follower import Follower
+from gateway.engine.control.records import Order
+from gateway.engine.jobs.runner import Jobs
+from gateway.engine.ordered.route import PROOF_AGE
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
 from gateway.model import (

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from gateway.engine.unread import Unread
+from gateway.engine.unavailable_partitions import Unread
 from gateway.log.base import ALL, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.ops.admin import admin_application

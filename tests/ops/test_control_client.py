@@ -1,6 +1,6 @@
 """What operators order, and how they hear of its end."""
 
-from gateway.engine.orders import DeadFilter, Order, decode
+from gateway.engine.control.records import DeadFilter, Order, decode
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.ops.control_client import ControlClient

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.engine.control import Control
-from gateway.engine.orders import DeadFilter, Order
+from gateway.engine.control.records import DeadFilter, Order
+from gateway.engine.control.state import Control
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
 from gateway.model import (

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.engine.dedupe import Sightings, Verdict
+from gateway.engine.dedupe.index import Sightings, Verdict
 from gateway.log.records import SIGHTING, fingerprint
 from gateway.model import identity_of
 from gateway.ops.identities import Seen

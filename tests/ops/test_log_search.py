@@ -5,7 +5,7 @@ from contextlib import aclosing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe import Sightings, Verdict
+from gateway.engine.dedupe.index import Sightings, Verdict
 from gateway.log.base import TopicSpec
 from gateway.log.records import SIGHTING, decode_event, encode_event, fingerprint
 from gateway.model import event_id, identity_of

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control import Control
-from gateway.engine.letters import read_letter
-from gateway.engine.orders import DeadFilter, Order, Selection, decode
-from gateway.engine.seen import Seen
+from gateway.engine.control.records import DeadFilter, Order, Selection, decode
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.ordered.duplicate_appends import Seen
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import (

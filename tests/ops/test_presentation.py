@@ -5,8 +5,8 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.engine.control import Control
-from gateway.engine.orders import DeadFilter
+from gateway.engine.control.records import DeadFilter
+from gateway.engine.control.state import Control
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import Note

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.engine.orders import Order, Selection
-from gateway.engine.unread import PATIENCE
+from gateway.engine.control.records import Order, Selection
+from gateway.engine.unavailable_partitions import PATIENCE
 from gateway.log.base import ALL, Partition
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics

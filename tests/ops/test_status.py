@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.control import Control
-from gateway.engine.ordered import Blocked
-from gateway.engine.orders import Order, Selection
+from gateway.engine.control.records import Order, Selection
+from gateway.engine.control.state import Control
+from gateway.engine.ordered.route import Blocked
 from gateway.log.base import ALL, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import (

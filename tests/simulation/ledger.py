@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine import tiers
-from gateway.engine.lanes import BURST
-from gateway.engine.ordered import PROOF_AGE
-from gateway.engine.orders import Order, decode
-from gateway.engine.retry import SHORT_AGE, SHORT_ATTEMPTS
+from gateway.engine.control.records import Order, decode
+from gateway.engine.delivery.lanes import BURST
+from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
+from gateway.engine.ordered.route import PROOF_AGE
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_note, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from gateway.engine.lanes import MAX_BYTES
-from gateway.engine.progress import WINDOW
-from gateway.engine.ranges import BATCH
+from gateway.engine.commit_progress import WINDOW
+from gateway.engine.delivery.lanes import MAX_BYTES
+from gateway.engine.jobs.log_reader import BATCH
 
 FAULTS = (
     "crash",  # a process is gone at any await

@@ -10,16 +10,17 @@ import pytest
 
 from gateway.client import request
 from gateway.client.request import Outbound
-from gateway.engine import retry, tiers
-from gateway.engine.breaker import Breaker
-from gateway.engine.control import Control
-from gateway.engine.injector import Injector
-from gateway.engine.lanes import Budget, Lane
-from gateway.engine.member import Member
-from gateway.engine.ordered import Ordered
-from gateway.engine.progress import Progress
-from gateway.engine.successors import Successors
-from gateway.engine.tracker import Item, Tracker
+from gateway.engine import tiers
+from gateway.engine.commit_progress import Progress
+from gateway.engine.control.state import Control
+from gateway.engine.delivery import retry_decision
+from gateway.engine.delivery.breaker import Breaker
+from gateway.engine.delivery.lanes import Budget, Lane
+from gateway.engine.group_member import Member
+from gateway.engine.jobs.injector import Injector
+from gateway.engine.ordered.route import Ordered
+from gateway.engine.partition_tracker import Item, Tracker
+from gateway.engine.successor_writer import Successors
 from gateway.log.base import Commit, Partition
 from gateway.model import Attempt, LogUnavailableError
 from tests.simulation.plan import Step, plan_of
@@ -78,8 +79,8 @@ def nothing_is_committed_on_a_revocation(patch: pytest.MonkeyPatch) -> None:
 
 def retries_are_early(patch: pytest.MonkeyPatch) -> None:
     """A tier that is too long for the rest of a delay is no reason to be early, but here it is."""
-    delay = retry._delay
-    patch.setattr(retry, "_delay", lambda *given: 0.7 * delay(*given))
+    delay = retry_decision._delay
+    patch.setattr(retry_decision, "_delay", lambda *given: 0.7 * delay(*given))
 
 
 def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
@@ -117,12 +118,12 @@ def a_byte_is_lost(patch: pytest.MonkeyPatch) -> None:
         outbound = compose(*given, **named)
         return replace(outbound, body=outbound.body[:-1])
 
-    patch.setattr("gateway.engine.attempts.compose", lossy)
+    patch.setattr("gateway.engine.delivery.attempts.compose", lossy)
 
 
 def copies_of_anything_are_dropped(patch: pytest.MonkeyPatch) -> None:
     """An event of an identity that was there passes for a copy, whatever its body says."""
-    patch.setattr("gateway.engine.duplicates.fingerprint", lambda _event: bytes(8))
+    patch.setattr("gateway.engine.dedupe.filter.fingerprint", lambda _event: bytes(8))
 
 
 def order_is_not_proven(patch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,16 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
-from gateway.engine import dispatch, progress, replay, router, scan
-from gateway.engine.control import Control
-from gateway.engine.jobs import Follower, Jobs
-from gateway.engine.lanes import MAX_WAIT
-from gateway.engine.ordered import PROOF_AGE
-from gateway.engine.orders import DeadFilter, Order, Selection
-from gateway.engine.schedule import IDLE_TICK
+from gateway.engine import commit_progress, router
+from gateway.engine.control.follower import Follower
+from gateway.engine.control.records import DeadFilter, Order, Selection
+from gateway.engine.control.state import Control
+from gateway.engine.delivery import dispatcher
+from gateway.engine.delivery.lanes import MAX_WAIT
+from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.jobs import replay, scan
+from gateway.engine.jobs.runner import Jobs
+from gateway.engine.ordered.route import PROOF_AGE
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
@@ -73,12 +76,12 @@ class Outcome:
 
 def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     """Run a plan to its end, or to the first invariant that doesn't hold."""
-    defaults = progress.Progress.__init__.__kwdefaults__
+    defaults = commit_progress.Progress.__init__.__kwdefaults__
     assert defaults is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress, "WINDOW", plan.window)
+        patch.setattr(commit_progress, "WINDOW", plan.window)
         patch.setattr(router, "MAX_BYTES", plan.memory)
-        patch.setattr(dispatch, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
+        patch.setattr(dispatcher, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
         for module in (scan, replay):
             patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from gateway.engine.orders import Order
+from gateway.engine.control.records import Order
 from gateway.log.topics import Topics
 from tests.builders import a_policy, a_route
 from tests.engine.test_worker import World, a_world, events, operated, publish, running, virtual

@@ -1,0 +1,97 @@
+"""Follow `gateway.control`: every process applies each of its records, and so knows what is in force."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.control.state import Control
+from gateway.engine.undecodable_records import Unreadable
+from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
+from gateway.log.topics import Topics
+from gateway.model import LogUnavailableError, NewerRecordError, UndecodableRecordError
+from gateway.telemetry.metrics import Metrics
+
+CLOCK_TRIES = 3
+"""Appends after which a process goes on by its own machine's clock: a log that takes none must not stop deliveries."""
+
+
+class Follower:
+    """Keep a `Control` at the state of `gateway.control`."""
+
+    def __init__(self, log: Log, topics: Topics, metrics: Metrics, logger: FilteringBoundLogger) -> None:
+        self.control = Control()
+        self.position = 0
+        self._log = log
+        self._topic = topics.control
+        self._clock_topic = topics.dedupe
+        self._logger = logger
+        self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+        self._consumer: Consumer | None = None
+
+    def unread(self) -> Mapping[Partition, str]:
+        """Tell what can't be read of the topic, and why: no order is heard of meanwhile."""
+        return {} if self._consumer is None else self._consumer.unread()
+
+    async def _begin(self) -> tuple[Consumer, int, int]:
+        """Begin to read, however long the topic is away; return also its bounds."""
+        while True:
+            try:
+                start, end = (await self._log.bounds(self._topic)).get(0, (0, 0))
+                return await self._log.consume(group=None, topics=[self._topic], listener=self), start, end
+            except LogUnavailableError as error:
+                self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
+                await asyncio.sleep(1.0)
+
+    async def follow(self, caught_up: asyncio.Event) -> None:
+        """Apply every order, for ever; `caught_up` is set once all that was there at the start is in force.
+
+        By then the log's time is known, too, if the log takes an append: what follows goes by it.
+        """
+        await self._learn_the_time()
+        consumer, start, end = await self._begin()
+        self._consumer = consumer
+        try:
+            if start == end:
+                caught_up.set()
+            while True:
+                for batch in await consumer.fetch(timeout=1.0):
+                    for record in batch.records:
+                        self._apply(record)
+                # A compacted topic may end in a gap, so what counts is that nothing is left to read.
+                lag = consumer.lag()  # empty as long as nothing is known
+                if not caught_up.is_set() and (self.position >= end or (lag and not any(lag.values()))):
+                    caught_up.set()
+        finally:
+            await consumer.close()
+
+    async def _learn_the_time(self) -> None:
+        for _ in range(CLOCK_TRIES):
+            try:
+                await self._log.synchronize(self._clock_topic)
+            except LogUnavailableError as error:
+                self._logger.warning("clock_unsynchronized", error=str(error))
+            else:
+                return
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Nothing to take over: a reader without a group starts at the topic's beginning."""
+
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
+        return {}
+
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
+        """Nothing is deleted of a compacted topic but what newer orders replace."""
+
+    def replaced(self, assignment: Assignment) -> None:
+        """Nothing to begin anew: what is in force stays so until another order says something else."""
+
+    def _apply(self, record: Record) -> None:
+        self.position = record.offset + 1
+        try:
+            self.control.take(record.key, record.value, record.offset)
+        except UndecodableRecordError as error:
+            self._unreadable.set_aside(self._topic, record.offset, error)
+        except NewerRecordError as error:
+            self._unreadable.leave(Partition(self._topic, 0), record.offset, error)
+        self._unreadable.left("control", len(self.control.newer))

@@ -1,0 +1,1 @@
+"""Which events are duplicates of earlier ones, by their identities."""

@@ -1,0 +1,345 @@
+"""Tell which events are copies of others, and keep what that takes in the log: `gateway.dedupe`.
+
+    assigned ──▶ acquire ──▶ rebuilt from gateway.dedupe ──▶ ready ──▶ is_duplicate, for each event that is read
+                                       ▲                                    │ sightings
+                                       └──────────── flush ◀────────────────┘ ... then the commit that covers them
+
+What is decided of an event stands in `index.py`. Here is the order of things that makes it hold: a sighting is
+stored before the commit after which nobody reads its event again. So the next owner of the partition finds it, or reads
+the event itself. Sightings are facts: those that are stored twice, late or by an owner of before do no harm.
+
+While it isn't known what had come before, everything is let through, and counted: rather twice than never.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import assert_never
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.dedupe.index import Verdict
+from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store
+from gateway.engine.undecodable_records import Unreadable
+from gateway.log.base import Assignment, Log, Partition, Record, partition_of
+from gateway.log.records import SIGHTING, decode_sightings, fingerprint
+from gateway.log.topics import Topics
+from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
+from gateway.rules.rules import Rules
+from gateway.telemetry.log_throttle import LogThrottle
+from gateway.telemetry.metrics import Metrics
+
+PATIENCE = 2.0
+"""Seconds after an assignment for which a partition waits to know what had come before."""
+SKEW = 60.0
+"""Seconds by which the clocks of two partitions' leaders may differ."""
+RESTORED_AT_ONCE = 1_000
+"""Sightings between which other tasks get their turn: a millisecond or two."""
+SWEEP_EVERY = 1.0
+REPEAT_AFTER = 1.0
+
+
+class Duplicates:
+    """The sightings of all partitions of events that this process reads. `run` until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        rules: Callable[[], Rules],
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._shared = Shared(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
+        self._log = log
+        self._topic = topics.dedupe
+        self._rules = rules
+        self._metrics = metrics
+        self._logger = logger
+        self._sleep = sleep
+        self._stores: dict[Partition, Store] = {}
+        self._is_wanted = asyncio.Event()
+        self._is_stuck = asyncio.Event()
+        self._repeated = LogThrottle()
+        self._unread: Mapping[int, str] = {}
+        self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+        self._told: dict[int, int] = {}
+
+    def acquire(self, assignment: Assignment) -> "Reader":
+        """Begin to read a partition of events; the reader is to be released when the partition is lost.
+
+        Where it comes straight back, acquire it again before the reader of before is released: it then knows what that
+        one knew.
+        """
+        partition, commit, log_start, _ = assignment
+        window = self._shared.window(partition.topic)
+        # The first record will be older than this moment, but seldom by much.
+        since = round((self._log.now() - SKEW) * MICRO) - window
+        store = self._stores.get(partition)
+        if store is None:
+            store = self._stores[partition] = Store(partition, self._is_wanted, self._is_stuck)
+            if commit.base == log_start and not any(commit.done):
+                # All that there is will be read, and what is said to be older isn't of this log.
+                store.begin_at_next()
+            elif window:
+                store.need(since)
+        elif window:
+            # Others may have read on, and stored what they saw.
+            store.need(store.high_at or since)
+        reader = Reader(self._shared, self._stores, store)
+        store.readers.add(reader)
+        return reader
+
+    async def run(self) -> None:
+        """Rebuild what is acquired, and forget what is out of every window. Raises what a bug makes it raise."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_rebuilding(), name="dedupe-rebuild")
+            tasks.create_task(self._keep_flushing(), name="dedupe-flush")
+            tasks.create_task(self._keep_sweeping(), name="dedupe-sweep")
+
+    def unread(self) -> Mapping[Partition, str]:
+        """Tell what of `gateway.dedupe` is wanted and can't be read, and why: copies are let through meanwhile."""
+        return {Partition(self._topic, number): reason for number, reason in self._unread.items()}
+
+    # Rebuilding.
+
+    async def _keep_rebuilding(self) -> None:
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            stores = [store for store in self._stores.values() if store.wanted < NEVER or store.left]
+            if not stores:
+                self._unread = {}
+                continue
+            try:
+                await self._rebuild(stores)
+            except LogUnavailableError as error:
+                self._logger.warning("dedupe_rebuild_retried", error=str(error))
+                self._is_wanted.set()
+                await self._sleep(REPEAT_AFTER)
+            else:
+                if self._unread:
+                    self._is_wanted.set()
+                    await self._sleep(REPEAT_AFTER)
+
+    async def _rebuild(self, stores: Collection["Store"]) -> None:
+        """Read what `gateway.dedupe` has of these partitions, all of them in one scan, and of it what can be read.
+
+        What can't is left to the next scan, and only those wait for it whose sightings go there now.
+        """
+        began = self._log.now()
+        for store in stores:
+            # By the windows in force: what was forgotten before one was made longer is wanted now.
+            store.forget(round(began * MICRO), self._shared.windows(store.partition.topic))
+        bounds, unread = await self._log.readable(self._topic)
+        partitions = len(bounds) + len(unread)
+        asked = {store: store.asking() for store in stores}
+        wanted = {number for number in bounds if any(each.has(number) for each in asked.values())}
+        first_at = max(0.0, min([each.since for each in asked.values()]) / MICRO - SKEW)
+        starts = await self._log.offsets_at(self._topic, first_at, wanted) if wanted else {}
+        count, missed = 0, dict(unread)
+        for number in sorted(wanted):
+            by_key = {store.key: store for store, each in asked.items() if each.has(number)}
+            first, end = bounds[number]
+            try:
+                count += await self._read(by_key, number, starts.get(number, first), end)
+            except LogUnavailableError as error:
+                missed[number] = str(error)
+        for store, each in asked.items():
+            left = {number for number in missed if each.has(number)}
+            store.has_read(each, left, is_known=partition_of(store.key, partitions or 1) not in left)
+        self._unread = {
+            number: reason for number, reason in missed.items() if any(each.has(number) for each in asked.values())
+        }
+        if wanted:
+            seconds = round(self._log.now() - began, 3)
+            known = sum([store.wanted == NEVER for store in asked])
+            self._logger.info("dedupe_rebuilt", partitions=known, identities=count, seconds=seconds)
+
+    async def _read(self, by_key: Mapping[bytes, "Store"], number: int, start: int, end: int) -> int:
+        count = 0
+        async for records in self._log.scan(Partition(self._topic, number), start, end):
+            for record in records:
+                found = by_key.get(record.key)
+                if found is not None and found.readers:
+                    count += await self._restore(found, record, number)
+            await self._sleep(0)
+        return count
+
+    async def _restore(self, store: "Store", record: Record, number: int) -> int:
+        try:
+            sighted = decode_sightings(record)
+        except UndecodableRecordError as error:
+            if record.offset > self._told.get(number, -1):  # it is read with each rebuilding
+                self._told[number] = record.offset
+                self._unreadable.set_aside(self._topic, record.offset, error)
+            return 0
+        except NewerRecordError as error:
+            self._unreadable.leave(Partition(self._topic, number), record.offset, error)
+            return 0
+        source = self._rules().sources.get(sighted.source)
+        if source is None or source.dedupe is None:
+            return 0
+        store.begins_at(sighted.origin)
+        step = SIGHTING.size * RESTORED_AT_ONCE
+        for start in range(0, len(sighted.rows), step):
+            store.of(sighted.source).restore(sighted.rows[start : start + step])
+            await self._sleep(0)
+        return len(sighted.rows) // SIGHTING.size
+
+    # Storing again what couldn't be stored.
+
+    async def _keep_flushing(self) -> None:
+        """Store what was seen of partitions whose sightings weren't taken: no commit has to wait for an answer then."""
+        while True:
+            await self._is_stuck.wait()
+            self._is_stuck.clear()
+            next_at = asyncio.get_running_loop().time() + REPEAT_AFTER
+            stuck = [store for store in self._stores.values() if store.is_stuck]
+            for failed in await asyncio.gather(*[store.flush(self._shared) for store in stuck], return_exceptions=True):
+                if isinstance(failed, LogUnavailableError):
+                    self._tell_repeated(failed)
+                elif failed is not None:
+                    raise failed
+            await self._sleep(max(0.0, next_at - asyncio.get_running_loop().time()))
+
+    def _tell_repeated(self, error: LogUnavailableError) -> None:
+        if count := self._repeated.count(self._topic, self._log.now()):
+            self._logger.warning("append_retried", topic=self._topic, count=count, error=str(error))
+
+    # Forgetting.
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await self._sleep(SWEEP_EVERY)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        now = round(self._log.now() * MICRO)
+        for store in self._stores.values():
+            store.forget(now, self._shared.windows(store.partition.topic))
+            for sightings in store.sources.values():
+                sightings.sweep()
+        self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        metrics = self._metrics
+        for gauge in (*metrics.dedupe_identities.values(), *metrics.dedupe_rebuilding.values()):
+            gauge.set(0)
+        for store in self._stores.values():
+            topic = store.partition.topic
+            identities, rebuilding = metrics.dedupe_identities.labels(topic), metrics.dedupe_rebuilding.labels(topic)
+            identities.set(identities.value + sum([sightings.count for sightings in store.sources.values()]))
+            rebuilding.set(rebuilding.value + (store.wanted < NEVER))
+
+
+class Reader:
+    """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
+
+    def __init__(self, shared: Shared, stores: "dict[Partition, Store]", store: "Store") -> None:
+        self._shared = shared
+        self._stores = stores
+        self._store = store
+        self._patient_until = asyncio.get_running_loop().time() + PATIENCE
+        self.at: int | None = None
+        """When the record was appended that was looked at last."""
+
+    async def ready(self, first: Record) -> bool:
+        """Wait until it is known what had come before the first record of the partition that was read.
+
+        False if that is still unknown `PATIENCE` seconds after the partition was acquired. Nothing is wrong then, but
+        that copies are let through.
+        """
+        store, windows = self._store, self._shared.windows(self._store.partition.topic)
+        if not windows:
+            return True
+        self.at = round(first.appended_at * MICRO)
+        store.forget(round(self._shared.log.now() * MICRO), windows)  # and nothing that this reader needs
+        try:
+            async with asyncio.timeout_at(self._patient_until):
+                while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
+                    await store.known.wait()
+        except TimeoutError:
+            return False
+        return not store.is_past(self.at)
+
+    def is_duplicate(self, record: Record, event: Event) -> bool:
+        """Return whether an event is a copy of another one in this partition, and so is to be delivered no more.
+
+        To be asked of every event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
+        """
+        source = self._shared.rules().sources.get(event.source)
+        if source is None or source.dedupe is None:
+            return False
+        identity = identity_of(event.id)
+        if identity is None:
+            return False
+        store = self._store
+        window, self.at = round(source.dedupe * MICRO), round(record.appended_at * MICRO)
+        store.saw(record.offset, self.at)
+        is_known = store.knows(self.at, window)
+        row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
+        verdict = store.of(event.source).judge(row, window)
+        self._note(event.source, verdict, row, is_known=is_known)
+        if verdict is Verdict.DUPLICATE:
+            self._shared.metrics.let_go_events.add(event)
+            self._tell(event, row, window)
+        return verdict is Verdict.DUPLICATE
+
+    def _tell(self, event: Event, row: bytes, window: int) -> None:
+        """Say of which event one is a copy: of each source once a second, and how many there were."""
+        count = self._shared.seldom.count(event.source, asyncio.get_running_loop().time())
+        if count:
+            (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
+            original = self._store.of(event.source).original(row, window)
+            self._shared.logger.info(
+                "event_duplicate",
+                source=event.source,
+                event_id=event.id,
+                place=f"{topic}/{number}@{offset}",
+                copy_of=None if original is None else f"{topic}/{number}@{original}",
+                count=count,
+            )
+
+    def _note(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
+        metrics = self._shared.metrics
+        match verdict:
+            case Verdict.DUPLICATE:
+                metrics.duplicates.labels(source).inc()
+                return
+            case Verdict.CONFLICT:
+                metrics.dedupe_conflicts.labels(source).inc()
+            case Verdict.NEW if not is_known:
+                metrics.dedupe_undecided.labels(source).inc()
+            case Verdict.NEW:
+                pass
+            case _:
+                assert_never(verdict)
+        # Also where the sighting was there: who read the event before may not have stored it.
+        self._store.fresh.setdefault(source, bytearray()).extend(row)
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether all that was seen is stored."""
+        return self._store.is_flushed
+
+    async def flush(self) -> None:
+        """Store what was seen up to now.
+
+        A commit must cover nothing that was seen after the last flush that returned: work out what to commit, flush,
+        commit. Raises LogUnavailableError; the commit is then to be left, and flushing again is always safe. Where the
+        last one failed and the next is under way it raises at once: the commits of others don't wait for that.
+        """
+        if self._store.is_tried_again:
+            raise LogUnavailableError(f"{self._shared.topics.dedupe}: what was seen isn't stored yet")
+        await self._store.flush(self._shared)
+
+    def release(self) -> None:
+        """Let go of the partition."""
+        store = self._store
+        store.readers.discard(self)
+        if not store.readers:
+            store.fresh.clear()  # whom the partition is now reads those events again
+        if not store.readers and self._stores.get(store.partition) is store:
+            del self._stores[store.partition]

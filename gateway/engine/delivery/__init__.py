@@ -1,0 +1,1 @@
+"""Deliveries: when each is attempted, and what follows from the result."""

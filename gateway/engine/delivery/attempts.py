@@ -1,0 +1,70 @@
+"""Attempts: the request of a delivery, made, measured and traced. What follows from one is for `dispatcher` to act on."""
+
+import asyncio
+from dataclasses import replace
+
+from gateway.client.request import Outbound, compose
+from gateway.engine.partition_tracker import AttemptScope, Item
+from gateway.engine.services import Client, Services
+from gateway.model import Attempt, Event, Result
+from gateway.rules.rules import Destination, Route
+from gateway.telemetry.metrics import Histogram
+
+
+class Attempts:
+    """Makes attempts by the client. When each began is told by the log's clock."""
+
+    def __init__(self, services: Services, client: Client) -> None:
+        self._log = services.log
+        self._metrics = services.metrics
+        self._traces = services.traces
+        self._client = client
+
+    async def make(self, item: Item, route: Route, destination: Destination, now: float) -> Attempt:
+        """Make a delivery's next attempt, which `item.scope` can cut short meanwhile.
+
+        Raises ExpressionError where the request can't be made.
+        """
+        delivery = item.delivery
+        span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
+        attempt: Attempt | None = None
+        try:
+            trace = None if span is None else span.context
+            outbound = compose(delivery, destination, route.request, now=now, trace=trace)
+            attempt = await self._made(item, outbound, timeout=destination.timeout, now=now)
+        finally:
+            item.scope = None
+            if span is not None:
+                span.attempted(attempt)
+        self._metrics.attempts.labels(destination.name, attempt.result).inc()
+        observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
+        return attempt
+
+    async def _made(self, item: Item, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
+        """Make an attempt. When it began is told by the log's clock, whatever the client's is."""
+        number = item.delivery.next_number
+        scope = item.scope = AttemptScope()
+        try:
+            attempt = await self._client.attempt(outbound, timeout=timeout, number=number)
+        except asyncio.CancelledError:
+            if not scope.was_cut_short():
+                raise
+            return Attempt(
+                number=number,
+                at=now,
+                seconds=self._log.now() - now,
+                result=Result.TIMEOUT,
+                detail="cut short: the partition's window is full",
+            )
+        finally:
+            scope.close()
+        return attempt if attempt.result is Result.SUCCESS else replace(attempt, at=now)  # nothing is kept of a success
+
+
+def observe(histogram: Histogram, seconds: float, event: Event) -> None:
+    """Count a duration; the event's trace, if it is recorded, is its exemplar."""
+    trace_id = None if event.trace is None else event.trace.recorded_id
+    if trace_id is None:
+        histogram.observe(seconds)
+    else:
+        histogram.observe_traced(seconds, trace_id)

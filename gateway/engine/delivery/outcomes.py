@@ -1,0 +1,63 @@
+"""The ends of deliveries, counted and logged, and which of them are late."""
+
+from gateway.engine.delivery.attempts import observe
+from gateway.engine.partition_tracker import Item
+from gateway.engine.services import Services
+from gateway.model import DeadLettered, DeadReason, Delivered, Delivery, Outcome
+
+LATE = 30.0
+"""Seconds from an event's receipt, or from its replay, after which its delivery is late."""
+
+
+def is_late(delivery: Delivery, at: float) -> bool:
+    """Return whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
+    return bool(delivery.route) and at - delivery.age_began_at > LATE
+
+
+class Outcomes:
+    """Tells of each delivery of a process how it has ended."""
+
+    def __init__(self, services: Services) -> None:
+        self._metrics = services.metrics
+        self._logger = services.logger
+
+    def ended(self, item: Item, outcome: Outcome, attempts: int, now: float) -> None:
+        """Count an end, and tell it in one line."""
+        delivery = item.delivery
+        event = delivery.event
+        seconds = now - event.received_at
+        if seconds > LATE:
+            self.note_late(item, now)
+        detail: dict[str, str] = {}
+        if isinstance(outcome, Delivered):
+            name = "delivered"
+            observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
+        elif isinstance(outcome, DeadLettered):
+            name = "dead_lettered"
+            detail = {"reason": outcome.reason}
+            if outcome.reason is not DeadReason.EXPRESSION_ERROR:
+                detail["detail"] = outcome.detail  # what failed in an expression may be a piece of the body
+        else:
+            name = "dropped"
+            detail = {"detail": outcome.detail}
+        if event.trace is not None and (trace_id := event.trace.recorded_id) is not None:
+            detail["trace_id"] = trace_id
+        self._metrics.deliveries.labels(delivery.route, delivery.destination, name).inc()
+        self._logger.info(
+            "delivery_finished",
+            outcome=name,
+            event_id=event.id,
+            delivery_id=delivery.id,
+            source=event.source,
+            route=delivery.route,
+            destination=delivery.destination,
+            attempts=attempts,
+            seconds=round(seconds, 4),
+            **detail,
+        )
+
+    def note_late(self, item: Item, at: float) -> None:
+        """Count a delivery as late, once, if it hasn't ended at a time that is or will be too late."""
+        if not item.is_late and is_late(item.delivery, at):
+            item.is_late = True
+            self._metrics.deliveries_late.labels(item.delivery.route).inc()

@@ -1,0 +1,251 @@
+"""How many dead letters are open, and how much is parked: counted as it comes and goes, never from the start again.
+
+    what was written since ──read──▶ open?  ──▶ remembered: 24 bytes for each
+    an order or a marker that goes further ──▶ what it covers is forgotten
+
+The owner of the jobs counts, a few records at a time, beside everything else.
+"""
+
+import math
+from array import array
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.control.records import Letter, Order
+from gateway.engine.control.state import Control
+from gateway.engine.jobs.dead_letters import NEWER, read_letter
+from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
+from gateway.log.base import Log, Partition, Record
+from gateway.log.records import is_newer, note_of
+from gateway.log.topics import JOBS_GROUP, Topics
+from gateway.telemetry.metrics import Metrics
+
+ROWS_AT_ONCE = 2048
+"""Letters held against an order before other tasks get their turn: about a millisecond."""
+
+Bounds = Mapping[int, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The open letters of one partition, route, destination and reason, by offset."""
+
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    names: "array[int]" = field(default_factory=lambda: array("q"))  # a hash of the delivery's id; 0 if it has none
+
+
+class OpenLetters:
+    """The dead letters that no order has replayed or dropped yet."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._rows: dict[tuple[int, str, str, str], _Rows] = {}
+
+    @property
+    def count(self) -> int:
+        return sum([len(rows.offsets) for rows in self._rows.values()])
+
+    def count_of(self, reason: str) -> int:
+        return sum([len(rows.offsets) for key, rows in self._rows.items() if key[3] == reason])
+
+    def add(self, number: int, offset: int, letter: Letter) -> None:
+        """Note an open letter of a partition, whose offsets ascend."""
+        rows = self._rows.setdefault((number, letter.route, letter.destination, letter.reason), _Rows())
+        rows.offsets.append(offset)
+        rows.times.append(letter.at)
+        rows.names.append(hash(letter.id) if letter.id else 0)
+
+    def settle(self, order: Order, starts: Mapping[str, int]) -> Iterator[None]:
+        """Forget what an order covers from these offsets up to its marker; yield now and then."""
+        which = order.filter
+        names, records = {hash(each) for each in which.ids}, frozenset(which.records)
+        for (number, route, destination, reason), rows in list(self._rows.items()):
+            if not _fits(which.route, route) or not _fits(which.destination, destination):
+                continue
+            if not _fits(which.reason, reason):
+                continue
+            place = f"{self._topic}/{number}"
+            low = bisect_left(rows.offsets, starts.get(place, 0))
+            high = bisect_left(rows.offsets, order.marker.get(place, 0))
+            kept: list[int] = []
+            for count, index in enumerate(range(low, high), 1):
+                at, name = rows.times[index], rows.names[index]
+                is_covered = (
+                    (not names or name in names)
+                    and (not records or f"{number}@{rows.offsets[index]}" in records)
+                    and (which.since is None or at >= which.since)
+                    and (which.until is None or at < which.until)
+                    and (order.action == "drop" or name != 0)
+                )
+                if not is_covered:
+                    kept.append(index)
+                if count % ROWS_AT_ONCE == 0:
+                    yield
+            if len(kept) < high - low:
+                rows.offsets[low:high] = array("q", [rows.offsets[index] for index in kept])
+                rows.times[low:high] = array("d", [rows.times[index] for index in kept])
+                rows.names[low:high] = array("q", [rows.names[index] for index in kept])
+            yield
+
+    def trim(self, number: int, start: int) -> None:
+        """Forget what retention has deleted of a partition."""
+        for key, rows in list(self._rows.items()):
+            if key[0] == number:
+                gone = bisect_left(rows.offsets, start)
+                del rows.offsets[:gone], rows.times[:gone], rows.names[:gone]
+                if not rows.offsets:
+                    del self._rows[key]
+
+
+class Backlogs:
+    """Sets the gauges of dead letters and of what is parked, whenever `count` is called."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        control: Control,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        is_ours: Callable[[], bool],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._control = control
+        self._metrics = metrics
+        self._logger = logger
+        self._is_ours = is_ours
+        self._sleep = sleep
+        self._looked = 0
+        self.unread: Mapping[Partition, str] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from the start: the jobs have come to this process."""
+        self._letters = OpenLetters(self._topics.dead)
+        self._read: dict[str, int] = {}  # up to where dead letters were read
+        self._settlements = 0
+        self._settled: dict[str, Mapping[str, int]] = {}  # order → up to where what it covers is forgotten
+        self._parked_to: dict[str, int] = {}  # up to where the parked were read
+        self._parked: dict[tuple[str, int], array[int]] = {}  # offsets of what isn't resumed, by name and partition
+        self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
+
+    def end(self) -> None:
+        """Leave the gauges to the process that the jobs go to."""
+        self.unread = {}
+        for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
+            backlog.set(0)
+        for kind in ("dead", "parked"):
+            self._metrics.records_newer.labels(kind).set(0)
+
+    async def count(self) -> None:
+        """Take in what has changed since the last look, of what can be read. Raises LogUnavailableError.
+
+        What can't counts as it was known last; where nothing is known of it, the whole is unknown (NaN).
+        """
+        dead, parked = await self._log.readable(self._topics.dead), await self._log.readable(self._topics.parked)
+        self.unread = {
+            Partition(topic, number): reason
+            for topic, (_, unread) in ((self._topics.dead, dead), (self._topics.parked, parked))
+            for number, reason in unread.items()
+        }
+        await self._count_dead(*dead)
+        await self._count_parked(*parked)
+
+    async def _count_dead(self, bounds: Bounds, unread: Collection[int]) -> None:
+        control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
+        async for partition, record in self._records(topic, read, bounds):
+            letter, _ = read_letter(record)
+            if not control.settled(letter, partition, record.offset):
+                letters.add(partition.number, record.offset, letter)
+            read[f"{topic}/{partition.number}"] = record.offset + 1
+        # What was read before an order came so far was held against what was known then.
+        settlements = control.settlements
+        for order in control.settled_after(self._settlements):
+            for _ in letters.settle(order, self._settled.get(order.key, {})):
+                await self._sleep(0)
+            self._settled[order.key] = order.marker
+        self._settlements = settlements
+        for number, (start, end) in bounds.items():
+            letters.trim(number, start)
+            read.setdefault(f"{topic}/{number}", end)
+        if self._is_ours():
+            self._metrics.dead_letter_backlog.set(_known(letters.count, topic, unread, read))
+            self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER))
+
+    async def _count_parked(self, bounds: Bounds, unread: Collection[int]) -> None:
+        """Count what is parked: what came since the last look, as far as no resumption has scanned it."""
+        control, topic = self._control, self._topics.parked
+        seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
+        markers = [control.marker(order.key) for order in control.orders.values() if order.kind == "pause"]
+        for number, (_, end) in bounds.items():
+            place = f"{topic}/{number}"
+            if place not in seen:
+                seen[place] = min([marker.get(place, 0) for marker in markers], default=end)
+        async for partition, record in self._records(topic, seen, bounds):
+            by = NEWER if is_newer(record) else note_of(record).by
+            where = (by, partition.number)
+            parked.setdefault(where, array("q")).append(record.offset)
+            seen[f"{topic}/{partition.number}"] = record.offset + 1
+        for (name, number), offsets in parked.items():
+            scanned = control.marker(f"pause/{name}").get(f"{topic}/{number}", 0)
+            resumed = bisect_left(offsets, scanned)
+            start = bounds[number][0] if number in bounds else 0
+            gone = max(resumed, bisect_left(offsets, start))
+            if gone > resumed:
+                self._tell_lost(Partition(topic, number), gone - resumed)
+            del offsets[:gone]
+        if self._is_ours():
+            self._metrics.parked_backlog.set(_known(sum(map(len, parked.values())), topic, unread, seen))
+            left = [len(offsets) for (name, _), offsets in parked.items() if name == NEWER]
+            self._metrics.records_newer.labels("parked").set(sum(left))
+            firsts = {(number, offsets[0]) for (_, number), offsets in parked.items() if offsets}
+            await self._tell_retention({first for first in firsts if first[0] in bounds or first in self._parked_at})
+
+    def _tell_lost(self, partition: Partition, count: int) -> None:
+        """Count what was parked, and deleted before it was resumed."""
+        self._metrics.records_lost.labels(partition.topic).inc(count)
+        group = self._topics.group(JOBS_GROUP)
+        self._logger.error("records_lost", topic=partition.topic, partition=partition.number, group=group, count=count)
+
+    async def _tell_retention(self, firsts: Collection[tuple[int, int]]) -> None:
+        """Tell how long it is until the log deletes the first of what is parked, by partition and offset."""
+        topic, ages = self._topics.parked, [0.0]
+        for number, offset in set(firsts).difference(self._parked_at):
+            async for records in self._log.scan(Partition(topic, number), offset, offset + 1):
+                self._parked_at |= {(number, record.offset): record.appended_at for record in records}
+        self._parked_at = {first: at for first, at in self._parked_at.items() if first in firsts}
+        ages += [self._log.now() - at for at in self._parked_at.values()]
+        for name, kept in (await self._log.retentions([topic])).items():
+            self._metrics.retention_left.labels(name).set(kept - max(ages))
+
+    async def _records(
+        self, topic: str, starts: Mapping[str, int], bounds: Bounds
+    ) -> AsyncIterator[tuple[Partition, Record]]:
+        for number, (first, end) in bounds.items():
+            place, partition = f"{topic}/{number}", Partition(topic, number)
+            start = max(first, starts.get(place, 0))
+            async with aclosing(records_of(self._log, partition, start, end)) as records:
+                async for record in records:
+                    self._looked += 1
+                    if self._looked % RECORDS_AT_ONCE == 0:
+                        await self._sleep(0)
+                        if not self._is_ours():
+                            return
+                    yield partition, record
+
+
+def _known(count: int, topic: str, unread: Collection[int], read: Mapping[str, int]) -> float:
+    """Return a count, or NaN where of some partition that can't be read nothing was counted."""
+    return math.nan if any(f"{topic}/{number}" not in read for number in unread) else count
+
+
+def _fits(wanted: str | None, name: str) -> bool:
+    return wanted is None or wanted == name

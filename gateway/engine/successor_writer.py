@@ -1,0 +1,177 @@
+"""Write the record that carries a delivery on: to a tier, to the parked, or to the dead. It is stored, or tried again.
+
+What waits here keeps a record unfinished until its successor is acknowledged; it is given up only for another owner.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.engine.control.records import Order
+from gateway.engine.undecodable_records import Unreadable
+from gateway.log.base import Log, Record, RecordHeaders
+from gateway.log.records import encode_delivery
+from gateway.log.topics import Topics
+from gateway.model import (
+    DeadLettered,
+    DeadReason,
+    Delivery,
+    LogUnavailableError,
+    Note,
+    RecordTooLargeError,
+    UndecodableRecordError,
+)
+from gateway.telemetry.log_throttle import LogThrottle
+from gateway.telemetry.metrics import Metrics
+
+FIRST_POLL, LONGEST_POLL = 0.05, 1.0
+"""Seconds between looks at whose a record is, while that is open; doubled each time, for thousands may wait for it."""
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+KEPT_OF_OVERSIZED = 64 * 1024
+"""Bytes that are kept of a record that can't be read and is too large for the dead-letter topic."""
+
+
+def always() -> bool:
+    """Tell that a successor is wanted whatever happens."""
+    return True
+
+
+def never() -> bool:
+    """Tell that nobody else may have the record."""
+    return False
+
+
+class Successors:
+    """Appends until they are acknowledged, or until `is_wanted` says that another owner takes care of the record.
+
+    While it `is_undecided` whose the record is, none is begun: what another owner has begun, too, would come twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        topics: Topics,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._metrics = metrics
+        self._logger = logger
+        self._sleep = sleep
+        self._repeated = LogThrottle()
+        self.unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+
+    async def carry_on(
+        self,
+        topic: str,
+        delivery: Delivery,
+        note: Note,
+        is_wanted: Callable[[], bool] = always,
+        is_undecided: Callable[[], bool] = never,
+    ) -> bool:
+        """Store a delivery in a tier or among the parked. False if it isn't wanted any more.
+
+        Raises RecordTooLargeError where it doesn't fit, which only a lowered limit of the log leads to.
+        """
+        headers = encode_delivery(delivery, note, at=self._log.now())
+        return await self._append(
+            topic, _key(delivery), delivery.event.body, headers, is_wanted=is_wanted, is_undecided=is_undecided
+        )
+
+    async def dead_letter(
+        self,
+        delivery: Delivery,
+        end: DeadLettered,
+        is_wanted: Callable[[], bool] = always,
+        is_undecided: Callable[[], bool] = never,
+    ) -> bool:
+        """Store a delivery among the dead, with its reason. False if it isn't wanted any more."""
+        note = Note(reason=end.reason, detail=end.detail)
+        key, body = _key(delivery), delivery.event.body
+        try:
+            headers = encode_delivery(delivery, note, at=self._log.now())
+            is_stored = await self._append(
+                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided
+            )
+        except RecordTooLargeError:
+            slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
+            headers = encode_delivery(slim, replace(note, detail=end.detail[:200]), at=self._log.now())
+            is_stored = await self._append(
+                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, is_last=True
+            )
+        if is_stored:
+            self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
+        return is_stored
+
+    async def order(self, order: Order) -> None:
+        """Give an order as an operator does."""
+        key, value = order.encode()
+        await self._append(self._topics.control, key, value, [], is_wanted=always, is_undecided=never)
+
+    async def dead_letter_unreadable(
+        self,
+        topic: str,
+        record: Record,
+        error: UndecodableRecordError,
+        is_wanted: Callable[[], bool] = always,
+        is_undecided: Callable[[], bool] = never,
+    ) -> bool:
+        """Keep a record that can't be read among the dead, as it is, or what fits of it."""
+        self.unreadable.set_aside(topic, record.offset, error)
+        headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
+        try:
+            is_stored = await self._append(
+                self._topics.dead, record.key, record.value, headers, is_wanted=is_wanted, is_undecided=is_undecided
+            )
+        except RecordTooLargeError:
+            kept = record.value[:KEPT_OF_OVERSIZED]
+            told = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
+            is_stored = await self._append(
+                self._topics.dead, record.key[:1024], kept, told, is_wanted=is_wanted, is_undecided=is_undecided
+            )
+        if is_stored:
+            self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
+        return is_stored
+
+    async def _append(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: RecordHeaders,
+        *,
+        is_wanted: Callable[[], bool],
+        is_undecided: Callable[[], bool],
+        is_last: bool = False,
+    ) -> bool:
+        """Append until it is stored. Where nothing smaller `is_last`, too large waits as well: for a higher limit."""
+        pause = FIRST_PAUSE
+        while True:
+            look = FIRST_POLL
+            while is_undecided():
+                await self._sleep(look)
+                look = min(LONGEST_POLL, 2 * look)
+            if not is_wanted():
+                return False
+            try:
+                await self._log.append(topic, key=key, value=value, headers=headers)
+            except (LogUnavailableError, RecordTooLargeError) as error:
+                if isinstance(error, RecordTooLargeError) and not is_last:
+                    raise
+                if not is_wanted():
+                    return False
+                if count := self._repeated.count(topic, self._log.now()):
+                    self._logger.warning("append_retried", topic=topic, count=count, error=str(error))
+                await self._sleep(pause)
+                pause = min(LONGEST_PAUSE, 2 * pause)
+            else:
+                return True
+
+
+def _key(delivery: Delivery) -> bytes:
+    return (delivery.destination or delivery.event.source).encode()
