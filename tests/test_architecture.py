@@ -4,7 +4,7 @@ cli → commands → run → ingress, engine, ops → the rest → model.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,45 @@ MAY_IMPORT = {
     "model": set[str](),
 }
 """Part → the other parts of `gateway` that it may import."""
+
+ENGINE_MAY_IMPORT = {
+    "worker": {
+        "router",
+        "ordered",
+        "group_member",
+        "delivery",
+        "dedupe",
+        "control",
+        "services",
+        "unavailable_partitions",
+    },
+    "router": {
+        *("ordered", "group_member", "delivery", "dedupe", "control"),
+        *("partition_tracker", "routing_history_updates", "services", "tiers"),
+    },
+    "ordered": {"group_member", "delivery", "partition_tracker", "services", "successor_writer"},
+    "group_member": {"delivery", "dedupe", "partition_tracker", "services", "unavailable_partitions"},
+    "jobs": {
+        "control",
+        "commit_progress",
+        "successor_writer",
+        "tiers",
+        "undecodable_records",
+        "unavailable_partitions",
+    },
+    "delivery": {"control", "partition_tracker", "services", "successor_writer", "tiers"},
+    "dedupe": {"undecodable_records"},
+    "routing_history_updates": {"control"},
+    "services": {"control"},
+    "successor_writer": {"control", "undecodable_records"},
+    "control": {"undecodable_records"},
+    "partition_tracker": {"commit_progress"},
+    "commit_progress": set[str](),
+    "tiers": set[str](),
+    "unavailable_partitions": set[str](),
+    "undecodable_records": set[str](),
+}
+"""Part of the engine, a package or a module → the others that it may import. Operators' jobs know no delivery."""
 
 ONLY_USER = {
     "aiokafka": "gateway/log/kafka/",
@@ -120,9 +159,12 @@ def _names(tree: ast.Module, path: Path) -> Iterator[tuple[int, str]]:
             yield from [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
 
 
-def part_of(file: str) -> str:
-    """Return the part of `gateway` that a file belongs to; the package's own `__init__` is `__init__`."""
-    return file.removesuffix(".py").split("/")[1]
+def part_of(file: str, level: int = 1) -> str:
+    """Return the part of `gateway`, or of one of its packages, that a file belongs to.
+
+    A package's own `__init__` is `__init__`.
+    """
+    return file.removesuffix(".py").split("/")[level]
 
 
 def against_the_arrows(imports: list[Import]) -> list[str]:
@@ -132,6 +174,16 @@ def against_the_arrows(imports: list[Import]) -> list[str]:
         if found.part is not None
         and found.part != part_of(found.file)
         and found.part not in (allowed := MAY_IMPORT.get(part_of(found.file), set[str]()))
+    ]
+
+
+def against_the_arrows_of_the_engine(imports: list[Import]) -> list[str]:
+    return [
+        f"{found.text}: expected {part} to know of {', '.join(sorted(allowed)) or 'no other part of the engine'}"
+        for found in imports
+        if found.file.startswith("gateway/engine/") and found.name.startswith("gateway.engine.")
+        for part, target in [(part_of(found.file, 2), found.name.split(".")[2])]
+        if target != part and target not in (allowed := ENGINE_MAY_IMPORT.get(part, set[str]()))
     ]
 
 
@@ -168,7 +220,7 @@ def _circle(start: str, arrows: dict[str, set[str]]) -> set[str]:
     return {module for module, beyond in reached.items() if start in beyond}
 
 
-def _reachable(start: str, arrows: dict[str, set[str]]) -> set[str]:
+def _reachable(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
     reached: set[str] = set()
     waiting = [start]
     while waiting:
@@ -192,6 +244,14 @@ def test_imports_follow_the_arrows(imports: list[Import]) -> None:
     assert not (found := against_the_arrows(imports)), "\n".join(found)
 
 
+def test_imports_within_the_engine_follow_the_arrows(imports: list[Import]) -> None:
+    assert not (found := against_the_arrows_of_the_engine(imports)), "\n".join(found)
+
+
+def test_the_arrows_of_the_engine_make_no_circle() -> None:
+    assert [part for part in ENGINE_MAY_IMPORT if part in _reachable(part, ENGINE_MAY_IMPORT)] == []
+
+
 def test_no_modules_import_each_other(imports: list[Import]) -> None:
     assert circles(imports) == []
 
@@ -208,6 +268,8 @@ def test_a_circle_is_found() -> None:
 def test_every_part_has_its_place() -> None:
     parts = {part_of(path.relative_to(ROOT).as_posix()) for path in (ROOT / "gateway").rglob("*.py")}
     assert parts - {"__init__"} <= MAY_IMPORT.keys()
+    engine = {part_of(path.relative_to(ROOT).as_posix(), 2) for path in (ROOT / "gateway/engine").rglob("*.py")}
+    assert engine - {"__init__"} == ENGINE_MAY_IMPORT.keys()
 
 
 def test_a_module_of_more_than_500_lines_has_its_reason() -> None:
@@ -226,6 +288,7 @@ def test_a_library_that_we_wrap_has_one_user(imports: list[Import]) -> None:
 
 
 def test_what_decides_knows_no_clock_no_chance_and_no_io(imports: list[Import]) -> None:
+    assert [file for file in PURE if not (ROOT / file).exists()] == []
     assert not (found := impure(imports)), "\n".join(found)
 
 
@@ -235,7 +298,8 @@ def test_what_is_forbidden_is_found(tmp_path: Path) -> None:
         "log/base.py": "from gateway import model\nfrom gateway.engine.delivery.lanes import Lane\n",
         "log/kafka/errors.py": "import aiokafka.errors\n",
         "engine/delivery/lanes.py": "def wait():\n    from time import sleep\n",
-        "engine/worker.py": "from .lanes import Lane\nfrom ..cli import main\nfrom aiokafka import TopicPartition\n",
+        "engine/worker.py": "from .router import Router\nfrom ..cli import main\nfrom aiokafka import TopicPartition\n",
+        "engine/jobs/kick.py": "from gateway.engine.delivery.lanes import Lane\n",
         "rules/load.py": "import gateway.verify.schemes\n",
         "verify/schemes.py": "import gateway.rules.load\n",
     }.items():
@@ -247,6 +311,9 @@ def test_what_is_forbidden_is_found(tmp_path: Path) -> None:
         "gateway/engine/worker.py:2: imports gateway.cli.main",
         "gateway/log/base.py:2: imports gateway.engine.delivery.lanes.Lane",
         "gateway/verify/schemes.py:1: imports gateway.rules.load",
+    ]
+    assert [problem.split(": expected")[0] for problem in against_the_arrows_of_the_engine(imports)] == [
+        "gateway/engine/jobs/kick.py:1: imports gateway.engine.delivery.lanes.Lane"
     ]
     assert beside_the_only_user(imports) == [
         "gateway/engine/worker.py:3: imports aiokafka.TopicPartition: expected only gateway/log/kafka/ to"

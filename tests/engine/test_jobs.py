@@ -732,6 +732,6 @@ async def test_kicks_that_the_owner_before_has_answered_leave_nothing_to_do() ->
     await owner.start()
     await asyncio.sleep(2)
     began = now()
-    await owner.jobs._scans.kick(owner.jobs._progress)
+    await owner.jobs._kicks.kick(owner.jobs._progress)
     assert now() == began
     await owner.stop()

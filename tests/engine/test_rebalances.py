@@ -12,7 +12,7 @@ from gateway.model import Event, EventId, event_id
 from gateway.rules.rules import Source
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_destination, a_route, an_event
-from tests.engine.test_duplicates import TestLog
+from tests.engine.test_dedupe_filter import TestLog
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, running, virtual
 from tests.virtual_time import now
 

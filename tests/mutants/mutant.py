@@ -4,7 +4,7 @@ A patch file begins with a header, of which lines that begin with a blank go on 
 
     thought: why it looked right
     breaks: 2, 1: numbers of the invariants that it breaks, and in words what happens
-    caught-by: tests/engine/test_progress.py::test_nothing_is_lost
+    caught-by: tests/engine/test_commit_progress.py::test_nothing_is_lost
     caught-by: simulation 0-300
 
 Each `caught-by` alone has to notice it: a test by failing, the simulation by breaking one of those invariants in one of

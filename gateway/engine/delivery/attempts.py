@@ -1,4 +1,4 @@
-"""Attempts: the request of a delivery, made, measured and traced. What follows from one is for `dispatcher` to act on."""
+"""Attempts: the request of a delivery, made, measured and traced. `dispatcher` acts on the result."""
 
 import asyncio
 from dataclasses import replace

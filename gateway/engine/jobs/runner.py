@@ -17,10 +17,13 @@ from gateway.engine.commit_progress import Progress
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import Order, decode
 from gateway.engine.jobs.backlog_counts import Backlogs
+from gateway.engine.jobs.cancelled_replay import CancelledReplays
 from gateway.engine.jobs.injector import Injector
+from gateway.engine.jobs.kick import Kicks
 from gateway.engine.jobs.replay import Replays
-from gateway.engine.jobs.scan import ends_of_readable
-from gateway.engine.jobs.scans import Scans
+from gateway.engine.jobs.resolve_dead_letters import DeadLetterJobs
+from gateway.engine.jobs.resume import Resumptions
+from gateway.engine.jobs.scan import JobServices, ends_of_readable
 from gateway.engine.successor_writer import Successors
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
 from gateway.log.topics import DAY, JOBS_GROUP, Topics
@@ -88,19 +91,23 @@ class Jobs:
             logger=logger,
             sleep=sleep,
         )
-        self._scans = Scans(
+        services = JobServices(
             log=log,
             topics=topics,
             rules=rules,
             control=follower.control,
+            successors=self._successors,
             injector=self._injector,
             publish=self._publish,
             position=lambda: follower.position,
             owner=lambda: self._progress,
             logger=logger,
             sleep=sleep,
-            successors=self._successors,
         )
+        self._resumptions = Resumptions(services)
+        self._kicks = Kicks(services)
+        self._dead_letters = DeadLetterJobs(services)
+        self._cancelled = CancelledReplays(services)
         self._backlogs = Backlogs(
             log=log,
             topics=topics,
@@ -233,18 +240,18 @@ class Jobs:
                 self._running[key] = tasks.create_task(self._run(key, order, job, owner), name=f"jobs-{key}")
 
     def _of_names(self, owner: object) -> Iterator[_Turn]:
-        control, scans = self._follower.control, self._scans
+        control = self._follower.control
         if control.asked("kick"):
-            yield "kick", None, partial(scans.kick, owner)
+            yield "kick", None, partial(self._kicks.kick, owner)
         for order in control.unclosed():
             if self._replays.under_way != order.key:
-                yield order.key, order, partial(scans.close, order, owner)
+                yield order.key, order, partial(self._cancelled.close, order, owner)
         if "sweep" in self._running:
             return
         room = AT_ONCE - self._count("pause/")
         resumed = [order for order in control.asked("pause") if order.key not in self._running]
         for order in resumed[:room]:
-            yield order.key, order, partial(scans.resume, order, owner)
+            yield order.key, order, partial(self._resumptions.resume, order, owner)
         if room == AT_ONCE and not resumed and self._log.now() >= self._next_sweep:
             yield "sweep", None, partial(self._sweep, owner)
 
@@ -257,7 +264,7 @@ class Jobs:
             earlier.append(order)
             if is_free and room > 0 and order.key not in self._running:
                 room -= 1
-                yield order.key, order, partial(self._scans.settle, order, owner)
+                yield order.key, order, partial(self._dead_letters.settle, order, owner)
 
     def _count(self, prefix: str) -> int:
         return sum([key.startswith(prefix) for key in self._running])
@@ -318,10 +325,10 @@ class Jobs:
                 key: min([marker.get(key, 0) for marker in markers], default=end) for key, end in ends.items()
             }
         swept = self._swept
-        owed = self._scans.owed & ends.keys()
-        self._scans.owed -= owed
+        owed = self._resumptions.owed & ends.keys()
+        self._resumptions.owed -= owed
         swept.update(dict.fromkeys(owed, 0))  # what was injected of it is below a marker
-        if swept.items() >= ends.items() or await self._scans.sweep(swept, ends, owner):
+        if swept.items() >= ends.items() or await self._resumptions.sweep(swept, ends, owner):
             swept.update(ends)
         self._next_sweep = self._log.now() + SWEEP_EVERY
 

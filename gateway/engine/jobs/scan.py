@@ -1,4 +1,11 @@
-"""One pass over records of the log for a job, or for several at once: batches of deliveries, and markers on the way."""
+"""One pass over records of the log for a job, or for several at once: batches of deliveries, and markers on the way.
+
+    scan ──▶ batch (≤ 100) ──ours still?──▶ shortest tier, acknowledged ──▶ marker, at 500 or after 1 s ──▶ … ──▶ end
+
+A marker tells how far a job has come, after what it covers was acknowledged. A job whose process gives the jobs up ends
+with its next batch and a marker, so the next owner repeats nothing; one that is killed repeats what came after its last
+marker, at most 500 deliveries.
+"""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
@@ -11,7 +18,10 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.jobs.kick_outcomes import KickOutcome
 from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
+from gateway.engine.successor_writer import Successors
+from gateway.engine.unavailable_partitions import Patient
 from gateway.log.base import Log, Partition, Record
+from gateway.log.topics import Topics
 from gateway.model import (
     NO_NOTE,
     Delivery,
@@ -19,6 +29,9 @@ from gateway.model import (
     NewerRecordError,
     Note,
 )
+from gateway.rules.rules import Rules
+
+LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
 
@@ -194,6 +207,129 @@ class Scan:
             else:
                 run.before, run.told = run.told, marker.marker
                 return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobServices:
+    """What the jobs share. `publish` waits until the record is in force here; `owner` is whoever owns the jobs now."""
+
+    log: Log
+    topics: Topics
+    rules: Callable[[], Rules]
+    control: Control
+    successors: Successors
+    injector: Injector
+    publish: Callable[[Order], Awaitable[object]]
+    position: Callable[[], int]
+    owner: Callable[[], object | None]
+    logger: FilteringBoundLogger
+    sleep: Callable[[float], Awaitable[None]]
+
+
+class ScanningJob:
+    """A job that scans the log, and continues only while `owner` returns what it was started with.
+
+    Each of them may raise LogUnavailableError.
+    """
+
+    def __init__(self, services: JobServices) -> None:
+        self._log = services.log
+        self._topics = services.topics
+        self._rules = services.rules
+        self._control = services.control
+        self._successors = services.successors
+        self._injector = services.injector
+        self._publish = services.publish
+        self._position = services.position
+        self._owner = services.owner
+        self._logger = services.logger
+        self._sleep = services.sleep
+        self._patient = Patient(services.log)
+
+    def _run(self, order: Order) -> Run:
+        """Go on from the marker of an order's key; what the last job counted stands until it has answered."""
+        key = order.key
+        told = self._control.marker(key)
+        return Run(
+            order=order,
+            answers=self._position(),
+            detail=self._uncounted(order),
+            positions=dict(told),
+            count=self._control.injected(key) if order.kind == "replay" or self._control.is_begun(key) else 0,
+            told=told,
+            before=told,
+        )
+
+    def _uncounted(self, order: Order) -> str:
+        """Tell what an order is for beside what its job counts: what waits for its order waits in no topic."""
+        kind, _, name = order.name.partition("/")
+        if order.kind not in ("kick", "pause"):
+            return ""
+        ordered = [
+            route.name
+            for route in self._rules().routes.values()
+            if route.order is not None and name in ((route.name,) if kind == "route" else route.destinations)
+        ]
+        return ", ".join(ordered)
+
+    def _scan(
+        self,
+        runs: Collection[Run],
+        is_wanted: Callable[[], bool],
+        *,
+        is_hurried: bool = False,
+        state: State = "asked",
+    ) -> Scan:
+        return Scan(
+            log=self._log,
+            control=self._control,
+            injector=self._injector,
+            publish=self._publish,
+            is_wanted=is_wanted,
+            logger=self._logger,
+            sleep=self._sleep,
+            leave=self._successors.unreadable.leave,
+            runs=runs,
+            is_hurried=is_hurried,
+            state=state,
+        )
+
+    async def _end(self, scan: Scan, run: Run, state: State) -> None:
+        """Tell that a job is through: by its order's end, or where a newer one may stand there, by the last marker."""
+        order = run.order
+        if order.kind != "dead":
+            await scan.tell(run, "done", is_last=True)
+        elif scan.is_wanted() and self._control.is_asked(order):
+            done = order.with_state(state, count=run.count)
+            if scan.left:
+                done = replace(done, marker={**done.marker, **scan.left}, detail=LEFT)
+            missed = {
+                place: reached
+                for place in scan.unread
+                if order.marker.get(place, 0) > (reached := run.positions.get(place, 0))
+            }
+            done = replace(done, marker={**done.marker, **missed}, unread=order.unread + len(missed))
+            await self._publish(done)
+        told = {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waits)}
+        self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail, **told)
+
+    async def _take_back(self, scan: Scan, run: Run) -> None:
+        await scan.tell(run, "cancelled", is_last=True)
+        self._logger.info("job_finished", order=run.order.key, state="cancelled", count=run.count, detail=run.detail)
+
+    async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:
+        """Return the ends of what can be read of a topic; the rest is left out of the scan, and of what is told of it.
+
+        Raises LogUnavailableError for what couldn't be read only a moment ago.
+        """
+        bounds, unread = await self._patient.readable(topic)
+        scan.unread |= {f"{topic}/{number}" for number in unread}
+        return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
+
+    def _again(self, delivery: Delivery, *, at_once: bool) -> Delivery:
+        """Return what is injected of a delivery: due now, or not before it was due anyway."""
+        now = self._log.now()
+        return replace(delivery, successor=delivery.successor + 1, due=now if at_once else max(now, delivery.due))
 
 
 async def ends_of_readable(log: Log, topic: str) -> dict[str, int]:
