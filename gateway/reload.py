@@ -140,7 +140,7 @@ class Reloader:
                 "since": run.since,
                 "last": run.last,
             }
-            for reason, run in sorted(self._metrics.refused_requests.of(name, now).items())
+            for reason, run in sorted(self._metrics.refusal_runs.of(name, now).items())
         }
         return {**told, "refused": refused}
 
@@ -289,7 +289,7 @@ class Reloader:
             self.source_counts.change(changed, self._counts(), in_force, now=now, at=time.monotonic())
             for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
                 if kind == "source":
-                    self._metrics.refused_requests.forget(name)
+                    self._metrics.refusal_runs.forget(name)
         return since
 
     def _lose(self, routes: tuple[str, ...], before: Collection[str], now: float) -> None:

@@ -297,7 +297,7 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     metrics.unrouted.labels("crm").inc(4)
     await running.look()
     for at in (10.0, 20.0):
-        metrics.refused_requests.add("crm", "bad_signature", at=at, events=8.0)
+        metrics.refusal_runs.add("crm", "bad_signature", at=at, events=8.0)
     (source,) = running.reloader.told_sources(0.0)
     refused = {"bad_signature": {"count": 2, "of": 4, "since": 10.0, "last": 20.0}}
     told = {"source": "crm", "events": 10, "unrouted": 4}
@@ -314,7 +314,7 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     assert crm["refused"]["bad_signature"]["of"] == 7
     assert running.reloader.told_sources(20.0 + PAUSE)[0]["refused"]
     assert running.reloader.told_sources(21.0 + PAUSE)[0]["refused"] == {}, "it is over"
-    metrics.refused_requests.add("crm", "bad_signature", at=22.0 + PAUSE, events=13.0)
+    metrics.refusal_runs.add("crm", "bad_signature", at=22.0 + PAUSE, events=13.0)
     (crm, _) = running.reloader.told_sources(22.0 + PAUSE)
     assert crm["refused"]["bad_signature"] == {"count": 1, "of": 1, "since": 22.0 + PAUSE, "last": 22.0 + PAUSE}
     await running.look((SOURCE + NEW).replace("{scheme: none}", "{scheme: bearer, secrets: [abcdefghijklmnop]}", 1))

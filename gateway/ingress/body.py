@@ -1,4 +1,4 @@
-"""Bodies of requests: read within their time, and as far as there is memory."""
+"""Reads request bodies within a deadline, and as far as there is memory."""
 
 import asyncio
 from time import perf_counter
@@ -11,7 +11,7 @@ from gateway.model import RefusedError
 
 
 class BodyReader(BodyReservation):
-    """Reads one body, as far as there is memory for it."""
+    """Reads one body, reserving memory for it as it arrives."""
 
     __slots__ = ("_deadline", "_limit", "_memory", "_request")
 
@@ -23,14 +23,14 @@ class BodyReader(BodyReservation):
         self._deadline: asyncio.Timeout | None = None
 
     async def read(self, seconds: float) -> bytes:
-        """Return the body, for which there is memory until this is closed. Raises RefusedError."""
+        """Return the body; its memory stays reserved until the reservation is closed. Raises RefusedError."""
         request, stream = self._request, self._request.content
         try:
             if (request.content_length or 0) > self._limit:
                 raise too_large(self._limit)
             if "Expect" in request.headers:
                 await _ask_to_continue(request)
-            body = bytearray()  # not a list of what came, which may be single bytes
+            body = bytearray()  # not a list of chunks, which may be single bytes
             async with asyncio.timeout(seconds) as self._deadline:
                 while chunk := await stream.readany():
                     self._take(len(chunk))
@@ -38,19 +38,19 @@ class BodyReader(BodyReservation):
             return bytes(body)
         except TimeoutError:
             if self.is_evicted:
-                raise _crowded_out() from None
+                raise _evicted() from None
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
         except web.RequestPayloadError as error:
             raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
         except (ConnectionError, RuntimeError) as error:
-            # aiohttp says "Connection closed." by a RuntimeError. Nobody will read the answer.
+            # aiohttp reports "Connection closed." as a RuntimeError. Nobody will read the response.
             raise RefusedError(499, "disconnected", "the sender went away") from error
 
     def _take(self, more: int) -> None:
         if self.size + more > self._limit:
             raise too_large(self._limit)
         if not self._memory.grow(self, more, now=perf_counter()):
-            raise _crowded_out() if self.is_evicted else overloaded()
+            raise _evicted() if self.is_evicted else overloaded()
 
     @override
     def evict(self) -> None:
@@ -66,14 +66,14 @@ def overloaded() -> RefusedError:
     return RefusedError(503, "overloaded", "too much is under way")
 
 
-def _crowded_out() -> RefusedError:
-    # No 503, which says that we can't serve: it was the sender that kept us waiting.
+def _evicted() -> RefusedError:
+    # Not a 503, which would mean that we can't serve: the sender kept us waiting.
     return RefusedError(408, "crowded_out", "expected the body at once, as others need the memory for it")
 
 
 async def _ask_to_continue(request: web.BaseRequest) -> None:
-    """Let a sender go on that waits for it (RFC 9110 §10.1.1): curl does with a large body, and so do some SDKs."""
+    """Send `100 Continue` to a sender that waits for it (RFC 9110 §10.1.1), as curl does before a large body."""
     if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # As aiohttp's own applications do: what follows is still the start of the answer.
+        # As aiohttp's own applications do: what is written next is still the start of the response.
         request.writer.output_size = 0

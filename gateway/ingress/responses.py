@@ -1,4 +1,4 @@
-"""What senders are answered: a 202 with the event's id, or a problem (RFC 9457)."""
+"""Responses to senders: a 202 with the event's id, or a problem (RFC 9457)."""
 
 import http.client
 import time
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from gateway.model import EventId, RefusedError
 
-# What we ask of a sender that we can't serve now; real ones wait longer by their own schedules.
+# Seconds, sent to a sender that we can't serve now; real ones wait longer by their own schedules.
 RETRY_AFTER = 5
 
 
@@ -36,7 +36,7 @@ class Accepted(web.StreamResponse):
         if request.transport is None or request.transport.is_closing():
             raise ConnectionResetError("the sender went away")
         request.transport.write(ACCEPTED % (connection, _date(time.time()), self._event, self._event))
-        if request.protocol.writing_paused:  # a sender that doesn't read its answers gets no more of them
+        if request.protocol.writing_paused:  # a sender that doesn't read its responses gets no more of them
             await request.writer.drain()
         return request.writer
 
@@ -66,12 +66,12 @@ def _date_of_second(second: int) -> bytes:
 
 
 def answer(status: int, content_type: str, body: bytes) -> web.Response:
-    # A server of its own name tells nobody which versions to attack.
+    # Our own Server header reveals no versions to attack.
     return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
 
 def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Response:
-    """Render a refusal by RFC 9457, with the headers that its status asks for."""
+    """Render a refusal by RFC 9457, with the headers that its status requires."""
     problem = {
         "type": "about:blank",
         "title": http.client.responses.get(refusal.status, "Client Closed Request"),

@@ -1,7 +1,4 @@
-"""Connections, and what comes on them before it is a request.
-
-aiohttp's own, with a deadline and a limit for each head, and errors that are answered as ours are.
-"""
+"""Connections: aiohttp's own, with a deadline and a size limit for each request head, and our error responses."""
 
 import asyncio
 import http.client
@@ -19,19 +16,19 @@ from gateway.model import RefusedError
 from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 
-# Kept open for longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
+# Longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
 KEEP_ALIVE = 75.0
-# How long a refused body is read and thrown away, so that its sender sees the answer instead of a reset.
+# How long a refused body is read and thrown away, so that its sender sees the response instead of a reset.
 LINGER = 5.0
-# aiohttp's own limits on a request line and on a header, of which it takes 128.
+# aiohttp's own limits on a request line and on a header; it accepts 128 headers.
 MAX_LINE = 16 * 1024
-# So much of a head is kept that hasn't ended, times `Limits.head_bytes`, which don't count what frames them.
+# Limit of an incomplete head, as a multiple of `Limits.head_bytes`, which doesn't count line ends and separators.
 HEAD_FRAMING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request, and all of them together, may take."""
+    """Limits of one request, and of all of them together."""
 
     head_bytes: int = 32 * 1024
     """Header names, values and the query together."""
@@ -44,7 +41,7 @@ class Limits:
 
 
 class Server(web.Server):
-    """Makes connections that are quiet about bad requests."""
+    """Creates connections that don't log bad requests as errors."""
 
     def __init__(
         self,
@@ -65,7 +62,7 @@ class Server(web.Server):
 
 
 class Connection(web.RequestHandler):
-    """A connection whose errors are problems (RFC 9457), and lines of our log."""
+    """A connection whose error responses are problems (RFC 9457), and whose errors go to our log."""
 
     __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
 
@@ -91,8 +88,8 @@ class Connection(web.RequestHandler):
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # aiohttp waits for a head with this future; what has come without ending that is a piece of one. On a busy loop
-        # the first bytes are there before it begins to wait: unless they are a request, they are a piece, too.
+        # aiohttp waits for a head with this future; bytes that leave it pending are part of a head. On a busy loop the
+        # first bytes arrive before it begins to wait: unless they are a whole request, they are part of a head, too.
         waiter = self._waiter
         if waiter.done() if waiter is not None else self._has_begun or self._messages:
             self._has_begun = True
@@ -110,7 +107,7 @@ class Connection(web.RequestHandler):
             self._end_head(TOO_LARGE)
 
     def _end_head(self, answer: "_Answer") -> None:
-        """Close a connection whose request has begun and doesn't come: it isn't idle, so KEEP_ALIVE isn't for it."""
+        """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
         if self._head_ends is not None:
             self._head_ends.cancel()
         if self.transport is not None:
@@ -125,7 +122,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
         if self._head_ends is not None:
             self._head_ends.cancel()
-        # Who reads on to throw a refused body away (LINGER) isn't told by aiohttp that no more of it comes.
+        # aiohttp doesn't tell the reader that discards a refused body (LINGER) that no more of it comes.
         if self.unread is not None:
             self.unread.feed_eof()
 
@@ -137,7 +134,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never became a request (400), and what a bug of ours has stopped (500)."""
+        """Respond to malformed requests (400), and to requests that failed by a bug of ours (500)."""
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             # Anybody on the internet can cause these: a counter is enough.
             self._log.debug("request_malformed", error=type(exc).__name__)
@@ -154,7 +151,7 @@ class Connection(web.RequestHandler):
 
 
 class _Answer(NamedTuple):
-    """What is said to a sender whose request we have given up before there was one."""
+    """The response to a request head that is too slow or too large."""
 
     status: int
     reason: str

@@ -32,7 +32,7 @@ def verification_of(files: Sequence[Path], source: Source) -> Verification:
     secrets = written.value if written is not None and isinstance(written.value, list) else []
     return Verification(
         scheme=source.verifier.scheme,
-        ways=source.verifier.how,
+        ways=source.verifier.signing_specs,
         secrets=[told_of_secret(secret.value) for secret in secrets],
         location="" if verify is None else f"{verify.file}:{verify.line}",
     )

@@ -1,39 +1,39 @@
-"""How many lines of one kind are told, where anybody on the internet can cause them: the rest is counted."""
+"""Limits log lines that anyone on the internet can cause: the rest is counted."""
 
 from collections import Counter
 from collections.abc import Sequence
 
-EACH = 10  # lines of one kind in a window: enough to see what it is about
-TOGETHER = 200  # lines of all kinds
-KINDS = 50  # counts of what was left out, in lines of their own
+PER_KIND = 10  # lines of one kind in a window: enough to see what it is about
+IN_ALL = 200  # lines of all kinds
+MAX_KINDS = 50  # kinds whose suppressed lines are counted separately
 
 
 class LogQuota:
-    """The lines of one window, whose length is its owner's choice. A kind is a source and a reason."""
+    """Counts the lines of one window, whose length is up to its owner. A kind is a source and a reason."""
 
     def __init__(self) -> None:
-        self._told: Counter[tuple[str, str]] = Counter()
-        self._left_out: Counter[tuple[str, str]] = Counter()
+        self._logged: Counter[tuple[str, str]] = Counter()
+        self._suppressed: Counter[tuple[str, str]] = Counter()
         self._count = 0
 
-    def takes(self, source: str, reason: str) -> bool:
-        """Return whether a line is to be written, or counted in its place."""
+    def take(self, source: str, reason: str) -> bool:
+        """Return whether to write a line; if not, count it as suppressed."""
         kind = source, reason
-        if self._told[kind] >= EACH or self._count >= TOGETHER:
-            self._left_out[kind] += 1
+        if self._logged[kind] >= PER_KIND or self._count >= IN_ALL:
+            self._suppressed[kind] += 1
             return False
-        self._told[kind] += 1
+        self._logged[kind] += 1
         self._count += 1
         return True
 
-    def end(self) -> Sequence[tuple[str, str, int]]:
-        """Begin the next window; return what was left out in this one: source, reason, count, the most first.
+    def next_window(self) -> Sequence[tuple[str, str, int]]:
+        """Begin the next window; return the lines suppressed in this one: source, reason, count, the most first.
 
-        What goes beyond 50 kinds is one more, with neither a source nor a reason.
+        Those beyond 50 kinds are counted together, with an empty source and reason.
         """
-        found = [(source, reason, count) for (source, reason), count in self._left_out.most_common()]
-        rest = sum(count for _, _, count in found[KINDS:])
-        self._told.clear()
-        self._left_out.clear()
+        found = [(source, reason, count) for (source, reason), count in self._suppressed.most_common()]
+        rest = sum(count for _, _, count in found[MAX_KINDS:])
+        self._logged.clear()
+        self._suppressed.clear()
         self._count = 0
-        return [*found[:KINDS], *([("", "", rest)] if rest else [])]
+        return [*found[:MAX_KINDS], *([("", "", rest)] if rest else [])]

@@ -1,28 +1,28 @@
-"""One line a second for what happens thousands of times, with how often it did."""
+"""Throttles repeated log lines to one a second, each with a count."""
 
 from collections.abc import Hashable
 
-EVERY = 1.0
+INTERVAL = 1.0
 
 
 class LogThrottle:
-    """Decides which of many like things is told, by a key of what they have in common."""
+    """Decides which of many similar occurrences are logged, by a key that they share."""
 
-    def __init__(self, every: float = EVERY) -> None:
-        self._every = every
-        self._told: dict[Hashable, tuple[float, int]] = {}
+    def __init__(self, interval: float = INTERVAL) -> None:
+        self._interval = interval
+        self._logged: dict[Hashable, tuple[float, int]] = {}
 
     def count(self, key: Hashable, now: float) -> int:
-        """Return of how many, this one included, a line is to tell; 0 if there was one less than `every` seconds ago.
+        """Count an occurrence; return how many to log now, or 0 if the last line is less than `interval` seconds old.
 
-        What is left over counts for the next line of the key, or is forgotten when there is none for a minute.
+        The others are counted in the key's next line, or forgotten if there is none for a minute.
         """
-        at, count = self._told.get(key, (-self._every, 0))
+        at, count = self._logged.get(key, (-self._interval, 0))
         count += 1
-        if at <= now < at + self._every:
-            self._told[key] = at, count
+        if at <= now < at + self._interval:
+            self._logged[key] = at, count
             return 0
-        self._told[key] = now, 0
-        if len(self._told) > 1:
-            self._told = {each: told for each, told in self._told.items() if told[0] + 60 * self._every > now}
+        self._logged[key] = now, 0
+        if len(self._logged) > 1:
+            self._logged = {each: entry for each, entry in self._logged.items() if entry[0] + 60 * self._interval > now}
         return count

@@ -274,7 +274,7 @@ class Metrics(Collector):
             return family
 
         self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
-        self.refused_requests = RefusalRuns()
+        self.refusal_runs = RefusalRuns()
         self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.duplicates = counter(

@@ -1,4 +1,4 @@
-"""Requests that a source refuses, in runs: since when one lasts and how many it is, so that its end is noticed."""
+"""Runs of refused requests: since when each lasts and how many it has, so that its end is noticed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ PAUSE = 900.0
 
 @dataclass(slots=True, kw_only=True)
 class RefusalRun:
-    """Of one source and reason. `events` are those that the source had taken before. Times are Unix seconds."""
+    """A run of one source and reason. `events`: how many the source had accepted before. Times are Unix seconds."""
 
     since: float
     last: float
@@ -18,7 +18,7 @@ class RefusalRun:
 
 
 class RefusalRuns:
-    """The present run of each source and reason, both of closed sets."""
+    """The current run of each source and reason, both of closed sets."""
 
     def __init__(self) -> None:
         self._runs: dict[str, dict[str, RefusalRun]] = {}

@@ -1,19 +1,19 @@
-"""Which events were left out: of each source the types of them, and when the first was received. In bounded memory."""
+"""Events that weren't delivered, by source: their types, and when the oldest was received. In bounded memory."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 from gateway.model import Event
 
-MOST_TYPES = 100
-"""Of a source that are told apart: a sender may make up as many as it likes."""
-LONGEST_TYPE = 60
+MAX_TYPES = 100
+"""Types counted separately per source: a sender can invent any number."""
+MAX_TYPE_LENGTH = 60
 OTHERS = "(others)"
 
 
 @dataclass(slots=True, kw_only=True)
 class Skipped:
-    """Of one source. `oldest` is infinite as long as there was none; `newest` has the id of an event of each type."""
+    """A source's skipped events. `oldest` is infinite if there are none; `newest` is the last event's id by type."""
 
     types: Counter[str] = field(default_factory=Counter)
     newest: dict[str, str] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Skipped:
 
 
 class SkippedEvents:
-    """Of each source, since the rules have changed by which they are."""
+    """Each source's skipped events, since the last rule change that affects them."""
 
     def __init__(self) -> None:
         self._found: dict[str, Skipped] = {}
@@ -29,8 +29,8 @@ class SkippedEvents:
     def add(self, event: Event) -> None:
         found = self._found.setdefault(event.source, Skipped())
         found.oldest = min(found.oldest, event.received_at)
-        kind = event.type if len(event.type) <= LONGEST_TYPE else event.type[:LONGEST_TYPE] + "…"
-        kind = kind if kind in found.types or len(found.types) < MOST_TYPES else OTHERS
+        kind = event.type if len(event.type) <= MAX_TYPE_LENGTH else event.type[:MAX_TYPE_LENGTH] + "…"
+        kind = kind if kind in found.types or len(found.types) < MAX_TYPES else OTHERS
         found.types[kind] += 1
         found.newest[kind] = event.id
 

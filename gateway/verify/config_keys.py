@@ -1,6 +1,6 @@
-"""What may be written under a source's `verify:`: each key, how it is read, and its JSON Schema.
+"""The keys allowed under a source's `verify:`: how each is parsed, and its JSON Schema.
 
-No message repeats a secret, nor what stands where a secret should.
+No message repeats a secret, nor a value that is written in place of one.
 """
 
 import binascii
@@ -18,7 +18,7 @@ Path = tuple[str | int, ...]
 
 
 class ConfigPath:
-    """Where in the configuration we are, and the problems found so far."""
+    """A position in the configuration, and the problems found so far."""
 
     def __init__(self, path: Path, problems: dict[tuple[Path, str], None]) -> None:
         self._path = path
@@ -32,14 +32,14 @@ class ConfigPath:
 
 
 class UnfitError(Exception):
-    """A value isn't what a key takes."""
+    """A value isn't what a key accepts."""
 
     def __init__(self, expected: str, value: object) -> None:
         super().__init__(f"expected {expected}, got {shown(value)}")
 
 
 class Key(NamedTuple):
-    """A key that may be written: how its value is read (raises UnfitError, or reports below), and its JSON Schema."""
+    """An allowed key: how its value is parsed (raises UnfitError, or reports below), and its JSON Schema."""
 
     read: Callable[[Any, ConfigPath], Any]
     schema: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 
 def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath) -> dict[str, Any]:
-    """Read what is written, with the defaults of what isn't; what can't be read is a problem, and left out."""
+    """Parse a mapping's values, with defaults for missing keys; one that can't be parsed is reported and omitted."""
     for name in config:
         if name not in keys and name != "scheme":
             where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), keys)}")
@@ -80,7 +80,7 @@ def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: Conf
     return values
 
 
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: what a header's name is made of
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: a header's name
 
 
 def _read_header(value: object, _: ConfigPath) -> str:
@@ -109,7 +109,7 @@ def _read_username(value: object, _: ConfigPath) -> str:
 
 
 def _read_secrets(value: object, where: ConfigPath) -> tuple[Secret, ...]:
-    # Nothing here shows a value: a secret that isn't one, such as a number without quotes, is a secret still.
+    # Nothing here shows a value: a malformed secret, such as a number without quotes, is still a secret.
     if not isinstance(value, list) or not value:
         where.report(f"expected a list of secrets, got {kind_of(value)}")
         return ()
@@ -146,10 +146,10 @@ def _read_tolerance(value: object, _: ConfigPath) -> float:
 
 
 def base64_key(text: str) -> bytes:
-    """Return the key that a secret is in base64. Raises ValueError for another string, and for an empty key."""
+    """Return the key that a base64 secret encodes. Raises ValueError for any other string, and for an empty key."""
     bare = text.rstrip("=")
     key = binascii.a2b_base64(bare + "=" * (-len(bare) % 4), strict_mode=True)  # Some issuers leave the padding out.
-    if not key:  # a signature that anyone can make
+    if not key:  # anyone could make its signatures
         raise ValueError
     return key
 
@@ -231,7 +231,7 @@ TOLERANCE = Key(
     {
         "type": "string",
         "pattern": r"^(none|(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$",
-        "description": "SigningSpec far a signed timestamp may be from now, in both directions; `none` for any.",
+        "description": "How far a signed timestamp may be from now, in both directions; `none` for any.",
     },
 )
 _TIMESTAMP_KEYS: Mapping[str, Key] = {
@@ -243,7 +243,7 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
         "header": Key(_read_header, _text("The header that holds the signature."), is_required=True),
         "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function of the HMAC."),
-        "encoding": _choice(ENCODINGS, "hex", "SigningSpec the signature is written."),
+        "encoding": _choice(ENCODINGS, "hex", "How the signature is written."),
         "separator": Key(_read_ascii, _text("What stands between several elements in the header.")),
         "prefix": Key(_read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
         "timestamp": Key(
@@ -267,7 +267,7 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
         ),
         "tolerance": TOLERANCE,
         "secrets": SECRETS,
-        "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "SigningSpec the secrets are written."),
+        "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
     },
     "token": {
         "header": Key(_read_header, _text("The header that holds the token.")),

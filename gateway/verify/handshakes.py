@@ -1,7 +1,7 @@
-"""What a provider asks before it sends events, and what it must be answered: such a request is no event.
+"""Handshakes: requests that a provider sends before it sends events, and their responses. They are no events.
 
-A preset names its handshake in `providers.yaml`; here is the logic, one function a provider. Each returns None for
-every request that isn't the handshake, and costs next to nothing then, as every event passes through it.
+A preset names its handshake in `providers.yaml`; the logic is here, one function per provider. Each returns None for
+every request that isn't the handshake, and must be cheap then, since every event passes through it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ MAX_HANDSHAKE_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the ingress sends back instead of appending an event."""
+    """The response that the ingress sends instead of appending an event."""
 
     status: int
     content_type: str

@@ -1,4 +1,4 @@
-"""The providers of `providers.yaml`: each is one of the generic schemes, or several, filled in."""
+"""Loads the presets from `providers.yaml`: each is one or several of the generic schemes, filled in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from gateway.verify.config_keys import GENERIC, ConfigPath, Path, read_keys
 
 
 class SchemeError(RulesError):
-    """A source's `verify:` is at fault. `problems` has all of them: where below `verify`, and what."""
+    """A source's `verify:` is at fault. `problems` has all of them: the path below `verify`, and the message."""
 
     def __init__(self, problems: Sequence[tuple[Path, str]]) -> None:
         super().__init__("\n".join(f"{'.'.join(map(str, ('verify', *path)))}: {text}" for path, text in problems))
@@ -22,9 +22,9 @@ class SchemeError(RulesError):
 
 
 class Way(NamedTuple):
-    """One generic scheme, with its keys' values as read; of a preset without secrets, which are those that `takes`.
+    """One signing method of a scheme: a generic scheme with its keys' values, in a preset without the secrets.
 
-    `id` is where the identity of what is signed so is, if elsewhere than the preset's.
+    `takes` is the prefix of the secrets that it uses. `id` is where its identity is, if not where the preset says.
     """
 
     scheme: str
@@ -35,7 +35,7 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A provider: the ways by which it may sign, and what its events look like."""
+    """A provider: its signing methods, and where its events have their identity and type."""
 
     ways: tuple[Way, ...]
     id: str | None = None
@@ -49,7 +49,7 @@ class Preset:
         return any("timestamp" in way.values for way in self.ways)
 
     def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
-        """Return the ways with the user's secrets and tolerance."""
+        """Return the signing methods with the user's secrets and tolerance."""
         marks = tuple([way.takes for way in self.ways if way.takes])
         ways = []
         for way in self.ways:
@@ -90,4 +90,4 @@ def _preset(entry: dict[str, Any]) -> Preset:
 
 
 PRESETS: Mapping[str, Preset] = _load_presets()
-"""The providers, by the name that stands under `scheme`."""
+"""The presets, by the name that is written under `scheme`."""

@@ -1,4 +1,4 @@
-"""A request as it came, and why one is refused."""
+"""A request as received, and the reasons for which one is refused."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -23,9 +23,9 @@ class Reason(StrEnum):
 
 
 class Request(NamedTuple):
-    """A request as it came: `headers` undecoded, `query` without the question mark, `body` not decompressed.
+    """A request as received: `headers` undecoded, `query` without the question mark, `body` not decompressed.
 
-    `names` are the headers' names in lower case, where they are known already.
+    `names` are the headers' names in lower case, if they are known already.
     """
 
     method: str
@@ -55,7 +55,7 @@ def refused(reason: Reason, detail: str) -> RefusedError:
 
 
 def most_specific(refusals: Sequence[RefusedError]) -> RefusedError:
-    """Return the refusal of what the sender did send, rather than of what it may never have meant to send."""
+    """Return the refusal of a signature that was sent, rather than one of a signature that is missing."""
     present = [error for error in refusals if not error.reason.startswith("missing_")]
     for error in (*present, *refusals):
         return error

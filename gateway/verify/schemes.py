@@ -1,4 +1,4 @@
-"""From a source's `verify:` to its verifier.
+"""Builds a verifier from a source's `verify:`.
 
 Five schemes are generic (`hmac`, `token`, `basic`, `bearer`, `none`); a preset is one of them, filled in by
 `providers.yaml`.
@@ -48,15 +48,15 @@ from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Check, Credential, Hmac, Timestamp, Unverified
 from gateway.verify.verifier import Verifier
 
-WEAK = 16  # bytes: a shorter key can be found by trying, by anybody who has seen one signed request
-DEFAULT_TOLERANCE = 300.0  # what the libraries of Standard Webhooks, Stripe and Slack allow
+WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
+DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
 def build_verifier(config: Mapping[str, object], *, public_url: str | None = None) -> Verifier:
-    """Build what a source's `verify:` says; `public_url` is the address that the sender was given, for `{url}`.
+    """Build the verifier of a source's `verify:`; `public_url` is the address that the sender was given, for `{url}`.
 
-    `public_url` lacks the query; where it has no path either, the request's is appended. Raises SchemeError with every
+    `public_url` has no query; if it has no path either, the request's is appended. Raises SchemeError with every
     problem. No message repeats a secret.
     """
     problems: dict[tuple[Path, str], None] = {}
@@ -88,7 +88,7 @@ def _known_schemes() -> tuple[str, ...]:
 
 
 def _user_keys(scheme: str) -> Mapping[str, Key]:
-    """Return what may be written beside this scheme: of a preset, only what isn't the provider's to say."""
+    """Return the keys allowed beside this scheme: for a preset, only those that the provider doesn't define."""
     if scheme in GENERIC:
         return GENERIC[scheme]
     return {"secrets": SECRETS, "tolerance": TOLERANCE} if PRESETS[scheme].has_timestamp else {"secrets": SECRETS}
@@ -107,7 +107,7 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
 
 
 def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | None) -> Verifier | None:
-    """Build the verifier; None, or one that is unfit, where there are problems."""
+    """Build the verifier; None or an incomplete one if there are problems."""
     scheme = config.get("scheme")
     if not isinstance(scheme, str):
         where.report(f"expected the key 'scheme' with a scheme's name, got {shown(scheme)}")
@@ -127,7 +127,7 @@ def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | No
         ways = preset.with_secrets(given)
     if not public_url and any(URL in way.values.get("signed", ()) for way in ways):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
-    # A way that got no secrets isn't checked, but what its senders put into a header is a credential all the same.
+    # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
     used = [way for way in ways if way.scheme == "none" or way.values.get("secrets")]
     checks = [_check(way, where, public_url) for way in used]
@@ -152,7 +152,7 @@ def _weaknesses(ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Pa
     found: dict[tuple[Path, str], None] = {}
     where = ConfigPath((), found)
     if given.get("tolerance") == math.inf:
-        where.below("tolerance").report("expected a duration, got none: a recorded request is good at any later time")
+        where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
     for way in ways:
         for secret in way.values.get("secrets", ()):
             if len(_decode(secret.text, way.values.get("secret_encoding", "raw"))) < WEAK:
@@ -166,7 +166,7 @@ def _weaknesses(ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Pa
 def _refuse_contradictions(
     scheme: str, config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath
 ) -> None:
-    """Report keys that can't be read without each other. `values` lacks what has a problem already."""
+    """Report combinations of keys that contradict each other. `values` lacks those that already have a problem."""
     if scheme == "token" and ("header" in config) == ("query" in config):
         where.report(f"expected either header or query, got {'both' if 'header' in config else 'neither'}")
     signed = values.get("signed", ())
@@ -186,7 +186,7 @@ def _refuse_contradictions(
 
 
 def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
-    """Build a check; None where a value that it needs has a problem."""
+    """Build a check; None if a value that it needs has a problem."""
     values = way.values
     secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
     match way.scheme:
@@ -235,7 +235,7 @@ def _hmac(values: Mapping[str, Any], keys: tuple[bytes, ...], public_url: str | 
 
 
 def _decoded(values: Mapping[str, Any], where: ConfigPath) -> tuple[bytes, ...]:
-    """Turn the secrets into the HMAC's keys; an empty key would be a signature that anyone can make."""
+    """Decode the secrets to HMAC keys; an empty key is refused, since anyone could make its signatures."""
     keys = []
     for secret in values["secrets"]:
         key = _decode(secret.text, values["secret_encoding"])
@@ -248,7 +248,7 @@ def _decoded(values: Mapping[str, Any], where: ConfigPath) -> tuple[bytes, ...]:
 
 
 def _decode(text: str, encoding: str) -> bytes:
-    """Return the key, empty if the text isn't of that encoding."""
+    """Return the decoded key; empty if the text isn't in that encoding."""
     try:
         match encoding:
             case "raw":

@@ -1,7 +1,7 @@
-"""The ways to sign, with their secrets: what each checks of a request, and how it would sign one.
+"""The signing methods, with their secrets: how each checks a request, and how it signs one.
 
-Signatures cover the exact bytes of the body and are compared in constant time, as the text that the sender must have
-sent: an expected signature has one spelling, so that no changed byte passes.
+Signatures cover the exact bytes of the body and are compared in constant time, in their encoded form: an expected
+signature has one spelling, so that no changed byte passes.
 """
 
 import hmac
@@ -16,19 +16,19 @@ from gateway.model import Headers, RefusedError, UsageError
 from gateway.verify.config_keys import Part
 from gateway.verify.request import Reason, Request, most_specific, only, refused, to_bytes
 
-# What a request may make us compare. No provider sends more than a few; a flood of candidates is no signature.
+# How much a request may make us compare. No provider sends more than a few candidates.
 MAX_LINES = 4  # header lines of one name, each of which may cost an HMAC for each secret
 MAX_CANDIDATES = 16  # signatures or credentials
 MAX_ELEMENTS = 64  # in one header line
 MAX_LINE_BYTES = 4096
 MAX_TIMESTAMP_BYTES = 40
-_BODY_ALONE = (Part("body"),)  # What most schemes sign.
+_BODY_ALONE = (Part("body"),)  # signed by most schemes
 
 
 class SigningSpec(NamedTuple):
-    """One way to sign, for people: where the proof is, and where what it covers beside the body.
+    """One signing method, described for people: where the signature is, and where other signed fields are.
 
-    `tolerance` is in seconds, and None where no timestamp is signed.
+    `tolerance` is in seconds; None if no timestamp is signed.
     """
 
     proof: str
@@ -40,35 +40,35 @@ class SigningSpec(NamedTuple):
 
 
 DigestCache = list[tuple[bytes, str, bytes, bytes]]
-"""Key, algorithm, message and HMAC of all that one request has had us compute: nothing is computed twice."""
+"""Key, algorithm, message and HMAC of all digests computed for one request, so that none is computed twice."""
 
 
-Proof = Callable[[Request, DigestCache], None]
-"""Returns if the whole request holds, or raises RefusedError."""
+BodyCheck = Callable[[Request, DigestCache], None]
+"""Returns if the whole request is verified, or raises RefusedError."""
 
 
 class Check(Protocol):
-    """One way to sign, with its secrets."""
+    """One signing method, with its secrets."""
 
-    def check_head(self, head: Request, now: float) -> Proof:
-        """Return what the body has to prove, or raise RefusedError where none could."""
+    def check_head(self, head: Request, now: float) -> BodyCheck:
+        """Return the check that remains for the body. Raises RefusedError if no body could pass."""
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
-        """Add to the draft what makes `verify` return."""
+        """Add to the draft the headers that make `verify` return."""
 
     def query(self) -> str:
-        """Return what the sender puts into the query string."""
+        """Return the query string that carries the credential; empty if none does."""
 
-    def how(self) -> SigningSpec:
-        """Return where the proof is."""
+    def signing_spec(self) -> SigningSpec:
+        """Describe where the signature or credential is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """Scheme `none`: everyone may send. Written out in the rules, never a default."""
+    """Scheme `none`: everyone may send. Always explicit in the rules, never a default."""
 
-    def check_head(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
-        return _verified_by_head
+    def check_head(self, head: Request, now: float) -> BodyCheck:  # noqa: ARG002 - a check's signature
+        return _nothing_to_check
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
         pass
@@ -76,7 +76,7 @@ class Unverified:
     def query(self) -> str:
         return ""
 
-    def how(self) -> SigningSpec:
+    def signing_spec(self) -> SigningSpec:
         return SigningSpec(proof="nothing: everyone may send")
 
 
@@ -84,7 +84,7 @@ class Unverified:
 class Credential:
     """A shared secret that is sent as it is: in a header after `prefix` (any case), or in the query.
 
-    A query parameter counts only if its name is spelled without percent-encoding, as only then it is taken out.
+    A query parameter counts only if its name has no percent-encoding, since only then it is removed from the event.
     """
 
     header: str | None
@@ -92,7 +92,7 @@ class Credential:
     prefix: str = ""
     secrets: tuple[bytes, ...] = field(repr=False)
 
-    def check_head(self, head: Request, now: float) -> Proof:  # noqa: ARG002 - a check's signature
+    def check_head(self, head: Request, now: float) -> BodyCheck:  # noqa: ARG002 - a check's signature
         given = self._given(head)
         if not given:
             raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
@@ -100,11 +100,11 @@ class Credential:
         if len(given) <= MAX_CANDIDATES:
             for value in given:
                 for secret in self.secrets:
-                    # No early exit: what is compared doesn't depend on what was right before.
+                    # No early exit: the time taken doesn't depend on which one matched.
                     is_matched |= hmac.compare_digest(value, secret)
         if not is_matched:
             raise refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
-        return _verified_by_head
+        return _nothing_to_check
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
         if self.header is not None:
@@ -115,7 +115,7 @@ class Credential:
             return ""
         return f"{self.parameter}=" + "".join([_quote(byte) for byte in self.secrets[0]])
 
-    def how(self) -> SigningSpec:
+    def signing_spec(self) -> SigningSpec:
         return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
 
     def _given(self, request: Request) -> list[bytes]:
@@ -138,7 +138,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timestamp:
-    """Where a timestamp is (a header, or an element with a prefix) and how it is to be read."""
+    """Where a timestamp is (a header, or an element with a prefix), and how it is parsed."""
 
     header: str | None
     name: bytes
@@ -173,7 +173,7 @@ class Timestamp:
             at = datetime.fromisoformat(text.decode("ascii"))
         except ValueError:
             return None
-        # A time without an offset is somewhere within a day, so it's no time.
+        # A time without an offset could be anywhere within a day.
         return None if at.tzinfo is None else at.timestamp()
 
 
@@ -194,7 +194,7 @@ class Hmac:
     public_url: str | None
     keys: tuple[bytes, ...] = field(repr=False)
 
-    def check_head(self, head: Request, now: float) -> Proof:
+    def check_head(self, head: Request, now: float) -> BodyCheck:
         lines = head.values(self.name)
         if not lines:
             raise refused(Reason.MISSING_SIGNATURE, f"expected a signature in the header {self.header}, got none")
@@ -204,7 +204,7 @@ class Hmac:
                 f"expected at most {MAX_LINES} header lines {self.header}, got {len(lines)}",
             )
         if len(lines) == 1:
-            return partial(self._prove, (self._read(lines[0], head, now),))
+            return partial(self._check_body, (self._read(lines[0], head, now),))
         read: list[tuple[list[bytes], bytes]] = []
         refusals: list[RefusedError] = []
         for line in lines:
@@ -214,7 +214,7 @@ class Hmac:
                 refusals.append(error)
         if not read:
             raise most_specific(refusals)
-        return partial(self._prove, read)
+        return partial(self._check_body, read)
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
         if self.id_header is not None:
@@ -240,7 +240,7 @@ class Hmac:
     def query(self) -> str:
         return ""
 
-    def how(self) -> SigningSpec:
+    def signing_spec(self) -> SigningSpec:
         stamp = self.timestamp
         return SigningSpec(
             proof=f"{self.algorithm} signature in the header {self.header}",
@@ -251,7 +251,7 @@ class Hmac:
         )
 
     def _read(self, line: bytes, head: Request, now: float) -> tuple[list[bytes], bytes]:
-        """Return the signatures of a line and the time that they are said to cover."""
+        """Return the signatures in a header line, and the timestamp that they claim to cover."""
         candidates, stamps = self._split(line)
         if not candidates or len(candidates) > MAX_CANDIDATES:
             raise refused(
@@ -272,7 +272,7 @@ class Hmac:
                     only(head, part.name)
         return candidates, stamp
 
-    def _prove(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, digests: DigestCache) -> None:
+    def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, digests: DigestCache) -> None:
         for candidates, stamp in read:
             message = self._message(request, stamp)
             for key in self.keys:
@@ -282,7 +282,7 @@ class Hmac:
                     is_matched |= hmac.compare_digest(candidate, expected)
                 if is_matched:
                     return
-        raise refused(Reason.BAD_SIGNATURE, f"the signature in the header {self.header} isn't one of this request")
+        raise refused(Reason.BAD_SIGNATURE, f"the signature in the header {self.header} doesn't match this request")
 
     def _split(self, line: bytes) -> tuple[list[bytes], list[bytes]]:
         """Return what looks like signatures and timestamps, without their prefixes."""
@@ -327,7 +327,7 @@ class Hmac:
                 return to_bytes(request.path)
             case "url":
                 return self._url(request)
-            case _:  # it was there once when the head was looked at
+            case _:  # it was there once when the head was checked
                 return only(request, part.name)
 
     def _url(self, request: Request) -> bytes:
@@ -346,7 +346,7 @@ class Hmac:
 
 
 class Draft:
-    """The headers of a request that is being signed; the first value of a name stays."""
+    """The headers of a request that is being signed; the first value of a name is kept."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self._pairs = {name.lower(): (name, value) for name, value in given.items()}
@@ -364,8 +364,8 @@ class Draft:
         return tuple([(name.encode(), to_bytes(value)) for name, value in self._pairs.values()])
 
 
-def _verified_by_head(request: Request, digests: DigestCache) -> None:
-    """Return: the head has proved it."""
+def _nothing_to_check(request: Request, digests: DigestCache) -> None:
+    """Return: the head alone has verified the request."""
 
 
 def _quote(byte: int) -> str:

@@ -1,4 +1,4 @@
-"""Who sent a request: a scheme with its secrets, pure once it is built."""
+"""Verifies requests by a scheme and its secrets; pure once it is built."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,18 +7,18 @@ from gateway.model import RefusedError
 from gateway.verify.config_keys import Path
 from gateway.verify.handshakes import Answer, Handshake
 from gateway.verify.request import Request, most_specific
-from gateway.verify.signatures import Check, DigestCache, Draft, Proof, SigningSpec
+from gateway.verify.signatures import BodyCheck, Check, DigestCache, Draft, SigningSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verifier:
-    """A scheme with its secrets. Made by `build_verifier` only.
+    """A scheme with its secrets. Created by `build_verifier` only.
 
-    `id` and `type` are CEL: where this scheme's events have their identity and type, if they have them anywhere; `ids`
-    are where they have it by each of the checks, as another way to sign vouches for another header.
+    `id` and `type` are CEL: where this scheme's events have their identity and type, if anywhere; `ids` has the
+    identity's place for each of the checks, since each signing method covers other headers.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
-    `dedupe` is for how many seconds a repeated event should be taken for a copy, None where the provider never repeats
-    by itself, or on purpose only. `warnings` are what makes it weaker than it looks: where below `verify`, and what.
+    `dedupe` is for how many seconds a repeated event should be treated as a duplicate; None if the provider never
+    redelivers automatically. `warnings` are what makes it weaker than it looks: the path below `verify`, and the text.
     """
 
     scheme: str
@@ -34,31 +34,30 @@ class Verifier:
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     @property
-    def how(self) -> Sequence[SigningSpec]:
-        """Return where each of the ways to sign has its proof."""
-        return [check.how() for check in self.checks]
+    def signing_specs(self) -> Sequence[SigningSpec]:
+        """Return for each signing method where its signature or credential is."""
+        return [check.signing_spec() for check in self.checks]
 
     def verify(self, request: Request, *, now: float) -> str | None:
-        """Return if any way to sign that the scheme knows holds; `now` is in Unix seconds.
+        """Return where the identity is (CEL; None if nowhere) by the signing method that verifies the request.
 
-        What is returned is where, by that way, the identity is, in CEL; None if nowhere.
-
-        Raises RefusedError (401) with a `Reason`; its detail says what was expected where, never which secret failed.
+        `now` is in Unix seconds. Raises RefusedError (401) with a `Reason` if none does; its detail says what was
+        expected where, never which secret failed.
         """
         if len(self.checks) == 1:
             self.checks[0].check_head(request, now)(request, [])
             return self.ids[0]
-        return self.check_head(request, now=now).prove(request)
+        return self.check_head(request, now=now).verify(request)
 
-    def check_head(self, head: Request, *, now: float) -> "Claim":
-        """Check what the headers and the query alone decide, and return what is left for the body to prove.
+    def check_head(self, head: Request, *, now: float) -> "PendingVerification":
+        """Check what the headers and the query alone decide, and return what remains to be verified with the body.
 
-        Nobody's body needs to be waited for, nor held, who couldn't be let in with any. The body of `head` isn't looked
-        at. Raises RefusedError as `verify` does.
+        So no body is read or kept in memory that couldn't be accepted anyway. The body of `head` is ignored. Raises
+        RefusedError as `verify` does.
         """
         if len(self.checks) == 1:
-            return Claim(((self.checks[0].check_head(head, now), self.ids[0]),), ())
-        open_: list[tuple[Proof, str | None]] = []
+            return PendingVerification(((self.checks[0].check_head(head, now), self.ids[0]),), ())
+        open_: list[tuple[BodyCheck, str | None]] = []
         refusals: list[RefusedError] = []
         for check, identity in zip(self.checks, self.ids, strict=True):
             try:
@@ -67,10 +66,10 @@ class Verifier:
                 refusals.append(error)
         if not open_:
             raise most_specific(refusals)
-        return Claim(open_, refusals)
+        return PendingVerification(open_, refusals)
 
     def handshake(self, request: Request) -> Answer | None:
-        """Return what a provider's handshake must be answered, None if the request is an event. Verify it first."""
+        """Return the response to a provider's handshake; None if the request is an event. Verify the request first."""
         return None if self.answers is None else self.answers(request)
 
     def sign(
@@ -85,11 +84,11 @@ class Verifier:
         path: str = "/",
         query: str = "",
     ) -> list[tuple[str, str]]:
-        """Return `headers` and after them those that the sender would add: identity, type, timestamp, signature.
+        """Return `headers`, followed by those that the sender would add: identity, type, timestamp, signature.
 
-        A given header wins over ours, and is what gets signed; so a forged one stays forged. Signs with the first
-        secret. An identity or type that the scheme has in the body must be there already. Raises UsageError for a
-        header that is signed and that only the caller can know.
+        A given header takes precedence over ours, and is what gets signed; so a forged one stays forged. Signs with the
+        first secret. An identity or type that the scheme has in the body must be there already. Raises UsageError for a
+        signed header that only the caller can know.
         """
         draft = Draft(headers)
         for name, template in self.sends:
@@ -99,26 +98,26 @@ class Verifier:
         return draft.pairs()
 
     def signed_query(self) -> str:
-        """Return the query string by which the sender would authenticate, empty if it doesn't do it there."""
+        """Return the query string by which the sender would authenticate; empty if it doesn't use the query."""
         return self.checks[0].query()
 
 
-class Claim:
-    """What the head of a request claims, by each of the ways to sign that it may hold by."""
+class PendingVerification:
+    """A request whose head has been checked, with the body checks of the signing methods that are still possible."""
 
     __slots__ = ("_open", "_refusals")
 
-    def __init__(self, open_: Sequence[tuple[Proof, str | None]], refusals: Sequence[RefusedError]) -> None:
+    def __init__(self, open_: Sequence[tuple[BodyCheck, str | None]], refusals: Sequence[RefusedError]) -> None:
         self._open = open_
         self._refusals = refusals
 
-    def prove(self, request: Request) -> str | None:
-        """Return where the identity is, if the whole request holds by any of the ways; else as `Verifier.verify`."""
+    def verify(self, request: Request) -> str | None:
+        """Return where the identity is, if any of the body checks passes. Raises RefusedError as `Verifier.verify`."""
         digests: DigestCache = []
         refusals: list[RefusedError] = []
-        for proof, identity in self._open:
+        for check_body, identity in self._open:
             try:
-                proof(request, digests)
+                check_body(request, digests)
             except RefusedError as error:
                 refusals.append(error)
             else:

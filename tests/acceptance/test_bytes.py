@@ -10,7 +10,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from gateway.engine.control.records import DeadFilter
-from gateway.ingress.ingress import SUCCESSOR_ROOM
+from gateway.ingress.ingress import SUCCESSOR_HEADROOM
 from gateway.log.embedded.log import MAX_RECORD_BYTES
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess
@@ -93,7 +93,7 @@ def _limit(delivery: str) -> int:
     """Return how large a body may be beside the headers that it is sent with."""
     sent = signed_post(bytes(900_000), delivery=delivery, headers=HEADERS)  # its length has as many digits
     head = sent.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
-    return MAX_RECORD_BYTES - SUCCESSOR_ROOM - sum([len(line) - len(b": ") for line in head])
+    return MAX_RECORD_BYTES - SUCCESSOR_HEADROOM - sum([len(line) - len(b": ") for line in head])
 
 
 def _own(request: Request) -> list[tuple[bytes, bytes]]:

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_ROOM, Ingress
+from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
 from gateway.ingress.server import Limits
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
@@ -52,7 +52,7 @@ class Stored(NamedTuple):
 class FakeLog:
     """Keeps what is appended; fails or waits when told to."""
 
-    max_record_bytes = SUCCESSOR_ROOM + ROOM
+    max_record_bytes = SUCCESSOR_HEADROOM + ROOM
 
     def __init__(self) -> None:
         self.stored: list[Stored] = []

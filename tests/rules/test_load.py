@@ -526,7 +526,7 @@ def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -
         ("sources.user.verify.secrets[0]", short),
         (
             "sources.later.verify.tolerance",
-            "expected a duration, got none: a recorded request is good at any later time",
+            "expected a duration, got none: a recorded request can be replayed at any time",
         ),
         ("destinations.signed.sign.secrets[1]", short),
         ("destinations.basic.url", "expected https beside `auth`, got http: it goes in the clear"),

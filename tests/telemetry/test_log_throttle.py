@@ -22,4 +22,4 @@ def test_keys_of_long_ago_are_forgotten() -> None:
     seldom = LogThrottle()
     for number in range(1000):
         seldom.count(number, 100.0 * number)
-    assert len(seldom._told) == 1
+    assert len(seldom._logged) == 1
