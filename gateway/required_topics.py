@@ -30,13 +30,13 @@ async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: Filt
             logger.info("topic_created", topic=name)
     fatal = []
     for problem in await log.check(specs):
-        if problem.is_fatal and not (settings.dev and problem.is_borne):
+        if problem.is_fatal and not (settings.dev and problem.is_tolerable):
             fatal.append(problem)
         else:
             logger.warning("topic_misconfigured", topic=problem.topic, problem=problem.message)
     if fatal:
         lines = [f"{problem.topic}: {problem.message}" for problem in fatal]
-        if any(problem.is_borne for problem in fatal):
+        if any(problem.is_tolerable for problem in fatal):
             lines.append(
                 "run `gateway topics create` for what is missing, or use --dev where losing events doesn't matter"
             )

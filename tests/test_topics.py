@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from tests.memory_log import MemoryLog
 
 LOSES = TopicProblem(topic="gateway.dead", message="retention", is_fatal=True)
-STRANDS = TopicProblem(topic="gateway.control", message="partitions", is_fatal=True, is_borne=False)
+STRANDS = TopicProblem(topic="gateway.control", message="partitions", is_fatal=True, is_tolerable=False)
 
 
 class Differing(MemoryLog):

@@ -1,7 +1,7 @@
-"""The contract of the durable, partitioned log, which Kafka and the embedded log both keep.
+"""The contract of the durable, partitioned log, which Kafka and the embedded log both implement.
 
 A topic has partitions; a partition's offsets ascend, with gaps. A record exists once `append` has returned, and then
-survives any crash. `tests/log/test_contract.py` holds every implementation to what is said here.
+survives any crash. `tests/log/test_contract.py` tests every implementation against this contract.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 from zlib import crc32
 
 CLOCK = b"clock"
-"""What the key begins with of a record that says nothing, and was appended for the time of its acknowledgement."""
+"""Prefix of the key of an empty record that was only appended to learn the log's time from its acknowledgement."""
 
 RecordHeaders = Sequence[tuple[str, bytes]]
 
 COMMIT_BYTES = 3_060
-"""Bytes that a commit has for `done` and `note`: in base64 they fit the 4,096 characters that Kafka keeps."""
+"""Maximum bytes of a commit's `done` and `note`: in base64 they fit the 4,096 characters that Kafka stores."""
 
 
 class Partition(NamedTuple):
@@ -26,14 +26,14 @@ class Partition(NamedTuple):
 
 
 ALL = -1
-"""Instead of a partition's number: the whole topic."""
+"""Used instead of a partition's number for the whole topic."""
 
 NO_APPENDS = "takes no appends"
-"""How the reason begins for which a partition is of no use that can be read."""
+"""Prefix of the reason for which a readable partition is unusable."""
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the number of the partition, of so many, that a record of this key goes to."""
+    """Return the number of the partition for a key, given the number of partitions."""
     return crc32(key) % partitions  # Java's murmur2 costs 7 µs in Python.
 
 
@@ -48,7 +48,7 @@ class Record(NamedTuple):
 
 
 class NewRecord(NamedTuple):
-    """A record that is to be appended."""
+    """A record to append."""
 
     key: bytes
     value: bytes
@@ -56,7 +56,7 @@ class NewRecord(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records of one partition, offsets ascending; an offset that is skipped is a gap, not a loss."""
+    """Records of one partition, with ascending offsets; a skipped offset is a gap, not a loss."""
 
     partition: Partition
     records: Sequence[Record]
@@ -71,10 +71,10 @@ class Position(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """What a group has finished of a partition: all below `base`, and each bit set in `done`.
+    """The records of a partition that a group has finished: all below `base`, and those whose bit is set in `done`.
 
     Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
-    `note` is what the group wants to know again of the records below `base`; with `done` at most `COMMIT_BYTES`.
+    `note` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.
     """
 
     base: int
@@ -82,17 +82,17 @@ class Commit(NamedTuple):
     note: bytes = b""
 
     def covers(self, offset: int) -> bool:
-        """Return whether a record is finished by it."""
+        """Return whether the record at an offset is finished by this commit."""
         index = offset - self.base
         return index < 0 or (index < len(self.done) * 8 and bool(self.done[index // 8] >> (index % 8) & 1))
 
 
 class Assignment(NamedTuple):
-    """A partition that this consumer now owns, and where to go on.
+    """A partition that is now assigned to this consumer, and where it continues.
 
-    `log_start` is the smallest offset that the log still has; where nothing was committed, `commit.base` is it.
-    A `commit.base` below `log_start` means that records were deleted unread: the consumer reads on from `log_start`.
-    `is_committed` tells whether the group has a commit; it has none any more where the topic was deleted.
+    `log_start` is the smallest offset that the log still has, and `commit.base` if nothing was committed.
+    A `commit.base` below `log_start` means that records were deleted unread: the consumer continues at `log_start`.
+    `is_committed`: whether the group has a commit; after a topic's deletion it has none any more.
     """
 
     partition: Partition
@@ -102,28 +102,28 @@ class Assignment(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who owns the records of a consumer. No record is fetched while one of its methods runs."""
+    """The owner of a consumer's records. No record is fetched while one of its methods runs."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Take over these partitions; every one not revoked since the last call stays. Returns at once.
+        """Take over these partitions, in addition to those assigned earlier and not revoked since. Returns at once.
 
-        A partition of which it isn't known where to go on (it has no leader, say) comes later than the others.
+        A partition whose position isn't known yet (such as one without a leader) is assigned later.
         """
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
-        """Give up these partitions; the consumer commits what is returned before another owner can start.
+        """Release these partitions; the consumer commits what is returned before another owner can start.
 
-        Until it returns they are still ours, unless the group has thrown us out, and all its members stand still: it
-        may let what is under way end, for a few seconds.
+        Until it returns they are still ours, unless the group has evicted us, and all of its members wait: it may let
+        attempts in flight end, for a few seconds.
         """
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
-        """Hear that the log has deleted records before they were returned; what comes next is after their offsets."""
+        """Called when the log has deleted records before they were returned; the next records have higher offsets."""
 
     def replaced(self, assignment: Assignment) -> None:
-        """Begin anew with a partition: its records aren't those any more that were read, whatever their offsets.
+        """Start a partition again: its topic was recreated, or its end was lost, so offsets mean other records now.
 
-        Its topic was made again, or it has lost its end. What was finished of it must not be committed.
+        What was finished before must not be committed.
         """
 
 
@@ -131,74 +131,74 @@ class Consumer(Protocol):
     """A member of a consumer group (or, without a group, a reader of every partition from its start)."""
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
-        """Return the next records of the partitions that aren't paused; empty when `timeout` seconds pass first.
+        """Return the next records of the partitions that aren't paused; nothing if `timeout` seconds pass first.
 
-        At most 500 records or (but for a single larger one) 1 MiB a partition. Raises nothing when the log is away:
-        it returns empty batches until the log is back.
+        At most 500 records or (except for a single larger one) 1 MiB per partition. Doesn't raise if the log is
+        unavailable: it returns nothing until the log is back.
         """
 
     def pause(self, partition: Partition) -> None:
-        """Stop fetching a partition, until `resume`. A new assignment starts unpaused. Unknown ones are ignored."""
+        """Stop fetching a partition until `resume`. A new assignment isn't paused. Unknown partitions are ignored."""
 
     def resume(self, partition: Partition) -> None:
         """Fetch a paused partition again, from the record after the last one that was returned."""
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
-        """Store what is finished. A partition that isn't assigned any more is left out, never sent.
+        """Store what is finished. Partitions that aren't assigned any more are ignored.
 
-        Raises LogUnavailableError when nothing can be said of the result; committing again is always safe.
+        Raises LogUnavailableError if the result is unknown; committing again is always safe.
         """
 
     def lag(self) -> Mapping[Partition, int]:
-        """Tell how many records after the last fetched one each assigned partition has; unknown ones are left out."""
+        """Return how many records each assigned partition has after the last fetched one; omitted if unknown."""
 
     def unread(self) -> Mapping[Partition, str]:
-        """Tell which partitions that are this consumer's can't be read now, and why.
+        """Return which of this consumer's partitions can't be read now, and why.
 
-        The number is `ALL` where nothing of a topic can be: it isn't there, or its group can't be joined. A log that
-        is away as a whole says nothing here; see `ping`.
+        The number is `ALL` if a whole topic can't: it doesn't exist, or its group can't be joined. If the whole log is
+        unavailable, this is empty; see `ping`.
         """
 
     async def close(self) -> None:
-        """Call the listener's `revoked` for all that is assigned, commit what it returns, and leave the group."""
+        """Call the listener's `revoked` for all assigned partitions, commit what it returns, and leave the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """What a topic has to be. `retention` is in seconds, None keeps records for ever.
+    """How a topic has to be configured. `retention` is in seconds, None keeps records for ever.
 
-    `partitions` are those that it is made with. An operator may add some, unless the topic is `whole`: its records keep
-    one order, which more partitions would break. One that is `fixed` has its keys in these alone, whatever is added.
+    It is created with `partitions`. An operator may add some, unless the topic has a `total_order`. With `fixed_keys`,
+    keys stay in the first `partitions`, however many are added.
     """
 
     name: str
     partitions: int
     retention: float | None
     compacted: bool = False
-    whole: bool = False
+    total_order: bool = False
     until_done: bool = False
-    """Nobody reads again what is done: the log may delete all below the smallest base that was committed."""
-    fixed: bool = False
+    """Finished records aren't read again: the log may delete all below the smallest committed base."""
+    fixed_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicProblem:
-    """A topic's configuration that breaks a promise (`is_fatal`) or could not be read.
+    """A topic's configuration that breaks a guarantee (`is_fatal`) or couldn't be read.
 
-    Where one `is_borne` by who runs with `--dev`, events may be lost; without that, nothing would work as it is told.
+    One that `is_tolerable` with `--dev` may only lose events; otherwise operators' commands wouldn't work.
     """
 
     topic: str
     message: str
     is_fatal: bool
-    is_borne: bool = True
+    is_tolerable: bool = True
 
 
 class Log(Protocol):
     """A durable, partitioned log. Every method may raise LogUnavailableError."""
 
     max_record_bytes: int
-    """How large key + value + headers of a record may be."""
+    """Maximum size of a record's key, value and headers together."""
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
         """Store a record; when this returns, it is durable (`acks=all`, or a committed fsync).
@@ -208,92 +208,93 @@ class Log(Protocol):
         """
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
-        """Store records in one partition, one after the other; when this returns, all of them are durable.
+        """Store records in one partition, in order; when this returns, all of them are durable.
 
-        Where it raises LogUnavailableError, within the append timeout for each 256 KiB, none of them is stored before
-        all that come before it are: whoever repeats it from the first on, until it returns, may append what follows.
-        Raises RecordTooLargeError where one is too large; those before it may be stored. A call at a time.
+        If it raises LogUnavailableError (within the append timeout per 256 KiB), a prefix of them may be stored; repeat
+        the whole call until it returns, before appending what follows. Raises RecordTooLargeError if one is too large;
+        those before it may be stored. One call at a time.
         """
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> Consumer:
         """Join a group (or, with None, read every partition from its start, without commits).
 
-        A member reads what can be read, and the rest once it can. Without a group all has to be there.
+        A member reads the partitions that can be read, and the others as soon as they can. Without a group, all of them
+        have to be readable.
         """
 
     def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Read the records with `start <= offset < end`, in batches, outside of any group."""
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
-        """Return how many partitions each topic has that is there, whether they can be read or not."""
+        """Return how many partitions each existing topic has, whether they can be read or not."""
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none.
 
-        Raises LogUnavailableError where one can't be asked, as `offsets_at` does: nothing is left out.
+        Raises LogUnavailableError if one can't be queried, as `offsets_at` does: none is omitted.
         """
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
-        """Return the same of the partitions that can be read now, and why the others can't."""
+        """Return the same for the partitions that can be read now, and why the others can't."""
 
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
-        """Return the first offset that was appended at or after a time by the log's clock (seconds).
+        """Return the offset of each partition's first record appended at or after a time (seconds, the log's clock).
 
-        Of each partition, or of these alone. That is the partition's end where there is none; empty if there is no such
-        topic. Where the clock of a partition went back (its leader changed), some record that follows may be older.
+        `numbers` limits the partitions. The offset is the partition's end if there is no such record; empty if there is
+        no such topic. If a partition's clock went back (its leader changed), some later record may be older.
         """
 
     async def topics(self) -> Collection[str]:
         """Return the names of all topics."""
 
     async def topics_of(self, group: str) -> Collection[str]:
-        """Return the names of the topics of which a group has committed something; perhaps of some that are gone."""
+        """Return the names of the topics for which a group has commits, perhaps including deleted ones."""
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
-        """Return what a group has committed of a topic's partitions; a partition without a commit is left out."""
+        """Return a group's commits of a topic's partitions; a partition without a commit is omitted."""
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
-        """Store commits for a group that has no member yet. Where it has committed something, that stands."""
+        """Store commits for a group that has no member yet. Existing commits are kept."""
 
     async def groups(self, prefix: str) -> Mapping[str, int]:
-        """Return the groups that have committed something and whose names begin so, each with its number of members."""
+        """Return the groups with commits whose names have a prefix, each with its number of members."""
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
-        """Create the topics that are missing and return their names; those that exist are left as they are."""
+        """Create the topics that are missing and return their names; existing ones aren't changed."""
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
-        """Compare what is there with what has to be."""
+        """Compare the topics with their specifications."""
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
-        """Return for how many seconds each topic keeps its records, as it is; infinity where it is for ever.
+        """Return for how many seconds each topic keeps its records, as configured now; infinity if for ever.
 
-        A topic that isn't there, or may not be asked, is left out.
+        A topic that doesn't exist, or whose configuration we may not read, is omitted.
         """
 
     def now(self) -> float:
-        """Return the log's clock (Unix seconds), by which `appended_at` is stamped; it never goes back.
+        """Return the time by the log's clock (Unix seconds), as in `appended_at`; it never goes back.
 
-        Before `synchronize` has returned, it may be this machine's clock, and then go back once.
+        Before `synchronize` has returned, it may be this machine's clock, and may then go back once.
         """
 
     async def synchronize(self, topic: str) -> None:
-        """Let `now` be the log's clock from here on. It may append an empty record to a topic, of the key `CLOCK`.
+        """Make `now` the log's clock from here on. May append an empty record, with a key of `CLOCK`, to the topic.
 
-        Raises LogUnavailableError; the first append that is acknowledged then does it.
+        If it raises LogUnavailableError, the first acknowledged append does the same.
         """
 
     async def ping(self) -> None:
-        """Return when the log answers, and takes appends.
+        """Return if the log responds and accepts appends.
 
-        Raises LogUnavailableError also while it refuses them: from one that was refused, but for what the record or its
-        topic is, until one as large has succeeded, or would; a LogNearlyFullError where small ones are stored.
+        Raises LogUnavailableError also while it refuses them: after a refusal that isn't due to the record or its
+        topic, until an append of the same size succeeds, or would; LogNearlyFullError if small ones are stored.
         """
 
     async def refusing(self) -> Mapping[Partition, str]:
-        """Return which partitions refuse what is appended while others take it, and why (`NO_APPENDS`, and more).
+        """Return which partitions refuse appends while others accept them, and why (beginning with `NO_APPENDS`).
 
-        Where all of it is refused, `ping` says so, and this nothing.
+        If all appends are refused, this is empty, and `ping` raises the reason.
         """
 
     async def close(self) -> None:
-        """Finish the appends under way and let go of everything."""
+        """Finish the appends in flight and release all resources."""

@@ -1,7 +1,7 @@
-"""Take what a record tells by type: each value is what it has to be, or UndecodableRecordError says what it was.
+"""Typed access to JSON fields of records: a value of another type raises UndecodableRecordError.
 
-Anybody who may write to a topic may write anything: a list for a string, a time of 1e308. What passes here can be
-written again, compared and counted with.
+Anybody who may write to a topic may write anything: a list for a string, a time of 1e308. A value that passes here can
+safely be encoded again, compared and added.
 """
 
 import re
@@ -12,16 +12,16 @@ import orjson
 from gateway.model import NewerRecordError, UndecodableRecordError
 
 LATEST = 253_402_300_800.0
-"""Unix seconds at the end of the year 9999: a time from there on has no date."""
+"""Unix seconds at the end of the year 9999, the latest that `datetime` can represent."""
 MAX_SAFE_INTEGER = 1 << 53
-"""Every count and offset is below it, in any reader of JSON; one more fits, too."""
+"""Any JSON parser represents integers up to this one exactly."""
 ID = re.compile(r"[!-~]{1,255}")
-"""An id goes into headers, and so has neither blanks nor controls."""
+"""Ids are sent in headers, so they contain neither blanks nor control characters."""
 _DIGITS = re.compile(rb"[1-9][0-9]{0,8}")
 
 
 class JsonFields:
-    """A JSON object whose fields are taken by name and type. `where` names it in what is said of them."""
+    """A JSON object whose fields are read by name and type. `where` names it in error messages."""
 
     __slots__ = ("_fields", "where")
 
@@ -47,13 +47,13 @@ class JsonFields:
         return self._fields.get(name) is not None
 
     def allow(self, *names: str) -> None:
-        """Refuse fields of other names: what they mean would be left out."""
+        """Refuse fields with other names, since their meaning would be ignored."""
         for name in self._fields:
             if name not in names:
                 raise UndecodableRecordError(f"{self.where}.{name}", "no such field", self._fields[name])
 
     def text(self, name: str, *, like: re.Pattern[str] | None = None, expected: str = "a string") -> str:
-        """Return a string, all of which the pattern matches if there is one."""
+        """Return a string, which the pattern, if there is one, has to match completely."""
         value = self._fields.get(name)
         if not isinstance(value, str) or (like is not None and not like.fullmatch(value)):
             raise self.error(name, expected)
@@ -66,14 +66,14 @@ class JsonFields:
         return value
 
     def number(self, name: str, *, most: float = LATEST) -> float:
-        """Return a number of at least 0, and below `most`: a time, or a length of time, in seconds."""
+        """Return a number of at least 0 and below `most`: a time or a duration, in seconds."""
         value = self._fields.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < most:
             raise self.error(name, f"a number from 0 to {most:.0f}")
         return float(value)
 
     def inside(self, name: str) -> "JsonFields":
-        """Return the object that is a field."""
+        """Return a field that is an object."""
         return JsonFields(f"{self.where}.{name}", self._fields.get(name))
 
     def each(self, name: str) -> Iterator["JsonFields"]:
@@ -91,7 +91,7 @@ class JsonFields:
         return tuple(found)
 
     def error(self, name: str, expected: str) -> UndecodableRecordError:
-        """Return what to raise about a field."""
+        """Return the exception to raise for a field."""
         return UndecodableRecordError(f"{self.where}.{name}", expected, self._fields.get(name))
 
     def _list(self, name: str) -> list[object]:
@@ -102,7 +102,7 @@ class JsonFields:
 
 
 def check_format(where: str, got: bytes | None, known: int) -> None:
-    """Raise NewerRecordError for a format above the known one, and UndecodableRecordError for what is none."""
+    """Raise NewerRecordError for a format above the known one, and UndecodableRecordError for any other text."""
     if got is None or not _DIGITS.fullmatch(got) or int(got) < known:
         raise UndecodableRecordError(where, str(known), got)
     if int(got) > known:

@@ -5,15 +5,16 @@ its extension for distributed tracing, only where the gateway traces); `gw_*` ar
 
     gw_v         format version, "1"
     gw_at        when the event was received, Unix seconds
-    gw_headers   the header pairs as they came: `name: value`, joined by CRLF
+    gw_headers   the header pairs as received: `name: value`, joined by CRLF
     gw_query     the raw query string
-    gw_key       the order key, where the source has one
-    gw_delivery  JSON, on ordered, retry, parked and dead records: which delivery, its attempts, when it is due, why it
-                 is here
+    gw_key       the order key, if the source has one
+    gw_delivery  JSON, on ordered, retry, parked and dead-letter records: the delivery, its attempts, when it is due,
+                 and why it is in this topic
     gw_from      on ordered records: the event's own record, as topic/partition, offset and append time
 
-A record of `gateway.dedupe` is no event. Its key is "topic/partition", its value rows of 40 bytes, and its headers
-are `gw_v`, `gw_source` and `gw_origin`: the time (microseconds) before which that partition had no event, 0 if unknown.
+A record of `gateway.dedupe` is no event. Its key is "topic/partition", its value consists of rows of 40 bytes, and its
+headers are `gw_v`, `gw_source` and `gw_origin`: the time (microseconds) before which that partition had no event, 0 if
+unknown.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
 """
@@ -52,15 +53,12 @@ _CONTENT_TYPE = b"content-type"
 _CONTENT_TYPE_LENGTH = len(_CONTENT_TYPE)
 _FROM = "gw_from"
 SIGHTING = struct.Struct(">16s8sQQ")
-"""Of an event: the digest of its identity, its fingerprint, its offset, and when it was appended (microseconds)."""
+"""A row: the digest of an event's identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
-    """A delivery as found in a retry, parked or dead record.
-
-    `at` is when it was written, by the writer's idea of the time.
-    """
+    """A delivery as stored in a retry, parked or dead-letter record, written `at` a time by the writer's clock."""
 
     delivery: Delivery
     note: Note
@@ -68,7 +66,7 @@ class StoredDelivery:
 
 
 class Origin(NamedTuple):
-    """The record of an event from which a record of an ordered route was made."""
+    """The event's record from which an ordered record was derived."""
 
     partition: Partition
     offset: int
@@ -76,7 +74,7 @@ class Origin(NamedTuple):
 
 
 class Sighted(NamedTuple):
-    """What a record of `gateway.dedupe` tells of one source in one partition: rows of `SIGHTING`, one after another."""
+    """The content of a record of `gateway.dedupe`, for one source in one partition: concatenated rows of `SIGHTING`."""
 
     source: str
     origin: int
@@ -84,7 +82,7 @@ class Sighted(NamedTuple):
 
 
 class _Headers(dict[str, bytes]):
-    """The headers of a record, of which one that is missing makes it undecodable."""
+    """The headers of a record; a missing one makes it undecodable."""
 
     def __missing__(self, name: str) -> bytes:
         raise UndecodableRecordError(name, "this record header", None)
@@ -96,7 +94,7 @@ def event_key(event: Event) -> bytes:
 
 
 def footprint(record: Record) -> int:
-    """Return about how many bytes of memory a record takes with the event or delivery that is read from it."""
+    """Return about how many bytes of memory a record takes, with the event or delivery decoded from it."""
     size = _RECORD + len(record.value)
     for name, value in record.headers:
         size += len(value)
@@ -135,7 +133,7 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
 
 
 def encode_delivery(delivery: Delivery, note: Note, *, at: float) -> list[tuple[str, bytes]]:
-    """Return the record headers of a delivery that goes to a retry, parked or dead-letter topic, at a time."""
+    """Return the record headers of a delivery that is written to a retry, parked or dead-letter topic at a time."""
     state: dict[str, Any] = {
         "id": delivery.id,
         "route": delivery.route,
@@ -187,32 +185,32 @@ def is_newer(record: Record) -> bool:
 
 
 def encode_origin(origin: Origin) -> tuple[str, bytes]:
-    """Return the record header that tells from which event's record a delivery was made."""
+    """Return the record header that identifies the event's record from which a delivery was derived."""
     (topic, number), offset, at = origin
     return _FROM, f"{topic}/{number} {offset} {at:.6f}".encode()
 
 
 def origin_of(record: Record) -> Origin | None:
-    """Return from which event's record a delivery was made; None where that isn't told."""
-    told = _PLACE.fullmatch(dict(record.headers).get(_FROM) or b"")
-    if told is None:
-        return None  # no order is promised for what another client has written
-    topic, number, offset, at = told.groups()
+    """Return the event's record from which a delivery was derived; None if the header is missing or malformed."""
+    found = _PLACE.fullmatch(dict(record.headers).get(_FROM) or b"")
+    if found is None:
+        return None  # order isn't guaranteed for records of another client
+    topic, number, offset, at = found.groups()
     return Origin(Partition(topic.decode("ascii"), int(number)), int(offset), float(at))
 
 
 def without_origin(record: Record) -> Record:
-    """Return a record that doesn't say from which event's record it was made."""
+    """Return the record without the header that identifies its origin."""
     return record._replace(headers=tuple([header for header in record.headers if header[0] != _FROM]))
 
 
 def order_key(event: Event) -> str:
-    """Return what an event shares with those it must keep its order with: its source and key, or nothing but itself."""
+    """Return the key within which events are ordered: source and order key, or the event's own id if it has no key."""
     return f"{event.source}\0{event.key}" if event.key is not None else event.id
 
 
 def note_of(record: Record) -> Note:
-    """Return why a delivery's record is where it is, without reading all of it; empty if that can't be told."""
+    """Return the note of a delivery's record without decoding the rest; empty if there is none or it is malformed."""
     try:
         return decode_note(JsonFields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
     except UndecodableRecordError:
@@ -220,20 +218,20 @@ def note_of(record: Record) -> Note:
 
 
 def encode_note(note: Note) -> dict[str, str]:
-    """Return what there is of a note, as `gw_delivery` has it."""
+    """Return a note's non-empty fields, as in `gw_delivery`."""
     texts = {name: getattr(note, name) for name in _NOTE_TEXTS}
-    told = {name: text for name, text in texts.items() if text}
+    encoded = {name: text for name, text in texts.items() if text}
     if note.breaks:
-        told["breaks"] = str(note.breaks)
+        encoded["breaks"] = str(note.breaks)
     if note.unknown_since is not None:
-        told["unknown_since"] = f"{note.unknown_since:.3f}"
+        encoded["unknown_since"] = f"{note.unknown_since:.3f}"
     if note.is_hurried:
-        told["hurry"] = "1"
-    return told
+        encoded["hurry"] = "1"
+    return encoded
 
 
 def decode_note(fields: JsonFields) -> Note:
-    """Read a note, without what a newer version may have put into it. Raises UndecodableRecordError."""
+    """Read a note, ignoring fields of a newer version. Raises UndecodableRecordError."""
     texts = {name: fields.text(name) for name in _NOTE_TEXTS if fields.has(name)}
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
     return Note(
@@ -245,20 +243,20 @@ def decode_note(fields: JsonFields) -> Note:
 
 
 def fingerprint(event: Event) -> bytes:
-    """Return 8 bytes that differ where two events of one identity differ: in type, query or body."""
-    what = f"{len(event.type)} {event.type} {len(event.query)} {event.query} "
-    digest = hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=8)
+    """Return an 8-byte digest of an event's content: its type, query and body."""
+    head = f"{len(event.type)} {event.type} {len(event.query)} {event.query} "
+    digest = hashlib.blake2b(head.encode("utf-8", "surrogateescape"), digest_size=8)
     digest.update(event.body)
     return digest.digest()
 
 
 def sightings_key(partition: Partition) -> bytes:
-    """Return the key of all records that tell of what was seen in a partition of an events' topic."""
+    """Return the key of all dedupe records about one partition of an event topic."""
     return f"{partition.topic}/{partition.number}".encode()
 
 
 def encode_sightings(source: str, origin: int) -> list[tuple[str, bytes]]:
-    """Return the record headers of rows of `SIGHTING`, which are the record's value."""
+    """Return the headers of a dedupe record, whose value consists of rows of `SIGHTING`."""
     return [("gw_v", b"%d" % FORMAT), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
 
 
@@ -267,7 +265,7 @@ def decode_sightings(record: Record) -> Sighted:
     headers = _Headers(record.headers)
     check_format("gw_v", headers.get("gw_v"), FORMAT)
     origin = headers["gw_origin"]
-    # With one from the future, all that is known would be forgotten until then.
+    # An origin in the future would have all known identities forgotten until then.
     if not _ORIGIN.fullmatch(origin) or int(origin) > (record.appended_at + 86400) * 1e6:
         raise UndecodableRecordError("gw_origin", "a time in microseconds", origin)
     if len(record.value) % SIGHTING.size:
@@ -322,7 +320,7 @@ def _received_at(headers: _Headers) -> float:
 
 
 def _pairs(raw: bytes) -> Headers:
-    """Return header pairs as they may stand in a request (RFC 9110, 5.1 and 5.5)."""
+    """Return header pairs, if they are valid in a request (RFC 9110, 5.1 and 5.5)."""
     if not raw:
         return ()
     pairs = tuple(_LINE.findall(raw))
@@ -332,7 +330,7 @@ def _pairs(raw: bytes) -> Headers:
 
 
 def _trace(fields: Mapping[str, bytes]) -> TraceContext | None:
-    """Return the context, or none where it isn't one: the event matters more."""
+    """Return the trace context, or None if it is malformed: the event matters more."""
     if not _TRACEPARENT.fullmatch(fields["ce_traceparent"]):
         return None
     state = fields.get("ce_tracestate", b"")
@@ -343,11 +341,11 @@ _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9
 
 
 _RECORD, _PAIR = 1024, 128
-"""Bytes of CPython's objects: of a record with its event, and of one of the sender's headers."""
+"""Approximate bytes of CPython's objects: of a record with its event, and of one of the sender's headers."""
 
 
 def _name(state: JsonFields, name: str) -> str:
-    """Return a route's or a destination's name; empty where the source was unknown."""
+    """Return a route's or a destination's name; empty if the source was unknown."""
     return state.text(name, like=_NAME_OR_NONE, expected="a name")
 
 
@@ -392,7 +390,7 @@ _NAME_OR_NONE = re.compile(f"(?:{NAME_PATTERN.pattern})?")
 _ORIGIN = re.compile(rb"[0-9]{1,17}")
 _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]{1,10}\.[0-9]{6})")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
-"""A header pair and the end of its line; or, from where there is none, all the rest, without a name."""
+"""A header pair with its line end; or, where the text is malformed, all the rest, without a name."""
 _RESULTS = frozenset(Result)
 _NOTE_TEXTS = ("why", "by", "replay", "reason", "detail")
 _TIME, _COUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), re.compile(r"[0-9]{1,9}")

@@ -20,10 +20,10 @@ TIERS: dict[str, float] = {
     "5h": 18000.0,
     "20h": 72000.0,
 }
-"""Name → delay in seconds, ascending. Each is about four times the one before, so that any delay takes few hops."""
+"""Name → delay in seconds, ascending. Each is about four times the previous one, so that any delay takes few hops."""
 
 ORDERED_PARTITIONS = 6
-"""Of a topic of an ordered route, those that have records: however many there are, a key stays in its partition."""
+"""Partitions of an ordered topic that are used: however many are added, a key stays in its partition."""
 
 ROUTER_GROUP = "router"
 JOBS_GROUP = "jobs"
@@ -33,7 +33,7 @@ _TO = ".TO."
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names under one prefix. Groups are named with the same prefix."""
+    """The names of topics and groups, with a common prefix."""
 
     prefix: str = "gateway."
 
@@ -60,7 +60,7 @@ class Topics:
         return f"{self.prefix}control"
 
     def kind_of(self, topic: str) -> str:
-        """Return what a topic is for, as metrics have it: a source's topic may have any name."""
+        """Return a topic's kind, as used in metrics. A source's topic may have any name."""
         kinds = {self.dead: "dead", self.parked: "parked", self.dedupe: "dedupe", self.control: "control"}
         return kinds.get(topic, "retry" if topic.startswith(self.retry("")) else "events")
 
@@ -68,22 +68,22 @@ class Topics:
         return f"{self.prefix}{name}"
 
     def ordered(self, route: str, destination: str) -> str:
-        """Return the topic of an ordered route and one of its destinations; no name holds a capital letter."""
+        """Return the topic of an ordered route and one of its destinations; names contain no capital letters."""
         return f"{self.prefix}ordered.{route}{_TO}{destination}"
 
     def ordered_group(self, route: str, destination: str) -> str:
-        """Return the group that reads that topic; no name holds a slash."""
+        """Return the group that reads that topic; names contain no slashes."""
         return f"{self.prefix}ordered/{route}/{destination}"
 
     def ordered_target(self, topic: str) -> tuple[str, str] | None:
-        """Return the route and destination whose topic it is; None for any other topic."""
+        """Return the route and destination of an ordered topic; None for any other topic."""
         route, _, destination = topic.removeprefix(f"{self.prefix}ordered.").partition(_TO)
         return (route, destination) if topic == self.ordered(route, destination) and route and destination else None
 
     def specs(self, event_topics: Iterable[str], ordered: Iterable[tuple[str, str]] = ()) -> tuple[TopicSpec, ...]:
-        """Return what every topic has to be, the events' topics first; `ordered` are ordered routes and destinations.
+        """Return all topics' specifications, the event topics first; `ordered` are ordered routes and destinations.
 
-        Raises RulesError where events would share a topic with what is the gateway's own.
+        Raises RulesError if a source uses one of the gateway's own topics.
         """
         names = sorted(set(event_topics))
         events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in names]
@@ -97,7 +97,7 @@ class Topics:
                     name=self.ordered(*target),
                     partitions=ORDERED_PARTITIONS,
                     retention=7 * DAY,
-                    fixed=True,
+                    fixed_keys=True,
                     until_done=True,
                 )
                 for target in sorted(set(ordered))
@@ -105,9 +105,9 @@ class Topics:
             *tiers,
             TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
             TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
-            # The longest window, and a day during which an event may wait to be read.
+            # The longest window, plus a day during which an event may wait to be read.
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
-            TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, whole=True),
+            TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, total_order=True),
         )
         taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_target(name)}
         if taken:

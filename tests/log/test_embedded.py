@@ -637,7 +637,7 @@ async def test_a_file_that_is_damaged_is_lost_with_the_first_read_that_finds_it(
             log.read_soon([Range("events", 0, 50)], delivered.set_result)
             assert await delivered is None
         elif where == "poll":
-            await asyncio.to_thread(log._look)
+            await asyncio.to_thread(log._poll_bounds)
         elif where == "append":
             with pytest.raises(LogUnavailableError, match="SQLITE_CORRUPT"):
                 await append(log, b"a")
@@ -974,9 +974,9 @@ async def test_small_appends_that_are_stored_hide_none_of_the_large_ones_that_ar
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             log._file.writer.execute("PRAGMA max_page_count = 1000000")
         await append(log, bytes(999_999))
-        assert log._writer._refused, "less than what was refused says nothing of it"
+        assert log._writer._refused_bytes, "less than what was refused says nothing of it"
         await log.ping()
-        assert not log._writer._refused
+        assert not log._writer._refused_bytes
         assert await asyncio.to_thread(left_over, path) == []
 
 
@@ -990,10 +990,10 @@ async def test_an_append_that_succeeds_ends_a_refusal(path: Path) -> None:
         log._file.writer.execute("PRAGMA query_only = 1")
         with pytest.raises(LogUnavailableError):
             await append(log, b"a")
-        assert log._writer._refused
+        assert log._writer._refused_bytes
         log._file.writer.execute("PRAGMA query_only = 0")
         await append(log, b"a")
-        assert not log._writer._refused
+        assert not log._writer._refused_bytes
 
 
 async def test_a_disk_without_room_for_small_appends_is_full_whatever_was_refused_first(path: Path) -> None:
@@ -1024,7 +1024,7 @@ async def test_a_ping_writes_after_commits_alone_were_refused(path: Path, monkey
             patch.setattr(statements, "commit", failing)
             with pytest.raises(LogUnavailableError):
                 await consumer.commit({Partition("events", 0): Commit(0)})
-        monkeypatch.setattr(statements, "write_as_much", lambda _, size: written.append(size))
+        monkeypatch.setattr(statements, "probe_space", lambda _, size: written.append(size))
         await log.ping()
         await log.ping()
         await consumer.close()
@@ -1063,14 +1063,14 @@ async def test_a_large_record_for_no_topic_does_not_end_a_refusal(path: Path) ->
         log._file.writer.execute("PRAGMA query_only = 0")
         with pytest.raises(LogUnavailableError, match="expected a topic"):
             await append(log, b"larger", topic="nowhere")
-        assert log._writer._refused
+        assert log._writer._refused_bytes
 
 
 async def test_a_record_for_no_topic_is_no_refusal_of_the_file(path: Path) -> None:
     async with opened(path) as log:
         with pytest.raises(LogUnavailableError, match="expected a topic"):
             await append(log, b"a", topic="nowhere")
-        assert not log._writer._refused
+        assert not log._writer._refused_bytes
 
 
 async def test_a_closed_log_is_unavailable(path: Path) -> None:
@@ -1337,7 +1337,7 @@ async def test_the_owner_sweeps_by_itself(path: Path) -> None:
 async def test_a_process_that_never_lives_for_an_interval_sweeps_all_the_same(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "SWEEP_SOON", 0.01)
+    monkeypatch.setattr(log_module, "MIN_SWEEP_DELAY", 0.01)
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
     await log.create([EVENTS])
@@ -1357,7 +1357,7 @@ async def test_a_process_that_never_lives_for_an_interval_sweeps_all_the_same(
 async def test_a_process_that_starts_soon_after_the_last_sweep_waits_for_the_next(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "SWEEP_SOON", 0.01)
+    monkeypatch.setattr(log_module, "MIN_SWEEP_DELAY", 0.01)
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=None)
     await log.sweep()

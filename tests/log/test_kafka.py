@@ -23,12 +23,12 @@ from typing_extensions import override
 from dev.kafka import Broker, Cluster
 from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Partition, Record, TopicSpec, partition_of
 from gateway.log.kafka import appender as appender_module
-from gateway.log.kafka.appender import REFUSED_AFTER
+from gateway.log.kafka.appender import MIN_REFUSAL_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, QUESTION_TIMEOUT, REQUEST_TIMEOUT
-from gateway.log.kafka.connection import METADATA_AGE, _passed, quieten
+from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
+from gateway.log.kafka.connection import METADATA_AGE, _passed, limit_aiokafka_log
 from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
-from gateway.log.kafka.errors import translated
+from gateway.log.kafka.errors import translated_errors
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.model import Event, EventId, LogUnavailableError, UsageError
@@ -269,7 +269,7 @@ async def test_checking_names_the_setting_that_breaks_a_promise(
     (problem,) = [problem for problem in problems if not problem.message.startswith("replication factor")]
     assert problem.message.startswith(message)
     assert problem.is_fatal is is_fatal
-    assert problem.is_borne
+    assert problem.is_tolerable
 
 
 async def test_an_impossible_topic_is_the_fault_of_the_configuration(log: KafkaLog) -> None:
@@ -564,7 +564,7 @@ async def test_a_fetch_ends_when_another_task_closes_its_consumer(log: KafkaLog)
 
 def test_aiokafka_logs_a_failure_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     _passed.clear()
-    quieten()
+    limit_aiokafka_log()
     for port in (1, 2, 3):
         logging.getLogger("aiokafka").error("Unable connect to 127.0.0.1:%d", port)
     assert [line.getMessage() for line in caplog.records] == ["Unable connect to 127.0.0.1:1"]
@@ -671,11 +671,11 @@ async def test_a_question_on_a_connection_that_is_closed_is_asked_again(
 
 
 def test_a_closed_connection_is_a_log_that_is_away_and_a_bug_is_a_bug() -> None:
-    with pytest.raises(LogUnavailableError), translated("commit"):
+    with pytest.raises(LogUnavailableError), translated_errors("commit"):
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
-    with pytest.raises(LogUnavailableError), translated("commit"):
+    with pytest.raises(LogUnavailableError), translated_errors("commit"):
         raise RequestTimedOutError
-    with pytest.raises(RuntimeError, match="a bug"), translated("commit"):
+    with pytest.raises(RuntimeError, match="a bug"), translated_errors("commit"):
         raise RuntimeError("a bug")
 
 
@@ -708,7 +708,7 @@ class Clocks:
         self.broker = BrokerClock(local=lambda: 1_000_000.0, monotonic=lambda: self.ticks)
 
     def acknowledge(self, *, latency: float = 0.0) -> None:
-        self.broker.heard(999_900.0 + self.ticks + self.skew - latency)
+        self.broker.on_acknowledgement(999_900.0 + self.ticks + self.skew - latency)
 
     def wait(self, seconds: float) -> None:
         self.ticks += seconds
@@ -736,7 +736,7 @@ def test_the_first_acknowledgement_sets_a_clock_right_that_began_wrong(skew: flo
     clocks = Clocks()
     clocks.skew = skew
     clocks.wait(20)
-    clocks.broker.seen(1_000_000.0 + min(skew, 0.0) - 60)
+    clocks.broker.on_record(1_000_000.0 + min(skew, 0.0) - 60)
     assert clocks.broker.now() == 1_000_020.0
     clocks.acknowledge(latency=0.01)
     assert clocks.broker.now() == pytest.approx(1_000_020.0 + skew - 0.01)
@@ -746,7 +746,7 @@ def test_the_first_acknowledgement_sets_a_clock_right_that_began_wrong(skew: flo
 
 def test_a_record_that_was_seen_before_any_acknowledgement_is_no_more_than_a_least_time() -> None:
     clocks = Clocks()
-    clocks.broker.seen(1_000_090.0)
+    clocks.broker.on_record(1_000_090.0)
     assert clocks.broker.now() == 1_000_090.0
     assert not clocks.broker.is_known
     clocks.skew = 30.0
@@ -810,9 +810,9 @@ def test_a_step_of_the_brokers_clock_is_forgotten_after_a_minute() -> None:
 def test_an_old_record_does_not_set_the_clock_back_and_a_new_one_sets_it_forward() -> None:
     clocks = Clocks()
     clocks.acknowledge()
-    clocks.broker.seen(500_000.0)
+    clocks.broker.on_record(500_000.0)
     assert clocks.broker.now() == 1_000_000.0
-    clocks.broker.seen(1_000_007.0)
+    clocks.broker.on_record(1_000_007.0)
     assert clocks.broker.now() == 1_000_007.0
 
 
@@ -852,10 +852,10 @@ async def administering(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
 async def test_more_partitions_are_no_problem_but_where_the_records_keep_one_order(log: KafkaLog) -> None:
     topic = await make_topic(log, partitions=3, compacted=True)
     grown = TopicSpec(name=topic, partitions=1, retention=None, compacted=True)
-    whole = replace(grown, whole=True)
+    whole = replace(grown, total_order=True)
     assert not [problem for problem in await log.check([grown]) if "replication" not in problem.message]
     (problem,) = [problem for problem in await log.check([whole]) if "replication" not in problem.message]
-    assert (problem.is_fatal, problem.is_borne) == (True, False)
+    assert (problem.is_fatal, problem.is_tolerable) == (True, False)
     assert problem.message.startswith("partitions: expected exactly 1, got 3")
 
 
@@ -1008,7 +1008,7 @@ async def test_what_a_look_passes_over_while_it_is_fetched_is_no_other_log(
         answer = await offsets_with_leader(partitions, when)
         if when == EARLIEST and not looked:
             looked.append("while its records are held against their start")
-            await consumer._look()
+            await consumer._check_bounds()
         return answer
 
     monkeypatch.setattr(consumer._cluster, "offsets_with_leader", meanwhile)
@@ -1053,7 +1053,7 @@ async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_told(cluste
         assert await log.readable(topic) == (whole, {})
         del whole[2]
         hangs = "no answer in time"
-        in_time = 3 * QUESTION_TIMEOUT  # each is three questions, and any node may be asked first
+        in_time = 3 * QUERY_TIMEOUT  # each is three questions, and any node may be asked first
 
         async def is_told(reason: str) -> bool:
             began = monotonic()
@@ -1140,7 +1140,7 @@ async def test_a_ping_tells_of_appends_that_lack_replicas_until_there_are_enough
         await append(log, each, b"a")
     accepting |= {Partition(topic, 0): False, Partition(topic, 1): False, Partition(other, 0): False}
     log._appender._failed_append(topic, NotEnoughReplicasError())
-    await asyncio.sleep(REFUSED_AFTER)
+    await asyncio.sleep(MIN_REFUSAL_AGE)
     for _ in range(2):
         with pytest.raises(LogUnavailableError, match=rf"append to {topic}: .*NotEnoughReplicas"):
             await log.ping()
@@ -1166,7 +1166,7 @@ async def test_what_one_partition_refuses_is_told_however_many_others_take(
         return accepting
 
     monkeypatch.setattr(log._cluster, "accepting", asked)
-    monkeypatch.setattr(appender_module, "STILL_REFUSED", 0.5)
+    monkeypatch.setattr(appender_module, "PARTITION_MAX_AGE", 0.5)
     topic = await make_topic(log, partitions=2)
     first, lost = Partition(topic, 0), Partition(topic, 1)
     key = next(key for key in (b"%d" % number for number in range(100)) if partition_of(key, 2) == 0)
@@ -1212,7 +1212,7 @@ async def test_where_all_is_refused_no_partition_is_told_of(log: KafkaLog, monke
     monkeypatch.setattr(log._cluster, "accepting", asked)
     for number in (0, 1):
         log._appender._failed_append(topic, NotEnoughReplicasError(), number)
-    await asyncio.sleep(REFUSED_AFTER)
+    await asyncio.sleep(MIN_REFUSAL_AGE)
     assert await log.refusing() == {}
     with pytest.raises(LogUnavailableError):
         await log.ping()
@@ -1234,17 +1234,17 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
     topic = await make_topic(log)
     await append(log, topic, b"a")
     appender = log._appender
-    monkeypatch.setattr(appender_module, "FORGOTTEN_AFTER", 1.0)
+    monkeypatch.setattr(appender_module, "UNEXPLAINED_MAX_AGE", 1.0)
     appender._failed_append(topic, RequestTimedOutError())
     await log.ping()
-    await asyncio.sleep(REFUSED_AFTER)
+    await asyncio.sleep(MIN_REFUSAL_AGE)
     with pytest.raises(LogUnavailableError, match=r"got .*RequestTimedOut"):
         await log.ping()
     await asyncio.sleep(1.0)
     await log.ping()
     appender._failed_append(topic, RequestTimedOutError())
     await append(log, topic, b"b")
-    await asyncio.sleep(REFUSED_AFTER)
+    await asyncio.sleep(MIN_REFUSAL_AGE)
     await log.ping()
 
 

@@ -444,7 +444,7 @@ class SimulatedLog:
         self._check()
         for record in records:
             broker.witness.acknowledged(partition, record.offset)
-        self.clock.heard(records[-1].appended_at)
+        self.clock.on_acknowledgement(records[-1].appended_at)
         return [Position(partition.number, record.offset, record.appended_at) for record in records]
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
@@ -909,7 +909,7 @@ class SimulatedConsumer:
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
             records = _head(segment, position, segment.end)
             self.positions[partition] = records[-1].offset + 1
-            self._log.clock.seen(records[-1].appended_at)
+            self._log.clock.on_record(records[-1].appended_at)
             understood = [as_newer(record) for record in records] if self.client.is_newer else records
             batches.append(Batch(partition, understood))
         return batches

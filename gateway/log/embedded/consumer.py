@@ -1,4 +1,4 @@
-"""What is read: handed on from memory at the tail, from the file behind it."""
+"""Consumers: they get records from memory at the tail, and from the file behind it."""
 
 import asyncio
 from collections import deque
@@ -13,8 +13,8 @@ from gateway.log.embedded import statements
 from gateway.log.embedded.statements import Chunk
 from gateway.model import LogUnavailableError
 
-BUFFER_BYTES = 4 << 20  # Of a topic, handed to a consumer from memory; beyond that it reads the file.
-RETRY_INTERVAL = 0.25  # Seconds from a failed read to the next.
+BUFFER_BYTES = 4 << 20  # Maximum bytes per topic that a consumer gets from memory; beyond that it reads the file.
+RETRY_INTERVAL = 0.25  # Seconds between a failed read and the next.
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 class EmbeddedConsumer:
-    """The member of a group, or a reader. Its partitions are assigned once, before `consume` returns."""
+    """The only member of a group, or a reader. Its partitions are assigned once, before `consume` returns."""
 
     def __init__(self, log: "Source", group: str | None, topics: Sequence[str], listener: Listener) -> None:
         self.group = group
@@ -43,7 +43,7 @@ class EmbeddedConsumer:
         self._is_closed = False
 
     def start(self, assignments: Sequence[tuple[Assignment, int]]) -> None:
-        """Begin to read where each assignment says, as far as the topic's next offset."""
+        """Start reading at the assignments' positions, up to each topic's next offset."""
         for (partition, commit, log_start, _), end in assignments:
             stream = self._streams[partition]
             stream.position = stream.returned = max(commit.base, log_start)
@@ -60,7 +60,7 @@ class EmbeddedConsumer:
                 if not stream.is_paused and (records := stream.take())
             ]
             if batches:
-                self._fill()  # So that the next ones are read while these are handled.
+                self._fill()  # so that the next records are read while these are handled
                 return batches
             self._woken.clear()
             try:
@@ -101,7 +101,9 @@ class EmbeddedConsumer:
         try:
             await self.commit(commits)
         except LogUnavailableError as error:
-            log.warning("log_commit_lost", group=self.group, error=str(error))  # what was finished since is repeated
+            log.warning(
+                "log_commit_lost", group=self.group, error=str(error)
+            )  # what was finished since the last commit is repeated
         finally:
             self._streams.clear()
             self._log.leave(self)
@@ -109,7 +111,7 @@ class EmbeddedConsumer:
     # For the log.
 
     def offer(self, chunk: Chunk) -> None:
-        """Take records that were just stored, if they are the next and there is room; else remember to read them."""
+        """Buffer records that were just stored, if they are the next ones and fit; otherwise they are read later."""
         stream = self._streams.get(Partition(chunk.topic, 0))
         if stream is None:
             return
@@ -120,7 +122,7 @@ class EmbeddedConsumer:
         self._woken.set()
 
     def records_deleted(self, starts: Mapping[str, int]) -> None:
-        """Hear where the topics begin, after old records were deleted: perhaps some that weren't read."""
+        """Advance to the topics' new starts after old records were deleted, and report unread ones to the listener."""
         for partition, stream in self._streams.items():
             start = starts.get(partition.topic, 0)
             if self.group is not None and start > stream.position >= 0:
@@ -131,7 +133,7 @@ class EmbeddedConsumer:
                 self._woken.set()
 
     def extend(self, ends: Mapping[str, int]) -> None:
-        """Hear how far the topics go."""
+        """Advance the topics' ends."""
         for partition, stream in self._streams.items():
             end = ends.get(partition.topic, 0)
             if end > stream.end:
@@ -160,7 +162,7 @@ class EmbeddedConsumer:
             self.records_deleted(
                 {chunk.topic: min(chunk.first, chunk.records[0].offset if chunk.records else chunk.end)}
             )
-            # Where the position has moved meanwhile, the same records have been offered.
+            # If the position has moved meanwhile, the same records have been offered from memory.
             if stream is not None and stream.position == chunk.start:
                 stream.put(chunk)
         self._woken.set()
@@ -174,10 +176,10 @@ class Range(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    """How far a consumer is in a topic: returned ≤ position (returned or in `chunks`) ≤ end."""
+    """A consumer's progress in a topic: returned ≤ position (returned or in `chunks`) ≤ end."""
 
     returned: int = 0
-    position: int = -1  # Not started: nothing is next.
+    position: int = -1  # not started: no record is the next one
     end: int = 0
     size: int = 0
     chunks: deque[Chunk] = field(default_factory=deque)
@@ -190,7 +192,7 @@ class _Stream:
             self.size += chunk.size
 
     def take(self) -> list[Record]:
-        """Return as many records as one fetch may, and forget them."""
+        """Remove and return as many records as one fetch may return."""
         taken = Chunk("", 0, 0)
         while self.chunks:
             chunk = self.chunks[0]

@@ -1,4 +1,4 @@
-"""The file: its two connections, the log's clock, and what is refused when it is opened."""
+"""The file: its two connections, the log's clock, and the checks when it is opened."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gateway.log.embedded.file_check import FileCheck
-from gateway.log.embedded.lock import Lock, keep_apart, refuse_strange_name
+from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name
 from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
 from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
@@ -28,10 +28,10 @@ class File:
         self._busy_timeout = busy_timeout
         self._clock = clock
         self._monotonic_clock = MonotonicClock()
-        self._telling = threading.Lock()
+        self._clock_lock = threading.Lock()
         self._lock: Lock | None = None
         self._file_check: FileCheck | None = None
-        self._kept: int | None = None
+        self._kept_open: int | None = None
         self.lost: str | None = None
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
@@ -40,7 +40,7 @@ class File:
                 self._lock = Lock(path)
             else:
                 path.stat()  # SQLite would make a file.
-                refuse_strange_name(path)
+                refuse_other_name(path)
             self.writer = self._connect()
             try:
                 _prepare(self.writer, path, may_create=is_owner)
@@ -53,21 +53,21 @@ class File:
         except (sqlite3.Error, OSError) as error:
             self._unlock()
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-            kind = LogUnavailableError if _may_pass(error) else UsageError
+            kind = LogUnavailableError if _is_temporary(error) else UsageError
             raise kind(f"{path}: expected an embedded log, got: {reason}") from error
         except BaseException:
             self._unlock()
             raise
 
     def now(self) -> float:
-        """Return the handed-in clock's time, made steady: a step back is caught up with at half speed."""
-        with self._telling:  # the loop and both threads ask
+        """Return the clock's time, made monotonic: after a step back it runs at half speed until it is overtaken."""
+        with self._clock_lock:  # called from the event loop and both threads
             return self._monotonic_clock.advance(self._clock(), time.monotonic())
 
-    def look(self) -> None:
-        """Raise LogLostError, from now on each time, where this isn't the file any more that was opened, or is damaged.
+    def check_file(self) -> None:
+        """Raise LogLostError, now and at every later call, if the opened file was moved, replaced, cut or damaged.
 
-        What was stored before a look that raises nothing is in the file that the next owner will open.
+        If it doesn't raise, what was stored before is in the file that the next owner will open.
         """
         if (
             self.lost is None
@@ -79,11 +79,11 @@ class File:
         if self.lost is not None:
             raise LogLostError(self.lost)
 
-    def found(self, error: Exception) -> None:
-        """Hear of an error: where the file is damaged, all that comes after it is refused."""
+    def note_error(self, error: Exception) -> None:
+        """If an error means that the file is damaged, refuse everything from now on."""
         if self.lost is None and getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
             advice = "nothing is stored in it any more; run `gateway restore` with a copy"
-            self.lost = f"{self.path} is damaged: {say(error)}; {advice}"
+            self.lost = f"{self.path} is damaged: {error_text(error)}; {advice}"
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -91,29 +91,31 @@ class File:
         try:
             yield
         except sqlite3.Error as error:
-            self.found(error)
+            self.note_error(error)
             kind = LogUnavailableError if self.lost is None else LogLostError
-            raise kind(self.lost or f"{self.path}: {say(error)}") from error
+            raise kind(self.lost or f"{self.path}: {error_text(error)}") from error
 
     def close(self) -> None:
         if self.lost is not None:
-            self._keep_apart()
+            self._prevent_checkpoint()
         self.reader.close()
         self.writer.close()
         self._unlock()
 
-    def _keep_apart(self) -> None:
-        """Leave the file and its WAL as they are: the last one to close them would move the one into the other."""
+    def _prevent_checkpoint(self) -> None:
+        """Leave the file and its WAL as they are: SQLite's last connection would move the WAL into the file on close."""
         if self._lock is not None:
-            keep_apart(self._lock.descriptor)
+            prevent_checkpoint(self._lock.descriptor)
             return
         with suppress(OSError):
-            self._kept = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            keep_apart(self._kept)
+            self._kept_open = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            prevent_checkpoint(self._kept_open)
 
     def _open_file_check(self) -> FileCheck:
         try:
-            self.writer.execute("SELECT count(*) FROM topics").fetchall()  # SQLite makes its files for the first one.
+            self.writer.execute(
+                "SELECT count(*) FROM topics"
+            ).fetchall()  # SQLite creates its files at the first statement.
             return FileCheck(self.path, None if self._lock is None else self._lock.descriptor)
         except BaseException:
             self.reader.close()
@@ -122,7 +124,7 @@ class File:
 
     def _refuse_truncated(self, check: FileCheck) -> None:
         if problem := check.problem():
-            self._keep_apart()
+            self._prevent_checkpoint()
             self.reader.close()
             self.writer.close()
             raise UsageError(
@@ -148,9 +150,9 @@ class File:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        if self._kept is not None:
-            os.close(self._kept)
-            self._kept = None
+        if self._kept_open is not None:
+            os.close(self._kept_open)
+            self._kept_open = None
 
 
 def sync(path: Path) -> None:
@@ -161,16 +163,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _may_pass(error: sqlite3.Error | OSError) -> bool:
-    """Return whether a file that couldn't be opened may be opened later, as it is."""
+def _is_temporary(error: sqlite3.Error | OSError) -> bool:
+    """Return whether a file that couldn't be opened now may be opened later, unchanged."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
-    code = getattr(error, "sqlite_errorcode", None)  # of SQLite's own errors; the low byte is what they have in common
+    code = getattr(error, "sqlite_errorcode", None)  # the low byte is the primary result code
     return code is not None and code & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) -> None:
-    """Make the tables in a new file, and refuse one that isn't ours."""
+    """Create the tables in a new file, and refuse one that isn't ours."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
@@ -182,12 +184,12 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) ->
         raise UsageError(f"{path}: expected an embedded log of version {SCHEMA_VERSION}, got {version}")
     connection.execute("PRAGMA journal_mode = WAL")
     if application != APPLICATION_ID:
-        # One transaction: a file that was left half made is made anew.
+        # One transaction: an interrupted creation starts again.
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {marks} COMMIT;")
 
 
-def say(error: Exception) -> str:
-    """Return what SQLite says of an error, with its name for it: "disk I/O error" alone may be anything."""
+def error_text(error: Exception) -> str:
+    """Return SQLite's message and its name for the error: "disk I/O error" alone may be anything."""
     name = getattr(error, "sqlite_errorname", None)
     return f"{error} ({name})" if name else str(error)

@@ -1,4 +1,4 @@
-"""Whether the file is still where it was, and as it was: looked at before anything that was stored in it counts."""
+"""Checks that the opened file is still in place and intact, before anything stored in it counts as stored."""
 
 import os
 import struct
@@ -9,36 +9,36 @@ from gateway.log.embedded.lock import has_wal, shm_of, wal_of
 WAL_HEADER, FRAME_HEADER = 32, 24
 """Bytes (https://www.sqlite.org/fileformat2.html#the_write_ahead_log)."""
 INDEX = struct.Struct("=14xHII72xI")
-"""Of the WAL's index: bytes of a page, frames in the WAL, pages of the database, frames that were moved into it.
+"""The WAL's index: page size, frames in the WAL, pages of the database, frames already moved into the database.
 
-The first 48 bytes are there twice (https://www.sqlite.org/walformat.html#the_wal_index_file_format).
+The first 48 bytes are stored twice (https://www.sqlite.org/walformat.html#the_wal_index_file_format).
 """
-LARGEST_PAGE = 65536  # Which the index has as 1.
-LOCK_BYTES = 0x40000000  # The page that SQLite locks bytes of is never written.
+LARGEST_PAGE = 65536  # stored as 1 in the index
+LOCK_BYTES = 0x40000000  # the page with SQLite's lock bytes is never written
 
 
 class FileCheck:
-    """Three files by their identities and sizes. To be made when SQLite has opened them; the owner has a descriptor.
+    """The identities and sizes of the three files. Create it after SQLite has opened them; owners have a `descriptor`.
 
-    A look takes some 5 µs. Close it after SQLite, as its lock: a descriptor is held here.
+    A check takes about 5 µs. Close it after SQLite, like the lock: it keeps a descriptor open.
     """
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
         self._descriptor = descriptor
         self._wal = wal_of(path).name
-        # Text: `Path.stat` takes twice as long as all of `os.stat`.
+        # Strings: `Path.stat` takes twice as long as `os.stat`.
         self._files = [
             (str(each), name, _identity(each.stat()))
             for each, name in ((path, "it"), (wal_of(path), self._wal), (shm_of(path), shm_of(path).name))
         ]
-        self._size: int | None = None  # The first look finds a file that was cut before.
+        self._size: int | None = None  # The first check finds a file that was truncated earlier.
         self._index = os.open(shm_of(path), os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         os.close(self._index)
 
     def problem(self) -> str | None:
-        """Tell what has happened to the file, if it isn't what was opened any more. Raises OSError."""
+        """Return what has happened to the opened file; None if it is intact. Raises OSError."""
         index = self._read_index()
         sizes = []
         for path, name, identity in self._files:
@@ -50,19 +50,19 @@ class FileCheck:
                 return f"{name} is another file now: it was replaced"
             sizes.append(found.st_size)
         size, wal_size, _ = sizes
-        return self._cut(size, wal_size, index) or self._overwritten()
+        return self._truncated(size, wal_size, index) or self._overwritten()
 
     def _read_index(self) -> bytes:
         return os.pread(self._index, INDEX.size, 0)
 
-    def _cut(self, size: int, wal_size: int, index: bytes) -> str | None:
+    def _truncated(self, size: int, wal_size: int, index: bytes) -> str | None:
         if len(index) < INDEX.size or index[:48] != index[48:96] or index != self._read_index():
-            return None  # It is being written by another process.
+            return None  # another process is writing it
         page, frames, pages, moved = INDEX.unpack(index)
         page = LARGEST_PAGE if page == 1 else page
         if wal_size < (WAL_HEADER + frames * (FRAME_HEADER + page) if frames else 0):
             return f"{self._wal} has {wal_size} bytes, and not all that were written: it was truncated"
-        # It is shorter than it was also after a sweep. But each page behind its end waits in the WAL to be moved.
+        # A sweep, too, makes the file shorter, but then each page beyond its end is in the WAL, still to be moved.
         # The index has no pages until the first commit, and nothing is moved until then.
         if (self._size is None or size < self._size) and size < (pages * page or self._size or 0):
             is_whole = size > 0 < pages and self._has(range(size // page + 1, pages + 1), page, range(moved, frames))
@@ -74,8 +74,8 @@ class FileCheck:
         return None
 
     def _has(self, pages: range, page: int, frames: range) -> bool:
-        """Return whether the WAL has these pages in these frames. Each begins with its page's number."""
-        if len(pages) > len(frames) + 1:  # No need to read them, and pages may be millions.
+        """Return whether the WAL has these pages in these frames. Each frame begins with its page's number."""
+        if len(pages) > len(frames) + 1:  # no need to read them; there may be millions of pages
             return False
         wal = os.open(self._files[1][0], os.O_RDONLY | os.O_CLOEXEC)
         try:

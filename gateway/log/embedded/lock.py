@@ -1,4 +1,4 @@
-"""Whose file it is: a lock on its name and one on the file itself, so that no link and no deletion lets anybody in."""
+"""The owner's lock: one on the file's name and one on the file itself, so that links and deletions don't bypass it."""
 
 import errno
 import fcntl
@@ -10,26 +10,26 @@ from pathlib import Path
 from gateway.model import LogUnavailableError, UsageError
 
 BEGINNING = struct.Struct("16s2xBB")
-"""Of a database: what it is, and by which version it is written and read: 2 is with a WAL, 1 without."""
+"""A database file's header: the magic string, and the versions to write and read it: 2 with a WAL, 1 without."""
 MAGIC = b"SQLite format 3\0"
 OWNERS_BYTE = 0x40000000 + 4096
-"""Of the database: behind the bytes that SQLite locks there (from 0x40000000, 512 of them)."""
+"""Byte of the database that the owner locks: after the 512 bytes from 0x40000000 that SQLite locks."""
 SHARED_BYTES = (0x40000000 + 2, 510)
-"""What SQLite locks to have a database for itself alone, and how many of them."""
+"""First byte and number of bytes that SQLite locks for exclusive access."""
 
 
 class Lock:
-    """The owner's hold on a file that is there, or is made. `descriptor` is the file's, open for as long as it is held.
+    """The owner's locks on a file, which is created if missing. `descriptor` is the file's, open until `close`.
 
-    One lock is on `NAME.lock` beside the file that a link leads to, where other processes read the owner's pid. The
-    other is on a byte of the file, held by its open description: it doesn't touch SQLite's own locks, which are the
-    process's. But those go whenever any descriptor of the file is closed: `close` comes after SQLite's.
+    One lock is on `NAME.lock` beside a link's target, where other processes read the owner's pid. The other is on a
+    byte of the file, as an open file description lock: it doesn't affect SQLite's own locks, which belong to the
+    process. But those are released whenever any descriptor of the file is closed, so `close` must come after SQLite's.
 
-    Raises LogUnavailableError where the file has an owner, UsageError where it has several names, and OSError.
+    Raises LogUnavailableError if the file has an owner, UsageError if it has several names, and OSError.
     """
 
     def __init__(self, path: Path) -> None:
-        self._name = lock_name(path)
+        self._name = acquire_name_lock(path)
         try:
             self.descriptor = _open(path)
         except BaseException:
@@ -41,26 +41,26 @@ class Lock:
         os.close(self._name)
 
 
-def keep_apart(descriptor: int) -> None:
-    """Have SQLite change nothing in a file when it closes it: it isn't the file any more that its WAL is for.
+def prevent_checkpoint(descriptor: int) -> None:
+    """Prevent SQLite from moving the WAL into the file when it closes it, since the WAL belongs to another file.
 
-    For as long as the descriptor is open; close it after SQLite.
+    Effective as long as the descriptor is open; close it after SQLite.
     """
     with suppress(OSError):
         _lock_bytes(descriptor, fcntl.F_RDLCK, *SHARED_BYTES)
 
 
 def is_owned(path: Path) -> bool:
-    """Return whether a file has an owner, under whatever name. Not for the owner's own process."""
+    """Return whether a file has an owner, under whatever name. Not to be called in the owner's own process."""
     return _is_name_locked(path) or is_file_locked(path)
 
 
-def refuse_strange_name(path: Path) -> None:
-    """Raise as `Lock` does where a file isn't to be opened by this name: SQLite has what is newest beside the name."""
+def refuse_other_name(path: Path) -> None:
+    """Raise as `Lock` does if a file mustn't be opened by this name: SQLite's WAL is beside the owner's name."""
     if _is_name_locked(path):
         return
     _refuse_other_names(path)
-    # Without the owner's WAL beside it the file was moved since the owner opened it; else only its lock file is gone.
+    # Without the owner's WAL beside it, the file was moved since it was opened; with it, only the lock file is gone.
     if not wal_of(path).exists() and is_file_locked(path):
         raise _in_use(path, "by another name")
 
@@ -70,7 +70,7 @@ def is_database(descriptor: int) -> bool:
 
 
 def has_wal(descriptor: int) -> bool:
-    """Return whether it is a database that is used with a WAL: a copy that was made by `VACUUM INTO` isn't one yet."""
+    """Return whether it is a database in WAL mode: a copy made by `VACUUM INTO` isn't yet."""
     return _beginning(descriptor) == (MAGIC, 2, 2)
 
 
@@ -79,20 +79,20 @@ def _beginning(descriptor: int) -> tuple[bytes, int, int]:
 
 
 def wal_of(path: Path) -> Path:
-    """Return where SQLite writes what it hasn't moved into the file yet: beside the file that a link leads to."""
+    """Return the path of the WAL, which is beside a link's target."""
     file = path.resolve()
     return file.with_name(f"{file.name}-wal")
 
 
 def shm_of(path: Path) -> Path:
-    """Return where SQLite has the WAL's index, which its processes share."""
+    """Return the path of the WAL's index, which SQLite's processes share."""
     file = path.resolve()
     return file.with_name(f"{file.name}-shm")
 
 
 def _is_name_locked(path: Path) -> bool:
     try:
-        name = os.open(_name_of(path), os.O_RDONLY | os.O_CLOEXEC)
+        name = os.open(_lock_path(path), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -105,7 +105,7 @@ def _is_name_locked(path: Path) -> bool:
 
 
 def is_file_locked(path: Path) -> bool:
-    """Return whether a file has an owner, which may have it under another name. Not for the owner's own process."""
+    """Return whether a file has an owner, perhaps under another name. Not to be called in the owner's own process."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _refuse_other_names(path: Path) -> None:
 
 
 def is_wal_stray(path: Path) -> bool:
-    """Return whether a WAL isn't of the file beside it: SQLite would delete it, or destroy the file by it."""
+    """Return whether a WAL doesn't belong to the file beside it: SQLite would delete it, or corrupt the file by it."""
     wal = wal_of(path)
     return wal.exists() and wal.stat().st_size > 0 and (_is_missing(path) or _is_copy(path))
 
@@ -141,7 +141,7 @@ def _is_copy(path: Path) -> bool:
 
 
 def _refuse_stray_wal(path: Path) -> None:
-    """Raise UsageError where a WAL isn't of the file beside it."""
+    """Raise UsageError if a WAL doesn't belong to the file beside it."""
     if not is_wal_stray(path):
         return
     if _is_missing(path):
@@ -152,14 +152,14 @@ def _refuse_stray_wal(path: Path) -> None:
     raise UsageError(f"{path}: expected the file that {wal_of(path).name} beside it is of, got {got}")
 
 
-def _name_of(path: Path) -> Path:
-    file = path.resolve()  # SQLite has its own files there, too.
+def _lock_path(path: Path) -> Path:
+    file = path.resolve()  # where SQLite's own files are, too
     return file.with_name(f"{file.name}.lock")
 
 
-def lock_name(path: Path) -> int:
-    """Lock a name, as its file's owner does, and return a descriptor: closing it is giving it up."""
-    lock = os.open(_name_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def acquire_name_lock(path: Path) -> int:
+    """Lock a file's name, as its owner does, and return a descriptor; closing it releases the lock."""
+    lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -177,7 +177,7 @@ def lock_name(path: Path) -> int:
 def _open(path: Path) -> int:
     _refuse_other_names(path)
     _refuse_stray_wal(path)
-    # Bodies are nobody else's to read; SQLite gives the files beside it the same mode.
+    # Nobody else may read bodies; SQLite gives the files beside it the same mode.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     is_locked, is_here = _lock_bytes(file, fcntl.F_WRLCK, OWNERS_BYTE, 1), os.path.samestat(os.fstat(file), path.stat())
     if is_locked and is_here:
@@ -193,7 +193,7 @@ def _in_use(path: Path, whose: str) -> LogUnavailableError:
 
 
 def _lock_bytes(file: int, kind: int, start: int, length: int) -> bool:
-    """Lock bytes of a file (fcntl(2), "Open file description locks"), and tell whether that was possible."""
+    """Try to lock bytes of a file (fcntl(2), "Open file description locks"); return whether that succeeded."""
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
     except OSError as error:

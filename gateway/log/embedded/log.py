@@ -1,4 +1,4 @@
-"""The contract of a log (`gateway.log.base`), over the writer, a reader thread and consumers."""
+"""Implements the log's contract (`gateway.log.base`) with a writer thread, a reader thread and consumers."""
 
 import asyncio
 import math
@@ -30,20 +30,20 @@ from gateway.log.embedded.file import File
 from gateway.log.embedded.writer import Append, Commits, Group, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 
-MAX_RECORD_BYTES = 1_047_564  # What a Kafka broker takes by default (1,048,588), less 1 KiB for its framing.
-MAX_WAITING_BYTES = 64 << 20  # Of appends that aren't stored yet; more are refused.
-SWEEP_INTERVAL = 300.0  # Seconds; also from one process's last sweep to the next one's first.
-SWEEP_SOON = 5.0  # Seconds after the start, where it is due: what was waiting has its turn first.
-POLL_INTERVAL = 0.2  # Seconds until an append of another process is seen.
+MAX_RECORD_BYTES = 1_047_564  # A Kafka broker's default limit (1,048,588), less 1 KiB for its framing.
+MAX_WAITING_BYTES = 64 << 20  # Maximum bytes of appends that aren't stored yet; more are refused.
+SWEEP_INTERVAL = 300.0  # Seconds; also between one process's last sweep and the next one's first.
+MIN_SWEEP_DELAY = 5.0  # Seconds after the start before the first sweep, so that pending work comes first.
+POLL_INTERVAL = 0.2  # Seconds between checks for appends of other processes.
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
 class EmbeddedLog:
-    """A durable log in one SQLite file. It belongs to the loop that opened it; close its consumers before it.
+    """A durable log in one SQLite file. It belongs to the event loop that opened it; close its consumers first.
 
-    A topic must have been created before its first append. Retention is what `sweep` does, by itself in the owner.
+    A topic must be created before its first append. `sweep` enforces retention; the owner runs it regularly.
     """
 
     max_record_bytes = MAX_RECORD_BYTES
@@ -73,41 +73,41 @@ class EmbeddedLog:
         sweep_interval: float | None = SWEEP_INTERVAL,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """Open the file. There is one owner: it makes the file where it is missing, and alone may join groups.
+        """Open the file. There is one owner: it creates a missing file, and only it may join groups.
 
-        With a `sweep_interval` of None it deletes nothing by itself.
-        Raises UsageError where the file is missing, or isn't a log of this version; LogUnavailableError where it has an
-        owner already, or the disk has no room: what may pass.
+        With a `sweep_interval` of None nothing is deleted unless `sweep` is called.
+        Raises UsageError if the file is missing, or isn't a log of this version; LogUnavailableError for temporary
+        problems: it has an owner already, or the disk is full.
         """
         file = await asyncio.to_thread(File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
         log = cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
         if owner and sweep_interval is not None:
             due = await log.read(statements.swept_at) + sweep_interval - log.now()
-            log._sweep_later(min(sweep_interval, max(SWEEP_SOON, due)))
+            log._sweep_later(min(sweep_interval, max(MIN_SWEEP_DELAY, due)))
         return log
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-        """Store a record in the next commit, together with all that wait."""
+        """Store a record in the next transaction, together with all that are queued."""
         append = self._append_of(topic, key, value, headers)
         self._add([append])
         try:
             return await append.future
         finally:
-            del append  # An error's traceback would keep it, and it the error, until the garbage collector comes.
+            del append  # breaks a reference cycle with an error's traceback
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
-        """Store records in one commit, all or none."""
+        """Store records in one transaction, all or none."""
         if partition.number:
             raise LogUnavailableError(f"{partition.topic}: expected its only partition, got {partition.number}")
         appends = [self._append_of(partition.topic, *record) for record in records]
-        self._add(appends)  # in one turn of the loop, so with one statement
+        self._add(appends)  # in one iteration of the event loop, so with one statement
         return await asyncio.gather(*[append.future for append in appends])
 
     def _append_of(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> Append:
         encoded = statements.encode_headers(headers)
         size = len(key) + len(value) + len(encoded)
         if size > MAX_RECORD_BYTES:
-            # Looked at again without the quotes and commas, which aren't the caller's.
+            # Measured again without the JSON's quotes and commas, which aren't the caller's.
             exact = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
             if exact > MAX_RECORD_BYTES:
                 raise RecordTooLargeError(f"{topic}: expected a record of {MAX_RECORD_BYTES} bytes, got {exact}")
@@ -124,14 +124,14 @@ class EmbeddedLog:
         self._waiting_bytes += size
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> EmbeddedConsumer:
-        """Join a group as its only member. Raises UsageError where it has one, or where this isn't the file's owner."""
+        """Join a group as its only member. Raises UsageError if it has one, or if this isn't the file's owner."""
         self._check_open()
         if group is not None and not self._file.is_owner:
             raise UsageError(f"{self._file.path}: expected its owner to join {group}, got another process")
         if group is not None and any(consumer.group == group for consumer in self._consumers):
             raise UsageError(f"{self._file.path}: expected one member of {group}, got a second one")
         consumer = EmbeddedConsumer(self, group, topics, listener)
-        # Registered before its start is read, so that nothing that is appended meanwhile escapes it.
+        # Registered before its position is read, so that no record appended meanwhile is missed.
         self._register([*self._consumers, consumer])
         try:
             consumer.start(await self.read(statements.assignments, group, topics))
@@ -192,7 +192,7 @@ class EmbeddedLog:
         return await self.write(statements.create, specs)
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
-        """Compare the topics, and whether the file is such that an acknowledged append is on the disk."""
+        """Compare the topics with their specifications, and check that the file's settings make appends durable."""
         return await self.write(statements.check, specs)
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
@@ -207,24 +207,24 @@ class EmbeddedLog:
         return self._file.now()
 
     async def synchronize(self, topic: str) -> None:
-        """The clock is this machine's."""
+        """Do nothing: the clock is this machine's."""
 
     async def ping(self) -> None:
-        """Return when the writer has had its turn, and could lock the file or write what it had to refuse."""
+        """Return once the writer could lock the file or, after it refused appends, could write as many bytes."""
         await self.write(self._writer.ping)
 
     async def refusing(self) -> Mapping[Partition, str]:
-        """Return nothing: it is one file, and `ping` tells of all of it."""
+        """Return nothing: all topics are in one file, which `ping` checks."""
         return {}
 
     async def sweep(self) -> None:
-        """Delete what is older than its topic's retention; give much free space back to the file system."""
+        """Delete records older than their topic's retention; return free space to the file system if there is much."""
         await self._start_sweep()
 
     async def close(self) -> None:
         if self._is_closed:
             return
-        self._hand_over()
+        self._submit_group()
         self._is_closed = True
         for timer in (self._polling, self._sweeping):
             if timer is not None:
@@ -234,28 +234,28 @@ class EmbeddedLog:
     # For consumers.
 
     def leave(self, consumer: EmbeddedConsumer) -> None:
-        """Forget a consumer."""
+        """Remove a consumer."""
         self._register([other for other in self._consumers if other is not consumer])
 
     async def commit(self, member: str, rows: Sequence[tuple[str, int, str]]) -> None:
-        """Store what a member has finished with the next appends: it costs no fsync of its own beside them."""
+        """Store a member's commits together with the next appends, without an extra fsync."""
         self._check_open()
         future: asyncio.Future[None] = self._loop.create_future()
         self._next_group().commits.append(Commits(member, rows, future))
         await future
 
     async def read(self, work: Callable[..., T], *args: object) -> T:
-        """Do `work(connection, *args)` in the reader thread."""
+        """Run `work(connection, *args)` in the reader thread."""
         self._check_open()
-        return await self._loop.run_in_executor(self._reader, self._reading, work, *args)
+        return await self._loop.run_in_executor(self._reader, self._read_in_thread, work, *args)
 
     def read_soon(self, ranges: Sequence[Range], deliver: Callable[[Sequence[statements.Chunk] | None], None]) -> None:
-        """Read ranges in the reader thread, then call `deliver` on the loop, with None where that failed."""
+        """Read ranges in the reader thread, then call `deliver` on the event loop, with None if that failed."""
         if not self._is_closed:
             self._reader.submit(self._read_ranges, ranges, deliver)
 
     async def write(self, work: Callable[..., T], *args: object) -> T:
-        """Do `work(connection, *args)` in the writer thread."""
+        """Run `work(connection, *args)` in the writer thread."""
         self._check_open()
         future: asyncio.Future[T] = self._loop.create_future()
         self._writer.put(Work(partial(work, self._file.writer, *args), future))
@@ -274,13 +274,13 @@ class EmbeddedLog:
             raise LogUnavailableError(f"{self._file.path}: expected an open log, got a closed one")
 
     def _next_group(self) -> Group:
-        """Return what this turn of the loop stores."""
+        """Return the group of appends of this iteration of the event loop."""
         group = self._group
         if group.is_empty:
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._submit_group)
         return group
 
-    def _hand_over(self) -> None:
+    def _submit_group(self) -> None:
         group = self._group
         if not group.is_empty:
             self._group = Group()
@@ -296,7 +296,7 @@ class EmbeddedLog:
                         f"{self._file.path}: expected the append to end within {self._append_timeout} s, got no answer"
                     )
                 )
-        # A writer that waits for the file may come to this group much later.
+        # A writer that waits for the file may get to this group much later.
         group.appends.clear()
         group.commits.clear()
 
@@ -306,7 +306,7 @@ class EmbeddedLog:
             if group.timer is not None:
                 group.timer.cancel()
         for future, result in results:
-            if future.done():  # Cancelled or expired: nobody waits for it.
+            if future.done():  # cancelled or expired
                 continue
             if isinstance(result, str):
                 future.set_exception(LogUnavailableError(f"{self._file.path}: {result}"))
@@ -320,7 +320,7 @@ class EmbeddedLog:
         self._consumers = consumers
         self._writer.consumed = frozenset(topic for consumer in consumers for topic in consumer.topics)
 
-    def _reading(self, work: Callable[..., T], *args: object) -> T:
+    def _read_in_thread(self, work: Callable[..., T], *args: object) -> T:
         with self._file.errors():
             return work(self._file.reader, *args)
 
@@ -332,35 +332,37 @@ class EmbeddedLog:
             chunks = [
                 statements.select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges
             ]
-            starts = statements.starts(self._file.reader)  # after the records: what was deleted since was read
+            starts = statements.starts(
+                self._file.reader
+            )  # after the records, so that records deleted since then were read
             for chunk in chunks:
                 chunk.first = starts.get(chunk.topic, 0)
-        except (sqlite3.Error, ValueError) as error:  # ValueError: the file is damaged.
-            self._file.found(error)
+        except (sqlite3.Error, ValueError) as error:  # ValueError: the file is damaged
+            self._file.note_error(error)
             log.warning("log_read_failed", path=str(self._file.path), error=str(error))
             post(self._loop, deliver, None)
         else:
             post(self._loop, deliver, chunks)
 
     def _poll(self) -> None:
-        self._reader.submit(self._look)
+        self._reader.submit(self._poll_bounds)
 
-    def _look(self) -> None:
+    def _poll_bounds(self) -> None:
         bounds: list[tuple[str, int, int]] = []
-        with suppress(LogUnavailableError), self._file.errors():  # A read or an append will say it better.
+        with suppress(LogUnavailableError), self._file.errors():  # a read or an append reports it better
             bounds = statements.rows(
                 self._file.reader, "SELECT json_group_array(json_array(name, start, next)) FROM topics"
             )
-        post(self._loop, self._looked, bounds)
+        post(self._loop, self._apply_bounds, bounds)
 
-    def _looked(self, bounds: Sequence[tuple[str, int, int]]) -> None:
+    def _apply_bounds(self, bounds: Sequence[tuple[str, int, int]]) -> None:
         starts = {name: start for name, start, _ in bounds}
         ends = {name: end for name, _, end in bounds}
         for consumer in self._consumers:
             consumer.records_deleted(starts)
             consumer.extend(ends)
-        again = self._consumers and not self._is_closed
-        self._polling = self._loop.call_later(POLL_INTERVAL, self._poll) if again else None
+        is_polling = self._consumers and not self._is_closed
+        self._polling = self._loop.call_later(POLL_INTERVAL, self._poll) if is_polling else None
 
     def _start_sweep(self) -> asyncio.Future[None]:
         self._check_open()
@@ -385,5 +387,5 @@ class EmbeddedLog:
     def _stop(self) -> None:
         has_ended = self._writer.stop(self._append_timeout)
         self._reader.shutdown()
-        if has_ended:  # Else the disk hangs, and the file stays ours while the process lives.
+        if has_ended:  # otherwise the disk hangs, and the file stays locked while the process lives
             self._file.close()

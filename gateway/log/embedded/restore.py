@@ -1,4 +1,4 @@
-"""A copy put in the place of a log, while nobody has it."""
+"""Replaces a log without an owner by a copy."""
 
 import os
 import shutil
@@ -9,19 +9,19 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.log.embedded.backup import UNFINISHED, delete_left_over, own_file
+from gateway.log.embedded.backup import UNFINISHED, delete_leftovers, own_file
 from gateway.log.embedded.file import sync
-from gateway.log.embedded.lock import is_file_locked, is_wal_stray, lock_name, shm_of, wal_of
+from gateway.log.embedded.lock import acquire_name_lock, is_file_locked, is_wal_stray, shm_of, wal_of
 from gateway.log.embedded.statements import APPLICATION_ID, SCHEMA_VERSION
 from gateway.model import LogUnavailableError, UsageError
 
-MANY_PROBLEMS = 3
+MAX_PROBLEMS = 3
 
 
 class Restored(NamedTuple):
-    """How many bytes the log has now, and where its file from before is, if there was one, with its WAL beside it.
+    """The log's size in bytes, and where the previous file is, if there was one, with its WAL beside it.
 
-    `stray` is a WAL whose file wasn't there: what was acknowledged last may be in it, to be read with that file alone.
+    `stray` is a WAL without its file: it may have the last acknowledged records, readable only together with that file.
     """
 
     size: int
@@ -30,11 +30,11 @@ class Restored(NamedTuple):
 
 
 def restore(path: Path, copy: Path) -> Restored:
-    """Put a copy in the place of a log, whose files are moved aside; blocks until that is synced.
+    """Replace a log by a copy; its own files are moved aside. Blocks until synced.
 
-    The copy is looked at first, all of it: until then nothing is changed, and it stays where it is. What is left of a
-    call that was killed is refused by the next owner, and another call goes on. Raises LogUnavailableError where the
-    log has an owner, UsageError for a copy that isn't whole or of this version, or where there is no room for it.
+    The whole copy is checked before anything is changed, and stays where it is. If a call is killed, the next owner
+    refuses what it left, and another call completes it. Raises LogUnavailableError if the log has an owner, UsageError
+    for a copy that is damaged or of another version, or if there is no space for it.
     """
     if not copy.is_file():
         raise UsageError(f"{copy}: expected a copy of a log, got no file")
@@ -48,11 +48,11 @@ def restore(path: Path, copy: Path) -> Restored:
     file = path.resolve()
     unfinished: Path | None = None
     try:
-        lock = lock_name(path)
+        lock = acquire_name_lock(path)
         try:
             if is_file_locked(path):
                 raise LogUnavailableError(f"{path} is in use by a gateway, by another name; stop it first")
-            delete_left_over(file)
+            delete_leftovers(file)
             unfinished = _copied(copy, file)
             before, stray = _moved_aside(file)
             unfinished.replace(file)
@@ -69,7 +69,7 @@ def restore(path: Path, copy: Path) -> Restored:
 
 
 def _copied(copy: Path, file: Path) -> Path:
-    """Return a file beside another one that has what the copy has, is synced and was looked at."""
+    """Copy into a new file beside `file`, check and sync it, and return its path."""
     descriptor, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=UNFINISHED, dir=file.parent)
     os.close(descriptor)
     unfinished = Path(name)
@@ -92,7 +92,7 @@ def _check(unfinished: Path, copy: Path) -> None:
             application, version = [
                 connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             ]
-            problems = [problem for (problem,) in connection.execute(f"PRAGMA integrity_check({MANY_PROBLEMS})")]
+            problems = [problem for (problem,) in connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})")]
     except sqlite3.Error as error:
         raise UsageError(f"{copy}: expected a copy of a log, got: {error}") from error
     if application != APPLICATION_ID or version != SCHEMA_VERSION:
@@ -103,10 +103,10 @@ def _check(unfinished: Path, copy: Path) -> None:
 
 
 def _moved_aside(file: Path) -> tuple[Path | None, Path | None]:
-    """Rename a log's files so that they are one still; return where the file is, if it was there, and a stray WAL.
+    """Rename a log's files so that they stay together; return where the file is, if there was one, and a stray WAL.
 
-    The file goes first: a WAL without its file is refused by the next owner, a file without its WAL isn't. One that a
-    stray WAL isn't of doesn't come to lie beside it: that place is for the file that it is of.
+    The file is renamed first: the next owner refuses a WAL without its file, but not a file without its WAL. If the WAL
+    belongs to another file, this one gets another name, so that they aren't taken for a pair.
     """
     aside = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     was_there, is_stray = file.exists(), is_wal_stray(file)
@@ -115,6 +115,6 @@ def _moved_aside(file: Path) -> tuple[Path | None, Path | None]:
         file.rename(before)
     with suppress(FileNotFoundError):
         wal_of(file).rename(wal_of(aside))
-    shm_of(file).unlink(missing_ok=True)  # The WAL's index is made anew.
+    shm_of(file).unlink(missing_ok=True)  # SQLite recreates the WAL's index
     sync(file.parent)
     return before if was_there else None, wal_of(aside) if is_stray else None

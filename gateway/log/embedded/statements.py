@@ -1,4 +1,4 @@
-"""What the file holds, and how it is asked and changed. What takes a connection blocks: for the log's two threads."""
+"""The file's schema and SQL. Functions with a connection block: they are for the log's two threads."""
 
 import math
 import sqlite3
@@ -14,15 +14,15 @@ from gateway.log.base import Assignment, Commit, Partition, Record, RecordHeader
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
-SWEEP_RECORDS = 1000  # Deleted at a time; appends come in between.
-SWEEP_PAGES = 256  # Given back to the file system at a time.
+SWEEP_RECORDS = 1000  # Records deleted at a time, so that appends can run in between.
+SWEEP_PAGES = 256  # Pages returned to the file system at a time.
 
-APPLICATION_ID = 0x67776C67  # "gwlg" tells our files from other SQLite databases.
+APPLICATION_ID = 0x67776C67  # "gwlg" distinguishes our files from other SQLite databases.
 SCHEMA_VERSION = 1
-# A record's id is its topic's id (the upper 15 bits) and its offset: the records of a topic lie side by side.
-# Invariant: `next` is above every offset ever used, so none is used twice. The trigger holds it against two processes
-# that append at once: the offsets of the second one aren't the next ones any more.
-# `start` moves by a sweep only: what compaction deletes isn't lost to a consumer that comes later.
+# A record's id is its topic's id (the upper 15 bits) and its offset: the records of a topic are adjacent.
+# Invariant: `next` is above every offset ever used, so none is used twice. The trigger enforces it when two processes
+# append at once: the second one's offsets aren't the next ones any more.
+# Only a sweep moves `start`: records deleted by compaction don't count as deleted unread.
 SCHEMA = """
 CREATE TABLE topics (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, retention REAL, compacted INTEGER NOT NULL,
@@ -43,7 +43,7 @@ WHEN (SELECT compacted FROM topics WHERE id = NEW.id >> 48) BEGIN
     DELETE FROM records WHERE id >= NEW.id >> 48 << 48 AND id < NEW.id AND key = NEW.key;
 END;
 """
-# What the owner remembers of the file. Made when it is needed: a file of an older version may be on a full disk.
+# The owner's notes about the file. Created when needed: a file of an older version may be on a full disk.
 NOTES = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
 LAST_OFFSET = (1 << 48) - 1
 # ?1: [[id, where the record begins in ?2, counted from 1, bytes of key, of headers, of value], …]; ?3: microseconds
@@ -55,7 +55,7 @@ SELECT value ->> 0, ?3,
     substr(?2, (value ->> 1) + (value ->> 2) + (value ->> 3), value ->> 4)
 FROM json_each(?1)
 """
-# group_concat takes the blobs for text, which changes no byte of them in a UTF-8 database.
+# group_concat treats the blobs as text, which changes none of their bytes in a UTF-8 database.
 SELECT = f"""
 WITH head AS (
     SELECT id, length(key) + length(headers) + length(value) AS size FROM records
@@ -85,9 +85,9 @@ OLDEST_SQLITE = (3, 38, 0)  # The first with `->>`.
 
 @dataclass(slots=True)
 class Chunk:
-    """A run of a topic's records; its offsets are `start <= offset < end`, with gaps.
+    """Consecutive records of a topic; their offsets are `start <= offset < end`, with gaps.
 
-    `first` is where the topic began when it was read: what is below was deleted.
+    `first` is the topic's first offset when they were read: records below it were deleted.
     """
 
     topic: str
@@ -108,12 +108,12 @@ def first_row(connection: sqlite3.Connection, statement: str, *parameters: objec
 
 
 def rows(connection: sqlite3.Connection, statement: str, *parameters: object) -> list[Any]:
-    """Return the rows that a statement gives as one JSON array."""
+    """Return the rows of a statement that returns them as one JSON array."""
     rows: list[Any] = orjson.loads(connection.execute(statement, parameters).fetchall()[0][0])
     return rows
 
 
-# Headers are JSON, so that the file can be looked at; bytes are written as the characters of the same numbers.
+# Headers are stored as JSON, so that the file is readable; bytes are written as the characters of the same code.
 
 
 def encode_headers(headers: RecordHeaders) -> bytes:
@@ -126,7 +126,7 @@ def _decode_headers(encoded: bytes) -> tuple[tuple[str, bytes], ...]:
 
 
 def select(connection: sqlite3.Connection, topic: str, start: int, end: int, now: float) -> Chunk:
-    """Read the first records of a range, as many as one fetch may return."""
+    """Read a range's first records, as many as one fetch may return."""
     end = min(end, LAST_OFFSET)
     lengths, content = connection.execute(SELECT, (topic, start, end)).fetchall()[0]
     chunk = Chunk(topic, start, end)
@@ -153,14 +153,14 @@ def select(connection: sqlite3.Connection, topic: str, start: int, end: int, now
 
 
 def offset_at(connection: sqlite3.Connection, topic: str, at: float, now: float) -> dict[int, int]:
-    """Find the first record of a topic that was appended at or after a time: some twenty looks, however many it has."""
+    """Return the offset of a topic's first record appended at or after a time, by binary search."""
     found = first_row(connection, "SELECT id << 48, start, next FROM topics WHERE name = ?", topic)
     if found is None:
         return {}
     records, start, end = found
 
     def following(offset: int) -> tuple[int, float]:
-        """Return the record at an offset or after it, and when it was appended."""
+        """Return the offset of the first record at or after an offset, and when it was appended."""
         row = first_row(
             connection,
             "SELECT id, at FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
@@ -176,7 +176,7 @@ def offset_at(connection: sqlite3.Connection, topic: str, at: float, now: float)
 def assignments(
     connection: sqlite3.Connection, group: str | None, topics: Sequence[str]
 ) -> list[tuple[Assignment, int]]:
-    """Return where a group goes on in each topic, and the topic's next offset."""
+    """Return where a group continues in each topic, and the topic's next offset."""
     assignments = []
     for topic in topics:
         start, end = first_row(connection, "SELECT start, next FROM topics WHERE name = ?", topic) or (0, 0)
@@ -187,12 +187,12 @@ def assignments(
 
 
 def starts(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return where each topic begins."""
+    """Return the first offset of each topic."""
     return dict(rows(connection, "SELECT json_group_array(json_array(name, start)) FROM topics"))
 
 
 def encode_commit(commit: Commit) -> tuple[int, str]:
-    """Return the base, and in hexadecimal what is done and, behind a colon, the note."""
+    """Return the base, and in hexadecimal the completion bitmap and, after a colon, the note."""
     return commit.base, commit.done.hex() + (f":{commit.note.hex()}" if commit.note else "")
 
 
@@ -242,20 +242,20 @@ def lock(connection: sqlite3.Connection) -> None:
         pass
 
 
-def write_as_much(connection: sqlite3.Connection, size: int) -> None:
-    """Write so many bytes, which nobody reads, and delete them."""
+def probe_space(connection: sqlite3.Connection, size: int) -> None:
+    """Check that so many bytes fit, by writing and deleting them."""
     with transaction(connection):
         connection.execute(NOTES)
         connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('room', zeroblob(?))", (size,))
     connection.execute("DELETE FROM notes WHERE name = 'room'")
 
 
-class Again:
-    """What work returns that wants another turn, after those that wait."""
+class RunAgain:
+    """Returned by work that wants to run again, after the work that is queued."""
 
 
 def swept_at(connection: sqlite3.Connection) -> float:
-    """Return when the last sweep ended, by the log's clock; long ago where none has."""
+    """Return when the last sweep ended, by the log's clock; minus infinity if there was none."""
     if not first_row(connection, "SELECT 1 FROM sqlite_schema WHERE name = 'notes'"):
         return -math.inf
     found = first_row(connection, "SELECT value FROM notes WHERE name = 'swept'")
@@ -264,10 +264,10 @@ def swept_at(connection: sqlite3.Connection) -> float:
 
 def sweep(
     connection: sqlite3.Connection, now: Callable[[], float], until_done: Collection[str] = ()
-) -> Iterator[Again]:
-    """Delete old records, some at a time; each step is followed by a turn of those who wait.
+) -> Iterator[RunAgain]:
+    """Delete old records in steps, between which queued work runs.
 
-    Of the topics that are kept `until_done` also what all groups have committed that have committed something of them.
+    In topics that are kept `until_done`, also delete records below the smallest committed base.
     """
     topics = rows(
         connection,
@@ -277,21 +277,24 @@ def sweep(
     for topic, name, retention, base in topics:
         done = base if name in until_done and base is not None else 0
         while _delete_some(connection, topic, int((now() - retention) * 1e6), done):
-            yield Again()
+            yield RunAgain()
     with transaction(connection):
         connection.execute(NOTES)
         connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('swept', ?)", (now(),))
-    # Free pages are used again; only when they are many is it worth the moving of others.
+    # Free pages are reused; only if there are many is it worth moving others.
     while True:
         free = connection.execute("PRAGMA freelist_count").fetchone()[0]
         if free * 4 <= connection.execute("PRAGMA page_count").fetchone()[0]:
             return
         connection.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES})").fetchall()
-        yield Again()
+        yield RunAgain()
 
 
 def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done: int) -> bool:
-    """Delete of the first records those from before a time (microseconds) or an offset, and tell if there were any."""
+    """Delete those of the first records that are older than a time (microseconds) or below an offset.
+
+    Return whether there were any.
+    """
     first, last = topic << 48, topic << 48 | LAST_OFFSET
     found = first_row(
         connection,

@@ -1,4 +1,4 @@
-"""The thread that alone writes: what waits, appends and commits of groups alike, becomes one transaction, one fsync."""
+"""The only thread that writes: all queued appends and commits become one transaction, with one fsync."""
 
 import asyncio
 import sqlite3
@@ -15,15 +15,15 @@ import structlog
 
 from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
-from gateway.log.embedded.file import File, say
-from gateway.log.embedded.statements import Again, Chunk
+from gateway.log.embedded.file import File, error_text
+from gateway.log.embedded.statements import Chunk, RunAgain
 from gateway.model import LogLostError, LogNearlyFullError
 
-COMMIT_BYTES = 4 << 20  # Enough for one fsync; what still waits is the next one's.
-NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-SMALL_BYTES = 4 << 10  # Of an append, with its headers: most are smaller.
-SMALL_FITS_FOR = 10.0  # Seconds for which one that was stored tells that more would be: to try it takes room.
-INSERT_TRIES = 10  # Each lost one means that another process has appended meanwhile.
+COMMIT_BYTES = 4 << 20  # Bytes after which a transaction takes no further groups.
+DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+SMALL_BYTES = 4 << 10  # Size of a small append, with its headers: most are smaller.
+SMALL_PROBE_INTERVAL = 10.0  # Seconds for which a stored small append shows that others fit: probing takes space.
+INSERT_TRIES = 10  # Each failed try means that another process has appended meanwhile.
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class Append(NamedTuple):
 
 
 class Commits(NamedTuple):
-    """What a member has finished: (topic, base, bits in hexadecimal)."""
+    """A member's commits: (topic, base, completion bitmap in hexadecimal)."""
 
     member: str
     rows: Sequence[tuple[str, int, str]]
@@ -48,7 +48,7 @@ class Commits(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """What one turn of the loop stores. What has expired before the writer took it isn't stored any more."""
+    """The appends and commits of one iteration of the event loop; not stored if it expires in the queue."""
 
     appends: list[Append] = field(default_factory=list)
     commits: list[Commits] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Group:
 
 
 class Stored(NamedTuple):
-    """Where an append was stored (None: what isn't an append was), or why it wasn't."""
+    """Where an append was stored (None for commits), or why it wasn't."""
 
     future: asyncio.Future[Any]
     result: Position | str | None
@@ -79,7 +79,7 @@ class Work:
 
 
 class Writer:
-    """The thread that alone writes. It outlives every error: when the disk has room again, it stores again."""
+    """The only thread that writes. It survives every error: once the disk has space again, it stores again."""
 
     def __init__(
         self,
@@ -93,7 +93,9 @@ class Writer:
         self._appended = appended
         self._queue: SimpleQueue[Group | Work] = SimpleQueue()
         self._topics: dict[str, tuple[int, int]] = {}  # name → (id, next offset), as last seen
-        self._refused = 0  # Bytes of the most appends at once that the file didn't take, until it takes as many.
+        self._refused_bytes = (
+            0  # Largest group of appends, in bytes, that was refused, until one of that size is stored.
+        )
         self._small_fits_until = 0.0
         self._is_stopping = False
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
@@ -103,42 +105,42 @@ class Writer:
         self._queue.put(item)
 
     def ping(self, connection: sqlite3.Connection) -> None:
-        """Look at the file, lock it, and where appends were refused, write as much as they were.
+        """Check and lock the file; if appends were refused, write as many bytes.
 
-        Raises LogNearlyFullError where there is room for small ones still.
+        Raises LogNearlyFullError if only small appends fit.
         """
-        self._file.look()
-        if not self._refused:
+        self._file.check_file()
+        if not self._refused_bytes:
             statements.lock(connection)
             return
         try:
-            statements.write_as_much(connection, self._refused)
+            statements.probe_space(connection, self._refused_bytes)
         except sqlite3.Error as error:
-            if not _is_for_room(error) or self._refused <= SMALL_BYTES:
+            if not _is_disk_full(error) or self._refused_bytes <= SMALL_BYTES:
                 raise
             if monotonic() >= self._small_fits_until:
-                statements.write_as_much(connection, SMALL_BYTES)
-                self._small_fits_until = monotonic() + SMALL_FITS_FOR
-            reason = f"expected room for {self._refused} bytes, got it for {SMALL_BYTES}: {say(error)}"
+                statements.probe_space(connection, SMALL_BYTES)
+                self._small_fits_until = monotonic() + SMALL_PROBE_INTERVAL
+            reason = f"expected room for {self._refused_bytes} bytes, got it for {SMALL_BYTES}: {error_text(error)}"
             raise LogNearlyFullError(f"{self._file.path}: {reason}") from error
-        self._refused = 0
+        self._refused_bytes = 0
 
     def stop(self, timeout: float) -> bool:
-        """Finish what was put in before and end the thread; return whether that took less than `timeout` seconds."""
+        """Finish the queued work and end the thread; return whether that took less than `timeout` seconds."""
         self._is_stopping = True
-        self._queue.put(Group())  # Wakes it.
+        self._queue.put(Group())  # wakes the thread
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not (self._is_stopping and self._queue.empty()):
-            groups, work = self._take()
+            groups, work = self._next_batch()
             if groups:
                 self._store(groups)
             if work is not None:
-                self._do(work)
+                self._run_work(work)
 
-    def _take(self) -> tuple[list[Group], Work | None]:
+    def _next_batch(self) -> tuple[list[Group], Work | None]:
         groups: list[Group] = []
         size = 0
         item = self._queue.get()
@@ -153,14 +155,14 @@ class Writer:
                 return groups, None
         return groups, item
 
-    def _do(self, work: Work) -> None:
+    def _run_work(self, work: Work) -> None:
         try:
             with self._file.errors():
                 result = work.run()
         except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
             post(self._loop, _resolve, work.future, None, error)
         else:
-            if isinstance(result, Again) and not self._is_stopping:
+            if isinstance(result, RunAgain) and not self._is_stopping:
                 self._queue.put(work)
             else:
                 post(self._loop, _resolve, work.future, result, None)
@@ -171,47 +173,47 @@ class Writer:
         commits = [commit for group in in_time for commit in group.commits]
         tails: list[Chunk] = []
         try:
-            # Before as well: to write beyond the end of a file that was cut makes it as long as it was.
-            self._file.look()
+            # Before as well: writing beyond the end of a truncated file would make it as long as it was.
+            self._file.check_file()
             with statements.transaction(self._file.writer) if commits else nullcontext():
                 results = self._insert(appends)
                 self._commit(commits)
-            self._file.look()
+            self._file.check_file()
             stored = [Stored(append.future, result) for append, result in zip(appends, results, strict=True)]
             stored += [Stored(commit.future, None) for commit in commits]
             tails = self._tails(appends, results)
         except Exception as error:
             if not isinstance(error, sqlite3.Error | OSError | LogLostError):
                 log.exception("append_failed", path=str(self._file.path))
-            self._file.found(error)
-            self._topics = {}  # the offsets that were given out weren't used
-            self._refuse(sum([append.size for append in appends]) or 1)  # commits alone take next to nothing
-            stored = [Stored(append.future, say(error)) for append in appends]
+            self._file.note_error(error)
+            self._topics = {}  # the assigned offsets weren't used
+            self._note_refused(sum([append.size for append in appends]) or 1)  # commits alone take next to nothing
+            stored = [Stored(append.future, error_text(error)) for append in appends]
             stored += self._commit_alone(commits, error) if commits else ()
         else:
-            if self._refused:
-                self._take_in(_size_of_stored(appends, results))
+            if self._refused_bytes:
+                self._note_stored(_size_of_stored(appends, results))
         post(self._loop, self._appended, groups, stored, tails)
 
-    def _refuse(self, size: int) -> None:
-        self._refused = max(self._refused, size)
+    def _note_refused(self, size: int) -> None:
+        self._refused_bytes = max(self._refused_bytes, size)
         if 0 < size <= SMALL_BYTES:
             self._small_fits_until = 0.0
 
-    def _take_in(self, size: int) -> None:
-        """Learn from appends that were stored after others were refused: of larger ones they say nothing."""
-        if size >= self._refused:
-            self._refused = 0
+    def _note_stored(self, size: int) -> None:
+        """Note the size of appends that were stored after others were refused; larger ones may still not fit."""
+        if size >= self._refused_bytes:
+            self._refused_bytes = 0
         elif size:
-            self._small_fits_until = monotonic() + SMALL_FITS_FOR
+            self._small_fits_until = monotonic() + SMALL_PROBE_INTERVAL
 
     def _commit(self, commits: Sequence[Commits]) -> None:
         for member, rows, _ in commits:
             statements.commit(self._file.writer, member, rows)
 
     def _commit_alone(self, commits: Sequence[Commits], error: Exception) -> list[Stored]:
-        """Store commits without the appends for which the disk had no room: they take next to none."""
-        if _is_for_room(error):
+        """Store commits without the appends for which the disk had no space: they need almost none."""
+        if _is_disk_full(error):
             try:
                 with statements.transaction(self._file.writer):
                     self._commit(commits)
@@ -247,7 +249,7 @@ class Writer:
             try:
                 if rows:
                     self._file.writer.execute(statements.INSERT, (orjson.dumps(rows).decode(), b"".join(parts), at))
-            except sqlite3.IntegrityError:  # Another process was first: its offsets aren't ours any more.
+            except sqlite3.IntegrityError:  # another process has used these offsets
                 self._topics = {}
                 continue
             self._topics = topics
@@ -255,7 +257,7 @@ class Writer:
         raise sqlite3.OperationalError(f"expected the next offsets, lost them {INSERT_TRIES} times to another process")
 
     def _tails(self, appends: Sequence[Append], results: Sequence[Position | str]) -> list[Chunk]:
-        """Return what was stored in topics that are consumed here."""
+        """Return the stored records of topics that are consumed in this process."""
         full: list[Chunk] = []
         open_: dict[str, Chunk] = {}
         for (topic, key, value, headers, _, size, _), position in zip(appends, results, strict=True):
@@ -272,8 +274,8 @@ class Writer:
         return [*full, *open_.values()]
 
 
-def _is_for_room(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in NO_ROOM
+def _is_disk_full(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in DISK_FULL
 
 
 def _size_of_stored(appends: Sequence[Append], results: Sequence[Position | str]) -> int:
@@ -282,7 +284,7 @@ def _size_of_stored(appends: Sequence[Append], results: Sequence[Position | str]
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object) -> None:
-    with suppress(RuntimeError):  # The loop is closed: nobody waits.
+    with suppress(RuntimeError):  # the event loop is closed
         loop.call_soon_threadsafe(callback, *args)
 
 

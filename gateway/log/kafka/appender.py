@@ -1,5 +1,5 @@
-"""Records → brokers: a producer of aiokafka whose appends each end in time, and which is replaced when it is stuck."""
-# ruff: noqa: SLF001 - what aiokafka offers for a single record costs several times as much
+"""Records → brokers: an aiokafka producer with a deadline for each append, replaced when it is stuck."""
+# ruff: noqa: SLF001 - aiokafka's public method for a single record costs several times as much
 
 import asyncio
 import contextlib
@@ -21,27 +21,27 @@ from aiokafka.structs import RecordMetadata
 
 from gateway.log.base import NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
 from gateway.log.kafka.broker_clock import BrokerClock
-from gateway.log.kafka.cluster import QUESTION_TIMEOUT, Cluster
+from gateway.log.kafka.cluster import QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
-from gateway.log.kafka.errors import say, translated
+from gateway.log.kafka.errors import message_of, translated_errors
 from gateway.log.kafka.topic_settings import BROKER_LIMIT
 from gateway.model import LogUnavailableError, RecordTooLargeError
 
 BATCH_OVERHEAD = 1_024  # A batch's header (61 bytes), a record's lengths, and those of nearly 200 headers.
 MAX_RECORD_BYTES = BROKER_LIMIT - BATCH_OVERHEAD
-SURELY_FITS = 524_288  # Below it the headers aren't measured: the producer refuses what is over the limit.
+SURELY_FITS = 524_288  # Smaller values aren't measured with their headers: the producer refuses what is too large.
 MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in flight, throughput falls to an eighth.
-IN_ORDER_BYTES = 262_144  # Of records in one batch; less than what a batch takes, so that it takes each of them.
-SWEEP = 0.25  # How often appends are looked at that have waited too long.
-REFUSED_AFTER = 0.25  # Seconds without a success beside a refusal. Of one partition in twelve, the others tell sooner.
-FORGOTTEN_AFTER = 10.0  # Seconds since the last refusal, where the brokers can't say what it was for.
-STILL_REFUSED = 3.0  # The same of one partition, beside others that take appends.
+IN_ORDER_BYTES = 262_144  # Maximum record bytes in one ordered batch; less than a batch holds, so that all fit.
+SWEEP_INTERVAL = 0.25  # Seconds between searches for appends that have waited too long.
+MIN_REFUSAL_AGE = 0.25  # Seconds without a success before the log counts as refusing: another partition may accept.
+UNEXPLAINED_MAX_AGE = 10.0  # Seconds after which a refusal is forgotten for which the brokers give no reason.
+PARTITION_MAX_AGE = 3.0  # The same for one partition, while others accept appends.
 
 log = structlog.get_logger(__name__)
 
 
 class Appender:
-    """Stores records. Each append ends within the timeout; what is acknowledged tells the clock the time."""
+    """Stores records. Each append ends within the timeout. Acknowledgements set the clock."""
 
     def __init__(self, connection: Connection, *, cluster: Cluster, clock: BrokerClock, append_timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -50,19 +50,19 @@ class Appender:
         self._cluster = cluster
         self._clock = clock
         self._producer = self._new_producer()
-        self._heard = 0.0
+        self._last_timestamp = 0.0
         self._partitions: dict[str, Sequence[TopicPartition]] = {}
-        # Invariant: older appends stand first.
+        # Invariant: older appends come first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
-        self._under_way = 0
-        self._finished: asyncio.Event | None = None  # Set by the last append under way, once the log is being closed.
+        self._in_flight = 0
+        self._finished: asyncio.Event | None = None  # Set by the last append in flight, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
         self._refusal: _Refusal | None = None
         self._refusals: dict[Partition, _Refusal] = {}
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
-        self._unknown = asyncio.Lock()
+        self._metadata_lock = asyncio.Lock()
         self._is_closed = False
 
     async def start(self) -> None:
@@ -74,31 +74,31 @@ class Appender:
             self._refuse_if_too_large(topic, key, value, headers)
         if self._is_closed:
             raise LogUnavailableError(f"append to {topic}: expected an open log, got a closed one")
-        self._under_way += 1
+        self._in_flight += 1
         started = self._loop.time()
         producer = self._producer
         where: TopicPartition | None = None
         try:
             partitions = self._partitions.get(topic) or await self._known_partitions(topic, producer)
             where = partitions[partition_of(key, len(partitions))]
-            # producer.send does no more, for a topic and a partition that are known, but takes 3 µs for it.
+            # For a known topic and partition, producer.send does nothing else, but takes 3 µs more.
             accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
             future = await accumulator.add_message(where, key, value, patience, None, headers)
             self._pending.append((started, future))
             if self._sweeper is None:
-                self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+                self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
             stored = await future
         except KafkaError as error:
             raise self._failed_append(topic, error, where and where.partition) from error
         finally:
-            self._ended()
-        at = self._stored(stored)
+            self._append_ended()
+        at = self._acknowledged(stored)
         return Position(where.partition, stored.offset, at)
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
-        """Store records batch by batch, each acknowledged before the next is sent: a batch is stored whole or not.
+        """Store records batch by batch, each acknowledged before the next is sent; a batch is stored whole or not.
 
-        What is sent record by record may be torn into two batches, of which only the second is stored.
+        Records sent one by one may end up in two batches, of which only the second is stored.
         """
         topic, number = partition
         for record in records:
@@ -107,7 +107,7 @@ class Appender:
         while len(positions) < len(records):
             if self._is_closed:
                 raise LogUnavailableError(f"append to {topic}: expected an open log, got a closed one")
-            self._under_way += 1
+            self._in_flight += 1
             producer = self._producer
             try:
                 async with asyncio.timeout(self._append_timeout):
@@ -126,53 +126,53 @@ class Appender:
             except KafkaError as error:
                 raise self._failed_append(topic, error, number) from error
             finally:
-                self._ended()
-            at = self._stored(stored)
+                self._append_ended()
+            at = self._acknowledged(stored)
             positions += [Position(number, stored.offset + index, at) for index in range(count)]
         return positions
 
-    def _ended(self) -> None:
-        self._under_way -= 1
-        if self._finished is not None and not self._under_way:
+    def _append_ended(self) -> None:
+        self._in_flight -= 1
+        if self._finished is not None and not self._in_flight:
             self._finished.set()
 
-    def _stored(self, stored: RecordMetadata) -> float:
-        """Learn from an acknowledgement; return when the record was appended."""
+    def _acknowledged(self, stored: RecordMetadata) -> float:
+        """Handle an acknowledgement; return when the record was appended."""
         self._failing_since = self._refusal = None
         if self._refusals:
             self._refusals.pop(Partition(stored.topic, stored.partition), None)
-        assert stored.timestamp is not None  # the broker tells it
+        assert stored.timestamp is not None  # the broker returns it
         at = stored.timestamp / 1000
-        if at != self._heard and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
-            self._heard = at
-            self._clock.heard(at)
+        if at != self._last_timestamp and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
+            self._last_timestamp = at
+            self._clock.on_acknowledgement(at)
         return at
 
-    async def look(self) -> None:
-        """Return unless appends are refused. Raises LogUnavailableError with the reason, or where no broker answers.
+    async def check_appends(self) -> None:
+        """Return unless appends are refused. Raises LogUnavailableError with the reason, or if no broker responds.
 
-        Nobody is there to try an append where a load balancer has turned to others. So the brokers are asked whether
-        there are replicas enough by now; of another reason they know nothing, and it is forgotten after a while.
+        A process that a load balancer avoids gets no appends to try. So the brokers are asked whether there are enough
+        replicas by now; they know of no other reason, so a refusal for one is forgotten after a while.
         """
         refusal = self._refusal
-        if refusal is None or self._loop.time() < refusal.began + REFUSED_AFTER:
+        if refusal is None or self._loop.time() < refusal.began + MIN_REFUSAL_AGE:
             return
         accepting = await self._cluster.accepting(self._appended_to)
         if self._refusal is not refusal:
-            return  # by an append that has succeeded meanwhile
+            return  # an append has succeeded meanwhile
         if not any(accepting.values()):
             refusal.is_explained = True
             raise LogUnavailableError(refusal.reason)
         if not all(accepting.values()):
-            return  # what one partition lacks stops no other
-        if not refusal.is_explained and self._loop.time() < refusal.last + FORGOTTEN_AFTER:
+            return  # one partition's missing replicas stop no other
+        if not refusal.is_explained and self._loop.time() < refusal.last + UNEXPLAINED_MAX_AGE:
             raise LogUnavailableError(refusal.reason)
         self._refusal = None
 
     async def refusing(self) -> Mapping[Partition, str]:
-        """Return which partitions refuse appends that others take, and why: what one lacks, none of them hides.
+        """Return which partitions refuse appends while others accept them, and why.
 
-        Where all are refused it is empty, and `look` says why.
+        If all refuse them, it is empty, and `check_appends` raises the reason.
         """
         if not self._refusals:
             return {}
@@ -180,30 +180,30 @@ class Appender:
         with contextlib.suppress(LogUnavailableError):
             accepting = await self._cluster.accepting(self._appended_to)
         now = self._loop.time()
-        has_success = self._refusal is None or now < self._refusal.began + REFUSED_AFTER
+        has_success = self._refusal is None or now < self._refusal.began + MIN_REFUSAL_AGE
         if not has_success and len(set(accepting.values())) <= 1:
             self._refusals.clear()
         for partition, refusal in list(self._refusals.items()):
             if not accepting.get(partition, True):
                 refusal.is_explained = True
-            elif accepting if refusal.is_explained else now >= refusal.last + STILL_REFUSED:
+            elif accepting if refusal.is_explained else now >= refusal.last + PARTITION_MAX_AGE:
                 del self._refusals[partition]
         return {partition: refusal.reason for partition, refusal in self._refusals.items()}
 
-    async def learn(self, topics: Iterable[str]) -> None:
-        """Let the producer know topics that are there, so that the first append to each doesn't wait for metadata."""
-        with translated("metadata"):
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+    async def load_metadata(self, topics: Iterable[str]) -> None:
+        """Load existing topics' metadata into the producer, so that the first append to each doesn't wait for it."""
+        with translated_errors("metadata"):
+            async with asyncio.timeout(QUERY_TIMEOUT):
                 await asyncio.gather(*[self._producer.partitions_for(topic) for topic in topics])
 
     async def close(self) -> None:
-        """Finish the appends under way, fail what is left of them, and let go, within 5 s."""
+        """Finish the appends in flight, fail those that remain, and stop the producer, within 5 s."""
         self._is_closed = True
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait({self._replacing})
-        if self._under_way:
-            # Also those that wait for metadata, or for room in a batch: aiokafka's stop would turn them away.
+        if self._in_flight:
+            # Including those that wait for metadata or for space in a batch: aiokafka's stop would refuse them.
             self._finished = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_GRACE - 0.5):
@@ -224,9 +224,9 @@ class Appender:
             compression_type="zstd",
             max_batch_size=MAX_BATCH_BYTES,
             max_request_size=BROKER_LIMIT,
-            # While a request is in flight the next batch fills. Lingering on top cost latency and saved no CPU.
+            # While a request is in flight the next batch fills. Lingering in addition cost latency and saved no CPU.
             linger_ms=0,
-            # Also the age at which a batch isn't tried again: less than what a caller waits, so that none outlives it.
+            # Also the age after which a batch isn't retried: less than the caller's timeout, so that none outlives it.
             request_timeout_ms=int(800 * self._append_timeout),
         )
 
@@ -243,12 +243,12 @@ class Appender:
         return partitions
 
     async def _partitions_of(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
-        """Wait until the producer knows a topic. It isn't told of one that isn't there."""
+        """Wait until the producer has a topic's metadata; it isn't asked for a topic that doesn't exist."""
         known: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
         try:
             if known is None:
-                # One after the other, and none that is known waits for them.
-                async with asyncio.timeout(self._append_timeout), self._unknown:
+                # One at a time; appends to topics that are known don't wait for it.
+                async with asyncio.timeout(self._append_timeout), self._metadata_lock:
                     if topic not in await self._cluster.describe([topic]):
                         raise UnknownTopicOrPartitionError(topic)
                     known = await producer.partitions_for(topic)
@@ -257,22 +257,22 @@ class Appender:
             raise KafkaTimeoutError("no metadata in time") from error
 
     def _sweep(self) -> None:
-        """Fail the appends that have waited too long. One timer for all: a timeout for each costs 6 µs."""
+        """Fail the appends that have waited too long. One timer for all, since a timeout for each costs 6 µs."""
         self._partitions.clear()  # A topic may have got more partitions.
-        too_old = self._loop.time() - self._append_timeout + SWEEP
+        too_old = self._loop.time() - self._append_timeout + SWEEP_INTERVAL
         self._pending = deque([entry for entry in self._pending if not entry[1].done()])
         for started, future in self._pending:
             if started > too_old:
                 break
-            # aiokafka passes over futures that are done when the batch gets its answer after all.
+            # aiokafka skips futures that are done when the batch is acknowledged after all.
             future.set_exception(KafkaTimeoutError(f"no acknowledgement in {self._append_timeout:g} s"))
-        self._sweeper = self._loop.call_later(SWEEP, self._sweep) if self._pending else None
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if self._pending else None
 
     def _failed_append(
         self, topic: str, error: KafkaError, number: int | None = None
     ) -> LogUnavailableError | RecordTooLargeError:
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
-            return RecordTooLargeError(f"{topic}: {say(error)}")
+            return RecordTooLargeError(f"{topic}: {message_of(error)}")
         now = self._loop.time()
         if self._failing_since is None:
             self._failing_since = now
@@ -281,21 +281,21 @@ class Appender:
         )
         if self._replacing is None and not self._is_closed and (is_stuck or has_died(self._producer)):
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
-        reason = f"append to {topic}: expected an acknowledgement, got {say(error)}"
-        if not isinstance(error, UnknownTopicOrPartitionError):  # which is this topic's, and no other's
+        reason = f"append to {topic}: expected an acknowledgement, got {message_of(error)}"
+        if not isinstance(error, UnknownTopicOrPartitionError):  # which concerns this topic only
             if self._refusal is None:
                 self._refusal = _Refusal(began=now)
             self._refusal.last, self._refusal.reason = now, reason
             if number is not None:
                 its = self._refusals.setdefault(Partition(topic, number), _Refusal(began=now))
-                its.last, its.reason = now, f"{NO_APPENDS}: {say(error)}"
+                its.last, its.reason = now, f"{NO_APPENDS}: {message_of(error)}"
         return LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:
-        """Put a new producer in the place of one that gets no answer; it starts from the servers as configured.
+        """Replace a producer that gets no response by a new one, which connects to the configured servers.
 
-        aiokafka's sender ends for good on an error that it doesn't expect, and its client never looks beyond the
-        brokers that it last knew.
+        aiokafka's sender ends for good on an unexpected error, and its client never tries others than the brokers that
+        it last knew.
         """
         producer = self._new_producer()
         try:
@@ -318,7 +318,7 @@ class Appender:
 
 @dataclass(slots=True, kw_only=True)
 class _Refusal:
-    """Appends that were refused, and none that has succeeded since. `is_explained` where the brokers said why."""
+    """Refused appends, with no success since. `is_explained`: the brokers have confirmed the reason."""
 
     began: float
     last: float = 0.0
@@ -327,6 +327,6 @@ class _Refusal:
 
 
 def _size(record: NewRecord) -> int:
-    """Return how large a record is in a batch, at most."""
+    """Return the maximum size of a record in a batch."""
     headers = sum([len(name.encode()) + len(text) + 10 for name, text in record.headers])
     return len(record.key) + len(record.value) + headers + 64

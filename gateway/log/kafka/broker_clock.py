@@ -1,4 +1,4 @@
-"""The brokers' time, as far as it can be told from here."""
+"""Estimates the brokers' time."""
 
 import math
 import time
@@ -8,11 +8,11 @@ from gateway.log.monotonic import MonotonicClock
 
 
 class BrokerClock:
-    """The brokers' clock: this machine's monotonic clock and the lead over it that their timestamps show.
+    """The brokers' clock: this machine's monotonic clock plus the lead over it that their timestamps show.
 
-    A timestamp that arrives now was taken a moment ago, so each shows at least how far their clock is; the largest of
-    the last half to whole minute is the estimate, and a step of their clock is forgotten after that. Until the first
-    acknowledgement it is this machine's clock, which may be wrong by any amount: `is_known` tells.
+    A timestamp that arrives now was taken a moment ago, so each is a lower bound of the lead; the largest of the last
+    half to whole minute is the estimate, so a step of their clock is forgotten after that. Until the first
+    acknowledgement (`is_known` is false) it is this machine's clock, which may be wrong by any amount.
     """
 
     WINDOW = 30.0
@@ -28,15 +28,15 @@ class BrokerClock:
         self._window_end = ticks + self.WINDOW
         self._monotonic_clock = MonotonicClock()
 
-    def heard(self, at: float) -> None:
-        """Take in the time of an acknowledgement that has just arrived."""
+    def on_acknowledgement(self, at: float) -> None:
+        """Learn from the timestamp of an acknowledgement that has just arrived."""
         if not self.is_known:
             self.is_known = True
-            self._monotonic_clock.reset()  # what this machine's clock has told says nothing of theirs
+            self._monotonic_clock.reset()  # earlier times were this machine's, not the brokers'
         self._learn(at)
 
-    def seen(self, at: float) -> None:
-        """Take in the time of a record, which may be old."""
+    def on_record(self, at: float) -> None:
+        """Learn from the timestamp of a record, which may be old."""
         if at - self._monotonic() > self._lead:
             if self.is_known:
                 self._learn(at)
@@ -44,7 +44,7 @@ class BrokerClock:
                 self._lead = at - self._monotonic()
 
     def now(self) -> float:
-        """Never goes back, but with the first acknowledgement; see `MonotonicClock`."""
+        """Return the time. It never goes back, except at the first acknowledgement; see `MonotonicClock`."""
         ticks = self._monotonic()
         return self._monotonic_clock.advance(ticks + self._lead, ticks)
 

@@ -1,4 +1,4 @@
-"""What can be asked of the brokers, and ordered: topics, offsets, groups and what they have committed."""
+"""Queries and administration of the brokers: topics, offsets, groups and their commits."""
 
 import asyncio
 import contextlib
@@ -37,13 +37,13 @@ from gateway.log.kafka.errors import (
     FORBIDDEN,
     MISCONFIGURED,
     is_of_a_closed_connection,
+    message_of,
     raise_for,
-    say,
-    translated,
+    translated_errors,
 )
 from gateway.log.kafka.topic_settings import (
     REPLICAS,
-    order_problems,
+    exact_partition_problems,
     partition_problems,
     record_problems,
     replication_problems,
@@ -52,11 +52,11 @@ from gateway.log.kafka.topic_settings import (
 )
 from gateway.model import LogUnavailableError, UsageError
 
-QUESTION_TIMEOUT = 5.0
-REQUEST_TIMEOUT = 1.5  # Of a question, for one broker: if it hangs there is time to ask another.
+QUERY_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 1.5  # For one broker, within a query: if it hangs there is time to ask another.
 PING_TIMEOUT = 3.0
 
-COMMIT_MARK = "gw1:"  # Offsets that another tool has set carry other metadata, or none: no bits.
+COMMIT_MARK = "gw1:"  # Offsets set by another tool have other metadata, or none, and so no completion bitmap.
 
 EARLIEST, LATEST = -2, -1  # Of ListOffsets.
 TOPIC = 2  # A resource type of DescribeConfigs.
@@ -67,11 +67,11 @@ log = structlog.get_logger(__name__)
 
 
 class Cluster:
-    """What can be asked of the brokers, over a connection of its own: appends that wait for replicas don't delay it."""
+    """Queries over a connection of its own, so that appends that wait for replicas don't delay them."""
 
     def __init__(self, connection: Connection) -> None:
         self._client = AIOKafkaClient(**connection.options, request_timeout_ms=int(1000 * REQUEST_TIMEOUT))
-        self._silent_until: dict[int | None, float] = {}  # broker → until when others are asked
+        self._avoided_until: dict[int | None, float] = {}  # broker → until when others are preferred
 
     async def start(self) -> None:
         await self._client.bootstrap()
@@ -81,21 +81,21 @@ class Cluster:
 
     @property
     def brokers(self) -> Collection[tuple[str, int]]:
-        """Where the brokers are, by what they said of themselves."""
+        """The brokers' addresses, as they advertise them."""
         return [(broker.host, broker.port) for broker in self._client.cluster.brokers()]
 
     async def ping(self) -> None:
-        with translated("ping"):
+        with translated_errors("ping"):
             async with asyncio.timeout(PING_TIMEOUT):
                 await self._send(MetadataRequest([], allow_auto_topic_creation=False))
 
     async def accepting(self, topics: Iterable[str]) -> Mapping[Partition, bool]:
-        """Tell of each partition of these topics whether appends can succeed: it has a leader, and enough replicas.
+        """Return for each partition of these topics whether appends can succeed: it has a leader, and enough replicas.
 
         Raises LogUnavailableError within 3 s.
         """
         names = sorted(set(topics))
-        with translated("replicas"):
+        with translated_errors("replicas"):
             async with asyncio.timeout(PING_TIMEOUT):
                 metadata = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
                 configured = await self._send(DescribeConfigsRequest([(TOPIC, name, None) for name in names]))
@@ -107,7 +107,7 @@ class Cluster:
             if entry[0] == "min.insync.replicas"
         }
         return {
-            # No more replicas are asked for than there are.
+            # No more replicas are required than there are.
             Partition(topic, number): leader >= 0 and len(in_sync) >= min(needed.get(topic, 1), len(replicas))
             for _, topic, _, partitions in metadata.topics
             for _, number, leader, replicas, in_sync, *_ in partitions
@@ -116,10 +116,10 @@ class Cluster:
     async def describe(
         self, topics: Iterable[str], *, are_led: bool = False
     ) -> Mapping[str, Mapping[int, Sequence[int]]]:
-        """Return the replicas of each partition of the topics that are there; once all are led, with `are_led`."""
+        """Return the replicas of each partition of the topics that exist; with `are_led`, once all have a leader."""
         names = sorted(set(topics))
 
-        async def ask() -> Mapping[str, Mapping[int, Sequence[int]]]:
+        async def query() -> Mapping[str, Mapping[int, Sequence[int]]]:
             response = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
             described = {}
             for code, topic, _, partitions in response.topics:
@@ -133,46 +133,46 @@ class Cluster:
                 described[topic] = {number: replicas for _, number, _, replicas, *_ in partitions}
             return described
 
-        return await self._ask(f"metadata of {', '.join(names)}", ask) if names else {}
+        return await self._query(f"metadata of {', '.join(names)}", query) if names else {}
 
     async def topics(self) -> Collection[str]:
         """Return the names of all topics."""
 
-        async def ask() -> Collection[str]:
+        async def query() -> Collection[str]:
             response = await self._send(MetadataRequest(None, allow_auto_topic_creation=False))
             return [topic for _, topic, *_ in response.topics]
 
-        return await self._ask("topics", ask)
+        return await self._query("topics", query)
 
     async def offsets(self, partitions: Collection[Partition], at: int) -> Mapping[Partition, int]:
         """Return each partition's first offset (EARLIEST), the one after its last (LATEST), or the first at a time.
 
-        A time is in milliseconds since the epoch; -1 stands for no record at or after it.
+        A time is in milliseconds since the epoch; -1 means no record at or after it.
         """
 
-        async def ask() -> Mapping[Partition, int]:
+        async def query() -> Mapping[Partition, int]:
             found, missing = await self._offsets(partitions, at)
             for error in missing.values():
                 raise error
             return found
 
-        return await self._ask("offsets", ask) if partitions else {}
+        return await self._query("offsets", query) if partitions else {}
 
     async def offsets_with_leader(
         self, partitions: Collection[Partition], at: int
     ) -> tuple[Mapping[Partition, int], Mapping[Partition, str]]:
-        """Return the same of those partitions that answer now, and why the others don't."""
+        """Return the same for the partitions whose leader responds, and the reason for the others."""
 
-        async def ask() -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
+        async def query() -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
             return await self._offsets(partitions, at)
 
-        found, missing = await self._ask("offsets", ask) if partitions else ({}, {})
-        return found, {partition: say(error) for partition, error in missing.items()}
+        found, missing = await self._query("offsets", query) if partitions else ({}, {})
+        return found, {partition: message_of(error) for partition, error in missing.items()}
 
     async def _offsets(
         self, partitions: Collection[Partition], at: int
     ) -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
-        """Ask each leader once, all at the same time: one that hangs holds up nothing but its own."""
+        """Query all leaders once, concurrently: one that hangs delays only its own partitions."""
         names = sorted({partition.topic for partition in partitions})
         metadata = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
         leaders = {
@@ -220,13 +220,13 @@ class Cluster:
         return answers
 
     async def commits(self, group: str, partitions: Collection[Partition] | None = None) -> Mapping[Partition, Commit]:
-        """Return what a group has committed, where it has: of these partitions, or of all."""
+        """Return a group's commits of these partitions, or of all; partitions without one are omitted."""
         by_topic: dict[str, list[int]] = defaultdict(list)
         for topic, number in partitions or ():
             by_topic[topic].append(number)
         wanted = None if partitions is None else list(by_topic.items())
 
-        async def ask() -> Mapping[Partition, Commit]:
+        async def query() -> Mapping[Partition, Commit]:
             coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
             response = await self._send(OffsetFetchRequest(group, wanted), coordinator)
             raise_for(getattr(response, "error_code", 0), group)
@@ -238,12 +238,12 @@ class Cluster:
                         commits[Partition(topic, number)] = Commit(offset, *decode_metadata(metadata or ""))
             return commits
 
-        return await self._ask(f"commits of {group}", ask) if wanted != [] else {}
+        return await self._query(f"commits of {group}", query) if wanted != [] else {}
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
-        """Commit as nobody's member, which Kafka takes as long as there is none."""
+        """Commit without being a member, which Kafka allows as long as the group has none."""
 
-        async def ask() -> None:
+        async def query() -> None:
             known = await self.commits(group, list(commits))
             topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
             for partition, commit in commits.items():
@@ -257,10 +257,10 @@ class Cluster:
                 for number, code in answers:
                     raise_for(code, f"{topic}/{number}")
 
-        await self._ask(f"first commits of {group}", ask)
+        await self._query(f"first commits of {group}", query)
 
     async def groups(self, prefix: str) -> Mapping[str, int]:
-        async def ask() -> Mapping[str, int]:
+        async def query() -> Mapping[str, int]:
             metadata = await self._send(MetadataRequest([], allow_auto_topic_creation=False))
             found: dict[str, int] = {}
             for broker in metadata.brokers:
@@ -275,15 +275,16 @@ class Cluster:
                         found[name] = len(members)
             return found
 
-        return await self._ask(f"groups of {prefix}", ask)
+        return await self._query(f"groups of {prefix}", query)
 
     async def evict(self, group: str, client_id: str) -> None:
-        """Take a client's members out of a group.
+        """Remove a client's members from a group.
 
-        One that was killed would hold its partitions for a session, and a rebalance that it was joining for longer.
+        A killed one would keep its partitions until its session times out, and a rebalance that it was joining for
+        longer.
         """
 
-        async def ask() -> None:
+        async def query() -> None:
             coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
             response = await self._send(DescribeGroupsRequest([group]), coordinator)
             for code, _, _, _, _, members, *_ in response.groups:
@@ -292,7 +293,7 @@ class Cluster:
                     await self._send(LeaveGroupRequest(group, member), coordinator)
                     log.info("log_predecessor_evicted", group=group, member=member)
 
-        await self._ask(f"members of {group}", ask)
+        await self._query(f"members of {group}", query)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         present = await self.describe([spec.name for spec in specs])
@@ -302,14 +303,14 @@ class Cluster:
         missing_before = list(missing)
         created = []
 
-        async def ask() -> None:
+        async def query() -> None:
             metadata = await self._send(MetadataRequest([], allow_auto_topic_creation=False))
             replicas = min(REPLICAS, len(metadata.brokers))
             wanted: list[Any] = [
                 (spec.name, spec.partitions, replicas, [], list(settings_of(spec, replicas).items()))
                 for spec in missing.values()
             ]
-            request = CreateTopicsRequest(wanted, int(1000 * QUESTION_TIMEOUT), validate_only=False)
+            request = CreateTopicsRequest(wanted, int(1000 * QUERY_TIMEOUT), validate_only=False)
             response = await self._send(request, metadata.controller_id)
             for topic, code, *message in response.topic_errors:
                 error = for_code(code)
@@ -319,7 +320,7 @@ class Cluster:
                     raise error(f"{topic}: {message[0] if message else ''}")
                 missing.pop(topic, None)
 
-        await self._ask("create topics", ask)
+        await self._query("create topics", query)
 
         async def wait_for_leaders() -> None:
             described = await self.describe(missing_before, are_led=True)
@@ -327,7 +328,7 @@ class Cluster:
                 if name not in described:
                     raise UnknownTopicOrPartitionError(name)
 
-        await self._ask("leaders of new topics", wait_for_leaders)
+        await self._query("leaders of new topics", wait_for_leaders)
         return created
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
@@ -335,10 +336,10 @@ class Cluster:
         names = [spec.name for spec in specs if spec.name in described]
         problems = []
 
-        async def ask() -> int:
+        async def query() -> int:
             return len((await self._send(MetadataRequest([], allow_auto_topic_creation=False))).brokers)
 
-        brokers = await self._ask("brokers", ask)
+        brokers = await self._query("brokers", query)
         settings = await self.settings(names)
         for spec in specs:
             if spec.name not in described:
@@ -357,8 +358,8 @@ class Cluster:
             else:
                 wrong += [*record_problems(found), *retention_problems(spec, found)]
             problems += [
-                TopicProblem(topic=spec.name, message=message, is_fatal=True, is_borne=False)
-                for message in order_problems(spec, len(described[spec.name]))
+                TopicProblem(topic=spec.name, message=message, is_fatal=True, is_tolerable=False)
+                for message in exact_partition_problems(spec, len(described[spec.name]))
             ]
             problems += [
                 TopicProblem(topic=spec.name, message=message, is_fatal=is_fatal) for is_fatal, message in wrong
@@ -366,9 +367,9 @@ class Cluster:
         return problems
 
     async def settings(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
-        """Return the configuration of topics that are there; those that we may not ask about are left out."""
+        """Return the configuration of existing topics; those that we aren't allowed to describe are omitted."""
 
-        async def ask() -> Mapping[str, Mapping[str, str]]:
+        async def query() -> Mapping[str, Mapping[str, str]]:
             settings = {}
             response = await self._send(DescribeConfigsRequest([(TOPIC, name, None) for name in sorted(topics)]))
             for code, _, _, name, entries in response.resources:
@@ -377,42 +378,42 @@ class Cluster:
                     settings[name] = {entry[0]: entry[1] for entry in entries}
             return settings
 
-        return await self._ask("configuration of topics", ask) if topics else {}
+        return await self._query("configuration of topics", query) if topics else {}
 
     async def _send(self, request: Request[Any], node: int | None = None) -> Any:  # noqa: ANN401 - built by version
         asked = self._any_node() if node is None else node
         try:
             answer = await self._client.send(asked, request)
         except KeyError as error:
-            # client.send, when the connection it waited on is already replaced.
+            # Raised by client.send when the connection that it waited for is already replaced.
             raise NodeNotReadyError(f"node {asked}") from error
         except KafkaError:
-            self._silent_until[asked] = asyncio.get_running_loop().time() + QUESTION_TIMEOUT
+            self._avoided_until[asked] = asyncio.get_running_loop().time() + QUERY_TIMEOUT
             raise
         if isinstance(request, MetadataRequest) and not answer.brokers:
-            # The first half of a refusal (RFC 7628, section 3.2.3) is passed over by aiokafka, and the second one read
-            # as an answer.
+            # aiokafka skips the first half of a refusal (RFC 7628, section 3.2.3), and parses the second one as a
+            # response.
             raise SaslAuthenticationFailed("the token was refused")
         return answer
 
     def _any_node(self) -> int | None:
-        """Return a broker: one that hasn't left a question unanswered in the last 5 s, if there is one."""
+        """Return a broker: if possible one that hasn't failed to respond in the last 5 s."""
         node: int | None = self._client.get_random_node()
-        if self._silent_until.get(node, 0.0) <= asyncio.get_running_loop().time():
+        if self._avoided_until.get(node, 0.0) <= asyncio.get_running_loop().time():
             return node
         nodes = [broker.nodeId for broker in self._client.cluster.brokers()]
-        return min(nodes, key=lambda each: self._silent_until.get(each, 0.0), default=None)
+        return min(nodes, key=lambda each: self._avoided_until.get(each, 0.0), default=None)
 
-    async def _ask(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer, for at most 5 s."""
+    async def _query(self, what: str, query: Callable[[], Awaitable[T]]) -> T:
+        """Retry a query until it succeeds, for at most 5 s."""
         last: Exception | None = None
         try:
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+            async with asyncio.timeout(QUERY_TIMEOUT):
                 while True:
                     try:
-                        return await ask()
+                        return await query()
                     except MISCONFIGURED as error:
-                        raise UsageError(f"{what}: {say(error)}") from error
+                        raise UsageError(f"{what}: {message_of(error)}") from error
                     except KafkaError as error:
                         last = error
                     except RuntimeError as error:
@@ -421,14 +422,16 @@ class Cluster:
                         last = error
                     await asyncio.sleep(RETRY_BACKOFF)
                     with contextlib.suppress(KafkaError):
-                        # From the configured servers: brokers may have moved meanwhile, all of them.
+                        # From the configured servers: all brokers may have moved meanwhile.
                         await self._client.bootstrap()
         except TimeoutError as error:
-            raise LogUnavailableError(f"{what}: expected an answer, got {say(last or error)}") from (last or error)
+            raise LogUnavailableError(f"{what}: expected an answer, got {message_of(last or error)}") from (
+                last or error
+            )
 
 
 def encode_metadata(commit: Commit) -> str:
-    """Return what is done, and behind a colon the note, as the metadata of a committed offset."""
+    """Return the completion bitmap, and after a colon the note, as the metadata of a committed offset."""
     if not (commit.done or commit.note):
         return ""
     note = b":" + b64encode(commit.note) if commit.note else b""

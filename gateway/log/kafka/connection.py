@@ -1,9 +1,9 @@
-"""How a broker is reached, why it isn't, and how a client of aiokafka is let go.
+"""Connection settings, the diagnosis of failed connections, and stopping aiokafka's clients.
 
-Of aiokafka's own log each line passes once a minute: it repeats a failed connection ten times a second, and whatever
-fails reaches our callers as an error.
+Each line of aiokafka's own log passes once a minute: it repeats a failed connection ten times a second, and every
+failure reaches our callers as an error.
 """
-# ruff: noqa: SLF001 - nothing public tells that a task of aiokafka has died, or ends a stop that waits for ever
+# ruff: noqa: SLF001 - there is no public way to see that a task of aiokafka has died, or to end a stop that hangs
 
 import asyncio
 import logging
@@ -32,30 +32,30 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
-from gateway.log.kafka.errors import say
+from gateway.log.kafka.errors import message_of
 from gateway.model import LogUnavailableError
 
-# Together they bound a close by 5 s, whatever has happened to the brokers.
+# Together they limit a close to 5 s, whatever has happened to the brokers.
 CLOSE_GRACE = 4.0
-CLOSE_REST = 0.5
+ABORT_GRACE = 0.5
 RETRY_BACKOFF = 0.1
-METADATA_AGE = 5.0  # A topic that has grown, or was made again, is known by then. It costs a client a millisecond.
+METADATA_AGE = 5.0  # A topic with new partitions, or a recreated one, is known by then. Costs a client a millisecond.
 LOG_REPEAT = 60.0
 LOG_APPEND_TIME = 1  # A record's type of timestamp.
 DIAGNOSIS_TIMEOUT = 3.0  # For finding out why no broker is reached.
-LET_GO = 0.2  # A connection that is closed is gone by then, or was none.
+CONNECTION_CLOSE_GRACE = 0.2  # Seconds for a connection to close.
 
-# aiokafka goes on asking for the metadata of a topic that was deleted, and so that brokers make it anew, with their
-# defaults: one partition, a retention of their own, no LogAppendTime.
+# aiokafka keeps requesting the metadata of a deleted topic, and so would have brokers recreate it with their defaults:
+# one partition, their own retention, no LogAppendTime.
 client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)  # type: ignore[assignment,attr-defined]
 
 Token = Callable[[], Awaitable[str]]
-"""Returns a token that is good for some time; raises LogUnavailableError."""
+"""Returns a token that is still valid for some time; raises LogUnavailableError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """How brokers know us, and we them. Without `tls` all is in the clear, without `mechanism` we say no name.
+    """How brokers and we authenticate each other. Without `tls` nothing is encrypted, without `mechanism` we have no user.
 
     The mechanisms are Kafka's: PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 with user and password, OAUTHBEARER with `token`.
     """
@@ -68,7 +68,7 @@ class Security:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The same in aiokafka's words."""
+        """The same as aiokafka's options."""
         protocol = ("SASL_" if self.mechanism else "") + ("SSL" if self.tls else "PLAINTEXT")
         options: dict[str, Any] = {"security_protocol": protocol, "ssl_context": self.tls}
         if self.mechanism is not None:
@@ -85,7 +85,7 @@ PLAIN = Security()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """The brokers to begin with, as `host:port,host:port`, and what this process calls itself."""
+    """The bootstrap servers, as `host:port,host:port`, and this process's client id."""
 
     servers: str
     client_id: str
@@ -93,7 +93,7 @@ class Connection:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What every client of aiokafka is made with."""
+        """Options of every aiokafka client."""
         return {
             **self.security.options,
             "bootstrap_servers": self.servers,
@@ -102,20 +102,20 @@ class Connection:
             "metadata_max_age_ms": int(1000 * METADATA_AGE),
         }
 
-    async def trouble(self, brokers: Collection[tuple[str, int]] = ()) -> str | None:
-        """Return why a broker can't be talked to, one of the servers or one that they name; None where all answer.
+    async def problem(self, brokers: Collection[tuple[str, int]] = ()) -> str | None:
+        """Return why one of the servers, or of the brokers that they advertise, can't be used; None if all respond.
 
-        One that answers, and doesn't let us in, says more than one that is down. aiokafka itself tells its log alone,
-        and raises that nobody answered.
+        A broker that refuses us is more informative than one that is down. aiokafka itself only logs the reason, and
+        raises that no broker responded.
         """
         servers = [server.rpartition(":") for server in self.servers.split(",")]
         named = [(host.strip("[]"), int(port)) for host, _, port in servers]
-        looks = await asyncio.gather(*[self._look(host, port) for host, port in dict.fromkeys([*named, *brokers])])
-        found = [trouble for trouble in looks if trouble is not None]
+        probed = await asyncio.gather(*[self._probe(host, port) for host, port in dict.fromkeys([*named, *brokers])])
+        found = [problem for problem in probed if problem is not None]
         return min(found, key=itemgetter(0))[1] if found else None
 
-    async def _look(self, host: str, port: int) -> tuple[bool, str] | None:
-        """Talk to a broker as a client would; return what is wrong, after whether it is that nobody answered."""
+    async def _probe(self, host: str, port: int) -> tuple[bool, str] | None:
+        """Connect to a broker as a client would; return what fails, preceded by whether the broker didn't respond."""
         connection = AIOKafkaConnection(
             host,
             port,
@@ -126,22 +126,22 @@ class Connection:
         try:
             async with asyncio.timeout(DIAGNOSIS_TIMEOUT):
                 await connection.connect()
-                # Who isn't allowed in is let go at the first question.
+                # A client that isn't authorised is disconnected at the first request.
                 answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
                 if self.security.token is not None and not answer.brokers:
-                    # aiokafka passes over the first half of a refusal (RFC 7628, section 3.2.3).
+                    # aiokafka skips the first half of a refusal (RFC 7628, section 3.2.3).
                     raise SaslAuthenticationFailed
         except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
             is_away = isinstance(error, OSError | TimeoutError) and not isinstance(error, ssl.SSLError)
             return is_away, f"{host}:{port}: {self._reason(error)}"
         finally:
             closed = connection.close()
-            if closed is not None:  # Else the command may end before its connection.
-                await asyncio.wait({closed}, timeout=LET_GO)
+            if closed is not None:  # otherwise the command may end before its connection
+                await asyncio.wait({closed}, timeout=CONNECTION_CLOSE_GRACE)
         return None
 
     def _reason(self, error: BaseException) -> str:  # noqa: C901, PLR0912 - one case for each way to fail
-        """Say what was expected of a broker, and what came of it."""
+        """Describe what was expected of a broker, and what happened."""
         security = self.security
         cause: BaseException = error
         while isinstance(cause, KafkaConnectionError) and cause.__cause__ is not None:
@@ -153,7 +153,7 @@ class Connection:
                 alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
                 expected, got = "our certificate to be accepted, or none to be asked for", f" the TLS alert: {alert}"
             case ssl.SSLError():
-                expected, got = "TLS", f": {(cause.reason or say(cause)).replace('_', ' ').lower()}"
+                expected, got = "TLS", f": {(cause.reason or message_of(cause)).replace('_', ' ').lower()}"
             case SaslAuthenticationFailed():
                 shown = "the token" if security.token else f"the user {security.username!r} and its password"
                 expected, got = f"{shown} to be accepted by {security.mechanism}", " a refusal"
@@ -167,12 +167,12 @@ class Connection:
                 expected, got = "an answer", f" none in {DIAGNOSIS_TIMEOUT:g} s{self._hint}"
             case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
                 expected, got = "an answer", f" the end of the connection{self._hint}"
-            case OSError(errno=int(number)) if number > 0:  # asyncio's own words hold the address once more
+            case OSError(errno=int(number)) if number > 0:  # asyncio's own message repeats the address
                 expected, got = "a broker", f": {os.strerror(number).lower()}"
-            case OSError(strerror=str(strerror)):  # of a name, whose numbers aren't the system's
+            case OSError(strerror=str(strerror)):  # name resolution, whose error numbers aren't the system's
                 expected, got = "a broker", f": {strerror.lower()}"
             case _:
-                expected, got = "an answer", f": {say(cause)}"
+                expected, got = "an answer", f": {message_of(cause)}"
         return f"expected {expected}, got{got}"
 
     @property
@@ -181,7 +181,7 @@ class Connection:
 
 
 class _TokenProvider(AbstractTokenProvider):
-    """aiokafka asks for a token before each connection, and survives its own errors only."""
+    """aiokafka requests a token before each connection, and handles its own errors only."""
 
     def __init__(self, token: Token) -> None:
         self._token = token
@@ -199,8 +199,8 @@ class NoTokenError(KafkaError):
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Let nothing pass of what aiokafka says of connections: what opens the log tells it, once and better."""
+def aiokafka_silenced() -> Iterator[None]:
+    """Suppress aiokafka's log while the log is opened: the caller reports failures once, and better."""
 
     def never(_: logging.LogRecord) -> bool:
         return False
@@ -213,15 +213,15 @@ def silenced() -> Iterator[None]:
         logger.removeFilter(never)
 
 
-def quieten() -> None:
-    """Let pass of aiokafka's log what is new, and of asyncio's what isn't aiokafka's."""
+def limit_aiokafka_log() -> None:
+    """Filter repeated lines from aiokafka's log, and aiokafka's leftovers from asyncio's."""
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]:
         logging.getLogger(name).addFilter(_passes)
     logging.getLogger("asyncio").addFilter(_is_ours)
 
 
 def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
-    """Return whether a background task has ended, of which aiokafka tells nobody."""
+    """Return whether a background task has ended, which aiokafka doesn't report."""
     if isinstance(user, AIOKafkaProducer):
         tasks = [user.client._sync_task, user._sender.sender_task]
     else:
@@ -232,9 +232,9 @@ def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
 
 
 async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
-    """Stop in order; after `grace` seconds, or where that fails, see that no connection and no task is left.
+    """Stop a client; after `grace` seconds, or if that fails, abort its connections and cancel its tasks.
 
-    aiokafka may wait for a broker for ever, and gives up halfway when a fetch of its own is being cancelled.
+    aiokafka may wait for a broker for ever, and stops halfway when one of its fetches is being cancelled.
     """
     if isinstance(user, AIOKafkaClient):
         client, stopping = user, user.close()
@@ -253,7 +253,7 @@ async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, gr
                 if connection._writer is not None:
                     connection._writer.transport.abort()  # A flush to a broker that hangs never ends.
             rest = {task, asyncio.create_task(client.close(), name="kafka-close")}
-            await asyncio.wait(rest, timeout=CLOSE_REST)
+            await asyncio.wait(rest, timeout=ABORT_GRACE)
             for each in rest:
                 each.cancel()
             await asyncio.wait(rest)
@@ -264,7 +264,7 @@ _passed: dict[tuple[str, str], float] = {}
 
 def _passes(line: logging.LogRecord) -> bool:
     """Return whether a line of aiokafka's log is the first of its kind in a minute."""
-    kind = line.name, str(line.msg)  # Before its values are put in: there are as many as calls in aiokafka's source.
+    kind = line.name, str(line.msg)  # the format string, of which there are as many as calls in aiokafka's source
     if line.created - _passed.get(kind, -math.inf) < LOG_REPEAT:
         return False
     _passed[kind] = line.created
@@ -272,7 +272,7 @@ def _passes(line: logging.LogRecord) -> bool:
 
 
 def _is_ours(line: logging.LogRecord) -> bool:
-    """Return whether what asyncio complains of isn't what aiokafka leaves behind where we gave up waiting for it."""
+    """Return whether a line of asyncio's log isn't about a task of aiokafka's that we stopped waiting for."""
     error = line.exc_info[1] if line.exc_info else None
     trace = error.__traceback__ if error is not None else None
     while trace is not None and trace.tb_next is not None:

@@ -1,4 +1,4 @@
-"""A member of a consumer group, or a reader of everything, over a consumer of aiokafka that may die."""
+"""A member of a consumer group, or a standalone reader, on top of an aiokafka consumer that may die."""
 # ruff: noqa: SLF001 - nothing public sets the timeout of a single connection
 
 import asyncio
@@ -15,42 +15,42 @@ from aiokafka.errors import KafkaError
 
 from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
 from gateway.log.kafka.broker_clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster, encode_metadata
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
-from gateway.log.kafka.errors import FORBIDDEN, say, translated
+from gateway.log.kafka.errors import FORBIDDEN, message_of, translated_errors
 from gateway.model import LogUnavailableError, UsageError
 
 COMMIT_TIMEOUT = 5.0
 CLOSE_COMMIT_TIMEOUT = 3.0
 
 FETCH_RECORDS = 500
-PULL_RECORDS = 100  # Taken at a time by a member of a group: they cost the loop some 0.7 ms.
+PULL_RECORDS = 100  # Maximum records that a group member takes from aiokafka at a time: 0.7 ms of the event loop.
 FETCH_BYTES = 1 << 20
 PULL_BYTES = 128 << 10
-"""Of each partition in one answer: what a tier doesn't take of it at once, it drops and fetches again."""
-END_AGE = 1.0  # How old the ends may be by which the lag of paused partitions is told.
-POLL_INTERVAL = 10.0  # Between looks whether the log's start has passed our positions.
-FETCH_WAIT = 0.1  # A partition that is resumed waits for the fetch under way: at most this long.
-START_AGAIN = 1.0  # From one try to take over what can't be read to the next.
-JOIN_GRACE = 10.0  # A rebalance is over by then.
-METADATA_PAUSE = 0.1
-PULL_TIMEOUT = 1.0  # How long one wait for records lasts before the consumer's health is looked at.
-SESSION = 45.0  # A blocked event loop sends no heartbeats; this much of it costs no rebalance.
-HEARTBEAT = 1.0  # By which members learn that the group shares out anew: everyone waits for the last of them.
-REBALANCE = 60.0
-POLL = 10 * 365 * 86400.0  # A member that waits for an operator fetches nothing; heartbeats tell that it lives.
-FETCH_TIMEOUT = 10.0  # A broker that hangs holds what it led for so long, although there is a new leader in seconds.
-GROUP_REQUEST_TIMEOUT = 30.0  # But a coordinator answers a member that joins when all have joined.
+"""Fetch size per partition for group members. When a tier is paused, aiokafka discards the rest of a fetch."""
+MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused partitions is computed from.
+BOUNDS_INTERVAL = 10.0  # Seconds between checks whether the log's start has passed our positions.
+FETCH_WAIT = 0.1  # A resumed partition waits for the fetch in flight: at most this long.
+START_INTERVAL = 1.0  # Maximum seconds between attempts to take over unreadable partitions.
+JOIN_GRACE = 10.0  # A rebalance normally ends within this time.
+METADATA_INTERVAL = 0.1  # Minimum seconds between a client's metadata requests.
+PULL_TIMEOUT = 1.0  # Maximum wait for records before checking whether the consumer has died.
+SESSION_TIMEOUT = 45.0  # A blocked event loop sends no heartbeats; it may be blocked this long without a rebalance.
+HEARTBEAT_INTERVAL = 1.0  # Members learn of a rebalance by heartbeat, and all wait for the slowest.
+REBALANCE_TIMEOUT = 60.0
+MAX_POLL_INTERVAL = 10 * 365 * 86400.0  # A member that waits for an operator fetches nothing, and is still alive.
+FETCH_TIMEOUT = 10.0  # A hanging broker blocks the partitions that it led for this long, despite a new leader.
+GROUP_REQUEST_TIMEOUT = 30.0  # A coordinator responds to a joining member only when all have joined.
 VALUE_OF = itemgetter(1)
 
 log = structlog.get_logger(__name__)
 
 
 class KafkaConsumer:
-    """A member of a consumer group, or a reader of everything. `KafkaLog.consume` makes them.
+    """A member of a consumer group, or a standalone reader. Created by `KafkaLog.consume`.
 
-    Await `fetch` from the task that acts on what it returns: its records belong to the partitions as assigned when it
-    returns, and a rebalance may take them away whenever another task runs.
+    Await `fetch` from the task that acts on its records: they belong to partitions that are assigned when it returns,
+    and a rebalance may revoke those whenever another task runs.
     """
 
     def __init__(
@@ -73,31 +73,31 @@ class KafkaConsumer:
         self._listener = listener
         self._siblings = siblings
         self._kafka = new_consumer(connection, group)
-        # What is assigned, and the offset after the last record that was taken out of aiokafka.
+        # Assigned partition → offset after the last record that was taken from aiokafka.
         self._next: dict[Partition, int] = {}
-        # Invariant: what is held was taken under the present assignment; revoking it clears both.
-        self._held: dict[Partition, deque[Sequence[Record]]] = {}
+        # Invariant: buffered records were taken under the current assignment; a revocation clears both.
+        self._buffered: dict[Partition, deque[Sequence[Record]]] = {}
         self._paused: set[Partition] = set()
-        # What is assigned, and it isn't known yet where to go on; and why.
-        self._waiting: dict[Partition, str] = {}
-        self._starting: asyncio.Task[None] | None = None
-        # Since when we are no member of the group, if there is one.
+        # Assigned partitions whose position isn't known yet, and why.
+        self._without_position: dict[Partition, str] = {}
+        self._position_task: asyncio.Task[None] | None = None
+        # Since when we haven't been a member of the group, if there is one.
         self._unjoined_since = None if group is None else self._loop.time()
-        # The ends of partitions as they were asked for, beside what fetches tell.
+        # End offsets that were polled, in addition to those that fetches report.
         self._ends: dict[Partition, int] = {}
-        self._asking: asyncio.Task[None] | None = None
-        self._asked_at = self._looked_at = self._loop.time()
-        self._pulling: asyncio.Task[None] | None = None
+        self._bounds_task: asyncio.Task[None] | None = None
+        self._ends_polled_at = self._bounds_polled_at = self._loop.time()
+        self._pull_task: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
-        self._assignments = 0
+        self._assignment_epoch = 0
         self._revoke_lock = asyncio.Lock()
-        self._committing = asyncio.Lock()
+        self._commit_lock = asyncio.Lock()
         self._closing = self._loop.create_future()
 
     async def start(self) -> None:
-        """Connect, and join in the background, or read from the first offsets."""
-        with translated("consume"):
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+        """Connect; join the group in the background, or read from the first offsets."""
+        with translated_errors("consume"):
+            async with asyncio.timeout(QUERY_TIMEOUT):
                 await self._kafka.start()
             if self._group is not None:
                 self._kafka.subscribe(self._topics, listener=self)
@@ -109,37 +109,37 @@ class KafkaConsumer:
                 Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
             ]
             self._kafka.assign([TopicPartition(*partition) for partition in partitions])
-            async with asyncio.timeout(QUESTION_TIMEOUT):
+            async with asyncio.timeout(QUERY_TIMEOUT):
                 await self._kafka._client._maybe_wait_metadata()  # or nothing seems to have a leader
             self._take_over(self._kafka, assignments)
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = self._loop.time() + timeout
-        self._ask_for_bounds()
-        assignments = self._assignments
-        await asyncio.sleep(0)  # Others run, also when there is always something to return.
+        self._poll_bounds()
+        epoch = self._assignment_epoch
+        await asyncio.sleep(0)  # Other tasks run, even if there is always something to return.
         while True:
             if self._failure is not None:
                 raise self._failure
-            if self._closing.done() or assignments != self._assignments:
+            if self._closing.done() or epoch != self._assignment_epoch:
                 # The owner may act on a new assignment (pause some of it) before the first record.
                 return ()
-            if batches := self._take():
+            if batches := self._take_buffered():
                 return batches
-            if self._pulling is None and self._next:
-                # With partitions assigned and no timeout this waits for nothing.
+            if self._pull_task is None and self._next:
+                # With partitions assigned and a timeout of 0, this doesn't wait.
                 await self._pull(0)
-                if batches := self._take():
+                if batches := self._take_buffered():
                     return batches
             remaining = deadline - self._loop.time()
             if remaining <= 0:
                 return ()
-            # getmany doesn't keep its timeout during a rebalance; so it has a task, which may outlive this call.
-            pulling = self._pulling or asyncio.create_task(self._pull(PULL_TIMEOUT), name=f"kafka-pull-{self._group}")
-            self._pulling = pulling
+            # getmany ignores its timeout during a rebalance; so it has a task, which may outlive this call.
+            pulling = self._pull_task or asyncio.create_task(self._pull(PULL_TIMEOUT), name=f"kafka-pull-{self._group}")
+            self._pull_task = pulling
             await asyncio.wait({pulling}, timeout=remaining)
             if pulling.done() and not self._closing.done():
-                self._pulling = None
+                self._pull_task = None
                 pulling.result()
 
     def pause(self, partition: Partition) -> None:
@@ -161,13 +161,13 @@ class KafkaConsumer:
         for partition, position in self._next.items():
             highwater, end = self._kafka.highwater(TopicPartition(*partition)), self._ends.get(partition)
             if partition not in unread and (highwater is not None or end is not None):
-                held = sum([len(records) for records in self._held.get(partition, ())])
-                lags[partition] = max(0, max(highwater or 0, end or 0) - position) + held
+                buffered = sum([len(records) for records in self._buffered.get(partition, ())])
+                lags[partition] = max(0, max(highwater or 0, end or 0) - position) + buffered
         return lags
 
     def unread(self) -> Mapping[Partition, str]:
         known = self._kafka._client.cluster
-        unread = dict(self._waiting)
+        unread = dict(self._without_position)
         for partition in self._next:
             leader = known.leader_for_partition(TopicPartition(*partition))
             if leader is None or leader < 0:
@@ -185,7 +185,7 @@ class KafkaConsumer:
         return unread
 
     async def close(self) -> None:
-        """Revoke, commit and leave, within 5 s and what the listener takes. A log that is away takes no commit."""
+        """Revoke, commit and leave, within 5 s plus the listener's time; commits nothing if Kafka is unreachable."""
         if self._closing.done():
             return
         self._closing.set_result(None)
@@ -196,13 +196,13 @@ class KafkaConsumer:
         finally:
             grace = max(0.5, started + CLOSE_GRACE - self._loop.time())
             await stop(self._kafka, grace=grace)
-            for task in (self._pulling, self._asking, self._starting):
+            for task in (self._pull_task, self._bounds_task, self._position_task):
                 if task is not None:
                     task.cancel()
                     await asyncio.wait({task})
-            self._pulling = self._asking = self._starting = None
+            self._pull_task = self._bounds_task = self._position_task = None
 
-    # What aiokafka calls. It logs and swallows their errors: ours are kept for fetch.
+    # Callbacks of aiokafka. It logs and swallows their errors, so `fetch` raises them.
 
     async def on_partitions_revoked(self, _revoked: Iterable[TopicPartition]) -> None:
         try:
@@ -211,29 +211,29 @@ class KafkaConsumer:
             self._failure = error
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        # First of all, and in the same step as the assignment: no record may come before its listener knows.
+        # First of all, and without awaiting: no record may be fetched before the listener knows of the assignment.
         self._kafka.pause(*assigned)
         self._unjoined_since = None
-        self._waiting = dict.fromkeys(
+        self._without_position = dict.fromkeys(
             sorted(Partition(*partition) for partition in assigned), "offsets not fetched yet"
         )
         begun = self._loop.create_future()
-        self._starting = asyncio.create_task(self._start_all(begun), name=f"kafka-start-{self._group}")
+        self._position_task = asyncio.create_task(self._find_positions(begun), name=f"kafka-start-{self._group}")
         await asyncio.wait({begun, self._closing}, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _start_all(self, begun: asyncio.Future[None]) -> None:
-        """Find out where to go on, and take over what can be read, at once; and the rest whenever it can be."""
+    async def _find_positions(self, begun: asyncio.Future[None]) -> None:
+        """Find the positions, and take over the partitions that can be read at once; the others as soon as they can."""
         kafka, wait = self._kafka, RETRY_BACKOFF
         try:
-            while self._waiting or not begun.done():
-                assignments = await self._read_assignments(list(self._waiting))
+            while self._without_position or not begun.done():
+                assignments = await self._read_assignments(list(self._without_position))
                 for each in assignments:
-                    del self._waiting[each.partition]
+                    del self._without_position[each.partition]
                 self._take_over(kafka, assignments)
                 if not begun.done():
                     begun.set_result(None)
                 await asyncio.sleep(wait)
-                wait = min(START_AGAIN, 2 * wait)
+                wait = min(START_INTERVAL, 2 * wait)
         except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
             self._failure = error
         finally:
@@ -241,7 +241,7 @@ class KafkaConsumer:
                 begun.set_result(None)
 
     async def _read_assignments(self, partitions: Sequence[Partition]) -> Sequence[Assignment]:
-        """Ask where to go on, once; those of which it isn't known are left out, and told why."""
+        """Query the positions once; partitions whose position can't be found are omitted, and the reason is kept."""
         assert self._group is not None
         try:
             first, missing = await self._cluster.offsets_with_leader(partitions, EARLIEST)
@@ -249,15 +249,15 @@ class KafkaConsumer:
             commits = await self._cluster.commits(self._group, list(after_last))
         except LogUnavailableError as error:
             log.warning("log_commits_unavailable", group=self._group, error=str(error))
-            self._waiting = dict.fromkeys(self._waiting, str(error))
+            self._without_position = dict.fromkeys(self._without_position, str(error))
             return []
-        self._waiting.update(missing)
-        self._waiting.update(gone)
+        self._without_position.update(missing)
+        self._without_position.update(gone)
         assignments = []
         for partition, end in after_last.items():
             commit = commits.get(partition)
             if commit is not None and commit.base > end:
-                # Only an unclean leader election makes a log shorter. What was written since is below the base.
+                # Only an unclean leader election truncates a log. Records written since then are below the base.
                 log.error("log_truncated", partition=partition, committed=commit.base, end=end)
                 commit = None
             start = first[partition]
@@ -269,22 +269,22 @@ class KafkaConsumer:
             partition = assignment.partition
             self._next[partition] = max(assignment.commit.base, assignment.log_start)
             kafka.seek(TopicPartition(*partition), self._next[partition])
-        self._assignments += 1
+        self._assignment_epoch += 1
         self._listener.assigned(assignments)
         # The listener may have paused some already.
         kafka.resume(*[TopicPartition(*each.partition) for each in assignments if each.partition not in self._paused])
 
     async def _revoke(self, timeout: float = COMMIT_TIMEOUT) -> None:
-        """Tell the listener that nothing is ours any more, and commit what it has finished."""
-        async with self._revoke_lock:  # who closes waits for a revocation under way
-            if self._starting is not None:
-                self._starting.cancel()
+        """Tell the listener that nothing is assigned any more, and commit what it has finished."""
+        async with self._revoke_lock:  # `close` waits for a revocation in progress
+            if self._position_task is not None:
+                self._position_task.cancel()
             if self._unjoined_since is None:
                 self._unjoined_since = self._loop.time()
-            self._waiting.clear()
+            self._without_position.clear()
             owned = list(self._next)
             self._next.clear()
-            self._held.clear()
+            self._buffered.clear()
             self._paused.clear()
             self._ends.clear()
             if not owned:
@@ -303,50 +303,51 @@ class KafkaConsumer:
         offsets = {
             TopicPartition(*partition): (commit.base, encode_metadata(commit)) for partition, commit in commits.items()
         }
-        # One after the other, and none left behind by a revocation that has nothing to commit itself: aiokafka repeats
-        # one that failed with the same offsets, after another that was newer, and in the next generation, too.
-        with translated(f"commit of {self._group}"):
-            async with asyncio.timeout(timeout), self._committing:
+        # Commits are serialised, and a revocation with nothing to commit waits for the one in flight: aiokafka retries
+        # a failed commit with its old offsets, even after a newer one and in the next generation.
+        with translated_errors(f"commit of {self._group}"):
+            async with asyncio.timeout(timeout), self._commit_lock:
                 if offsets:
                     await self._kafka.commit(offsets)
 
-    def _ask_for_bounds(self) -> None:
-        """Keep the ends of paused partitions fresh, for their lag: only a fetch would tell them.
+    def _poll_bounds(self) -> None:
+        """Poll the end offsets of paused partitions, for their lag: without a fetch they are unknown.
 
-        And see now and then whether the log has deleted what wasn't read, or isn't the one any more that was.
+        And check now and then whether unread records were deleted, or the topic was recreated.
         """
-        is_under_way = self._asking is not None and not self._asking.done()
+        is_under_way = self._bounds_task is not None and not self._bounds_task.done()
         now = self._loop.time()
-        if is_under_way or not self._next or now < self._asked_at + END_AGE:
+        if is_under_way or not self._next or now < self._ends_polled_at + MAX_END_AGE:
             return
-        self._asked_at = now
-        is_all = now >= self._looked_at + POLL_INTERVAL
+        self._ends_polled_at = now
+        is_all = now >= self._bounds_polled_at + BOUNDS_INTERVAL
         if is_all:
-            self._looked_at = now
+            self._bounds_polled_at = now
         if is_all or self._paused:
-            asking = self._look() if is_all else self._ask_ends(list(self._paused))
-            self._asking = asyncio.create_task(asking, name=f"kafka-bounds-{self._group}")
+            polling = self._check_bounds() if is_all else self._poll_ends(list(self._paused))
+            self._bounds_task = asyncio.create_task(polling, name=f"kafka-bounds-{self._group}")
 
-    async def _ask_ends(self, partitions: Sequence[Partition]) -> None:
+    async def _poll_ends(self, partitions: Sequence[Partition]) -> None:
         with contextlib.suppress(LogUnavailableError):  # the next time, then
             ends, _ = await self._cluster.offsets_with_leader(partitions, LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
 
-    async def _look(self) -> None:
-        """Compare the bounds of all partitions with where we are."""
+    async def _check_bounds(self) -> None:
+        """Compare the bounds of all partitions with our positions."""
         positions = dict(self._next)
         with contextlib.suppress(LogUnavailableError):  # the next time, then
             first, _ = await self._cluster.offsets_with_leader(list(positions), EARLIEST)
             ends, _ = await self._cluster.offsets_with_leader(list(first), LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
-            # An end that was asked for after the position is behind it only where records are gone that we have read.
+            # The position was copied before the end was queried, so an end below it means that records we have read
+            # are gone.
             await self._reset([each for each, end in ends.items() if end < positions[each]])
             for partition, start in first.items():
                 if self._report_deleted(partition, start):
                     self._kafka.seek(TopicPartition(*partition), start)
 
     def _report_deleted(self, partition: Partition, log_start: int) -> bool:
-        """Tell the owner what the log has deleted between our position and its start, if it has."""
+        """Tell the owner which records the log has deleted between our position and its start, if any."""
         position = self._next.get(partition)
         if position is None or position >= log_start or self._group is None:
             return False
@@ -355,28 +356,28 @@ class KafkaConsumer:
         return True
 
     async def _reset(self, partitions: Sequence[Partition]) -> None:
-        """Go on from the first record of partitions whose records aren't those that we have read."""
-        assignments = self._assignments
+        """Restart at the first record of partitions whose records aren't those that we have read."""
+        epoch = self._assignment_epoch
         if self._group is None or self._revoke_lock.locked():
-            return  # the next owner compares, too
-        async with self._revoke_lock:  # which a revocation may have been waiting for
+            return  # the next owner checks, too
+        async with self._revoke_lock:  # a revocation may have acquired it first
             mine = [partition for partition in partitions if partition in self._next]
-            if not mine or assignments != self._assignments:
+            if not mine or epoch != self._assignment_epoch:
                 return
             positions = {partition: self._next.pop(partition) for partition in mine}
-            held = {partition: self._held.pop(partition) for partition in mine if partition in self._held}
+            buffered = {partition: self._buffered.pop(partition) for partition in mine if partition in self._buffered}
             self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
             try:
                 first, _ = await self._cluster.offsets_with_leader(mine, EARLIEST)
             except LogUnavailableError:
                 first = {}
-            for partition in positions.keys() - first.keys():  # the next time, then
+            for partition in positions.keys() - first.keys():  # retried at the next check
                 self._next[partition] = positions[partition]
                 self._kafka.seek(TopicPartition(*partition), positions[partition])
-                if partition in held:
-                    self._held[partition] = held[partition]
+                if partition in buffered:
+                    self._buffered[partition] = buffered[partition]
             try:
-                # A commit of before would have the next owner pass over what is new.
+                # An older commit would make the next owner skip the new records.
                 await self._commit({partition: Commit(start) for partition, start in first.items()})
             except LogUnavailableError as error:
                 log.warning("log_commit_lost", group=self._group, error=str(error))
@@ -389,28 +390,31 @@ class KafkaConsumer:
                 self._listener.replaced(Assignment(partition, Commit(start), start))
             self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
-    def _take(self) -> list[Batch]:
+    def _take_buffered(self) -> list[Batch]:
         batches = []
-        for partition in list(self._held):
+        for partition in list(self._buffered):
             if partition not in self._paused:
-                slices = self._held[partition]
+                slices = self._buffered[partition]
                 batches.append(Batch(partition, slices.popleft()))
                 if not slices:
-                    del self._held[partition]
+                    del self._buffered[partition]
         return batches
 
     async def _pull(self, wait: float) -> None:
-        """Take records out of aiokafka, where they count as consumed, in the step in which it returns them."""
+        """Take records from aiokafka and advance our position without awaiting in between.
+
+        As soon as it returns them, aiokafka counts them as consumed.
+        """
         try:
             found = await self._kafka.getmany(timeout_ms=int(1000 * wait), max_records=PULL_RECORDS)
         except FORBIDDEN as error:
-            self._failure = UsageError(f"{self._group or ', '.join(self._topics)}: {say(error)}")
+            self._failure = UsageError(f"{self._group or ', '.join(self._topics)}: {message_of(error)}")
             return
         except KafkaError as error:
             if self._closing.done():
                 return
-            log.warning("log_fetch_failed", group=self._group, error=say(error))
-            # It may have dropped records on its way to the error.
+            log.warning("log_fetch_failed", group=self._group, error=message_of(error))
+            # It may have dropped records before it raised the error.
             assigned = self._kafka.assignment()
             for partition, position in self._next.items():
                 if partition in assigned:
@@ -421,7 +425,7 @@ class KafkaConsumer:
         for where, records in found.items():
             partition = Partition(*where)
             if records[0].offset == self._next.get(partition):
-                self._hold(partition, records)
+                self._buffer(partition, records)
             else:
                 jumped[partition] = records
         if jumped:
@@ -429,40 +433,40 @@ class KafkaConsumer:
         if wait and not found and not self._closing.done() and has_died(self._kafka):
             await self._replace()
 
-    def _hold(self, partition: Partition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
+    def _buffer(self, partition: Partition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
         last = records[-1]
         self._next[partition] = last.offset + 1
-        # Behind what is held of it already, where it was paused before all of that was returned.
-        self._held.setdefault(partition, deque()).extend(slices_of(records_of(records)))
+        # Append: records may be buffered already if the partition was paused before all of them were returned.
+        self._buffered.setdefault(partition, deque()).extend(slices_of(records_of(records)))
         if last.timestamp_type == LOG_APPEND_TIME:
-            self._clock.seen(last.timestamp / 1000)
+            self._clock.on_record(last.timestamp / 1000)
 
     async def _handle_gaps(self, jumped: Mapping[Partition, Sequence[ConsumerRecord[Any, Any]]]) -> None:
-        """Take records that don't begin at our position: after a gap, or after what the log has deleted meanwhile.
+        """Take records that don't begin at our position: after a gap, or after records that the log has deleted.
 
-        aiokafka begins at the log's start where that has passed it, or where the log has become another, and says
-        nothing.
+        If our position is before the log's start, or the topic was recreated, aiokafka silently resets to the start.
         """
-        assignments, positions = self._assignments, dict(self._next)
+        epoch, positions = self._assignment_epoch, dict(self._next)
         ahead = [partition for partition, records in jumped.items() if records[0].offset > positions.get(partition, 0)]
         try:
             starts, _ = await self._cluster.offsets_with_leader(ahead if self._group is not None else (), EARLIEST)
         except LogUnavailableError:
-            starts = {}  # what was deleted passes for a gap
+            starts = {}  # deleted records are then treated as a gap
         for partition, records in jumped.items():
             if partition not in self._next:
-                continue  # it was taken from us
-            if assignments != self._assignments or self._next[partition] != positions.get(partition):
-                # It was assigned anew, or a look has gone on, and aiokafka with it: these would come twice.
+                continue  # revoked meanwhile
+            if epoch != self._assignment_epoch or self._next[partition] != positions.get(partition):
+                # It was assigned again, or `_check_bounds` has moved the position and sought aiokafka: these records
+                # will be fetched again.
                 self._kafka.seek(TopicPartition(*partition), self._next[partition])
             elif partition in ahead or self._group is None:
                 self._report_deleted(partition, min(starts.get(partition, 0), records[0].offset))
-                self._hold(partition, records)
+                self._buffer(partition, records)
             else:
                 await self._reset([partition])
 
     async def _replace(self) -> None:
-        """Go on with a new consumer where a task of the old one has ended: it would be silent for ever."""
+        """Continue with a new consumer, as a task of the old one has ended: it would never return anything again."""
         log.error("log_consumer_replaced", group=self._group)
         positions = dict(self._next)
         if self._group is not None:
@@ -474,7 +478,7 @@ class KafkaConsumer:
                 await self._kafka.start()
                 break
             except KafkaError as error:
-                log.warning("log_consumer_not_started", group=self._group, error=say(error))
+                log.warning("log_consumer_not_started", group=self._group, error=message_of(error))
                 await asyncio.sleep(1)
                 await stop(self._kafka)
                 self._kafka = new_consumer(self._connection, self._group)
@@ -488,12 +492,12 @@ class KafkaConsumer:
             self._kafka.pause(TopicPartition(*partition))
 
 
-# aiokafka asks for an instance and nothing else; its class is untyped.
+# aiokafka only checks for an instance; its class is untyped.
 ConsumerRebalanceListener.register(KafkaConsumer)
 
 
 def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
-    """Return a consumer that isn't started; without a group it is told what to read."""
+    """Return a consumer that isn't started; without a group, its partitions have to be assigned."""
     consumer = AIOKafkaConsumer(
         **connection.options,
         group_id=group,
@@ -502,14 +506,14 @@ def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
         fetch_max_wait_ms=int(1000 * FETCH_WAIT),
         fetch_max_bytes=16 * FETCH_BYTES,
         max_partition_fetch_bytes=FETCH_BYTES if group is None else PULL_BYTES,
-        session_timeout_ms=int(1000 * SESSION),
-        heartbeat_interval_ms=int(1000 * HEARTBEAT),
-        rebalance_timeout_ms=int(1000 * REBALANCE),
-        max_poll_interval_ms=int(1000 * POLL),
+        session_timeout_ms=int(1000 * SESSION_TIMEOUT),
+        heartbeat_interval_ms=int(1000 * HEARTBEAT_INTERVAL),
+        rebalance_timeout_ms=int(1000 * REBALANCE_TIMEOUT),
+        max_poll_interval_ms=int(1000 * MAX_POLL_INTERVAL),
         request_timeout_ms=int(1000 * FETCH_TIMEOUT),
     )
-    _be_patient_with_coordinators(consumer._client)
-    _ask_seldom(consumer._client)
+    _raise_coordinator_timeout(consumer._client)
+    _throttle_metadata_requests(consumer._client)
     return consumer
 
 
@@ -540,32 +544,32 @@ def slices_of(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
         yield records[start:] if start else records
 
 
-def _be_patient_with_coordinators(client: AIOKafkaClient) -> None:
+def _raise_coordinator_timeout(client: AIOKafkaClient) -> None:
     connect: Any = client._get_conn
 
-    async def patient(node: int, *, group: int = ConnectionGroup.DEFAULT, no_hint: bool = False) -> Any:  # noqa: ANN401 - untyped there
+    async def get_connection(node: int, *, group: int = ConnectionGroup.DEFAULT, no_hint: bool = False) -> Any:  # noqa: ANN401 - untyped there
         connection = await connect(node, group=group, no_hint=no_hint)
         if connection is not None and group == ConnectionGroup.COORDINATION:
             connection._request_timeout = GROUP_REQUEST_TIMEOUT
         return connection
 
-    client._get_conn = patient  # type: ignore[method-assign] # there is no setting for it
+    client._get_conn = get_connection  # type: ignore[method-assign] # there is no setting for it
 
 
-def _ask_seldom(client: AIOKafkaClient) -> None:
-    """Let a client wait a moment between two questions: it asks without a pause while a partition has no leader."""
+def _throttle_metadata_requests(client: AIOKafkaClient) -> None:
+    """Limit a client's metadata requests: while a partition has no leader, it would send them without a pause."""
     loop = asyncio.get_running_loop()
-    asked_at = -METADATA_PAUSE
+    requested_at = -METADATA_INTERVAL
 
     def force_metadata_update() -> asyncio.Future[Any]:
         if client._md_update_fut is None:
             client._md_update_fut = loop.create_future()
-            loop.call_at(max(loop.time(), asked_at + METADATA_PAUSE), ask)
+            loop.call_at(max(loop.time(), requested_at + METADATA_INTERVAL), request)
         return asyncio.shield(client._md_update_fut)
 
-    def ask() -> None:
-        nonlocal asked_at
-        asked_at = loop.time()
+    def request() -> None:
+        nonlocal requested_at
+        requested_at = loop.time()
         if not client._md_update_waiter.done():
             client._md_update_waiter.set_result(None)
 

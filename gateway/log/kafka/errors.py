@@ -1,4 +1,4 @@
-"""aiokafka's errors → ours: what the cluster forbids is a UsageError, all else a log that is away."""
+"""Translates aiokafka's errors: what the cluster forbids is a UsageError, everything else LogUnavailableError."""
 
 import contextlib
 from collections.abc import Iterator
@@ -34,17 +34,17 @@ def is_of_a_closed_connection(error: RuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated_errors(what: str) -> Iterator[None]:
     try:
         yield
     except MISCONFIGURED as error:
-        raise UsageError(f"{what}: {say(error)}") from error
+        raise UsageError(f"{what}: {message_of(error)}") from error
     except (KafkaError, KeyError, TimeoutError) as error:
-        raise LogUnavailableError(f"{what}: expected an answer, got {say(error)}") from error
+        raise LogUnavailableError(f"{what}: expected an answer, got {message_of(error)}") from error
     except RuntimeError as error:  # a KafkaError is one, too
         if not is_of_a_closed_connection(error):
             raise
-        raise LogUnavailableError(f"{what}: expected an answer, got {say(error)}") from error
+        raise LogUnavailableError(f"{what}: expected an answer, got {message_of(error)}") from error
 
 
 def raise_for(code: int, what: str) -> None:
@@ -53,5 +53,5 @@ def raise_for(code: int, what: str) -> None:
         raise error(what)
 
 
-def say(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The contract on a Kafka cluster: what appends, reads and asks is put together here."""
+"""The log's contract on a Kafka cluster, composed of an appender, consumers and queries."""
 
 import asyncio
 import itertools
@@ -22,15 +22,15 @@ from gateway.log.base import (
 )
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
 from gateway.log.kafka.broker_clock import BrokerClock
-from gateway.log.kafka.cluster import EARLIEST, LATEST, QUESTION_TIMEOUT, Cluster
-from gateway.log.kafka.connection import PLAIN, Connection, Security, quieten, silenced, stop
+from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
+from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_silenced, limit_aiokafka_log, stop
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
-from gateway.log.kafka.errors import say, translated
-from gateway.log.kafka.topic_settings import kept_for
+from gateway.log.kafka.errors import message_of, translated_errors
+from gateway.log.kafka.topic_settings import retention_of
 from gateway.model import LogUnavailableError, UsageError
 
 APPEND_TIMEOUT = 5.0
-CLIENT_ID = "gateway"  # Of what has none of its own, such as the command line.
+CLIENT_ID = "gateway"  # The default, such as for the command line.
 
 
 class KafkaLog:
@@ -39,14 +39,14 @@ class KafkaLog:
     max_record_bytes = MAX_RECORD_BYTES
 
     def __init__(self, connection: Connection, *, append_timeout: float) -> None:
-        """For `open`, which also connects."""
+        """Used by `open`, which also connects."""
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._clock = BrokerClock()
         self._cluster = Cluster(connection)
         self._appender = Appender(connection, cluster=self._cluster, clock=self._clock, append_timeout=append_timeout)
-        self._tries = itertools.count()
-        self._joined: set[str] = set()
+        self._clock_attempts = itertools.count()
+        self._evicted_groups: set[str] = set()
         self._consumers: set[KafkaConsumer] = set()
 
     @classmethod
@@ -58,26 +58,26 @@ class KafkaLog:
         append_timeout: float = APPEND_TIMEOUT,
         security: Security = PLAIN,
     ) -> "KafkaLog":
-        """Connect to `host:port,host:port`. Raises LogUnavailableError, with its reason, when none lets us in.
+        """Connect to `host:port,host:port`. Raises LogUnavailableError, with the reason, if no broker accepts us.
 
-        A `client_id` of its own names the place of this process: whoever is a member of a group under it died there,
-        and leaves the group when this one joins.
+        A `client_id` other than the default is unique to this process's slot: a group member with the same one is a
+        dead predecessor, and is removed from the group when this one joins.
         """
-        quieten()
+        limit_aiokafka_log()
         connection = Connection(servers=servers, client_id=client_id, security=security)
         opened = cls(connection, append_timeout=append_timeout)
         try:
-            with silenced():
-                async with asyncio.timeout(QUESTION_TIMEOUT):
+            with aiokafka_silenced():
+                async with asyncio.timeout(QUERY_TIMEOUT):
                     await opened._cluster.start()
-                    await opened._cluster.ping()  # By the name and port that it gives itself.
+                    await opened._cluster.ping()  # by the name and port that the broker advertises
                     await opened._appender.start()
         except (KafkaError, OSError, TimeoutError, ValueError, LogUnavailableError) as error:
             brokers = opened._cluster.brokers
             await opened.close()
-            with silenced():
-                trouble = await connection.trouble(brokers)
-            reason = trouble or f"expected a broker that answers, got {say(error)}"
+            with aiokafka_silenced():
+                problem = await connection.problem(brokers)
+            reason = problem or f"expected a broker that answers, got {message_of(error)}"
             raise LogUnavailableError(f"kafka://{servers}: {reason}") from error
         except BaseException:
             await opened.close()
@@ -91,14 +91,14 @@ class KafkaLog:
         return await self._appender.append_in_order(partition, records)
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
-        """Join a group, or read everything. Raises UsageError for a topic that isn't there."""
+        """Join a group, or read everything. Raises UsageError for a topic that doesn't exist."""
         described = await self._cluster.describe(topics)
         for topic in topics:
             if topic not in described:
                 raise UsageError(f"{topic}: expected a topic of the cluster, got none of this name")
-        if group is not None and self._connection.client_id != CLIENT_ID and group not in self._joined:
-            # Once: what has our name after that is ourselves.
-            self._joined.add(group)
+        if group is not None and self._connection.client_id != CLIENT_ID and group not in self._evicted_groups:
+            # Once: later members with our client id are this process's own.
+            self._evicted_groups.add(group)
             await self._cluster.evict(group, self._connection.client_id)
         consumer = KafkaConsumer(
             cluster=self._cluster,
@@ -128,14 +128,14 @@ class KafkaLog:
         where = TopicPartition(*partition)
         kafka = new_consumer(self._connection, None)
         try:
-            with translated(f"scan {partition.topic}/{partition.number}"):
+            with translated_errors(f"scan {partition.topic}/{partition.number}"):
                 await kafka.start()
                 kafka.assign([where])
                 kafka.seek(where, start)
                 moved_at = self._loop.time()
                 while start < end:
-                    # The position and not the last record tells the end: what follows it may be gaps.
-                    async with asyncio.timeout(QUESTION_TIMEOUT):
+                    # The position and not the last record shows the end: gaps may follow the last record.
+                    async with asyncio.timeout(QUERY_TIMEOUT):
                         found = await kafka.getmany(timeout_ms=1000 * FETCH_WAIT, max_records=FETCH_RECORDS)
                         position = await kafka.position(where)
                     for records in slices_of(records_of(found.get(where, ()))):
@@ -143,7 +143,7 @@ class KafkaLog:
                             yield within
                     if position > start:
                         start, moved_at = position, self._loop.time()
-                    elif self._loop.time() > moved_at + QUESTION_TIMEOUT:
+                    elif self._loop.time() > moved_at + QUERY_TIMEOUT:
                         raise KafkaTimeoutError(f"no record after offset {start}")
         finally:
             await stop(kafka)
@@ -171,7 +171,7 @@ class KafkaLog:
         partitions = [
             Partition(topic, number) for number in described.get(topic, {}) if numbers is None or number in numbers
         ]
-        # The ends first: what is appended after they were asked for comes at or after them.
+        # The ends first: records appended after they were queried are at or above them.
         after_last = await self._cluster.offsets(partitions, LATEST)
         # To the microsecond, so that the millisecond of a record's own `appended_at` isn't rounded up to the next one.
         found = await self._cluster.offsets(partitions, max(0, math.ceil(round(at * 1000, 3))))
@@ -198,42 +198,42 @@ class KafkaLog:
         return await self._cluster.groups(prefix)
 
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
-        """Create what is missing, with three replicas where there are three brokers, and wait until it has leaders.
+        """Create the missing topics, with three replicas if there are three brokers, and wait until they have leaders.
 
-        Raises UsageError when the cluster forbids it.
+        Raises UsageError if the cluster forbids it.
         """
         created = await self._cluster.create(specs)
-        await self._appender.learn([spec.name for spec in specs])
+        await self._appender.load_metadata([spec.name for spec in specs])
         return created
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
-        """Compare what is there with what has to be. On a cluster of one broker, missing replicas aren't fatal."""
-        await self._appender.learn((await self._cluster.describe([spec.name for spec in specs])).keys())
+        """Compare the topics with their specifications. On a cluster of one broker, missing replicas aren't fatal."""
+        await self._appender.load_metadata((await self._cluster.describe([spec.name for spec in specs])).keys())
         return await self._cluster.check(specs)
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
         there = await self._cluster.describe(topics)
-        return {name: kept_for(found) for name, found in (await self._cluster.settings(there.keys())).items()}
+        return {name: retention_of(found) for name, found in (await self._cluster.settings(there.keys())).items()}
 
     def now(self) -> float:
-        """Return the brokers' time, estimated from produce acknowledgements and records; this machine's before any."""
+        """Return the brokers' time, estimated from acknowledgements and records; before the first, this machine's."""
         return self._clock.now()
 
     async def synchronize(self, topic: str) -> None:
-        """Append a record where nothing was acknowledged yet: the next partition each time, for one may be away."""
+        """If nothing was acknowledged yet, append a record, each time to another partition: one may be unavailable."""
         if not self._clock.is_known:
-            await self.append(topic, key=CLOCK + b"%d" % next(self._tries), value=b"", headers=[])
+            await self.append(topic, key=CLOCK + b"%d" % next(self._clock_attempts), value=b"", headers=[])
 
     async def ping(self) -> None:
-        """Return when a broker answers and appends aren't all refused. Raises LogUnavailableError within 6 s."""
+        """Return if a broker responds and appends aren't all refused. Raises LogUnavailableError within 6 s."""
         await self._cluster.ping()
-        await self._appender.look()
+        await self._appender.check_appends()
 
     async def refusing(self) -> Mapping[Partition, str]:
         return await self._appender.refusing()
 
     async def close(self) -> None:
-        """Finish the appends under way, close the consumers that are still open, and let go, within 5 s."""
+        """Finish the appends in flight, and close the consumers that are still open and the connections, within 5 s."""
         closing = [consumer.close() for consumer in self._consumers]
         results = await asyncio.gather(*closing, self._appender.close(), return_exceptions=True)
         await self._cluster.close()

@@ -1,4 +1,4 @@
-"""What a topic has to be, in Kafka's settings: those that it is made with, and those that would break a promise."""
+"""A topic's specification as Kafka settings: those to create it with, and which existing ones break a guarantee."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -22,29 +22,29 @@ def settings_of(spec: TopicSpec, replicas: int) -> Mapping[str, str]:
     return settings
 
 
-def order_problems(spec: TopicSpec, partitions: int) -> Iterator[str]:
-    """Yield what is wrong in a way that nobody can bear: who may lose events still wants his orders carried out."""
-    if spec.whole and partitions != spec.partitions:
-        advice = "what others hold is obeyed by nobody: end all processes, delete the topic, and create it anew"
+def exact_partition_problems(spec: TopicSpec, partitions: int) -> Iterator[str]:
+    """Yield problems that aren't tolerable even with `--dev`: control records would be ignored."""
+    if spec.total_order and partitions != spec.partitions:
+        advice = "records in other partitions are ignored: stop all processes, delete the topic, and create it again"
         yield f"partitions: expected exactly {spec.partitions}, got {partitions}; {advice}"
 
 
 def partition_problems(spec: TopicSpec, partitions: int) -> Iterator[tuple[bool, str]]:
-    """Yield (is it fatal, what is wrong)."""
-    if spec.fixed and partitions < spec.partitions:
-        advice = "keys would move once some are added: add them while the topic is empty, or create it anew"
+    """Yield (is it fatal, problem)."""
+    if spec.fixed_keys and partitions < spec.partitions:
+        advice = "keys would move once some are added: add them while the topic is empty, or create it again"
         yield True, f"partitions: expected {spec.partitions}, got {partitions}; {advice}"
-    if spec.fixed and partitions > spec.partitions:
+    if spec.fixed_keys and partitions > spec.partitions:
         yield (
             False,
-            f"partitions: expected {spec.partitions}, got {partitions}; more are of no use, keys stay where they are",
+            f"partitions: expected {spec.partitions}, got {partitions}; the others stay unused, since no key moves",
         )
 
 
 def replication_problems(
     replicas: int, settings: Mapping[str, str], *, is_single_broker: bool
 ) -> Iterator[tuple[bool, str]]:
-    """Yield (is it fatal, what is wrong)."""
+    """Yield (is it fatal, problem)."""
     if replicas < REPLICAS:
         yield not is_single_broker, f"replication factor: expected at least {REPLICAS}, got {replicas}"
     in_sync = int(settings.get("min.insync.replicas", "2"))
@@ -57,10 +57,10 @@ def replication_problems(
 
 
 def retention_problems(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
-    """Yield (is it fatal, what is wrong)."""
+    """Yield (is it fatal, problem)."""
     policies = settings.get("cleanup.policy", "delete").split(",")
     if ("compact" in policies) != spec.compacted:
-        # Compaction would delete events that share a key; without it, pauses are forgotten.
+        # Compaction would delete events that share a key; without it, pauses would be deleted.
         yield True, f"cleanup.policy: expected {'compact' if spec.compacted else 'delete'}, got {','.join(policies)}"
     if "delete" not in policies:
         return
@@ -72,15 +72,15 @@ def retention_problems(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator
         yield False, f"retention.bytes: expected -1 (no limit), got {size}, which may delete what isn't delivered yet"
 
 
-def kept_for(settings: Mapping[str, str]) -> float:
-    """Return the seconds for which a topic of these settings keeps its records, infinity where it is for ever."""
+def retention_of(settings: Mapping[str, str]) -> float:
+    """Return the seconds for which a topic with these settings keeps its records; infinity if for ever."""
     kept = int(settings.get("retention.ms", "-1"))
     is_deleted = "delete" in settings.get("cleanup.policy", "delete").split(",")
     return kept / 1000 if is_deleted and kept >= 0 else math.inf
 
 
 def record_problems(settings: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
-    """Yield (is it fatal, what is wrong)."""
+    """Yield (is it fatal, problem)."""
     if (kind := settings.get("message.timestamp.type")) != "LogAppendTime":
         yield True, f"message.timestamp.type: expected LogAppendTime, got {kind}"
     if (limit := int(settings.get("max.message.bytes", BROKER_LIMIT))) < BROKER_LIMIT:
