@@ -103,7 +103,7 @@ class File:
         self._unlock()
 
     def _prevent_checkpoint(self) -> None:
-        """Leave the file and its WAL as they are: SQLite's last connection would move the WAL into the file on close."""
+        """Leave the file and its WAL as they are: SQLite's last connection would merge them when it closes."""
         if self._lock is not None:
             prevent_checkpoint(self._lock.descriptor)
             return

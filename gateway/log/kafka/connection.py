@@ -55,7 +55,7 @@ Token = Callable[[], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """How brokers and we authenticate each other. Without `tls` nothing is encrypted, without `mechanism` we have no user.
+    """How we and the brokers authenticate: without `tls` nothing is encrypted, without `mechanism` no user is named.
 
     The mechanisms are Kafka's: PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 with user and password, OAUTHBEARER with `token`.
     """
