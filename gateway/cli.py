@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it, and says what its end means.
+"""The command line: finds the command, runs it, and returns its exit code.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 130 interrupted.
 """
@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _main(words)
         sys.stdout.flush()
-    except SystemExit as end:  # argparse, and rich when nobody reads stdout any more
+    except SystemExit as end:  # argparse, or rich once nobody reads stdout
         return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:
-        # The reader has had enough, as `head` has. What is still buffered must not fail at the end of the process.
+        # The reader has closed the pipe, as `head` does. What is still buffered must not fail at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -61,14 +61,14 @@ def _main(words: list[str]) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    """Read what this command takes: a variable that is of no concern to it can't stop it."""
+    """Read the settings that this command takes: an invalid variable of another setting must not stop it."""
     names = [name for name in (*SETTINGS, "dev") if hasattr(arguments, name)]
     environ = {variable: os.environ.get(variable, "") for variable in [f"GATEWAY_{name.upper()}" for name in names]}
     return from_sources({name: getattr(arguments, name) for name in names}, environ)
 
 
 def _overview(words: list[str]) -> int:
-    """Print what there is to call: an answer to `--help`, and to anything else a failure."""
+    """Print the list of commands: for `--help` as the result, otherwise as an error."""
     output = Output(json=False)
     group = f"{words[0]} " if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     asked = words[1:] if group else words
@@ -81,5 +81,5 @@ def _overview(words: list[str]) -> int:
     output.say()
     output.table(["command", "what it does"], [(name, command.about) for name, command in shown.items()])
     output.say()
-    output.say("`gateway COMMAND --help` shows what a command takes, with an example.")
+    output.say("`gateway COMMAND --help` shows a command's arguments, with an example.")
     return 0 if asked else 2

@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
-from gateway.ops.source_counts import MOST_ROUTES, InForce, SourceCounts
+from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
 from gateway.rules.destination_credentials import certificate_ends
 from gateway.rules.load import InvalidRulesError, load_rules
@@ -107,7 +107,7 @@ class Reloader:
         if refusal is None or (refusal.until is not None and time.monotonic() > self.refusal_ended + REMEMBERED):
             return None
         routes = self._refused_routes
-        is_told = sum(map(len, routes.values())) <= MOST_ROUTES
+        is_told = sum(map(len, routes.values())) <= MAX_ROUTES
         return {
             **asdict(refusal),
             "problems": refusal.problems[:MAX_PROBLEMS],

@@ -34,7 +34,7 @@ from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
-from gateway.ops.process_status import describe_keys
+from gateway.ops.process_status import keys_status
 from gateway.reload import Reloader, spare_collector
 from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
@@ -311,7 +311,7 @@ class Gateway:
                 for name, hold in sorted(holds.items())
             ],
             "ordered": [
-                {"route": route, "destination": destination, **describe_keys(keys)}
+                {"route": route, "destination": destination, **keys_status(keys)}
                 for (route, destination), keys in sorted(blocked.items())
             ],
             "sources": self.reloader.told_sources(now),

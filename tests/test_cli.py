@@ -37,7 +37,7 @@ from gateway.log.topics import Topics
 from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, StoredCommand
-from gateway.ops.kick_report import told_of_parked
+from gateway.ops.kick_report import parked_text
 from gateway.ops.output import rfc3339, when
 from gateway.ops.send import ask_status
 from gateway.rules.routing_revision import encode, routing_revision
@@ -228,7 +228,7 @@ def test_the_version_is_told(run: Run) -> None:
             "replay: expected --route and --from, --from and --undelivered for every ",
         ),
         ("replay --from 1h --undelivered --source githup", "--source: unknown source 'githup', did you mean 'github'?"),
-        ("replay --from 1h --undelivered --destination ci --rate 5/s", "--rate: expected --route beside it"),
+        ("replay --from 1h --undelivered --destination ci --rate 5/s", "--rate needs --route"),
         ("replay --route biuld --from 1h", "--route: unknown route 'biuld', did you mean 'build'?"),
         (
             "replay --route build --from 1h --destination cii",
@@ -311,8 +311,8 @@ def test_a_restore_tells_of_a_wal_whose_file_was_moved_away_and_how_to_look_at_b
     file = stray.resolve().with_name(stray.name.removesuffix("-wal"))
     assert "Start the gateway" not in out
     told = " ".join(err.split())
-    assert f"{file}-wal was there without its file, and may have events that were acknowledged" in told
-    assert f"Before you start the gateway, bring that file back as {file}," in told
+    assert f"{file}-wal had no database file, and may have acknowledged events" in told
+    assert f"Before you start the gateway, put that file back as {file}," in told
     assert ".instead" in out if is_copied_by_hand else "what was there" not in out
     Path("moved.db").rename(file)
     assert "evt_2" in run("events", "list", "--log", f"sqlite:///{file}")[1]
@@ -350,7 +350,7 @@ def moved_away(file: Path) -> None:
 
 
 def test_fine_rules_are_counted(run: Run) -> None:
-    assert run("check") == (0, "routes.yaml: 2 sources, 1 destination, 2 routes: fine\n", "")
+    assert run("check") == (0, "routes.yaml: 2 sources, 1 destination, 2 routes: ok\n", "")
     assert run("check", "--json") == (0, "", "")
 
 
@@ -358,7 +358,7 @@ def test_what_cannot_be_resolved_is_a_warning(run: Run, monkeypatch: pytest.Monk
     monkeypatch.delenv("SECRET")
     code, out, _ = run("check", "routes.yaml")
     assert code == 0
-    assert out.splitlines()[-1].endswith("fine, with 1 warning")
+    assert out.splitlines()[-1].endswith("ok, with 1 warning")
     assert out.startswith("warning: routes.yaml:4:")
 
 
@@ -368,7 +368,7 @@ def test_a_topic_of_the_gateways_own_is_a_problem_of_the_rules(run: Run) -> None
     )
     code, out, err = run("check", "own.yaml")
     assert code == 2
-    assert "fine" not in out
+    assert "routes: ok" not in out
     assert "topic gateway.dead: expected a name for events, got one of the gateway's own topics" in err
     assert run("check", "own.yaml", "--topic-prefix", "hooks.")[0] == 0
 
@@ -445,9 +445,9 @@ def test_explain_shows_people_the_requests(run: Run, monkeypatch: pytest.MonkeyP
     headers = [argument for name in ("X-A", "x-a", "X-Real-IP") for argument in ("--header", f"{name}: b")]
     code, out, _ = run("explain", "--source", "crm", "--show-secrets", *headers, "-")
     assert code == 0
-    assert "      left out of the sender's headers: X-A, x-a, X-Real-IP\n" in out
+    assert "      not forwarded of the sender's headers: X-A, x-a, X-Real-IP\n" in out
     told = run("explain", "--source", "github", "--header", "X-GitHub-Event: push", *headers, "push.json")[1]
-    assert "      left out of the sender's headers: X-Real-IP\n" in told
+    assert "      not forwarded of the sender's headers: X-Real-IP\n" in told
     assert "✓ customers  matched" in out
     assert "✗ build  from: expected github, got crm" in out
     assert "ci: POST http://127.0.0.1:1/hook?token=abc" in out
@@ -471,7 +471,7 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert f"event {name}  source github  type push" in out
     assert "✓ build  matched" in out
     assert run("explain", event_id("github", "2"))[0] == 1
-    assert "expected --source beside a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
+    assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
 
 
 def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> None:
@@ -486,7 +486,7 @@ def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> No
     assert secrets == "  1 secret: ${SECRET}"
     assert identity == (
         "identity headers['x-github-delivery'], else the header Idempotency-Key; "
-        "dedupe is off: what comes again is delivered again"
+        "dedupe is off: duplicates are delivered"
     )
     assert others == ["type headers['x-github-event'], else the word webhook", "key body.repo", "routes build"]
     Path("routes.yaml").write_text(RULES.replace("topic: company.crm", "id: body.n, dedupe: 1h"))
@@ -523,9 +523,9 @@ def test_check_warns_of_identities_in_the_log_that_tell_nothing_apart(run: Run) 
     one, other = [line for line in out.splitlines() if line.startswith("warning: sources.")]
     assert one == (
         "warning: sources.crm.id: expected an identity that differs from event to event, got one for 12 events; "
-        "`gateway explain crm` tells what identifies its events"
+        "`gateway explain crm` shows what identifies its events"
     )
-    assert "sources.github.id: expected events that differ, got 3 of 12 that are taken for copies of others" in other
+    assert "sources.github.id: expected events that differ, got 3 of 12 that are taken for duplicates" in other
     assert [row.split() for row in out.splitlines() if row.startswith(("crm ", "github "))] == [
         ["crm", "push", "12", "11", "0", "0"],
         ["github", "push", "12", "3", "0", "0"],
@@ -554,7 +554,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
     assert table == [["crm", "order", "6", "0", "4", "0"], ["crm", "ping", "6", "5", "0", "0"]]
     (told,) = [line for line in out.splitlines() if line.startswith("error: ")]
     assert "sources.crm.id: expected an identity for each event, got 2 identities for 6 different events, such " in told
-    assert out.splitlines()[-1].endswith("the identities of 1 source make different events equal, with 1 warning")
+    assert out.splitlines()[-1].endswith("the identities of 1 source are the same for different events, with 1 warning")
     (one, other) = re.findall(r"company\.crm/\d@\d+", told)
     assert one != other
     code, out, _ = run("check", "--since", "1h", "--json")
@@ -565,7 +565,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
     assert (error["path"], error["severity"], warning["severity"]) == ("sources.crm.id", "error", "warning")
     Path("tried.yaml").write_text(rules.replace("id: body.customer", "id: body.number"))
     code, out, _ = run("check", "tried.yaml", "--since", "1h")
-    assert (code, "fine" in out) == (0, True), "what has no identity is no copy"
+    assert (code, "routes: ok" in out) == (0, True), "without an identity there is no duplicate"
     (told,) = [line for line in out.splitlines() if line.startswith("warning: ")]
     assert "sources.crm.id: expected an identity in each event, got none in 6 of 12, such as company.crm/" in told
     assert ": `id: body.number` gives nothing; " in told
@@ -576,7 +576,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
 @pytest.mark.usefixtures("log")
 def test_check_says_which_copies_dedupe_delivers_as_their_identity_has_too_many_contents(run: Run) -> None:
     rules = RULES.replace("topic: company.crm", "topic: company.crm, id: body.same, dedupe: 1h")
-    beyond = f"dedupe knows the first {SIGHTINGS_KEPT} contents of an identity, and copies of others are delivered"
+    beyond = f"dedupe remembers {SIGHTINGS_KEPT} contents of an identity, and delivers duplicates of others"
     for number in range(SIGHTINGS_KEPT + 1):
         is_beyond = number == SIGHTINGS_KEPT
         for _ in range(2):
@@ -604,7 +604,7 @@ def test_check_fails_where_an_id_is_in_no_event_or_is_refused_in_all(run: Run) -
         rules = RULES.replace("topic: company.crm", f'topic: company.crm, id: "{tried}"')
         Path("tried.yaml").write_text(rules)
         code, out, _ = run("check", "tried.yaml", "--since", "1h")
-        assert (code, "fine" in out) == (1, False)
+        assert (code, "routes: ok" in out) == (1, False)
         (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
         assert "sources.crm.id: expected an identity in each event, got none in 3 of 3, such as company.crm/" in line
         assert f": {told}; " in line
@@ -623,7 +623,10 @@ def test_explain_tells_what_identifies_an_event_and_whether_it_is_deduplicated(r
     assert "identity headers['x-github-delivery']; dedupe is off" in run("explain", *EXPLAIN, "push.json")[1]
     rules = Path("routes.yaml").read_text()
     Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, id: body.repo, dedupe: 90m"))
-    assert "identity body.repo; dedupe 90m: the same with the same content" in run("explain", *EXPLAIN, "push.json")[1]
+    assert (
+        "identity body.repo; dedupe 90m: the same identity with the same content"
+        in run("explain", *EXPLAIN, "push.json")[1]
+    )
     Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, id: body.none"))
     assert "identity none: each request is an event" in run("explain", "--source", "github", "push.json")[1]
 
@@ -688,7 +691,7 @@ def test_send_needs_somebody_to_answer(run: Run) -> None:
     (port,) = free_ports(1)
     code, out, err = run("send", "github", "--url", f"http://127.0.0.1:{port}")
     assert (code, out) == (1, "")
-    assert err.startswith(f"error: http://127.0.0.1:{port}: expected an answer, got ")
+    assert err.startswith(f"error: http://127.0.0.1:{port}: expected a response, got ")
 
 
 def test_a_host_without_an_address_is_told_from_one_that_is_taken() -> None:
@@ -777,7 +780,7 @@ def test_a_copy_is_shown_with_the_event_that_was_delivered(run: Run) -> None:
     assert newest["copy_of"] == f"gateway.events.github/{first['partition']}@{first['offset']}"
     assert "copy_of" not in other
     assert "copy_of" not in first
-    assert "a copy of gateway.events.github/" in run("events", "show", name)[1]
+    assert "a duplicate of gateway.events.github/" in run("events", "show", name)[1]
     place = f"gateway.events.github/{other['partition']}@{other['offset']}"
     assert [each["offset"] for each in lines(run("events", "show", place, "--json")[1])] == [other["offset"]]
     assert run("events", "show", "gateway.events.github/0@99")[0] == 1
@@ -792,7 +795,7 @@ def test_explain_says_of_a_copy_that_it_was_let_go_and_how_to_deliver_it(run: Ru
         write_event(name, body=body, headers={"X-GitHub-Delivery": "1"})
     code, out, _ = run("explain", name)
     assert code == 0
-    assert f"a copy of {place}0, within its source's dedupe: acknowledged, and delivered by no route" in out
+    assert f"a duplicate of {place}0, within its source's dedupe window: acknowledged, and delivered by no route" in out
     command = out.splitlines()[-1]
     assert command == f"  gateway replay --event {place}2"
     assert run(*command.split()[1:], "--dry-run")[0] == 0
@@ -848,7 +851,7 @@ def test_topics_are_created_and_checked(run: Run) -> None:
     assert not any(topic["created"] for topic in lines(run("topics", "create", "--json")[1]))
     code, out, _ = run("topics", "check")
     assert code == 0
-    assert "fine" in out
+    assert " ok\n" in out
     Path("routes.yaml").write_text(RULES.replace("company.crm", "company.other"))
     code, out, _ = run("topics", "check")
     assert code == 1
@@ -909,7 +912,7 @@ def test_more_dead_letters_than_shown_are_said(run: Run) -> None:
     for number in range(3):
         write_letter(f"evt_{number}")
     assert run("dead", "list", "--limit", "2")[2] == "the newest 2 of 3; --limit shows more\n"
-    assert run("dead", "list", "--limit", "2", "--json")[2] == "there are more; --limit shows more than 2\n"
+    assert run("dead", "list", "--limit", "2", "--json")[2] == "there are more than 2; --limit shows more\n"
     assert run("dead", "list", "--limit", "3")[2] == ""
 
 
@@ -931,7 +934,7 @@ def test_a_dead_letter_is_shown_whole(run: Run) -> None:
 def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     first = write_letter("evt_1")
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
-    assert (code, out) == (1, "the order is stored; a running gateway carries it out\n")
+    assert (code, out) == (1, "the command is stored; a running gateway will carry it out\n")
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
     (told,) = lines(out)
@@ -1009,7 +1012,7 @@ def test_a_replay_of_events_is_stored_for_the_running_gateway(run: Run) -> None:
     (order,) = orders()
     assert (code, out, err) == (
         0,
-        f"replay {order.name} of route build is stored; a running gateway carries it out\n",
+        f"replay {order.name} of route build is stored; a running gateway will carry it out\n",
         "",
     )
     place = f"{TOPICS.events('github')}/0"
@@ -1036,7 +1039,7 @@ def test_the_time_of_a_replay_may_be_a_moment(run: Run) -> None:
     code, _, err = run("replay", "--route", "build", "--from", "2200-01-01T00:00:00Z")
     assert (code, err) == (2, "error: --from: expected a time before now, got 2200-01-01T00:00:00.000Z\n")
     code, out, _ = run("replay", *words, "--to", "2020-01-02T00:00:00Z")
-    assert (code, out) == (0, "no events were appended then: there is nothing to do\n")
+    assert (code, out) == (0, "no events were stored in that time: there is nothing to do\n")
     assert len(orders()) == 1
 
 
@@ -1050,7 +1053,7 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     assert out.splitlines()[0] == "route build"
     assert out.splitlines()[3].split() == ["github", "push", "2"]
     *_, known, told, command = out.splitlines()
-    assert known == "2 deliveries match; 0 are not delivered by what the log knows, and of 2 that isn't known"
+    assert known == "2 deliveries match; 0 undelivered as far as the log shows, 2 unknown"
     assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
     write_event("evt_late")
     code, again, _ = run(*command.removeprefix("exactly these: gateway ").split(), "--dry-run")
@@ -1090,20 +1093,20 @@ def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> 
     began = time.time() - 60
     write_reading("before", 0, began)
     words = ["replay", "--route", "build", "--from", "1h"]
-    assert "5 deliveries match; 5 are not delivered by what" in run(*words, "--dry-run")[1]
+    assert "5 deliveries match; 5 undelivered as far as" in run(*words, "--dry-run")[1]
     write_reading("build", 1, began + 30)
     code, out, err = run(*words, "--dry-run")
     assert (code, out.splitlines()[-3:-1]) == (
         0,
         [
-            "5 deliveries match; 1 is not delivered by what the log knows",
+            "5 deliveries match; 1 undelivered as far as the log shows",
             "would queue 5 deliveries: 5 events to ci; nothing was done",
         ],
     )
     moment = rfc3339(began + 30)
     assert err == (
-        f"route build has been as it is since {moment}, and what came later it has taken itself: "
-        f"--to {moment} or --undelivered leaves that out\n"
+        f"route build last changed at {moment} and has delivered later events itself; "
+        f"use --to {moment} or --undelivered to exclude them\n"
     )
     code, out, err = run(*words, "--undelivered", "--dry-run")
     *_, told, command = out.splitlines()
@@ -1207,7 +1210,7 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     (order,) = orders()
     code, _, err = run("replay", "--follow", order.name, "--timeout", "0s")
     assert code == 1
-    assert f"no gateway is at replay {order.name}: expected progress, got none" in err
+    assert f"replay {order.name} made no progress: is a gateway running?" in err
     marker = Order(kind="marker", name=order.key, state="done", at=NOW, marker=dict.fromkeys(order.marker, 1), count=1)
     key, value = marker.encode()
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
@@ -1219,7 +1222,7 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     assert (code, lines(out)) == (0, [told | {"state": "done", "scanned": 2, "injected": 2}])
     assert run("replay", "--follow", order.name)[:2] == (
         0,
-        f"queued 2 deliveries by build, looking through 2 records of events: {DUE}\n",
+        f"queued 2 deliveries by build, from 2 records of events: {DUE}\n",
     )
     code, _, err = run("replay", "--follow", "other")
     assert (code, err) == (2, "error: --follow: expected the ID of a replay, got 'other'\n")
@@ -1237,8 +1240,8 @@ def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: 
     give(Order(kind="marker", name=order.key, state="done", at=NOW, marker=reached, count=1, unread=2))
     code, out, err = run("replay", "--follow", order.name, "--timeout", "0s")
     assert (code, out) == (1, "")
-    assert "queued 1 delivery by build, looking through 1 record of events by now; 2 partitions can't be read" in err
-    assert f"{order.name} isn't complete, and goes on with them by itself" in err
+    assert "queued 1 delivery by build, from 1 record of events by now; 2 partitions can't be read" in err
+    assert f"{order.name} isn't complete, and continues with them by itself" in err
     code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
     [told] = lines(out)
     assert (code, told["state"], told["unread_partitions"]) == (1, "asked", 2)
@@ -1252,7 +1255,7 @@ def test_a_replay_of_an_ordered_route_says_that_it_keeps_no_order(run: Run) -> N
     Path("routes.yaml").write_text(RULES.replace("match: {type: push}", "match: {type: push}, order: key"))
     write_event("evt_1", key="shop")
     code, _, err = run("replay", "--route", "build", "--from", "1h", "--no-wait")
-    assert (code, err) == (0, "route build keeps the order of its events, but a replay doesn't\n")
+    assert (code, err) == (0, "route build is ordered, but a replay isn't\n")
 
 
 @pytest.mark.usefixtures("log")
@@ -1261,12 +1264,12 @@ def test_a_replay_is_cancelled(run: Run) -> None:
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
     (order,) = orders()
     code, out, _ = run("replay", "--cancel", order.name, "--no-wait")
-    told = "is cancelled after 0 deliveries or some more: no gateway has told where it came to a stop"
+    told = "is cancelled after 0 deliveries or more: no gateway reported where it stopped"
     assert (code, out) == (0, f"replay {order.name} {told}\n")
     assert [order.state for order in orders()] == ["cancelled"]
     code, _, err = run("replay", "--follow", order.name)
     assert code == 1
-    assert f"replay {order.name} was cancelled after 0 deliveries by build, looking through 0 records of events" in err
+    assert f"replay {order.name} was cancelled after 0 deliveries by build, from 0 records of events" in err
     code, _, err = run("replay", "--cancel", order.name)
     told = f"error: --cancel: expected the ID of a replay that hasn't ended, got '{order.name}'\n"
     assert (code, err) == (2, told)
@@ -1348,7 +1351,7 @@ def test_one_delivery_is_spoken_of_as_one(
             "done",
             "kicked route build: 1 tried now",
         ),
-        ("resume", "cancelled", "route build was paused again: 1 delivery had been let go on"),
+        ("resume", "cancelled", "route build was paused again: 1 delivery had already been resumed"),
     ],
 )
 @pytest.mark.usefixtures("log")
@@ -1423,7 +1426,7 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
 @pytest.mark.usefixtures("log")
 def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) -> None:
     code, _, err = run("route", "pause", "biuld")
-    told = "error: unknown route 'biuld', did you mean 'build'?; --force does it all the same\n"
+    told = "error: unknown route 'biuld', did you mean 'build'?; use --force to do it anyway\n"
     assert (code, err) == (2, told)
     assert orders() == []
     assert run("route", "pause", "biuld", "--force")[0] == 0
@@ -1468,7 +1471,7 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
         "on ordered routes 1 waited, 1 of them waits still\n  gateway destination resume ci\n"
     )
     assert run("destination", "kick", "ci")[:2] == (0, told)
-    told, _ = told_of_parked("route build", {"route/build": 1}, 1)
+    told, _ = parked_text("route build", {"route/build": 1}, 1)
     assert told == "; 1 is parked: it is paused; 1 partition can't be read: what is parked there isn't counted"
 
 
@@ -1524,8 +1527,8 @@ def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_proces
         code, out, _ = run("status", *words, "--json")
         gone, *others = lines(out)
         assert (code, gone["what"], gone["wrong"], [each["what"] for each in others]) == (1, dead, True, known)
-        assert gone["why"].startswith("doesn't answer: Connect")
-        assert gone["next"][0].startswith("# look whether it runs")
+        assert gone["why"].startswith("doesn't respond: Connect")
+        assert gone["next"][0].startswith("# check that it is running")
     code, out, _ = run("status", "ci", "--json")
     assert (code, lines(out)[0]["what"]) == (1, dead)
 
@@ -1551,7 +1554,7 @@ def test_a_process_of_another_version_hides_nothing_of_the_log_and_of_the_other_
     found = {each["what"]: each["why"] for each in lines(out)}
     assert code == 1
     assert found == {
-        "newer:9090": "what this process, of version 9.1, tells of ordered can't be read here",
+        "newer:9090": "part of its status (version 9.1) can't be read here: ordered",
         "route build": "paused",
         "destination ci": "breaker open after 503",
         "mirror → ci": "keys halted",
@@ -1564,16 +1567,16 @@ def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, mon
         write_event(f"evt_{number}")
     assert run("status", "--json")[1] == ""
     monkeypatch.setattr(silent_sources, "QUIET", 0.0)
-    monkeypatch.setattr(silent_sources, "TIMES", 1e-9)
+    monkeypatch.setattr(silent_sources, "GAP_FACTOR", 1e-9)
     code, out, _ = run("status", "--json")
     (told,) = lines(out)
     assert (code, told["what"], told["wrong"]) == (0, "source github", False)
     assert told["since"] is not None
     assert "source github" not in run("status", "ci", "--json")[1]
     assert "source github" not in run("status", "--rules", "none.yaml", "--json")[1]
-    monkeypatch.setattr(silent_sources, "MOST_SOURCES", 0)
+    monkeypatch.setattr(silent_sources, "MAX_SOURCES", 0)
     code, _, err = run("status")
-    assert "silent sources aren't looked for among more than 0" in err
+    assert "silent sources weren't checked, as there are more than 0" in err
 
 
 @pytest.mark.usefixtures("log")
@@ -1588,14 +1591,14 @@ def test_what_answers_and_is_no_gateway_is_told_like_one_that_does_not(run: Run,
     code, out, _ = run("status", "--admin", gate, "--json")
     (told,) = lines(out)
     assert (code, told["what"]) == (1, gate)
-    assert told["why"].startswith("doesn't answer: expected the status of a gateway, got something else; ")
+    assert told["why"].startswith("doesn't respond: expected the status of a gateway, got something else; ")
 
 
 @pytest.mark.usefixtures("log")
 def test_events_of_a_source_that_no_rules_name_are_told_by_its_name(run: Run) -> None:
     write_waiting(source="gone", route="", destination="")
     (found,) = [each for each in lines(run("status", "--json")[1]) if "what" in each]
-    assert (found["what"], found["why"]) == ("source gone", "events of a source that no rules name")
+    assert (found["what"], found["why"]) == ("source gone", "events of a source that isn't in the rules")
     assert found["count"] == 1
     assert all(step.startswith("# ") for step in found["next"])
 

@@ -429,7 +429,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
     crm = await reload(1030.0, id="body.id", dedupe="off")
     missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"]}
     assert crm["identity"]["missed"] == missed | {"types": [("order", 10)]}
-    _forget(running.reloader.source_counts._let_go, "crm")
+    _forget(running.reloader.source_counts._suppressed, "crm")
     assert running.reloader.told_sources(0.0)[0]["identity"]["missed"] is None
 
 

@@ -1,4 +1,4 @@
-"""The commands: a module for each, or for a few that belong together; what one takes stands beside what it does."""
+"""The command line: each module parses the arguments of some commands, calls `gateway.ops`, and prints the result."""
 
 from gateway.commands import (
     check,

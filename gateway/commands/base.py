@@ -1,4 +1,4 @@
-"""What a command is, and what several of them share."""
+"""What a command is, and what several commands share."""
 
 import argparse
 import logging
@@ -24,24 +24,24 @@ from gateway.telemetry import logs
 SETTINGS = {
     "rules": ("FILE", "the rule file", "routes.yaml"),
     "log": ("URL", "sqlite:///FILE or kafka://HOST:PORT[,HOST:PORT]", "sqlite:///gateway.db"),
-    "listen": ("HOST:PORT", "where senders post", "0.0.0.0:8080"),
-    "admin": ("HOST:PORT", "where metrics and health are", "127.0.0.1:9090"),
+    "listen": ("HOST:PORT", "the address that senders post to", "0.0.0.0:8080"),
+    "admin": ("HOST:PORT", "the address of metrics, health and status", "127.0.0.1:9090"),
     "role": ("ROLE", "all, ingress or router", "all"),
-    "topic_prefix": ("PREFIX", "what the names of topics and groups begin with", "gateway."),
-    "traces": ("URL", "an OTLP collector that traces are sent to, such as http://localhost:4318", "none"),
-    "traces_ratio": ("SHARE", "how much is traced, from 0 to 1, where a sender leaves it to us", "1"),
+    "topic_prefix": ("PREFIX", "prefix of the names of topics and groups", "gateway."),
+    "traces": ("URL", "the OTLP collector to send traces to, such as http://localhost:4318", "none"),
+    "traces_ratio": ("SHARE", "fraction of requests to trace, from 0 to 1, if the sender hasn't decided", "1"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
     "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
     "kafka_sasl_password_file": ("FILE", "its password; with OAUTHBEARER the client's secret", "none"),
-    "kafka_oauth_token_url": ("URL", "where OAUTHBEARER fetches its tokens", "none"),
-    "kafka_oauth_scope": ("SCOPE", "the scope that is asked for there", "none"),
-    "kafka_oauth_audience": ("NAME", "the audience that is asked for there", "none"),
-    "kafka_ssl_ca": ("FILE", "the authorities that are trusted, in PEM", "the system's"),
-    "kafka_ssl_certificate": ("FILE", "the certificate that is shown to brokers, in PEM", "none"),
+    "kafka_oauth_token_url": ("URL", "the token endpoint for OAUTHBEARER", "none"),
+    "kafka_oauth_scope": ("SCOPE", "the requested scope", "none"),
+    "kafka_oauth_audience": ("NAME", "the requested audience", "none"),
+    "kafka_ssl_ca": ("FILE", "trusted certificate authorities, in PEM", "the system's"),
+    "kafka_ssl_certificate": ("FILE", "the client certificate for brokers, in PEM", "none"),
     "kafka_ssl_key": ("FILE", "its private key", "in the certificate's file"),
 }
-"""What it is called in the help, what it is, and its default; `settings.py` reads them."""
+"""Setting → its metavar, help and default; `settings.py` reads them."""
 
 
 KAFKA = tuple([name for name in SETTINGS if name.startswith("kafka_")])
@@ -50,7 +50,7 @@ LOG = ("log", "topic_prefix", *KAFKA)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A command's arguments, and where it prints."""
+    """A call of a command: its arguments, settings and output."""
 
     arguments: argparse.Namespace
     settings: Settings
@@ -66,7 +66,7 @@ Run = Callable[[Call], int | Coroutine[Any, Any, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command: how it is called, what it takes and does. `settings` are those of `Settings` that it reads."""
+    """A command: its name, help, arguments and function. `settings` are the fields of `Settings` that it reads."""
 
     name: str
     about: str
@@ -89,9 +89,9 @@ class Command:
             metavar, about, default = SETTINGS[name]
             flag = "--" + name.replace("_", "-")
             place = kafka if name in KAFKA else parser
-            place.add_argument(flag, metavar=metavar, help=f"{about} (GATEWAY_{name.upper()}; {default})")
+            place.add_argument(flag, metavar=metavar, help=f"{about} [env: GATEWAY_{name.upper()}, default: {default}]")
         if self.name != "run":
-            parser.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
+            parser.add_argument("--json", action="store_true", help="print one JSON object per line, for scripts")
         return parser
 
 
@@ -106,7 +106,7 @@ def command(
     takes: Callable[[Parser], None] = lambda _: None,
     settings: tuple[str, ...] = (),
 ) -> Callable[[Run], Run]:
-    """Make a function a command."""
+    """Register a function as a command."""
 
     def register(run: Run) -> Run:
         REGISTERED[name] = Command(name=name, about=about, example=example, run=run, takes=takes, settings=settings)
@@ -117,10 +117,10 @@ def command(
 
 @asynccontextmanager
 async def opened_log(call: Call, *, may_create: bool = False) -> AsyncIterator[Log]:
-    """Open the log beside a running gateway. With `may_create`, an embedded one that isn't there is made."""
+    """Open the log next to a running gateway. With `may_create`, an embedded log is created if missing."""
     lines = logs.configure(json=False, level=logging.WARNING, descriptor=2)
     target = call.settings.log
-    # A command is no owner, so that it can work beside the gateway that is.
+    # A command doesn't take ownership of the log, so it works next to the gateway that has it.
     is_new = may_create and isinstance(target, EmbeddedTarget) and not target.path.exists()
     try:
         log = await open_log(call.settings, owner=is_new)
@@ -137,7 +137,7 @@ def rule_file(call: Call) -> Path:
 
 
 def rules_without_secrets(path: Path) -> Rules:
-    """Read rules for a command that needs no secrets: something stands in for what can't be resolved."""
+    """Read rules for a command that needs no secrets: unresolved references get placeholders."""
     return load_rules(path, resolve=False)
 
 
@@ -151,7 +151,9 @@ def read(name: str) -> bytes:
 
 
 def rule_file_argument(parser: Parser) -> None:
-    parser.add_argument("file", nargs="?", metavar="routes.yaml", help="the rule file (GATEWAY_RULES; routes.yaml)")
+    parser.add_argument(
+        "file", nargs="?", metavar="routes.yaml", help="the rule file [env: GATEWAY_RULES, default: routes.yaml]"
+    )
     parser.set_defaults(rules=None)
 
 

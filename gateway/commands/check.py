@@ -1,4 +1,4 @@
-"""`gateway check` and `schema`: what is wrong with the rules, and what may stand there."""
+"""`gateway check` and `schema`: problems in the rules, and what is allowed."""
 
 import json
 import sys
@@ -17,7 +17,9 @@ from gateway.rules.schema import json_schema
 
 def check_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    about = "look also at the events that the log has of the last 1h: do identities tell each apart, by these rules?"
+    about = (
+        "also check that these rules give distinct identities to the events stored in the last DURATION (such as 1h)"
+    )
     parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
 
 
@@ -46,24 +48,24 @@ async def _check(call: Call) -> int:
     if errors:
         call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
         return 2
-    told = f", with {count(warnings, 'warning')}" if warnings else ""
+    with_warnings = f", with {count(warnings, 'warning')}" if warnings else ""
     if rules is None:
-        call.output.say(f"{path}: no error{told}; what hangs on an unresolved reference wasn't looked at")
+        call.output.say(f"{path}: no error{with_warnings}; what depends on unresolved references wasn't checked")
         return 0
-    specs_of(rules, call.topics)  # or one is for what is the gateway's own
+    specs_of(rules, call.topics)  # raises if a source uses one of the gateway's own topics
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
     if failures:
-        call.output.say((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), told)
+        call.output.say((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), with_warnings)
         return 1
-    call.output.say(f"{path}: {counted}: ", ("fine", "bold green"), told)
+    call.output.say(f"{path}: {counted}: ", ("ok", "bold green"), with_warnings)
     return 0
 
 
 async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str]]:
-    """Tell how the identities of sources tell the events in the log apart.
+    """Print whether the sources' identities distinguish the events in the log.
 
-    Return how many warnings that makes, and what is wrong with how many sources.
+    Return the number of warnings, and the failures, each with its number of sources.
     """
     output = call.output
     async with opened_log(call) as log:
@@ -76,20 +78,20 @@ async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str
         conflict, absence, problem = seen.conflict(), seen.absence(), seen.problem()
         conflicts += bool(conflict)
         unidentified += seen.is_unidentified
-        told = [(conflict, True), (absence, seen.is_unidentified), (problem, False)]
-        for what, is_error in told:
+        messages = [(conflict, True), (absence, seen.is_unidentified), (problem, False)]
+        for what, is_error in messages:
             if not what:
                 continue
             warned += not is_error
             severity = "error" if is_error else "warning"
-            message = f"{what}; `gateway explain {name}` tells what identifies its events"
+            message = f"{what}; `gateway explain {name}` shows what identifies its events"
             if output.json:
                 line = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
                 output.line(dict.fromkeys(CHECKED) | line)
             output.say((f"{severity}: ", "bold red" if is_error else "yellow"), f"sources.{name}.id: {message}")
     failures = []
     if conflicts:
-        failures.append(f"the identities of {count(conflicts, 'source')} make different events equal")
+        failures.append(f"the identities of {count(conflicts, 'source')} are the same for different events")
     if unidentified:
         failures.append(f"the `id` of {count(unidentified, 'source')} is in none of the events")
     return warned, failures
@@ -102,20 +104,20 @@ def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
         for each in types:
             if output.json:
                 output.line({"source": name, **asdict(each)})
-        rows += [(name, each.type, *[f"{number:,}" for number in astuple(each)[1:]]) for each in types[:MOST_TYPES]]
-        if rest := types[MOST_TYPES:]:
+        rows += [(name, each.type, *[f"{number:,}" for number in astuple(each)[1:]]) for each in types[:MAX_TYPES]]
+        if rest := types[MAX_TYPES:]:
             numbers = [sum(column) for column in zip(*[astuple(each)[1:] for each in rest], strict=True)]
             rows.append((name, f"({count(len(rest), 'other type')})", *[f"{number:,}" for number in numbers]))
     if rows:
         output.table(["source", "type", *COUNTED], rows, right=COUNTED)
         output.say()
     else:
-        output.say("no events were appended then")
+        output.say("no events were stored in that time")
 
 
-COUNTED = ("events", "copies", "conflicts", "without identity")
-MOST_TYPES = 20
-"""Of a source that are told one by one: a sender may make up as many as it likes."""
+COUNTED = ("events", "duplicates", "conflicts", "without identity")
+MAX_TYPES = 20
+"""Maximum event types listed per source; a sender can invent any number."""
 
 
 CHECKED = ("file", "line", "column", "path", "code", "severity", "message")

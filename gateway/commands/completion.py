@@ -1,4 +1,4 @@
-"""`gateway completion`: have a shell complete commands, options and the names in the rules."""
+"""`gateway completion`: shell completion of commands, options and names in the rules."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ KINDS: Mapping[str, Callable[[Rules], Iterable[str]]] = {
     "source": lambda rules: rules.sources,
 }
 ASKED = "_ARGCOMPLETE"
-"""The variable by which the shell's part asks for what may follow."""
+"""The variable with which the shell's script requests completions."""
 
 
 def _takes(parser: Parser) -> None:
@@ -47,12 +47,12 @@ def _completion(call: Call) -> int:
 
 
 def complete(commands: Mapping[str, Command]) -> None:
-    """Answer the shell's question what may follow, and end the process."""
+    """Print the completions that the shell requests, and end the process."""
     argcomplete.autocomplete(_parser_of(commands), always_complete_options=False)
 
 
 def _parser_of(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """Return one parser with all commands below it: `gateway route pause` is a command of a group of that name."""
+    """Return one parser with all commands as subparsers: `gateway route pause` is `pause` in the group `route`."""
     root = argparse.ArgumentParser("gateway")
     root.add_argument("--version", action="store_true")
     tops = root.add_subparsers()
@@ -70,8 +70,8 @@ def _parser_of(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 def _complete_names(parser: argparse.ArgumentParser, group: str) -> None:
-    """Have names completed by the rules that are at hand."""
-    for action in parser._actions:  # noqa: SLF001 - argparse tells them in no other way
+    """Complete names from the local rules."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public accessor
         kind = {"NAME": action.dest, "SOURCE": "source"}.get(str(action.metavar), "")
         kind = group if kind == "name" else kind
         if kind in KINDS:

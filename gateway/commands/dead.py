@@ -1,4 +1,4 @@
-"""`gateway dead`: what was given up."""
+"""`gateway dead`: dead letters."""
 
 import argparse
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
-from gateway.commands.control import carried_out, say_end, without
+from gateway.commands.control import not_included_text, print_outcome, wait_for_outcome
 from gateway.commands.replay import DUE
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
@@ -31,19 +31,23 @@ def filter_arguments(parser: Parser) -> None:
     parser.add_argument("--route", metavar="NAME")
     parser.add_argument("--destination", metavar="NAME")
     parser.add_argument("--reason", choices=list(map(str, DeadReason)), metavar="REASON", help=", ".join(DeadReason))
-    parser.add_argument("--since", type=duration, metavar="DURATION", help="only those written in the last 2h, say")
-    parser.add_argument("--until", type=duration, metavar="DURATION", help="only those written more than 5m ago, say")
+    parser.add_argument(
+        "--since", type=duration, metavar="DURATION", help="only those written within DURATION (such as 2h)"
+    )
+    parser.add_argument(
+        "--until", type=duration, metavar="DURATION", help="only those written more than DURATION (such as 5m) ago"
+    )
 
 
 def dead_list_arguments(parser: Parser) -> None:
     filter_arguments(parser)
     parser.add_argument("--limit", type=positive, default=50, metavar="N", help="show at most N, newest first (50)")
-    parser.add_argument("--all", action="store_true", help="include those that were replayed or dropped")
+    parser.add_argument("--all", action="store_true", help="include replayed and dropped ones")
 
 
 @command(
     "dead list",
-    about="list the open dead letters: grouped, then one by one, newest first",
+    about="list open dead letters: by group, then one by one, newest first",
     example="gateway dead list --destination ci --since 1d",
     takes=dead_list_arguments,
     settings=LOG,
@@ -57,7 +61,9 @@ async def _dead_list(call: Call) -> int:
         control = await ControlClient(log, call.topics).control()
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
-            async with aclosing(read_letters(log, call.topics, control, which, is_all=arguments.all)) as letters:
+            async with aclosing(
+                read_letters(log, call.topics, control, which, include_resolved=arguments.all)
+            ) as letters:
                 async for letter in letters:
                     count_all += 1
                     if output.json:
@@ -70,7 +76,7 @@ async def _dead_list(call: Call) -> int:
                         rows.append(letter_cells(letter, with_status=arguments.all))
     if count_all > arguments.limit:
         output.note(
-            f"there are more; --limit shows more than {arguments.limit}"
+            f"there are more than {arguments.limit}; --limit shows more"
             if output.json
             else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
         )
@@ -108,32 +114,32 @@ async def _dead_show(call: Call) -> int:
                 output.say()
             print_letter(output, letter)
     if not letters:
-        output.fail(f"{call.arguments.id}: no dead letter has this delivery id or event id")
+        output.fail(f"{call.arguments.id}: no dead letter has this delivery id, event id or position")
     return 0 if letters else 1
 
 
-def settle_arguments(parser: Parser) -> None:
+def resolve_arguments(parser: Parser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="a delivery id or an event id")
     filter_arguments(parser)
     parser.add_argument("--all", action="store_true", help="every open dead letter")
-    parser.add_argument("--dry-run", action="store_true", help="only say how many it would be")
+    parser.add_argument("--dry-run", action="store_true", help="only show how many it would be")
     parser.set_defaults(yes=False)
     wait_arguments(parser)
 
 
 @command(
     "dead replay",
-    about="deliver dead letters again, with a schedule of attempts of their own",
+    about="deliver dead letters again, with a fresh retry schedule",
     example="gateway dead replay --route announce-failed-payments --since 2h",
-    takes=settle_arguments,
+    takes=resolve_arguments,
     settings=LOG,
 )
 def _dead_replay(call: Call) -> Coroutine[Any, Any, int]:
-    return _settle(call, "replay")
+    return _resolve(call, "replay")
 
 
 def drop_arguments(parser: Parser) -> None:
-    settle_arguments(parser)
+    resolve_arguments(parser)
     parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
 
 
@@ -145,10 +151,10 @@ def drop_arguments(parser: Parser) -> None:
     settings=LOG,
 )
 def _dead_drop(call: Call) -> Coroutine[Any, Any, int]:
-    return _settle(call, "drop")
+    return _resolve(call, "drop")
 
 
-async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
+async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
     arguments, output = call.arguments, call.output
     which = _filter(arguments, now=0.0)
     if not arguments.ids and not arguments.all and which == DeadFilter():
@@ -163,7 +169,7 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
             is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
             counts: Counter[tuple[str, str, str]] = Counter()
             if arguments.dry_run or is_asked:
-                async for letter in read_letters(log, call.topics, control, which, is_all=False):
+                async for letter in read_letters(log, call.topics, control, which, include_resolved=False):
                     counts[letter.letter.route, letter.letter.destination, letter.letter.reason] += 1
         if arguments.dry_run:
             _print_dry_run(output, action, counts)
@@ -173,9 +179,9 @@ async def _settle(call: Call, action: Literal["replay", "drop"]) -> int:
             return 1
         placed = await orders.settle(action, which)
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-        ended = await carried_out(call, orders, placed)
-        return say_end(
-            call, placed, ended, lambda order: done.format(count(order.count, "dead letter")) + without(order)
+        ended = await wait_for_outcome(call, orders, placed)
+        return print_outcome(
+            call, placed, ended, lambda order: done.format(count(order.count, "dead letter")) + not_included_text(order)
         )
 
 
@@ -191,7 +197,7 @@ def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str,
 
 
 def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:
-    """Return what the arguments ask for; their durations count back from `now`."""
+    """Return the filter that the arguments describe; durations count back from `now`."""
     return DeadFilter(
         route=arguments.route,
         destination=arguments.destination,

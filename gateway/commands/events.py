@@ -1,4 +1,4 @@
-"""`gateway events`: what is in the log."""
+"""`gateway events`: the events in the log."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -19,7 +19,9 @@ from gateway.text import did_you_mean
 def events_arguments(parser: Parser) -> None:
     parser.add_argument("--source", metavar="SOURCE")
     parser.add_argument("--limit", type=positive, default=20, metavar="N", help="show at most N, newest first (20)")
-    parser.add_argument("--since", type=duration, metavar="DURATION", help="only those stored in the last 1h, say")
+    parser.add_argument(
+        "--since", type=duration, metavar="DURATION", help="only those stored within DURATION (such as 1h)"
+    )
 
 
 @command(
@@ -56,7 +58,7 @@ async def _events_list(call: Call) -> int:
 def event_arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the event's id, or its position, TOPIC/PARTITION@OFFSET")
     parser.add_argument("--source", metavar="SOURCE", help="search only this source")
-    parser.add_argument("--all", action="store_true", help="every record of it, not only the newest")
+    parser.add_argument("--all", action="store_true", help="show every record with this id, not only the newest")
 
 
 @command(
@@ -105,7 +107,7 @@ _NEITHER = "{}: expected the id of an event in the log, or its position, got nei
 
 
 async def find(call: Call, log: Log, topics: Iterable[str], name: str) -> Found | None:
-    """Return the event that an id or a position means; where there is none, say so, or that it can't be read."""
+    """Return the event with an id or at a position; print an error if there is none, or it can't be read."""
     try:
         with call.output.waiting(f"looking for {name}"):
             found = await find_event(log, topics, name)
@@ -132,7 +134,7 @@ async def position_of_original(rules: Rules | None, log: Log, found: Found, even
 
 
 def _event_topics(call: Call, source: str | None) -> list[str]:
-    """Return where events are. Without readable rules, one source's topic can still be told by its name."""
+    """Return the topics of events. Without readable rules, a source's topic is derived from its name."""
     try:
         rules = rules_without_secrets(call.settings.rules)
     except RulesError:

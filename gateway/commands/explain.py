@@ -30,7 +30,7 @@ EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 
 def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
-    about = "a file with a body, - for stdin, an event of the log by its id or position, or the name of a source"
+    about = "a file with a body, - for stdin, an event in the log by its id or position, or the name of a source"
     parser.add_argument("event", metavar="EVENT", help=about)
     parser.add_argument(
         "--source", metavar="SOURCE", help="the source that would have sent it; required unless EVENT is an event id"
@@ -57,7 +57,7 @@ async def _explain(call: Call) -> int:
             found = await find(call, log, event_topics(rules, call.topics), arguments.event)
             if found is None:
                 return 1
-            with call.output.waiting("looking for what it may be a copy of"):
+            with call.output.waiting("looking for the original, if it is a duplicate"):
                 position, copy_of = (
                     found.position,
                     await position_of_original(rules, log, found, decode_event(found.record)),
@@ -74,7 +74,7 @@ async def _explain(call: Call) -> int:
         return 0
     elif arguments.source is None:
         near = did_you_mean(arguments.event, rules.sources)
-        raise UsageError(f"explain: expected --source beside a file, an event's id, or the name of a source{near}")
+        raise UsageError(f"explain: expected --source with a file, an event's id, or the name of a source{near}")
     else:
         body = read(arguments.event)
         try:

@@ -24,7 +24,7 @@ def migrate_arguments(parser: Parser) -> None:
 
 @command(
     "migrate",
-    about="move an embedded log to Kafka, with its progress, while no gateway runs on either",
+    about="move an embedded log to Kafka, with its commits (what is already delivered), with both gateways stopped",
     example="gateway migrate --from sqlite:///gateway.db --to kafka://broker1:9092",
     takes=migrate_arguments,
     settings=("rules", "topic_prefix", *KAFKA),
@@ -40,8 +40,8 @@ async def _migrate(call: Call) -> int:
     names = event_topics(rules, call.topics)
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(opened_log(call))
-        # As its owner: a gateway that is at work on it is told of, and none can start meanwhile. What retention would
-        # delete stays, for the way back.
+        # As its owner: this fails while a gateway runs on it, and none can start meanwhile. Retention deletes nothing
+        # from it, so the move can be abandoned.
         source = await EmbeddedLog.open(origin.path, owner=True, sweep_interval=None)
         stack.push_async_callback(source.close)
 
@@ -55,12 +55,12 @@ async def _migrate(call: Call) -> int:
     rows = [(each.topic, str(each.records), str(each.unfinished)) for each in moved if each.records]
     output.table(["topic", "records", "unfinished"], rows, right=("records", "unfinished"))
     if left:
-        output.note(f"left behind, since they aren't of the prefix {call.topics.prefix!r}: {', '.join(left)}")
+        output.note(f"not moved, since they don't have the prefix {call.topics.prefix!r}: {', '.join(left)}")
     twice = sum([each.twice for each in moved])
-    told = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
+    duplicates = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
     output.say(
-        f"everything is there, as it was{told}; start the gateway on Kafka, and keep the file until you have seen it "
-        "work"
+        f"everything was moved, unchanged{duplicates}; start the gateway on Kafka, and keep the file until you have "
+        "seen it work"
     )
     return 0
 
@@ -89,12 +89,12 @@ def _backup(call: Call) -> int:
 
 
 def restore_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a copy made by `gateway backup`; it is left in place")
+    parser.add_argument("file", metavar="FILE", help="a copy made by `gateway backup`; it stays in place")
 
 
 @command(
     "restore",
-    about="replace an embedded log with a copy, while no gateway runs; the old file is moved aside",
+    about="replace an embedded log with a copy, while no gateway runs; the old file is kept under another name",
     example="gateway restore --log sqlite:///gateway.db /backup/gateway.db",
     takes=restore_arguments,
     settings=("log",),
@@ -105,13 +105,13 @@ def _restore(call: Call) -> int:
         raise UsageError("--log: expected sqlite:///FILE, got Kafka, which has replicas instead")
     with call.output.waiting(f"restoring {target.path}"):
         size, before, stray = restore(target.path, copy)
-    aside = f"; what was there is {before}" if before else ""
-    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, whole{aside}{'' if stray else '. Start the gateway'}")
+    aside = f"; the previous log was kept as {before}" if before else ""
+    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, complete{aside}{'' if stray else '. Start the gateway'}")
     if stray:
         its_file = stray.with_name(stray.name.removesuffix("-wal"))
         call.output.note(
-            f"{stray} was there without its file, and may have events that were acknowledged and are nowhere else. "
-            f"Before you start the gateway, bring that file back as {its_file}, and see what is in it: gateway events "
+            f"{stray} had no database file, and may have acknowledged events that are nowhere else. "
+            f"Before you start the gateway, put that file back as {its_file}, and inspect it: gateway events "
             f"list --log sqlite:///{its_file}",
             style="yellow",
         )

@@ -1,4 +1,4 @@
-"""`gateway replay`: events of a time, once more."""
+"""`gateway replay`: replay past events."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, replace
 
 from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
-from gateway.commands.control import without
+from gateway.commands.control import not_included_text
 from gateway.commands.events import find
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import Selection
@@ -20,8 +20,8 @@ from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sig
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
-from gateway.ops.control_client import LAST_WORD, ControlClient, StoredCommand
-from gateway.ops.kick_report import told_of_unread
+from gateway.ops.control_client import CANCEL_GRACE, ControlClient, StoredCommand
+from gateway.ops.kick_report import unread_text
 from gateway.ops.output import Output, count, rfc3339
 from gateway.ops.presentation import replay_fields
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
@@ -32,34 +32,40 @@ from gateway.rules.rules import Route, Rules
 from gateway.text import did_you_mean
 
 DUE = "due within 5 seconds, then at their destinations' own pace"
-"""What becomes of deliveries that an order has queued."""
+"""When queued deliveries are made."""
 
 
-MOST_ROUTES = 100
-"""Whose replays one command orders: each is a look at all events of the time."""
+MAX_ROUTES = 100
+"""Maximum number of routes per command: for each, all events of the period are read."""
 
 
 def replay_arguments(parser: Parser) -> None:
-    about = "appended at or after it: 2h ago, or a time such as 2026-11-25T08:00:00Z"
+    about = "replay events stored since then: a duration (2h) or a timestamp (2026-11-25T08:00:00Z)"
     parser.add_argument(
-        "--route", metavar="NAME", help="the route whose events to replay; every route with --undelivered alone"
+        "--route", metavar="NAME", help="the route whose events to replay; with --undelivered, every route by default"
     )
     parser.add_argument("--from", dest="since", type=moment, metavar="WHEN", help=about)
     parser.add_argument(
-        "--to", dest="until", type=moment, metavar="WHEN", help="events stored before it, likewise (now)"
+        "--to",
+        dest="until",
+        type=moment,
+        metavar="WHEN",
+        help="… and before then, likewise (default: now)",
     )
     parser.add_argument("--destination", metavar="NAME", help="deliver to this destination only")
     parser.add_argument("--source", metavar="NAME", help="events of this source only")
     parser.add_argument(
-        "--undelivered", action="store_true", help="only what the route has not delivered, as far as the log knows"
+        "--undelivered",
+        action="store_true",
+        help="only what the route has not delivered, as far as the log shows",
     )
     parser.add_argument(
         "--rate",
         type=rate,
         metavar="RATE",
-        help="deliveries over all processes: 100/s, 10/m (as fast as the gateway can)",
+        help="limit for all processes together, such as 100/s or 10/m (default: as fast as possible)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say how many it would be, by the local rules")
+    parser.add_argument("--dry-run", action="store_true", help="only show how many it would be, by the local rules")
     parser.add_argument(
         "--wait",
         action=argparse.BooleanOptionalAction,
@@ -67,13 +73,17 @@ def replay_arguments(parser: Parser) -> None:
         help="wait until the running gateway has carried it out",
     )
     parser.add_argument(
-        "--timeout", type=duration, default=30.0, metavar="DURATION", help="how long to wait without progress (30s)"
+        "--timeout",
+        type=duration,
+        default=30.0,
+        metavar="DURATION",
+        help="how long to wait without progress (30s)",
     )
     other = parser.add_mutually_exclusive_group()
-    about = "this one, by its id (of several the newest) or its position, TOPIC/PARTITION@OFFSET"
-    other.add_argument("--event", metavar="ID", help=f"{about}, by the routes that match it, or --route")
-    other.add_argument("--follow", metavar="ID", help="wait for this replay, which is under way")
-    other.add_argument("--cancel", metavar="ID", help="end this replay")
+    about = "replay one event, by its id (of several the newest) or its position, TOPIC/PARTITION@OFFSET"
+    other.add_argument("--event", metavar="ID", help=f"{about}, by every route that matches it, or --route")
+    other.add_argument("--follow", metavar="ID", help="show the progress of this replay, until it ends")
+    other.add_argument("--cancel", metavar="ID", help="cancel this replay")
 
 
 @command(
@@ -128,7 +138,7 @@ async def _start_replay(call: Call) -> int:
             window = await window_of(log, event_topics(of_route, call.topics), asked.since, asked.until)
             selection = replace(asked, route=route.name, starts=window.starts)
             if not arguments.undelivered:
-                _propose_end(output, control, rules, selection, window)
+                _suggest_end(output, control, rules, selection, window)
             selected.append((selection, window))
         if arguments.dry_run:
             await _count_replays(call, log, rules, control, selected)
@@ -139,9 +149,9 @@ async def _start_replay(call: Call) -> int:
             return _nothing_to_replay(output, unread)
         ordered = [selection.route for selection, _ in begun if rules.routes[selection.route].order is not None]
         for name in ordered:
-            output.note(f"route {name} keeps the order of its events, but a replay doesn't")
+            output.note(f"route {name} is ordered, but a replay isn't")
         if unread:
-            output.note(f"{_told_of(unread)}: not included")
+            output.note(f"{_unread_detail(unread)}: not included")
         orders = ControlClient(log, call.topics)
         placed = [
             (await orders.replay(selection, window.ends, unread=len(window.unread)), window.total)
@@ -152,37 +162,37 @@ async def _start_replay(call: Call) -> int:
 
 def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
     if unread:
-        output.fail(f"expected events of that time, got none, but {_told_of(unread)}")
+        output.fail(f"expected events of that time, got none, but {_unread_detail(unread)}")
         return 1
-    output.say("no events were appended then: there is nothing to do")
+    output.say("no events were stored in that time: there is nothing to do")
     if output.json:
         output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
     return 0
 
 
-def _told_of(unread: Mapping[str, str]) -> str:
+def _unread_detail(unread: Mapping[str, str]) -> str:
     place, reason = next(iter(unread.items()))
-    return f"{told_of_unread(len(unread))} ({place}: {reason})"
+    return f"{unread_text(len(unread))} ({place}: {reason})"
 
 
 async def _await_replay(call: Call, log: Log, placed: StoredCommand, total: int) -> int:
-    """Show how far a replay is that was just ordered, if that is asked for."""
+    """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
         return await _follow_replay(call, log, placed.order.name)
     selection = placed.order.selection
     by = f" of route {selection.route}" if selection is not None else ""
-    call.output.say(f"replay {placed.order.name}{by} is stored; a running gateway carries it out")
+    call.output.say(f"replay {placed.order.name}{by} is stored; a running gateway will carry it out")
     if call.output.json:
         call.output.line(replay_fields(Progress(placed.order, 0, total, 0)))
     return 0
 
 
 def _replayed_routes(arguments: argparse.Namespace, rules: Rules) -> Sequence[Route]:
-    """Return the routes that are meant: the one named, or all. Raises UsageError for a name that isn't there."""
+    """Return the routes to replay: the named one, or all. Raises UsageError for an unknown name."""
     if arguments.route is not None:
         return [_replayed_route(arguments, rules)]
     if arguments.rate is not None:
-        raise UsageError("--rate: expected --route beside it, since it is that of one route's replay, got none")
+        raise UsageError("--rate needs --route: it limits the replay of a single route")
     for flag, name, known in (
         ("--destination", arguments.destination, rules.destinations),
         ("--source", arguments.source, rules.sources),
@@ -194,14 +204,14 @@ def _replayed_routes(arguments: argparse.Namespace, rules: Rules) -> Sequence[Ro
         for route in rules.routes.values()
         if arguments.source in (None, *route.sources) and arguments.destination in (None, *route.destinations)
     ]
-    if not 0 < len(routes) <= MOST_ROUTES:
+    if not 0 < len(routes) <= MAX_ROUTES:
         got = f"{len(routes):,}" if routes else "none"
-        raise UsageError(f"replay: expected at most {MOST_ROUTES} routes, got {got}; --route names one")
+        raise UsageError(f"replay: expected at most {MAX_ROUTES} routes, got {got}; --route names one")
     return routes
 
 
 def _replayed_route(arguments: argparse.Namespace, rules: Rules) -> Route:
-    """Return the route that is named. Raises UsageError for a name that isn't there."""
+    """Return the named route. Raises UsageError for an unknown name."""
     route = rules.routes.get(arguments.route)
     if route is None:
         raise UsageError(f"--route: unknown route {arguments.route!r}{did_you_mean(arguments.route, rules.routes)}")
@@ -215,27 +225,27 @@ def _replayed_route(arguments: argparse.Namespace, rules: Rules) -> Route:
     return route
 
 
-def _propose_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
-    """Say from when on the route has taken events itself, where the replay is about later ones, too."""
+def _suggest_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
+    """Print since when the route has delivered events itself, if the replay includes later ones."""
     text = routing_revision(rules).routes[selection.route]
     since = control.history.since(selection.route, text, window.ends)
     if since is not None and since > selection.since and (selection.until is None or since < selection.until):
         output.note(
-            f"route {selection.route} has been as it is since {rfc3339(since)}, and what came later it has taken itself"
-            f": --to {rfc3339(since)} or --undelivered leaves that out"
+            f"route {selection.route} last changed at {rfc3339(since)} and has delivered later events itself; "
+            f"use --to {rfc3339(since)} or --undelivered to exclude them"
         )
 
 
 async def _count_replays(
     call: Call, log: Log, rules: Rules, control: Control, selected: Sequence[tuple[Selection, Window]]
 ) -> None:
-    """Say what replays would do, and how to have exactly that done."""
+    """Print what replays would do, and the command for exactly that."""
     output, queued = call.output, 0
     for selection, window in selected:
         dead = await open_letters(log, call.topics, control, selection, readable=log.readable)
         sighted = await sighted_of(log, call.topics, selection, window.ends, readable=log.readable)
         if missed := [*window.unread, *dead.unread, *sighted.unread]:
-            output.note(f"{told_of_unread(len(missed))}: not counted")
+            output.note(f"{unread_text(len(missed))}: not counted")
         known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
         queued += await _count_replay(output, log, rules, selection, window, known=known)
     if len(selected) > 1:
@@ -247,7 +257,7 @@ async def _count_replays(
 async def _count_replay(
     output: Output, log: Log, rules: Rules, selection: Selection, window: Window, *, known: Undelivered
 ) -> int:
-    """Count what a replay would do: events, and deliveries by what is known of them. Return how many it would queue."""
+    """Print a replay's events, and deliveries by what is known of them. Return how many it would queue."""
     counts: defaultdict[tuple[str, str], _Counted] = defaultdict(_Counted)
     failing = 0
     with output.gauge("reading", window.total) as show:
@@ -269,12 +279,11 @@ async def _count_replay(
     if rows:
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
-        output.note(f"for {count(failing, 'event')} the route's condition fails: each would be another dead letter")
-    is_or_are = "is" if total.undelivered == 1 else "are"
-    unknown = f", and of {total.unknown:,} that isn't known" if total.unknown else ""
+        output.note(f"for {count(failing, 'event')} the route's condition fails: each would become another dead letter")
+    unknown = f", {total.unknown:,} unknown" if total.unknown else ""
     output.say(
         f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
-        f"{total.undelivered:,} {is_or_are} not delivered by what the log knows{unknown}"
+        f"{total.undelivered:,} undelivered as far as the log shows{unknown}"
     )
     deliveries, events = count(total.deliveries, "delivery"), count(total.count, "event")
     output.say(f"would queue {deliveries}: {events} to {', '.join(to)}; nothing was done")
@@ -283,7 +292,7 @@ async def _count_replay(
 
 @dataclass(slots=True)
 class _Counted:
-    """Events that a replay would deliver, to how many destinations, and what of all that match isn't delivered."""
+    """Counts of a replay: events and deliveries that it would queue; and of all that match, those not delivered."""
 
     count: int = 0
     deliveries: int = 0
@@ -301,7 +310,7 @@ class _Counted:
 
 
 def _command_of(selection: Selection) -> str:
-    """Return the command that replays a selection, whenever it is given; without a route that of every route."""
+    """Return the command that replays exactly a selection at any time; without a route, of every route."""
     words = ["gateway replay"]
     for flag, value in (
         ("--route", selection.route or None),
@@ -316,15 +325,15 @@ def _command_of(selection: Selection) -> str:
 
 
 def _to_the_millisecond(at: float) -> float:
-    """Return a time as commands print it, so that what is copied from their output means the same."""
+    """Return a time with the precision that commands print, so a copied command means the same."""
     return math.floor(at * 1000) / 1000
 
 
 async def _replay_event(call: Call) -> int:
-    """Deliver one event of the log again."""
+    """Deliver one event in the log again."""
     arguments, output = call.arguments, call.output
     if arguments.since or arguments.until or arguments.source or arguments.undelivered:
-        raise UsageError("replay: expected --route and --destination beside --event, if anything, got others")
+        raise UsageError("replay: expected only --route and --destination with --event, got others")
     rules = rules_without_secrets(call.settings.rules)
     async with opened_log(call) as log:
         found = await find(call, log, event_topics(rules, call.topics), arguments.event)
@@ -352,7 +361,7 @@ async def _replay_event(call: Call) -> int:
 
 
 def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> list[Route]:
-    """Return the routes by which an event is to be delivered again. Raises UsageError where there is none."""
+    """Return the routes by which to deliver an event again. Raises UsageError without any."""
     if arguments.route is not None:
         _replayed_route(arguments, rules)
     matched = [route for route, _ in rules.table.match(EventView.of(event))]
@@ -381,42 +390,44 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
             began, last = time.monotonic(), first
             with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
 
-                def tell(progress: Progress) -> None:
+                def show_progress(progress: Progress) -> None:
                     if output.json:
                         output.line(replay_fields(progress))
                     rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
-                    waits = f", {told_of_unread(progress.unread)}" if progress.unread else ""
+                    waits = f", {unread_text(progress.unread)}" if progress.unread else ""
                     show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s{waits}")
 
-                tell(first)
+                show_progress(first)
                 async for last in steps:
-                    tell(last)
+                    show_progress(last)
     except asyncio.CancelledError:
-        output.note(f"replay {name} goes on; `gateway replay --follow {name}` shows it, --cancel {name} ends it")
+        output.note(
+            f"replay {name} continues; `gateway replay --follow {name}` shows its progress, --cancel {name} ends it"
+        )
         raise
     return _replay_ended(output, last)
 
 
 def _replay_ended(output: Output, last: Progress) -> int:
     by = f" by {last.order.selection.route}" if last.order.selection is not None else ""
-    told = f"{count(last.injected, 'delivery')}{by}, looking through {count(last.scanned, 'record')} of events"
+    queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
     match last.order.state:
         case "done":
-            output.say(f"queued {told}" + (f": {DUE}" if last.injected else "") + without(last.order))
+            output.say(f"queued {queued}" + (f": {DUE}" if last.injected else "") + not_included_text(last.order))
             return 0
         case "cancelled":
             because = f": {last.order.detail}" if last.order.detail else ""
-            output.fail(f"replay {last.order.name} was cancelled after {told}{because}")
+            output.fail(f"replay {last.order.name} was cancelled after {queued}{because}")
         case _ if last.unread:
             name, them = last.order.name, "it" if last.unread == 1 else "them"
             output.fail(
-                f"queued {told} by now; {told_of_unread(last.unread)}: replay {name} isn't complete, and goes on with "
-                f"{them} by itself; `gateway replay --follow {name}` shows it, --cancel {name} ends it"
+                f"queued {queued} by now; {unread_text(last.unread)}: replay {name} isn't complete, and continues "
+                f"with {them} by itself; `gateway replay --follow {name}` shows its progress, --cancel {name} ends it"
             )
         case _:
             name = last.order.name
             output.fail(
-                f"no gateway is at replay {name}: expected progress, got none; it is stored and goes on with one"
+                f"replay {name} made no progress: is a gateway running? The replay is stored, and continues once one is"
             )
     return 1
 
@@ -427,14 +438,14 @@ async def _cancel_replay(call: Call, orders: ControlClient, name: str) -> int:
         raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")
     done = None
     if call.arguments.wait:
-        with call.output.waiting("the gateway comes to a stop with it"):
-            done = await orders.finished(placed, timeout=min(call.arguments.timeout, LAST_WORD))
+        with call.output.waiting("waiting for the replay to stop"):
+            done = await orders.finished(placed, timeout=min(call.arguments.timeout, CANCEL_GRACE))
     order = done or placed.order
-    told = count(order.count, "delivery")
+    injected = count(order.count, "delivery")
     call.output.say(
-        f"replay {name} is cancelled after {told}"
+        f"replay {name} is cancelled after {injected}"
         if done
-        else f"replay {name} is cancelled after {told} or some more: no gateway has told where it came to a stop"
+        else f"replay {name} is cancelled after {injected} or more: no gateway reported where it stopped"
     )
     if call.output.json:
         call.output.line({"replay": name, "state": order.state, "injected": order.count, "final": done is not None})

@@ -1,4 +1,4 @@
-"""`gateway run`: the process itself."""
+"""`gateway run`: the gateway process."""
 
 import gc
 import sys
@@ -12,8 +12,8 @@ from gateway.telemetry import logs
 
 
 def run_arguments(parser: Parser) -> None:
-    about = "for trying out: make missing topics, and only warn of a broker's settings that could lose events"
-    parser.add_argument("--dev", action="store_const", const="true", help=f"{about} (GATEWAY_DEV)")
+    about = "for trying out: create missing topics, and only warn about broker settings that could lose events"
+    parser.add_argument("--dev", action="store_const", const="true", help=f"{about} [env: GATEWAY_DEV]")
     parser.set_defaults(json=False)
 
 
@@ -27,8 +27,8 @@ def run_arguments(parser: Parser) -> None:
 def _run(call: Call) -> int:
     lines = logs.configure(json=not sys.stdout.isatty(), descriptor=1)
     gateway = Gateway(call.settings, logs.get_logger("gateway"))
-    # An event makes some dozen objects that live for milliseconds. By default the collector looks through what is in
-    # flight every 700 of them, and time and again through the modules: a tenth of the processor time of an event.
+    # An event creates dozens of short-lived objects. By default the collector scans those in flight every 700 of them,
+    # and the modules again and again: a tenth of an event's CPU time.
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
     try:

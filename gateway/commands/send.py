@@ -1,4 +1,4 @@
-"""`gateway send` and `receive`: a sender and a destination, for trying out."""
+"""`gateway send` and `receive`: a test sender and a test receiver."""
 
 import asyncio
 import signal
@@ -32,14 +32,14 @@ def send_arguments(parser: Parser) -> None:
         "--id", metavar="ID", help="the event id, if the provider has it in a header; a new one by default"
     )
     parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
-    parser.add_argument("--secret", metavar="SECRET", help="sign with this instead of the rules' own")
+    parser.add_argument("--secret", metavar="SECRET", help="sign with this instead of the secrets in the rules")
     parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N, one after the other")
     parser.add_argument("--forge", action="store_true", help="use an invalid signature")
 
 
 @command(
     "send",
-    about="send an event as its provider would, signed by the rules' own secrets",
+    about="send an event as its provider would, signed with the secrets in the rules",
     example="gateway send github --url http://127.0.0.1:8080 --type push samples/github.push.json",
     takes=send_arguments,
     settings=("rules",),
@@ -67,7 +67,7 @@ async def _send(call: Call) -> int:
                 try:
                     answer = await sender.send(request)
                 except (OSError, TimeoutError) as error:
-                    output.fail(f"{arguments.url}: expected an answer, got {str(error) or 'none in time'}")
+                    output.fail(f"{arguments.url}: expected a response, got {str(error) or 'none in time'}")
                     return 1
                 answers.append(answer)
                 if output.json:

@@ -1,4 +1,4 @@
-"""`gateway topics`: what the log has, and what it should have."""
+"""`gateway topics`: create and check the log's topics."""
 
 from rich.text import Text
 
@@ -22,14 +22,14 @@ async def _topics_create(call: Call) -> int:
     if call.output.json:
         for spec in specs:
             call.output.line(topic_fields(spec) | {"created": spec.name in created})
-    rows = [topic_cells(spec, "created" if spec.name in created else "was there") for spec in specs]
+    rows = [topic_cells(spec, "created" if spec.name in created else "exists") for spec in specs]
     print_rows(call.output, rows)
     return 0
 
 
 @command(
     "topics check",
-    about="compare the topics' configuration with what the guarantees need",
+    about="compare the topics' configuration with what the guarantees require",
     example="gateway topics check --log kafka://broker1:9092",
     settings=("rules", *LOG),
 )
@@ -45,10 +45,10 @@ async def _topics_check(call: Call) -> int:
         if call.output.json:
             found = [{"message": problem.message, "fatal": problem.is_fatal} for problem in own]
             call.output.line(topic_fields(spec) | {"ok": not own, "problems": found})
-        told = Text("\n").join(
+        message = Text("\n").join(
             [Text(logs.printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
         )
-        rows.append(topic_cells(spec, told if own else Text("fine", style="green")))
+        rows.append(topic_cells(spec, message if own else Text("ok", style="green")))
     named = {spec.name for spec in specs}
     for problem in problems:
         if problem.topic not in named:

@@ -1,4 +1,4 @@
-"""What may stand on the command line: argparse, and the kinds of its values."""
+"""What is allowed on the command line: the parser, and the types of values."""
 
 import argparse
 from contextlib import suppress
@@ -15,7 +15,7 @@ from gateway.verify.config_keys import signing_key
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports an error on one line."""
 
     @override
     def error(self, message: str) -> NoReturn:
@@ -40,7 +40,7 @@ def duration(text: str) -> float:
 
 
 class Moment(NamedTuple):
-    """A time, as an operator may put it: so many seconds ago, or a Unix time."""
+    """A time as an argument: a number of seconds ago, or a Unix time."""
 
     seconds: float
     is_ago: bool

@@ -1,1 +1,1 @@
-"""What operators do: pauses, kicks, dead letters, and the jobs behind them."""
+"""The work behind operators' commands, and the admin address; `gateway.commands` parses their arguments."""

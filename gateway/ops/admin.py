@@ -1,4 +1,4 @@
-"""The admin address: what Prometheus and Kubernetes ask a process. Never to be reached from outside."""
+"""The admin address: metrics, health and status of a process. It must not be reachable from outside."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from gateway.log.base import Log, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 
-PING_TIMEOUT = 2.0  # Kubernetes' probes give up after a second or a few; a hanging log is an answer, too.
+PING_TIMEOUT = 2.0  # Kubernetes' probes time out after seconds; a log that hangs is an answer, too.
 
 
 def admin_application(
@@ -29,20 +29,20 @@ def admin_application(
     status: Callable[[], Mapping[str, Any]] = dict,
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
-    """Make the application of the admin address: `/metrics`, `/livez`, `/readyz`, `/status`.
+    """Return the application of the admin address: `/metrics`, `/livez`, `/readyz`, `/status`.
 
-    `/livez` answers as long as the event loop turns. `/readyz` is 503 for what `unready` says (starting, draining) and
-    while the log doesn't answer, and says why; asking also refreshes `gateway_log_up`. What of the log is `unread` is
-    told, and is no reason: the rest is served, and no other process could read it either. Nor is a log that refuses
-    large events alone, for the same reason.
-    `notes` say what else somebody should know of. `/status` is what keeps deliveries back in this process, as JSON.
+    `/livez` responds as long as the event loop runs. `/readyz` is 503, with the reason, if `unready` returns one
+    (starting, draining), and while the log doesn't respond; it also updates `gateway_log_up`. Partitions that are
+    `unread` are listed, but no reason: the rest is served, and no other process could read them either. Nor is a log
+    that rejects only large events. `notes` are other things to know. `/status` is what keeps deliveries from going out
+    in this process, as JSON.
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         content_type = content_type_for(request.headers.get("Accept", ""))
         page = web.StreamResponse(headers={"Content-Type": content_type})
-        with suppress(ConnectionError):  # a scraper that doesn't wait for the end of it
+        with suppress(ConnectionError):  # a scraper that disconnects before the end
             await page.prepare(request)
             async for piece in exposition(registry, content_type):
                 await page.write(piece)
@@ -55,9 +55,9 @@ def admin_application(
     async def show_readyz(_: web.Request) -> web.Response:
         reason = unready()
         reasons = [] if reason is None else [reason]
-        told = list(notes())
+        all_notes = list(notes())
         if problem := await log_problem(log, ping_timeout):
-            (told if isinstance(problem, LogNearlyFullError) else reasons).append(f"log: {problem}")
+            (all_notes if isinstance(problem, LogNearlyFullError) else reasons).append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)
         answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
         if found := unread():
@@ -70,8 +70,8 @@ def admin_application(
                 }
                 for partition, (since, reason) in sorted(found.items())
             ]
-        if told:
-            answer["notes"] = told
+        if all_notes:
+            answer["notes"] = all_notes
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 
     async def show_status(_: web.Request) -> web.Response:
@@ -82,7 +82,7 @@ def admin_application(
         return web.json_response(body=orjson.dumps({**status(), "unread": found}))
 
     application = web.Application()
-    application.router.add_get("/metrics", show_metrics, allow_head=False)  # the body would follow
+    application.router.add_get("/metrics", show_metrics, allow_head=False)  # its response would have a body
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
     application.router.add_get("/status", show_status)
@@ -90,7 +90,7 @@ def admin_application(
 
 
 async def log_problem(log: Log, timeout: float) -> LogUnavailableError | None:
-    """Return why the log is of no use at the moment, if it isn't."""
+    """Return why the log can't be used at the moment; None if it can."""
     try:
         async with asyncio.timeout(timeout):
             await log.ping()

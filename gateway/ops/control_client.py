@@ -1,7 +1,7 @@
-"""What operators order, written to `gateway.control`, and how it is known that an order was carried out.
+"""Operators' commands: writes control records to `gateway.control`, and waits for their outcome.
 
-pause, cancel     are in force as soon as they are stored
-resume, kick, replay, drop     are done by the running gateway that owns the jobs, which then publishes the end
+pause, cancel                  apply as soon as they are stored
+resume, kick, replay, drop     are carried out by the running gateway that owns the jobs, which publishes the outcome
 """
 
 import asyncio
@@ -20,29 +20,29 @@ from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError
 
-LAST_WORD = 3.0
-"""Seconds within which a gateway tells how far it had come with what is taken back."""
+CANCEL_GRACE = 3.0
+"""Seconds within which a gateway publishes how far a cancelled command had come."""
 _DONE: Mapping[Kind, State] = {"pause": "active"}
 POLL_EVERY = 0.1
-"""Seconds between looks at whether an order was carried out."""
+"""Seconds between polls for an outcome."""
 
 
 class StoredCommand(NamedTuple):
-    """An order that is stored, and its offset in the control topic."""
+    """A stored control record, and its offset in the control topic."""
 
     order: Order
     offset: int
 
 
 class Pause(NamedTuple):
-    """The pause in force, and whether it was given just now."""
+    """The active pause, and whether this command created it."""
 
     order: Order
     is_new: bool
 
 
 class ControlClient:
-    """The orders of one log. Every method may raise LogUnavailableError."""
+    """Writes and reads the control records of one log. Every method may raise LogUnavailableError."""
 
     def __init__(
         self, log: Log, topics: Topics, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -53,7 +53,7 @@ class ControlClient:
         self._sleep = sleep
 
     async def control(self) -> Control:
-        """Return the orders in force now; one that can't be read isn't."""
+        """Return the current control records; unreadable ones are skipped."""
         start, end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))
         control = Control()
         async for records in self._log.scan(self._partition, start, end):
@@ -65,8 +65,8 @@ class ControlClient:
     async def pause(self, name: str) -> Pause:
         """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed.
 
-        What is paused already stays as its first pause says: nothing is stored. Of two that come at the same moment,
-        where neither sees the other's, the later counts.
+        If it is already paused, nothing is stored, and the first pause stays. Of two at the same moment, neither of
+        which sees the other, the later one applies.
         """
         control = await self.control()
         order = Order(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
@@ -77,17 +77,17 @@ class ControlClient:
         return Pause(order, is_new=True)
 
     async def resume(self, name: str) -> StoredCommand | None:
-        """Let a paused name go on, and have what was parked delivered. None if it isn't paused."""
+        """Resume a paused name, and have its parked deliveries delivered. None if it isn't paused."""
         order = Order(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
         before = (await self.control()).orders.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
     async def kick(self, name: str) -> StoredCommand:
-        """Have everything that waits for a retry tried now."""
+        """Have everything that waits for a retry retried now."""
         return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
 
     async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
-        """Have the dead letters there are now, and that the filter covers, replayed or dropped."""
+        """Have the dead letters that exist now and match the filter replayed or dropped."""
         ends, unread = await self._log.readable(self._topics.dead)
         return await self._place(
             Order(
@@ -103,9 +103,9 @@ class ControlClient:
         )
 
     async def replay(self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0) -> StoredCommand:
-        """Have the events of a selection delivered again, those below these ends ("topic/partition" → offset).
+        """Have a selection's events below these ends ("topic/partition" → offset) delivered again.
 
-        So many partitions more can't be read, and aren't among them.
+        `unread` is the number of unreadable partitions, which aren't included.
         """
         return await self._place(
             Order(
@@ -120,7 +120,7 @@ class ControlClient:
         )
 
     async def cancel(self, name: str) -> StoredCommand | None:
-        """End a replay; what is just being injected still is. None if there is no such replay, or it has ended."""
+        """Cancel a replay; its current batch is still injected. None if there is no such replay, or it has ended."""
         control = await self.control()
         order = control.orders.get(f"replay/{name}")
         if order is None or order.state != "asked":
@@ -129,25 +129,25 @@ class ControlClient:
         return await self._place(cancelled)
 
     async def finished(self, placed: StoredCommand, *, timeout: float) -> Order | None:
-        """Return the order as it was carried out, or None when nobody has within `timeout` seconds.
+        """Return the command with its outcome, or None if it hasn't ended within `timeout` seconds.
 
-        It is "cancelled" where a newer one of its name has taken it back, and `count` is what was done of it by then.
+        It is "cancelled" if a newer command for its name replaced it; `count` is then how far it had come.
         """
         start = placed.offset + 1
-        waited, taken_back_at = 0.0, math.inf
+        waited, replaced_at = 0.0, math.inf
         while True:
             end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))[1]
             async for records in self._log.scan(self._partition, start, end):
                 for record in records:
-                    order = _of_same(record, placed.order)
+                    order = _decode_related(record, placed.order)
                     if order is None:
                         continue
                     if (ended := _ending(order, placed)) is not None:
                         return ended
                     if order.state == "paused":
-                        taken_back_at = min(taken_back_at, waited)
+                        replaced_at = min(replaced_at, waited)
             start = max(start, end)
-            if waited >= taken_back_at + LAST_WORD:  # before anybody had begun
+            if waited >= replaced_at + CANCEL_GRACE:  # before anybody had begun
                 return placed.order.with_state("cancelled", count=0)
             if waited >= timeout:
                 return None
@@ -164,7 +164,7 @@ class ControlClient:
 
 
 def who() -> str:
-    """Return who gives an order, as far as this machine knows: "user@host"."""
+    """Return who runs this command, as far as this machine knows: "user@host"."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -172,8 +172,8 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _of_same(record: Record, placed: Order) -> Order | None:
-    """Read a record of the control topic, if it is one of the order's key or of its marker's."""
+def _decode_related(record: Record, placed: Order) -> Order | None:
+    """Decode a record of the control topic if it has the key of this command or of its checkpoint."""
     if record.key not in (placed.key.encode(), f"marker/{placed.key}".encode()):
         return None
     try:
@@ -183,7 +183,7 @@ def _of_same(record: Record, placed: Order) -> Order | None:
 
 
 def _ending(order: Order, placed: StoredCommand) -> Order | None:
-    """Return how an order has ended: by the marker that answers it, or by an end of its own."""
+    """Return how a command has ended: by the checkpoint that answers it, or by its own final record."""
     if order.kind == "marker":
         if order.state not in ("done", "cancelled") or order.answers <= placed.offset:
             return None
@@ -200,5 +200,5 @@ def _ending(order: Order, placed: StoredCommand) -> Order | None:
             rate=order.rate,
             unread=order.unread,
         )
-    # `at` tells it from the end of an order before this one under the same name.
+    # `at` distinguishes it from the end of an earlier command for the same name.
     return order if order.state in ("done", "active") and order.at == placed.order.at else None

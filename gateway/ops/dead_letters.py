@@ -1,6 +1,6 @@
-"""The dead letters, and what has become of each.
+"""Dead letters, and whether each is open or resolved.
 
-A dead letter stays in its topic whatever is done about it. It is open until an order has replayed or dropped it.
+A dead letter stays in its topic, whatever is done about it. It is open until a command has replayed or dropped it.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -19,29 +19,29 @@ from gateway.ops.log_search import Found, newest_first
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A record of the dead-letter topic. `stored` is None where it can't be read, and `problem` says why."""
+    """A record of the dead-letter topic. `stored` is None if it can't be read; `problem` says why."""
 
     partition: Partition
     record: Record
     letter: Letter
     stored: StoredDelivery | None
     problem: str
-    settled_by: Order | None
+    resolved_by: Order | None
 
     @property
     def position(self) -> str:
-        """Name it by its partition and offset, which even one that can't be read has."""
+        """Return its partition and offset, which even an unreadable one has."""
         return f"{self.partition.number}@{self.record.offset}"
 
     @property
     def status(self) -> str:
-        if self.settled_by is None:
+        if self.resolved_by is None:
             return "open"
-        return "replayed" if self.settled_by.action == "replay" else "dropped"
+        return "replayed" if self.resolved_by.action == "replay" else "dropped"
 
     @property
     def answer(self) -> str:
-        """What the last attempt got, or what else ended it."""
+        """Return the result of its last attempt, or what else ended the delivery."""
         if self.stored is None:
             return self.problem
         attempts = self.stored.delivery.attempts
@@ -57,9 +57,9 @@ class DeadLetter:
 
 
 def result_of(attempt: Attempt) -> str:
-    """Tell in a few words what an attempt got."""
-    told = result_label(attempt)
-    return f"{told}: {attempt.detail}" if attempt.detail else told
+    """Return the result of an attempt, in a few words."""
+    label = result_label(attempt)
+    return f"{label}: {attempt.detail}" if attempt.detail else label
 
 
 async def read_letters(
@@ -68,25 +68,25 @@ async def read_letters(
     control: Control,
     which: DeadFilter,
     *,
-    is_all: bool,
+    include_resolved: bool,
     unread: dict[Partition, str] | None = None,
 ) -> AsyncGenerator[DeadLetter, None]:
-    """Yield the dead letters that the filter covers, newest first: the open ones, or with `is_all` all of them.
+    """Yield the dead letters that the filter covers, newest first: the open ones, or with `include_resolved` all.
 
-    With `unread` those of partitions that can't be read are left out, and the partitions noted there.
+    With `unread`, unreadable partitions are skipped and recorded there, with the reason.
     """
     async with aclosing(newest_first(log, [topics.dead], since=which.since, unread=unread)) as history:
         async for found in history:
             letter = _read(found, control)
-            if which.covers(letter.letter) and (is_all or letter.settled_by is None):
+            if which.covers(letter.letter) and (include_resolved or letter.resolved_by is None):
                 yield letter
 
 
 class Group:
-    """Dead letters alike: one reason, answer, route and destination.
+    """Dead letters with the same reason, last result, route and destination.
 
-    `event` is the id of the newest one's event, and `received` when the first of their events came; "" and the oldest
-    letter's time where none can be read.
+    `event` is the id of the newest one's event, and `received` when the earliest of their events was received; "" and
+    the oldest letter's time if none can be read.
     """
 
     def __init__(self, letter: DeadLetter) -> None:
@@ -109,7 +109,7 @@ class Group:
 
 
 class Groups:
-    """What dead letters have in common. Beyond `MAX_GROUPS`, results that differ for each (by an id) go together."""
+    """Dead letters, grouped. Beyond `MAX_GROUPS`, different results (such as ones with an id) share a group."""
 
     MAX_GROUPS = 1000
 
@@ -131,19 +131,19 @@ class Groups:
 
 
 async def find_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
-    """Return the dead letters of a delivery or an event, or the one at a position; newest first, with settled ones."""
-    everything = read_letters(log, topics, control, DeadFilter(), is_all=True)
+    """Return the dead letters of a delivery or an event, or the one at a position; newest first, with resolved ones."""
+    everything = read_letters(log, topics, control, DeadFilter(), include_resolved=True)
     return [letter async for letter in everything if letter.is_called(name)]
 
 
 async def deliveries_of(log: Log, topics: Topics, control: Control, names: Sequence[str]) -> tuple[str, ...]:
     """Return the ids of the deliveries that have open dead letters under these names.
 
-    Raises UsageError for a name without one, or for a record that can't be read, which no order can name.
+    Raises UsageError for a name without one, or for an unreadable record, which no command can name.
     """
     ids: dict[str, None] = {}
     missing = dict.fromkeys(names)
-    async for letter in read_letters(log, topics, control, DeadFilter(), is_all=False):
+    async for letter in read_letters(log, topics, control, DeadFilter(), include_resolved=False):
         for name in names:
             if letter.is_called(name):
                 if letter.stored is None:
@@ -158,14 +158,14 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
 def _read(found: Found, control: Control) -> DeadLetter:
     partition, record = found
     letter, stored = read_letter(record)
-    told = dict(record.headers).get("gw_undecodable", b"")
+    reason = dict(record.headers).get("gw_undecodable", b"")
     return DeadLetter(
         partition=partition,
         record=record,
         letter=letter,
         stored=stored,
-        problem="" if stored else told.decode(errors="replace") or _problem(record),
-        settled_by=control.settled(letter, partition, record.offset),
+        problem="" if stored else reason.decode(errors="replace") or _problem(record),
+        resolved_by=control.settled(letter, partition, record.offset),
     )
 
 

@@ -1,4 +1,4 @@
-"""`gateway explain`: what the gateway would make of an event, by the very code that does it."""
+"""`gateway explain`: what the gateway would do with an event, computed by the code that does it."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -15,15 +15,15 @@ from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
 MASK = "***"
-SHORTEST = 4
-"""Characters of a secret; what is shorter may stand anywhere by chance, and isn't looked for."""
+MIN_SECRET = 4
+"""Length of the shortest secret that is masked; shorter ones may occur anywhere by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """The first request of one delivery; `problem` says why there would be none, which dead-letters it.
+    """The first request of one delivery, or the `problem` that dead-letters it instead.
 
-    Where a field isn't there, `beside` says what is.
+    If a field is missing, `beside` lists the existing ones.
     """
 
     destination: str
@@ -46,8 +46,8 @@ class ExplainedRoute:
 class Explained:
     """An event and what each route would do with it, in file order.
 
-    `identified_by` is where its identity is read from, "" where it has none; `dedupe` the source's window in seconds;
-    `unread` says what of its body no rule sees.
+    `identified_by` is where its identity is read from, "" without one; `dedupe` is the source's window in seconds;
+    `unread` lists what rules can't see of its body.
     """
 
     event: Event
@@ -60,12 +60,12 @@ class Explained:
 def explain(
     rules: Rules, *, source: str, headers: Headers, query: str, body: bytes, now: float, is_secret_shown: bool = False
 ) -> Explained:
-    """Tell what would become of a request to this source. Signatures aren't looked at.
+    """Return what would happen to a request to this source. Signatures aren't checked.
 
-    Raises UsageError for a source that the rules don't have, RefusedError (400) where the ingress couldn't tell the
-    event's id, type or key. Without `is_secret_shown` these are masked: what references in the rules were replaced with
-    (of 4 characters or more), wherever it ends up; the headers of destinations; signatures; and of URLs what follows
-    the first part of the path. A token that an attempt would fetch is never there.
+    Raises UsageError for a source that isn't in the rules, RefusedError (400) if the ingress couldn't derive the
+    event's id, type or key. Without `is_secret_shown` these are masked: values of references in the rules (of 4
+    characters or more), wherever they occur; headers of destinations; signatures; and in URLs everything after the
+    first part of the path. A token that an attempt would fetch is never shown.
     """
     sender = rules.sources.get(source)
     if sender is None:
@@ -76,9 +76,9 @@ def explain(
 
 
 def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bool = False) -> Explained:
-    """Tell the same of an event that the log has: its id, type and key are as they were when it came.
+    """Return the same for an event in the log, with the id, type and key that it got when it was received.
 
-    Raises UsageError for one whose source the rules don't have.
+    Raises UsageError if its source isn't in the rules.
     """
     sender = rules.sources.get(event.source)
     if sender is None:
@@ -99,7 +99,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     try:
         identified_by = EventBuilder(sender).identified_by(request)
     except RefusedError:
-        identified_by = ""  # one that came under other rules
+        identified_by = ""  # received under other rules
     return Explained(
         event=event,
         identified_by=identified_by,
@@ -110,7 +110,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
 
 
 def _unread(view: EventView) -> Iterator[str]:
-    """Yield what of a body no rule sees."""
+    """Yield which parts of a body rules can't see."""
     if not view.has_body and view.why_no_body != NO_BODY:
         yield view.why_no_body
     for name in view.repeated:
@@ -118,11 +118,11 @@ def _unread(view: EventView) -> Iterator[str]:
 
 
 class _Mask:
-    """Hides what may be a secret, by where it is from and not by what it looks like."""
+    """Masks possible secrets: by their origin, not by their form."""
 
     def __init__(self, secrets: Collection[str]) -> None:
-        # The longest first: one may hold another. Not a pattern, which takes seconds to compile for a CA's bundle.
-        known = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
+        # The longest first, as one may contain another. Not a regular expression: that takes seconds for a CA bundle.
+        known = {form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)}
         self._secrets = [word.encode("utf-8", "surrogateescape") for word in sorted(known, key=len, reverse=True)]
 
     def route(self, route: ExplainedRoute, destinations: Mapping[str, Destination]) -> ExplainedRoute:
@@ -130,10 +130,10 @@ class _Mask:
         return replace(route, reason=self._text(route.reason), requests=requests)
 
     def url(self, url: str) -> str:
-        """Return scheme, host and the first part of the path, without that where a reference made any of the URL."""
+        """Return scheme, host and the first part of the path; that is masked too if any of the URL is a reference."""
         parts = urlsplit(url)
         if not parts.scheme:
-            return self._text(url)  # a reference that isn't resolved
+            return self._text(url)  # an unresolved reference
         first, *others = parts.path.removeprefix("/").split("/")
         if first and self._text(url) != url:
             first = MASK
@@ -167,7 +167,7 @@ def _forms(secret: str) -> Iterator[str]:
     yield secret
     for is_ascii in (False, True):
         yield json.dumps(secret, ensure_ascii=is_ascii)[1:-1]
-    yield repr(secret)[1:-1]  # in the words of a condition
+    yield repr(secret)[1:-1]  # as quoted in a condition
 
 
 def _plan(event: Event, route: Route, destination: Destination, now: float) -> Planned:
@@ -184,6 +184,6 @@ def _plan(event: Event, route: Route, destination: Destination, now: float) -> P
         beside = absent.beside if isinstance(absent, AbsentFieldError) else ""
         return Planned(destination=destination.name, request=None, problem=str(error), beside=beside)
     if destination.access is not None and destination.access.oauth2 is not None:
-        # Fetched by the attempt itself, so that even with secrets shown there is none to show.
+        # The attempt itself fetches the token: there is none to show yet.
         request = replace(request, headers=(*request.headers, (b"authorization", f"Bearer {MASK}".encode())))
     return Planned(destination=destination.name, request=request)

@@ -1,4 +1,4 @@
-"""What keeps deliveries from going out: one finding, and which of several is the worst."""
+"""A finding of `gateway status`: one thing that keeps deliveries from going out; and how findings are ranked."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9
 class Finding:
     """Something that keeps deliveries from going out, or that waits. Times are Unix seconds.
 
-    `next` is what to do about it, a command a line; a line that isn't one begins with `#`.
+    `next` are the steps to take, one command a line; comments begin with `#`.
     """
 
     rank: int
@@ -26,14 +26,14 @@ class Finding:
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the worst first: what is wrong before what isn't, then by rank, then the longest."""
+    """Return the worst first: what is wrong before what isn't, then by rank, then the oldest."""
     return sorted(findings, key=lambda each: (not each.is_wrong, each.rank, each.since or float("inf"), each.what))
 
 
-def owners_first(destination: str, after: str) -> list[str]:
-    """Say what is wrong with a destination whose breaker is open, by what the last attempt got that failed."""
+def ask_owners_step(destination: str, after: str) -> list[str]:
+    """Return the advice to ask a destination's owners, with its last failure; nothing without one."""
     if not after:
         return []
-    does = {"timeout": "doesn't answer", "auth": "can't be asked, as its token endpoint gives no token"}
-    told = does.get(after, f"answers {after}" if after.isdecimal() else f"can't be reached ({after})")
-    return [f"# {destination} {told}: its owners first"]
+    problems = {"timeout": "doesn't respond", "auth": "gets no requests, as its token endpoint issues no token"}
+    problem = problems.get(after, f"responds with {after}" if after.isdecimal() else f"can't be reached ({after})")
+    return [f"# {destination} {problem}: ask its owners first"]

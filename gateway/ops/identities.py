@@ -1,6 +1,6 @@
-"""Do the identities of a source tell its events apart? By the events that the log has of the last while.
+"""Check whether a source's identities distinguish its events, with the recent events in the log.
 
-Their identities are read anew, by the rules at hand: so rules with another `id` can be tried before they are in force.
+Identities are derived again by the local rules, so rules with another `id` can be tried before they are active.
 """
 
 from collections import Counter
@@ -19,17 +19,17 @@ from gateway.rules.rules import Source
 from gateway.verify.request import Request
 
 MAX_EVENTS_READ = 200_000
-"""Events that are looked at, the newest."""
+"""Maximum number of events read, the newest first."""
 MIN_EVENTS = 10
-"""Events of a source below which nothing is said of its copies."""
+"""Number of a source's events below which nothing is reported about its duplicates."""
 SHARE = 0.1
-"""Of a source's events that are copies: what is more is warned of."""
+"""Share of a source's events that are duplicates, above which there is a warning."""
 _DIGEST = 16
-"""Bytes of an identity, of which a content makes a longer key."""
+"""Bytes of an identity, at the beginning of a key of identity and content."""
 
 
 class Pair(NamedTuple):
-    """Two different events of one identity, by their positions: they may have one id."""
+    """Positions of two different events with the same identity, and thus perhaps the same id."""
 
     one: str
     other: str
@@ -37,12 +37,11 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """Of the events of one source and type, how many are copies: identity and content had come before.
+    """Counts of the events of one source and type. `copies` are duplicates: an earlier event has identity and content.
 
-    They are alike, whether dedupe lets them go or not: it knows no more than `SIGHTINGS_KEPT` contents of an identity.
-    `conflicts` are the events, no copies, whose identity had come before with other content, as the metric counts them:
-    three contents of one identity are two. The events `without_identity` are those that the source's `id` tells nothing
-    of; without one, that nothing identifies.
+    They count whether or not dedupe suppresses them: it remembers only `SIGHTINGS_KEPT` contents of an identity.
+    `conflicts` are the other events whose identity an earlier one has, as the metric counts them: three contents of one
+    identity are two conflicts. Events `without_identity` lack the source's `id` or, without an `id`, any identity.
     """
 
     type: str
@@ -53,25 +52,25 @@ class Counted:
 
 
 class Seen:
-    """What was seen of the events of one source."""
+    """The identities seen in the events of one source."""
 
     def __init__(self, source: Source) -> None:
         self.count = 0
         self.identified = 0
         self.example: Pair | None = None
         self._without: Counter[str] = Counter()
-        self._absence = ""  # why the `id` told nothing of one of them
+        self._absence = ""  # why one of them lacks the `id`
         self._identifier = EventBuilder(source)
         self._source = source
         self._events: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()
         self._types: dict[bytes, str] = {}  # identity and content → type
         self._newest: dict[bytes, tuple[bytes, str]] = {}  # identity → a content, and its position
-        self._oldest: dict[bytes, bytes] = {}  # identity → the content that came first, which is no conflict
+        self._oldest: dict[bytes, bytes] = {}  # identity → its first content, which is no conflict
         self._shared: dict[bytes, int] = {}  # identity → how many contents, if these are several
 
     def add(self, event: Event, position: str) -> None:
-        """Take in an event, and after it those that came before it."""
+        """Add an event; call it for the newest first."""
         self.count += 1
         self._events[event.type] += 1
         identity = self._identity_of(event, position)
@@ -112,21 +111,21 @@ class Seen:
         ]
 
     def conflict(self) -> str:
-        """Say which distinct events this source's identities make equal, if they do."""
+        """Return which distinct events share an identity, as text; "" if none."""
         if self.example is None:
             return ""
         number, identities = sum(self._shared.values()), len(self._shared)
-        told = "one identity" if identities == 1 else f"{identities:,} identities"
+        shared = "one identity" if identities == 1 else f"{identities:,} identities"
         one, other = self.example
         different = f"{number:,} different events, such as {one} and {other}"
-        expected = f"expected an identity for each event, got {told} for {different}"
+        expected = f"expected an identity for each event, got {shared} for {different}"
         return f"{expected} (`gateway events show` shows either){self._beyond()}"
 
     def _beyond(self) -> str:
-        """Say which copies dedupe doesn't let go, if there may be some."""
+        """Return which duplicates dedupe may not suppress, as text; "" if none."""
         if self._source.dedupe is None or max(self._shared.values(), default=0) <= SIGHTINGS_KEPT:
             return ""
-        return f"; dedupe knows the first {SIGHTINGS_KEPT} contents of an identity, and copies of others are delivered"
+        return f"; dedupe remembers {SIGHTINGS_KEPT} contents of an identity, and delivers duplicates of others"
 
     @property
     def is_unidentified(self) -> bool:
@@ -134,21 +133,21 @@ class Seen:
         return self._source.id is not None and self._without.total() == self.count
 
     def absence(self) -> str:
-        """Say of how many events the source's own `id` tells nothing, and why, if there are any."""
+        """Return how many events lack the source's own `id`, and why, as text; "" if none."""
         if self._source.id is None or not self._without:
             return ""
         number = f"{self._without.total():,} of {self.count:,}"
         return f"expected an identity in each event, got none in {number}, such as {self._absence}"
 
     def problem(self) -> str:
-        """Say what else seems to be wrong, if something does."""
+        """Return what else seems to be wrong, as text; "" if nothing."""
         if self.count < MIN_EVENTS or not self.identified:
             return ""
         if len(self._oldest) == 1:
             return f"expected an identity that differs from event to event, got one for {self.identified:,} events"
         if self._source.dedupe is not None and self.copies > SHARE * self.count:
             copies, most = self.copies, "at most " if self._beyond() else ""
-            are = "is taken for a copy of another" if copies == 1 else "are taken for copies of others"
+            are = "is taken for a duplicate" if copies == 1 else "are taken for duplicates"
             return f"expected events that differ, got {most}{copies:,} of {self.count:,} that {are}"
         return ""
 

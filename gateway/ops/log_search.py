@@ -1,4 +1,4 @@
-"""Read the log backwards: the newest records first, in bounded pieces, outside of any group."""
+"""Search the log, newest records first: read backwards in bounded pieces, outside of any group."""
 
 import asyncio
 import heapq
@@ -15,7 +15,7 @@ _POSITION = re.compile(r"(?P<topic>.+)/(?P<number>\d+)@(?P<offset>\d+)")
 FIRST_PIECE = 50  # offsets
 LARGEST_PIECE = 5_000
 PIECE_BYTES = 1024 * 1024
-"""Bodies of one partition that are read ahead, about: a piece is as many offsets as the last one's size lets expect."""
+"""Approximate bytes read ahead per partition: the size of the last piece determines the length of the next."""
 
 
 class Found(NamedTuple):
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 async def bounds_of(log: Log, topic: str, unread: dict[Partition, str] | None) -> Mapping[int, tuple[int, int]]:
-    """Return the bounds of a topic's partitions; with `unread`, why one can't be read goes there, and it is left out.
+    """Return the bounds of a topic's partitions; with `unread`, unreadable ones are recorded there instead.
 
     Raises LogUnavailableError.
     """
@@ -46,7 +46,7 @@ async def newest_first(
 ) -> AsyncGenerator[Found, None]:
     """Yield the records of these topics, newest first; with `since` (Unix seconds) only those appended from then on.
 
-    What is appended after the start isn't seen. A topic that isn't there has no records. `unread` is as in `bounds_of`.
+    Records appended after the start aren't yielded. A missing topic has no records. `unread` is as in `bounds_of`.
     """
     async with AsyncExitStack() as stack:
         readers = []
@@ -54,29 +54,29 @@ async def newest_first(
             for number, (first, end) in sorted((await bounds_of(log, topic, unread)).items()):
                 reader = _backwards(log, Partition(topic, number), first, end)
                 readers.append(await stack.enter_async_context(aclosing(reader)))
-        # At once: a first look at a partition of Kafka takes some tens of milliseconds.
+        # Concurrently: the first read of a Kafka partition takes tens of milliseconds.
         firsts = await asyncio.gather(*[anext(reader, None) for reader in readers])
         heads = [(-found.record.appended_at, index, found) for index, found in enumerate(firsts) if found is not None]
         heapq.heapify(heads)
         while heads:
             _, index, found = heapq.heappop(heads)
             if since is not None and found.record.appended_at < since:
-                continue  # All that this partition still has is older.
+                continue  # The rest of this partition is older.
             yield found
             if (following := await anext(readers[index], None)) is not None:
                 heapq.heappush(heads, (-following.record.appended_at, index, following))
 
 
 def is_position(name: str, topics: Iterable[str]) -> bool:
-    """Return whether a name is that of a position in one of these topics, as `Found` has it."""
+    """Return whether a name is a position in one of these topics, in the form of `Found.position`."""
     position = _POSITION.fullmatch(name)
     return position is not None and position["topic"] in topics
 
 
 async def find_event(log: Log, topics: Iterable[str], name: str) -> Found | None:
-    """Return the event that is meant by a position, as `Found` has it, or else by its id: of several the newest.
+    """Return the event at a position (in the form of `Found.position`) or with an id: of several the newest.
 
-    Raises UnreadableRecordError for a position whose record is none that can be read.
+    Raises UnreadableRecordError if the record at the position can't be read.
     """
     names = sorted(topics)
     if (position := _POSITION.fullmatch(name)) is not None and position["topic"] in names:
@@ -94,7 +94,7 @@ async def find_event(log: Log, topics: Iterable[str], name: str) -> Found | None
 
 
 def _id_of(record: Record) -> str:
-    """Return an event's id; "" where it can't be read."""
+    """Return an event's id; "" if it can't be read."""
     try:
         return decode_event(record).id
     except UnreadableRecordError:
@@ -102,10 +102,10 @@ def _id_of(record: Record) -> str:
 
 
 async def original_of(log: Log, found: Found, event: Event, window: float) -> Found | None:
-    """Return the event of which one is a copy that dedupe let go, if the source's window (seconds) made it one.
+    """Return the event that this one duplicates, if dedupe suppressed it with this window (seconds).
 
-    By what the log has: its source had this window when it was read, and what came before it was known by then. A copy
-    has the identity and the content of an event at a smaller offset, which was delivered at most a window before.
+    This assumes that its source had this window when it was read, and that the events before it were known by then. A
+    duplicate has the identity and content of an event at a smaller offset that was delivered at most a window earlier.
     """
     identity = identity_of(event.id)
     if identity is None:

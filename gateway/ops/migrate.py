@@ -1,23 +1,23 @@
-"""Move an embedded log to Kafka, with nobody at work on either: what is unfinished stays so, what is done stays done.
+"""Move an embedded log to Kafka, with no gateway running on either: unfinished records stay so, completed ones too.
 
     source, one partition a topic                     target
-    events  0 1 2 3 4 5 6 …  ── in their order ──▶    each in the partition of its key, as `gw_moved` tells
+    events  0 1 2 3 4 5 6 …  ── in their order ──▶    each in the partition of its key, with its origin (`gw_moved`)
     ordered routes' topics   ── in their order ──▶    the same
-    commits of each group    ── by what was done ──▶  commits of the same groups
-    tiers                    ── what isn't done ───▶  the tier that waits for what is left of the delay
-    parked, dead             ── what is open ──────▶  the same topics
+    commits of each group    ── translated ────────▶  commits of the same groups
+    tiers                    ── unfinished only ───▶  the tier for the rest of the delay
+    parked, dead             ── open ones only ────▶  the same topics
     dedupe                   ── rows by partition ─▶  the same topic
-    control                  ── orders in force ───▶  the same topic, with its offsets as they are there
+    control                  ── current ones ──────▶  the same topic, with offsets of the target
 
-Every record that is moved says which one of the source it is, so a run that was killed is followed by one that looks
-at what is there and goes on. The commits come last, and after everything has been read back and compared: before them a
-gateway on the target would begin at the beginning. A commit never covers what came after the comparison.
+Each moved record names its original in the source, so after a killed run, another one reads what is there and
+continues. The commits come last, after everything has been read back and compared: without them a gateway on the target
+would start at the beginning. A commit never covers records that came after the comparison.
 
-A commit that is there stands. So where there is any, nothing is appended any more, and all of them must be those that
-this run computes: else a gateway has been started there, or the old one has gone on after a move that was complete.
+An existing commit isn't replaced. So if there is any, nothing more is appended, and all of them must be those that this
+run computes: otherwise a gateway was started there, or the old one has continued after a complete move.
 
-Events are moved with those that are done, since a copy that comes later is known by them, and a replay delivers them
-again for as long as the topic keeps them. By the target's clock all of them are appended now.
+Completed events are moved as well: later duplicates are recognised by them, and replays can deliver them as long as the
+topic keeps them. By the target's clock all of them are appended now.
 """
 
 import asyncio
@@ -52,9 +52,9 @@ from gateway.model import LogUnavailableError, UndecodableRecordError, Unreadabl
 
 MOVED = "gw_moved"
 """The record header that names the source, the topic and the offset that a record was moved from."""
-PIECE_BYTES = 256 << 10
-"""Of records that are appended at once, which keep their order in a partition: they never fill a batch of Kafka's."""
-PIECE_RECORDS = 500
+BATCH_BYTES = 256 << 10
+"""Bytes of records appended concurrently. They keep their order, as they never fill a batch of Kafka's producer."""
+BATCH_RECORDS = 500
 
 Show = Callable[[int, str], None]
 Pair = tuple[str, str]
@@ -62,13 +62,13 @@ Pair = tuple[str, str]
 Place = tuple[str, int]
 """A record of the source: its topic and offset."""
 Commits = Mapping[tuple[str, str], Mapping[int, Commit]]
-"""Of each group and topic what is committed, by the number of the partition."""
+"""Group and topic → partition number → its commit."""
 
 
 class Moved(NamedTuple):
-    """What became of one topic. `unfinished` counts the source's records that somebody is still to see to.
+    """The result for one topic. `unfinished` is the number of the source's records that aren't completed.
 
-    `twice` counts those of the target that are second copies, and that no commit calls done.
+    `twice` is the number of duplicates in the target that no commit marks as done.
     """
 
     topic: str
@@ -78,7 +78,7 @@ class Moved(NamedTuple):
 
 
 class Migrated(NamedTuple):
-    """What became of each topic, and which topics of the source have records and another prefix, and weren't moved."""
+    """The result for each topic, and the source's topics with another prefix and records, which weren't moved."""
 
     topics: Sequence[Moved]
     left: Sequence[str]
@@ -93,16 +93,16 @@ async def migrate(
     *,
     ordered: Iterable[Pair] = (),
 ) -> Migrated:
-    """Move all that matters; `show` is told how many records there are, and returns what is told how far it is.
+    """Move everything that is needed; `show` gets the number of records, and returns a function for the progress.
 
-    Raises UsageError where one of the logs isn't fit for it, and LogUnavailableError where another run has to go on.
+    Raises UsageError if one of the logs isn't suitable, and LogUnavailableError if another run has to continue.
     """
     return await _Migration(source, target, topics).run(event_topics, ordered, show)
 
 
 @dataclass(slots=True)
-class _Copies:
-    """The records of one source topic that are in the target: offsets there ascend, each with its offset here."""
+class _OffsetMap:
+    """The moved records of one source topic: ascending offsets in the source, each with its position in the target."""
 
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -111,7 +111,7 @@ class _Copies:
     moved_to: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, record: Record, topic: str, number: int = -1, place: int = -1) -> int:
-        """Note a record, and where it is if it is there already; return its index."""
+        """Add a record, with its position if it is in the target already; return its index."""
         self.offsets.append(record.offset)
         self.digests.append(_digest(record.key, record.value, record.headers))
         self.topics.append(topic)
@@ -124,7 +124,7 @@ class _Copies:
         return index if index < len(self.offsets) and self.offsets[index] == offset else None
 
     def ends(self, below: int, partitions: Iterable[int]) -> dict[int, int]:
-        """Return of each partition the offset after the last of the records that were moved from below an offset."""
+        """Return per target partition the offset after the last record that was moved from below an offset."""
         ends = dict.fromkeys(partitions, 0)
         for index in range(bisect_left(self.offsets, below)):
             number = self.numbers[index]
@@ -132,7 +132,7 @@ class _Copies:
         return ends
 
     def has_order(self) -> bool:
-        """Return whether the records of each partition there are in the order that they have here."""
+        """Return whether each target partition's records are in the order of the source."""
         last: dict[int, int] = {}
         for number, place in zip(self.numbers, self.moved_to, strict=True):
             if place < last.get(number, 0):
@@ -142,10 +142,10 @@ class _Copies:
 
 
 @dataclass(slots=True)
-class _Found:
-    """What an earlier run has left in one partition of a topic that keeps its order: offsets there → offsets here.
+class _EarlierMoves:
+    """The records that an earlier run moved into one partition of an ordered topic: source offsets, target offsets.
 
-    All up to `taken` has been looked at.
+    Those before `taken` have been matched.
     """
 
     origins: "array[int]" = field(default_factory=lambda: array("q"))
@@ -166,23 +166,24 @@ class _Migration:
             "and move again"
         )
         self._committed: Commits = {}
-        # As far as was compared, and what counts for nothing there: what has ended since an earlier run moved it, and
-        # second copies.
+        # What was compared, and the offsets to ignore in the target: of duplicates, and of records that have ended
+        # since an earlier run moved them.
         self._bounds: dict[Partition, tuple[int, int]] = {}
         self._ended: dict[Partition, list[int]] = defaultdict(list)
         self._second: dict[Partition, list[int]] = defaultdict(list)
         self._twice: Counter[str] = Counter()
-        self._copies: dict[str, _Copies] = defaultdict(_Copies)
-        self._found: dict[Partition, _Found] = {}
-        # Of the topics of ordered routes what had come, and what is there twice; of each partition there its last time.
+        self._offset_maps: dict[str, _OffsetMap] = defaultdict(_OffsetMap)
+        self._found: dict[Partition, _EarlierMoves] = {}
+        # Per topic of an ordered route: the furthest event positions, and the duplicates. Per target partition: the
+        # last append time.
         self._seen: dict[str, Seen] = {}
         self._repeated: dict[str, set[int]] = defaultdict(set)
         self._latest: dict[Partition, int] = defaultdict(int)
         self._anywhere: dict[Place, tuple[Partition, int]] = {}
         self._partitions: dict[str, int] = {}
-        # Each with the topics that it comes from and goes to, and its index among the copies of the former.
-        self._piece: list[tuple[Record, str, str, int]] = []
-        self._piece_bytes = 0
+        # Each with its source and target topics, and its index in `_offset_maps` of the former.
+        self._batch: list[tuple[Record, str, str, int]] = []
+        self._batch_bytes = 0
         self._done = 0
         self._show: Show
 
@@ -196,26 +197,26 @@ class _Migration:
         there = sum([end - start for each in bounds.values() for start, end in each.values()])
         self._show = show(2 * there)
         self._committed = await self._commits_there(names)
-        await self._look(self._partitions, ordered={*events, *of_pairs})
+        await self._read_earlier_moves(self._partitions, ordered={*events, *of_pairs})
         control = await self._control()
-        await self._see_to_what_ended(control)
+        await self._require_still_open(control)
         moved = [await self._move_events(topic, await self._groups(topic)) for topic in events]
         moved += [await self._move_ordered(topic, pair) for topic, pair in of_pairs.items()]
         moved.append(await self._move_dead(control))
         moved.append(await self._move_parked(control))
         moved += [await self._move_tier(topic, control) for topic in self._tiers]
         moved.append(await self._move_sightings(events))
-        moved.append(await self._move_orders(control))
+        moved.append(await self._move_control(control))
         await self._compare(names)
         await self._commit(names, {**await self._commits(events), **await self._commits_of(of_pairs, events)})
-        return Migrated([each._replace(twice=self._twice[each.topic]) for each in moved], await self._left())
+        return Migrated([each._replace(twice=self._twice[each.topic]) for each in moved], await self._other_topics())
 
     # Before anything is moved.
 
     async def _events(self, event_topics: Iterable[str]) -> list[str]:
-        """Return the topics of events: those of the rules, and those of sources that the rules lost.
+        """Return the topics of events: those in the rules, and those of removed sources.
 
-        Raises UsageError where the source has none of this prefix: its groups wouldn't be found either.
+        Raises UsageError if the source has no topics with this prefix: its groups wouldn't be found either.
         """
         topics, prefix = self._topics, self._topics.events("")
         own = {spec.name for spec in topics.specs([])}
@@ -224,31 +225,29 @@ class _Migration:
             others = sorted([name.removesuffix("control") for name in known if name.endswith("control")])
             prefixes = " or ".join([repr(other) for other in others if Topics(other).dead in known])
             if not prefixes:
-                raise UsageError("--from: expected a log that a gateway has worked on, got one without topics")
+                raise UsageError("--from: expected the log of a gateway, got one without topics")
             raise UsageError(
-                f"--topic-prefix: expected {prefixes}, as the topics to move from begin, got {topics.prefix!r}"
+                f"--topic-prefix: expected {prefixes}, the prefix of the topics to move, got {topics.prefix!r}"
             )
         committed = await self._source.topics_of(self._router)
         found = {topic for topic in known if topic.startswith(prefix) or topic in committed} - own
         return sorted(found | set(event_topics))
 
     async def _pairs(self, ordered: Iterable[Pair]) -> set[Pair]:
-        """Return the ordered routes and their destinations: those of the rules, and those that either log knows."""
+        """Return the ordered routes and their destinations: those in the rules, and those in either log."""
         known = {*await self._source.topics(), *await self._target.topics()}
         targets = [self._topics.ordered_target(topic) for topic in known]
         return {target for target in targets if target is not None}.union(ordered)
 
     async def _prepare(self, events: Collection[str], pairs: Collection[Pair]) -> None:
-        """See that both logs are fit for it, and give the source a name, once: it tells its records from another's."""
+        """Check that both logs are suitable, and give the source an id, once: each moved record has it."""
         specs = self._topics.specs(events, pairs)
         for spec in specs:
             if len(await self._source.bounds(spec.name)) > 1:
                 raise UsageError(f"{spec.name}: expected one partition in the log to move from, got several")
         for group, members in (await self._target.groups(self._topics.prefix)).items():
             if members:
-                raise UsageError(
-                    f"{group}: expected nobody at work on the log to move to, got {members}; stop the gateway there"
-                )
+                raise UsageError(f"{group}: expected no gateway on the log to move to, got {members}; stop it")
         await self._target.create(specs)
         problems = [problem for problem in await self._target.check(specs) if problem.is_fatal]
         if problems:
@@ -265,7 +264,7 @@ class _Migration:
         self._id = given[0].removeprefix(prefix).encode()
 
     async def _commits_there(self, names: Collection[str]) -> Commits:
-        """Return what is committed in the target of what is moved."""
+        """Return the commits in the target for the moved topics."""
         return {
             (group, topic): await self._target.committed(group, topic)
             for group in sorted(await self._target.groups(self._topics.prefix))
@@ -273,19 +272,19 @@ class _Migration:
             if topic in names
         }
 
-    async def _look(self, names: Iterable[str], ordered: Collection[str]) -> None:
-        """Read what an earlier run has moved already. Raises UsageError where anybody else has written."""
+    async def _read_earlier_moves(self, names: Iterable[str], ordered: Collection[str]) -> None:
+        """Read what earlier runs have moved. Raises UsageError for a record that wasn't moved."""
         for topic in names:
             for number, (start, end) in (await self._target.bounds(topic)).items():
                 partition = Partition(topic, number)
-                found = self._found[partition] = _Found()
+                found = self._found[partition] = _EarlierMoves()
                 async for records in self._target.scan(partition, start, end):
                     for record in records:
                         place = self._origin(record)
                         if place is None:
                             raise UsageError(
-                                f"{topic}/{number}@{record.offset}: expected nothing but what was moved from this log, "
-                                f"got another record, so a gateway has worked there; {self._advice}"
+                                f"{topic}/{number}@{record.offset}: expected only records moved from this log, got "
+                                f"another record, so a gateway has run there; {self._advice}"
                             )
                         if topic in ordered:
                             found.origins.append(place[1])
@@ -294,15 +293,15 @@ class _Migration:
                             self._anywhere.setdefault(place, (partition, record.offset))
 
     def _origin(self, record: Record) -> Place | None:
-        told = dict(record.headers).get(MOVED, b"").split(b" ")
-        if len(told) != 3 or told[0] != self._id:  # noqa: PLR2004 - its three parts
+        origin = dict(record.headers).get(MOVED, b"").split(b" ")
+        if len(origin) != 3 or origin[0] != self._id:  # noqa: PLR2004 - its three parts
             return None
-        return told[1].decode(), int(told[2])
+        return origin[1].decode(), int(origin[2])
 
-    async def _see_to_what_ended(self, control: Control) -> None:
-        """See that what an earlier run has moved is still open, where no commit could call it done.
+    async def _require_still_open(self, control: Control) -> None:
+        """Raise UsageError if a record that an earlier run moved has ended since, and no commit could mark it as done.
 
-        The old gateway may have gone on since. Raises UsageError.
+        The old gateway may have continued since.
         """
         for topic, open_records in (
             (self._topics.dead, self._open_letters(control)),
@@ -313,19 +312,19 @@ class _Migration:
                 ended.discard(record.offset)
             if ended:
                 raise UsageError(
-                    f"{topic}@{min(ended)}: expected what an earlier run has moved to be still open, got one that has "
-                    f"ended since; {self._advice}"
+                    f"{topic}@{min(ended)}: expected the records that an earlier run moved to be still open, got one "
+                    f"that has ended since; {self._advice}"
                 )
 
     async def _control(self) -> Control:
         control = Control()
         async for record in self._records(self._topics.control):
-            with suppress(UndecodableRecordError):  # no process obeys it
+            with suppress(UndecodableRecordError):  # every process ignores it
                 control.take(record.key, record.value, record.offset)
         return control
 
     async def _groups(self, topic: str) -> Mapping[str, Commit]:
-        """Return the groups that read a topic of events, with what they have committed."""
+        """Return the groups that read a topic of events, with their commits."""
         jobs, moved = self._topics.group(JOBS_GROUP), self._topics.group("moved/")
         names = [
             name
@@ -334,7 +333,7 @@ class _Migration:
         ]
         found = {name: (await self._source.committed(name, topic)).get(0) for name in names}
         commits = {name: commit for name, commit in found.items() if commit is not None}
-        # The router reads all of them: what is there twice has to be done for it, also before its first commit.
+        # The router reads all of them: duplicates must be done for it, even before its first commit.
         return {self._router: Commit(0), **commits}
 
     # Moving.
@@ -343,15 +342,15 @@ class _Migration:
         unfinished = 0
         async for record in self._records(topic):
             unfinished += not all(commit.covers(record.offset) for commit in groups.values())
-            await self._keep_order(topic, record)
+            await self._move_in_order(topic, record)
         await self._append()
         return self._moved(topic, unfinished)
 
     async def _move_ordered(self, topic: str, pair: Pair) -> Moved:
-        """Move the deliveries of an ordered route; what is there twice counts as done.
+        """Move the deliveries of an ordered route; duplicates count as done.
 
-        They don't say any more from which event's record they were made, as that has another place now. What had come
-        by then is told by the note of the commit.
+        They lose the position of their event's record, which has another one now. The furthest positions so far are in
+        the commit's metadata.
         """
         commit = (await self._source.committed(self._topics.ordered_group(*pair), topic)).get(0, Commit(0))
         seen = self._seen[topic] = Seen(commit.note)
@@ -361,14 +360,14 @@ class _Migration:
             if origin is not None and seen.is_copy(record.offset, origin):
                 self._repeated[topic].add(record.offset)
             unfinished += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
-            await self._keep_order(topic, without_origin(record))
+            await self._move_in_order(topic, without_origin(record))
         await self._append()
         return self._moved(topic, unfinished)
 
     async def _move_dead(self, control: Control) -> Moved:
         topic = self._topics.dead
         async for record in self._open_letters(control, is_counted=True):
-            await self._keep(topic, topic, record)
+            await self._move(topic, topic, record)
         await self._append()
         return self._moved(topic)
 
@@ -382,12 +381,12 @@ class _Migration:
     async def _move_parked(self, control: Control) -> Moved:
         topic = self._topics.parked
         async for record in self._parked(control, is_counted=True):
-            await self._keep(topic, topic, record)
+            await self._move(topic, topic, record)
         await self._append()
         return self._moved(topic)
 
     async def _parked(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
-        """Yield what is parked; what a resumption has scanned goes on elsewhere."""
+        """Yield the parked deliveries that no resume has injected."""
         partition = Partition(self._topics.parked, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
             try:
@@ -407,17 +406,17 @@ class _Migration:
             try:
                 delivery = decode_delivery(record).delivery
             except UnreadableRecordError:
-                pass  # the router keeps it among the dead
+                pass  # the router dead-letters it
             else:
                 if control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
-                    continue  # it was injected anew
+                    continue  # it was injected again
                 tier = tiers.plan(delivery.due, self._target.now())
-            await self._keep(topic, self._topics.retry(tier or tiers.SHORTEST), record)
+            await self._move(topic, self._topics.retry(tier or tiers.SHORTEST), record)
         await self._append()
         return self._moved(topic)
 
     async def _move_sightings(self, events: Iterable[str]) -> Moved:
-        """Move what was seen of identities, each row to the partition in which its event is now."""
+        """Move the dedupe entries, each to the partition in which its event is now."""
         topic, moved = self._topics.dedupe, 0
         by_key = {sightings_key(Partition(name, 0)): name for name in events}
         async for record in self._records(topic):
@@ -428,15 +427,15 @@ class _Migration:
                 continue
             if name is None:
                 continue
-            copies = self._copies[name]
+            offset_map = self._offset_maps[name]
             rows: dict[int, bytearray] = defaultdict(bytearray)
             for identity, content, offset, at in SIGHTING.iter_unpack(sighted.rows):
-                index = copies.index(offset)
-                if index is not None:  # else retention has taken the event, and the window is over
-                    rows[copies.numbers[index]] += SIGHTING.pack(identity, content, copies.moved_to[index], at)
+                index = offset_map.index(offset)
+                if index is not None:  # otherwise retention deleted the event, and the window has passed
+                    rows[offset_map.numbers[index]] += SIGHTING.pack(identity, content, offset_map.moved_to[index], at)
             headers = encode_sightings(sighted.source, sighted.origin)
             for number, of_partition in sorted(rows.items()):
-                # One record becomes several, each told by the partition that it is about.
+                # One record becomes several, distinguished by the partition that each is about.
                 place = f"{topic}:{name}/{number}", record.offset
                 if place not in self._anywhere:
                     key = sightings_key(Partition(name, number))
@@ -444,8 +443,8 @@ class _Migration:
                 moved += 1
         return Moved(topic, moved, 0)
 
-    async def _move_orders(self, control: Control) -> Moved:
-        """Give the orders in force again. What has ended isn't needed: what it was about wasn't moved."""
+    async def _move_control(self, control: Control) -> Moved:
+        """Write the current control records. Ended ones aren't needed: their deliveries weren't moved."""
         topic = self._topics.control
         there = Control()
         for number, (start, end) in (await self._target.bounds(topic)).items():
@@ -453,47 +452,49 @@ class _Migration:
                 for record in records:
                     with suppress(UndecodableRecordError):
                         there.take(record.key, record.value, record.offset)
-        moved = [each for order in control.orders.values() for each in await self._order(order, control)]
+        moved = [each for order in control.orders.values() for each in await self._translated_command(order, control)]
         wanted = Control(moved)
-        # What an earlier run has given, and the old gateway has carried out since.
+        # What an earlier run wrote, and the old gateway has carried out since.
         for key, order in there.orders.items():
             if key not in wanted.orders:
-                await self._give(Order(kind="marker", name=key, state="gone", at=0.0))
-                await self._give(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
+                await self._store_control(Order(kind="marker", name=key, state="gone", at=0.0))
+                await self._store_control(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
         for order in moved:
             if order.kind != "marker":
                 is_there = there.orders.get(order.key) == order
             else:
                 is_there = there.marker(order.name) == order.marker and there.injected(order.name) == order.count
             if not is_there:
-                await self._give(order)
+                await self._store_control(order)
         await self._move_history(control, there)
         return Moved(topic, len(wanted.orders), len(wanted.orders))
 
     async def _move_history(self, control: Control, there: Control) -> None:
-        """Tell by which rules the events that were moved had been routed."""
+        """Write by which rules the moved events had been routed."""
         for order in control.history.orders():
             if not (there.history.knows(order.name) or there.history.has(order.name)):
-                marker = {place: end for place, end in order.marker.items() if place.rpartition("/")[0] in self._copies}
-                await self._give(replace(order, marker=self._translated(marker), done={}))
+                marker = {
+                    place: end for place, end in order.marker.items() if place.rpartition("/")[0] in self._offset_maps
+                }
+                await self._store_control(replace(order, marker=self._translated(marker), done={}))
 
-    async def _give(self, order: Order) -> None:
+    async def _store_control(self, order: Order) -> None:
         key, value = order.encode()
         await self._store(self._topics.control, key, value, [], (self._topics.control, 0))
 
-    async def _order(self, order: Order, control: Control) -> list[Order]:
-        """Return what is to be said of an order in the target."""
+    async def _translated_command(self, order: Order, control: Control) -> list[Order]:
+        """Return the records for a command in the target."""
         match order.kind:
             case "pause":
                 return [order]
             case "kick":
                 return [order] if order.state == "asked" else []
             case "dead" if order.state == "asked":
-                # A letter's time is that of its append, which is another one now, and its place may be one.
+                # A dead letter's time is that of its append, which has changed, and its order may have.
                 which = order.filter
-                has_order = self._copies[self._topics.dead].has_order()
+                has_order = self._offset_maps[self._topics.dead].has_order()
                 if which.since is not None or which.until is not None or not has_order:
-                    which = replace(which, since=None, until=None, ids=await self._letters(order, control))
+                    which = replace(which, since=None, until=None, ids=await self._letter_ids(order, control))
                 return [replace(order, filter=which, marker=self._translated(order.marker))]
             case "replay" if order.state == "asked" and order.selection is not None:
                 starts = self._translated(order.selection.starts)
@@ -509,8 +510,8 @@ class _Migration:
             case _:
                 return []
 
-    async def _letters(self, order: Order, control: Control) -> tuple[str, ...]:
-        """Return the deliveries whose open dead letters an order is for; of one that has none, a name that none has."""
+    async def _letter_ids(self, order: Order, control: Control) -> tuple[str, ...]:
+        """Return the deliveries whose open dead letters a command covers; if none, an id that no delivery has."""
         partition = Partition(self._topics.dead, 0)
         found: dict[str, None] = {}
         async for record in self._open_letters(control):
@@ -520,11 +521,11 @@ class _Migration:
         return tuple(found) or ("none",)
 
     def _translated(self, marker: Mapping[str, int]) -> dict[str, int]:
-        """Return the same place in the target: "topic/partition" → offset there."""
+        """Return the corresponding positions in the target: "topic/partition" → offset."""
         translated: dict[str, int] = {}
         for place, offset in marker.items():
             topic = place.rpartition("/")[0]
-            ends = self._copies[topic].ends(offset, range(self._partitions.get(topic, 0)))
+            ends = self._offset_maps[topic].ends(offset, range(self._partitions.get(topic, 0)))
             translated |= {f"{topic}/{number}": end for number, end in ends.items()}
         return translated
 
@@ -537,10 +538,10 @@ class _Migration:
                     self._done += len(records)
                     self._show(self._done, f"moving {topic}")
 
-    async def _keep_order(self, topic: str, record: Record) -> None:
-        """Move a record behind those of its partition that were moved before it.
+    async def _move_in_order(self, topic: str, record: Record) -> None:
+        """Move a record to its place after its predecessors in the partition.
 
-        Where an append of an earlier run has failed, and those behind it haven't, these don't count: they come again.
+        Records that an earlier run stored behind a failed append are ignored, and moved again.
         """
         partition = Partition(topic, partition_of(record.key, self._partitions[topic]))
         found = self._found[partition]
@@ -550,76 +551,76 @@ class _Migration:
             except ValueError:
                 found.taken = len(found.origins)
             else:
-                self._copies[topic].add(record, topic, partition.number, found.moved_to[found.taken])
+                self._offset_maps[topic].add(record, topic, partition.number, found.moved_to[found.taken])
                 found.taken += 1
                 return
         await self._add(topic, record, topic)
 
-    async def _keep(self, origin: str, topic: str, record: Record) -> None:
-        """Move a record from one topic to another, if none of the target is that one."""
+    async def _move(self, origin: str, topic: str, record: Record) -> None:
+        """Move a record from one topic to another, unless it is already there."""
         there = self._anywhere.get((origin, record.offset))
         if there is None:
             await self._add(origin, record, topic)
         else:
             partition, offset = there
-            self._copies[origin].add(record, partition.topic, partition.number, offset)
+            self._offset_maps[origin].add(record, partition.topic, partition.number, offset)
 
     async def _add(self, origin: str, record: Record, topic: str) -> None:
-        self._see_to_commits({})
+        self._require_commits({})
         size = len(record.value) + sum([len(name) + len(text) for name, text in record.headers])
-        if self._piece and (self._piece_bytes + size > PIECE_BYTES or len(self._piece) == PIECE_RECORDS):
+        if self._batch and (self._batch_bytes + size > BATCH_BYTES or len(self._batch) == BATCH_RECORDS):
             await self._append()
-        # Noted at once: offsets ascend, also where the next record is there already.
-        self._piece.append((record, origin, topic, self._copies[origin].add(record, topic)))
-        self._piece_bytes += size
+        # Added at once: offsets must ascend, even if the next record is there already.
+        self._batch.append((record, origin, topic, self._offset_maps[origin].add(record, topic)))
+        self._batch_bytes += size
 
     async def _append(self) -> None:
-        """Append what is gathered, all at once and in its order."""
-        piece, self._piece, self._piece_bytes = self._piece, [], 0
+        """Append the batch, concurrently and in order."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
         appends = [
             self._target.append(
                 topic,
                 key=record.key,
                 value=record.value,
-                headers=[*record.headers, (MOVED, self._told((origin, record.offset)))],
+                headers=[*record.headers, (MOVED, self._origin_header((origin, record.offset)))],
             )
-            for record, origin, topic, _ in piece
+            for record, origin, topic, _ in batch
         ]
         results = await asyncio.gather(*appends, return_exceptions=True)
-        for (_, origin, _, index), result in zip(piece, results, strict=True):
+        for (_, origin, _, index), result in zip(batch, results, strict=True):
             if isinstance(result, BaseException):
                 raise result
-            copies = self._copies[origin]
-            copies.numbers[index], copies.moved_to[index] = result.partition, result.offset
+            offset_map = self._offset_maps[origin]
+            offset_map.numbers[index], offset_map.moved_to[index] = result.partition, result.offset
 
     async def _store(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, place: Place) -> None:
-        self._see_to_commits({})
-        await self._target.append(topic, key=key, value=value, headers=[*headers, (MOVED, self._told(place))])
+        self._require_commits({})
+        await self._target.append(topic, key=key, value=value, headers=[*headers, (MOVED, self._origin_header(place))])
 
-    def _told(self, place: Place) -> bytes:
+    def _origin_header(self, place: Place) -> bytes:
         return b"%b %b %d" % (self._id, place[0].encode(), place[1])
 
     def _moved(self, topic: str, unfinished: int | None = None) -> Moved:
-        count = len(self._copies[topic].offsets)
+        count = len(self._offset_maps[topic].offsets)
         return Moved(topic, count, count if unfinished is None else unfinished)
 
     # After everything is moved.
 
-    def _see_to_commits(self, expected: Commits) -> None:
-        """See that the target has no commits but these. Raises UsageError."""
+    def _require_commits(self, expected: Commits) -> None:
+        """Raise UsageError if the target has other commits than these."""
         for (group, topic), commits in self._committed.items():
             for number, commit in commits.items():
                 if expected.get((group, topic), {}).get(number) != commit:
                     raise UsageError(
-                        f"{group}: expected no commits there but those of this move, got one of {topic}/{number}: a "
-                        "gateway was started there, or the old one has gone on since a move that was complete; "
+                        f"{group}: expected only the commits of this move, got another one of {topic}/{number}: a "
+                        "gateway was started there, or the old one has continued since a complete move; "
                         f"{self._advice}"
                     )
 
     async def _compare(self, names: Iterable[str]) -> None:
-        """Read back what was moved, and compare it.
+        """Read the moved records back, and compare them.
 
-        Raises LogUnavailableError where a record is missing or isn't the same.
+        Raises LogUnavailableError if one is missing or differs.
         """
         seen: dict[str, int] = defaultdict(int)
         for topic in names:
@@ -627,7 +628,7 @@ class _Migration:
                 partition = Partition(topic, number)
                 self._bounds[partition] = bounds
                 if topic == self._topics.dedupe:
-                    continue  # it says nothing that an event must be delivered for
+                    continue  # no delivery depends on it
                 async for records in self._target.scan(partition, *bounds):
                     for record in records:
                         origin = self._compared(partition, record)
@@ -635,47 +636,49 @@ class _Migration:
                             seen[origin] += 1
                     self._done += len(records)
                     self._show(self._done, f"comparing {topic}")
-        for topic, copies in self._copies.items():
-            if seen[topic] != len(copies.offsets):
-                raise LogUnavailableError(f"{topic}: expected {len(copies.offsets)} records moved, found {seen[topic]}")
+        for topic, offset_map in self._offset_maps.items():
+            if seen[topic] != len(offset_map.offsets):
+                raise LogUnavailableError(
+                    f"{topic}: expected {len(offset_map.offsets)} records moved, found {seen[topic]}"
+                )
 
     def _compared(self, partition: Partition, record: Record) -> str | None:
-        """Return the topic that a record was moved from; None, and note it, if it counts for nothing."""
+        """Return the topic that a record was moved from; None if it is to be ignored, which is recorded."""
         place = self._origin(record)
         self._latest[partition] = max(self._latest[partition], int(record.appended_at * 1000))
         if place is None:
             raise UsageError(
-                f"{partition.topic}/{partition.number}@{record.offset}: expected nobody else to write meanwhile, got "
-                f"another record; stop who does; {self._advice}"
+                f"{partition.topic}/{partition.number}@{record.offset}: expected no other writer meanwhile, got "
+                f"another record; stop the writer; {self._advice}"
             )
         topic, offset = place
-        copies = self._copies[topic]
-        index = copies.index(offset)
+        offset_map = self._offset_maps[topic]
+        index = offset_map.index(offset)
         if index is None:
             self._ended[partition].append(record.offset)
             return None
-        where = copies.topics[index], copies.numbers[index], copies.moved_to[index]
+        where = offset_map.topics[index], offset_map.numbers[index], offset_map.moved_to[index]
         if where != (partition.topic, partition.number, record.offset):
             self._second[partition].append(record.offset)
             return None
         headers = [(name, text) for name, text in record.headers if name != MOVED]
-        if _digest(record.key, record.value, headers) != copies.digests[index]:
-            raise LogUnavailableError(f"{topic}@{offset}: expected the same record moved, got another one")
+        if _digest(record.key, record.value, headers) != offset_map.digests[index]:
+            raise LogUnavailableError(f"{topic}@{offset}: expected the moved record to be the same, got another one")
         return topic
 
     async def _commits(self, events: Iterable[str]) -> Commits:
-        """Return what lets each group begin where it was, up to what was compared: what comes after that is unfinished.
+        """Return commits that let each group continue where it was; records after the comparison are unfinished.
 
-        Raises UsageError where a commit can't say it.
+        Raises UsageError if no commit can express that.
         """
         commits: dict[tuple[str, str], dict[int, Commit]] = {}
         for topic in events:
-            copies = self._copies[topic]
+            offset_map = self._offset_maps[topic]
             for group, commit in (await self._groups(topic)).items():
                 unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
-                for index, offset in enumerate(copies.offsets):
+                for index, offset in enumerate(offset_map.offsets):
                     if not commit.covers(offset):
-                        unfinished[copies.numbers[index]].append(copies.moved_to[index])
+                        unfinished[offset_map.numbers[index]].append(offset_map.moved_to[index])
                 commits[group, topic] = {
                     number: self._commit_of(offsets, Partition(topic, number)) for number, offsets in unfinished.items()
                 }
@@ -694,20 +697,20 @@ class _Migration:
         return commits
 
     async def _commits_of(self, of_pairs: Mapping[str, Pair], events: Collection[str]) -> Commits:
-        """Return what lets each ordered route go on where it was, and know what had come."""
+        """Return commits that let each ordered route continue where it was, and recognise duplicates."""
         commits: dict[tuple[str, str], dict[int, Commit]] = {}
         for topic, pair in of_pairs.items():
-            group, copies = self._topics.ordered_group(*pair), self._copies[topic]
+            group, offset_map = self._topics.ordered_group(*pair), self._offset_maps[topic]
             commit = (await self._source.committed(group, topic)).get(0, Commit(0))
             unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
-            for index, offset in enumerate(copies.offsets):
+            for index, offset in enumerate(offset_map.offsets):
                 if not commit.covers(offset) and offset not in self._repeated[topic]:
-                    unfinished[copies.numbers[index]].append(copies.moved_to[index])
+                    unfinished[offset_map.numbers[index]].append(offset_map.moved_to[index])
             furthest: dict[Partition, Furthest] = {}
             for name in events:
                 last = self._seen[topic].furthest(Partition(name, 0))
                 if last is not None:
-                    ends = self._copies[name].ends(last.offset + 1, range(self._partitions[name]))
+                    ends = self._offset_maps[name].ends(last.offset + 1, range(self._partitions[name]))
                     there = {Partition(name, number): end - 1 for number, end in ends.items() if end}
                     furthest |= {each: Furthest(offset, self._latest[each]) for each, offset in there.items()}
             of_topic = commits[group, topic] = {}
@@ -718,7 +721,7 @@ class _Migration:
         return commits
 
     def _commit_of(self, unfinished: Sequence[int], partition: Partition) -> Commit:
-        """Return a commit that covers all of a partition but these offsets, of which the first is the lowest."""
+        """Return a commit that covers a partition except these offsets, the first of which is the lowest."""
         _, end = self._bounds[partition]
         if not unfinished:
             return Commit(end)
@@ -729,31 +732,31 @@ class _Migration:
                 continue
             if offset - base >= WINDOW:
                 raise UsageError(
-                    f"{partition.topic}/{partition.number}@{offset}: expected what is done within {WINDOW} records of "
-                    f"the first that isn't, got it beyond; {self._advice}"
+                    f"{partition.topic}/{partition.number}@{offset}: expected completed records within {WINDOW} of "
+                    f"the first unfinished one, got one beyond; {self._advice}"
                 )
             bits |= 1 << (offset - base)
         return Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
 
     async def _commit(self, names: Collection[str], commits: Commits) -> None:
-        """Let each group begin where it was."""
-        self._see_to_commits(commits)
+        """Commit, so that each group continues where it was."""
+        self._require_commits(commits)
         for (group, topic), of_topic in commits.items():
             await self._target.seed(group, {Partition(topic, number): commit for number, commit in of_topic.items()})
-        # Where another was faster, its commits stand.
+        # Commits that another run made first are kept.
         self._committed = await self._commits_there(names)
-        self._see_to_commits(commits)
+        self._require_commits(commits)
         for topic in names:
             for number, (_, end) in (await self._target.bounds(topic)).items():
                 _, compared = self._bounds[Partition(topic, number)]
                 if end > compared:
                     raise UsageError(
-                        f"{topic}/{number}@{compared}: expected nobody else to write meanwhile, got another record, "
-                        "which is unfinished; all of the log was moved: start the gateway once you know who wrote it"
+                        f"{topic}/{number}@{compared}: expected no other writer meanwhile, got another record, which "
+                        "is unfinished; the whole log was moved: start the gateway once you know who wrote it"
                     )
 
-    async def _left(self) -> list[str]:
-        """Return the topics of the source that aren't this gateway's, and have records."""
+    async def _other_topics(self) -> list[str]:
+        """Return the source's topics that have records and aren't this gateway's."""
         left = sorted(set(await self._source.topics()).difference(self._partitions))
         bounds = {topic: (await self._source.bounds(topic)).values() for topic in left}
         return [topic for topic in left if any(start < end for start, end in bounds[topic])]

@@ -1,4 +1,4 @@
-"""How much of ordered routes isn't finished, by what their groups have committed."""
+"""How many deliveries of ordered routes aren't finished, by their groups' commits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from gateway.log.topics import Topics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedBacklog:
-    """What wasn't finished up to these ends of ordered routes' topics."""
+    """The number of unfinished records before these ends of ordered routes' topics."""
 
     ends: Mapping[Partition, int]
     count: int
 
 
 async def ordered_backlog_of(log: Log, topics: Topics, name: str) -> OrderedBacklog:
-    """Return what isn't finished of the ordered routes that a "route/…" or "destination/…" names.
+    """Return the unfinished records of the ordered routes that a "route/…" or "destination/…" names.
 
     Raises LogUnavailableError.
     """

@@ -1,7 +1,7 @@
-"""How commands print: for people by rich, for scripts one JSON object a line.
+"""How commands print: with rich for people, or one JSON object a line for scripts.
 
-What comes from senders and destinations is shown without its control characters: a body must not be able to move the
-reader's cursor, nor to recolour their terminal.
+Control characters in data from senders and destinations are removed: a body must not move the reader's cursor or
+recolour their terminal.
 """
 
 import json
@@ -23,12 +23,12 @@ from rich.text import Text
 from gateway.telemetry.logs import printable
 
 PIPE_WIDTH = 160
-"""Columns where nobody says how wide the reader is; rich would take 80 and fold the tables."""
-HEX_BYTES = 16  # a line, as `xxd` has it
+"""Columns if the width is unknown; rich would assume 80 and fold the tables."""
+HEX_BYTES = 16  # per line, as in `xxd`
 
 
 class Output:
-    """Where a command prints: results to stdout, everything else to stderr. With `json`, only `line` reaches stdout."""
+    """A command's output: results on stdout, everything else on stderr. With `json`, only `line` prints to stdout."""
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
@@ -39,11 +39,11 @@ class Output:
 
     @property
     def is_interactive(self) -> bool:
-        """Return whether somebody can be asked."""
+        """Return whether a person can be asked."""
         return sys.stdin.isatty() and sys.stderr.isatty()
 
     def line(self, fields: Mapping[str, object]) -> None:
-        """Print one JSON object, at once."""
+        """Print one JSON object, and flush it."""
         sys.stdout.write(json_line(fields) + "\n")
         sys.stdout.flush()
 
@@ -53,7 +53,7 @@ class Output:
             self._out.print(Text.assemble(*[_shown(part) for part in parts]), soft_wrap=True)
 
     def block(self, text: str) -> None:
-        """Print a string of several lines for people, as it is."""
+        """Print a string of several lines for people, unchanged."""
         if not self.json:
             self._out.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
 
@@ -67,17 +67,17 @@ class Output:
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in rows:
-            # Rows of several lines are set apart.
+            # Rows of several lines are separated by space.
             table.leading |= any("\n" in str(cell) for cell in row)
             table.add_row(*[cell if isinstance(cell, Text) else Text(printable(cell, keep="\n")) for cell in row])
         self._out.print(table)
 
     def note(self, text: str, *, style: str = "dim") -> None:
-        """Tell people something beside the result, on stderr."""
+        """Print something besides the result, on stderr."""
         self._err.print(Text(printable(text, keep="\n"), style=style))
 
     def fail(self, text: str) -> None:
-        """Say what went wrong: `error: ` and a line for each problem."""
+        """Print `error: ` and a line for each problem."""
         for problem in text.splitlines() or ["failed"]:
             self._err.print(Text.assemble(("error: ", "bold red"), printable(problem)))
 
@@ -87,7 +87,7 @@ class Output:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Turn a spinner on a terminal while something takes long."""
+        """Show a spinner on a terminal while something takes long."""
         if not self._err.is_terminal:
             yield
             return
@@ -96,31 +96,31 @@ class Output:
 
     @contextmanager
     def progress(self, text: str, total: int) -> Iterator[Callable[[], None]]:
-        """Show how many of `total` are done, on a terminal; what is handed out is called after each."""
-        with Progress(console=self._err, transient=True, disable=not self._err.is_terminal or total < 2) as bar:  # noqa: PLR2004 - one is no progress
+        """Show a progress bar on a terminal; call the yielded function after each of `total`."""
+        with Progress(console=self._err, transient=True, disable=not self._err.is_terminal or total < 2) as bar:  # noqa: PLR2004 - one needs no bar
             task = bar.add_task(text, total=total)
             yield lambda: bar.advance(task)
 
     @contextmanager
     def gauge(self, text: str, total: int, *, begun: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """Show how far something long has come, on a terminal, with the time that it will still take, about.
+        """Show a progress bar with the estimated remaining time, on a terminal, starting at `begun`.
 
-        It begins at `begun`; what is handed out is called with how much of `total` is done, and what to show beside it.
+        Call the yielded function with how much of `total` is done, and a text to show next to it.
         """
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._err, transient=True, disable=not self._err.is_terminal) as bar:
-            task = bar.add_task(text, total=total, completed=begun, told="")
-            yield lambda done, told: bar.update(task, completed=done, told=told)
+            task = bar.add_task(text, total=total, completed=begun, text="")
+            yield lambda done, text: bar.update(task, completed=done, text=text)
 
 
 def json_line(fields: Mapping[str, object]) -> str:
-    """Return a JSON object in one line, without its end. Bytes of a name that weren't UTF-8 are escaped."""
+    """Return a JSON object on one line, without its end. Bytes of a name that aren't UTF-8 are escaped."""
     try:
         return orjson.dumps(fields).decode()
     except orjson.JSONEncodeError:
@@ -128,17 +128,17 @@ def json_line(fields: Mapping[str, object]) -> str:
 
 
 def when(at: float) -> str:
-    """Return a Unix time as people read it, in their time zone."""
+    """Return a Unix time for people, in their time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def rfc3339(at: float) -> str:
-    """Return a Unix time as scripts read it, in UTC."""
+    """Return a Unix time for scripts, in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def body_fields(body: bytes) -> dict[str, str]:
-    """Return a body as fields of JSON: `body` if it is text in UTF-8, else `body_base64`."""
+    """Return a body as JSON fields: `body` if it is UTF-8, else `body_base64`."""
     try:
         return {"body": body.decode()}
     except UnicodeDecodeError:
@@ -146,7 +146,7 @@ def body_fields(body: bytes) -> dict[str, str]:
 
 
 def body_text(body: bytes) -> str:
-    """Return a body for people: the text if it is one in UTF-8, else a hex dump."""
+    """Return a body for people: as text if it is UTF-8, else as a hex dump."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -155,7 +155,7 @@ def body_text(body: bytes) -> str:
 
 
 def hex_dump(body: bytes) -> str:
-    """Return offset, bytes and their ASCII, 16 bytes a line."""
+    """Return offset, bytes and their ASCII characters, 16 bytes a line."""
     lines = []
     for at in range(0, len(body), HEX_BYTES):
         piece = body[at : at + HEX_BYTES]
@@ -165,7 +165,7 @@ def hex_dump(body: bytes) -> str:
 
 
 def header_text(value: bytes) -> str:
-    """Return a header's name or value as text, whatever bytes it has."""
+    """Return a header's name or value as text; bytes that aren't UTF-8 are escaped."""
     return value.decode("utf-8", "backslashreplace")
 
 
@@ -176,11 +176,11 @@ def _shown(part: "str | tuple[str, str] | Text") -> "str | tuple[str, str] | Tex
 
 
 VERBS = {"is": "are", "goes": "go"}
-"""What one thing does → what several do."""
+"""Singular → plural."""
 
 
 def count(number: int, what: str, verb: str = "") -> str:
-    """Return "1 delivery" or "2 deliveries"; with a verb as of one, "1 delivery goes" or "2 deliveries go"."""
+    """Return "1 delivery" or "2 deliveries"; with a verb in the singular, "1 delivery is" or "2 deliveries are"."""
     plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
-    said = f"{number:,} {what if number == 1 else plural}"
-    return f"{said} {verb if number == 1 else VERBS[verb]}" if verb else said
+    text = f"{number:,} {what if number == 1 else plural}"
+    return f"{text} {verb if number == 1 else VERBS[verb]}" if verb else text

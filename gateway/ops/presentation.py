@@ -1,4 +1,4 @@
-"""How events, dead letters, explanations and answers look: as fields of JSON for scripts, as text for people."""
+"""How commands show events, dead letters and explanations: as JSON fields for scripts, as text for people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -57,7 +57,7 @@ def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, objec
 
 
 def source_fields(source: Source, verification: Verification, routes: Sequence[str]) -> dict[str, object]:
-    told = EventBuilder(source).told_by()
+    origins = EventBuilder(source).told_by()
     return {
         "source": source.name,
         "path": source.path,
@@ -67,75 +67,75 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
             "secrets": list(verification.secrets),
             "at": verification.location,
         },
-        "identity": {"from": [*told["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
-        "type": told["type"],
-        "key": told["key"],
+        "identity": {"from": [*origins["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
+        "type": origins["type"],
+        "key": origins["key"],
         "routes": list(routes),
     }
 
 
 def print_source(output: Output, source: Source, verification: Verification, routes: Sequence[str]) -> None:
-    """Print how a source's events are verified and identified, and where they may go."""
-    told = EventBuilder(source).told_by()
+    """Print how a source's events are verified and identified, and which routes they may match."""
+    origins = EventBuilder(source).told_by()
     output.say(("source ", "bold"), f"{source.name}  path {source.path}")
     output.say(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for way in verification.ways:
-        output.say(f"  {_told_of_way(way)}")
+        output.say(f"  {_signing_text(way)}")
     if verification.secrets:
         number = len(verification.secrets)
-        which = ", any of which will do" if number > 1 else ""
+        which = ", any of which is accepted" if number > 1 else ""
         output.say(f"  {count(number, 'secret')}{which}: {', '.join(verification.secrets)}")
-    identified_by = ", else ".join([*told["id"], IDEMPOTENCY_KEY])
-    output.say(("identity ", "bold"), _dedupe(identified_by, source.dedupe))
-    output.say(("type ", "bold"), ", else ".join([*told["type"], f"the word {FALLBACK_TYPE}"]))
-    output.say(("key ", "bold"), *(told["key"] or ["none"]))
-    output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and go nowhere")
+    identified_by = ", else ".join([*origins["id"], IDEMPOTENCY_KEY])
+    output.say(("identity ", "bold"), _dedupe_text(identified_by, source.dedupe))
+    output.say(("type ", "bold"), ", else ".join([*origins["type"], f"the word {FALLBACK_TYPE}"]))
+    output.say(("key ", "bold"), *(origins["key"] or ["none"]))
+    output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
 
 
-def _told_of_way(way: SigningSpec) -> str:
-    told = [way.proof]
+def _signing_text(way: SigningSpec) -> str:
+    parts = [way.proof]
     if way.tolerance is not None:
         limit = "at any time" if isinf(way.tolerance) else f"at most {shown_duration(way.tolerance)} from now"
-        told.append(f"its timestamp (in {way.timestamp_header}) {limit}")
+        parts.append(f"its timestamp (in {way.timestamp_header}) {limit}")
     if way.id_header is not None:
-        told.append(f"id_header {way.id_header}")
-    return "; ".join(told)
+        parts.append(f"id_header {way.id_header}")
+    return "; ".join(parts)
 
 
 def print_explained(output: Output, explained: Explained, position: str = "", copy_of: str = "") -> None:
-    """Print what becomes of an event. One of the log has a `position`, and may be a copy of another."""
+    """Print what happens to an event. One in the log has a `position`, and may be a duplicate of another."""
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
     output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
-    output.say(("identity ", "bold"), _identity(explained))
-    for told in explained.unread:
-        output.say((told, "yellow"))
+    output.say(("identity ", "bold"), _identity_text(explained))
+    for problem in explained.unread:
+        output.say((problem, "yellow"))
     if copy_of:
-        told = f"a copy of {copy_of}, within its source's dedupe: acknowledged, and delivered by no route"
-        output.say((told, "bold yellow"))
-        output.say("what the routes would do with it if it were none:")
+        text = f"a duplicate of {copy_of}, within its source's dedupe window: acknowledged, and delivered by no route"
+        output.say((text, "bold yellow"))
+        output.say("if it weren't a duplicate:")
     for route in explained.routes:
         mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
         output.say(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
         _print_requests(output, route, event)
     if not any(route.is_matched for route in explained.routes):
-        output.say(("no route matches: the event would be acknowledged and go nowhere", "yellow"))
+        output.say(("no route matches: the event would be acknowledged and delivered nowhere", "yellow"))
     elif copy_of:
-        output.say("to deliver it all the same, by each route that matches it:")
+        output.say("to deliver it anyway, by each route that matches it:")
         output.say(f"  gateway replay --event {position}")
 
 
-def _identity(explained: Explained) -> str:
+def _identity_text(explained: Explained) -> str:
     if not explained.identified_by:
-        return "none: each request is an event of its own, and dedupe finds no copies"
-    return _dedupe(explained.identified_by, explained.dedupe)
+        return "none: each request is an event of its own, and dedupe finds no duplicates"
+    return _dedupe_text(explained.identified_by, explained.dedupe)
 
 
-def _dedupe(identified_by: str, dedupe: float | None) -> str:
+def _dedupe_text(identified_by: str, dedupe: float | None) -> str:
     if dedupe is None:
-        return f"{identified_by}; dedupe is off: what comes again is delivered again"
+        return f"{identified_by}; dedupe is off: duplicates are delivered"
     window = shown_duration(dedupe)
-    return f"{identified_by}; dedupe {window}: the same with the same content isn't delivered again within it"
+    return f"{identified_by}; dedupe {window}: the same identity with the same content isn't delivered again within it"
 
 
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
@@ -149,7 +149,7 @@ def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None
         for name, value in planned.request.headers:
             output.say((f"      {header_text(name)}: ", "dim"), header_text(value))
         if left_out := _left_out(event, planned.request):
-            output.say((f"      left out of the sender's headers: {', '.join(left_out)}", "dim"))
+            output.say((f"      not forwarded of the sender's headers: {', '.join(left_out)}", "dim"))
         if planned.request.body == event.body:
             output.say((f"      the event's own body, {len(event.body):,} bytes", "dim"))
         else:
@@ -157,15 +157,15 @@ def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None
 
 
 def _left_out(event: Event, request: Outbound) -> list[str]:
-    """Return the names of the sender's headers that the request doesn't have, each once."""
+    """Return the names of the sender's headers that aren't in the request, each once."""
     sent = {name.lower() for name, _ in request.headers}
     return list(dict.fromkeys([header_text(name) for name, _ in event.headers if name.lower() not in sent]))
 
 
 def print_answer(output: Output, answer: Answer) -> None:
     style = "bold green" if is_success(answer.status) else "bold red"
-    told = answer.event_id or answer.detail
-    output.say((f"{answer.status}  ", style), told, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
+    result = answer.event_id or answer.detail
+    output.say((f"{answer.status}  ", style), result, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
 
 
 def print_answers(output: Output, answers: Sequence[Answer]) -> None:
@@ -213,24 +213,24 @@ def replay_fields(progress: Progress) -> dict[str, object]:
 
 
 Cells = Mapping[str, str | Text]
-"""A row of a table: each column's title → what stands there."""
+"""A row of a table: column title → content."""
 NUMBERS = ("letters", "attempts", "bytes", "partitions")
-"""Columns of numbers."""
+"""Columns that are aligned to the right."""
 
 
 def print_rows(output: Output, rows: Sequence[Cells]) -> None:
-    """Print a table of rows that have the same titles; nothing where there are none."""
+    """Print rows with the same titles as a table; nothing without rows."""
     if rows:
         output.table(list(rows[0]), [list(row.values()) for row in rows], right=NUMBERS)
 
 
-def topic_cells(spec: TopicSpec, told: str | Text) -> Cells:
-    retention = "for ever" if spec.retention is None else f"{spec.retention / 86400:.3g} d"
+def topic_cells(spec: TopicSpec, state: str | Text) -> Cells:
+    retention = "forever" if spec.retention is None else f"{spec.retention / 86400:.3g} d"
     return {
         "topic": spec.name,
         "partitions": str(spec.partitions),
         "retention": retention + (", compacted" if spec.compacted else ""),
-        "": told,
+        "": state,
     }
 
 
@@ -271,8 +271,8 @@ def event_cells(found: Found, event: Event | None, problem: str) -> Cells:
 def print_event(output: Output, event: Event, position: str, copy_of: str = "") -> None:
     output.say(("event ", "bold"), event.id)
     if copy_of:
-        told = f"a copy of {copy_of}, within its source's dedupe: acknowledged, and not delivered again"
-        output.say(("  " + told, "yellow"))
+        text = f"a duplicate of {copy_of}, within its source's dedupe window: acknowledged, and not delivered again"
+        output.say(("  " + text, "yellow"))
     about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
     _print_fields(output, {**about, "query": event.query or None, "stored at": position})
     for name, value in event.headers:
@@ -362,14 +362,14 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
     delivery, note = letter.stored.delivery, encode_note(letter.stored.note)
     reason, detail = note.pop("reason", ""), note.pop("detail", "")
     output.say(("dead letter ", "bold"), delivery.id)
-    settled = f", {when(letter.settled_by.at)}" if letter.settled_by else ""
+    resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
     _print_fields(
         output,
         {
             "route": f"{delivery.route} → {delivery.destination}",
             "reason": f"{reason}: {detail}" if detail else reason,
             "written": when(letter.letter.at),
-            "status": letter.status + settled,
+            "status": letter.status + resolved_at,
             **note,
         },
     )
@@ -390,9 +390,9 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             output.line({**fields, "who": each.who, "next": list(each.next), "count": each.count})
     for tried in attempts:
         if output.json:
-            told = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
+            ids = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
             attempt = tried.attempt
-            output.line({**told, "at": rfc3339(attempt.at), "attempt": attempt.number, "result": result_of(attempt)})
+            output.line({**ids, "at": rfc3339(attempt.at), "attempt": attempt.number, "result": result_of(attempt)})
     rows = [
         (
             each.what,
@@ -419,12 +419,12 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
 
 
 def _print_steps(output: Output, findings: Sequence[Finding]) -> None:
-    """Print what to do next about each: a command a line, which no table folds."""
-    told: dict[tuple[str, ...], dict[str, None]] = {}
+    """Print the next steps for each, one command a line, outside of any table that would fold it."""
+    by_steps: dict[tuple[str, ...], dict[str, None]] = {}
     for each in findings:
         if each.next:
-            told.setdefault(each.next, {})[each.what] = None
-    for steps, names in told.items():
+            by_steps.setdefault(each.next, {})[each.what] = None
+    for steps, names in by_steps.items():
         output.say()
         output.say(("next: ", "bold"), ", ".join(names))
         for step in steps:

@@ -1,7 +1,7 @@
-"""Ask the gateway of this machine how it is: `python -m gateway.ops.probe [/livez|/readyz]`, for health checks.
+"""Health check of the gateway on this machine: `python -m gateway.ops.probe [/livez|/readyz]`.
 
-An image without a shell or curl has nothing else to ask with, and the command `gateway` itself takes ten times as long
-to load. Exit codes are the command's: 0 well, 1 not, 2 bad usage.
+For images without a shell or curl; the command `gateway` itself takes ten times as long to load. Exit codes are 0 for
+healthy, 1 for unhealthy, 2 for bad usage.
 """
 
 import http.client
@@ -13,11 +13,11 @@ from gateway.model import UsageError
 from gateway.settings import Address, from_sources
 
 PATHS = ("/livez", "/readyz")
-TIMEOUT = 2.5  # Less than a health check's own, so that it can say what it found.
+TIMEOUT = 2.5  # Less than a health check's own, to print the result before that.
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Ask the admin address that GATEWAY_ADMIN names, print its answer, and return the exit code."""
+    """Query the admin address in GATEWAY_ADMIN, print the response, and return the exit code."""
     path, *rest = argv or PATHS
     if path not in PATHS or (argv and rest):
         sys.stderr.write(f"expected {' or '.join(PATHS)}, got {' '.join(argv)!r}\n")
@@ -30,14 +30,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         status, answer = _get(admin, path)
     except (OSError, http.client.HTTPException) as error:
-        sys.stderr.write(f"http://{admin}{path}: expected an answer, got {str(error) or type(error).__name__}\n")
+        sys.stderr.write(f"http://{admin}{path}: expected a response, got {str(error) or type(error).__name__}\n")
         return 1
     sys.stdout.write(f"{status} {answer}\n")
     return 0 if status == http.client.OK else 1
 
 
 def _get(address: Address, path: str) -> tuple[int, str]:
-    # To connect to 0.0.0.0 or [::] is to connect to this machine. No proxy of the environment is asked.
+    # Connecting to 0.0.0.0 or [::] connects to this machine. Proxies in the environment aren't used.
     connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT)
     try:
         connection.request("GET", path)

@@ -1,4 +1,4 @@
-"""What processes tell of themselves at `/status`, as findings: holds, refused rules, halted keys, a source's events."""
+"""Processes' own state, from `/status` of their admin addresses, as findings: holds, refused rules, halted keys."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from gateway.engine.ordered.route import Blocked
 from gateway.log.base import NO_APPENDS
 from gateway.log.json_fields import LATEST
 from gateway.model import result_label
-from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, owners_first
+from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, ask_owners_step
 from gateway.ops.output import rfc3339, when
 from gateway.ops.refusal_advice import SHARE, refusal_of
 
 SUPPRESSED = "duplicates that dedupe suppressed"
-CONFLICTS = "conflicts: their identity had come before with other content; delivered"
+CONFLICTS = "conflicts: same identity as an earlier event, other content; delivered"
 MOMENT = 0.001
-"""Seconds to which a replay step tells its time."""
-_HOLDS: Mapping[str, str] = {"retry_after": "it has asked for silence (Retry-After)", "breaker_open": "breaker open"}
+"""Resolution, in seconds, of the times in printed replay commands."""
+_HOLDS: Mapping[str, str] = {"retry_after": "requested silence (Retry-After)", "breaker_open": "breaker open"}
 
 
-def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
-    """Return what a process says at `/status` of its admin address, as far as no replay has brought it back.
+def process_findings(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
+    """Return the findings in a process's `/status` response, without those that a replay has recovered.
 
-    It may be of another version: what can't be read of its answer is told as such, and the rest is told all the same.
+    The process may be of another version: parts that can't be read are reported as such, the rest as usual.
     """
     found: list[Finding] = []
     unread: dict[str, None] = {}
     for name, read in _PARTS:
-        told = answer.get(name)
-        for each in told if isinstance(told, list) else [told]:
+        part = answer.get(name)
+        for each in part if isinstance(part, list) else [part]:
             if each is None:
                 continue
             try:
@@ -42,16 +42,16 @@ def findings_in(answer: Mapping[str, Any], where: str, control: Control) -> list
             except UNREADABLE:
                 unread[name] = None
     if unread:
-        found.append(_of_unread(tuple(unread), answer.get("version"), where))
+        found.append(_unreadable_finding(tuple(unread), answer.get("version"), where))
     return found
 
 
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
-"""What reading an answer raises that isn't as this version expects it: OSError is of times that no calendar has."""
+"""What reading a response raises if it isn't as this version expects it: OSError for times that no calendar has."""
 
 
 def _checked(finding: Finding) -> Finding:
-    """Return a finding that can be shown. Raises ValueError for one with a time or a number that is none."""
+    """Return the finding if it can be shown. Raises ValueError for one with an invalid time or number."""
     times: Sequence[object] = (finding.since, finding.until)
     number: object = finding.count
     if not all(at is None or (isinstance(at, int | float) and 0 <= at < LATEST) for at in times):
@@ -61,18 +61,18 @@ def _checked(finding: Finding) -> Finding:
     return finding
 
 
-def _of_unread(names: Sequence[str], version: object, where: str) -> Finding:
-    of = f", of version {version}," if version else ""
+def _unreadable_finding(names: Sequence[str], version: object, where: str) -> Finding:
+    of = f" (version {version})" if version else ""
     return Finding(
         rank=NOT_READ,
         what=where,
-        why=f"what this process{of} tells of {' and '.join(names)} can't be read here",
+        why=f"part of its status{of} can't be read here: {', '.join(names)}",
         who=where,
-        next=("# is it of another version? `gateway status` of that one reads it",),
+        next=("# is it of another version? use `gateway status` of that one",),
     )
 
 
-def _of_hold(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+def _hold_findings(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     yield Finding(
         rank=HELD,
         what=f"destination {hold['destination']}",
@@ -81,13 +81,13 @@ def _of_hold(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[Findin
         until=hold["until"],
         who=where,
         next=(
-            *owners_first(hold["destination"], hold["after"]),
+            *ask_owners_step(hold["destination"], hold["after"]),
             f"gateway destination kick {hold['destination']}",
         ),
     )
 
 
-def _of_partition(unread: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+def _partition_findings(unread: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     reason = unread["reason"]
     yield Finding(
         rank=NOT_READ,
@@ -95,45 +95,45 @@ def _of_partition(unread: Mapping[str, Any], where: str, _: Control) -> Iterable
         why=reason if reason.startswith(NO_APPENDS) else f"not read: {reason}",
         since=unread["since"],
         who=where,
-        next=("# see the brokers: it goes on by itself",),
+        next=("# check the brokers; reading resumes by itself",),
     )
 
 
-def _of_log(trouble: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+def _log_findings(trouble: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     yield Finding(
         rank=NOT_READ,
         what="the log",
-        why=f"doesn't answer, or refuses events: {trouble['reason']}",
+        why=f"doesn't respond, or rejects events: {trouble['reason']}",
         since=trouble["since"],
         who=where,
-        next=("# make room on its disk, or see the brokers: it goes on by itself",),
+        next=("# free space on its disk, or check the brokers; it resumes by itself",),
     )
 
 
-def _of_keys(told: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Tell of the keys of an ordered route that wait for a delivery which has failed: for a kick, or for its retry."""
+def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield an ordered route's keys behind a failed delivery: halted until a kick, or blocked until its retry."""
     for state, rank in (("halted", HALTED), ("blocked", WAITING)):
-        if not told[state]:
+        if not keys[state]:
             continue
-        longest = told.get(f"longest_{state}") or {}  # an older version tells how many there are, and no more
+        longest = keys.get(f"longest_{state}") or {}  # an older version sends only how many there are
         event, after, reason = longest.get("event_id"), longest.get("after"), longest.get("reason")
         explain = (f"gateway explain {event}",) if event else ()
-        kick = (f"gateway route kick {told['route']}",) if rank == HALTED else ()
+        kick = (f"gateway route kick {keys['route']}",) if rank == HALTED else ()
         yield Finding(
             rank=rank,
-            what=f"{told['route']} → {told['destination']}",
+            what=f"{keys['route']} → {keys['destination']}",
             why=f"keys {state}" + (f": {reason}" if reason else "") + (f" after {after}" if after else ""),
             since=longest.get("since"),
             until=longest.get("until"),
             who=where,
             next=(*explain, *kick),
-            count=int(told[state]),
+            count=int(keys[state]),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What replays have queued that cover what was missed; `is_done` once all of them have ended."""
+    """How many deliveries the replays that cover the missed events have queued; `is_done` once all have ended."""
 
     queued: int
     is_done: bool
@@ -144,10 +144,10 @@ class Replayed:
 
 
 def replayed(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
-    """Return what the replays have queued that bring back what these routes (by source) missed in a time.
+    """Return what replays have queued of the events that these routes (by source) missed from `since` to `until`.
 
-    None where they don't for each: a replay counts that was given after `until`, when the rules had come into force,
-    and leaves out no destination, partition or moment.
+    None unless each route is covered: by a replay that was commanded after `until`, when the rules became active, and
+    that excludes no destination, partition or moment.
     """
     orders: dict[str, Order] = {}
     for source, names in routes.items():
@@ -179,27 +179,27 @@ def _covers(order: Order, source: str, route: str, since: float, until: float) -
     )
 
 
-def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
-    """Yield which rules a process has refused, and how to bring back what was missed meanwhile."""
+def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield which rules a process has refused, and how to recover the events missed meanwhile."""
     refusal = rules.get("refusal")
     if refusal is None:
         return
     since, until, file = refusal["since"], refusal["until"], refusal["file"]
     following = [
-        "# what was missed meanwhile, once the new rules are in force; --dry-run tells how many that is:",
+        "# once the new rules are active, recover what was missed (count first with --dry-run):",
         f"gateway replay --from {rfc3339(since)} --undelivered",
     ]
     if until is None:
         written = "" if refusal["changed_at"] is None else f" of {when(refusal['changed_at'])}"
         more = f" (and {refusal['count'] - 1} more)" if refusal["count"] > 1 else ""
-        problem = refusal["problems"][0] if refusal["problems"] else "see the line rules_refused"
+        problem = refusal["problems"][0] if refusal["problems"] else "see the log line rules_refused"
         why = (
             f"{PurePath(file).name}{written} is refused: {problem}{more}; "
-            f"those of {when(rules['loaded_at'])} are in force"
+            f"the rules loaded at {when(rules['loaded_at'])} are still active"
         )
         following.insert(0, f"gateway check {quote(rules['file'])}")
     else:
-        why = "new rules were refused; they are in force now"
+        why = "new rules were refused; they are active now"
         if (done := replayed(control, refusal["routes"], since=since, until=until)) is not None:
             why, following = f"{why}; {done}", []
     yield Finding(
@@ -214,9 +214,9 @@ def _of_rules(rules: Mapping[str, Any], where: str, control: Control) -> Iterabl
     )
 
 
-def _of_loss(rules: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield which routes of a process went a while ago, most of them at once."""
-    loss = rules.get("loss")  # an older version doesn't tell
+def _lost_routes_findings(rules: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield which routes a process lost, if most of them went at once."""
+    loss = rules.get("loss")  # an older version doesn't send it
     if loss is None:
         return
     more = loss["count"] - len(loss["routes"])
@@ -226,14 +226,14 @@ def _of_loss(rules: Mapping[str, Any], where: str, _: Control) -> Iterable[Findi
     missing = loss["missing"]
     back = "; they are back" if not missing else "" if missing == loss["count"] else f"; still missing: {missing:,}"
     following = (
-        "# what they missed meanwhile, once they are back; --dry-run tells how many that is:",
+        "# once they are back, recover what they missed (count first with --dry-run):",
         f"gateway replay --from {rfc3339(loss['since'])} --undelivered",
     )
-    put_back = "# put them back, if this wasn't meant: what waits for their retries waits for an hour, and is dead then"
+    put_back = "# if this wasn't intended, put them back: their waiting deliveries become dead letters after an hour"
     yield Finding(
         rank=REFUSED,
         what="rules",
-        why=f"{loss['count']:,} of {loss['of']:,} routes went {how}: {names}{back}",
+        why=f"{loss['count']:,} of {loss['of']:,} routes were removed {how}: {names}{back}",
         is_wrong=missing > 0,
         since=loss["since"],
         who=where,
@@ -241,23 +241,23 @@ def _of_loss(rules: Mapping[str, Any], where: str, _: Control) -> Iterable[Findi
     )
 
 
-def _of_missed(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
-    """Yield what was left out of a source's events before the rules for it were changed, where that was much."""
+def _missed_events_findings(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield which of a source's events weren't delivered before its rules were changed, if they were many."""
     name = source["source"]
-    for missed, how, let_go in (
+    for missed, how, is_suppressed in (
         (source["missed"], "unrouted", False),
         (source["identity"]["missed"], SUPPRESSED, True),
     ):
         if missed is None or missed["count"] <= missed["events"] * SHARE:
             continue
         since, until = missed["since"], missed["until"]
-        verb = "" if let_go else f"{_were(missed['count'])} "
-        why = f"{verb}{how}{_types(missed['types'])} by the rules until {when(until)}"
+        verb = "" if is_suppressed else f"{_were(missed['count'])} "
+        why = f"{verb}{how}{_types(missed['types'])} under the rules active until {when(until)}"
         done = replayed(control, {name: missed["routes"] or ()}, since=since, until=until)
         ready = (
-            "# if the identity that is in force now is as it should be; --dry-run tells how many are no copies by it:"
-            if let_go
-            else "# if the rules that are in force now are as they should be; --dry-run tells how many that is:"
+            "# if the current identity is correct, recover those that are no duplicates (count first with --dry-run):"
+            if is_suppressed
+            else "# if the current rules are correct, recover the missed events (count first with --dry-run):"
         )
         yield Finding(
             rank=SOURCE,
@@ -277,7 +277,7 @@ def _were(number: int) -> str:
 
 
 def _types(types: Sequence[tuple[str, int]]) -> str:
-    """Tell the most frequent types of a source's events: " (12 push, 3 ping)"."""
+    """Return the most frequent types of a source's events as text: " (12 push, 3 ping)"."""
     return f" ({', '.join([f'{number:,} {name}' for name, number in types])})" if types else ""
 
 
@@ -285,60 +285,60 @@ def _replay(source: str, since: float) -> str:
     return f"gateway replay --source {source} --from {rfc3339(since)} --undelivered"
 
 
-def _of_source(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield what a process has counted of a source since the rules for it are in force, where it is much."""
+def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield which of a source's events weren't delivered under its current rules, or conflict, if they are many."""
     name, identity = source["source"], source["identity"]
     steps = [
         "# by type, and whether the identity makes distinct events equal:",
         "gateway check --since 1h",
         "# fix the source's id; try it in a copy of the rules:",
         "gateway check NEW.yaml --since 1h",
-        *(_missed(name, identity) if identity["duplicates"] else ()),
+        *(_missed_steps(name, identity) if identity["duplicates"] else ()),
     ]
     unrouted = [
         f"gateway events list --source {name}",
-        "# and why one of them matches no route:",
+        "# why one of them matches no route:",
         f"gateway explain {source['newest'] or 'evt_…'}",
-        *_missed(name, source),
+        *_missed_steps(name, source),
     ]
-    told = [
+    kinds = [
         (source, "unrouted", f"unrouted{_types(source['types'])}", unrouted),
         (identity, "duplicates", f"{SUPPRESSED}{_types(identity['types'])}", steps),
         (identity, "conflicts", CONFLICTS, steps),
     ]
-    for counted, key, what, following in told:
+    for counted, key, what, following in kinds:
         number, of_all, since = counted[key], counted["events"], counted["since"]
         if number <= of_all * SHARE:
             continue
-        ever = "since the process began" if since is None else "since these rules are in force"
-        # The events are counted by an ingress, and what becomes of them by a router, which may be another process.
+        period = "since the process started" if since is None else "under the current rules"
+        # Events are counted by an ingress, and their outcomes by a router, which may be another process.
         share = f", of {int(of_all):,}" if of_all >= number else ""
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
-            why=f"{what}{share} {ever}",
+            why=f"{what}{share} {period}",
             since=since,
             who=where,
-            next=(*_changed(counted), *following),
+            next=(*_change_steps(counted), *following),
             count=int(number),
         )
 
 
-def _changed(counted: Mapping[str, Any]) -> list[str]:
+def _change_steps(counted: Mapping[str, Any]) -> list[str]:
     if counted["since"] is None:
         return []
-    return [f"# the rules of {when(counted['loaded_at'])} changed {'; '.join(counted['changed'])}"]
+    return [f"# the rules loaded at {when(counted['loaded_at'])} changed {'; '.join(counted['changed'])}"]
 
 
-def _missed(source: str, counted: Mapping[str, Any]) -> list[str]:
+def _missed_steps(source: str, counted: Mapping[str, Any]) -> list[str]:
     since = counted["missed_since"]
     if since is None:
         return []
-    return ["# what was missed since then, once they are as they should be:", _replay(source, since)]
+    return ["# once the rules are correct, recover what was missed since:", _replay(source, since)]
 
 
-def _of_refused(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield which requests a source has refused lately, where that is much."""
+def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield which of a source's requests were refused lately, if they are many."""
     name = source["source"]
     for reason, run in source["refused"].items():
         if run["count"] <= run["of"] * SHARE:
@@ -357,21 +357,21 @@ def _of_refused(source: Mapping[str, Any], where: str, _: Control) -> Iterable[F
 
 
 _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable[Finding]]]] = (
-    ("holds", _of_hold),
-    ("unread", _of_partition),
-    ("log", _of_log),
-    ("rules", _of_rules),
-    ("rules", _of_loss),
-    ("ordered", _of_keys),
-    ("sources", _of_source),
-    ("sources", _of_missed),
-    ("sources", _of_refused),
+    ("holds", _hold_findings),
+    ("unread", _partition_findings),
+    ("log", _log_findings),
+    ("rules", _refused_rules_findings),
+    ("rules", _lost_routes_findings),
+    ("ordered", _key_findings),
+    ("sources", _source_findings),
+    ("sources", _missed_events_findings),
+    ("sources", _refused_requests_findings),
 )
-"""What of an answer is read by what: a list of them, or one."""
+"""Which part of a response is read by what: each of a list, or the part itself."""
 
 
-def changes_told(answer: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
-    """Return when a process's rules were changed last, and what of them; None if not before a time, or not told."""
+def last_rule_changes(answer: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
+    """Return when a process's rules last changed, and what; None if unknown, or not before that time."""
     try:
         rules = answer["rules"]
         at, changed = float(rules["changed_at"]), [str(each) for each in rules["changed"]]
@@ -380,10 +380,10 @@ def changes_told(answer: Mapping[str, Any], *, before: float) -> tuple[float, Se
     return (at, changed) if 0 <= at < before else None
 
 
-def describe_keys(keys: Sequence[Blocked]) -> Mapping[str, Any]:
-    """Tell how many keys of an ordered route have halted, or wait for a retry, and of the one that does so longest.
+def keys_status(keys: Sequence[Blocked]) -> Mapping[str, Any]:
+    """Return how many keys of an ordered route are halted, or wait for a retry, and the longest of each.
 
-    The numbers are under names of their own, as a command of another version reads them.
+    The names are an interface: commands of another version read them.
     """
     halted = [key for key in keys if key.halted is not None]
     blocked = [key for key in keys if key.halted is None]

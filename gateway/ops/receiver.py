@@ -1,4 +1,4 @@
-"""A receiver for trying things out, behind `gateway receive`: it shows, verifies, and fails on demand."""
+"""The test receiver of `gateway receive`: shows what it gets, verifies it, and fails on demand."""
 
 import asyncio
 import time
@@ -22,9 +22,9 @@ MAX_BODY = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A request as it came. The texts are from the gateway's headers, None where it isn't from one.
+    """A received request. The names and ids are from the gateway's headers, None if it isn't from a gateway.
 
-    `is_verified` is None where there is no secret to verify by. `size` is of the body, in bytes; `answer` is a status.
+    `is_verified` is None without a secret. `size` is that of the body, in bytes; `answer` is the response's status.
     """
 
     at: float
@@ -39,7 +39,7 @@ class Received:
     body: bytes = b""
 
     def as_json(self) -> str:
-        """Return one line, without its end; the body as text, or in base64 as `body_base64` where it is none."""
+        """Return one line, without its end; the body as text or, if it isn't text, in base64 as `body_base64`."""
         return json_line(
             {
                 "at": rfc3339(self.at),
@@ -72,11 +72,11 @@ class Received:
 
 
 class Receiver:
-    """Answers every request by the next of the statuses in `respond`, the last of which repeats, after `delay` seconds.
+    """Responds to each request after `delay` seconds with the next status in `respond`; the last one repeats.
 
-    `secrets` are Standard Webhooks' (`whsec_` and base64); `report` is called before the answer goes out. Port 0 takes
-    a free one, which `port` tells after the start. A context manager, or `start` and `close`. Raises OSError for a port
-    in use.
+    `secrets` are Standard Webhooks' (`whsec_` and base64); `report` is called before the response is sent. Port 0 takes
+    a free one: `port` is the actual one after the start. A context manager, or `start` and `close`. Raises OSError for
+    a port in use.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Receiver:
             )
         )
         if self._delay:
-            # A sender that has gone away doesn't end this, so closing does.
+            # A sender that disconnects doesn't end this, so closing does.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._delay):
                     await self._closing.wait()

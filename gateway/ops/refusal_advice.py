@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SHARE = 0.1
-"""Of a source's events, that are duplicates, unrouted or refused: what is more is told."""
+"""Share of a source's events that are duplicates, unrouted or refused, above which they are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What requests that are refused for such a reason say, and what to do about them.
+    """What to do about requests that are refused for such a reason, and when they mean that something is wrong.
 
-    They say that something is wrong where they are more than `share` of a source's requests, and more than `few`; with
-    None never, as anybody on the internet can cause them. So `few` is above 0 where no signature has been verified yet.
+    That is if they are more than `share` of a source's requests, and more than `few`; never if `share` is None, since
+    anyone on the internet can cause them. For the same reason `few` is above 0 if no signature was verified before.
     """
 
     steps: tuple[str, ...]
@@ -24,7 +24,7 @@ class Refusal:
 
 
 FEW_REFUSALS = 10
-"""Refusals in a row, without a pause, that a stranger may have caused: the alert on signatures begins above it, too."""
+"""Number of refusals without a pause that a stranger may have caused; the alert on signatures also begins above it."""
 
 
 HALF = 0.5
@@ -33,30 +33,33 @@ HALF = 0.5
 _EXPLAIN = "gateway explain {name}"
 
 
-_AGAIN = "# what was refused the sender sends again by itself, or from its list of deliveries"
+_AGAIN = "# the sender retries refused requests by itself, or redelivers them from its list"
 
 
-_OTHER = Refusal(steps=("# what is told of each: the lines request_finished of source {name}",))
+_OTHER = Refusal(steps=("# details of each: the log lines request_finished of source {name}",))
 
 
 _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
     ("log_unavailable",): Refusal(
         share=SHARE,
-        steps=("# the log took no events: why is in the lines log_unavailable, that it does in log_available", _AGAIN),
+        steps=("# the event log accepted no events: log_unavailable says why, log_available marks the end", _AGAIN),
     ),
     ("overloaded",): Refusal(
         share=SHARE,
         few=FEW_REFUSALS,
-        steps=("# more came than the log stored: is it slow, or does it take more ingress processes?", _AGAIN),
+        steps=(
+            "# more events came than were stored: is the event log slow, or are more ingress processes needed?",
+            _AGAIN,
+        ),
     ),
-    ("draining",): Refusal(steps=("# by a process that was ending, whose place another takes", _AGAIN)),
+    ("draining",): Refusal(steps=("# by a stopping process, which another replaces", _AGAIN)),
     ("bad_signature", "bad_credentials"): Refusal(
         share=SHARE,
         few=FEW_REFUSALS,
         steps=(
             "# how it is verified, and where its secrets are from:",
             _EXPLAIN,
-            "# after a rotation: put the new secret beside the old one in `secrets` of source {name}",
+            "# after a rotation: put the new secret next to the old one in `secrets` of source {name}",
             _AGAIN,
         ),
     ),
@@ -64,9 +67,9 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         share=SHARE,
         few=FEW_REFUSALS,
         steps=(
-            "# how old a request may be (the answer to the sender says how old it was):",
+            "# how old a request may be (the response to the sender says how old it was):",
             _EXPLAIN,
-            "# our clock or the sender's is wrong, or something on the way holds requests back",
+            "# our clock or the sender's is wrong, or something in between delays requests",
         ),
     ),
     (
@@ -83,13 +86,13 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         steps=(
             "# which headers are expected, and in which form:",
             _EXPLAIN,
-            "# its sender signs otherwise or not at all, something on the way takes headers off, or it is a stranger",
+            "# the sender signs differently or not at all, something in between removes headers, or it is a stranger",
         ),
     ),
     ("body_not_json", "expression_error"): Refusal(
         share=SHARE,
         steps=(
-            "# what its `id`, `type` or `key` is read from isn't in these events, which are its own:",
+            "# these events, verified as its own, lack what its `id`, `type` or `key` is read from:",
             _EXPLAIN,
             _AGAIN,
         ),
@@ -97,10 +100,10 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
     ("body_too_large",): Refusal(
         share=HALF,
         few=FEW_REFUSALS,
-        steps=("# larger than the log takes: can its sender be told to send less, such as a link?",),
+        steps=("# larger than the event log accepts: can the sender send less, such as a link?",),
     ),
     ("disconnected", "body_slow", "crowded_out"): Refusal(
-        steps=("# who sent them broke off, or was too slow; anybody can do that, and a sender of ours sends again",)
+        steps=("# the client disconnected, or was too slow; anyone can cause that, and a real sender retries",)
     ),
     (
         "transfer_coding",
@@ -111,11 +114,11 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         "head_too_large",
         "unknown_source",
     ): Refusal(
-        steps=("# no webhook looks so: a stranger, or something on the way that rewrites requests of a sender of ours",)
+        steps=("# no webhook looks like this: a stranger, or something in between that rewrites a sender's requests",)
     ),
 }
 
 
 def refusal_of(reason: str) -> Refusal:
-    """Return what a reason says; a newer version may have others."""
+    """Return what a reason means; a newer version may have others."""
     return next((kind for reasons, kind in _REFUSALS.items() if reason in reasons), _OTHER)

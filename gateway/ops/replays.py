@@ -1,4 +1,4 @@
-"""Replays of events, as operators see them: which records one is about, what it would deliver, and how far it is."""
+"""Replays of events as operators see them: their records, what they would deliver, and their progress."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
@@ -14,17 +14,17 @@ from gateway.engine.unavailable_partitions import PATIENCE, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
-from gateway.ops.control_client import LAST_WORD
+from gateway.ops.control_client import CANCEL_GRACE
 from gateway.rules.rules import Rules
 
 POLL_INTERVAL = 0.25
-"""Seconds between looks at how far a replay is; it tells once a second."""
+"""Seconds between polls of a replay's progress; it is published once a second."""
 
 
 class Window(NamedTuple):
-    """The records that were appended in a time: "topic/partition" → the first offset, and the one after the last.
+    """The records appended in a time interval: "topic/partition" → the first offset, and the one after the last.
 
-    Of the partitions that can't be read, why not.
+    `unread` are the unreadable partitions, with the reason.
     """
 
     starts: Mapping[str, int]
@@ -33,14 +33,14 @@ class Window(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How many records that is, at most: some offsets may be gaps."""
+        """Return the maximum number of records: some offsets may be gaps."""
         return sum([end - self.starts[place] for place, end in self.ends.items()])
 
 
 async def until_elected(
     log: Log, topics: Collection[str], *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 ) -> None:
-    """Wait until all of these topics can be read, but no longer than the election of a leader takes."""
+    """Wait until all of these topics can be read, but no longer than a leader election takes."""
     waited = 0.0
     for topic in sorted(topics):
         _, unread = await log.readable(topic)
@@ -51,7 +51,7 @@ async def until_elected(
 
 
 async def window_of(log: Log, topics: Collection[str], since: float, until: float | None) -> Window:
-    """Find the records appended at `since` or later, and before `until` or by now; times are of the log's clock."""
+    """Return the records appended at `since` or later, and before `until` or now; times are the log's."""
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
     unread: dict[str, str] = {}
@@ -73,10 +73,10 @@ async def window_of(log: Log, topics: Collection[str], since: float, until: floa
 async def would_replay(
     log: Log, rules: Rules, selection: Selection, window: Window, known: Undelivered | None = None
 ) -> AsyncGenerator[tuple[int, Matched | None], None]:
-    """Yield for each record of a window how many were looked at, and the event if these rules match it.
+    """Yield for each record of a window how many were read so far, and the event if these rules match it.
 
-    Whether it was delivered is told of it, where it is `known`, and leaves nothing out. Raises UsageError where the
-    rules have no such route or destination.
+    With `known`, each event says whether it was delivered; none is excluded for it. Raises UsageError if the rules have
+    no such route or destination.
     """
     matcher = Matcher(selection, known)
     if (problem := matcher.use(rules)) is not None:
@@ -98,9 +98,9 @@ async def would_replay(
 
 
 class Progress(NamedTuple):
-    """How far a replay is: records looked at of how many, and deliveries injected.
+    """A replay's progress: records read, their total, and deliveries injected.
 
-    `unread` are the partitions that it waits for, or once it is done, those that it went without.
+    `unread` is the number of partitions that it waits for or, once it is done, that weren't included.
     """
 
     order: Order
@@ -122,16 +122,16 @@ async def follow(
     timeout: float,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> AsyncGenerator[Progress, None]:
-    """Yield how far a replay is, now and whenever that changes, until it has ended; nothing if there is none.
+    """Yield a replay's progress, now and at each change, until it has ended; nothing if there is no such replay.
 
-    Ends early when nothing happens in the control topic for `timeout` seconds: nobody is at it, or it waits for what
-    can't be read.
+    Ends early if the control topic has no new records for `timeout` seconds: no gateway carries it out, or it waits for
+    unreadable partitions.
     """
     control = Control()
     partition = Partition(topics.control, 0)
     position = 0
     waited = 0.0
-    told: Progress | None = None
+    last: Progress | None = None
     while True:
         start, end = (await log.bounds(topics.control)).get(0, (0, 0))
         position = max(position, start)
@@ -144,11 +144,11 @@ async def follow(
         progress = _progress(control, name)
         if progress is None:
             return
-        if progress != told:
-            told = progress
+        if progress != last:
+            last = progress
             yield progress
         is_final = progress.has_ended and progress.order not in control.unclosed()
-        if is_final or (progress.has_ended and waited >= LAST_WORD) or waited >= timeout:
+        if is_final or (progress.has_ended and waited >= CANCEL_GRACE) or waited >= timeout:
             return
         await sleep(POLL_INTERVAL)
         waited += POLL_INTERVAL

@@ -1,4 +1,4 @@
-"""`gateway send`: an event as its provider would send it, signed by the secrets in the rules."""
+"""`gateway send`: events as their provider would send them, signed with the secrets in the rules; and `/status`."""
 
 import re
 import time
@@ -22,15 +22,15 @@ from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 
 TIMEOUT = 30.0
-"""Seconds for one answer: longer than the gateway takes to refuse an event that it can't store."""
+"""Seconds to wait for a response: longer than the gateway takes to refuse an event that it can't store."""
 STATUS_TIMEOUT = 10.0
-"""Seconds within which a process tells its status, however busy it is."""
+"""Seconds within which even a busy process returns its status."""
 MAX_ANSWER = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """A request that is ready to be sent."""
+    """A signed request, ready to be sent."""
 
     url: URL
     headers: tuple[tuple[str, str], ...]
@@ -39,7 +39,7 @@ class Signed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the gateway said. `event_id` is None where it took no event, `detail` what it said instead."""
+    """The gateway's response. `event_id` is None if it accepted no event; `detail` then says why."""
 
     status: int
     event_id: str | None
@@ -48,9 +48,9 @@ class Answer:
 
 
 def source_of(rules: Path, name: str, *, secret: str | None) -> tuple[Source, Verifier]:
-    """Return a source and what to sign its events with: the rules' own secrets, or the one that is given.
+    """Return a source, and a verifier that signs its events: with the secrets in the rules, or the given one.
 
-    Raises RulesError, and UsageError for a source that isn't there or whose secrets can't be resolved.
+    Raises RulesError, and UsageError for an unknown source, or one whose secrets can't be resolved.
     """
     found, problems = check_rules(rules, resolve=False)
     if found is None:
@@ -78,10 +78,10 @@ def sign(
     now: float,
     is_forged: bool = False,
 ) -> Signed:
-    """Make the request that the provider would make; a URL without a path gets the source's.
+    """Return the request that the provider would send; a URL without a path gets the source's.
 
-    A forged one is signed as if its body were another, and has wrong credentials. Raises UsageError for a URL that
-    isn't one, for a header that is signed and not given, and where there is nothing to forge.
+    A forged one has the signature of another body, and wrong credentials. Raises UsageError for an invalid URL, for a
+    missing header that is signed, and if there is nothing to forge.
     """
     target = _target(source, url)
     if is_forged and verifier.scheme == "none":
@@ -105,7 +105,7 @@ def sign(
             (name, "forged" if _is_credential(verifier, name) and name.lower() not in given else value)
             for name, value in signed
         ]
-    # Encoded already: a signature may cover the path and query as they are written.
+    # Already encoded: a signature may cover path and query as they are written.
     address = URL(f"{target.origin()}{target.raw_path}{f'?{query}' if query else ''}", encoded=True)
     return Signed(url=address, headers=tuple(signed), body=body)
 
@@ -121,7 +121,7 @@ class Sender:
         )
 
     async def send(self, request: Signed) -> Answer:
-        """Send a request. Raises OSError or TimeoutError when there is no answer."""
+        """Send a request. Raises OSError or TimeoutError without a response."""
         began = time.perf_counter()
         try:
             async with self._session.post(
@@ -149,9 +149,9 @@ class Sender:
 
 
 async def ask_status(address: str) -> Mapping[str, Any]:
-    """Return what a process answers at `/status` of its admin address (`http://HOST:PORT`, or without `http://`).
+    """Return a process's response at `/status` of its admin address (`http://HOST:PORT`, or without `http://`).
 
-    Raises UsageError for an address that isn't one, and ConnectionError where no gateway answers.
+    Raises UsageError for an invalid address, and ConnectionError if no gateway responds.
     """
     url = admin_url(address)
     try:
@@ -174,7 +174,7 @@ async def ask_status(address: str) -> Mapping[str, Any]:
 
 
 def admin_url(address: str) -> URL:
-    """Return where the process of an admin address tells its status. Raises UsageError for what isn't an address."""
+    """Return the status URL of a process, by its admin address. Raises UsageError for an invalid one."""
     try:
         url = URL(address if "://" in address else f"http://{address}")
     except ValueError:
@@ -185,7 +185,7 @@ def admin_url(address: str) -> URL:
 
 
 def sample(id: str, type: str) -> bytes:  # noqa: A002 - the words of the glossary
-    """Return a body for an event that has none: id and type stand where most schemes look for them."""
+    """Return a body for an event that has none, with id and type where most schemes look for them."""
     return orjson.dumps({"id": id, "type": type, "test": True})
 
 
@@ -210,7 +210,7 @@ def _is_about(problem: Problem, source: str) -> bool:
 
 
 def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifier:
-    """Build the source's verifier anew, from what is written, with another secret."""
+    """Rebuild the source's verifier from the rule file, with another secret."""
     node = written_source(files, source.name)
     verify = node.child("verify") if node else None
     if node and verify:

@@ -1,14 +1,14 @@
-"""Which sources have fallen silent, by what the log has of their own past.
+"""Find sources that have fallen silent, by comparing them with their own past in the log.
 
-The alert GatewaySourceSilent holds an hour without events against the same hour a day and a week ago. The log has no
-counts, so this goes by the newest events:
+The alert GatewaySourceSilent compares an hour without events with the same hour a day and a week ago. The log has no
+counts, so this uses the newest events:
 
     ──e─e──e───e──e─e──────────────────────────▶
                     │ the last      second half of the silence │ now
-                    └── longer than an hour, and than twice the longest gap before
+                    └── at least an hour, and twice the longest gap before
 
-and where the log reaches back that far, something has to have come in such a half a day ago and a week ago, too: or a
-night, a weekend or the end of a burst is no silence.
+As far as the log reaches back, events must also have come in such a half a day ago and a week ago: so a night, a
+weekend or the end of a burst isn't reported.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ from gateway.rules.rules import Rules
 from gateway.rules.value_kinds import shown_duration
 
 QUIET = 3600.0
-"""Seconds without an event below which nothing is told, as with the alert."""
-TIMES = 2
-"""How often the longest gap before has to fit into a silence."""
+"""Minimum seconds without an event, as with the alert."""
+GAP_FACTOR = 2
+"""A silence is at least this many times the longest gap before it."""
 MIN_EVENTS = 10
-"""Events whose gaps tell how often they come; in the alert, too, more than that have to have come in an hour."""
+"""Minimum number of gaps between events that are compared; the alert requires more events than this in an hour."""
 SAMPLE = 300
-"""Events of a topic that are looked at, the newest, over all of its partitions."""
-MOST_SOURCES = 500
-"""With more of them none is looked at."""
-AT_ONCE = 8
-PATIENCE = 10.0
-"""Seconds for all of them; what wasn't looked at by then isn't told."""
+"""Maximum number of events read per topic, the newest, over all of its partitions."""
+MAX_SOURCES = 500
+"""With more sources, none is checked."""
+MAX_CONCURRENT = 8
+TIMEOUT = 10.0
+"""Seconds for all of them; sources that weren't checked by then aren't reported."""
 WEEK = 7 * DAY
 
 
 class Time(NamedTuple):
-    """A time from a moment to before another (Unix seconds)."""
+    """A time interval, without its end (Unix seconds)."""
 
     start: float
     end: float
@@ -53,7 +53,7 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """A source that may have fallen silent: it is told where `expected` events or more came in each of `before`."""
+    """A source that may be silent: it is reported if at least `expected` events came in each interval of `before`."""
 
     since: float
     longest: float
@@ -61,58 +61,60 @@ class Silence:
     expected: int
 
     def is_usual(self, counts: Sequence[int | None]) -> bool:
-        """Return whether it was as silent before, by how many events came in each of `before`; None isn't known."""
+        """Return whether it was as silent before, by the number of events in each of `before`; None is unknown."""
         return any(count is not None and count < self.expected for count in counts)
 
 
 def silence(times: Sequence[float], now: float) -> Silence | None:
-    """Return what a source's newest events say, ascending and without a gap of our own: None if it isn't silent."""
+    """Return the silence after a source's newest events, at these ascending times; None if it isn't silent."""
     if len(times) <= MIN_EVENTS:
         return None
     quiet, longest = now - times[-1], max([after - before for before, after in pairwise(times)])
-    if quiet < QUIET or quiet < TIMES * longest:
+    if quiet < QUIET or quiet < GAP_FACTOR * longest:
         return None
     length = min(quiet, DAY) / 2
-    # In a silence of days there is nothing to hold it against.
+    # During a silence of days, yesterday has nothing to compare with.
     same_time = now - DAY * math.ceil(quiet / DAY)
-    # Of the hours before that time the retention of a week has left nothing.
+    # A week is the retention: the hours before that are deleted.
     before = (Time(same_time - length, same_time), Time(now - WEEK, now - WEEK + length))
-    usual = MIN_EVENTS if not longest else length / (TIMES * longest)
+    usual = MIN_EVENTS if not longest else length / (GAP_FACTOR * longest)
     return Silence(since=times[-1], longest=longest, before=before, expected=max(1, min(MIN_EVENTS, math.floor(usual))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looked:
-    """The sources that are silent, and what to say where not all were looked at."""
+class SilentSources:
+    """The silent sources, and a note if not all were checked."""
 
     found: Sequence[Finding]
-    left_out: str
+    incomplete: str
 
 
-async def silent_in(log: Log, topics: Topics, rules: Rules) -> Looked:
-    """Return the sources of the rules that are silent against their own past, as far as the log can be read."""
-    if len(rules.sources) > MOST_SOURCES:
-        return Looked(found=(), left_out=f"silent sources aren't looked for among more than {MOST_SOURCES}")
+async def silent_sources_in(log: Log, topics: Topics, rules: Rules) -> SilentSources:
+    """Return the sources in the rules that are silent compared with their own past, as far as the log can be read."""
+    if len(rules.sources) > MAX_SOURCES:
+        return SilentSources(
+            found=(), incomplete=f"silent sources weren't checked, as there are more than {MAX_SOURCES}"
+        )
     sources: dict[str, list[str]] = defaultdict(list)
     for source in rules.sources.values():
         sources[source.topic or topics.events(source.name)].append(source.name)
     names, found, looked = sorted(sources), list[Finding](), 0
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while looked < len(names):
-                some = names[looked : looked + AT_ONCE]
-                for told in await asyncio.gather(*[_of_topic(log, topic, sources[topic]) for topic in some]):
-                    found += told
+                some = names[looked : looked + MAX_CONCURRENT]
+                for silent in await asyncio.gather(*[_silent_in_topic(log, topic, sources[topic]) for topic in some]):
+                    found += silent
                 looked += len(some)
     except LogUnavailableError as error:
-        return Looked(found=found, left_out=f"silent sources weren't looked for: {error}")
+        return SilentSources(found=found, incomplete=f"silent sources weren't checked: {error}")
     except TimeoutError:
-        left_out = f"of {len(names):,} topics of events {looked:,} were looked at for silent sources in {PATIENCE:g} s"
-        return Looked(found=found, left_out=left_out)
-    return Looked(found=found, left_out="")
+        incomplete = f"silent sources: only {looked:,} of {len(names):,} topics of events were checked in {TIMEOUT:g} s"
+        return SilentSources(found=found, incomplete=incomplete)
+    return SilentSources(found=found, incomplete="")
 
 
-async def _of_topic(log: Log, topic: str, sources: Sequence[str]) -> list[Finding]:
+async def _silent_in_topic(log: Log, topic: str, sources: Sequence[str]) -> list[Finding]:
     bounds, unread = await log.readable(topic)
     now = log.now()
     if unread or not any(start < end for start, end in bounds.values()):
@@ -122,7 +124,7 @@ async def _of_topic(log: Log, topic: str, sources: Sequence[str]) -> list[Findin
         if any(recent.get(number, end) < end for number, (_, end) in bounds.items()):
             return []
     found = []
-    for source, times in (await _newest(log, topic, bounds, sources)).items():
+    for source, times in (await _newest_times(log, topic, bounds, sources)).items():
         silent = silence(times, now)
         if silent is None:
             continue
@@ -136,25 +138,25 @@ def _finding(source: str, silent: Silence) -> Finding:
     return Finding(
         rank=SILENT,
         what=f"source {source}",
-        why=f"silent: the last ones came at most {_about(silent.longest)} apart",
-        is_wrong=False,  # It is guessed from the past, and a holiday looks the same.
+        why=f"silent: its last events were at most {_rounded_up(silent.longest)} apart",
+        is_wrong=False,  # A guess from the past: a holiday looks the same.
         since=silent.since,
         next=(
-            "# a holiday? else its sender's list of deliveries tells what it sees; the way from outside:",
+            "# a holiday? if not, check the sender's list of deliveries, and test the path from outside:",
             f"gateway send {source} --url https://…",
         ),
     )
 
 
-def _about(seconds: float) -> str:
+def _rounded_up(seconds: float) -> str:
     unit = next((unit for unit in (3600, 60) if seconds >= 2 * unit), 1)
     return shown_duration(unit * max(1, math.ceil(seconds / unit)))
 
 
-async def _newest(
+async def _newest_times(
     log: Log, topic: str, bounds: Mapping[int, tuple[int, int]], sources: Sequence[str]
 ) -> Mapping[str, Sequence[float]]:
-    """Return when the newest events of each source came, ascending: from a time on, all that are in the topic."""
+    """Return the times of each source's newest events, ascending: all those in the topic since some time."""
     share = max(1, SAMPLE // len(bounds))
     came: list[tuple[float, str]] = []
     complete_from = -math.inf
@@ -189,7 +191,7 @@ async def _times(
 
 
 async def _count(log: Log, topic: str, bounds: Mapping[int, tuple[int, int]], time: Time, now: float) -> int | None:
-    """Return how many events of a topic came in a time; None where the log doesn't reach back to it."""
+    """Return how many events of a topic came in an interval; None if the log doesn't reach back that far."""
     if time.start < now - (await log.retentions([topic])).get(topic, 0.0):
         return None
     first, after = await log.offsets_at(topic, time.start), await log.offsets_at(topic, time.end)

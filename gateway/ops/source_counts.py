@@ -1,4 +1,4 @@
-"""What has become of each source's events by the rules for it, and what was left out before these were changed."""
+"""What happened to each source's events under its current rules, and what its previous rules left undelivered."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ from typing import Any
 from gateway.rules.watch import Changes
 from gateway.telemetry.skipped_events import SkippedEvents
 
-MOST_TOLD = 3
-"""Types that are told of events that were left out, the most frequent first."""
-MOST_ROUTES = 100
-"""Whose names are told; a replay takes no more at once, either."""
+MAX_TYPES = 3
+"""Maximum number of event types reported per source, the most frequent first."""
+MAX_ROUTES = 100
+"""Maximum number of routes reported by name, and of routes in one `gateway replay`."""
 MARGIN = 1.0
-"""Seconds by which an event may have been appended before it was received, by two clocks that follow the log's."""
+"""Seconds by which an event's append may seem to precede its receipt, as two clocks follow the log's."""
 
 Counts = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    """Since when the rules for a source are as they are, when they were read, and what that changed."""
+    """Since when a source's current rules apply, when they were loaded, and what they changed."""
 
     since: float
     loaded_at: float
@@ -29,7 +29,7 @@ class InForce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missed:
-    """Events left out while the rules for their source were others; `routes` are those that may take them since."""
+    """Events that a source's previous rules left undelivered; `routes` are those that may match them now."""
 
     count: int
     events: int
@@ -38,44 +38,44 @@ class Missed:
     routes: frozenset[str]
     types: Counter[str]
     ended: float
-    """By the clock of who has counted, for it to be forgotten."""
+    """When they were counted, by the monotonic clock: after an hour they are forgotten."""
 
 
 class SourceCounts:
-    """What was counted of each source since the rules have changed by which it was, or since the process began.
+    """Counts of each source since its rules changed, or since the process started.
 
-    Which events no route takes is a matter of the source and its routes. Which are let go as copies is one of its
-    identity and `dedupe` alone, and goes on while other rules change.
+    Which events are unrouted depends on the source and its routes. Which are suppressed as duplicates depends on the
+    source's identity and `dedupe` alone, so that count continues while other rules change.
     """
 
-    def __init__(self, unrouted: SkippedEvents, let_go: SkippedEvents, *, remembered: float) -> None:
+    def __init__(self, unrouted: SkippedEvents, suppressed: SkippedEvents, *, remembered: float) -> None:
         self._unrouted = _Account(("unrouted",), unrouted, remembered)
-        self._let_go = _Account(("duplicates", "conflicts"), let_go, remembered)
+        self._suppressed = _Account(("duplicates", "conflicts"), suppressed, remembered)
 
     def change(
         self, changes: Changes, counts: Mapping[str, Counts], in_force: InForce, *, now: float, at: float
     ) -> None:
-        """Begin anew with the sources that a change is about, and keep what was left out of theirs before.
+        """Restart the counts of the changed sources, and keep what was missed before.
 
-        `now` is by the log's clock, `at` by one that isn't set.
+        `now` is the log's time, `at` that of the monotonic clock.
         """
         for name, routes in changes.touched.items():
             if name not in counts:  # it is gone
                 self._unrouted.drop(name)
-                self._let_go.drop(name)
+                self._suppressed.drop(name)
                 continue
             self._unrouted.change(name, routes, counts[name], in_force, now=now, at=at)
             if name in changes.identified:
-                self._let_go.change(name, routes, counts[name], in_force, now=now, at=at)
+                self._suppressed.change(name, routes, counts[name], in_force, now=now, at=at)
 
     def of(self, name: str, counts: Counts, *, at: float) -> Mapping[str, Any]:
-        """Tell what was counted of a source, and for an hour what was left out before."""
-        identity = self._let_go.of(name, counts, at=at)
+        """Return a source's counts and, for an hour, what was missed before, as JSON for `/status`."""
+        identity = self._suppressed.of(name, counts, at=at)
         return {"source": name, **self._unrouted.of(name, counts, at=at), "identity": identity}
 
 
 class _Account:
-    """Counts of each source since some rules for it have changed; `what[0]` counts the events that they leave out."""
+    """Counts of each source since some of its rules changed; `what[0]` counts the events left undelivered."""
 
     def __init__(self, what: Sequence[str], left_out: SkippedEvents, remembered: float) -> None:
         self._what = what
@@ -107,24 +107,24 @@ class _Account:
             "loaded_at": None if in_force is None else in_force.loaded_at,
             "changed": () if in_force is None else in_force.changed,
             "missed_since": since,
-            "types": _told(left_out.types),
+            "types": _most_common(left_out.types),
             "newest": next((left_out.newest[kind] for kind, _ in left_out.types.most_common(1)), None),
-            "missed": self._told_missed(name, at),
+            "missed": self._missed_json(name, at),
         }
 
     def _since(self, name: str, counts: Counts) -> dict[str, float]:
         before = self._before.get(name, {})
         return {what: counts[what] - before.get(what, 0.0) for what in ("events", *self._what)}
 
-    def _keep(self, name: str, routes: frozenset[str], told: Counts, *, now: float, at: float) -> None:
-        number, left_out = int(told[self._what[0]]), self._left_out.of(name)
+    def _keep(self, name: str, routes: frozenset[str], counted: Counts, *, now: float, at: float) -> None:
+        number, left_out = int(counted[self._what[0]]), self._left_out.of(name)
         if not number:
             return
         in_force = self._in_force.get(name)
         since = left_out.oldest - MARGIN
         kept = Missed(
             count=number,
-            events=int(told["events"]),
+            events=int(counted["events"]),
             since=since if in_force is None else min(since, in_force.since),
             until=now,
             routes=routes,
@@ -133,7 +133,7 @@ class _Account:
         )
         earlier = self._missed.get(name)
         if earlier is not None and at <= earlier.ended + self._remembered:
-            # One replay is to bring back all of it, so that what was fixed by halves isn't half forgotten.
+            # One replay is to recover all of it, so a fix in two steps forgets nothing.
             kept = Missed(
                 count=kept.count + earlier.count,
                 events=kept.events + earlier.events,
@@ -145,7 +145,7 @@ class _Account:
             )
         self._missed[name] = kept
 
-    def _told_missed(self, name: str, at: float) -> Mapping[str, Any] | None:
+    def _missed_json(self, name: str, at: float) -> Mapping[str, Any] | None:
         missed = self._missed.get(name)
         if missed is None or at > missed.ended + self._remembered:
             return None
@@ -154,10 +154,10 @@ class _Account:
             "events": missed.events,
             "since": missed.since,
             "until": missed.until,
-            "routes": sorted(missed.routes)[:MOST_ROUTES] if len(missed.routes) <= MOST_ROUTES else None,
-            "types": _told(missed.types),
+            "routes": sorted(missed.routes)[:MAX_ROUTES] if len(missed.routes) <= MAX_ROUTES else None,
+            "types": _most_common(missed.types),
         }
 
 
-def _told(types: Counter[str]) -> list[tuple[str, int]]:
-    return types.most_common(MOST_TOLD)
+def _most_common(types: Counter[str]) -> list[tuple[str, int]]:
+    return types.most_common(MAX_TYPES)

@@ -1,8 +1,7 @@
-"""`gateway status`: what keeps deliveries from going out, the worst first.
+"""`gateway status`: what keeps deliveries from going out, as far as the log shows.
 
-The log knows what is paused and by whom, and what waits, for which reason and until when. What a process has in memory
-(breakers, silence that was asked for, keys that halt, rules that it refuses) it answers at `/status` of its admin
-address.
+It shows what is paused and by whom, and what waits, why and until when. The state that a process has in memory (open
+breakers, `Retry-After`, halted keys, refused rules) comes from `/status` of its admin address: `process_status.py`.
 """
 
 from collections import Counter
@@ -22,26 +21,26 @@ from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
 from gateway.ops.dead_letters import Group, Groups, read_letters
-from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, owners_first
+from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ask_owners_step
 from gateway.ops.log_search import bounds_of
 from gateway.ops.output import rfc3339, when
-from gateway.ops.process_status import changes_told
-from gateway.ops.waiting_deliveries import _WHY, MAX_ATTEMPTS_SHOWN, Backlog, LastAttempts
+from gateway.ops.process_status import last_rule_changes
+from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, WAIT_REASONS, Backlog, LastAttempts
 from gateway.rules.rules import Rules
 
 FEW_ATTEMPTS_LEFT = 3
-"""Tries that a delivery has left, of which it is told."""
+"""Remaining attempts at or below which a warning is shown."""
 
 
 MAX_GROUPS_SHOWN = 5
 
 
-MAX_TOLD_APART = 500_000
-"""Deliveries that wait of which it is known whether they were counted: some 40 MB."""
+MAX_DEDUPED = 500_000
+"""Waiting deliveries remembered to avoid counting one twice: about 40 MB."""
 
 
-def paused_in(control: Control) -> list[Finding]:
-    """Return what operators, or answers, have paused."""
+def paused_findings(control: Control) -> list[Finding]:
+    """Return what operators, or 410 responses, have paused."""
     found = []
     for order in control.orders.values():
         if order.kind != "pause" or order.state not in ("paused", "resuming"):
@@ -62,30 +61,30 @@ def paused_in(control: Control) -> list[Finding]:
     return found
 
 
-def findings_of(backlogs: Iterable[Backlog], now: float, rules: Rules | None = None) -> list[Finding]:
-    """Return what waits, by route and destination; by the rules, where they are at hand, also what soon won't."""
+def waiting_findings(backlogs: Iterable[Backlog], now: float, rules: Rules | None = None) -> list[Finding]:
+    """Return what waits, by route and destination; with `rules`, also what will soon be dead-lettered."""
     found = []
     for each in backlogs:
         if not each.route:
-            found.append(_of_no_source(each, now))
+            found.append(_unknown_source_finding(each, now))
             continue
-        is_open = _WHY[SpillReason.BREAKER_OPEN] in each.reasons
-        is_held = is_open or _WHY[SpillReason.THROTTLED] in each.reasons
+        is_open = WAIT_REASONS[SpillReason.BREAKER_OPEN] in each.reasons
+        is_held = is_open or WAIT_REASONS[SpillReason.THROTTLED] in each.reasons
         after = result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
-        is_parked = set(each.reasons) == {_WHY[SpillReason.PAUSED]}
+        is_parked = set(each.reasons) == {WAIT_REASONS[SpillReason.PAUSED]}
         is_wrong = is_held or now - each.oldest > LATE
-        opened = {_WHY[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
-        told = ", ".join(
+        opened = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
+        reasons = ", ".join(
             [f"{number:,} {reason}{opened.get(reason, '')}" for reason, number in each.reasons.most_common(3)]
         )
-        following = [*owners_first(each.destination, after), f"gateway destination kick {each.destination}"]
+        following = [*ask_owners_step(each.destination, after), f"gateway destination kick {each.destination}"]
         if any(reason.startswith(("401", "403")) for reason in each.reasons):
-            following.insert(0, f"# replace our credential of {each.destination} first")
+            following.insert(0, f"# replace our credential for {each.destination} first")
         found.append(
             Finding(
                 rank=HELD if is_held else WAITING,
                 what=f"{each.route} → {each.destination}",
-                why=told + ("" if is_parked or rules is None else _ends_soon(each, rules, now)),
+                why=reasons + ("" if is_parked or rules is None else _dead_letter_warning(each, rules, now)),
                 is_wrong=is_wrong,
                 since=each.oldest,
                 until=None if is_parked else max(each.due, now),
@@ -96,17 +95,17 @@ def findings_of(backlogs: Iterable[Backlog], now: float, rules: Rules | None = N
     return found
 
 
-def _of_no_source(backlog: Backlog, now: float) -> Finding:
+def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:
     name, is_wrong = backlog.source, now - backlog.oldest > LATE
     following = (
         "# do all processes have these rules? (rules_reloaded, rules_refused)",
-        "# events wait for them for an hour, and are dead letters (route_removed) then",
-        f"# if source {name} was removed too early, put it back until its events are out",
+        "# events wait for them for an hour, then become dead letters (route_removed)",
+        f"# if source {name} was removed too early, put it back until its events are delivered",
     )
     return Finding(
         rank=WAITING,
         what=f"source {name}",
-        why="events of a source that no rules name",
+        why="events of a source that isn't in the rules",
         is_wrong=is_wrong,
         since=backlog.oldest,
         until=max(backlog.due, now),
@@ -115,8 +114,8 @@ def _of_no_source(backlog: Backlog, now: float) -> Finding:
     )
 
 
-def _ends_soon(backlog: Backlog, rules: Rules, now: float) -> str:
-    """Say after how many more attempts there are dead letters, if these are few, and get what the last one got."""
+def _dead_letter_warning(backlog: Backlog, rules: Rules, now: float) -> str:
+    """Return a warning if at most FEW_ATTEMPTS_LEFT more failures like the last dead-letter the first delivery."""
     route, delivery = rules.routes.get(backlog.route), backlog.tried
     if route is None or delivery is None:
         return ""
@@ -134,21 +133,21 @@ def _ends_soon(backlog: Backlog, rules: Rules, now: float) -> str:
     return ""
 
 
-async def waiting(
+async def waiting_deliveries(
     log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
 ) -> AsyncIterator[StoredDelivery]:
-    """Yield each delivery that waits in the retry topics, or is parked; what can't be read, and why, goes to `unread`.
+    """Yield each delivery that waits in a retry topic or is parked; `unread` gets the unreadable partitions, and why.
 
-    Each comes once, though it moves from topic to topic meanwhile; of more than `MAX_TOLD_APART`, twice at most.
+    Each is yielded once, even if it moves to another topic meanwhile; beyond `MAX_DEDUPED`, at most twice.
     Raises LogUnavailableError.
     """
     names = [*[topics.retry(tier) for tier in TIERS], topics.parked]
-    # All commits before all ends: what moves in between is in the topic that it has left, or in both.
+    # All commits before all ends: a delivery that moves in between is found in its former topic, or in both.
     commits = {topic: await _commits(log, topics, topic) for topic in names}
     bounds = {topic: await bounds_of(log, topic, unread) for topic in names}
     seen: set[int] = set()
     for topic in names:
-        async for partition, offset, stored in _of_topic(log, bounds[topic], commits[topic], topic):
+        async for partition, offset, stored in _deliveries_in_topic(log, bounds[topic], commits[topic], topic):
             delivery = stored.delivery
             is_over = (
                 _was_resumed(control, stored, partition, offset)
@@ -157,7 +156,7 @@ async def waiting(
             )
             life = hash(delivery.life)
             if not is_over and life not in seen:
-                if len(seen) < MAX_TOLD_APART:
+                if len(seen) < MAX_DEDUPED:
                     seen.add(life)
                 yield stored
 
@@ -166,7 +165,9 @@ async def _parked(
     log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
 ) -> AsyncIterator[StoredDelivery]:
     commits, topic = await _commits(log, topics, topics.parked), topics.parked
-    async for partition, offset, stored in _of_topic(log, await bounds_of(log, topic, unread), commits, topic):
+    async for partition, offset, stored in _deliveries_in_topic(
+        log, await bounds_of(log, topic, unread), commits, topic
+    ):
         if not _was_resumed(control, stored, partition, offset):
             yield stored
 
@@ -179,12 +180,12 @@ async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]
     return await log.committed(topics.group(ROUTER_GROUP), topic)
 
 
-async def parked_of(
+async def parked_counts(
     log: Log, topics: Topics, control: Control, name: str, unread: dict[Partition, str]
 ) -> Mapping[str, int]:
-    """Return what is parked of a "route/…" or "destination/…": name that is paused → deliveries.
+    """Return the number parked of a "route/…" or "destination/…", by the paused name that parked them.
 
-    `unread` is as in `waiting`. Raises LogUnavailableError.
+    `unread` is as in `waiting_deliveries`. Raises LogUnavailableError.
     """
     kind, _, called = name.partition("/")
     found = Counter[str]()
@@ -197,19 +198,19 @@ async def parked_of(
     return found
 
 
-async def _of_topic(
+async def _deliveries_in_topic(
     log: Log, bounds: Mapping[int, tuple[int, int]], commits: Mapping[int, Commit], topic: str
 ) -> AsyncIterator[tuple[Partition, int, StoredDelivery]]:
-    """Yield each delivery of a topic that the router hasn't done, with its position."""
+    """Yield each delivery of a topic that the router hasn't completed, with its position."""
     for number, (start, end) in bounds.items():
         partition = Partition(topic, number)
         commit = commits.get(number, Commit(start))
-        async with aclosing(_records(log, partition, max(start, commit.base), end, commit)) as found:
+        async with aclosing(_unfinished_deliveries(log, partition, max(start, commit.base), end, commit)) as found:
             async for offset, stored in found:
                 yield partition, offset, stored
 
 
-async def _records(
+async def _unfinished_deliveries(
     log: Log, partition: Partition, start: int, end: int, commit: Commit
 ) -> AsyncGenerator[tuple[int, StoredDelivery], None]:
     async for records in log.scan(partition, start, end):
@@ -219,45 +220,45 @@ async def _records(
             try:
                 yield record.offset, decode_delivery(record)
             except UnreadableRecordError:
-                continue  # the gateway tells of it
+                continue  # the gateway reports it
 
 
-def unread_in(unread: Mapping[Partition, str]) -> list[Finding]:
-    """Return what of the log couldn't be read just now."""
+def unread_findings(unread: Mapping[Partition, str]) -> list[Finding]:
+    """Return the partitions that couldn't be read."""
     return [
         Finding(
             rank=NOT_READ,
             what=f"{partition.topic}/{name_of(partition)}",
-            why=f"not read: {reason}; what it holds isn't counted here",
-            next=("# see the brokers: it is read again by itself",),
+            why=f"not read: {reason}; its records aren't counted here",
+            next=("# check the brokers; reading resumes by itself",),
         )
         for partition, reason in sorted(unread.items())
     ]
 
 
-def without_process(address: str, error: Exception) -> Finding:
-    """Return that a process that was asked doesn't answer."""
+def process_unreachable_finding(address: str, error: Exception) -> Finding:
+    """Return the finding for a process that doesn't respond."""
     return Finding(
         rank=NOT_READ,
         what=address,
-        why=f"doesn't answer: {error}; what it holds in memory isn't known here",
-        next=("# look whether it runs, and whether its --admin or GATEWAY_ADMIN is this address",),
+        why=f"doesn't respond: {error}; its state in memory isn't shown",
+        next=("# check that it is running, and that its --admin or GATEWAY_ADMIN is this address",),
     )
 
 
-def without_log(error: Exception, *, is_rest_told: bool) -> Finding:
-    """Return that the log couldn't be read at all."""
-    rest = "; the rest is what --admin told" if is_rest_told else ""
+def log_unreachable_finding(error: Exception, *, has_answers: bool) -> Finding:
+    """Return the finding for a log that can't be read at all."""
+    rest = "; everything else here comes from --admin" if has_answers else ""
     return Finding(
         rank=NOT_READ,
         what="the log",
-        why=f"not read: {error}; what is paused, waits or is a dead letter isn't known here",
-        next=(f"# see the log, and what --log or GATEWAY_LOG says of it{rest}",),
+        why=f"not read: {error}; pauses, waiting deliveries and dead letters aren't shown",
+        next=(f"# check the event log, and that --log or GATEWAY_LOG points to it{rest}",),
     )
 
 
-def of_destination(found: Iterable[Finding], name: str, routes: Collection[str]) -> list[Finding]:
-    """Return what concerns a destination, to which these routes deliver, and what may hide more of it."""
+def filter_by_destination(found: Iterable[Finding], name: str, routes: Collection[str]) -> list[Finding]:
+    """Return what concerns a destination and the routes to it, and what couldn't be read, which may concern it."""
     what = {f"destination {name}", *[f"route {route}" for route in routes]}
     return [
         each
@@ -266,8 +267,8 @@ def of_destination(found: Iterable[Finding], name: str, routes: Collection[str])
     ]
 
 
-async def unrouted_in(log: Log, topics: Topics, unread: dict[Partition, str]) -> list[Finding]:
-    """Return what of events, and of ordered routes, wasn't done yet. Raises LogUnavailableError."""
+async def unfinished_findings(log: Log, topics: Topics, unread: dict[Partition, str]) -> list[Finding]:
+    """Return the events, and the deliveries of ordered routes, that aren't finished. Raises LogUnavailableError."""
     found = []
     for topic in sorted(await log.topics()):
         target = topics.ordered_target(topic)
@@ -280,25 +281,25 @@ async def unrouted_in(log: Log, topics: Topics, unread: dict[Partition, str]) ->
             commit = commits.get(number, Commit(start))
             first = max(start, commit.base)
             count += max(0, end - first - int.from_bytes(commit.done, "little").bit_count())
-            async with aclosing(_appended(log, Partition(topic, number), first, min(end, first + 1))) as times:
+            async with aclosing(_append_times(log, Partition(topic, number), first, min(end, first + 1))) as times:
                 async for at in times:
                     oldest = min(oldest, at)
-        # Of events, what is in flight is no news.
+        # Events in flight aren't worth reporting.
         if count and (target is not None or log.now() - oldest > LATE):
             what = f"source {topic.removeprefix(topics.events(''))}" if target is None else " → ".join(target)
-            why = "events that aren't routed and sent out" if target is None else "waits in its order"
+            why = "events not yet routed and delivered" if target is None else "waiting for their turn"
             is_late = log.now() - oldest > LATE
             found.append(Finding(rank=WAITING, what=what, why=why, is_wrong=is_late, since=oldest, count=count))
     return found
 
 
-async def _appended(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[float, None]:
+async def _append_times(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[float, None]:
     async for records in log.scan(partition, start, end):
         for record in records:
             yield record.appended_at
 
 
-async def dead_in(
+async def dead_letter_findings(
     log: Log,
     topics: Topics,
     control: Control,
@@ -307,28 +308,28 @@ async def dead_in(
     *,
     rules: Rules | None = None,
 ) -> list[Finding]:
-    """Return the open dead letters of a day: the largest groups of them. Raises LogUnavailableError.
+    """Return the largest groups of the last day's open dead letters. Raises LogUnavailableError.
 
-    `answers` are those of processes at `/status`, which know what of the rules was changed last; the rules at hand say
-    what of them there is no more.
+    `answers` are processes' /status responses, with the last rule changes; `rules` are the local ones, which show what
+    was removed since.
     """
     groups = Groups()
     which = DeadFilter(since=log.now() - DAY)
-    async with aclosing(read_letters(log, topics, control, which, is_all=False, unread=unread)) as letters:
+    async with aclosing(read_letters(log, topics, control, which, include_resolved=False, unread=unread)) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [_of_group(group, answers, rules) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
+    return [_finding_for_group(group, answers, rules) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
 
 
-def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None) -> Finding:
+def _finding_for_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None) -> Finding:
     which = f"--reason {group.reason}"
     if group.route:  # or it is a record that can't be read
         which = f"--route {group.route} --destination {group.destination} {which}"
     following = [f"gateway dead list {which}"]
-    gone = _gone(group, rules)
+    gone = _missing_name(group, rules)
     if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
         following = [f"# {gone}: put it back first"] if gone else []
-        following += _of_expression(group, which, answers)
+        following += _expression_steps(group, which, answers)
     elif gone:
         following += [
             f"# {gone}: put it back first, or they end as route_removed again:",
@@ -343,7 +344,7 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules |
         following += [once, f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
-        what=f"{group.route} → {group.destination}" if group.route else _NOWHERE[bool(group.event)],
+        what=f"{group.route} → {group.destination}" if group.route else _WITHOUT_ROUTE[bool(group.event)],
         why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
         since=group.oldest,
         next=tuple(following),
@@ -351,31 +352,31 @@ def _of_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules |
     )
 
 
-def _gone(group: Group, rules: Rules | None) -> str:
-    """Say what the rules at hand have no more of where letters were to go; "" where they have all, or aren't there."""
+def _missing_name(group: Group, rules: Rules | None) -> str:
+    """Return which route or destination of these letters the local rules lack; "" if none, or without rules."""
     if rules is None or not group.route:
         return ""
     if group.route not in rules.routes:
-        return f"the rules at hand have no route {group.route}"
+        return f"the local rules have no route {group.route}"
     is_there = group.destination in rules.destinations
-    return "" if is_there else f"the rules at hand have no destination {group.destination}"
+    return "" if is_there else f"the local rules have no destination {group.destination}"
 
 
-_NOWHERE = {False: "records that can't be read", True: "events of a source that no rules name"}
-"""What has no route: by whether it can be read."""
+_WITHOUT_ROUTE = {False: "records that can't be read", True: "events of a source that isn't in the rules"}
+"""How records without a route are named, by whether they can be read."""
 
 
-def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return what to do about letters that an expression failed for: that of a request, or a condition.
+def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the steps for letters whose expression failed: one of a request, or a condition.
 
-    A letter is replayed to where it was to go, by the request as the rules have it then. Which events the condition
-    takes once it is fixed, only a replay of the events tells.
+    Replaying a letter renders its request by the current rules, and evaluates no condition. Which events a fixed
+    condition matches, only a replay of the events finds out.
     """
     following = [
-        f"# the rules of {when(told[0])} changed {change}"
-        for told in [changes_told(answer, before=group.newest) for answer in answers]
-        if told is not None
-        for change in told[1]
+        f"# the rules loaded at {when(changes[0])} changed {change}"
+        for changes in [last_rule_changes(answer, before=group.newest) for answer in answers]
+        if changes is not None
+        for change in changes[1]
         if change.startswith(f"route {group.route}: ")
     ]
     following = [*dict.fromkeys(following), f"gateway explain {group.event}"]
@@ -387,18 +388,18 @@ def _of_expression(group: Group, which: str, answers: Iterable[Mapping[str, Any]
         ]
     return [
         *following,
-        "# once the condition is fixed; events are matched anew, and the letters of those that it takes settled:",
+        "# once the condition is fixed (matches the events again, and resolves the dead letters of matching ones):",
         f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered",
     ]
 
 
-async def add_dead(
+async def add_dead_letters(
     log: Log, topics: Topics, control: Control, attempts: LastAttempts, unread: dict[Partition, str]
 ) -> None:
-    """Add the newest dead letters of their destination, settled ones included. Raises LogUnavailableError."""
+    """Add the newest dead letters of the destination, resolved ones included. Raises LogUnavailableError."""
     number = 0
     which = DeadFilter(destination=attempts.destination)
-    async with aclosing(read_letters(log, topics, control, which, is_all=True, unread=unread)) as letters:
+    async with aclosing(read_letters(log, topics, control, which, include_resolved=True, unread=unread)) as letters:
         async for letter in letters:
             if letter.stored is not None:
                 attempts.add(letter.stored)

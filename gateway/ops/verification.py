@@ -1,4 +1,4 @@
-"""How a source is verified, as its rule file has it written: where each secret is from, and never what it is."""
+"""How a source is verified, as its rule file says: the origin of each secret, never its value."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """`secrets` are the references of each, with `***` for what is written out; `location` is where `verify` stands."""
+    """`secrets` are the references of each, with `***` for literal text; `location` is where `verify` is."""
 
     scheme: str
     ways: Sequence[SigningSpec]
@@ -24,7 +24,7 @@ class Verification:
 
 
 def verification_of(files: Sequence[Path], source: Source) -> Verification:
-    """Tell how a source of these rule files is verified."""
+    """Return how a source in these rule files is verified."""
     verify = None
     if (node := written_source(files, source.name)) is not None:
         verify = node.child("verify")
@@ -33,13 +33,13 @@ def verification_of(files: Sequence[Path], source: Source) -> Verification:
     return Verification(
         scheme=source.verifier.scheme,
         ways=source.verifier.signing_specs,
-        secrets=[told_of_secret(secret.value) for secret in secrets],
+        secrets=[masked_secret(secret.value) for secret in secrets],
         location="" if verify is None else f"{verify.file}:{verify.line}",
     )
 
 
 def written_source(files: Sequence[Path], name: str) -> Node | None:
-    """Return a source as it is written, if one of these files is YAML that has it."""
+    """Return the YAML node of a source, if one of these files is YAML and has it."""
     for file in files:
         node: Node | None = read_document(file, []) if file.suffix in (".yaml", ".yml") else None
         for step in ("sources", name):
@@ -49,14 +49,14 @@ def written_source(files: Sequence[Path], name: str) -> Node | None:
     return None
 
 
-def told_of_secret(written: object) -> str:
-    """Return the references of a secret, such as `${file:secrets/shop}`, and `***` for everything else of it."""
-    text, told, end = str(written), "", 0
+def masked_secret(written: object) -> str:
+    """Return the references of a secret, such as `${file:secrets/shop}`, and `***` for everything else."""
+    text, masked, end = str(written), "", 0
     for found in _REFERENCE.finditer(text):
         if found[0] == "$${":
             continue
-        told += MASK if found.start() > end else ""
+        masked += MASK if found.start() > end else ""
         name, has_default, _ = found[0][2:-1].partition(":-")
-        told += f"${{{name}:-{MASK}}}" if has_default and not name.startswith("file:") else found[0]
+        masked += f"${{{name}:-{MASK}}}" if has_default and not name.startswith("file:") else found[0]
         end = found.end()
-    return told + (MASK if end < len(text) or not told else "")
+    return masked + (MASK if end < len(text) or not masked else "")

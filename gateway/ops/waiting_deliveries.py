@@ -1,4 +1,4 @@
-"""What waits, by route and destination, and the last attempts at a destination: as records of retry topics tell."""
+"""Waiting deliveries by route and destination, and the last attempts at a destination, from the log's records."""
 
 import heapq
 from collections import Counter
@@ -13,10 +13,10 @@ MAX_ATTEMPTS_SHOWN = 20
 
 
 MAX_REASONS = 100
-"""Of a backlog that are told apart: an answer may name an id."""
+"""Maximum number of distinct reasons counted per backlog; more are counted together, as a response may name an id."""
 
 
-_WHY: Mapping[str, str] = {
+WAIT_REASONS: Mapping[str, str] = {
     SpillReason.BREAKER_OPEN: "breaker open",
     SpillReason.THROTTLED: "Retry-After",
     SpillReason.LANE_FULL: "its queue is full",
@@ -29,7 +29,7 @@ _WHY: Mapping[str, str] = {
 
 @dataclass(slots=True, kw_only=True)
 class Backlog:
-    """What waits of one route for one destination; of a source, where the rules had none of its name."""
+    """The waiting deliveries of a route to a destination; without a route, the events of an unknown source."""
 
     route: str
     destination: str
@@ -39,9 +39,9 @@ class Backlog:
     due: float = float("inf")
     reasons: Counter[str] = field(default_factory=Counter)
     last: Attempt | None = None
-    """The newest attempt that the log knows."""
+    """The newest attempt in the log."""
     tried: Delivery | None = None
-    """The delivery that was tried most often, without its body."""
+    """The delivery with the most attempts, without its body."""
 
     def add(self, stored: StoredDelivery) -> None:
         delivery = stored.delivery
@@ -58,15 +58,15 @@ class Backlog:
 
 
 def reason_of_waiting(stored: StoredDelivery) -> str:
-    """Tell why a delivery waits: by what its record notes, else by its last attempt."""
+    """Return why a delivery waits: as its record says, else by its last attempt."""
     if stored.note.why:
-        return _WHY.get(stored.note.why, stored.note.why)
+        return WAIT_REASONS.get(stored.note.why, stored.note.why)
     attempts = stored.delivery.attempts
     return result_of(attempts[-1]) if attempts else "not tried yet"
 
 
 class Backlogs:
-    """What waits, by route and destination, counted as it is read."""
+    """Waiting deliveries by route and destination, counted as they are read."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], Backlog] = {}
@@ -84,7 +84,7 @@ class Backlogs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """An attempt of a delivery that waits, or was given up."""
+    """An attempt of a delivery that waits, or is a dead letter."""
 
     delivery_id: str
     event_id: str
@@ -93,7 +93,7 @@ class Tried:
 
 
 class LastAttempts:
-    """The last attempts at a destination that the log has: of what waits, and what is dead."""
+    """The last attempts at a destination in the log: of waiting deliveries, and of dead letters."""
 
     def __init__(self, destination: str) -> None:
         self.destination = destination
@@ -107,7 +107,7 @@ class LastAttempts:
         for attempt in delivery.attempts:
             key = delivery.id, attempt.number
             if key in self._kept:
-                continue  # two records may tell of one attempt
+                continue  # two records may contain the same attempt
             tried = Tried(delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt)
             self._kept.add(key)
             heapq.heappush(self._heap, (attempt.at, *key, tried))

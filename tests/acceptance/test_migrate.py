@@ -99,7 +99,7 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
 
         code, told = await _migrate(folder, kafka_place, prefix="third.")
         assert code == 2, told
-        assert told.startswith(f"error: --topic-prefix: expected 'another.' or '{kafka_place.prefix}', as the topics")
+        assert told.startswith(f"error: --topic-prefix: expected 'another.' or '{kafka_place.prefix}', the prefix")
         assert told.count("\n") == 1
 
         target = await open_log(from_sources({"log": kafka_place.url}, {}), owner=False)
@@ -111,22 +111,22 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
             )
             code, told = await _migrate(folder, kafka_place)
             assert code == 2, told
-            assert told.startswith(f"error: {tried}: expected no commits there but those of this move")
+            assert told.startswith(f"error: {tried}: expected only the commits of this move")
             assert await _moved(target, topics) == 0
             await _forget(kafka_place, tried)
 
             code, told = await _migrate(folder, kafka_place)
             assert code == 0, told
             left, done = told.splitlines()
-            assert left == f"left behind, since they aren't of the prefix '{kafka_place.prefix}': {other.dead}"
-            assert done.startswith("everything is there, as it was; start the gateway on Kafka")
+            assert left == f"not moved, since they don't have the prefix '{kafka_place.prefix}': {other.dead}"
+            assert done.startswith("everything was moved, unchanged; start the gateway on Kafka")
             assert await _migrate(folder, kafka_place) == (0, told), "expected another call to change nothing"
 
             ((number, (start, end)),) = [each for each in (await target.bounds(topics.dead)).items() if any(each[1])]
             async for (record,) in target.scan(Partition(topics.dead, number), start, end):
                 await target.append(topics.dead, key=record.key, value=record.value, headers=[*record.headers])
             _, told = await _migrate(folder, kafka_place)
-            assert "as it was, but 1 record twice, whose delivery may be repeated; start" in told
+            assert "unchanged, but 1 record twice, whose delivery may be repeated; start" in told
         finally:
             await target.close()
 
@@ -137,7 +137,7 @@ async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, 
         code, told = await _migrate(folder, kafka_place)
         assert code == 2, told
         assert told.startswith(f"error: {topics.dedupe}/")
-        assert "expected nothing but what was moved from this log, got another record, so a gateway" in told
+        assert "expected only records moved from this log, got another record, so a gateway" in told
 
 
 async def _forget(place: LogPlace, group: str) -> None:

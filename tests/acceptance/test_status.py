@@ -86,10 +86,10 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
             assert paused["who"]
             assert paused["next"] == ["gateway route resume forgotten"]
             assert found["destination down", "breaker open after 503"]["next"] == [
-                "# down answers 503: its owners first",
+                "# down responds with 503: ask its owners first",
                 "gateway destination kick down",
             ]
-            held = found["destination busy", "it has asked for silence (Retry-After)"]
+            held = found["destination busy", "requested silence (Retry-After)"]
             assert held["until"] > held["since"]
             counts = {each["what"]: each["count"] for each in told if "→" in each["what"]}
             assert counts == {"to-busy → busy": 30, "to-down → down": 30, "forgotten → well": 30}
@@ -258,7 +258,7 @@ async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_an
             )
             assert copies["why"].startswith("duplicates that dedupe suppressed (")
             assert copies["count"] == 60 - len(told_apart)
-            assert conflicts["why"].startswith("conflicts: their identity had come before")
+            assert conflicts["why"].startswith("conflicts: same identity as an earlier event")
             assert conflicts["count"] == len(told_apart) - 5
             assert "gateway check --since 1h" in copies["next"]
             assert copies["next"] == conflicts["next"]
@@ -333,7 +333,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
             why = "request.body: body.user.mail isn't there (has(body.user.mail) tells)"
             assert (code, row["why"]) == (1, f"dead letters: expression_error, {why}")
             changed, explain, _, replay = row["next"]
-            assert changed.startswith("# the rules of ")
+            assert changed.startswith("# the rules loaded at ")
             assert changed.endswith(" changed route all: request")
             assert "body.user has: name" in await _call(gateway, long_place, explain)
             gateway.rules.write_text(optional)

@@ -59,7 +59,7 @@ def test_a_gateway_that_is_not_ready_is_told_with_its_reason(capsys: pytest.Capt
 def test_where_nobody_answers_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     [port] = free_ports(1)
     assert probe.main([], {"GATEWAY_ADMIN": f"127.0.0.1:{port}"}) == 1
-    assert f"http://127.0.0.1:{port}/livez: expected an answer, got " in capsys.readouterr().err
+    assert f"http://127.0.0.1:{port}/livez: expected a response, got " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

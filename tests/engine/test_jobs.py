@@ -671,7 +671,7 @@ async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
-        assert describe_kick(done) == "10,001 deliveries are brought on; it isn't known how many were tried by now"
+        assert describe_kick(done) == "10,001 deliveries are expedited; it isn't known yet how many were tried"
 
 
 @virtual

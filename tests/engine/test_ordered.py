@@ -17,7 +17,7 @@ from gateway.engine.group_member import HANDOVER
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
-from gateway.ops.process_status import describe_keys
+from gateway.ops.process_status import keys_status
 from gateway.rules.rules import RequestTemplate, Route
 from gateway.rules.templates import Template
 from tests.builders import a_destination, a_policy, a_route, an_event
@@ -187,7 +187,7 @@ async def test_a_key_that_halts_is_told_with_its_event_and_so_is_its_end() -> No
             [key] = worker.blocked_keys[PLACE]
             assert (key.delivery.event.id, key.halted and key.halted.reason) == (first.id, "exhausted")
             assert key.since == pytest.approx(began, abs=1.0)
-            keys = describe_keys([key])
+            keys = keys_status([key])
             shown = keys["longest_halted"]
             assert (keys["halted"], shown["event_id"], shown["after"]) == (1, first.id, "404")
             assert shown["since"] == key.since

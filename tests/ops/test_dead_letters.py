@@ -47,9 +47,14 @@ class Dead:
         self,
         *orders: Order,
         which: DeadFilter = EVERYTHING,
-        is_all: bool = False,
+        include_resolved: bool = False,
     ) -> list[DeadLetter]:
-        return [letter async for letter in read_letters(self.log, TOPICS, Control(orders), which, is_all=is_all)]
+        return [
+            letter
+            async for letter in read_letters(
+                self.log, TOPICS, Control(orders), which, include_resolved=include_resolved
+            )
+        ]
 
     async def done(self, which: DeadFilter, action: str = "replay") -> Order:
         ends = await self.log.bounds(TOPICS.dead)
@@ -98,7 +103,7 @@ async def test_what_was_replayed_or_dropped_is_not_open_any_more(dead: Dead) -> 
     replayed = await dead.done(DeadFilter(route="one"))
     await dead.write("c", route="one")
     assert ids(await dead.read(replayed)) == ["c", "b"]
-    everything = await dead.read(replayed, is_all=True)
+    everything = await dead.read(replayed, include_resolved=True)
     assert [(*ids([letter]), letter.status) for letter in everything] == [
         ("c", "open"),
         ("b", "open"),

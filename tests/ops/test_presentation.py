@@ -27,7 +27,7 @@ async def _letters() -> Sequence[DeadLetter]:
     headers = encode_delivery(delivery, Note(reason="gone"), at=NOW)
     await log.append(TOPICS.dead, key=b"", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
-    async with aclosing(read_letters(log, TOPICS, Control(), DeadFilter(), is_all=True)) as letters:
+    async with aclosing(read_letters(log, TOPICS, Control(), DeadFilter(), include_resolved=True)) as letters:
         found = [letter async for letter in letters]
     return sorted(found, key=lambda letter: letter.stored is None)
 

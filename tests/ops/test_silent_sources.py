@@ -11,7 +11,7 @@ from gateway.log.records import encode_event
 from gateway.log.topics import DAY, Topics
 from gateway.ops import silent_sources as module
 from gateway.ops.findings import SILENT
-from gateway.ops.silent_sources import MIN_EVENTS, QUIET, SAMPLE, TIMES, Time, silence, silent_in
+from gateway.ops.silent_sources import GAP_FACTOR, MIN_EVENTS, QUIET, SAMPLE, Time, silence, silent_sources_in
 from gateway.rules.rules import Rules
 from tests.builders import an_event
 from tests.engine.test_worker import rules_of
@@ -32,8 +32,8 @@ def every(seconds: float, *, start: float = BEGAN, end: float) -> list[float]:
     [
         (MINUTE, 100, QUIET - 1, 0),
         (MINUTE, 100, QUIET, 1),
-        (HOUR, 100, TIMES * HOUR - 1, 0),
-        (HOUR, 100, TIMES * HOUR, 1),
+        (HOUR, 100, GAP_FACTOR * HOUR - 1, 0),
+        (HOUR, 100, GAP_FACTOR * HOUR, 1),
         (MINUTE, MIN_EVENTS, DAY, 0),
         (MINUTE, MIN_EVENTS + 1, DAY, 1),
         (0.0, 100, DAY, 1),
@@ -87,8 +87,8 @@ class Past:
 
     async def silent(self, now: float, rules: Rules | None = None) -> list[tuple[str, float | None]]:
         self.at = now
-        looked = await silent_in(self.log, TOPICS, rules or self.rules)
-        assert looked.left_out == ""
+        looked = await silent_sources_in(self.log, TOPICS, rules or self.rules)
+        assert looked.incomplete == ""
         assert all((each.rank, each.is_wrong) == (SILENT, False) for each in looked.found)
         return [(each.what, each.since) for each in looked.found]
 
@@ -99,8 +99,8 @@ async def test_a_source_that_sends_steadily_and_stops_is_told_with_since_when() 
     await past.appended(every(20.0, end=end))
     assert await past.silent(end + HOUR - 1) == []
     assert await past.silent(end + HOUR + 1) == [("source github", end)]
-    (found,) = (await silent_in(past.log, TOPICS, past.rules)).found
-    assert found.why == "silent: the last ones came at most 20s apart"
+    (found,) = (await silent_sources_in(past.log, TOPICS, past.rules)).found
+    assert found.why == "silent: its last events were at most 20s apart"
     assert found.next[-1] == "gateway send github --url https://…"
 
 
@@ -166,8 +166,9 @@ async def test_what_cannot_be_looked_at_is_said(monkeypatch: pytest.MonkeyPatch)
     assert await past.silent(past.at) == [], "a partition that can't be read may have what is missing"
     past.log.find_leader(Partition(TOPIC, 3))
     assert len(await past.silent(past.at)) == 1
-    monkeypatch.setattr(module, "PATIENCE", 0.0)
-    assert "of 1 topics of events 0 were looked at" in (await silent_in(past.log, TOPICS, past.rules)).left_out
-    monkeypatch.setattr(module, "PATIENCE", inf)
-    monkeypatch.setattr(module, "MOST_SOURCES", 0)
-    assert "aren't looked for" in (await silent_in(past.log, TOPICS, past.rules)).left_out
+    monkeypatch.setattr(module, "TIMEOUT", 0.0)
+    found = await silent_sources_in(past.log, TOPICS, past.rules)
+    assert "only 0 of 1 topics of events were checked" in found.incomplete
+    monkeypatch.setattr(module, "TIMEOUT", inf)
+    monkeypatch.setattr(module, "MAX_SOURCES", 0)
+    assert "weren't checked" in (await silent_sources_in(past.log, TOPICS, past.rules)).incomplete

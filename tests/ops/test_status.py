@@ -24,9 +24,17 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import describe_keys, findings_in
+from gateway.ops.process_status import keys_status, process_findings
 from gateway.ops.refusal_advice import refusal_of
-from gateway.ops.status import add_dead, dead_in, findings_of, paused_in, unread_in, unrouted_in, waiting
+from gateway.ops.status import (
+    add_dead_letters,
+    dead_letter_findings,
+    paused_findings,
+    unfinished_findings,
+    unread_findings,
+    waiting_deliveries,
+    waiting_findings,
+)
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.request import Reason
@@ -39,7 +47,7 @@ from tests.memory_log import MemoryLog
 async def _counts(world: World) -> dict[tuple[str, str], int]:
     control = await ControlClient(world.log, TOPICS).control()
     backlogs = Backlogs()
-    async for stored in waiting(world.log, TOPICS, control, {}):
+    async for stored in waiting_deliveries(world.log, TOPICS, control, {}):
         backlogs.add(stored)
     return {(each.route, each.destination): each.count for each in backlogs}
 
@@ -69,14 +77,14 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
     control = await ControlClient(world.log, TOPICS).control()
     unread: dict[Partition, str] = {}
     backlogs = Backlogs()
-    async for stored in waiting(world.log, TOPICS, control, unread):
+    async for stored in waiting_deliveries(world.log, TOPICS, control, unread):
         backlogs.add(stored)
-    await unrouted_in(world.log, TOPICS, unread)
-    await dead_in(world.log, TOPICS, control, (), unread)
-    await add_dead(world.log, TOPICS, control, LastAttempts("ci"), unread)
+    await unfinished_findings(world.log, TOPICS, unread)
+    await dead_letter_findings(world.log, TOPICS, control, (), unread)
+    await add_dead_letters(world.log, TOPICS, control, LastAttempts("ci"), unread)
     assert [each.count for each in backlogs] == [7]
     assert unread == dict.fromkeys(lost, "no leader")
-    told = unread_in(unread)
+    told = unread_findings(unread)
     assert [(each.what, each.rank, each.is_wrong) for each in told] == [
         (f"{partition.topic}/0", NOT_READ, True) for partition in sorted(lost)
     ]
@@ -100,11 +108,11 @@ async def test_what_was_parked_waits_until_it_is_resumed() -> None:
 
 def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
     control = Control([Order(kind="pause", name="route/build", state="paused", at=5.0, by="ada@bastion")])
-    (found,) = paused_in(control)
+    (found,) = paused_findings(control)
     assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
     assert found.next == ("gateway route resume build",)
     control.apply(Order(kind="pause", name="route/build", state="active", at=6.0))
-    assert paused_in(control) == []
+    assert paused_findings(control) == []
 
 
 def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
@@ -114,7 +122,7 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
     held.reasons["Retry-After"] = 2
     late = Backlog(route="mirror", destination="ci", count=3, oldest=900.0, due=1005.0)
     late.reasons["500"] = 3
-    found = ranked(findings_of([fresh, late, held], 1000.0))
+    found = ranked(waiting_findings([fresh, late, held], 1000.0))
     assert [(each.what, each.rank, each.is_wrong) for each in found] == [
         ("build → erp", HELD, True),
         ("mirror → ci", WAITING, True),
@@ -131,9 +139,9 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
 @pytest.mark.parametrize(
     ("status", "result", "after", "owners"),
     [
-        (None, Result.TIMEOUT, "timeout", "# ci doesn't answer: its owners first"),
-        (None, Result.DNS, "dns", "# ci can't be reached (dns): its owners first"),
-        (503, Result.SERVER_ERROR, "503", "# ci answers 503: its owners first"),
+        (None, Result.TIMEOUT, "timeout", "# ci doesn't respond: ask its owners first"),
+        (None, Result.DNS, "dns", "# ci can't be reached (dns): ask its owners first"),
+        (503, Result.SERVER_ERROR, "503", "# ci responds with 503: ask its owners first"),
     ],
 )
 def test_what_an_open_breaker_holds_says_what_has_opened_it(
@@ -144,7 +152,7 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
     for number, attempts in enumerate(((), tries, tries[:1])):
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
         backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.BREAKER_OPEN), at=NOW))
-    (found,) = findings_of(backlogs, NOW)
+    (found,) = waiting_findings(backlogs, NOW)
     assert found.why == f"3 breaker open after {after}"
     assert found.next == (owners, "gateway destination kick ci")
 
@@ -168,9 +176,9 @@ def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then
         tries = (an_attempt(number, status=500),)
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
         backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.LANE_FULL), at=NOW))
-    (found,) = findings_of(backlogs, NOW, rules_of(a_route(retry=policy)))
+    (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(retry=policy)))
     assert found.why == f"2 its queue is full{told}"
-    (found,) = findings_of(backlogs, NOW)
+    (found,) = waiting_findings(backlogs, NOW)
     assert found.why == "2 its queue is full", "without rules"
 
 
@@ -182,7 +190,7 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
         headers = encode_delivery(delivery, Note(reason="exhausted"), at=NOW)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
-    known, unknown = await dead_in(log, TOPICS, Control(), (), {})
+    known, unknown = await dead_letter_findings(log, TOPICS, Control(), (), {})
     assert (known.what, known.why, known.count) == ("build → ci", "dead letters: exhausted, 500", 2)
     which = "--route build --destination ci --reason exhausted"
     assert known.next == (f"gateway dead list {which}", "# once that has been fixed:", f"gateway dead replay {which}")
@@ -199,11 +207,13 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
             delivery = a_delivery(route=route, destination=destination, event=event)
             headers = encode_delivery(delivery, Note(reason="route_removed"), at=NOW)
             await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
-    no_route, no_destination, there = await dead_in(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
+    no_route, no_destination, there = await dead_letter_findings(
+        log, TOPICS, Control(), (), {}, rules=rules_of(a_route())
+    )
     which = "--route rx --destination ci --reason route_removed"
     assert no_route.next == (
         f"gateway dead list {which}",
-        "# the rules at hand have no route rx: put it back first, or they end as route_removed again:",
+        "# the local rules have no route rx: put it back first, or they end as route_removed again:",
         f"gateway dead replay {which}",
         "# or have another route deliver their events, and then drop them:",
         f"gateway replay --route OTHER --from {rfc3339(int(NOW - 5.5))} --undelivered",
@@ -213,11 +223,11 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     assert there.next[1] == "# once that has been fixed:"
     failed = encode_delivery(a_delivery(route="rx"), Note(reason="expression_error", detail="request.body: w"), at=NOW)
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
-    found = await dead_in(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
+    found = await dead_letter_findings(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
     (expression,) = [each for each in found if "expression_error" in each.why]
-    assert expression.next[0] == "# the rules at hand have no route rx: put it back first"
+    assert expression.next[0] == "# the local rules have no route rx: put it back first"
     assert expression.next[-1].startswith("gateway dead replay --route rx ")
-    unknown, *_ = await dead_in(log, TOPICS, Control(), (), {})
+    unknown, *_ = await dead_letter_findings(log, TOPICS, Control(), (), {})
     assert unknown.next[1] == "# once the rules have its route and destination again:"
 
 
@@ -239,17 +249,17 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     since = {"rules": {"changed": ["route build: when"], "changed_at": NOW}}
     older = {"rules": {"changed": ["route build: to"]}}
     others: list[dict[str, Any]] = [{"rules": {"changed": None, "changed_at": 1.0}}, {"rules": None}, {"rules": [5]}]
-    request, condition = await dead_in(log, TOPICS, Control(), [told, told, since, older, {}, *others], {})
+    request, condition = await dead_letter_findings(log, TOPICS, Control(), [told, told, since, older, {}, *others], {})
     assert request.why == "dead letters: expression_error, request.body: body.who isn't there (has(body.who) tells)"
     assert request.next == (
-        f"# the rules of {when(50.0)} changed route build: request",
+        f"# the rules loaded at {when(50.0)} changed route build: request",
         "gateway explain evt_2",
         "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
         "gateway dead replay --route build --destination ci --reason expression_error",
     )
     assert condition.next == (
         "gateway explain evt_1",
-        "# once the condition is fixed; events are matched anew, and the letters of those that it takes settled:",
+        "# once the condition is fixed (matches the events again, and resolves the dead letters of matching ones):",
         f"gateway replay --route other --from {rfc3339(int(NOW - 1.5))} --undelivered",
     )
 
@@ -263,16 +273,16 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
 )
 def test_a_partition_that_is_of_no_use_says_what_for(reason: str, why: str) -> None:
     unread = {"topic": "gateway.events.github", "partition": 3, "since": 100.0, "reason": reason}
-    (found,) = findings_in({"unread": [unread]}, "a:9090", Control())
+    (found,) = process_findings({"unread": [unread]}, "a:9090", Control())
     assert (found.rank, found.what, found.why) == (NOT_READ, "gateway.events.github/3", why)
 
 
 def test_a_log_that_refuses_events_is_among_the_worst() -> None:
-    (found,) = findings_in({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
+    (found,) = process_findings({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
     assert (found.rank, found.is_wrong, found.since, found.who) == (NOT_READ, True, 100.0, "a:9090")
-    assert (found.what, found.why) == ("the log", "doesn't answer, or refuses events: gateway.db: no room")
-    assert found.next[0].startswith("# make room on its disk")
-    assert findings_in({"log": None}, "a:9090", Control()) == []
+    assert (found.what, found.why) == ("the log", "doesn't respond, or rejects events: gateway.db: no room")
+    assert found.next[0].startswith("# free space on its disk")
+    assert process_findings({"log": None}, "a:9090", Control()) == []
 
 
 REFUSAL: dict[str, Any] = {
@@ -288,17 +298,18 @@ REFUSAL: dict[str, Any] = {
 
 def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back_what_was_missed() -> None:
     rules = {"file": "/etc/a gateway/routes.yaml", "loaded_at": 50.0, "refusal": REFUSAL}
-    (found,) = findings_in({"rules": rules}, "a:9090", Control())
+    (found,) = process_findings({"rules": rules}, "a:9090", Control())
     assert (found.rank, found.is_wrong, found.since, found.until) == (REFUSED, True, 100.0, None)
     assert found.why == (
-        f"team.yaml of {when(101.0)} is refused: team.yaml:3:1: a (and 1 more); those of {when(50.0)} are in force"
+        f"team.yaml of {when(101.0)} is refused: team.yaml:3:1: a (and 1 more); "
+        f"the rules loaded at {when(50.0)} are still active"
     )
     replay = "gateway replay --from 1970-01-01T00:01:40.000Z --undelivered"
     check, told, command = found.next
     assert (check, told[0], command) == ("gateway check '/etc/a gateway/routes.yaml'", "#", replay)
-    (found,) = findings_in({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090", Control())
+    (found,) = process_findings({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090", Control())
     assert (found.is_wrong, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
-    assert findings_in({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
+    assert process_findings({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
 
 
 def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_what_they_missed_come_back() -> None:
@@ -306,18 +317,18 @@ def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_wha
     replay = "gateway replay --from 1970-01-01T00:01:40.000Z --undelivered"
 
     def found(**told: int) -> Finding:
-        (finding,) = findings_in({"rules": {"refusal": None, "loss": loss | told}}, "a:9090", Control())
+        (finding,) = process_findings({"rules": {"refusal": None, "loss": loss | told}}, "a:9090", Control())
         return finding
 
     lost = found()
     assert (lost.rank, lost.is_wrong, lost.since) == (REFUSED, True, 100.0)
-    assert lost.why == "5 of 10 routes went at once: build, mirror, and 3 more"
-    assert (lost.next[0].partition(",")[0], lost.next[-1]) == ("# put them back", replay)
+    assert lost.why == "5 of 10 routes were removed at once: build, mirror, and 3 more"
+    assert (lost.next[0].partition(",")[0], lost.next[-1]) == ("# if this wasn't intended", replay)
     assert found(missing=1).why.endswith("more; still missing: 1")
     back = found(missing=0)
     assert (back.is_wrong, back.next) == (False, lost.next[1:])
     assert back.why.endswith("; they are back")
-    assert found(reloads=2).why.startswith("5 of 10 routes went in 2 reloads: build, ")
+    assert found(reloads=2).why.startswith("5 of 10 routes were removed in 2 reloads: build, ")
 
 
 def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: Any) -> Order:
@@ -329,11 +340,11 @@ def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_repl
     refusal = REFUSAL | {"until": 160.0, "routes": {"shop": ["build", "mirror"], "crm": ["mirror"]}}
     answer = {"rules": {"file": "r", "loaded_at": 50.0, "refusal": refusal}}
     enough = [_replay("1", "build", 70), _replay("2", "mirror", 50)]
-    (found,) = findings_in(answer, "a:9090", Control(enough))
-    assert found.why == "new rules were refused; they are in force now; replayed since: 120 queued"
+    (found,) = process_findings(answer, "a:9090", Control(enough))
+    assert found.why == "new rules were refused; they are active now; replayed since: 120 queued"
     assert (found.next, found.is_wrong) == ((), False)
     under_way = enough[1].with_state("asked", count=0)
-    (found,) = findings_in(answer, "a:9090", Control([enough[0], under_way]))
+    (found,) = process_findings(answer, "a:9090", Control([enough[0], under_way]))
     assert found.why.endswith("being replayed: 70 queued")
     for other in (
         [],
@@ -345,11 +356,11 @@ def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_repl
         [enough[1].with_state("cancelled")],
         [enough[1].with_state("done", unread=1)],
     ):
-        (found,) = findings_in(answer, "a:9090", Control([enough[0], *other]))
+        (found,) = process_findings(answer, "a:9090", Control([enough[0], *other]))
         assert "replayed" not in found.why
         assert found.next[-1].startswith("gateway replay"), other
     by_source = [_replay("2", "mirror", 30, source="shop"), _replay("3", "mirror", 20, source="crm", until=160.0)]
-    (found,) = findings_in(answer, "a:9090", Control([enough[0], *by_source]))
+    (found,) = process_findings(answer, "a:9090", Control([enough[0], *by_source]))
     assert found.why.endswith("replayed since: 120 queued")
 
 
@@ -372,41 +383,41 @@ def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been
     missed = {"count": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
     source = a_source(missed=missed | {"types": [["order", 370], ["ping", 3]]})
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
-    (found,) = findings_in(answer, "a:9090", Control())
-    why = f"were unrouted (370 order, 3 ping) by the rules until {when(160.0)}"
+    (found,) = process_findings(answer, "a:9090", Control())
+    why = f"were unrouted (370 order, 3 ping) under the rules active until {when(160.0)}"
     assert (found.count, found.why, found.is_wrong) == (373, why, True)
     assert (found.since, found.until) == (100.0, 160.0)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
-    (found,) = findings_in(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
+    (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
     assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 373 queued", False, ())
     for few in ({"count": 30}, {"count": 0, "events": 0}):
         answer["sources"] = [a_source(missed=missed | {"types": []} | few)]
-        assert findings_in(answer, "a:9090", Control()) == []
+        assert process_findings(answer, "a:9090", Control()) == []
 
 
 def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_been_replayed() -> None:
     missed = {"count": 80, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
     source = a_source(identity={"missed": missed | {"types": [["order", 80]]}})
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
-    (found,) = findings_in(answer, "a:9090", Control())
-    why = f"duplicates that dedupe suppressed (80 order) by the rules until {when(160.0)}"
+    (found,) = process_findings(answer, "a:9090", Control())
+    why = f"duplicates that dedupe suppressed (80 order) under the rules active until {when(160.0)}"
     assert (found.count, found.why, found.is_wrong) == (80, why, True)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
-    assert "no copies by it" in found.next[0]
-    (found,) = findings_in(answer, "a:9090", Control([_replay("1", "build", 78, source="shop")]))
+    assert "that are no duplicates" in found.next[0]
+    (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 78, source="shop")]))
     assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 78 queued", False, ())
     answer["sources"] = [a_source(identity={"missed": missed | {"types": [], "count": 40}})]
-    assert findings_in(answer, "a:9090", Control()) == []
+    assert process_findings(answer, "a:9090", Control()) == []
 
 
 def test_copies_and_conflicts_of_a_source_have_the_same_steps_and_conflicts_alone_nothing_to_replay() -> None:
     identity = {"events": 30.0, "duplicates": 15.0, "conflicts": 10.0, "missed_since": 48.0}
     answer: dict[str, Any] = {"rules": {}, "sources": [a_source(identity=identity)]}
-    copies, conflicts = findings_in(answer, "a:9090", Control())
+    copies, conflicts = process_findings(answer, "a:9090", Control())
     assert copies.next == conflicts.next
     assert copies.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
     answer["sources"] = [a_source(identity=identity | {"duplicates": 0.0})]
-    (conflicts,) = findings_in(answer, "a:9090", Control())
+    (conflicts,) = process_findings(answer, "a:9090", Control())
     assert conflicts.next == copies.next[:-2]
 
 
@@ -414,22 +425,20 @@ def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back()
     rules = {"since": 49.0, "loaded_at": 50.0, "changed": ["route build: match"], "missed_since": 48.0}
     source = a_source(events=30.0, unrouted=15.0, types=[("push", 15)], newest="evt_15", **rules)
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
-    (found,) = findings_in(answer, "a:9090", Control())
+    (found,) = process_findings(answer, "a:9090", Control())
     assert (found.count, found.why, found.since) == (
         15,
-        "unrouted (15 push), of 30 since these rules are in force",
+        "unrouted (15 push), of 30 under the current rules",
         49.0,
     )
-    assert found.next[0] == f"# the rules of {when(50.0)} changed route build: match"
+    assert found.next[0] == f"# the rules loaded at {when(50.0)} changed route build: match"
     assert found.next[3] == "gateway explain evt_15"
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
     answer["sources"] = [source | {"unrouted": 3.0}]
-    assert findings_in(answer, "a:9090", Control()) == []
+    assert process_findings(answer, "a:9090", Control()) == []
     answer["sources"] = [source | {"events": 0.0, "unrouted": 5.0, "types": [("push", 5)]}]
-    (found,) = findings_in(answer, "a:9090", Control())
-    assert found.why == "unrouted (5 push) since these rules are in force", (
-        "who routes doesn't know how many there were"
-    )
+    (found,) = process_findings(answer, "a:9090", Control())
+    assert found.why == "unrouted (5 push) under the current rules", "who routes doesn't know how many there were"
 
 
 @pytest.mark.parametrize("columns", ["160", "80"])
@@ -483,7 +492,7 @@ async def test_what_waits_is_counted_once_each_while_it_moves_from_topic_to_topi
         await asyncio.sleep(2)
         for _ in range(40):
             found = 0
-            async for _filed in waiting(world.log, TOPICS, control, {}):
+            async for _filed in waiting_deliveries(world.log, TOPICS, control, {}):
                 found += 1
                 if found % 20 == 0:
                     await asyncio.sleep(0.7)  # and they move
@@ -498,7 +507,7 @@ async def test_a_replay_that_waits_beside_the_delivery_that_it_repeats_is_counte
     for delivery in (original, original, again):  # one is in two tiers, as a crash or a moment leaves it
         headers = encode_delivery(delivery, NO_NOTE, at=NOW)
         await log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
-    found = [stored.delivery.since async for stored in waiting(log, TOPICS, Control(), {})]
+    found = [stored.delivery.since async for stored in waiting_deliveries(log, TOPICS, Control(), {})]
     assert found == [0.0, NOW]
 
 
@@ -531,7 +540,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         },
         "unread": [{"topic": "gateway.events.a", "partition": 3, "since": 2.0, "reason": "no leader"}],
         "holds": [{"destination": "ci", "why": "breaker_open", "after": "timeout", "since": 3.0, "until": 9.0}],
-        "ordered": [{"route": "mirror", "destination": "ci", **describe_keys(KEYS)}],
+        "ordered": [{"route": "mirror", "destination": "ci", **keys_status(KEYS)}],
         "sources": [
             a_source(
                 events=10.0,
@@ -542,7 +551,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
             a_source(source="quiet"),
         ],
     }
-    found = ranked(findings_in(answer, "http://a:9090", Control()))
+    found = ranked(process_findings(answer, "http://a:9090", Control()))
     assert [each.what for each in found] == [
         "gateway.events.a/3",
         "rules",
@@ -555,8 +564,8 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     ]
     assert [each.why for each in found[-3:]] == [
         f"refused: bad_signature, of 25; the last at {when(90.0)}",
-        "duplicates that dedupe suppressed, of 10 since the process began",
-        "conflicts: their identity had come before with other content; delivered, of 10 since the process began",
+        "duplicates that dedupe suppressed, of 10 since the process started",
+        "conflicts: same identity as an earlier event, other content; delivered, of 10 since the process started",
     ]
     assert found[2].why == "breaker open after timeout"
     assert (found[3].why, found[3].count) == ("keys halted: exhausted after 503", 1)
@@ -564,23 +573,23 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     assert found[3].next == ("gateway explain evt_1", "gateway route kick mirror")
     assert (found[4].why, found[4].count) == ("keys blocked after 404", 2)
     assert (found[4].since, found[4].until, found[4].next) == (40.0, 70.0, ("gateway explain evt_2",))
-    assert found[2].next == ("# ci doesn't answer: its owners first", "gateway destination kick ci")
+    assert found[2].next == ("# ci doesn't respond: ask its owners first", "gateway destination kick ci")
     assert (found[-3].count, found[-3].since) == (15, 30.0)
     assert found[-3].next[1:3] == (
         "gateway explain shop",
-        "# after a rotation: put the new secret beside the old one in `secrets` of source shop",
+        "# after a rotation: put the new secret next to the old one in `secrets` of source shop",
     )
     assert all(each.who == "http://a:9090" for each in found)
 
 
 def test_keys_are_told_between_this_version_and_the_one_before_in_both_directions() -> None:
     before = {"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}
-    (found,) = findings_in({"ordered": [before]}, "a:9090", Control())
+    (found,) = process_findings({"ordered": [before]}, "a:9090", Control())
     assert (found.what, found.why, found.count, found.since) == ("mirror → ci", "keys halted", 2, None)
     assert found.next == ("gateway route kick mirror",)
-    told = describe_keys(KEYS)
+    told = keys_status(KEYS)
     assert (int(told["halted"]), int(told["blocked"])) == (1, 2), "as the version before reads them"
-    assert not any(describe_keys([]).values())
+    assert not any(keys_status([]).values())
 
 
 HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0, "until": 9.0}
@@ -608,22 +617,22 @@ HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0
     ],
 )
 def test_what_cannot_be_read_of_a_process_is_told_and_so_is_the_rest(name: str, told: Any) -> None:
-    answer: dict[str, Any] = {"version": "9.1", "ordered": [{"route": "r", "destination": "d", **describe_keys(KEYS)}]}
-    rest = findings_in({**answer, name: []}, "a:9090", Control())
-    *found, unread = findings_in({**answer, name: told}, "a:9090", Control())
+    answer: dict[str, Any] = {"version": "9.1", "ordered": [{"route": "r", "destination": "d", **keys_status(KEYS)}]}
+    rest = process_findings({**answer, name: []}, "a:9090", Control())
+    *found, unread = process_findings({**answer, name: told}, "a:9090", Control())
     assert found == rest
     assert (unread.rank, unread.what, unread.is_wrong) == (NOT_READ, "a:9090", True)
-    assert unread.why == f"what this process, of version 9.1, tells of {name} can't be read here"
+    assert unread.why == f"part of its status (version 9.1) can't be read here: {name}"
 
 
 def test_one_hold_that_cannot_be_read_hides_no_other() -> None:
-    found, unread = findings_in({"holds": [{}, HOLD, {}]}, "a:9090", Control())
-    assert (found.what, unread.why) == ("destination ci", "what this process tells of holds can't be read here")
+    found, unread = process_findings({"holds": [{}, HOLD, {}]}, "a:9090", Control())
+    assert (found.what, unread.why) == ("destination ci", "part of its status can't be read here: holds")
 
 
 def _refused(reason: str, count: int, of_all: float) -> list[Finding]:
     run = {"count": count, "of": of_all, "since": 30.0, "last": 90.0}
-    return findings_in({"rules": {}, "sources": [a_source(refused={reason: run})]}, "a:9090", Control())
+    return process_findings({"rules": {}, "sources": [a_source(refused={reason: run})]}, "a:9090", Control())
 
 
 BY_ANYBODY = (
@@ -672,10 +681,10 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     (found,) = _refused("of a newer version", 50, 50.0)
     assert (found.is_wrong, found.next) == (
         False,
-        ("# what is told of each: the lines request_finished of source shop",),
+        ("# details of each: the log lines request_finished of source shop",),
     )
 
 
 def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
-    (found,) = unread_in({Partition(TOPICS.retry("20h"), ALL): "no topic"})
+    (found,) = unread_findings({Partition(TOPICS.retry("20h"), ALL): "no topic"})
     assert found.what == f"{TOPICS.retry('20h')}/all"

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.ops.output import Output
 from gateway.ops.presentation import print_source, source_fields
-from gateway.ops.verification import told_of_secret, verification_of
+from gateway.ops.verification import masked_secret, verification_of
 from gateway.rules.load import load_rules
 
 RULES = """
@@ -50,7 +50,7 @@ sources:
     ],
 )
 def test_a_secret_is_told_by_its_references_alone(written: object, told: str) -> None:
-    assert told_of_secret(written) == told
+    assert masked_secret(written) == told
 
 
 def test_how_a_source_is_verified_is_told_with_where_each_secret_is_from_and_never_what_it_is(
@@ -76,7 +76,7 @@ def test_how_a_source_is_verified_is_told_with_where_each_secret_is_from_and_nev
     assert told["shop"].splitlines()[1:4] == [
         f"verify hmac  {file}:7",
         "  sha256 signature in the header X-Signature; its timestamp (in X-Time) at most 2m from now; id_header X-Id",
-        "  4 secrets, any of which will do: ${file:secrets/shop}, ${OLD:-***}, ***, ***${NEW}",
+        "  4 secrets, any of which is accepted: ${file:secrets/shop}, ${OLD:-***}, ***, ***${NEW}",
     ]
     assert "  nothing: everyone may send\n" in told["open"]
     assert "  credential in the header X-Token\n  1 secret: ${CRM}\n" in told["crm"]
