@@ -173,7 +173,7 @@ class Note:
     """How many times it was put off in a row since its destination's breaker was open."""
     unknown_since: float | None = None
     """Since when (Unix time) no rules have its source, route or destination."""
-    is_hurried: bool = False
+    is_expedited: bool = False
     """Whether a kick has brought it on, so that it doesn't wait for the delay of the shortest tier."""
     replay: str = ""
     """The replay that it is of."""

@@ -25,7 +25,7 @@ from gateway.credentials import kafka_certificate_ends, security_of
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
-from gateway.engine.undecodable_records import notes_of
+from gateway.engine.undecodable_records import newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition
@@ -248,7 +248,7 @@ class Gateway:
             log=log,
             unready=self._unready,
             unread=self._unread,
-            notes=lambda: notes_of(self._metrics),
+            notes=lambda: newer_record_notices(self._metrics),
             status=lambda: self._status(log.now()),
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)

@@ -1,11 +1,11 @@
-"""One member of a consumer group: which partitions are ours, which of their records are done, and their commits.
+"""One member of a consumer group: its partitions, which of their records are done, and the commits.
 
-                 assigned                revoked: nothing more is read, what is under way ends
+                 assigned                revoked: nothing more is read, attempts end
     (another's) ─────────▶ OURS ───────────────────▶ LEAVING ──▶ SUSPENDED ──assigned again──▶ OURS, of a new tracker
                              ▲                                       │
-                             └── every record: read, taken, done     └──assigned to another──▶ LOST
+                             └── each record: read, tracked, done    └──assigned to another──▶ LOST
 
-What is done with a record is for the two kinds of members to say: the `Router`, and an `Ordered` route.
+Its two subclasses process the records: `Router` and `OrderedRoute`.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordE
 from gateway.telemetry.log_throttle import LogThrottle
 
 COMMIT_EVERY = 1.0
-"""Seconds within which what is done is committed, however little it is."""
+"""Maximum seconds until completed records are committed, however few there are."""
 COMMIT_AFTER = 64
-"""Records done, of which the commit doesn't wait for its second: what isn't committed, a crash repeats."""
+"""Completed records that are committed at once: a crash repeats what isn't committed."""
 COMMIT_GAP = 0.05
-"""Seconds that commits are apart at least: on Kafka each takes a third of a millisecond of processor time."""
+"""Minimum seconds between commits: on Kafka each takes a third of a millisecond of CPU time."""
 FULL_POLL_INTERVAL = 0.005
-"""Seconds after which a member that holds all it may looks whether something has ended."""
-HANDOVER = 2.0
-"""Seconds for which a member that gives partitions up lets attempts end. The whole group stands still meanwhile."""
+"""Seconds between checks for free memory, while the limit is reached."""
+REVOKE_GRACE = 2.0
+"""Seconds that attempts have to end when partitions are revoked. The whole group waits meanwhile."""
 
 Loop = Callable[[], Coroutine[None, None, None]]
 
 
 class Member(ABC):
-    """The listener of one consumer, and the owner of its trackers. `run` until cancelled, then `close`."""
+    """The listener of one consumer, and the owner of its trackers. Call `run` until cancelled, then `close`."""
 
     keeps_order = False
-    """Whether the deliveries of a key follow each other; what has to wait then waits in memory."""
+    """Whether the deliveries of a key are made in order; if so, those that have to wait do so in memory."""
 
     def __init__(
         self, services: Services, dispatch: Dispatcher, duplicates: Duplicates | None, group: str, *, memory: int
@@ -53,107 +53,107 @@ class Member(ABC):
         self._duplicates = duplicates
         self._readers: dict[Tracker, Reader] = {}  # of partitions of events
         self._group = group
-        self._memory = memory
-        self._held = 0
+        self._memory_limit = memory
+        self._memory_bytes = 0
         self.trackers: dict[Partition, Tracker] = {}
         self._leaving: Sequence[Tracker] = ()
         self._suspended: dict[Partition, Tracker] = {}
-        self._aside: dict[Tracker, None] = {}
+        self._postponed: dict[Tracker, None] = {}
         self._consumer: Consumer | None = None
         self.subscribed: frozenset[str] = frozenset()
         self.unread: Mapping[Partition, Unread] = {}
         self._changed = asyncio.Event()
         self._done_count = 0  # records, since the last commit
-        self._much_is_done = asyncio.Event()
-        self._committing = asyncio.Lock()
-        self._unflushed = LogThrottle()
+        self._commit_is_due = asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._flush_failures = LogThrottle()
         self._is_draining = False
         self._is_closing = False
 
-    # What a kind of member does.
+    # What the subclasses define.
 
     @abstractmethod
     async def wanted(self) -> frozenset[str]:
-        """Return the topics to read by the rules in force. Raises LogUnavailableError."""
+        """Return the topics to read according to the active rules. Raises LogUnavailableError."""
 
     @abstractmethod
-    async def take(self, tracker: Tracker, batch: Batch) -> None:
-        """Act on records that were read."""
+    async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
+        """Process records that were read."""
 
     @abstractmethod
     def resume(self, item: Item, now: float) -> None:
-        """Send a delivery on that has waited in memory, or whose partition has come straight back."""
+        """Continue with a delivery that has waited in memory, or whose partition has come straight back."""
 
-    def is_proof_fresh(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
-        """Return whether an attempt may begin this moment."""
+    def is_ownership_fresh(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
+        """Return whether an attempt may start now."""
         return True
 
     def finished(self, item: Item) -> None:
-        """Note that a delivery has its end, or an acknowledged successor."""
-        if not item.pending.left:
+        """Handle a delivery that has ended, or has an acknowledged successor."""
+        if not item.pending.unfinished:
             self.done(item.pending)
 
     def halt_instead(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
-        """Return whether a delivery that has ended without success stays where it is, instead of among the dead."""
+        """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
         return False
 
     def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router has tiers
-        """Return how long a topic's records wait after their append, if it is a tier."""
+        """Return the delay of a topic, if it is a tier."""
         return None
 
-    def note(self, tracker: Tracker, commit: Commit) -> bytes:  # noqa: ARG002 - ordered routes use it
-        """Return what a commit is to tell the next owner of a partition."""
+    def commit_metadata(self, tracker: Tracker, commit: Commit) -> bytes:  # noqa: ARG002 - ordered routes use it
+        """Return the metadata of a commit, for the next owner of the partition."""
         return b""
 
-    def prune_lost(self) -> None:  # noqa: B027 - some need not know
-        """Hear that other partitions are ours now."""
+    def assignment_changed(self) -> None:  # noqa: B027 - some need not know
+        """Handle a change of the set of assigned partitions."""
 
     def loops(self) -> Iterable[tuple[str, Loop]]:
-        """Return what `run` runs, with the names of the tasks."""
+        """Return the loops that `run` runs, with the names of their tasks."""
         return (
             ("read", self._read),
-            ("watch", self._keep_watch),
+            ("watch", self._keep_ticking),
             ("commit", self._keep_committing),
-            ("commit-much", self._keep_committing_much),
+            ("commit-much", self._keep_committing_at_once),
         )
 
     # Life.
 
     async def run(self) -> None:
-        """Read, take and commit, until cancelled. Raises what a bug or a broken log makes it raise."""
+        """Read, process and commit, until cancelled. Errors of the log and bugs propagate."""
         async with asyncio.TaskGroup() as tasks:
             for name, loop in self.loops():
                 tasks.create_task(loop(), name=f"{self._group}-{name}")
 
-    def allow(self, memory: int) -> None:
-        """Let it hold so many bytes of records."""
-        self._memory = memory
+    def set_memory_limit(self, memory: int) -> None:
+        """Set the limit, in bytes, of the records in memory."""
+        self._memory_limit = memory
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it was told to take nothing in any more."""
+        """Whether `stop_reading` was called."""
         return self._is_draining
 
     def reload(self) -> None:
-        """Look at the rules again before the next fetch."""
+        """Apply changed rules before the next fetch."""
         self._changed.set()
 
     def stop_reading(self) -> list[Item]:
-        """Take nothing in any more, and return the deliveries that wait, which nothing starts from here on."""
+        """Stop reading, and return the waiting deliveries; none of them is started any more."""
         self._is_draining = True
         waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
         return waiting
 
     async def close(self, *, patiently: bool = False) -> None:
-        """Commit, and leave the group; with `patiently`, let what is under way end first."""
+        """Commit, and leave the group; with `patiently`, let attempts in flight end first."""
         self._is_closing = not patiently
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None
             await consumer.close()
 
-    def let_go(self) -> None:
-        """Forget what was ours, after `close`: it isn't coming back."""
+    def forget_partitions(self) -> None:
+        """Forget the suspended partitions: they aren't coming back."""
         for tracker in self._suspended.values():
             self._lose(tracker)
         self._suspended.clear()
@@ -161,14 +161,14 @@ class Member(ABC):
     # The listener of the consumer.
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Start, or go on, with these partitions."""
+        """Start or continue with these partitions."""
         returning: list[Item] = []
         for assignment in assignments:
             partition = assignment.partition
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
             if tracker.delay is None and self._duplicates is not None:
                 self._readers[tracker] = self._duplicates.acquire(assignment)
-            self._tell_lost(partition, tracker.progress.lost)
+            self._count_lost(partition, tracker.progress.lost)
             is_another = self.is_of_another_log(assignment)
             old = self._suspended.pop(partition, None)
             if old is not None:
@@ -176,19 +176,19 @@ class Member(ABC):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
-        self.let_go()
-        self.prune_lost()
+        self.forget_partitions()
+        self.assignment_changed()
         now = self._log.now()
         for item in returning:
             self.resume(item, now)
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
-        """Return whether a partition that was given up, and comes back, isn't the one any more that it was."""
+        """Return whether a suspended partition that is assigned again belongs to a recreated topic."""
         old = self._suspended.get(assignment.partition)
         return old is not None and old.progress.is_of_another_log(assignment)
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
-        """Give these partitions up: let attempts under way end, so that no other owner repeats them, and commit."""
+        """Give these partitions up: let attempts in flight end, so that no other owner repeats them, and commit."""
         leaving = [self.trackers.pop(partition) for partition in partitions if partition in self.trackers]
         for tracker in leaving:
             tracker.ownership = Ownership.LEAVING
@@ -196,7 +196,7 @@ class Member(ABC):
         self._leaving = leaving
         waiting = [item for tracker in leaving for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
-        await self._let_end(leaving, waiting)
+        await self._let_attempts_end(leaving, waiting)
         commits = await self._committable(leaving)
         for tracker in leaving:
             tracker.progress.is_committed = tracker.progress.is_committed or tracker in commits
@@ -206,13 +206,13 @@ class Member(ABC):
         return {tracker.partition: commit for tracker, commit in commits.items()}
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
-        """Count what the log has deleted before it was read."""
+        """Count the records that the log deleted before they were read."""
         tracker = self.trackers.get(partition)
         if tracker is not None:
-            self._tell_lost(partition, tracker.progress.records_deleted(deleted))
+            self._count_lost(partition, tracker.progress.records_deleted(deleted))
 
     def replaced(self, assignment: Assignment) -> None:
-        """Forget what was read of a partition, and begin anew."""
+        """Forget what was read of a partition, and start over."""
         tracker = self.trackers.pop(assignment.partition, None)
         if tracker is not None:
             tracker.ownership = Ownership.LEAVING
@@ -221,22 +221,22 @@ class Member(ABC):
             self._lose(tracker)
         self.assigned([assignment])
 
-    def _tell_lost(self, partition: Partition, count: int) -> None:
+    def _count_lost(self, partition: Partition, count: int) -> None:
         self._services.metrics.records_lost.labels(partition.topic).inc(count)
         if count:
             self._services.logger.error(
                 "records_lost", topic=partition.topic, partition=partition.number, group=self._group, count=count
             )
 
-    async def _let_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
-        """Wait for what is under way; what was begun and waits again is carried on by a tier, as reading it repeats."""
+    async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
+        """Wait for attempts and appends. If a record has begun, its waiting deliveries move to a tier."""
         for item in waiting:
             if item.pending.has_begun:
-                self._dispatch.carry_on(item)
-        await self._wait_for_busy(leaving, HANDOVER)
+                self._dispatch.move_to_tier(item)
+        await self._wait_for_busy(leaving, REVOKE_GRACE)
 
     async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[Pending]:
-        """Wait until nothing of these partitions is under way, for some seconds; return the records that still are."""
+        """Wait up to `patience` seconds until no record of these partitions is busy; return those that still are."""
         until = asyncio.get_running_loop().time() + patience
         busy = [pending for tracker in leaving for pending in tracker.pendings.values() if pending.is_busy]
         while busy and not self._is_closing and asyncio.get_running_loop().time() < until:
@@ -245,7 +245,7 @@ class Member(ABC):
         return busy
 
     def _lose(self, tracker: Tracker) -> None:
-        """Let go of what another owner reads again; what is under way ends without effect."""
+        """Drop what another owner reads again; what is in flight ends without effect."""
         tracker.ownership = Ownership.LOST
         if tracker in self._readers:
             self._readers.pop(tracker).release()
@@ -255,14 +255,14 @@ class Member(ABC):
             for item in pending.items:
                 if item.stage is Stage.WAITING:
                     item.stage = Stage.ENDED
-                    pending.left -= 1
-            if pending.left == 0:
-                self._held -= pending.held
+                    pending.unfinished -= 1
+            if pending.unfinished == 0:
+                self._memory_bytes -= pending.memory_bytes
 
     # Reading.
 
     async def subscribe(self) -> None:
-        """Read what is wanted now, if that has changed."""
+        """Subscribe to the wanted topics, if they have changed."""
         wanted = await self.wanted()
         if self._consumer is not None and wanted == self.subscribed:
             return
@@ -288,42 +288,42 @@ class Member(ABC):
             if not self.has_room:
                 await self._services.sleep(FULL_POLL_INTERVAL)
                 continue
-            for beyond in list(self._aside):
-                await self._take_in_reach(beyond)
+            for beyond in list(self._postponed):
+                await self._take_postponed(beyond)
             batches = await self._consumer.fetch(timeout=IDLE_TICK)
-            # Held against the trackers of this very moment: a batch that waits for the one before it may outlive its
-            # assignment, and a tracker takes what it isn't given in order for gaps in the log.
+            # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,
+            # and a tracker treats skipped offsets as gaps in the log.
             held = [
                 (tracker, batch) for batch in batches if (tracker := self.trackers.get(batch.partition)) is not None
             ]
-            await self._get_ready(held)
+            await self._wait_for_dedupe(held)
             for tracker, batch in held:
                 if not tracker.is_live:
                     continue
                 first, last = batch.records[0].offset, batch.records[-1].offset
                 is_in_reach = tracker.progress.reaches(last, first) and not tracker.buffered
                 if is_in_reach or tracker.delay is not None:
-                    await self.take(tracker, batch)
+                    await self.on_batch(tracker, batch)
                 else:
-                    self.set_aside(tracker, batch.records)
-                    await self._take_in_reach(tracker)
+                    self.postpone(tracker, batch.records)
+                    await self._take_postponed(tracker)
 
-    def set_aside(self, tracker: Tracker, records: Sequence[Record]) -> None:
-        """Keep records that were read, and can't be taken yet. What isn't received is read again by another owner."""
+    def postpone(self, tracker: Tracker, records: Sequence[Record]) -> None:
+        """Buffer records that can't be processed yet, and pause their partition."""
         tracker.buffered.extend(records)
-        self._aside[tracker] = None
+        self._postponed[tracker] = None
         self.pause(tracker)
 
-    async def _take_in_reach(self, tracker: Tracker) -> None:
-        """Take what was set aside, as far as a commit reaches by now (the log may have a gap) and there is room."""
+    async def _take_postponed(self, tracker: Tracker) -> None:
+        """Process postponed records, as far as the commit window (the log may have a gap) and memory allow."""
         buffered = tracker.buffered
         while buffered and tracker.is_live and self.has_room and tracker.progress.reaches(buffered[0].offset):
-            await self.take(tracker, Batch(tracker.partition, (buffered.popleft(),)))
+            await self.on_batch(tracker, Batch(tracker.partition, (buffered.popleft(),)))
         if not buffered or not tracker.is_live:
-            self._aside.pop(tracker, None)
+            self._postponed.pop(tracker, None)
 
-    async def _get_ready(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
-        """Wait, for a moment, until it is known what came before the first records of partitions that are new here."""
+    async def _wait_for_dedupe(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
+        """Wait briefly until the dedupe index of newly assigned partitions is rebuilt."""
         new = [
             reader.ready(batch.records[0])
             for tracker, batch in held
@@ -333,33 +333,33 @@ class Member(ABC):
             await asyncio.gather(*new)
 
     def is_duplicate(self, tracker: Tracker, record: Record, event: Event) -> bool:
-        """Return whether an event that was read is a copy of one that came before, which is not delivered again."""
+        """Return whether an event duplicates an earlier one, and so isn't delivered."""
         reader = self._readers.get(tracker)
         return reader is not None and reader.is_duplicate(record, event)
 
     @property
     def has_room(self) -> bool:
         """Whether another record may be taken into memory."""
-        return self._held < self._memory
+        return self._memory_bytes < self._memory_limit
 
-    def begin(self, tracker: Tracker, record: Record, now: float) -> Pending | None:
-        """Take a record in. None if there's nothing to do for it: it is done already, or still under way here."""
-        pending = tracker.begin(record, footprint(record))
+    def track(self, tracker: Tracker, record: Record, now: float) -> Pending | None:
+        """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
+        pending = tracker.track(record, footprint(record))
         if pending is not None:
             pending.taken_at = now
-            self.hold(pending, pending.size)
+            self.add_memory(pending, pending.size)
         return pending
 
-    def hold(self, pending: Pending, size: int) -> None:
-        """Count so many bytes more, or fewer, as held for a record: all of them until it is done."""
-        pending.held += size
-        self._held += size
+    def add_memory(self, pending: Pending, size: int) -> None:
+        """Count bytes of memory for a record, until it is done."""
+        pending.memory_bytes += size
+        self._memory_bytes += size
 
-    def leave(self, pending: Pending, error: NewerRecordError) -> None:
-        """Leave a record to a newer version: it stays unfinished, and no commit passes it."""
+    def leave_to_newer_version(self, pending: Pending, error: NewerRecordError) -> None:
+        """Leave a record in a newer format unfinished: no commit passes it until a newer version processes it."""
         tracker = pending.tracker
         tracker.newer.add(pending.offset)
-        self._dispatch.unreadable.leave(tracker.partition, pending.offset, error)
+        self._dispatch.undecodable.report_newer(tracker.partition, pending.offset, error)
 
     def pause(self, tracker: Tracker) -> None:
         if self._consumer is not None and tracker.is_live and not tracker.is_paused:
@@ -367,35 +367,35 @@ class Member(ABC):
             self._consumer.pause(tracker.partition)
 
     def unpause(self, tracker: Tracker) -> None:
-        if self._is_blocked(tracker):
+        if self._is_stopped_by_newer_record(tracker):
             return
         if self._consumer is not None and tracker.is_paused and tracker.progress.has_room():
             tracker.is_paused = False
             self._consumer.resume(tracker.partition)
 
-    def _is_blocked(self, tracker: Tracker) -> bool:
-        """Return whether nothing more is taken of a partition: what follows a record that is left may be of its key."""
+    def _is_stopped_by_newer_record(self, tracker: Tracker) -> bool:
+        """Return whether a partition can't continue: what follows a record in a newer format may have the same key."""
         return self.keeps_order and bool(tracker.newer)
 
-    async def _keep_watch(self) -> None:
+    async def _keep_ticking(self) -> None:
         while not self._is_draining:
             self.tick()
             await self._services.sleep(IDLE_TICK)
 
     def tick(self) -> None:
-        """See to what nothing else wakes, a few times a second."""
+        """Do what no event triggers; called a few times a second."""
         found = self._consumer.unread() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
         for tracker in list(self.trackers.values()):
             self.check_progress(tracker)
 
     def check_progress(self, tracker: Tracker) -> None:
-        """See to a partition."""
+        """Check one partition; called a few times a second."""
         if not tracker.buffered:
             self.unpause(tracker)
 
     def lag(self) -> dict[str, float]:
-        """Return how many records of each topic weren't taken in yet; NaN where that isn't known of each partition."""
+        """Return the number of records per topic that aren't tracked yet; NaN if any partition's is unknown."""
         lag: dict[str, float] = dict.fromkeys(self.subscribed, 0)
         consumer = self._consumer
         known = consumer.lag() if consumer is not None else {}
@@ -407,9 +407,9 @@ class Member(ABC):
         return lag
 
     def oldest_pending(self, now: float) -> dict[str, float]:
-        """Return how long each topic's lowest unfinished record has waited, of all partitions that are ours.
+        """Return per topic how long the lowest unfinished record of our partitions has waited.
 
-        Of one that can't be read it isn't known; it counts with the time for which that has been so.
+        For a partition that can't be read, that is the time since it couldn't be.
         """
         oldest: dict[str, float] = dict.fromkeys(self.subscribed, 0.0)
         for partition, tracker in self.trackers.items():
@@ -421,7 +421,7 @@ class Member(ABC):
         return oldest
 
     def ages(self, now: float) -> dict[str, float]:
-        """Return of each topic how long ago its lowest unfinished record was appended, or 0 where all is done."""
+        """Return per topic how long ago its lowest unfinished record was appended, 0 if all are done."""
         ages = {}
         for topic, unfinished in self.oldest_pending(now).items():
             ages[topic] = unfinished + (self.delay_of(topic) or 0.0) if unfinished else 0.0
@@ -430,38 +430,38 @@ class Member(ABC):
     # Progress.
 
     def done(self, pending: Pending) -> None:
-        """Note that nothing is left to do for a record."""
-        self._held -= pending.held
+        """Mark a record as done."""
+        self._memory_bytes -= pending.memory_bytes
         pending.tracker.finish(pending)
         self._done_count += 1
         if self._done_count >= COMMIT_AFTER:
-            self._much_is_done.set()
-        pending.items.clear()  # They know it, too: its body would stay in memory until the garbage collector comes.
+            self._commit_is_due.set()
+        pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection
 
     async def _keep_committing(self) -> None:
         while True:
             await self._services.sleep(COMMIT_EVERY)
             await self.commit(self.trackers)
 
-    async def _keep_committing_much(self) -> None:
-        """Commit before its second is over what has become much."""
+    async def _keep_committing_at_once(self) -> None:
+        """Commit as soon as COMMIT_AFTER records are done."""
         while True:
-            await self._much_is_done.wait()
+            await self._commit_is_due.wait()
             is_accepted = await self.commit(self.trackers)
             await self._services.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
 
-    async def commit(self, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
-        """Commit what is new of these partitions; with `is_proof` also what isn't. Return whether it was accepted.
+    async def commit(self, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
+        """Commit these partitions if something is new; with `is_ownership_check`, in any case.
 
-        An accepted commit proves that the group still counts us in. One is under way at a time: what is done meanwhile
-        is the next one's.
+        Return whether the commit was accepted, which proves that we are still in the group. One commit is in flight at
+        a time; what completes meanwhile is part of the next.
         """
-        async with self._committing:
+        async with self._commit_lock:
             self._done_count = 0
-            self._much_is_done.clear()
+            self._commit_is_due.clear()
             trackers = [self.trackers[partition] for partition in partitions if partition in self.trackers]
-            commits = await self._committable(trackers, is_proof=is_proof)
-            # What was revoked meanwhile isn't sent, and must not pass for stored: `revoked` commits it.
+            commits = await self._committable(trackers, is_ownership_check=is_ownership_check)
+            # A partition that was revoked meanwhile isn't included: `revoked` commits it.
             commits = {tracker: commit for tracker, commit in commits.items() if tracker.is_live}
             if not commits or self._consumer is None:
                 return False
@@ -472,15 +472,17 @@ class Member(ABC):
                 return False
             for tracker, commit in commits.items():
                 tracker.progress.committed(commit)
-                tracker.forget_copies()
+                tracker.forget_duplicates()
             return True
 
-    async def _committable(self, trackers: Iterable[Tracker], *, is_proof: bool = False) -> dict[Tracker, Commit]:
-        """Return what can be committed of these partitions, once what was seen of it is stored for the next owner."""
+    async def _committable(
+        self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False
+    ) -> dict[Tracker, Commit]:
+        """Return the commits of these partitions, once the dedupe entries that they cover are stored."""
         commits = {
-            tracker: commit._replace(note=self.note(tracker, commit))
+            tracker: commit._replace(note=self.commit_metadata(tracker, commit))
             for tracker in trackers
-            if (commit := tracker.progress.committable(is_known=is_proof)) is not None
+            if (commit := tracker.progress.committable(is_known=is_ownership_check)) is not None
         }
         readers = {
             tracker: reader
@@ -490,7 +492,7 @@ class Member(ABC):
         flushes = [reader.flush() for reader in readers.values()]
         for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
             if isinstance(failed, LogUnavailableError):
-                if self._unflushed.count(self._group, self._log.now()):
+                if self._flush_failures.count(self._group, self._log.now()):
                     self._services.logger.warning("commit_retried", group=self._group, error=str(failed))
                 del commits[tracker]
             elif failed is not None:

@@ -1,8 +1,8 @@
-"""What this worker holds of one partition: its unfinished records, and the deliveries that each still waits for.
+"""The state of one partition in memory: its unfinished records, and their unfinished deliveries.
 
-A tracker lives from the assignment of its partition to the revocation; a completion that reaches a tracker which has
-been given up changes nothing. When the partition comes straight back (an eager rebalance revokes everything), `adopt`
-moves what is still under way into the new tracker, so that it is neither repeated nor forgotten.
+A tracker lives from the assignment of its partition to the revocation; later completions change nothing. When the
+partition comes straight back (an eager rebalance revokes everything), `adopt` moves what is in flight into the new
+tracker, so that it is neither repeated nor forgotten.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from gateway.log.base import Assignment, Partition, Record
 from gateway.model import NO_NOTE, DeadLettered, Delivery, Life, Note
 
 ITEM_SIZE = 1024
-"""Bytes of memory that a delivery takes while it waits, with an attempt or two, beside its event."""
-COPIES_KEPT = 4096
-"""Offsets below the window of which it is still known what they carried: a copy may come a little later."""
+"""Bytes of memory of a waiting delivery with an attempt or two, without its event."""
+DUPLICATES_KEPT = 4096
+"""Offsets below the base whose deliveries are remembered: a duplicate may come a little later."""
 
 
 class Owner(Protocol):
-    """The member that reads a partition, and hears what becomes of its records."""
+    """The member that reads a partition, and is notified of what becomes of its records."""
 
     keeps_order: bool
 
@@ -35,7 +35,7 @@ class Owner(Protocol):
 
     def resume(self, item: "Item", now: float) -> None: ...
 
-    def is_proof_fresh(self, item: "Item") -> bool: ...
+    def is_ownership_fresh(self, item: "Item") -> bool: ...
 
     def finished(self, item: "Item") -> None: ...
 
@@ -43,11 +43,11 @@ class Owner(Protocol):
 
     def done(self, pending: "Pending") -> None: ...
 
-    def hold(self, pending: "Pending", size: int) -> None: ...
+    def add_memory(self, pending: "Pending", size: int) -> None: ...
 
 
 class AttemptScope:
-    """The attempt that a task makes, which others can cut short: as asyncio.timeout, without its 3 µs an attempt."""
+    """The attempt that a task makes, which others can cut short: like asyncio.timeout, without its 3 µs per attempt."""
 
     __slots__ = ("_cancelling", "_is_over", "_task", "_timer")
 
@@ -64,7 +64,7 @@ class AttemptScope:
         self._timer = asyncio.get_running_loop().call_later(after, self._end)
 
     def was_cut_short(self) -> bool:
-        """Return whether the task was cancelled by this alone, and count that cancellation off."""
+        """Return whether the task was cancelled by `cut_short` alone, and clear that cancellation."""
         return self._is_over and self._task.uncancel() <= self._cancelling
 
     def close(self) -> None:
@@ -81,21 +81,21 @@ class Stage(Enum):
 
     NEW = auto()
     WAITING = auto()
-    """In its lane's queue, until a time, behind another of its key, or until it is known whose its partition is."""
+    """In its lane's queue, until a time, behind another of its key, or until its partition's owner is known."""
     ATTEMPT = auto()
-    """A lane has let it out; an attempt of it is being made, or has just ended."""
+    """The lane has started it: an attempt is in flight, or has just ended."""
     APPEND = auto()
-    """Its successor or its dead letter is being written, or waits for memory to be."""
+    """Its successor or its dead letter is being written, or waits for memory."""
     ENDED = auto()
-    """It has its end or its successor, or is left to another owner."""
+    """It has ended, has a successor, or belongs to another owner."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pending:
-    """A record that was read, at `taken_at`, and isn't done: `left` counts its unfinished deliveries.
+    """A record that was read, at `taken_at`, and isn't done: `unfinished` counts its unfinished deliveries.
 
-    `size` is the memory that it takes itself, `held` that with what is under way for it. `is_made_here` tells that its
-    deliveries aren't in the record, which was of an unknown source: no kick has injected them again.
+    `size` is the memory of the record itself, `memory_bytes` includes its deliveries. With `was_source_unknown`, the
+    record is an event of a then unknown source and its deliveries were made here, so no kick has injected them.
     """
 
     tracker: "Tracker"
@@ -103,44 +103,44 @@ class Pending:
     appended_at: float
     taken_at: float = 0.0
     size: int
-    held: int = 0
-    left: int = 0
-    is_made_here: bool = False
+    memory_bytes: int = 0
+    unfinished: int = 0
+    was_source_unknown: bool = False
     items: "list[Item]" = field(default_factory=list)
 
     def add(self, delivery: Delivery, *, is_retry: bool = False, note: Note = NO_NOTE) -> "Item":
         """Add a delivery of this record."""
         item = Item(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note)
         self.items.append(item)
-        self.left += 1
-        self.tracker.owner.hold(self, ITEM_SIZE)
+        self.unfinished += 1
+        self.tracker.owner.add_memory(self, ITEM_SIZE)
         return item
 
     @property
     def has_begun(self) -> bool:
-        """Whether any of its deliveries was started: reading the record again would repeat that one."""
+        """Whether any of its deliveries was started: reading the record again would repeat it."""
         return any(item.stage is not Stage.WAITING or item.is_tried for item in self.items)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether nothing can be made of it any more here: it is done, or another owner's."""
-        return self.tracker.is_lost or not (self.left or self.offset in self.tracker.newer)
+    def is_closed(self) -> bool:
+        """Whether nothing more comes of it in this process: it is done, or its partition was lost."""
+        return self.tracker.is_lost or not (self.unfinished or self.offset in self.tracker.newer)
 
     @property
     def is_busy(self) -> bool:
-        """Whether an attempt or an append for it is under way."""
-        return self.left > sum([item.stage is Stage.WAITING for item in self.items])
+        """Whether an attempt or an append for it is in flight."""
+        return self.unfinished > sum([item.stage is Stage.WAITING for item in self.items])
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Item:
     """A delivery in this process, from the record that it was read from to its end or its successor.
 
-    `note` goes with it from record to record. `since` is when it came into its lane's queue, or its attempt began.
-    `end` is set where its end is decided, and can't be written yet.
-    `proven_at` is when (by the loop's clock) a commit was sent that proves that its partition is ours still.
-    `is_tried` tells of attempts that no record knows of yet, `is_doubtful` of one that began in doubt of an answer,
-    `is_late` that it has been counted as late.
+    `note` goes with it from record to record. `since` is when it was queued in its lane, or its attempt started.
+    `end` is set if its end is decided, but can't be written yet.
+    `ownership_checked_at` is when (by the loop's clock) the commit was sent that proves that the partition is ours.
+    `is_tried` is set if it has attempts that aren't in any record yet, `is_doubtful` if its attempt started while it
+    was doubtful whether the destination responds, `is_late` once it was counted as late.
     """
 
     delivery: Delivery
@@ -153,13 +153,13 @@ class Item:
     is_tried: bool = False
     is_doubtful: bool = False
     is_late: bool = False
-    proven_at: float = -math.inf
+    ownership_checked_at: float = -math.inf
     scope: AttemptScope | None = None
     end: DeadLettered | None = None
 
 
 class Ownership(Enum):
-    """Whose a partition is: ours; still ours, but not for long; revoked, and perhaps coming back; or another's."""
+    """The owner of a partition: we; we, until its revocation is over; unknown, it may come back; another member."""
 
     OURS = auto()
     LEAVING = auto()
@@ -170,7 +170,7 @@ class Ownership(Enum):
 class Tracker:
     """The records of one partition, from assignment to revocation.
 
-    `delay` is a tier's (its records are due that long after their append), None for events.
+    `delay` is that of a tier, whose records are due so many seconds after their append; None for events.
     """
 
     def __init__(self, assignment: Assignment, owner: Owner, delay: float | None = None) -> None:
@@ -183,9 +183,9 @@ class Tracker:
         self.pendings: dict[int, Pending] = {}
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
-        """Offsets of records that are left to a newer version: they stay unfinished."""
-        self._copies: dict[tuple[Life, int], int] = {}
-        self._copies_from = self.progress.base - COPIES_KEPT
+        """Offsets of records in a newer format: they stay unfinished."""
+        self._first_offsets: dict[tuple[Life, int], int] = {}
+        self._pruned_below = self.progress.base - DUPLICATES_KEPT
 
     @override
     def __repr__(self) -> str:
@@ -198,12 +198,12 @@ class Tracker:
 
     @property
     def is_writable(self) -> bool:
-        """Whether a record of it may be ended, or carried on by a successor: nobody else is doing that."""
+        """Whether a record may be ended, or get a successor: no other owner does so."""
         return self.ownership in (Ownership.OURS, Ownership.LEAVING)
 
     @property
     def is_suspended(self) -> bool:
-        """Whether it isn't known whose it is: it was given up, and may come straight back."""
+        """Whether the owner isn't known: it was revoked, and may come straight back."""
         return self.ownership is Ownership.SUSPENDED
 
     @property
@@ -212,11 +212,11 @@ class Tracker:
 
     @property
     def waiting(self) -> list["Item"]:
-        """Its deliveries that wait for their turn."""
+        """The waiting deliveries."""
         return [item for pending in self.pendings.values() for item in pending.items if item.stage is Stage.WAITING]
 
-    def begin(self, record: Record, size: int) -> Pending | None:
-        """Take a record in. None when there's nothing to do for it: it is done already, or still under way here."""
+    def track(self, record: Record, size: int) -> Pending | None:
+        """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
         offset = record.offset
         if not self.progress.received(offset):
             return None
@@ -226,21 +226,21 @@ class Tracker:
         self.pendings[offset] = pending
         return pending
 
-    def is_copy(self, delivery: Delivery, offset: int) -> bool:
-        """Return whether another record of this window carries the same delivery at the same step (a crash made it).
+    def is_duplicate_record(self, delivery: Delivery, offset: int) -> bool:
+        """Return whether another record of this window has the same delivery and successor number (after a crash).
 
-        Two events may share an identity, and so may their deliveries; copies are of one event, down to its receipt, and
-        of one replay of it.
+        Two events may share an identity, and so may their deliveries; duplicates are of one event, down to its receipt,
+        and of one replay of it.
         """
-        return self._copies.setdefault((delivery.life, delivery.successor), offset) != offset
+        return self._first_offsets.setdefault((delivery.life, delivery.successor), offset) != offset
 
     def finish(self, pending: Pending) -> None:
-        """Note that every delivery of a record has an end or an acknowledged successor."""
+        """Mark a record as done: each of its deliveries has ended or has an acknowledged successor."""
         if self.pendings.pop(pending.offset, None) is not None:
             self.progress.finished(pending.offset)
 
     def adopt(self, old: "Tracker") -> list[Item]:
-        """Take over what `old` has under way and what it finished; return its deliveries that wait to be started."""
+        """Take over the pending and the completed records of `old`; return its waiting deliveries."""
         self.progress.merge(old.progress)
         waiting = []
         for offset, pending in old.pendings.items():
@@ -253,21 +253,21 @@ class Tracker:
             waiting += [item for item in pending.items if item.stage is Stage.WAITING]
         return waiting
 
-    def forget_copies(self) -> None:
-        """Drop what is known of copies far below the window; called at each commit, and does it now and then."""
-        lowest = self.progress.base - COPIES_KEPT
-        if self._copies and lowest >= self._copies_from + COPIES_KEPT:
-            self._copies = {step: offset for step, offset in self._copies.items() if offset >= lowest}
-            self._copies_from = lowest
+    def forget_duplicates(self) -> None:
+        """Forget deliveries far below the window. Called at each commit, it does so now and then."""
+        lowest = self.progress.base - DUPLICATES_KEPT
+        if self._first_offsets and lowest >= self._pruned_below + DUPLICATES_KEPT:
+            self._first_offsets = {step: offset for step, offset in self._first_offsets.items() if offset >= lowest}
+            self._pruned_below = lowest
 
     def oldest_pending(self) -> float | None:
-        """Return since when (log's clock) the lowest unfinished record waits: its append, or of a tier its due time."""
+        """Return since when (log's clock) the lowest unfinished record waits: its append, or in a tier its due time."""
         offset = self.progress.lowest_unfinished()
         pending = None if offset is None else self.pendings.get(offset)
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
 
     def holding_back(self) -> Iterator[Item]:
-        """Yield the deliveries of the lowest unfinished record, which keep the window from moving."""
+        """Yield the deliveries of the lowest unfinished record, which hold the commit window back."""
         offset = self.progress.lowest_unfinished()
         pending = None if offset is None else self.pendings.get(offset)
         if pending is not None:

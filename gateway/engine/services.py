@@ -1,4 +1,4 @@
-"""What a process hands to the parts of its engine."""
+"""What a process provides to the parts of its engine."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # an extra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What a process hands to the parts of its engine."""
+    """What a process provides to the parts of its engine."""
 
     log: Log
     topics: Topics
@@ -33,6 +33,6 @@ class Services:
 
 
 class Client(Protocol):
-    """Makes one attempt; never raises for what a destination does."""
+    """Makes one attempt; never raises because of a destination."""
 
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt: ...

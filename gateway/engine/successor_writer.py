@@ -1,6 +1,7 @@
-"""Write the record that carries a delivery on: to a tier, to the parked, or to the dead. It is stored, or tried again.
+"""Write successors: the records that continue a delivery in a tier, in the parked topic or as a dead letter.
 
-What waits here keeps a record unfinished until its successor is acknowledged; it is given up only for another owner.
+An append is retried until it is acknowledged, and its source stays unfinished until then. It is given up only if
+another owner has the partition.
 """
 
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,7 @@ from dataclasses import replace
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.records import Order
-from gateway.engine.undecodable_records import Unreadable
+from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.log.topics import Topics
@@ -26,7 +27,7 @@ from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
 
 FIRST_POLL, LONGEST_POLL = 0.05, 1.0
-"""Seconds between looks at whose a record is, while that is open; doubled each time, for thousands may wait for it."""
+"""Seconds between checks who owns a record's partition; doubled each time, as thousands of appends may wait."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 KEPT_OF_OVERSIZED = 64 * 1024
@@ -34,19 +35,19 @@ KEPT_OF_OVERSIZED = 64 * 1024
 
 
 def always() -> bool:
-    """Tell that a successor is wanted whatever happens."""
+    """Want a successor whatever happens."""
     return True
 
 
 def never() -> bool:
-    """Tell that nobody else may have the record."""
+    """Know that there is no other owner."""
     return False
 
 
-class Successors:
-    """Appends until they are acknowledged, or until `is_wanted` says that another owner takes care of the record.
+class SuccessorWriter:
+    """Retries appends until they are acknowledged, or until they aren't wanted, as another owner has the record.
 
-    While it `is_undecided` whose the record is, none is begun: what another owner has begun, too, would come twice.
+    While the owner `is_undecided`, none is started: another owner may start the same one.
     """
 
     def __init__(
@@ -64,9 +65,9 @@ class Successors:
         self._logger = logger
         self._sleep = sleep
         self._repeated = LogThrottle()
-        self.unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+        self.undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
 
-    async def carry_on(
+    async def store(
         self,
         topic: str,
         delivery: Delivery,
@@ -74,9 +75,9 @@ class Successors:
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
     ) -> bool:
-        """Store a delivery in a tier or among the parked. False if it isn't wanted any more.
+        """Store a delivery in a tier or in the parked topic. Return False if it isn't wanted any more.
 
-        Raises RecordTooLargeError where it doesn't fit, which only a lowered limit of the log leads to.
+        Raises RecordTooLargeError if it doesn't fit, which only happens after the log's limit was lowered.
         """
         headers = encode_delivery(delivery, note, at=self._log.now())
         return await self._append(
@@ -90,7 +91,7 @@ class Successors:
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
     ) -> bool:
-        """Store a delivery among the dead, with its reason. False if it isn't wanted any more."""
+        """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
         note = Note(reason=end.reason, detail=end.detail)
         key, body = _key(delivery), delivery.event.body
         try:
@@ -108,12 +109,12 @@ class Successors:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
         return is_stored
 
-    async def order(self, order: Order) -> None:
-        """Give an order as an operator does."""
+    async def store_command(self, order: Order) -> None:
+        """Append a control record, as an operator's command does."""
         key, value = order.encode()
         await self._append(self._topics.control, key, value, [], is_wanted=always, is_undecided=never)
 
-    async def dead_letter_unreadable(
+    async def dead_letter_undecodable(
         self,
         topic: str,
         record: Record,
@@ -121,8 +122,8 @@ class Successors:
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
     ) -> bool:
-        """Keep a record that can't be read among the dead, as it is, or what fits of it."""
-        self.unreadable.set_aside(topic, record.offset, error)
+        """Dead-letter a record that can't be decoded, truncated if it doesn't fit."""
+        self.undecodable.count_undecodable(topic, record.offset, error)
         headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
         try:
             is_stored = await self._append(
@@ -130,9 +131,9 @@ class Successors:
             )
         except RecordTooLargeError:
             kept = record.value[:KEPT_OF_OVERSIZED]
-            told = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
+            short = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
             is_stored = await self._append(
-                self._topics.dead, record.key[:1024], kept, told, is_wanted=is_wanted, is_undecided=is_undecided
+                self._topics.dead, record.key[:1024], kept, short, is_wanted=is_wanted, is_undecided=is_undecided
             )
         if is_stored:
             self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
@@ -149,7 +150,7 @@ class Successors:
         is_undecided: Callable[[], bool],
         is_last: bool = False,
     ) -> bool:
-        """Append until it is stored. Where nothing smaller `is_last`, too large waits as well: for a higher limit."""
+        """Append until it is stored. With `is_last`, a record that is too large waits for a higher limit as well."""
         pause = FIRST_PAUSE
         while True:
             look = FIRST_POLL

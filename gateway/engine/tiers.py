@@ -12,11 +12,11 @@ TOLERANCE = 1.0
 TOLERANCE_SHARE = 0.1
 
 SHORTEST = "5s"
-"""Where a caller without room to wait in memory appends instead, and the attempt is at most 5 s late."""
+"""Where a caller without memory for waiting appends instead; the attempt is then at most 5 s late."""
 
 WAIT_IN_MEMORY = TIERS[SHORTEST] / (1 + TOLERANCE_SHARE)
-"""The longest rest (about 4.5 s) that is left to memory: waiting it is cheap, and a tier would be late by more than
-the tolerance."""
+"""The longest delay (about 4.5 s) that is spent in memory: that is cheap, and a tier would be late by more than the
+tolerance."""
 
 _DESCENDING = tuple(reversed(TIERS.items()))
 
@@ -24,7 +24,7 @@ _DESCENDING = tuple(reversed(TIERS.items()))
 def plan(due: float, now: float) -> str | None:
     """Return the tier to append to next: the largest that isn't late by more than the tolerance.
 
-    None when the rest, less than `WAIT_IN_MEMORY` and perhaps negative, is to be waited in memory. `now` is the log's
+    None if the rest, less than `WAIT_IN_MEMORY` and perhaps negative, is to be spent in memory. `now` is the log's
     clock. The tolerance is a tenth of the delay, at most one second.
     """
     remaining = due - now

@@ -1,4 +1,4 @@
-"""Which partitions can't be read: since when, and why. Told by a metric at once, and by a line when it lasts."""
+"""Which partitions can't be read, since when, and why: in a metric at once, and in a log line if it lasts."""
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,10 +11,10 @@ from gateway.model import LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 
 PATIENCE = 5.0
-"""Seconds after which a line tells it, and jobs go on without: the election of a leader, or a rebalance, takes less."""
+"""Seconds after which it is logged, and jobs continue without: the election of a leader, or a rebalance, takes less."""
 
 Readable = Callable[[str], Awaitable[tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]]]
-"""`Log.readable`, or what asks as it does."""
+"""`Log.readable`, or something with its signature."""
 
 
 class Unread(NamedTuple):
@@ -27,7 +27,7 @@ class Unread(NamedTuple):
 def still_unread(
     before: Mapping[Partition, Unread], found: Mapping[Partition, str], now: float
 ) -> dict[Partition, Unread]:
-    """Return what is found unread now, each since it was first found."""
+    """Return the partitions found unreadable now, each with the time since when it is."""
     return {
         partition: Unread(before[partition].since if partition in before else now, reason)
         for partition, reason in found.items()
@@ -35,19 +35,19 @@ def still_unread(
 
 
 def name_of(partition: Partition) -> str:
-    """Return what operators call a partition's number."""
+    """Return a partition's number as operators see it."""
     return "all" if partition.number == ALL else str(partition.number)
 
 
 class Patient:
-    """What jobs ask for what can be read of a topic."""
+    """Returns the readable partitions of a topic, for jobs."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._unread: Mapping[Partition, Unread] = {}
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
-        """Return what `Log.readable` does. Raises LogUnavailableError for what couldn't be read only a moment ago."""
+        """Return what `Log.readable` does. Raises LogUnavailableError for the first PATIENCE seconds of a failure."""
         bounds, unread = await self._log.readable(topic)
         found = {Partition(topic, number): reason for number, reason in unread.items()}
         others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
@@ -61,7 +61,7 @@ class Patient:
 
 
 class UnreadPartitions:
-    """What a process can't read. `update` every second or so; `partitions` is how it was then."""
+    """The partitions that a process can't read, as of the last `update`, which is called about every second."""
 
     def __init__(self, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.partitions: Mapping[Partition, Unread] = {}
@@ -70,7 +70,7 @@ class UnreadPartitions:
         self._logger = logger
 
     def update(self, found: Mapping[Partition, Unread], now: float) -> None:
-        """Tell what has changed."""
+        """Update the metric, and log what has changed."""
         family = self._metrics.partition_unread
         for partition in self.partitions.keys() - found.keys():
             family.pop((partition.topic, name_of(partition)), None)

@@ -1,7 +1,7 @@
-"""What is told of records that can't be read: each is counted, and a line a second says how many of a topic there were.
+"""Count and log records that can't be decoded: one line a second and topic, with the number of records.
 
-garbage: no version wrote it     set aside (among the dead, or skipped), and everything goes on
-of a newer version               left where it is, unfinished, for a process that can read it
+garbage, which no version wrote     dead-lettered or skipped, and everything continues
+in a newer format                   left unfinished, for a process that can decode it
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
 
 
-def notes_of(metrics: Metrics) -> list[str]:
-    """Tell of what is left to a newer version, a sentence for each kind of topic."""
+def newer_record_notices(metrics: Metrics) -> list[str]:
+    """Return a sentence for each kind of topic with records in a newer format."""
     return [
         f"{kind}: {count:.0f} {'record' if count == 1 else 'records'} that a newer version of the gateway wrote "
         f"{'waits' if count == 1 else 'wait'} for it: roll forward"
@@ -25,8 +25,8 @@ def notes_of(metrics: Metrics) -> list[str]:
     ]
 
 
-class Unreadable:
-    """Counts and tells. `now` is the log's clock."""
+class UndecodableRecords:
+    """Counts and logs. `now` is the log's clock."""
 
     def __init__(
         self, *, topics: Topics, metrics: Metrics, logger: FilteringBoundLogger, now: Callable[[], float]
@@ -38,14 +38,14 @@ class Unreadable:
         self._seldom = LogThrottle()
         self._told: dict[Partition, int] = {}
 
-    def set_aside(self, topic: str, offset: int, error: UndecodableRecordError) -> None:
-        """Tell of a record that is set aside. To be called once for each, by the one that does it."""
+    def count_undecodable(self, topic: str, offset: int, error: UndecodableRecordError) -> None:
+        """Count and log a record that is dead-lettered or skipped. Called once for each, by whoever does that."""
         self._metrics.records_undecodable.labels(self._topics.kind_of(topic)).inc()
         if count := self._seldom.count(topic, self._now()):
             self._logger.error("record_undecodable", topic=topic, offset=offset, count=count, error=str(error))
 
-    def leave(self, partition: Partition, offset: int, error: NewerRecordError) -> None:
-        """Tell of a record that is left to a newer version, however often it is met."""
+    def report_newer(self, partition: Partition, offset: int, error: NewerRecordError) -> None:
+        """Log a record that is left to a newer version; it may be reported repeatedly."""
         if offset <= self._told.get(partition, -1):
             return
         self._told[partition] = offset
@@ -59,6 +59,6 @@ class Unreadable:
                 error=str(error),
             )
 
-    def left(self, kind: str, count: int) -> None:
-        """Tell how many records of a kind of topic are left to a newer version now."""
+    def set_newer_count(self, kind: str, count: int) -> None:
+        """Set the gauge of records of a kind of topic that are left to a newer version."""
         self._metrics.records_newer.labels(kind).set(count)

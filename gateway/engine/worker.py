@@ -11,7 +11,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.dedupe.filter import Duplicates
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
-from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, Blocked, Ordered
+from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, Blocked, OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -28,13 +28,13 @@ RETRY_DELAY = 1.0
 POLL_INTERVAL = 1.0
 RETENTION_EVERY = 10.0
 LEFT_OVER_EVERY = 30.0
-"""Seconds between looks for topics of ordered routes that the rules don't name, and that hold what isn't done."""
+"""Seconds between checks for topics of removed ordered routes that still have unfinished records."""
 DRAIN_TIMEOUT = 20.0
-"""Seconds after which what is under way is left to the next owner."""
+"""Seconds after which a drain leaves what is in flight to the next owner."""
 
 
 class Worker:
-    """`run` until `stop`, and `reload` once new rules are in force."""
+    """Call `run`, `stop` to end it, and `reload` once new rules are active."""
 
     def __init__(
         self,
@@ -51,9 +51,10 @@ class Worker:
         others: Callable[[], Mapping[Partition, str]] = dict,
         refusing: Callable[[], Mapping[Partition, str]] = dict,
     ) -> None:
-        """`others` tells what is unread of what others than the worker read in this process.
+        """Create a worker.
 
-        `refusing` are partitions that take no appends; they are told with what is unread, as far as they aren't.
+        `others` returns the unreadable partitions of other readers in this process, `refusing` the partitions that
+        reject appends; both are reported together with the worker's own unreadable partitions.
         """
         self._services = Services(
             log=log,
@@ -68,7 +69,7 @@ class Worker:
         self._dispatch = Dispatcher(self._services, client)
         self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)
         self._router = Router(self._services, self._dispatch, self._duplicates)
-        self._ordered: dict[tuple[str, str], tuple[Ordered, asyncio.Task[None]]] = {}
+        self._ordered: dict[tuple[str, str], tuple[OrderedRoute, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
         self._others = others
         self._refusing = refusing
@@ -77,7 +78,7 @@ class Worker:
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Route and deliver until `stop`, then drain and commit. Raises what a broken log or a bug makes it raise."""
+        """Route and deliver until `stop`, then drain and commit. Errors of the log and bugs propagate."""
         async with asyncio.TaskGroup() as tasks:
             self._dispatch.start(tasks)
             await self._begin()
@@ -92,7 +93,7 @@ class Worker:
             await self._drain(loops)
 
     async def _begin(self) -> None:
-        """Subscribe, however long the log is away: the ingress may serve already."""
+        """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already."""
         while not self._stopped.is_set():
             try:
                 await self._router.subscribe()
@@ -104,19 +105,19 @@ class Worker:
                 return
 
     def stop(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
-        """Take nothing in any more and let `run` end; attempts under way have so many seconds to end, too."""
+        """Stop reading and let `run` end; attempts in flight have `drain_timeout` seconds to end."""
         self._drain_timeout = drain_timeout
         self._stopped.set()
 
     def reload(self) -> None:
-        """Act on new rules: limits at once, topics with the next fetch."""
-        self._dispatch.limit()
+        """Apply new rules: limits at once, topics with the next fetch."""
+        self._dispatch.set_limits()
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             member.reload()
         self._changed.set()
 
     async def _keep_ordered(self, tasks: asyncio.TaskGroup) -> None:
-        """Have a member for each ordered route and destination of the rules, and for those that left something."""
+        """Run a member for each ordered route and destination of the rules, and for those with unfinished records."""
         while True:
             try:
                 async with asyncio.timeout(LEFT_OVER_EVERY):
@@ -136,23 +137,23 @@ class Worker:
                 member, task = self._ordered[target]
                 member.stop_reading()
                 await member.close(patiently=True)
-                member.let_go()
+                member.forget_partitions()
                 task.cancel()
                 del self._ordered[target]
 
     def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
-        """Start the members that are missing."""
+        """Start missing members."""
         memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
         for member, _ in self._ordered.values():
-            member.allow(memory)
+            member.set_memory_limit(memory)
         for target in sorted(set(wanted).difference(self._ordered)):
-            member = Ordered(self._services, self._dispatch, target, memory=memory)
+            member = OrderedRoute(self._services, self._dispatch, target, memory=memory)
             self._ordered[target] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(target))
 
     async def _left_over(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Return the routes and destinations, but for those that are wanted, whose topics hold what isn't done.
+        """Return other routes and destinations whose ordered topics still have unfinished records.
 
-        They aren't ordered any more, or aren't there: what was matched by them before still goes its way.
+        They aren't ordered any more, or were removed; events that they matched before are still delivered.
         """
         log, topics = self._services.log, self._services.topics
         left = set()
@@ -163,9 +164,9 @@ class Worker:
             commits = await log.committed(topics.ordered_group(*target), topic)
             bounds, unread = await log.readable(topic)
             if unread:
-                left.add(target)  # perhaps; its member is told which they are, and goes when they can be read
+                left.add(target)  # perhaps: its member learns which they are, and ends once they can be read
             for number, (start, end) in bounds.items():
-                # Also what is deleted: its member counts it.
+                # Deleted records, too: its member counts them.
                 base, done, _ = commits.get(number, Commit(start))
                 if end - base > int.from_bytes(done, "little").bit_count():
                     left.add(target)
@@ -173,7 +174,7 @@ class Worker:
 
     @property
     def unread(self) -> Mapping[Partition, Unread]:
-        """What of the log can't be read now, and since when."""
+        """The partitions that can't be read now, since when, and why."""
         return self._unread.partitions
 
     @property
@@ -183,11 +184,11 @@ class Worker:
 
     @property
     def blocked_keys(self) -> Mapping[tuple[str, str], list[Blocked]]:
-        """The keys that wait for a delivery which has failed, by ordered route and destination."""
+        """The keys whose head delivery has failed, by ordered route and destination."""
         return {target: member.blocked for target, (member, _) in self._ordered.items()}
 
     async def _keep_looking(self) -> None:
-        """See what of the log can't be read."""
+        """Check which partitions can't be read."""
         others: Mapping[Partition, Unread] = {}
         refusing: Mapping[Partition, Unread] = {}
         asked_at = -RETENTION_EVERY
@@ -195,7 +196,7 @@ class Worker:
             now = self._services.log.now()
             if now >= asked_at + RETENTION_EVERY:
                 asked_at = now
-                await self._tell_retention(now)
+                await self._set_retention_gauges(now)
             others = still_unread(others, {**self._others(), **self._duplicates.unread()}, now)
             found = dict(others)
             for member in (self._router, *[member for member, _ in self._ordered.values()]):
@@ -205,24 +206,24 @@ class Worker:
             self._unread.update({**refusing, **found}, now)
             await self._services.sleep(POLL_INTERVAL)
 
-    async def _tell_retention(self, now: float) -> None:
-        """Tell how long it is until the log deletes what isn't done."""
+    async def _set_retention_gauges(self, now: float) -> None:
+        """Set the gauges of the time until the log deletes unfinished records."""
         ages: dict[str, float] = {}
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             for topic, age in member.ages(now).items():
                 ages[topic] = max(age, ages.get(topic, 0.0))
         family = self._services.metrics.retention_left
-        with suppress(LogUnavailableError):  # the next time, then
+        with suppress(LogUnavailableError):  # retried next time
             for topic, kept in (await self._services.log.retentions(ages.keys())).items():
                 family.labels(topic).set(kept - ages[topic])
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
-        """Let what is under way end, leave the rest to the next owner, commit, and leave the groups."""
+        """Let what is in flight end, leave the rest to the next owner, commit, and leave the groups."""
         until = asyncio.get_running_loop().time() + self._drain_timeout
         ordered = [member for member, _ in self._ordered.values()]
         for member in ordered:
             member.stop_reading()
-        # A record of which something was delivered or tried ends here, or the next owner would do that again.
+        # A record of which a delivery was started ends here, or the next owner would repeat that.
         begun = [item for item in self._router.stop_reading() if item.pending.has_begun]
         await self._dispatch.drain(begun, until)
         for task in [*loops, *[task for _, task in self._ordered.values()]]:

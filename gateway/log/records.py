@@ -225,7 +225,7 @@ def encode_note(note: Note) -> dict[str, str]:
         encoded["breaks"] = str(note.breaks)
     if note.unknown_since is not None:
         encoded["unknown_since"] = f"{note.unknown_since:.3f}"
-    if note.is_hurried:
+    if note.is_expedited:
         encoded["hurry"] = "1"
     return encoded
 
@@ -238,7 +238,7 @@ def decode_note(fields: JsonFields) -> Note:
         **texts,
         breaks=int(fields.text("breaks", like=_COUNT, expected="a number")) if fields.has("breaks") else 0,
         unknown_since=None if since is None else float(since),
-        is_hurried=fields.has("hurry"),
+        is_expedited=fields.has("hurry"),
     )
 
 

@@ -36,7 +36,7 @@ from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import Order
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
-from gateway.engine.ordered.duplicate_appends import ROW, Furthest, Seen, note_of
+from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
     SIGHTING,
@@ -176,7 +176,7 @@ class _Migration:
         self._found: dict[Partition, _EarlierMoves] = {}
         # Per topic of an ordered route: the furthest event positions, and the duplicates. Per target partition: the
         # last append time.
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, DuplicateAppends] = {}
         self._repeated: dict[str, set[int]] = defaultdict(set)
         self._latest: dict[Partition, int] = defaultdict(int)
         self._anywhere: dict[Place, tuple[Partition, int]] = {}
@@ -353,11 +353,11 @@ class _Migration:
         the commit's metadata.
         """
         commit = (await self._source.committed(self._topics.ordered_group(*pair), topic)).get(0, Commit(0))
-        seen = self._seen[topic] = Seen(commit.note)
+        seen = self._seen[topic] = DuplicateAppends(commit.note)
         unfinished = 0
         async for record in self._records(topic):
             origin = origin_of(record) if record.offset >= commit.base else None
-            if origin is not None and seen.is_copy(record.offset, origin):
+            if origin is not None and seen.is_duplicate(record.offset, origin):
                 self._repeated[topic].add(record.offset)
             unfinished += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
             await self._move_in_order(topic, without_origin(record))
@@ -717,7 +717,7 @@ class _Migration:
             for number, offsets in unfinished.items():
                 moved = self._commit_of(offsets, Partition(topic, number))
                 room = (COMMIT_BYTES - len(moved.done)) // ROW.size
-                of_topic[number] = moved._replace(note=note_of(dict(list(furthest.items())[:room])))
+                of_topic[number] = moved._replace(note=metadata_of(dict(list(furthest.items())[:room])))
         return commits
 
     def _commit_of(self, unfinished: Sequence[int], partition: Partition) -> Commit:

@@ -45,7 +45,7 @@ ORDERS = {
         at=1.5,
         marker={"gateway.events.a/0": 9},
         answers=17,
-        hurried={"gateway.retry.5s/0": 4},
+        expedited={"gateway.retry.5s/0": 4},
     ),
 }
 

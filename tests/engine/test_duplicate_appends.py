@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.ordered.duplicate_appends import ROW, Furthest, Seen, note_of
+from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Partition
 from gateway.log.records import Origin
 
@@ -38,47 +38,49 @@ def test_each_event_counts_once_from_whichever_commit_the_partition_is_read(
     log: list[Origin], data: st.DataObject
 ) -> None:
     expected = [each in log[:place] for place, each in enumerate(log)]
-    first = Seen()
-    assert [first.is_copy(place, each) for place, each in enumerate(log)] == expected
+    first = DuplicateAppends()
+    assert [first.is_duplicate(place, each) for place, each in enumerate(log)] == expected
     note, base = b"", 0
     for begin in sorted(data.draw(st.sets(st.integers(0, len(log)), max_size=4))):
-        note = first.note(begin, COMMIT_BYTES)
+        note = first.metadata(begin, COMMIT_BYTES)
         base = begin
-        second = Seen(note)
-        assert [second.is_copy(place, each) for place, each in enumerate(log) if place >= base] == expected[base:]
-        assert second.note(base, COMMIT_BYTES) == Seen(note).note(base, COMMIT_BYTES) == note
+        second = DuplicateAppends(note)
+        assert [second.is_duplicate(place, each) for place, each in enumerate(log) if place >= base] == expected[base:]
+        assert second.metadata(base, COMMIT_BYTES) == DuplicateAppends(note).metadata(base, COMMIT_BYTES) == note
 
 
 def test_offsets_that_begin_anew_later_are_of_another_topic_of_that_name() -> None:
-    seen = Seen()
-    assert [seen.is_copy(place, origin(offset, at=100.0 + place)) for place, offset in enumerate((7, 8))] == [False] * 2
-    assert not seen.is_copy(2, origin(3, at=500.0))
-    assert seen.is_copy(3, origin(3, at=500.0))
-    assert not seen.is_copy(4, origin(4, at=501.0))
+    seen = DuplicateAppends()
+    assert [seen.is_duplicate(place, origin(offset, at=100.0 + place)) for place, offset in enumerate((7, 8))] == [
+        False
+    ] * 2
+    assert not seen.is_duplicate(2, origin(3, at=500.0))
+    assert seen.is_duplicate(3, origin(3, at=500.0))
+    assert not seen.is_duplicate(4, origin(4, at=501.0))
 
 
 def test_a_copy_is_one_whatever_the_clocks_of_the_leaders_said() -> None:
     """The first was stamped by a leader whose clock was ahead, the next one by another."""
-    seen = Seen()
+    seen = DuplicateAppends()
     for place, (offset, at) in enumerate([(5, 130.0), (6, 100.0), (7, 101.0)]):
-        assert not seen.is_copy(place, origin(offset, at=at))
-    assert seen.is_copy(3, origin(5, at=130.0))
-    assert seen.is_copy(4, origin(6, at=100.0))
+        assert not seen.is_duplicate(place, origin(offset, at=at))
+    assert seen.is_duplicate(3, origin(5, at=130.0))
+    assert seen.is_duplicate(4, origin(6, at=100.0))
 
 
 def test_where_there_is_no_room_those_are_left_out_that_had_nothing_for_longest() -> None:
-    seen = Seen()
+    seen = DuplicateAppends()
     many = [Partition("gateway.events.many", number) for number in range(100)]
     for place, partition in enumerate(many):
-        seen.is_copy(place, origin(place, partition))
-    note = seen.note(100, 10 * ROW.size + 5)
-    assert (len(note), seen.left_out) == (10 * ROW.size, 90)
-    known = Seen(note)
-    assert [known.is_copy(0, origin(place, partition)) for place, partition in enumerate(many)] == [False] * 90 + [
+        seen.is_duplicate(place, origin(place, partition))
+    note = seen.metadata(100, 10 * ROW.size + 5)
+    assert (len(note), seen.omitted) == (10 * ROW.size, 90)
+    known = DuplicateAppends(note)
+    assert [known.is_duplicate(0, origin(place, partition)) for place, partition in enumerate(many)] == [False] * 90 + [
         True
     ] * 10
 
 
 def test_large_numbers_fit() -> None:
     furthest = Furthest((1 << 48) - 1, 4_102_444_800_000)
-    assert Seen(note_of({EVENTS[1]: furthest})).furthest(EVENTS[1]) == furthest
+    assert DuplicateAppends(metadata_of({EVENTS[1]: furthest})).furthest(EVENTS[1]) == furthest

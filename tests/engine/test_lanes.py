@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.engine.delivery.lanes import LONGEST_GUESS, MAX_ATTEMPTS, PLACES_AT_ONCE, Budget, Lane
+from gateway.engine.delivery.lanes import MAX_ATTEMPTS, MAX_LEARNED_DELAY, SLOT_BUCKET, Budget, Lane
 from gateway.engine.partition_tracker import Item, Pending, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
@@ -55,17 +55,17 @@ def test_a_destination_may_be_well_while_a_probe_has_just_begun() -> None:
         answered(lane, start(lane, 2, now), now, SILENCE)
         now += 0.1
     assert lane.breaker.is_open
-    assert not lane.may_be_well(now)
+    assert not lane.may_have_recovered(now)
     now = lane.breaker.retry_at(now) + 0.1
     assert len(start(lane, 1, now)) == 1
-    assert lane.may_be_well(now + 0.5)
-    assert not lane.may_be_well(now + 2)
+    assert lane.may_have_recovered(now + 0.5)
+    assert not lane.may_have_recovered(now + 2)
 
 
 def test_what_leaves_the_queue_together_comes_back_at_the_pace_of_the_destination() -> None:
     lane = a_lane(rate=5.0)
     start(lane, 31)
-    dues = [spill.due for spill in lane.overdue(NOW + 2)]
+    dues = [spill.due for spill in lane.pop_overdue(NOW + 2)]
     assert [later - earlier for earlier, later in pairwise(dues)] == pytest.approx([1 / 5] * 29)
 
 
@@ -73,8 +73,8 @@ def test_the_silence_that_was_asked_for_lasts_as_long_where_the_clock_goes_back(
     lane = a_lane()
     (item,) = start(lane, 1, NOW + 3600)
     lane.finished(item, an_attempt(result=Result.THROTTLED, status=429, retry_after=8.0), NOW + 3600)
-    assert lane.held(NOW + 3600) == ("retry_after", NOW + 3608)
-    assert lane.held(NOW) == ("retry_after", NOW + 8)
+    assert lane.current_hold(NOW + 3600) == ("retry_after", NOW + 3608)
+    assert lane.current_hold(NOW) == ("retry_after", NOW + 8)
     spill = lane.offer(an_item(), NOW + 1)
     assert spill is not None
     assert NOW + 8 <= spill.due < NOW + 10
@@ -184,17 +184,20 @@ def test_every_end_gives_the_place_of_all_back(end: Attempt) -> None:
     for _ in range(100):
         now += 1000.0  # whatever the breaker and the doubt say, it is over by then
         answered(lane, start(lane, 1, now), now, end)
-    assert [lane.in_flight, budget.start] == [0, a_lane(budget=Budget(attempts=64))._budget.start]
+    assert [lane.in_flight, budget.initial_concurrency] == [
+        0,
+        a_lane(budget=Budget(attempts=64))._budget.initial_concurrency,
+    ]
     assert len(start(a_lane("other", budget), 1, now)) == 1
 
 
 def test_a_worker_has_its_share_of_the_fleets_limits() -> None:
     lane = a_lane(concurrency=4, rate=100.0)
-    lane.limit(concurrency=4, rate=100.0, share=0.5)
+    lane.set_limits(concurrency=4, rate=100.0, share=0.5)
     assert len(start(lane, 10)) == 2
     answered(lane, start(lane, 0), NOW)
     fast = a_lane(concurrency=100, rate=100.0)
-    fast.limit(concurrency=100, rate=100.0, share=0.25)
+    fast.set_limits(concurrency=100, rate=100.0, share=0.25)
     seconds, made = 20, 0
     for turn in range(1000 * seconds):
         under_way = start(fast, 1, NOW + turn / 1000)
@@ -219,7 +222,7 @@ def test_what_comes_back_and_is_spilled_again_has_one_place() -> None:
         after = due(lane, now, is_retry=True)
         longest = max(longest, after)
         heapq.heappush(backlog, now + after)
-    assert longest <= 2 * (100 / 10 + PLACES_AT_ONCE)
+    assert longest <= 2 * (100 / 10 + SLOT_BUCKET)
 
 
 @pytest.mark.parametrize("is_retry", [True, False], ids=["to this worker", "to another, or in memory"])
@@ -228,7 +231,7 @@ def test_places_are_over_when_their_time_is(*, is_retry: bool) -> None:
     lane = a_lane(rate=10.0)
     for second in range(5000):
         due(lane, NOW + second, is_retry=is_retry)
-    assert due(lane, NOW + 5000 + PLACES_AT_ONCE) < 1
+    assert due(lane, NOW + 5000 + SLOT_BUCKET) < 1
 
 
 def test_what_was_spilled_while_answers_took_long_comes_back_in_minutes() -> None:
@@ -239,7 +242,7 @@ def test_what_was_spilled_while_answers_took_long_comes_back_in_minutes() -> Non
             lane, start(lane, 1, NOW + index), NOW + index, an_attempt(result=Result.SUCCESS, seconds=10.0, status=200)
         )
     after = [due(lane, NOW + 100) for _ in range(10_000)]
-    assert max(after) <= LONGEST_GUESS
+    assert max(after) <= MAX_LEARNED_DELAY
     most = max(Counter(map(int, after)).values())
     assert most < 200, "not all at once"
 

@@ -85,9 +85,9 @@ async def _counted(count: int, fan_out: int, headers: int) -> None:
         finally:
             tracemalloc.stop()
         assert taken(worker) == count
-        assert 0.55 < traced / (worker._router._held + worker._dispatch._bytes_in_appends) < 1.1
+        assert 0.55 < traced / (worker._router._memory_bytes + worker._dispatch._bytes_in_appends) < 1.1
         await recovered(world, log)
-        assert worker._router._held == 0
+        assert worker._router._memory_bytes == 0
 
 
 @virtual
@@ -95,13 +95,13 @@ async def test_a_reader_without_room_sets_the_rest_aside_and_goes_on_with_it_in_
     world, log = await a_stalled_world(50)
     await world.put(*large_events(300))
     worker = world.worker()
-    worker._router.allow(8 * MIB)
+    worker._router.set_memory_limit(8 * MIB)
     async with running(world, worker):
         await asyncio.sleep(20)
-        assert 8 * MIB <= worker._router._held < 9 * MIB
+        assert 8 * MIB <= worker._router._memory_bytes < 9 * MIB
         assert 100 < taken(worker) < 200
         await recovered(world, log)
-        assert worker._router._held == 0
+        assert worker._router._memory_bytes == 0
     delivered = {(name, event) for name, event, _ in world.client.made}
     assert len(delivered) == 300 * 50
     assert len(world.client.made) == len(set(world.client.made))
@@ -119,7 +119,7 @@ async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_
             assert MIB <= worker._dispatch._bytes_in_appends < MIB + 2 * APPEND_OVERHEAD
             assert len(worker._dispatch._under_way) < MIB / APPEND_OVERHEAD
             await recovered(world, log)
-            assert (worker._router._held, worker._dispatch._bytes_in_appends) == (0, 0)
+            assert (worker._router._memory_bytes, worker._dispatch._bytes_in_appends) == (0, 0)
 
 
 @virtual
@@ -140,7 +140,7 @@ async def test_what_was_set_aside_is_read_again_where_its_partition_goes_to_anot
     world, log = await a_stalled_world(50)
     await world.put(*large_events(100))
     worker = world.worker()
-    worker._router.allow(4 * MIB)
+    worker._router.set_memory_limit(4 * MIB)
     async with running(world, worker):
         await asyncio.sleep(5)
         async with running(world):

@@ -13,7 +13,7 @@ from typing_extensions import override
 from gateway.client.request import Outbound
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import Order
-from gateway.engine.group_member import HANDOVER
+from gateway.engine.group_member import REVOKE_GRACE
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
@@ -266,7 +266,7 @@ async def test_an_attempt_under_way_ends_before_its_partition_has_another_owner(
     assert {key: len(tried) for key, tried in by_key(world).items()} == {f"k{key}": 4 for key in range(12)}
     for tried in by_key(world).values():
         assert_in_order(tried, 4)
-    assert HANDOVER > 1.5
+    assert REVOKE_GRACE > 1.5
 
 
 @virtual
@@ -391,7 +391,7 @@ async def test_memory_is_bounded_where_a_destination_stands_still() -> None:
     async with running(world) as worker:
         await asyncio.sleep(30)
         ((member, _),) = worker._ordered.values()
-        assert member._held < (128 << 20) + 6 * (1 << 20) * 6
+        assert member._memory_bytes < (128 << 20) + 6 * (1 << 20) * 6
         assert not member.has_room
     assert len({event for name, event, _ in world.client.made if name == "audit"}) == 600
 

@@ -4,7 +4,7 @@ import asyncio
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import Order
-from gateway.engine.ordered.route import ALL_MEMORY, LET_GO
+from gateway.engine.ordered.route import ALL_MEMORY, REVOKE_GRACE
 from gateway.log.records import encode_event
 from gateway.model import Result
 from tests.builders import a_destination, a_policy, a_route, an_event
@@ -155,7 +155,7 @@ async def test_what_a_removed_route_has_not_read_yet_is_not_called_done() -> Non
         world.rules = rules_of(OTHER)
         worker.reload()
         world.log.go_on(behind)
-        await asyncio.sleep(2 * LET_GO)
+        await asyncio.sleep(2 * REVOKE_GRACE)
     assert await unfinished(world, ("b", "b")) == 5
 
 
@@ -185,7 +185,7 @@ async def test_memory_is_divided_anew_with_each_route_that_comes() -> None:
             rules = rules_of(OTHER, *[an_ordered_route(f"ordered-{n}") for n in range(count)])
             await reload(world, worker, rules)
             await asyncio.sleep(0.5)
-        allowed = [member._memory for member, _ in worker._ordered.values()]
+        allowed = [member._memory_limit for member, _ in worker._ordered.values()]
     assert len(allowed) == 24
     assert ALL_MEMORY * 0.9 < sum(allowed) <= ALL_MEMORY
 

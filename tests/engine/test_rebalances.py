@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gateway.engine.group_member import HANDOVER
+from gateway.engine.group_member import REVOKE_GRACE
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import Event, EventId, event_id
@@ -109,7 +109,7 @@ async def test_a_destination_that_hangs_does_not_hold_a_rebalance_up_for_long() 
         await asyncio.sleep(1)
         began = now()
         await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
-        assert now() - began < HANDOVER + 0.1
+        assert now() - began < REVOKE_GRACE + 0.1
         assert world.client.under_way == 8, "they go on, and are adopted"
     assert len(world.client.made) == 8
 

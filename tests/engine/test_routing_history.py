@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.engine.commit_progress import Progress
 from gateway.engine.control.records import Order, decode
 from gateway.engine.control.routing_history import KEPT, UNUSED, History
-from gateway.engine.routing_history_updates import Readings
+from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.log.base import Commit, Partition
 from gateway.rules.routing_revision import encode, routing_revision
 from gateway.rules.rules import RoutingRevision
@@ -44,7 +44,7 @@ def a_reading(name: str, offset: int, edition: int, *, at: float = 0.0, place: s
 class Process:
     """A process that reads the partition, or did."""
 
-    readings: Readings
+    readings: RoutingHistoryUpdates
     edition: int
     progress: Progress = field(default_factory=lambda: Progress(Commit(0), 0))
     under_way: dict[int, int] = field(default_factory=dict)
@@ -61,7 +61,10 @@ class Model:
         """Offset → the edition by which it was routed in the end."""
         self._is_told_late = is_told_late
         self._count = 0
-        self._processes = [Process(Readings(self.history), 0), Process(Readings(self.history), 1)]
+        self._processes = [
+            Process(RoutingHistoryUpdates(self.history), 0),
+            Process(RoutingHistoryUpdates(self.history), 1),
+        ]
         self._take_over()
 
     @property
@@ -69,10 +72,10 @@ class Model:
         return self._processes[0]
 
     def tell(self) -> None:
-        while (what := self.now.readings.unsaid()) is not None:
+        while (what := self.now.readings.unpublished()) is not None:
             self._count += 1
-            order = self.now.readings.order(what, float(self._count))
-            self.now.readings.said(what, order.name)
+            order = self.now.readings.record(what, float(self._count))
+            self.now.readings.mark_published(what, order.name)
             self.history.apply(told(order))
 
     def read(self, count: int) -> None:
@@ -103,7 +106,7 @@ class Model:
     def move(self, _: int) -> None:
         """What was under way ends unheard, and the other reads it again."""
         self._give_up()
-        self.now.readings.let_go()
+        self.now.readings.forget_revoked()
         self._processes.reverse()
         self.now.progress, self.now.under_way = Progress(self.commit, 0), {}
         self._take_over()
@@ -111,19 +114,19 @@ class Model:
     def kill(self, edition: int) -> None:
         """What it has finished since the last commit is done again."""
         self.tell()
-        self._processes[0] = Process(Readings(self.history), edition)
+        self._processes[0] = Process(RoutingHistoryUpdates(self.history), edition)
         self._take_over()
 
     def _give_up(self) -> None:
         self.commit = self.now.progress.committable() or self.commit
-        self.now.readings.left(HERE, self.now.progress.last_received)
+        self.now.readings.revoked(HERE, self.now.progress.last_received)
         self.tell()
 
     def _take_over(self) -> None:
         self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.edition])
         before, self.now.progress = self.now.progress, Progress(self.commit, 0)
         self.now.progress.merge(before)
-        self.now.readings.let_go()
+        self.now.readings.forget_revoked()
         self._tell_at_once()
 
     def _tell_at_once(self) -> None:
@@ -187,17 +190,17 @@ def test_what_was_done_when_a_reader_came_was_routed_by_the_one_before() -> None
 
 def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> None:
     history = a_history()
-    readings = Readings(history)
+    readings = RoutingHistoryUpdates(history)
 
     def read_by(edition: RoutingRevision) -> None:
         readings.took_over(HERE, Commit(0), edition)
-        while (what := readings.unsaid()) is not None:
-            order = readings.order(what, float(edition is EDITIONS[1]))
-            readings.said(what, order.name)
+        while (what := readings.unpublished()) is not None:
+            order = readings.record(what, float(edition is EDITIONS[1]))
+            readings.mark_published(what, order.name)
             history.apply(told(order))
 
     read_by(EDITIONS[0])
-    readings.left(HERE, 9)
+    readings.revoked(HERE, 9)
     readings.forget(HERE)
     read_by(EDITIONS[1])
     assert history.edition_at(HERE, 3) == EDITIONS[1]

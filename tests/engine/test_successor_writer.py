@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
-from gateway.engine.successor_writer import LONGEST_PAUSE, Successors
+from gateway.engine.successor_writer import LONGEST_PAUSE, SuccessorWriter
 from gateway.log.base import Position
 from gateway.log.topics import Topics
 from gateway.model import NO_NOTE, Delivery, DeliveryId, LogUnavailableError
@@ -48,8 +48,8 @@ class Scene:
         self.sleeps += 1
         await asyncio.sleep(seconds)
 
-    async def carry_on(self) -> bool:
-        successors = Successors(
+    async def store(self) -> bool:
+        successors = SuccessorWriter(
             log=self.log,
             topics=Topics("gateway."),
             metrics=Metrics(CollectorRegistry()),
@@ -57,7 +57,7 @@ class Scene:
             sleep=self.sleep,
         )
         delivery = Delivery(id=DeliveryId("dlv_1"), event=an_event(), route="build", destination="ci")
-        return await successors.carry_on(
+        return await successors.store(
             self.topic, delivery, NO_NOTE, lambda: not self.is_lost, lambda: self.is_undecided
         )
 
@@ -67,7 +67,7 @@ def played(change: Callable[[Scene], None], *, then: Callable[[Scene], None]) ->
 
     async def scenario() -> tuple[bool, int]:
         scene = Scene()
-        task = asyncio.create_task(scene.carry_on())
+        task = asyncio.create_task(scene.store())
         await asyncio.sleep(60)
         assert scene.log.tries > 60 / LONGEST_PAUSE
         tries = scene.log.tries
@@ -114,7 +114,7 @@ def test_whose_a_record_is_is_asked_more_and_more_seldom() -> None:
     async def scenario() -> int:
         scene = Scene()
         opened(scene)
-        task = asyncio.create_task(scene.carry_on())
+        task = asyncio.create_task(scene.store())
         await asyncio.sleep(60)
         lost(scene)
         assert not await task

@@ -104,7 +104,7 @@ NOTES = st.builds(
     **_TEXTS,
     breaks=st.integers(0, 999_999_999),
     unknown_since=st.none() | st.integers(0, 10**12).map(lambda milliseconds: milliseconds / 1000),
-    is_hurried=st.booleans(),
+    is_expedited=st.booleans(),
 )
 
 
@@ -214,7 +214,7 @@ def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: Note) ->
 
 
 def test_each_field_of_a_note_is_written_and_read() -> None:
-    told = Note(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_hurried=True, replay="1")
+    told = Note(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1")
     told = replace(told, reason="gone", detail="410")
     for field in fields(Note):
         note = replace(NO_NOTE, **{field.name: getattr(told, field.name)})

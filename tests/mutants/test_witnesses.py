@@ -13,7 +13,7 @@ from typing_extensions import override
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import Order
 from gateway.engine.jobs.runner import Jobs
-from gateway.engine.ordered.route import PROOF_AGE
+from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_delivery
 from gateway.model import (
@@ -115,7 +115,7 @@ def test_a_destination_that_asks_for_silence_gets_it_from_every_delivery(status:
     lane.offer(waiting, NOW)
     lane.finished(item, an_attempt(result=result, status=status, retry_after=30.0), NOW)
     assert lane.take(NOW) is None
-    (spill,) = lane.overdue(NOW)
+    (spill,) = lane.pop_overdue(NOW)
     later = lane.offer(an_item(), NOW + 29)
     assert later is not None
     assert spill.item is waiting
@@ -196,9 +196,9 @@ async def test_an_event_with_two_deliveries_is_drained_whole() -> None:
 
 @virtual
 async def test_nothing_of_an_ordered_route_begins_on_a_proof_that_has_grown_old() -> None:
-    """An accepted commit says whose the partition was when it was sent, and that is longer ago than `PROOF_AGE`."""
+    """An accepted commit proves who owned the partition when it was sent: longer ago than `OWNERSHIP_CHECK_AGE`."""
     world = await a_world(a_route(is_ordered=True))
-    world.log = SlowCommits(world.log, PROOF_AGE + 1)
+    world.log = SlowCommits(world.log, OWNERSHIP_CHECK_AGE + 1)
     await world.put(*events(3))
     async with running(world):
         await asyncio.sleep(60)

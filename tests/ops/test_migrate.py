@@ -12,7 +12,7 @@ from typing_extensions import override
 from gateway.engine.control.records import DeadFilter, Order, Selection, decode
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
-from gateway.engine.ordered.duplicate_appends import Seen
+from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import (
@@ -188,11 +188,11 @@ async def unfinished(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loo
     found: list[tuple[str, ...]] = []
     for group, topic in ((ROUTER, EVENTS), (ORDERED, MIRROR)):
         commits = await log.committed(group, topic)
-        seen = Seen()
+        seen = DuplicateAppends()
         for partition, record in await records(log, topic):
             commit, origin = commits.get(partition.number), origin_of(record)
-            is_copy = origin is not None and seen.is_copy(record.offset, origin)
-            if not is_copy and (commit is None or not commit.covers(record.offset)):
+            is_duplicate = origin is not None and seen.is_duplicate(record.offset, origin)
+            if not is_duplicate and (commit is None or not commit.covers(record.offset)):
                 found.append((group, decode_event(record).id, record.value.decode()))
     for tier in TIERS:
         commits = await log.committed(ROUTER, TOPICS.retry(tier))

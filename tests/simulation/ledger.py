@@ -19,7 +19,7 @@ from gateway.engine import tiers
 from gateway.engine.control.records import Order, decode
 from gateway.engine.delivery.lanes import BURST
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
-from gateway.engine.ordered.route import PROOF_AGE
+from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_note, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
@@ -34,7 +34,7 @@ from gateway.model import (
 )
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import GRACEFUL, HANDOVER, RETENTION, Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, RETENTION, REVOKE_GRACE, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
@@ -222,7 +222,7 @@ class Ledger:
         self.appended = Counter[str]()
         self.touched: set[str] = set()
         """Names of which an order may repeat deliveries."""
-        self.hurried: dict[str, float] = {}
+        self.expedited: dict[str, float] = {}
         """Names of which an order may bring deliveries on before they are due, and since when."""
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
         self._under_way: Counter[tuple[str, str]] = Counter()
@@ -399,11 +399,16 @@ class Ledger:
     def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None:
         if not group.startswith((ROUTER, TOPICS.group("ordered/"))):
             return
-        self._say(f"commit by {client.name} to {group} of {partition.topic}/{partition.number}: {_shown(commit)}")
+        self._say(
+            f"commit by {client.name} to {group} of {partition.topic}/{partition.number}: {_proven_concurrency(commit)}"
+        )
         self.commits[group, partition] = commit
         covered = self._covered[group, partition]
         if len(covers(commit, covered)) < len(covered):
-            self.violate("2 no commit goes back", f"{client.name} committed {group} of {partition}: {_shown(commit)}")
+            self.violate(
+                "2 no commit goes back",
+                f"{client.name} committed {group} of {partition}: {_proven_concurrency(commit)}",
+            )
         for offset in covers(commit, self.rows[partition].keys() - covered):
             covered.add(offset)
             row = self.rows[partition][offset]
@@ -640,7 +645,7 @@ class Ledger:
             self.violate("7 attempts", "more attempts than the policy allows", trail.tries)
         if (
             made.attempt == 1
-            or any(made.began >= self.hurried.get(name, math.inf) for name in _names(made))
+            or any(made.began >= self.expedited.get(name, math.inf) for name in _names(made))
             or self.plan.skew
             or not self._is_time_sure
             or not made.is_timed
@@ -1135,7 +1140,7 @@ class Ledger:
 
         Once of each record: two owners of a partition may both have parked a delivery.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, HANDOVER, "crash", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, REVOKE_GRACE, "crash", "order", "trouble", "gap", "poison"}:
             return
         injected: Counter[tuple[int, str, int]] = Counter()
         again: dict[tuple[int, str, int], int] = {}
@@ -1152,7 +1157,7 @@ class Ledger:
                 step = each.delivery.successor
                 # What a breaker has sent away, or an attempt, is the router's, of a copy that was parked, too.
                 is_resumed = not each.note.breaks and (step - 1, len(each.delivery.attempts)) in parents
-                if row.partition.topic == SHORTEST and (each.note.is_hurried or is_resumed):
+                if row.partition.topic == SHORTEST and (each.note.is_expedited or is_resumed):
                     key = row.number, each.delivery.id, step
                     injected[key] += 1
                     again[key] = injected[key] - max(1, counts[step - 1])
@@ -1223,7 +1228,9 @@ class Ledger:
             if row.offset in self._deletions.lost[ROUTER, row.partition]:
                 continue  # told as lost by the next owner: the append that its last one had begun may come later
             group = TOPICS.ordered_group(made.route, made.destination)
-            if any(gone <= made.began < gone + PROOF_AGE for gone in self._thrown_out_at[made.process, group]):
+            if any(
+                gone <= made.began < gone + OWNERSHIP_CHECK_AGE for gone in self._thrown_out_at[made.process, group]
+            ):
                 continue  # no group throws a member out that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))
@@ -1314,7 +1321,7 @@ def group_of(partition: Partition) -> str:
     return ROUTER if place is None else TOPICS.ordered_group(*place)
 
 
-def _shown(commit: Commit) -> str:
+def _proven_concurrency(commit: Commit) -> str:
     bits = int.from_bytes(commit.done, "little")
     return f"{commit.base}" + "".join([f" {commit.base + bit}" for bit in range(bits.bit_length()) if bits >> bit & 1])
 

@@ -35,7 +35,7 @@ FAULTS = (
     "gap",  # offsets that are never used
     "trouble",  # destinations that fail in every way
 )
-HANDOVER = "handover"
+REVOKE_GRACE = "handover"
 """The process that owns the jobs gives them up in the middle of one: by a drain, or by a kill where others crash."""
 VERSIONS = "versions"
 """Processes of a newer version beside those of this one, which write in its format: added to other faults."""
@@ -278,7 +278,7 @@ def _handed_over(random: Random, world: Plan) -> Plan:
     """Let some runs with orders have many small batches, and owners that change in the middle of them."""
     if "order" not in world.faults or random.random() < 0.4:
         return world
-    return replace(world, faults=(*world.faults, HANDOVER), batch=random.choice((2, 3, 5)))
+    return replace(world, faults=(*world.faults, REVOKE_GRACE), batch=random.choice((2, 3, 5)))
 
 
 def _kicked(random: Random, world: Plan) -> Plan:
@@ -538,7 +538,7 @@ def _orders(random: Random, world: Plan) -> Iterable[Step]:
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:
     """A backlog before each order; the order again, perhaps, by somebody else; and soon after it another owner."""
-    if HANDOVER not in world.faults:
+    if REVOKE_GRACE not in world.faults:
         return
     number = 1000
     for step in orders:

@@ -18,9 +18,9 @@ from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.lanes import Budget, Lane
 from gateway.engine.group_member import Member
 from gateway.engine.jobs.injector import Injector
-from gateway.engine.ordered.route import Ordered
+from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.partition_tracker import Item, Tracker
-from gateway.engine.successor_writer import Successors
+from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Commit, Partition
 from gateway.model import Attempt, LogUnavailableError
 from tests.simulation.plan import Step, plan_of
@@ -36,25 +36,25 @@ MANY = 100
 
 def successors_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     """Done before the successor is acknowledged: lost with the process, or with the append."""
-    append = Successors._append
+    append = SuccessorWriter._append
     started: list[asyncio.Task[bool]] = []
 
-    async def hasty(self: Successors, topic: str, *rest: Any, **claim: Any) -> bool:
+    async def hasty(self: SuccessorWriter, topic: str, *rest: Any, **claim: Any) -> bool:
         started.append(asyncio.create_task(append(self, topic, *rest, **claim)))
         return True
 
-    patch.setattr(Successors, "_append", hasty)
+    patch.setattr(SuccessorWriter, "_append", hasty)
 
 
 def a_lost_append_is_believed(patch: pytest.MonkeyPatch) -> None:
     """An append that failed counts as stored."""
 
-    async def credulous(self: Successors, topic: str, key: bytes, value: bytes, headers: Any, **_: Any) -> bool:
+    async def credulous(self: SuccessorWriter, topic: str, key: bytes, value: bytes, headers: Any, **_: Any) -> bool:
         with suppress(LogUnavailableError):
             await self._log.append(topic, key=key, value=value, headers=headers)
         return True
 
-    patch.setattr(Successors, "_append", credulous)
+    patch.setattr(SuccessorWriter, "_append", credulous)
 
 
 def what_was_seen_is_committed(patch: pytest.MonkeyPatch) -> None:
@@ -84,12 +84,12 @@ def retries_are_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
-    """Copies are told by the delivery alone, without its step."""
+    """Duplicates are recognised by the delivery alone, without its step."""
 
     def hasty(self: Tracker, delivery: Any, offset: int) -> bool:
-        return self._copies.setdefault((delivery.life, 0), offset) != offset
+        return self._first_offsets.setdefault((delivery.life, 0), offset) != offset
 
-    patch.setattr(Tracker, "is_copy", hasty)
+    patch.setattr(Tracker, "is_duplicate_record", hasty)
 
 
 def the_longest_tier_carries_everything(patch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def order_is_not_proven(patch: pytest.MonkeyPatch) -> None:
     """An attempt of an ordered route begins without a commit that was accepted: a zombie goes on."""
     commit = Member.commit
 
-    async def hasty(self: Member, partitions: Iterable[Partition], *, is_proof: bool = False) -> bool:
-        return True if is_proof else await commit(self, partitions)
+    async def hasty(self: Member, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
+        return True if is_ownership_check else await commit(self, partitions)
 
     patch.setattr(Member, "commit", hasty)
 
@@ -147,12 +147,12 @@ def a_kick_is_a_recovery(patch: pytest.MonkeyPatch) -> None:
 
 def a_lane_has_no_bottom(patch: pytest.MonkeyPatch) -> None:
     """A destination gets whatever there is."""
-    limit = Lane.limit
+    limit = Lane.set_limits
 
     def generous(self: Lane, *, concurrency: int, rate: float | None, share: float = 1.0) -> None:
         limit(self, concurrency=2 * concurrency, rate=rate, share=share)
 
-    patch.setattr(Lane, "limit", generous)
+    patch.setattr(Lane, "set_limits", generous)
 
 
 def there_is_no_rate(patch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ def what_moved_away_is_kept(patch: pytest.MonkeyPatch) -> None:
     lose = Member._lose
 
     def careless(self: Member, tracker: Tracker) -> None:
-        held = self._held
+        held = self._memory_bytes
         lose(self, tracker)
-        self._held = held
+        self._memory_bytes = held
 
     patch.setattr(Member, "_lose", careless)
 
@@ -203,12 +203,12 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
     """Each event has a key of its own."""
-    patch.setattr(Ordered, "_key", lambda _self, item: (item.pending.tracker.partition, item.delivery.event.id))
+    patch.setattr(OrderedRoute, "_key", lambda _self, item: (item.pending.tracker.partition, item.delivery.event.id))
 
 
 def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     """What isn't there can't be counted."""
-    patch.setattr(Member, "_tell_lost", lambda *_: None)
+    patch.setattr(Member, "_count_lost", lambda *_: None)
 
 
 def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from gateway.engine.delivery.lanes import MAX_WAIT
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.jobs import replay, scan
 from gateway.engine.jobs.runner import Jobs
-from gateway.engine.ordered.route import PROOF_AGE
+from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
@@ -154,7 +154,7 @@ class World:
         elapsed = self.now() - self._healed_at
         # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
         has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
-        most = PROOF_AGE / 2 if has_order else 20.0
+        most = OWNERSHIP_CHECK_AGE / 2 if has_order else 20.0
         if self._has_rate and elapsed < 300.0:
             most = MAX_WAIT / 2  # what waits for its turn mustn't be overdue at each look
         return 0.0 if elapsed < 20 else min(most, elapsed / 20)
@@ -490,7 +490,7 @@ class World:
             case "kick":
                 order = Order(kind="kick", name=name, state="asked", at=at)
                 self.ledger.touched.add(name)
-                self.ledger.hurried.setdefault(name, self.now())
+                self.ledger.expedited.setdefault(name, self.now())
             case "again":
                 topics = {topic_of(self.plan, source) for source in self.plan.sources}
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
@@ -518,7 +518,7 @@ class World:
                 )
                 if kind == "replay":
                     self.ledger.touched.add(what["for"])
-                    self.ledger.hurried.setdefault(what["for"], self.now())
+                    self.ledger.expedited.setdefault(what["for"], self.now())
         key, value = order.encode()
         self.broker.store(OUTSIDE, CONTROL, key, value, [])
 
@@ -726,7 +726,7 @@ class Process:
             "in doubt": budget._doubtful,
             "bytes under way": budget._bytes_under_way,
             "bytes of appends": worker._dispatch._bytes_in_appends,
-            "bytes of records": sum(member._held for member in members),
+            "bytes of records": sum(member._memory_bytes for member in members),
         }
 
     def start(self) -> None:

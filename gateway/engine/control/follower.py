@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.state import Control
-from gateway.engine.undecodable_records import Unreadable
+from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError, NewerRecordError, UndecodableRecordError
@@ -26,7 +26,7 @@ class Follower:
         self._topic = topics.control
         self._clock_topic = topics.dedupe
         self._logger = logger
-        self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+        self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._consumer: Consumer | None = None
 
     def unread(self) -> Mapping[Partition, str]:
@@ -91,7 +91,7 @@ class Follower:
         try:
             self.control.take(record.key, record.value, record.offset)
         except UndecodableRecordError as error:
-            self._unreadable.set_aside(self._topic, record.offset, error)
+            self._undecodable.count_undecodable(self._topic, record.offset, error)
         except NewerRecordError as error:
-            self._unreadable.leave(Partition(self._topic, 0), record.offset, error)
-        self._unreadable.left("control", len(self.control.newer))
+            self._undecodable.report_newer(Partition(self._topic, 0), record.offset, error)
+        self._undecodable.set_newer_count("control", len(self.control.newer))

@@ -163,7 +163,7 @@ class Order:
     count: int = 0
     detail: str = ""
     answers: int = 0
-    hurried: Mapping[str, int] = field(default_factory=dict)
+    expedited: Mapping[str, int] = field(default_factory=dict)
     edition: str = ""
     routes: str = ""
     done: Mapping[str, bytes] = field(default_factory=dict)
@@ -211,8 +211,8 @@ class Order:
         body |= {name: text for name, text in texts.items() if text}
         numbers = {"answered": self.answers, "unread": self.unread}
         body |= {name: number for name, number in numbers.items() if number}
-        if self.hurried:
-            body["hurried"] = dict(self.hurried)
+        if self.expedited:
+            body["hurried"] = dict(self.expedited)
         if self.done:
             body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
         if self.tried is not None:
@@ -251,7 +251,7 @@ def decode(key: bytes, value: bytes) -> Order:
         selection=_selection(body.inside("selection")) if kind == "replay" else None,
         detail=body.text("detail") if body.has("detail") else "",
         answers=body.integer("answered") if body.has("answered") else 0,
-        hurried=_places(body, "hurried") if body.has("hurried") else {},
+        expedited=_places(body, "hurried") if body.has("hurried") else {},
         edition=body.text("edition") if body.has("edition") else "",
         routes=body.text("routes") if body.has("routes") else "",
         done=_bits(body.inside("done")) if body.has("done") else {},

@@ -245,12 +245,12 @@ class Control:
                 return True
         return False
 
-    def is_hurried(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+    def is_expedited(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
         """Return whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""
         place = partition_key(partition)
         for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
             announced = self._markers.get(name)
-            if announced is not None and offset < announced.hurried.get(place, 0):
+            if announced is not None and offset < announced.expedited.get(place, 0):
                 return True
         return False
 

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe.index import Verdict
 from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store
-from gateway.engine.undecodable_records import Unreadable
+from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import Assignment, Log, Partition, Record, partition_of
 from gateway.log.records import SIGHTING, decode_sightings, fingerprint
 from gateway.log.topics import Topics
@@ -63,7 +63,7 @@ class Duplicates:
         self._is_stuck = asyncio.Event()
         self._repeated = LogThrottle()
         self._unread: Mapping[int, str] = {}
-        self._unreadable = Unreadable(topics=topics, metrics=metrics, logger=logger, now=log.now)
+        self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._told: dict[int, int] = {}
 
     def acquire(self, assignment: Assignment) -> "Reader":
@@ -173,10 +173,10 @@ class Duplicates:
         except UndecodableRecordError as error:
             if record.offset > self._told.get(number, -1):  # it is read with each rebuilding
                 self._told[number] = record.offset
-                self._unreadable.set_aside(self._topic, record.offset, error)
+                self._undecodable.count_undecodable(self._topic, record.offset, error)
             return 0
         except NewerRecordError as error:
-            self._unreadable.leave(Partition(self._topic, number), record.offset, error)
+            self._undecodable.report_newer(Partition(self._topic, number), record.offset, error)
             return 0
         source = self._rules().sources.get(sighted.source)
         if source is None or source.dedupe is None:

@@ -12,7 +12,7 @@ from gateway.telemetry.metrics import Histogram
 
 
 class Attempts:
-    """Makes attempts by the client. When each began is told by the log's clock."""
+    """Makes attempts with the client. Their start times are by the log's clock."""
 
     def __init__(self, services: Services, client: Client) -> None:
         self._log = services.log
@@ -23,7 +23,7 @@ class Attempts:
     async def make(self, item: Item, route: Route, destination: Destination, now: float) -> Attempt:
         """Make a delivery's next attempt, which `item.scope` can cut short meanwhile.
 
-        Raises ExpressionError where the request can't be made.
+        Raises ExpressionError if the request can't be rendered.
         """
         delivery = item.delivery
         span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
@@ -31,7 +31,7 @@ class Attempts:
         try:
             trace = None if span is None else span.context
             outbound = compose(delivery, destination, route.request, now=now, trace=trace)
-            attempt = await self._made(item, outbound, timeout=destination.timeout, now=now)
+            attempt = await self._attempt(item, outbound, timeout=destination.timeout, now=now)
         finally:
             item.scope = None
             if span is not None:
@@ -40,8 +40,8 @@ class Attempts:
         observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
         return attempt
 
-    async def _made(self, item: Item, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
-        """Make an attempt. When it began is told by the log's clock, whatever the client's is."""
+    async def _attempt(self, item: Item, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
+        """Make an attempt. Its start time is by the log's clock, whatever the client's is."""
         number = item.delivery.next_number
         scope = item.scope = AttemptScope()
         try:
@@ -58,7 +58,7 @@ class Attempts:
             )
         finally:
             scope.close()
-        return attempt if attempt.result is Result.SUCCESS else replace(attempt, at=now)  # nothing is kept of a success
+        return attempt if attempt.result is Result.SUCCESS else replace(attempt, at=now)  # a success isn't stored
 
 
 def observe(histogram: Histogram, seconds: float, event: Event) -> None:

@@ -27,7 +27,7 @@ FAILURES = frozenset(
 
 _BUCKETS = 6  # The window slides in steps of a sixth, in constant memory.
 LEEWAY = 1.0
-"""Seconds that a time may be behind the one before, without a step of the clock."""
+"""Seconds by which a time may be earlier than the one before without counting as a step of the clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class BreakerPolicy:
 
 
 class State(StrEnum):
-    """What a breaker lets through: everything, nothing, one probe at a time, or slowly more and more."""
+    """What a breaker allows: everything, nothing, one probe at a time, or gradually more."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -95,11 +95,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether it holds back all but probes."""
+        """Whether it allows nothing but probes."""
         return self.state in {State.OPEN, State.HALF_OPEN}
 
     def allows(self, now: float, in_flight: int) -> bool:
-        """Return whether another attempt may start, when `in_flight` attempts of this destination are under way."""
+        """Return whether another attempt may start, beside `in_flight` others of this destination."""
         match self.state:
             case State.CLOSED:
                 return True
@@ -113,7 +113,7 @@ class Breaker:
                 assert_never(self.state)
 
     def holds_back(self, now: float) -> bool:
-        """Return whether not even a probe may start for a while; else waiting for its result is worth it."""
+        """Return whether not even a probe may start now. Otherwise it is worth waiting for a probe's result."""
         return self.state is State.OPEN and not self._is_open_time_over(now)
 
     def started(self, now: float) -> None:
@@ -146,9 +146,9 @@ class Breaker:
                 assert_never(self.state)
 
     def kick(self) -> None:
-        """Let a probe out at once, and the next one 5 s after its failure: somebody believes that it is fixed.
+        """Allow a probe at once, and the next one 5 s after its failure: an operator believes that it is fixed.
 
-        What is under way already is still waited for. The outage of before counts no more: the next failure begins one.
+        Attempts in flight are still waited for first. The outage so far no longer counts; the next failure begins one.
         """
         if self.state is not State.CLOSED:
             self._open_time = 0.0
@@ -156,7 +156,7 @@ class Breaker:
 
     @property
     def is_kicked(self) -> bool:
-        """Whether nothing has failed since an operator said that it is fixed."""
+        """Whether an operator has kicked it, and nothing has failed since."""
         return self.is_open and self._down_since == math.inf
 
     def retry_at(self, now: float) -> float:
@@ -179,8 +179,8 @@ class Breaker:
         return max(0.0, now - self._down_since) if self.is_open else 0.0
 
     def _is_open_time_over(self, now: float) -> bool:
-        # A clock that stepped back ends the wait, rather than prolong it by the step. Not by a moment, though: who asks
-        # may have looked at it before the failure that opened this, and each extra probe would double the wait.
+        # A clock that stepped back ends the wait, rather than prolonging it by the step. A small step doesn't count:
+        # the caller may have read the clock before the failure that opened this, and each extra probe doubles the wait.
         return not self._opened_at - LEEWAY <= now < self._opened_at + self._open_time
 
     def _open(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Deliveries: which way each goes, one attempt after another, and what follows from its result.
+"""Deliveries: where each goes next, its attempts, and what follows from their results.
 
                     ┌─ paused ──────────────────▶ parked, acknowledged ──▶ done
                     ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
@@ -6,9 +6,9 @@
                     └─ lane: waiting ──▶ attempt ──────────┼─ retryable ─▶ tier, acknowledged ─▶ done
                           └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
 
-Here the decisions of `lanes`, `retry_decision`, `tiers` and `request` are acted on. Which records the deliveries belong
-to, and what of those is committed, is for their owners to decide: a `Member` passes items in, and is notified when one
-has ended. Where it keeps an order, what would go to a tier or to the parked waits in memory instead.
+This acts on the decisions of `lanes`, `retry_decision`, `tiers` and `request`. Records and commits are the business of
+the members of groups: a `Member` passes items in, and is notified when one has ended. If it keeps an order, what would
+go to a tier or to the parked topic waits in memory instead.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from gateway.engine.delivery.outcomes import Outcomes
 from gateway.engine.delivery.schedule import Schedule
 from gateway.engine.partition_tracker import Item, Pending, Stage
 from gateway.engine.services import Client, Services
-from gateway.engine.successor_writer import Successors
+from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
@@ -52,27 +52,27 @@ if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
 MAX_STAY_IN_MEMORY = 5.0
-"""Seconds after it was read for which a record's deliveries may wait in memory to be tried again."""
+"""Seconds after a record was read during which its deliveries may wait in memory for a retry."""
 PAUSE_POLL_INTERVAL = 1.0
-"""Seconds after which a delivery that can't be parked, for the sake of its order, looks whether it still is paused."""
+"""Seconds between checks whether a paused delivery of an ordered route, which can't be parked, is still paused."""
 CUT_SHORT_GRACE = 0.25
-"""Seconds for which no attempt is cut short: a gap in the log fills a window in the middle of any."""
+"""Minimum duration of an attempt that is cut short: a gap in the log may fill a window in the middle of any."""
 RETRIES_AT_ONCE = 4
-"""Retries let in before other tasks get their turn: a new event waits for several such turns, a retry waited anyway."""
+"""Retries admitted before other tasks run: a new event waits for several such turns, a retry has waited anyway."""
 APPEND_OVERHEAD = 6144
-"""Bytes of memory that the append of a successor takes while it isn't acknowledged, beside its headers: some 4,000
-here, and what a log keeps of it."""
+"""Bytes of memory of an unacknowledged append of a successor, without its headers: some 4,000 here, the rest in the
+log's client."""
 MAX_BYTES_IN_APPENDS = 64 << 20
-"""Bytes of memory of all such appends, some eight thousand; while a log takes none, the others wait without any."""
+"""Maximum bytes of memory of all such appends, some eight thousand; further ones wait without taking memory."""
 UNKNOWN_RETRY_DELAY = 60.0
 UNKNOWN_MAX_AGE = 3600.0
-"""Seconds for which a name that the rules don't know may be a rolling deployment's."""
+"""Seconds during which a name that the rules lack may be explained by a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
-"""Seconds that a delivery stays away from an open breaker; doubled each time, but no longer than it has been open."""
+"""Seconds that an open breaker delays a delivery; doubled each time, but at most as long as it has been open."""
 
 
 class Dispatcher:
-    """Every delivery of one process, from `admit` to its end or its successor, of which the record's owner hears."""
+    """Every delivery of one process, from `admit` to its end or its successor, of which the member is notified."""
 
     def __init__(self, services: Services, client: Client) -> None:
         self._log = log = services.log
@@ -85,26 +85,26 @@ class Dispatcher:
         self._logger = logger = services.logger
         self._sleep = sleep = services.sleep
         self._traces = services.traces
-        self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
-        self.unreadable = self._successors.unreadable
+        self._successors = SuccessorWriter(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self.undecodable = self._successors.undecodable
         self._schedule = Schedule(services.rules, services.control)
         self._holds = Holds(services, self._schedule)
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
-        self._bytes_in_appends = 0  # bytes of memory of the appends under way
-        self._unwritten: deque[Callable[[], None]] = deque()  # appends that wait for some of it
+        self._bytes_in_appends = 0  # bytes of memory of the appends in flight
+        self._waiting_appends: deque[Callable[[], None]] = deque()  # appends that wait for memory
         self._is_draining = False
 
     @property
     def is_draining(self) -> bool:
-        """Whether nothing is started any more."""
+        """Whether a drain has begun: nothing is started any more."""
         return self._is_draining
 
     # Ways in.
 
     def admit(self, item: Item, now: float) -> Lane | None:
-        """Send a delivery the way that is open to it now; return its lane if it went there."""
+        """Send a delivery to where it can go now; return its lane if it was queued there."""
         delivery = item.delivery
         if item.end is not None:
             self.end(item, item.end)
@@ -126,11 +126,11 @@ class Dispatcher:
             return None
         self._pump(lane, now)
         if lane.waiting:
-            self._schedule.is_waited_in(lane)
+            self._schedule.watch_lane(lane)
         return lane
 
     def defer_unknown(self, item: Item) -> None:
-        """Keep what names an unknown source, route or destination for a while: the rules may be on their way."""
+        """Defer a delivery whose source, route or destination is unknown: new rules may still be being rolled out."""
         now = self._log.now()
         since = now if item.note.unknown_since is None else item.note.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
@@ -142,7 +142,7 @@ class Dispatcher:
         self.defer(item, item.delivery.due, now)
 
     def end(self, item: Item, outcome: DeadLettered | Dropped) -> None:
-        """End a delivery without success, unless its owner has it halt there."""
+        """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
             if item.pending.tracker.owner.halt_instead(item, outcome):
                 return
@@ -151,40 +151,40 @@ class Dispatcher:
             self._outcomes.ended(item, outcome, item.delivery.attempts[-1].number, self._log.now())
             self._finish(item)
 
-    def dead_letter_unreadable(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
-        """Keep a record that can't be read among the dead letters."""
+    def dead_letter_undecodable(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
+        """Dead-letter a record that can't be decoded."""
 
         async def write() -> None:
             tracker = pending.tracker
-            await self._successors.dead_letter_unreadable(
+            await self._successors.dead_letter_undecodable(
                 tracker.partition.topic,
                 record,
                 error,
                 lambda: not pending.tracker.is_lost,
                 lambda: pending.tracker.is_suspended,
             )
-            pending.left = 0
+            pending.unfinished = 0
             pending.tracker.owner.done(pending)
 
             self._release_append(size)
 
-        pending.left = 1
+        pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
         if self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
             self._bytes_in_appends += size
             self.spawn(write, "worker-successor")
         else:
-            self._unwritten.append(partial(self.dead_letter_unreadable, pending, record, error))
+            self._waiting_appends.append(partial(self.dead_letter_undecodable, pending, record, error))
 
     def defer(self, item: Item, due: float, now: float) -> None:
-        """Have a delivery come back when it is due: by a tier, or from memory if that is in a moment."""
+        """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
         self._outcomes.note_late(item, max(due, now))
         tracker = item.pending.tracker
         if tracker.owner.keeps_order:
             self.wait(item, due)
             return
         tier = tiers.plan(due, now)
-        # Not again and again: the record would stay unfinished for as long as its delivery fails.
+        # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.pending.taken_at + MAX_STAY_IN_MEMORY
         if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)
@@ -192,7 +192,7 @@ class Dispatcher:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
 
     def wait(self, item: Item, until: float) -> None:
-        """Keep a delivery in memory until a time. Its owner then sends it on, if the partition still is ours."""
+        """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
         tracker = item.pending.tracker
         if tracker.is_lost:
             self._finish(item)
@@ -201,12 +201,12 @@ class Dispatcher:
         if tracker.is_live:
             self._schedule.wait(item, until)
 
-    def drop(self, item: Item) -> None:
-        """Forget a delivery that another record carries on."""
+    def forget(self, item: Item) -> None:
+        """Finish a delivery that another record continues."""
         self._finish(item)
 
-    def carry_on(self, item: Item) -> None:
-        """Let a tier carry a delivery to its next owner, which else would repeat what was done of its record."""
+    def move_to_tier(self, item: Item) -> None:
+        """Write a delivery to a tier. Otherwise the next owner would repeat its record's other deliveries."""
         if item.end is not None:
             self.end(item, item.end)
             return
@@ -215,13 +215,13 @@ class Dispatcher:
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def withdraw(self, items: Iterable[Item]) -> None:
-        """Take deliveries out of their queues; what isn't in one is ignored."""
+        """Remove deliveries from the queues; those that aren't in one are ignored."""
         self._schedule.withdraw(items)
 
     def cut_short(self, item: Item, now: float) -> None:
-        """Make a delivery that holds a window back end now: an attempt as a timeout, one that waits by a tier.
+        """End a delivery that holds a window back: an attempt as a timeout, a waiting one by writing it to a tier.
 
-        An attempt that has just begun has a moment: most are answered within it, and wouldn't be made again.
+        An attempt gets at least CUT_SHORT_GRACE: most get a response within that time.
         """
         if item.scope is not None:
             item.scope.cut_short(max(0.0, item.since + CUT_SHORT_GRACE - now))
@@ -229,31 +229,31 @@ class Dispatcher:
         elif item.stage is Stage.WAITING:
             self.withdraw([item])
             lane = self._schedule.lanes.get(item.delivery.destination)
-            due = max(now if lane is None else lane.next_slot(now), now + TIERS[tiers.SHORTEST])
+            due = max(now if lane is None else lane.reserve_slot(now), now + TIERS[tiers.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Attempts.
 
-    def limit(self, share: float | None = None) -> None:
-        """Set the lanes' limits by the rules in force and this worker's share of the fleet."""
-        self._schedule.limit(share)
+    def set_limits(self, share: float | None = None) -> None:
+        """Set the lanes' limits according to the active rules and this worker's share of the fleet."""
+        self._schedule.set_limits(share)
 
     def _pump(self, lane: Lane, now: float) -> None:
-        """Start the attempts that the lane may start."""
+        """Start the attempts that a lane allows."""
         if self._is_draining:
             return
         while (item := lane.take(now)) is not None:
-            self.spawn(partial(self._serve, lane, item), "worker-attempts")
+            self.spawn(partial(self._attempt_in_turn, lane, item), "worker-attempts")
 
-    async def _serve(self, lane: Lane, item: Item | None) -> None:
-        """Make one attempt after another, as long as the lane has one that may start: a task serves many deliveries."""
+    async def _attempt_in_turn(self, lane: Lane, item: Item | None) -> None:
+        """Make attempts as long as the lane has one to start: one task makes those of many deliveries."""
         now = self._log.now()
         while item is not None:
-            now = await self._deliver(lane, item, now)
+            now = await self._attempt(lane, item, now)
             item = None if self._is_draining else lane.take(now)
 
-    async def _deliver(self, lane: Lane, item: Item, now: float) -> float:
-        """Make one attempt and act on its result; return when. What goes wrong with a delivery here dead-letters it."""
+    async def _attempt(self, lane: Lane, item: Item, now: float) -> float:
+        """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
         delivery = item.delivery
         attempt: Attempt | None = None
         try:
@@ -267,7 +267,7 @@ class Dispatcher:
                 self._park(item)
                 return now
             owner = item.pending.tracker.owner
-            if owner.keeps_order and not owner.is_proof_fresh(item):
+            if owner.keeps_order and not owner.is_ownership_fresh(item):
                 owner.resume(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)
@@ -284,8 +284,8 @@ class Dispatcher:
                 destination=delivery.destination,
                 exception=trace_of(error),
             )
-            told = f"{type(error).__name__} at {raise_site(error)}"
-            self.end(item, DeadLettered(reason=DeadReason.BUG, detail=told))
+            detail = f"{type(error).__name__} at {raise_site(error)}"
+            self.end(item, DeadLettered(reason=DeadReason.BUG, detail=detail))
             return self._log.now()
         finally:
             if attempt is None:
@@ -293,12 +293,12 @@ class Dispatcher:
             else:
                 lane.finished(item, attempt, now)
         if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
-            self._pause(destination.name)
-        self._follow(item, attempt, verdict, now)
+            self._pause_destination(destination.name)
+        self._act_on_verdict(item, attempt, verdict, now)
         return now
 
-    def _follow(self, item: Item, attempt: Attempt, verdict: retry_decision.Verdict, now: float) -> None:
-        """Act on what follows from an attempt."""
+    def _act_on_verdict(self, item: Item, attempt: Attempt, verdict: retry_decision.Verdict, now: float) -> None:
+        """Act on the verdict on an attempt."""
         if isinstance(verdict, Delivered):
             self._outcomes.ended(item, verdict, attempt.number, now)
             self._finish(item)
@@ -316,13 +316,13 @@ class Dispatcher:
             case _ as never:
                 assert_never(never)
 
-    def _pause(self, destination: str) -> None:
-        """Order what an operator would, once."""
+    def _pause_destination(self, destination: str) -> None:
+        """Pause a destination as an operator would, once."""
 
         async def write() -> None:
             order = Order(kind="pause", name=name, state="paused", at=self._log.now(), by="its answer 410")
             self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
-            await self._successors.order(order)
+            await self._successors.store_command(order)
             self._pausing.discard(name)
 
         name = f"destination/{destination}"
@@ -333,7 +333,7 @@ class Dispatcher:
     # Ends and successors.
 
     def _spill(self, spill: Spill, now: float) -> None:
-        """Write what its lane can't take to the retry store. It isn't an attempt, and isn't counted as one."""
+        """Defer a delivery that its lane can't take now. It isn't an attempt, and isn't counted as one."""
         item, due = spill.item, spill.due
         delivery = item.delivery
         route = self._rules().routes.get(delivery.route)
@@ -342,13 +342,13 @@ class Dispatcher:
             return
         keeps_order = item.pending.tracker.owner.keeps_order
         lane = self._schedule.lanes.get(delivery.destination)
-        if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_be_well(now):
+        if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_have_recovered(now):
             down_for = lane.breaker.down_for(now)
             if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > BREAKER_DEFER_MIN:
-                # It has been tried, and its time is over: the probes tell that the destination is still down.
+                # It was attempted and is too old, and the probes show that the destination is still down.
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
-            if not keeps_order:  # in memory a look at the breaker costs nothing
+            if not keeps_order:  # in memory, checking the breaker costs nothing
                 times = item.note.breaks
                 item.note = Note(breaks=times + 1)
                 doubled = BREAKER_DEFER_MIN * 2.0 ** min(times, 16)
@@ -370,16 +370,16 @@ class Dispatcher:
         self._write_successor(item, self._topics.parked)
 
     def _write_successor(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:
-        """Write the successor, or hold the item until it is known whose its partition is."""
+        """Write the successor, or keep the item until the owner of its partition is known."""
         tracker = item.pending.tracker
         item.end = end
         if tracker.is_lost:
-            self._finish(item)  # another owner reads it again; only the memory is given back
+            self._finish(item)  # another owner reads it again; only the memory is released
         elif not tracker.is_writable:
             item.stage = Stage.WAITING
         elif self._bytes_in_appends >= MAX_BYTES_IN_APPENDS:
             item.stage = Stage.APPEND
-            self._unwritten.append(partial(self._write_successor, item, topic, end))
+            self._waiting_appends.append(partial(self._write_successor, item, topic, end))
         else:
             item.stage = Stage.APPEND
             item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
@@ -398,7 +398,7 @@ class Dispatcher:
         is_stored = False
         if end is None:
             try:
-                is_stored = await self._successors.carry_on(topic, delivery, item.note, is_wanted, is_undecided)
+                is_stored = await self._successors.store(topic, delivery, item.note, is_wanted, is_undecided)
             except RecordTooLargeError:
                 end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
         if end is not None:
@@ -416,67 +416,69 @@ class Dispatcher:
             await self._write(item, topic, end)
 
     def _release_append(self, size: int) -> None:
-        """Give back the memory of an append, and begin those that waited for it."""
+        """Release the memory of an append, and start those that wait for memory."""
         self._bytes_in_appends -= size
-        while self._unwritten and self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
-            self._unwritten.popleft()()
+        while self._waiting_appends and self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
+            self._waiting_appends.popleft()()
 
     def _finish(self, item: Item) -> None:
         item.stage = Stage.ENDED
-        item.pending.left -= 1
+        item.pending.unfinished -= 1
         item.pending.tracker.owner.finished(item)
 
     # The loop, and the end of it.
 
     async def run(self) -> None:
-        """Let in what has become due and start or spill what waits, for ever."""
+        """Resume due deliveries, and start or spill queued ones, for ever."""
         schedule = self._schedule
         while True:
             await self._sleep(schedule.until_next_look(self._log.now()))
-            schedule.hear_kicks()
+            schedule.apply_kicks()
             now = self._log.now()
             count = 0
-            while not self._is_draining and (item := schedule.take_due(now)) is not None:
+            while not self._is_draining and (item := schedule.pop_due(now)) is not None:
                 item.pending.tracker.owner.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for lane in schedule.busy():
+            for lane in schedule.watched_lanes():
                 self._pump(lane, now)
-                for spill in lane.overdue(now):
+                for spill in lane.pop_overdue(now):
                     self._spill(spill, now)
 
     async def drain(self, begun: Iterable[Item], until: float) -> None:
-        """Start nothing any more, carry the given deliveries on by a tier, and wait for what is under way.
+        """Stop starting attempts, write the given deliveries to a tier, and wait for attempts and appends in flight.
 
-        `until` is by the loop's time; what isn't finished then is left to the next owner.
+        `until` is in the loop's time; what isn't finished then is left to the next owner.
         """
         self._is_draining = True
         for item in begun:
-            self.carry_on(item)
-        while (unfinished := len(self._under_way) + len(self._unwritten)) and asyncio.get_running_loop().time() < until:
+            self.move_to_tier(item)
+        while (
+            unfinished := len(self._under_way) + len(self._waiting_appends)
+        ) and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         if unfinished:
             self._logger.warning("drain_cut_short", unfinished=unfinished)
 
     def abandon(self) -> None:
-        """Cancel what is still under way."""
-        self._unwritten.clear()
+        """Cancel the attempts and appends that are still in flight."""
+        self._waiting_appends.clear()
         for task in self._under_way:
             task.cancel()
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Name the group that owns every attempt and append."""
+        """Set the group that owns the tasks of attempts and appends."""
         self._tasks = tasks
 
     @property
     def holds(self) -> Holds:
-        """What keeps which destinations from being sent anything."""
+        """The holds in force."""
         return self._holds
 
     def spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
-        """Run an attempt or an append, which a drain waits for."""
+        """Run an attempt or an append in a task, which a drain waits for."""
         assert self._tasks is not None
         self._under_way.add(self._tasks.create_task(self._tracked(work), name=name))
 
@@ -490,5 +492,5 @@ class Dispatcher:
 
 
 def _size_of_write(item: Item) -> int:
-    """Return about how many bytes of memory the append of a successor takes: not the body, of which there is one."""
+    """Return about how many bytes of memory the append of a successor takes, without the body, which is shared."""
     return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects

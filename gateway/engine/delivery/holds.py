@@ -1,4 +1,4 @@
-"""Which destinations are sent nothing for a while, and how each stands: told in lines and gauges."""
+"""Which destinations are sent nothing for a while, in log lines; and the gauges of each destination."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from gateway.engine.delivery.schedule import Schedule
 from gateway.engine.services import Services
 
-HOLD_TOLD = 10.0
-"""Seconds from which on a hold has a line: a destination that asks for a moment now and then would fill the log."""
-GAUGES_AT_ONCE = 100
+LOG_HOLDS_FROM = 10.0
+"""Minimum seconds of a hold that is logged: a destination that often asks for short pauses would fill the log."""
+GAUGES_PER_TURN = 100
 
 
 @dataclass(slots=True, kw_only=True)
 class Hold:
-    """Why a destination is sent nothing, since and until when, and whether that has been told.
+    """Why a destination is sent nothing, since and until when, and whether that was logged.
 
-    `after` is what the last attempt got that has opened its breaker, or kept it open; "" where it is no breaker.
+    `after` is the result of the last attempt that opened its breaker, or kept it open; "" if it isn't the breaker.
     """
 
     why: str
     after: str = ""
     since: float
     until: float
-    is_told: bool = False
+    is_logged: bool = False
 
 
 class Holds:
-    """What keeps which destinations from being sent anything, as this process has learned."""
+    """The holds of all destinations, as far as this process knows."""
 
     def __init__(self, services: Services, schedule: Schedule) -> None:
         self._services = services
@@ -35,17 +35,17 @@ class Holds:
 
     @property
     def known(self) -> Mapping[str, Hold]:
-        """The holds that there are, by destination."""
+        """The holds in force, by destination."""
         return self._holds
 
     def update(self) -> None:
-        """See which destinations are sent nothing for a while, and tell when that begins and ends."""
+        """Update the holds, and log when one begins and ends."""
         logger, now = self._services.logger, self._services.log.now()
         for name, lane in self._schedule.lanes.items():
-            held, known = lane.held(now), self._holds.get(name)
+            held, known = lane.current_hold(now), self._holds.get(name)
             if known is not None and (held is None or held[0] != known.why):
                 del self._holds[name]
-                if known.is_told:
+                if known.is_logged:
                     logger.info(
                         "destination_released", destination=name, why=known.why, seconds=round(now - known.since, 1)
                     )
@@ -56,23 +56,23 @@ class Holds:
                 known = self._holds[name] = Hold(why=held[0], since=now, until=held[1])
             known.until = held[1]
             known.after = lane.failed_by if known.why == "breaker_open" else ""
-            if not known.is_told and max(known.until, now) - known.since >= HOLD_TOLD:
-                known.is_told = True
+            if not known.is_logged and max(known.until, now) - known.since >= LOG_HOLDS_FROM:
+                known.is_logged = True
                 after = {"after": known.after} if known.after else {}
                 seconds = round(known.until - now, 1)
                 logger.warning("destination_held", destination=name, why=known.why, **after, seconds=seconds)
 
     async def set_gauges(self) -> None:
-        """Tell of each destination how it stands, and forget the lanes of those that are gone."""
+        """Set the gauges of each destination, and forget the lanes of those that the rules no longer name."""
         metrics, control, rules = self._services.metrics, self._services.control, self._services.rules
         lanes = self._schedule.lanes
         destinations = rules().destinations
         soon = self._schedule.waiting()
         for count, name in enumerate(destinations, 1):
-            if count % GAUGES_AT_ONCE == 0:
-                await self._services.sleep(0)  # thousands of destinations would take the loop for tens of milliseconds
+            if count % GAUGES_PER_TURN == 0:
+                await self._services.sleep(0)  # thousands of destinations would block the loop for tens of milliseconds
                 if rules().destinations is not destinations:
-                    return  # or series of names that are gone would come back
+                    return  # or series of removed names would come back
             lane = lanes.get(name)
             metrics.deliveries_in_flight.labels(name).set(lane.in_flight if lane else 0)
             metrics.deliveries_waiting.labels(name).set((lane.waiting if lane else 0) + soon[name])
@@ -83,7 +83,7 @@ class Holds:
             metrics.destination_held.labels(name).set(lasts)
         routes = rules().routes
         for count, name in enumerate(routes, 1):
-            if count % (10 * GAUGES_AT_ONCE) == 0:
+            if count % (10 * GAUGES_PER_TURN) == 0:
                 await self._services.sleep(0)
                 if rules().routes is not routes:
                     return

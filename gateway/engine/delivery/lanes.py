@@ -1,9 +1,9 @@
-"""The lane of a destination: what waits for it, what is under way, and what it can't take now. Pure: time is handed in.
+"""The lane of a destination: its queue, its attempts in flight, and what it can't take now. Pure: time is passed in.
 
 offer ──▶ waiting (≤ 64 and ≤ 1 MiB, but one always) ──take──▶ in flight (≤ concurrency) ──▶ finished
   │           │ older than 1 s
   ▼           ▼
-Spill     Spill        both with a due time at which the lane can take it
+Spill     Spill        both with a due time when the lane should have capacity
 """
 
 import heapq
@@ -21,42 +21,44 @@ from gateway.model import Attempt, SpillReason, result_label
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1 << 20
 MAX_WAIT = 1.0
-"""Seconds in the queue; what waits longer is spilled, so that its offset doesn't hold the partition back."""
+"""Maximum seconds in the queue; what waits longer is spilled, so that its offset doesn't hold the partition back."""
 MAX_ATTEMPTS = 4096
-"""Attempts under way in a worker: as many sockets, and some 40 MB."""
+"""Maximum attempts in flight in a worker: as many sockets, and some 40 MB."""
 MAX_BYTES = 256 << 20
-"""Records in memory; above it, nothing more is read."""
+"""Bytes of records in memory above which nothing more is read."""
 FAIR_SHARE = 32
-"""A lane may have a 32nd of the attempts and bytes that are free: 124 attempts and 7 MiB where nothing else is."""
-START_SHARE = 512
-"""A lane that hasn't shown how many attempts it answers at once begins with a 512th of what is free, 8 to 2."""
+"""A lane may take 1/32 of the free attempts and bytes: 124 attempts and 7 MiB if nothing else is in flight."""
+INITIAL_SHARE = 512
+"""A lane begins with 1/512 of the free attempts: 8 when idle, never less than 2."""
 DOUBTFUL_SHARE = 4
-"""Destinations that have stopped answering have a quarter of all attempts between them."""
+"""Destinations that have stopped responding share a quarter of all attempts."""
 DOUBT = 1.0
-"""Seconds without the end of an attempt after which it is doubtful whether a destination still answers."""
-SHOWN_FOR = 10.0
-"""Seconds without an attempt after which what a destination has shown is forgotten."""
+"""Seconds without a completed attempt after which it is doubtful whether a destination still responds."""
+PROVEN_FOR = 10.0
+"""Seconds without an attempt after which a destination's proven concurrency is forgotten."""
 BURST = 0.1
-"""Seconds of a rate that may be used at once; at least one request."""
+"""Seconds worth of a rate that may be sent at once; at least one request."""
 FAST = 64 / 0.05
-"""Deliveries a second from which a full queue is worth waiting for: empty in 50 ms, long before a spill is back."""
-FASTER, SLOWER = 0.3, 0.1
-"""How much one answer counts for what a lane believes of the time that the next takes."""
+"""Deliveries a second from which waiting for a full queue is better than a spill: it is empty within 50 ms."""
+EWMA_FASTER, EWMA_SLOWER = 0.3, 0.1
+"""Weights of the smoothed attempt duration, when it falls and when it rises."""
 STALL = 0.1
-"""Seconds without the end of an attempt after which a lane's past pace isn't believed any more."""
+"""Seconds without a completed attempt after which a lane's learned pace isn't relied on any more."""
 LONGEST_STALL = 30.0
-"""Seconds that a spill is put off at most since nothing ends; what hangs opens the breaker, or is learned as slow."""
-LONGEST_GUESS, RETURNS = 300.0, 500
-"""Seconds that a spill is put off at most by what is believed of a pace; of more than so many a second, longer."""
-PLACES_AT_ONCE = 5.0
-"""Seconds of which the promised places are counted together: as many as the shortest tier keeps a delivery."""
+"""Maximum delay of a spill due to a stall (no attempt in flight is completing). A destination that hangs for longer
+opens the breaker or lowers the learned pace."""
+MAX_LEARNED_DELAY, MAX_RETURN_RATE = 300.0, 500
+"""Maximum delay of a spill that follows from the learned pace alone; longer only if the backlog would otherwise return
+faster than 500 a second."""
+SLOT_BUCKET = 5.0
+"""Width, in seconds, of the buckets in which reserved slots are counted: the delay of the shortest tier."""
 MIN_THROUGHPUT = 1.0
-"""Deliveries a second a lane is believed to manage, however slow it looks: bounds how far off a spill is due."""
+"""Lower bound of the pace that a lane assumes, in deliveries a second: bounds the delay of a spill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spill:
-    """A delivery that the lane can't take now, and when it can."""
+    """A delivery that the lane can't take now, and when it should be able to."""
 
     item: Item
     reason: SpillReason
@@ -64,11 +66,11 @@ class Spill:
 
 
 class Budget:
-    """What all lanes of a worker share: attempts, and the bytes that are under way in them.
+    """What all lanes of a worker share: attempts, and the bytes of the deliveries in flight.
 
-    Retries never take the half that is kept for first attempts, destinations that don't answer have a quarter between
-    them, and no lane takes more than a part of what is still free: the more hang, the less the next one gets, and
-    something is left for those that don't.
+    Retries never take the half that is reserved for first attempts, destinations that don't respond share a quarter,
+    and no lane takes more than a fraction of what is still free: the more destinations hang, the less the next one
+    gets, so some capacity remains for healthy ones.
     """
 
     def __init__(self, *, attempts: int = MAX_ATTEMPTS, size: int = MAX_BYTES) -> None:
@@ -80,12 +82,12 @@ class Budget:
         self._bytes_under_way = 0
 
     @property
-    def start(self) -> int:
-        """How many attempts at once a destination may have that hasn't shown what it can take."""
-        return max(2, math.ceil((self._attempts - self._under_way) / START_SHARE))
+    def initial_concurrency(self) -> int:
+        """Maximum concurrent attempts of a destination that hasn't proven its concurrency yet."""
+        return max(2, math.ceil((self._attempts - self._under_way) / INITIAL_SHARE))
 
     def has_room(self, item: Item, *, attempts: int, size: int, is_doubtful: bool) -> bool:
-        """Return whether a lane with so many attempts and bytes under way may start this one, too."""
+        """Return whether a lane with this many attempts and bytes in flight may also start this one."""
         if item.is_retry and self._retries >= self._attempts // 2:
             return False
         if is_doubtful and self._doubtful >= self._attempts // DOUBTFUL_SHARE:
@@ -111,25 +113,25 @@ class Budget:
 
 
 class Slots:
-    """The places in the future that spills were promised, until their time is over.
+    """The slots that spills have reserved, until they are due.
 
-    A spill may come back to another worker, end on its way, or be promised another slot: it tells nobody, so only time
-    can count it off.
+    Nobody reports that a slot was used (its spill may come back to another worker, end, or reserve another one), so
+    slots expire by time only.
     """
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
-        self._ends: list[int] = []  # a heap of the keys of `_counts`, in units of PLACES_AT_ONCE
+        self._ends: list[int] = []  # a heap of the keys of `_counts`, in units of SLOT_BUCKET
         self._count = 0
 
-    def still_ahead(self, now: float) -> int:
-        """Return how many are still to come."""
-        while self._ends and self._ends[0] * PLACES_AT_ONCE <= now:
+    def outstanding(self, now: float) -> int:
+        """Return how many slots aren't due yet."""
+        while self._ends and self._ends[0] * SLOT_BUCKET <= now:
             self._count -= self._counts.pop(heapq.heappop(self._ends))
         return self._count
 
-    def promise(self, due: float) -> None:
-        end = math.ceil(due / PLACES_AT_ONCE)
+    def reserve(self, due: float) -> None:
+        end = math.ceil(due / SLOT_BUCKET)
         if end not in self._counts:
             self._counts[end] = 0
             heapq.heappush(self._ends, end)
@@ -150,46 +152,46 @@ class Lane:
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._in_flight_bytes = 0
-        self._seconds = 0.05  # of an attempt, smoothed; the first guess hardly matters
-        self._moved_at = 0.0  # when an attempt last ended, or began with no other under way
-        self._shown = 0  # attempts at once that it has answered
-        self._peak = 0  # attempts at once since there was none
-        self._has_failed = False  # the last attempt that ended had no answer
-        self.failed_by = ""  # what the last attempt got that the breaker counts as a failure
+        self._seconds = 0.05  # of an attempt, smoothed; the initial value hardly matters
+        self._moved_at = 0.0  # when an attempt last ended, or began with no other in flight
+        self._proven_concurrency = 0  # concurrent attempts that it has responded to
+        self._peak = 0  # most concurrent attempts since there was none
+        self._has_failed = False  # the last completed attempt got no response
+        self.failed_by = ""  # the result of the last attempt that the breaker counted as a failure
         self._slots = Slots()
         self._slow_until = 0.0
         self._tokens = 0.0
         self._tokens_at = 0.0
-        self.limit(concurrency=concurrency, rate=rate)
+        self.set_limits(concurrency=concurrency, rate=rate)
 
     @override
     def __repr__(self) -> str:
         return f"<Lane {self.name}: {len(self._waiting)} waiting, {self.in_flight} in flight, {self.breaker.state}>"
 
-    def limit(self, *, concurrency: int, rate: float | None, share: float = 1.0) -> None:
-        """Set the limits, those of the whole fleet, of which this worker has its share."""
+    def set_limits(self, *, concurrency: int, rate: float | None, share: float = 1.0) -> None:
+        """Set the limits of the whole fleet; this worker applies its `share` of them."""
         self._concurrency = max(1, math.ceil(concurrency * share))
         self._rate = None if rate is None else rate * share
         self._burst = 1.0 if self._rate is None else max(1.0, self._rate * BURST)
 
-    def start_afresh(self) -> None:
-        """Forget the failures and the throttle: the destination isn't what it was."""
+    def reset(self) -> None:
+        """Forget the failures and the throttle: the destination's definition has changed."""
         self.breaker = Breaker()
         self.throttled_until = 0.0
         self._has_failed = False
         self._slots = Slots()
 
     def kick(self) -> None:
-        """End what an operator may end: the wait that the destination has asked for, and that of the breaker.
+        """End the holds that an operator may end: `Retry-After` and the open breaker.
 
-        Its rate and concurrency hold. What was put off comes back with the kick, so that its places are free.
+        Rate and concurrency still apply. Spilled deliveries come back with the kick, so their slots are freed.
         """
         self.breaker.kick()
         self.throttled_until = 0.0
         self._slots = Slots()
 
-    def held(self, now: float) -> tuple[str, float] | None:
-        """Return why it takes nothing now ("retry_after" or "breaker_open"), and until when at least."""
+    def current_hold(self, now: float) -> tuple[str, float] | None:
+        """Return why it is sent nothing now ("retry_after" or "breaker_open"), and the earliest end of that hold."""
         if self._is_throttled(now):
             return "retry_after", self.throttled_until
         return ("breaker_open", self.breaker.retry_at(now)) if self.breaker.is_open else None
@@ -199,8 +201,8 @@ class Lane:
         return len(self._waiting)
 
     def offer(self, item: Item, now: float) -> Spill | None:
-        """Let a delivery wait, or say when it can come again."""
-        if self._is_shut(now):
+        """Queue a delivery, or return a spill that says when to offer it again."""
+        if self._is_breaker_blocking(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._slot(self.breaker.retry_at(now), now))
         if self._is_throttled(now):
             return Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now))
@@ -214,30 +216,31 @@ class Lane:
         return None
 
     @property
-    def is_pressed(self) -> bool:
-        """The queue is over its bounds: deliveries were let in all the same since it empties fast. Wait, briefly.
+    def needs_backpressure(self) -> bool:
+        """Whether the queue is over its bounds. It accepted more since it drains fast; the reader has to wait briefly.
 
-        One that is merely full isn't: its next delivery is spilled, and nobody waits for a slow destination.
+        This is false for a queue that is merely full: its next delivery is spilled, as nothing waits for a slow
+        destination.
         """
         waiting = len(self._waiting)
         return waiting > MAX_WAITING or (waiting > 1 and self._waiting_bytes > MAX_WAITING_BYTES)
 
-    def was_slow(self, now: float) -> None:
-        """Note that the queue did not empty as fast as the lane's pace promised; spill for a while.
+    def note_slow_drain(self, now: float) -> None:
+        """Spill for a while, as the queue didn't drain as fast as the lane's pace suggested.
 
-        With attempts under way that is until one of them ends: a destination that hangs is waited for once.
+        With attempts in flight, that lasts until one of them ends: a hanging destination is waited for only once.
         """
         self._slow_until = math.inf if self.in_flight else now + MAX_WAIT
 
     def take(self, now: float) -> Item | None:
-        """Return the delivery whose attempt starts now, if one may; `finished` or `cancelled` has to follow."""
+        """Remove and return the delivery to attempt now, if one may start; `finished` or `cancelled` must follow."""
         if not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
         item = self._waiting[0]
-        if not self.in_flight and now - self._moved_at > SHOWN_FOR:
-            self._shown = 0
+        if not self.in_flight and now - self._moved_at > PROVEN_FOR:
+            self._proven_concurrency = 0
         is_doubtful = self._has_failed or (self.in_flight > 0 and now - self._moved_at > DOUBT)
-        if self.in_flight >= self._shown and self.in_flight >= self._budget.start:
+        if self.in_flight >= self._proven_concurrency and self.in_flight >= self._budget.initial_concurrency:
             return None
         size = self._in_flight_bytes
         if not self._budget.has_room(item, attempts=self.in_flight, size=size, is_doubtful=is_doubtful):
@@ -260,7 +263,7 @@ class Lane:
         return item
 
     def finished(self, item: Item, attempt: Attempt, now: float) -> None:
-        """Give the slot back and learn from the result: breaker, throttle, pace."""
+        """Release the attempt's capacity and learn from the result: breaker, throttle, pace."""
         peak = self._peak
         self._release(item)
         self.breaker.record(attempt.result, now)
@@ -268,34 +271,34 @@ class Lane:
             self.failed_by = result_label(attempt)
         self._has_failed = attempt.status is None
         if self._has_failed:
-            self._shown //= 2
+            self._proven_concurrency //= 2
         else:
-            # As TCP's congestion window (RFC 5681, 7661): an answer allows one more, if what is allowed is made use of.
-            if self._shown < self._concurrency:
-                allowed = max(self._shown, self._budget.start)
+            # As TCP's congestion window (RFC 5681, 7661): a response allows one more, if the window is in use.
+            if self._proven_concurrency < self._concurrency:
+                allowed = max(self._proven_concurrency, self._budget.initial_concurrency)
                 if 2 * peak >= allowed:
-                    self._shown = min(self._concurrency, allowed + 1)
-            # How long an outage makes us wait says nothing of the pace after it. That it is over is learned at once.
+                    self._proven_concurrency = min(self._concurrency, allowed + 1)
+            # Waiting during an outage says nothing about the pace afterwards. A recovery is learned at once.
             change = attempt.seconds - self._seconds
-            self._seconds += (FASTER if change < 0 else SLOWER) * change
+            self._seconds += (EWMA_FASTER if change < 0 else EWMA_SLOWER) * change
         self._moved_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
         if attempt.retry_after and not (self._is_throttled(now) and now + attempt.retry_after < self.throttled_until):
             self.throttled_until, self._throttled_at = now + attempt.retry_after, now
 
     def cancelled(self, item: Item, now: float) -> None:
-        """Give the slot back of an attempt that ended without a result."""
+        """Release the capacity of an attempt that ended without a result."""
         self._release(item)
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
 
-    def overdue(self, now: float) -> list[Spill]:
-        """Take out what has waited too long, or what can't start any more (breaker open, throttled)."""
+    def pop_overdue(self, now: float) -> list[Spill]:
+        """Remove and return what has waited too long, or can't start any more (breaker open, throttled)."""
         spills: list[Spill] = []
         while self._waiting:
             item = self._waiting[0]
             if self._is_throttled(now):
                 reason, earliest = SpillReason.THROTTLED, self.throttled_until
-            elif self._is_shut(now):
+            elif self._is_breaker_blocking(now):
                 reason, earliest = SpillReason.BREAKER_OPEN, self.breaker.retry_at(now)
             elif now - item.since > MAX_WAIT:
                 reason, earliest = SpillReason.OVERDUE, now
@@ -306,24 +309,24 @@ class Lane:
         return spills
 
     def remove(self, gone: Container[int]) -> None:
-        """Take deliveries out of the queue without a result, by their `id()`; what isn't waiting here is ignored."""
+        """Remove deliveries from the queue, by their `id()`; those that aren't queued here are ignored."""
         kept = [item for item in self._waiting if id(item) not in gone]
         if len(kept) < len(self._waiting):
             self._waiting = deque(kept)
             self._waiting_bytes = sum(item.size for item in kept)
 
-    def may_be_well(self, now: float) -> bool:
-        """Return whether its breaker is open and it may be well: an operator says so, or a probe has just begun."""
+    def may_have_recovered(self, now: float) -> bool:
+        """Return whether the destination may have recovered: an operator has kicked it, or a probe has just begun."""
         is_probed = self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
         return is_probed or self.breaker.is_kicked
 
-    def next_slot(self, now: float) -> float:
-        """Return when the lane can take a delivery that has to leave its queue now."""
+    def reserve_slot(self, now: float) -> float:
+        """Reserve a slot for a delivery that has to leave the queue now; return when it is due."""
         until = self.throttled_until if self._is_throttled(now) else now
         return self._slot(max(until, self.breaker.retry_at(now)), now)
 
     def _is_throttled(self, now: float) -> bool:
-        """Return whether the destination has asked for silence. Where the clock has gone back, that counts from now."""
+        """Return whether a `Retry-After` is in force. If the clock was set back, its duration restarts now."""
         if self.throttled_until <= now:
             return False
         if now < self._throttled_at - LEEWAY:
@@ -331,39 +334,40 @@ class Lane:
             self._throttled_at = now
         return True
 
-    def _is_shut(self, now: float) -> bool:
-        """Return whether waiting is vain: the breaker is open, and its probe isn't due or isn't answered at once."""
+    def _is_breaker_blocking(self, now: float) -> bool:
+        """Return whether queueing is useless: the breaker is open, and its probe isn't due or gets no response."""
         is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._moved_at > STALL
         return is_probe_slow or self.breaker.holds_back(now)
 
     def _slot(self, earliest: float, now: float, *, is_first: bool = False) -> float:
-        # Each spill is promised its own slot in the future, so that a backlog of any size comes back at the pace of
-        # the destination instead of all at once, again and again.
-        # The number of those before it counts, not their times: once the destination is faster, its backlog is, too.
-        # What waits is before one that comes, and not before the first of the queue.
-        ahead = self._slots.still_ahead(now) + (0 if is_first else len(self._waiting))
+        # Each spill reserves its own slot, so that a backlog of any size comes back at the pace of the destination
+        # instead of all at once, again and again.
+        # The number of outstanding slots counts, not their times: a faster destination gets its backlog faster.
+        # A new delivery's slot comes after everything queued; that of the queue's head doesn't.
+        ahead = self._slots.outstanding(now) + (0 if is_first else len(self._waiting))
         learned = ahead / self._learned_pace()
-        # A pace is believed for minutes only, or a bad hour's backlog would take days, though all is well again. A rate
-        # is meant. Who would come later comes back before that, not all at once.
-        longest = max(LONGEST_GUESS, ahead / RETURNS, ahead / self._rate if self._rate else 0.0)
+        # A learned pace counts for minutes only, or the backlog of a bad hour would take days after the recovery. A
+        # configured `rate` is deliberate, so it may exceed the limit. Slots past the limit are spread over its second
+        # half, so they don't all return at once.
+        longest = max(MAX_LEARNED_DELAY, ahead / MAX_RETURN_RATE, ahead / self._rate if self._rate else 0.0)
         if learned > longest:
             learned = longest / 2 + learned % (longest / 2)
-        # That nothing ends may be over in a moment, whatever it says of the pace.
+        # A stall may end at any moment, so it adds at most LONGEST_STALL.
         due = max(earliest, now) + max(learned, min(ahead / self._pace(now), LONGEST_STALL))
-        self._slots.promise(due)
+        self._slots.reserve(due)
         return due
 
     def _pace(self, now: float) -> float:
-        """Return the deliveries a second that it manages: fewer as long as nothing of what is under way ends.
+        """Return the current pace in deliveries a second: lower than the learned one during a stall.
 
-        A probe that hangs says nothing of it.
+        A hanging probe says nothing about the pace.
         """
         still = now - self._moved_at if self.in_flight and not self.breaker.is_open else 0.0
         learned = self._learned_pace()
         return min(learned, max(MIN_THROUGHPUT, self._concurrency / still)) if still > STALL else learned
 
     def _learned_pace(self) -> float:
-        """Return the deliveries a second that it manages, by its answers and its rate."""
+        """Return the pace in deliveries a second that follows from past responses and the configured rate."""
         pace = max(MIN_THROUGHPUT, self._concurrency / max(self._seconds, 0.001))
         return pace if self._rate is None else min(pace, self._rate)
 

@@ -10,19 +10,19 @@ LATE = 30.0
 
 
 def is_late(delivery: Delivery, at: float) -> bool:
-    """Return whether a delivery is late if it hasn't ended at that time. One whose route isn't known yet isn't one."""
+    """Return whether a delivery that hasn't ended at that time is late. One of an unknown source never is."""
     return bool(delivery.route) and at - delivery.age_began_at > LATE
 
 
 class Outcomes:
-    """Tells of each delivery of a process how it has ended."""
+    """Counts and logs the end of each delivery of a process."""
 
     def __init__(self, services: Services) -> None:
         self._metrics = services.metrics
         self._logger = services.logger
 
     def ended(self, item: Item, outcome: Outcome, attempts: int, now: float) -> None:
-        """Count an end, and tell it in one line."""
+        """Count and log an end."""
         delivery = item.delivery
         event = delivery.event
         seconds = now - event.received_at
@@ -36,7 +36,7 @@ class Outcomes:
             name = "dead_lettered"
             detail = {"reason": outcome.reason}
             if outcome.reason is not DeadReason.EXPRESSION_ERROR:
-                detail["detail"] = outcome.detail  # what failed in an expression may be a piece of the body
+                detail["detail"] = outcome.detail  # an expression's error may contain a piece of the body
         else:
             name = "dropped"
             detail = {"detail": outcome.detail}
@@ -57,7 +57,7 @@ class Outcomes:
         )
 
     def note_late(self, item: Item, at: float) -> None:
-        """Count a delivery as late, once, if it hasn't ended at a time that is or will be too late."""
+        """Count a delivery as late, once, given a time at which it hasn't ended or won't have."""
         if not item.is_late and is_late(item.delivery, at):
             item.is_late = True
             self._metrics.deliveries_late.labels(item.delivery.route).inc()

@@ -1,4 +1,4 @@
-"""What follows from an attempt's result: delivered, tried again at a time, dead-lettered or dropped.
+"""What follows from an attempt's result: delivered, retried at a time, dead-lettered or dropped.
 
 attempt ─▶ classify ─┬─ None ─────────▶ Delivered
                      ├─ DROP ─────────▶ Dropped
@@ -57,7 +57,7 @@ _TABLE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The delivery is tried again: not before `due` (Unix seconds)."""
+    """The delivery is retried, not before `due` (Unix seconds)."""
 
     due: float
 
@@ -98,7 +98,7 @@ def classify(attempt: Attempt, policy: RetryPolicy) -> Disposition | None:
 
 
 def jitter_of(delivery_id: DeliveryId, attempt_number: int) -> float:
-    """Return a number in [-1, 1) that is the same in every process, so that copies of a delivery stay together."""
+    """Return a number in [-1, 1) that is the same in every process, so that duplicates of a delivery stay together."""
     digest = hashlib.blake2b(f"{delivery_id}\0{attempt_number}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**52 - 1  # 53 bits, all that a float holds: 1.0 is never reached.
 
@@ -125,7 +125,7 @@ def _delay(delivery_id: DeliveryId, attempt: Attempt, policy: RetryPolicy) -> fl
 
 
 def _is_in_short_budget(delivery: Delivery, attempt: Attempt, policy: RetryPolicy, *, due: float) -> bool:
-    """Return whether a refusal may be tried again: the budget runs from the first of the refusals in a row.
+    """Return whether a refusal may be retried: the budget starts with the first of consecutive refusals.
 
     So neither an outage nor a pause before the first refusal uses it up.
     """

@@ -1,10 +1,10 @@
-"""What waits in one process: in the lanes of destinations, and in memory until a time.
+"""The waiting deliveries of one process: in the lanes of destinations, or in memory until a time.
 
                 ┌─ lane: its turn ──▶ taken ──▶ an attempt
-    item ───────┤     └─ overdue, or shut ──▶ a spill
-                └─ until a time ──▶ due ──▶ its owner sends it on
+    item ───────┤     └─ too long, or a hold ──▶ a spill
+                └─ until a time ──▶ due ──▶ its member resumes it
 
-Nothing is started or written here: that is for `dispatcher`.
+Nothing is started or written here; `dispatcher` does that.
 """
 
 import heapq
@@ -17,22 +17,22 @@ from gateway.engine.partition_tracker import Item
 from gateway.rules.rules import Destination, Rules
 
 TICK = 0.05
-"""Seconds between looks at lanes in which something waits."""
+"""Seconds between checks of lanes with queued deliveries."""
 IDLE_TICK = 0.25
 
 
 class Schedule:
-    """The lanes, made as destinations are delivered to, and a heap of what is due within seconds."""
+    """The lanes, created on first use, and a heap of deliveries that are due within seconds."""
 
     def __init__(self, rules: Callable[[], Rules], control: Control) -> None:
         self._rules = rules
         self._control = control
         self._budget = Budget()
         self._lanes: dict[str, Lane] = {}
-        self._busy: dict[str, Lane] = {}  # those in which something waits, or did a moment ago: there may be thousands
-        self._used: dict[str, Destination] = {}  # as each lane was last told of it
+        self._busy: dict[str, Lane] = {}  # those with queued deliveries, now or at the last check
+        self._used: dict[str, Destination] = {}  # the definition that each lane was last set up with
         self._share = 1.0
-        self._kicks_heard = 0
+        self._kicks_applied = 0
         self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
 
@@ -40,13 +40,13 @@ class Schedule:
 
     @property
     def lanes(self) -> Mapping[str, Lane]:
-        """The lanes that there are, by destination."""
+        """The lanes, by destination."""
         return self._lanes
 
     def lane(self, name: str) -> Lane:
         """Return the lane of a destination in the rules."""
-        if self._kicks_heard != self._control.kicks:
-            self.hear_kicks()  # before anything that a kick has brought on is offered
+        if self._kicks_applied != self._control.kicks:
+            self.apply_kicks()  # before a delivery that the kick has expedited is offered
         lane = self._lanes.get(name)
         if lane is None:
             destination = self._rules().destinations[name]
@@ -55,8 +55,8 @@ class Schedule:
             self._limit(lane, destination)
         return lane
 
-    def limit(self, share: float | None = None) -> None:
-        """Set the lanes' limits by the rules in force and this worker's share of the fleet."""
+    def set_limits(self, share: float | None = None) -> None:
+        """Set the lanes' limits according to the active rules and this worker's share of the fleet."""
         self._share = self._share if share is None else share
         for name, lane in self._lanes.items():
             destination = self._rules().destinations.get(name)
@@ -64,18 +64,18 @@ class Schedule:
                 self._limit(lane, destination)
 
     def _limit(self, lane: Lane, destination: Destination) -> None:
-        lane.limit(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
+        lane.set_limits(concurrency=destination.concurrency, rate=destination.rate, share=self._share)
         if self._used.get(lane.name, destination) != destination:
-            lane.start_afresh()  # it was fixed, perhaps: what failed before says nothing of it
+            lane.reset()  # it was fixed, perhaps: earlier failures say nothing about it
         self._used[lane.name] = destination
 
-    def hear_kicks(self) -> None:
-        """End the holds of what was kicked."""
-        if self._kicks_heard == self._control.kicks:
+    def apply_kicks(self) -> None:
+        """End the holds of kicked destinations."""
+        if self._kicks_applied == self._control.kicks:
             return
         routes = self._rules().routes
         kicked: set[str] = set()
-        for place in self._control.kicked_after(self._kicks_heard):
+        for place in self._control.kicked_after(self._kicks_applied):
             kind, _, name = place.partition("/")
             if kind == "destination":
                 kicked.add(name)
@@ -83,21 +83,21 @@ class Schedule:
                 kicked.update(routes[name].destinations)
         for name in kicked & self._lanes.keys():
             self._lanes[name].kick()
-        self._kicks_heard = self._control.kicks
+        self._kicks_applied = self._control.kicks
 
-    def is_waited_in(self, lane: Lane) -> None:
-        """Note that something waits in a lane, which is looked at from here on."""
+    def watch_lane(self, lane: Lane) -> None:
+        """Check a lane regularly from now on, as long as it has queued deliveries."""
         self._busy[lane.name] = lane
 
-    def busy(self) -> Iterator[Lane]:
-        """Yield each lane in which something waits, or did; the next look leaves out those in which nothing does."""
+    def watched_lanes(self) -> Iterator[Lane]:
+        """Yield each watched lane; stop watching it if nothing is queued in it."""
         for name, lane in list(self._busy.items()):
             yield lane
             if not lane.waiting:
                 del self._busy[name]
 
     def forget(self, name: str) -> None:
-        """Let a lane go whose destination the rules don't name any more."""
+        """Remove the lane of a destination that the rules no longer name."""
         del self._lanes[name], self._used[name]
         self._busy.pop(name, None)
 
@@ -108,12 +108,12 @@ class Schedule:
         self._soon_count += 1
         heapq.heappush(self._soon, (until, self._soon_count, item))
 
-    def take_due(self, now: float) -> Item | None:
-        """Take out the delivery that is due first, if one is."""
+    def pop_due(self, now: float) -> Item | None:
+        """Remove and return the delivery that is due first, if one is due."""
         return heapq.heappop(self._soon)[2] if self._soon and self._soon[0][0] <= now else None
 
     def waiting(self) -> Counter[str]:
-        """Count what waits until a time, by destination."""
+        """Count the deliveries that wait until a time, by destination."""
         return Counter(item.delivery.destination for _, _, item in self._soon)
 
     def until_next_look(self, now: float) -> float:
@@ -125,7 +125,7 @@ class Schedule:
         return max(0.001, min(IDLE_TICK, self._soon[0][0] - now))
 
     def withdraw(self, items: Iterable[Item]) -> None:
-        """Take deliveries out of where they wait; what doesn't is ignored."""
+        """Remove deliveries from where they wait; others are ignored."""
         gone = {id(item): item.delivery.destination for item in items}
         for name in set(gone.values()) & self._lanes.keys():
             self._lanes[name].remove(gone)

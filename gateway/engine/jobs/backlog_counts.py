@@ -200,22 +200,24 @@ class Backlogs:
             start = bounds[number][0] if number in bounds else 0
             gone = max(resumed, bisect_left(offsets, start))
             if gone > resumed:
-                self._tell_lost(Partition(topic, number), gone - resumed)
+                self._count_lost(Partition(topic, number), gone - resumed)
             del offsets[:gone]
         if self._is_ours():
             self._metrics.parked_backlog.set(_known(sum(map(len, parked.values())), topic, unread, seen))
             left = [len(offsets) for (name, _), offsets in parked.items() if name == NEWER]
             self._metrics.records_newer.labels("parked").set(sum(left))
             firsts = {(number, offsets[0]) for (_, number), offsets in parked.items() if offsets}
-            await self._tell_retention({first for first in firsts if first[0] in bounds or first in self._parked_at})
+            await self._set_retention_gauges(
+                {first for first in firsts if first[0] in bounds or first in self._parked_at}
+            )
 
-    def _tell_lost(self, partition: Partition, count: int) -> None:
+    def _count_lost(self, partition: Partition, count: int) -> None:
         """Count what was parked, and deleted before it was resumed."""
         self._metrics.records_lost.labels(partition.topic).inc(count)
         group = self._topics.group(JOBS_GROUP)
         self._logger.error("records_lost", topic=partition.topic, partition=partition.number, group=group, count=count)
 
-    async def _tell_retention(self, firsts: Collection[tuple[int, int]]) -> None:
+    async def _set_retention_gauges(self, firsts: Collection[tuple[int, int]]) -> None:
         """Tell how long it is until the log deletes the first of what is parked, by partition and offset."""
         topic, ages = self._topics.parked, [0.0]
         for number, offset in set(firsts).difference(self._parked_at):

@@ -6,7 +6,7 @@ What doesn't fit into the log any more is dead-lettered.
 import asyncio
 from collections.abc import Callable, Iterable
 
-from gateway.engine.successor_writer import Successors, always
+from gateway.engine.successor_writer import SuccessorWriter, always
 from gateway.model import (
     DeadLettered,
     DeadReason,
@@ -21,7 +21,7 @@ APPENDS_AT_ONCE = 100
 class Injector:
     """Appends deliveries to one topic, all of a call at once."""
 
-    def __init__(self, successors: Successors, topic: str) -> None:
+    def __init__(self, successors: SuccessorWriter, topic: str) -> None:
         self._successors = successors
         self._topic = topic
 
@@ -41,7 +41,7 @@ class Injector:
 
     async def _inject(self, delivery: Delivery, note: Note, is_wanted: Callable[[], bool]) -> bool:
         try:
-            return await self._successors.carry_on(self._topic, delivery, note, is_wanted)
+            return await self._successors.store(self._topic, delivery, note, is_wanted)
         except RecordTooLargeError:
             end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {self._topic}")
             return await self._successors.dead_letter(delivery, end, is_wanted)

@@ -44,7 +44,7 @@ class Kicks(ScanningJob):
         def is_wanted() -> bool:
             return self._owner() is owner and any(control.is_open(run.order.key) for run in scan.runs)
 
-        scan = self._scan(runs, is_wanted, is_hurried=True)
+        scan = self._scan(runs, is_wanted, is_expedited=True)
         near = await self._ends(scan, shortest)
         ends: dict[str, int] = {}
         for topic in self._longer():
@@ -124,7 +124,7 @@ class Kicks(ScanningJob):
         for run in runs:
             name = f"hold/{run.order.key}"
             at = self._log.now()
-            await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, hurried=near))
+            await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, expedited=near))
 
     def _kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], outcomes: KickOutcomes) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
@@ -159,7 +159,7 @@ class Kicks(ScanningJob):
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
                     stored = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
-                    if stored is None or stored.note.is_hurried or outcomes.is_superseded(stored.delivery):
+                    if stored is None or stored.note.is_expedited or outcomes.is_superseded(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits by now
                     for name in (f"route/{stored.delivery.route}", f"destination/{stored.delivery.destination}"):
                         if name in named:

@@ -179,7 +179,7 @@ class KickOutcomes:
         if followed is None:
             return
         topic = place.rpartition("/")[0]
-        if topic == self._shortest and note.is_hurried and followed.place is None:
+        if topic == self._shortest and note.is_expedited and followed.place is None:
             followed.place, followed.offset = place, offset
         elif len(delivery.attempts) > followed.attempts:
             followed.is_tried = True

@@ -28,7 +28,7 @@ from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY, PIECE_BYTES, RECOR
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
 from gateway.engine.jobs.shared_identities import Identities
 from gateway.engine.jobs.undelivered import Dead, Undelivered, open_letters, sighted_of
-from gateway.engine.successor_writer import Successors
+from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import Patient
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
@@ -64,7 +64,7 @@ RECHECK_AFTER = 30.0
 """Seconds after which a replay that has come to a record of a newer version looks whether it may go on."""
 READ_AGAIN = 5.0
 """Seconds after which one that waits for partitions looks whether they can be read."""
-LET_GO = 2.0
+REVOKE_GRACE = 2.0
 """Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
 
 
@@ -127,7 +127,7 @@ class Replays:
         topics: Topics,
         rules: Callable[[], Rules],
         control: Control,
-        successors: Successors,
+        successors: SuccessorWriter,
         injector: Injector,
         publish: Callable[[Order], Awaitable[object]],
         caught_up: Callable[[], Awaitable[None]],
@@ -179,7 +179,7 @@ class Replays:
 
     async def let_go(self) -> None:
         """Wait until a replay that isn't ours any more has come to a marker, for at most 2 s."""
-        until = asyncio.get_running_loop().time() + LET_GO
+        until = asyncio.get_running_loop().time() + REVOKE_GRACE
         while self.under_way is not None and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
 
@@ -294,7 +294,7 @@ class Replays:
         except NewerRecordError as error:
             await self._inject(run)  # what comes before it
             await self._mark(run)
-            self._successors.unreadable.leave(partition, record.offset, error)
+            self._successors.undecodable.report_newer(partition, record.offset, error)
             raise
 
     async def _take(self, run: _Run, partition: Partition, record: Record) -> None:

@@ -71,15 +71,15 @@ class Resumptions(ScanningJob):
         scan = self._scan(found.values(), lambda: self._owner() is owner, state="done")
         is_through = await scan.go(self._topics.parked, starts, ends, pick)
         for record in unreadable:
-            await self._dead_letter_unreadable(self._topics.parked, record)
+            await self._dead_letter_undecodable(self._topics.parked, record)
         if is_through:
             await scan.mark()  # or the next owner of the jobs would inject it again
         ends.update(scan.left)
         ends.update({place: starts.get(place, 0) for place in scan.unread})
         return is_through
 
-    async def _dead_letter_unreadable(self, topic: str, record: Record) -> None:
+    async def _dead_letter_undecodable(self, topic: str, record: Record) -> None:
         try:
             decode_delivery(record)
         except UndecodableRecordError as error:
-            await self._successors.dead_letter_unreadable(topic, record, error)
+            await self._successors.dead_letter_undecodable(topic, record, error)

@@ -24,7 +24,7 @@ from gateway.engine.jobs.replay import Replays
 from gateway.engine.jobs.resolve_dead_letters import DeadLetterJobs
 from gateway.engine.jobs.resume import Resumptions
 from gateway.engine.jobs.scan import JobServices, ends_of_readable
-from gateway.engine.successor_writer import Successors
+from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
 from gateway.log.topics import DAY, JOBS_GROUP, Topics
 from gateway.model import LogUnavailableError, NewerRecordError, UndecodableRecordError
@@ -38,7 +38,7 @@ START_EVERY = 0.25
 """Seconds between looks for orders, beside those that each order makes."""
 GLANCE_INTERVAL = 0.1
 """Seconds between looks, while something is waited for, at whether the jobs are ours still."""
-LET_GO = 2.0
+REVOKE_GRACE = 2.0
 """Seconds that jobs have to come to a marker when their process gives them up: an append or two."""
 SWEEP_EVERY = 5.0
 """Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
@@ -76,7 +76,7 @@ class Jobs:
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
-        self._successors = Successors(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self._successors = SuccessorWriter(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self._injector = Injector(self._successors, topics.retry(tiers.SHORTEST))
         self._replays = Replays(
             log=log,
@@ -141,7 +141,7 @@ class Jobs:
             return {}
         progress, self._progress = self._progress, None
         self._backlogs.end()
-        until = asyncio.get_running_loop().time() + LET_GO
+        until = asyncio.get_running_loop().time() + REVOKE_GRACE
         while self._is_busy and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         commit = progress.committable()

@@ -18,7 +18,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.jobs.kick_outcomes import KickOutcome
 from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
-from gateway.engine.successor_writer import Successors
+from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import Patient
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
@@ -85,7 +85,7 @@ class Scan:
     sleep: Callable[[float], Awaitable[None]]
     leave: Callable[[Partition, int, NewerRecordError], None]
     runs: Collection[Run]
-    is_hurried: bool
+    is_expedited: bool
     state: State
     """Of a marker on the way: "asked" keeps the count for who goes on."""
     left: dict[str, int] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class Scan:
         for run in picked.runs:
             run.fresh += 1
         if picked.delivery is not None:
-            self._batch.append((picked.delivery, replace(picked.note, is_hurried=self.is_hurried)))
+            self._batch.append((picked.delivery, replace(picked.note, is_expedited=self.is_expedited)))
             self._bytes += len(picked.delivery.event.body)
         return True
 
@@ -217,7 +217,7 @@ class JobServices:
     topics: Topics
     rules: Callable[[], Rules]
     control: Control
-    successors: Successors
+    successors: SuccessorWriter
     injector: Injector
     publish: Callable[[Order], Awaitable[object]]
     position: Callable[[], int]
@@ -277,7 +277,7 @@ class ScanningJob:
         runs: Collection[Run],
         is_wanted: Callable[[], bool],
         *,
-        is_hurried: bool = False,
+        is_expedited: bool = False,
         state: State = "asked",
     ) -> Scan:
         return Scan(
@@ -288,9 +288,9 @@ class ScanningJob:
             is_wanted=is_wanted,
             logger=self._logger,
             sleep=self._sleep,
-            leave=self._successors.unreadable.leave,
+            leave=self._successors.undecodable.report_newer,
             runs=runs,
-            is_hurried=is_hurried,
+            is_expedited=is_expedited,
             state=state,
         )
 

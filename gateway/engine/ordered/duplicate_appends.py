@@ -30,7 +30,7 @@ class Furthest(NamedTuple):
     at: int
 
 
-class Seen:
+class DuplicateAppends:
     """What came of each partition of events into one ordered partition, from its assignment on."""
 
     def __init__(self, note: bytes = b"") -> None:
@@ -40,10 +40,10 @@ class Seen:
         self._settled = {row[0]: Furthest(row[1] << 32 | row[2], row[3] << 32 | row[4]) for row in reversed(rows)}
         self._furthest = self._settled.copy()
         self._ahead: deque[tuple[int, bytes, Furthest]] = deque()  # (where it is, whose it is, what it made of it)
-        self.left_out = 0
+        self.omitted = 0
         """Partitions of events that the last note had no room for."""
 
-    def is_copy(self, place: int, origin: Origin) -> bool:
+    def is_duplicate(self, place: int, origin: Origin) -> bool:
         """Return whether the record at a place holds what came before. To be asked of each record, in order."""
         key = _key(origin.partition)
         offset, at = origin.offset, int(origin.appended_at * 1000)
@@ -57,7 +57,7 @@ class Seen:
         self._ahead.append((place, key, furthest))
         return False
 
-    def note(self, base: int, room: int) -> bytes:
+    def metadata(self, base: int, room: int) -> bytes:
         """Return what a commit of this base has to tell the next owner, in so many bytes; bases never go back.
 
         Where there is no room, the partitions of events are left out that had nothing for longest.
@@ -68,15 +68,15 @@ class Seen:
             settled.pop(key, None)
             settled[key] = furthest
         rows = list(settled.items())
-        self.left_out = max(0, len(rows) - room // ROW.size)
-        return b"".join([_row(key, furthest) for key, furthest in reversed(rows[self.left_out :])])
+        self.omitted = max(0, len(rows) - room // ROW.size)
+        return b"".join([_row(key, furthest) for key, furthest in reversed(rows[self.omitted :])])
 
     def furthest(self, partition: Partition) -> Furthest | None:
         """Return what came last of a partition of events."""
         return self._furthest.get(_key(partition))
 
 
-def note_of(furthest: Mapping[Partition, Furthest]) -> bytes:
+def metadata_of(furthest: Mapping[Partition, Furthest]) -> bytes:
     """Return the note of a commit to which nothing is to come that isn't beyond these."""
     return b"".join([_row(_key(partition), each) for partition, each in furthest.items()])
 

@@ -1,13 +1,13 @@
 """An ordered route to one destination: one delivery of a key at a time, in the order of the log.
 
-    record ──▶ seen? ──▶ queue of its key ──first──▶ ready ──commit accepted──▶ dispatch ──▶ done ──▶ next of the key
+    record ──▶ new? ──▶ queue of its key ──as head──▶ ready ──commit accepted──▶ dispatch ──▶ done ──▶ next of the key
                                                        ▲                           │
                                                        └── due again (in memory) ◀─┘ failed, throttled, breaker open
 
 The router has matched the events, and appended their deliveries to a topic of this route and destination, which one
-group reads: the backlog is what isn't committed, and nothing is written but dead letters. Before each attempt a commit
-is sent that tells the end of the delivery before: once it is accepted, neither a crash nor a new owner begins earlier.
-So a delivery may be repeated, right after itself, and never after a later one of its key.
+group reads: the backlog is what isn't committed, and only dead letters are written. Before each attempt a commit is
+sent that records the previous delivery's completion: once it is accepted, neither a crash nor a new owner starts before
+that point. So a delivery may be repeated right after itself, but never after a later one of its key.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing_extensions import override
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
-from gateway.engine.ordered.duplicate_appends import Seen
+from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.partition_tracker import Item, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
@@ -41,22 +41,22 @@ from gateway.rules.event_view import EventView
 from gateway.rules.rules import Route
 
 ALL_MEMORY = 128 << 20
-"""Bytes of records in memory over all ordered routes of a process; each has its part, so that none stops another."""
+"""Bytes of records in memory of all ordered routes of a process; each has its share, so that none stops another."""
 LEAST_MEMORY = 4 << 20
-LET_GO = 10.0
-"""Seconds for which attempts may end when partitions are given up; then their connections are cut. The next owner must
-not begin the next of a key while we still send this one."""
-PROOF_AGE = 10.0
-"""Seconds after a commit was sent for which its acceptance proves that the partition is ours: more than a commit may
-take, and less than the silence after which a group throws a member out. A process that was frozen meanwhile asks again
-before it begins anything."""
+REVOKE_GRACE = 10.0
+"""Seconds that attempts have to end when partitions are revoked; then their connections are cut. The next owner must
+not start the next delivery of a key while we still send this one."""
+OWNERSHIP_CHECK_AGE = 10.0
+"""Seconds after a commit was sent during which its acceptance proves that the partition is ours: more than a commit
+takes, and less than the silence after which a group evicts a member. A process that was frozen for longer commits again
+before it starts an attempt."""
 RETRY_DELAY = 0.1
-"""Seconds until a commit that wasn't accepted is sent again."""
+"""Seconds until a rejected commit is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyState:
-    """What is known of the first delivery of a key beside the log: kept over a rebalance that brings it back."""
+    """State of a key's head delivery that isn't in the log; kept across a rebalance that returns the partition."""
 
     partition: Partition
     attempts: tuple[Attempt, ...]
@@ -66,17 +66,17 @@ class KeyState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
-    """A key whose first delivery has failed, so that the others of it wait: for its retry, or for a kick."""
+    """A key whose head delivery has failed, so that its other deliveries wait: for the retry, or for a kick."""
 
     delivery: Delivery
     halted: DeadLettered | None
-    """Why it is tried no more."""
+    """Why the head isn't attempted any more, if so."""
     since: float
-    """When it halted, or was first tried."""
+    """When the key halted, or else when its head was first attempted."""
 
 
-class Ordered(Member):
-    """A member of the group of one ordered route and destination, for as long as its topic has what isn't done."""
+class OrderedRoute(Member):
+    """A member of the group of one ordered route and destination, for as long as its topic has unfinished records."""
 
     keeps_order = True
 
@@ -84,15 +84,15 @@ class Ordered(Member):
         super().__init__(services, dispatch, None, services.topics.ordered_group(*place), memory=memory)
         self.route, self.destination = place
         self.topic = services.topics.ordered(*place)
-        self._seen: dict[Tracker, Seen] = {}
+        self._appended: dict[Tracker, DuplicateAppends] = {}
         self._unknown_since: float | None = None
-        self._look_at_rules()
-        # Invariant: each key's first item is ready, in the dispatcher, under way or halted, and none of the others is.
+        self._update_unknown_since()
+        # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
         self._queues: dict[tuple[Partition, str], deque[Item]] = {}
         self._ready: list[Item] = []
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
-        self._halted_at: dict[Occurrence, float] = {}  # as was told in a line
+        self._halted_at: dict[Occurrence, float] = {}  # when `key_halted` was logged
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._changed.set()  # subscribe at once
 
@@ -107,62 +107,63 @@ class Ordered(Member):
     @override
     def reload(self) -> None:
         super().reload()
-        self._look_at_rules()
+        self._update_unknown_since()
 
-    def _look_at_rules(self) -> None:
-        """Note since when the rules have lost the route or its destination."""
+    def _update_unknown_since(self) -> None:
+        """Track since when the rules lack the route or its destination."""
         rules = self._services.rules()
         if self.route in rules.routes and self.destination in rules.destinations:
             self._unknown_since = None
         elif self._unknown_since is None:
             self._unknown_since = self._log.now()
 
-    # What is ours, and what is known of it.
+    # Partitions.
 
     @override
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         super().assigned(assignments)
         for assignment in assignments:
-            self._seen[self.trackers[assignment.partition]] = Seen(assignment.commit.note)
+            self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.note)
 
     @override
     def _lose(self, tracker: Tracker) -> None:
         super()._lose(tracker)
-        self._seen.pop(tracker, None)
+        self._appended.pop(tracker, None)
 
     @override
-    def note(self, tracker: Tracker, commit: Commit) -> bytes:
-        seen = self._seen[tracker]
-        before = seen.left_out
-        note = seen.note(commit.base, COMMIT_BYTES - len(commit.done))
-        if seen.left_out and not before:
+    def commit_metadata(self, tracker: Tracker, commit: Commit) -> bytes:
+        appended = self._appended[tracker]
+        before = appended.omitted
+        note = appended.metadata(commit.base, COMMIT_BYTES - len(commit.done))
+        if appended.omitted and not before:
             self._services.logger.warning(
                 "ordered_commit_metadata_full",
                 topic=self.topic,
                 partition=tracker.partition.number,
-                count=seen.left_out,
+                count=appended.omitted,
             )
         return note
 
     # Reading.
 
     @override
-    async def take(self, tracker: Tracker, batch: Batch) -> None:
+    async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
         for index, record in enumerate(batch.records):
-            if not tracker.is_live or self._is_draining or self._is_blocked(tracker):
+            if not tracker.is_live or self._is_draining or self._is_stopped_by_newer_record(tracker):
                 break
             if not self.has_room:
-                self.set_aside(tracker, batch.records[index:])
+                self.postpone(tracker, batch.records[index:])
                 break
-            self._take_in(tracker, record)
-        if self._is_blocked(tracker) or not tracker.progress.has_room():
+            self._accept_record(tracker, record)
+        if self._is_stopped_by_newer_record(tracker) or not tracker.progress.has_room():
             self.pause(tracker)
 
-    def _take_in(self, tracker: Tracker, record: Record) -> None:
+    def _accept_record(self, tracker: Tracker, record: Record) -> None:
         origin = origin_of(record)
-        # Also of what is done: the next owner is told of it by a commit of a later base.
-        is_copy = origin is not None and self._seen[tracker].is_copy(record.offset, origin)
-        pending = self.begin(tracker, record, self._log.now())
+        # Checked for completed records, too: their positions belong into the metadata of later commits, for the next
+        # owner.
+        is_copy = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
+        pending = self.track(tracker, record, self._log.now())
         if pending is None:
             return
         if is_copy:
@@ -171,13 +172,13 @@ class Ordered(Member):
         try:
             stored = decode_delivery(record)
         except UndecodableRecordError as error:
-            self._dispatch.dead_letter_unreadable(pending, record, error)
+            self._dispatch.dead_letter_undecodable(pending, record, error)
             return
         except NewerRecordError as error:
-            self.leave(pending, error)
+            self.leave_to_newer_version(pending, error)
             return
         delivery = stored.delivery
-        if origin is None and tracker.is_copy(delivery, record.offset):
+        if origin is None and tracker.is_duplicate_record(delivery, record.offset):
             self.done(pending)
             return
         item = pending.add(delivery)
@@ -187,17 +188,17 @@ class Ordered(Member):
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
-            self._begin_first(item)
+            self._begin_head(item)
 
     def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
-        """Return whether the route takes an event, and if that couldn't be decided, how its delivery ends."""
+        """Return whether the route matches an event, and if that couldn't be evaluated, how its delivery ends."""
         for route, error in self._services.rules().table.match(EventView.of(event)):
             if route.name == self.route:
                 end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
                 return True, end
         return False, None
 
-    def _begin_first(self, item: Item) -> None:
+    def _begin_head(self, item: Item) -> None:
         known = self._key_states.pop(item.delivery.occurrence, None)
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
@@ -209,10 +210,10 @@ class Ordered(Member):
         self._ready.append(item)
         self._woken.set()
 
-    # Order.
+    # Attempts, in order.
 
     async def _keep_admitting(self) -> None:
-        """Let out what is ready, once a commit has been accepted since."""
+        """Dispatch what is ready once a commit has been accepted since."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -222,17 +223,17 @@ class Ordered(Member):
                     await self._services.sleep(IDLE_TICK)
                     continue
                 asked_at = asyncio.get_running_loop().time()
-                ready = list(self._ready)  # where they stay until then: what is ready is nobody else's to send on
-                if not await self.commit({item.pending.tracker.partition for item in ready}, is_proof=True):
+                ready = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
+                if not await self.commit({item.pending.tracker.partition for item in ready}, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
                 proven = {id(item) for item in ready}
-                # Of those that are there still: a kick may have ended one meanwhile.
+                # Only those that are still there: a kick may have ended one meanwhile.
                 ready = [item for item in self._ready if id(item) in proven]
                 self._ready = [item for item in self._ready if id(item) not in proven]
                 for item in ready:
-                    item.proven_at = asked_at
+                    item.ownership_checked_at = asked_at
                     if item.pending.tracker.is_live:
                         item.note = NO_NOTE
                         if self._unknown_since is not None:
@@ -245,8 +246,8 @@ class Ordered(Member):
         self._make_ready(item)
 
     @override
-    def is_proof_fresh(self, item: Item) -> bool:
-        return asyncio.get_running_loop().time() < item.proven_at + PROOF_AGE
+    def is_ownership_fresh(self, item: Item) -> bool:
+        return asyncio.get_running_loop().time() < item.ownership_checked_at + OWNERSHIP_CHECK_AGE
 
     @override
     def finished(self, item: Item) -> None:
@@ -255,10 +256,10 @@ class Ordered(Member):
         key = self._key(item)
         queue = self._queues.get(key)
         if queue is None or queue[0] is not item:
-            return  # it was given up
+            return  # its partition was revoked
         queue.popleft()
         if queue:
-            self._begin_first(queue[0])
+            self._begin_head(queue[0])
         else:
             del self._queues[key]
 
@@ -268,13 +269,13 @@ class Ordered(Member):
         if end.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
         if item.pending.tracker.is_lost:
-            return False  # its memory is to be given back
+            return False  # its memory has to be released
         item.end = end
         item.stage = Stage.WAITING
         if route is None:
-            return True  # its last attempt outlived its route: if that comes back, the key goes on here, in its order
+            return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
         if item.delivery.occurrence in self._halted_at:
-            return True  # and was told: its partition was away meanwhile
+            return True  # already logged, before its partition left and came back
         self._halted_at[item.delivery.occurrence] = self._log.now()
         self._services.logger.error(
             "key_halted",
@@ -286,8 +287,8 @@ class Ordered(Member):
         )
         return True
 
-    def _released(self, item: Item, why: str) -> None:
-        """Tell that a key that has halted goes on."""
+    def _log_released(self, item: Item, why: str) -> None:
+        """Log that a halted key continues, if it was one."""
         halted_at = self._halted_at.pop(item.delivery.occurrence, None)
         if halted_at is not None:
             self._services.logger.info(
@@ -311,49 +312,49 @@ class Ordered(Member):
     @override
     def tick(self) -> None:
         super().tick()
-        self._obey()
-        self._end_what_halted()
+        self._apply_kicks_and_rules()
+        self._end_halted_of_removed_route()
         self._set_gauges()
 
-    def _obey(self) -> None:
-        """Try again at once what has been kicked, and end what halted once the rules let it."""
+    def _apply_kicks_and_rules(self) -> None:
+        """Retry what was kicked at once, and end halted deliveries once the rules no longer say `halt`."""
         kicked_at = self._services.control.kicked_at(self.route, self.destination)
         is_kicked, self._kicked_at = kicked_at != self._kicked_at, kicked_at
         route = self._route()
         ready = {id(item) for item in self._ready}
-        firsts = [first for first, *_ in self._queues.values() if first.stage is Stage.WAITING]
+        heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
         if is_kicked:
-            self._key_states.clear()  # also those whose records are read after a rebalance
-            self._forget_halts()
-            self._dispatch.withdraw(firsts)
-            for item in firsts:
+            self._key_states.clear()  # also those of records that are read after a rebalance
+            self._prune_halt_times()
+            self._dispatch.withdraw(heads)
+            for item in heads:
                 if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
         elif route is not None and route.on_exhausted != "halt":
-            for item in firsts:
+            for item in heads:
                 if item.end is not None and id(item) not in ready:
-                    self._released(item, "rules")
+                    self._log_released(item, "rules")
                     self._make_ready(item)
 
-    def _end_what_halted(self) -> None:
-        """End what has halted of a route that has been gone for so long that it won't come back."""
+    def _end_halted_of_removed_route(self) -> None:
+        """Dead-letter what has halted on a route that has been gone for so long that it isn't expected back."""
         if self._unknown_since is None:
             return
         lapsed = self._log.now() - UNKNOWN_MAX_AGE
         ready = {id(item) for item in self._ready}
-        for first, *_ in self._queues.values():
-            since = max(self._unknown_since, first.pending.appended_at)
-            if first.stage is Stage.WAITING and first.end is not None and since < lapsed and id(first) not in ready:
-                first.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
-                self._released(first, "route_removed")
-                self._make_ready(first)
+        for head, *_ in self._queues.values():
+            since = max(self._unknown_since, head.pending.appended_at)
+            if head.stage is Stage.WAITING and head.end is not None and since < lapsed and id(head) not in ready:
+                head.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
+                self._log_released(head, "route_removed")
+                self._make_ready(head)
 
     def _reset_for_retry(self, item: Item) -> bool:
-        """Give a delivery all its attempts again, if it had ended. False if the route no longer takes its event."""
+        """Give a halted delivery all its attempts again. Return False if the route no longer matches its event."""
         item.delivery = replace(item.delivery, due=0.0)
         if item.end is None:
             return True
-        self._released(item, "kick")
+        self._log_released(item, "kick")
         is_matched = True
         if item.end.reason is DeadReason.EXPRESSION_ERROR:
             is_matched, item.end = self._match(item.delivery.event)
@@ -362,29 +363,29 @@ class Ordered(Member):
         item.delivery = replace(item.delivery, attempts=(), since=self._log.now())
         if not is_matched:
             self._ready = [other for other in self._ready if other is not item]
-            self._dispatch.drop(item)
+            self._dispatch.forget(item)
         return is_matched
 
     @property
     def blocked(self) -> list[Blocked]:
-        """The keys that wait for their first delivery, which has failed."""
+        """The keys whose head delivery has failed."""
         return [
             Blocked(
-                delivery=first.delivery,
-                halted=first.end if first.stage is Stage.WAITING else None,
-                since=self._halted_at.get(first.delivery.occurrence, _first_tried(first.delivery)),
+                delivery=head.delivery,
+                halted=head.end if head.stage is Stage.WAITING else None,
+                since=self._halted_at.get(head.delivery.occurrence, _first_attempt_at(head.delivery)),
             )
-            for first in self._failed_firsts()
+            for head in self._failed_heads()
         ]
 
-    def _failed_firsts(self) -> list[Item]:
-        return [first for first, *_ in self._queues.values() if first.end is not None or first.delivery.attempts]
+    def _failed_heads(self) -> list[Item]:
+        return [head for head, *_ in self._queues.values() if head.end is not None or head.delivery.attempts]
 
     def _set_gauges(self) -> None:
         metrics = self._services.metrics
-        blocked = self._failed_firsts()
-        # One that isn't waiting is on its way to the dead letters.
-        halted = [first for first in blocked if first.end is not None and first.stage is Stage.WAITING]
+        blocked = self._failed_heads()
+        # A head that isn't waiting is being dead-lettered.
+        halted = [head for head in blocked if head.end is not None and head.stage is Stage.WAITING]
         where = (self.route, self.destination)
         metrics.ordered_blocked_keys.labels(*where).set(len(blocked))
         metrics.ordered_halted_keys.labels(*where).set(len(halted))
@@ -394,8 +395,8 @@ class Ordered(Member):
         )
 
     @override
-    def let_go(self) -> None:
-        super().let_go()
+    def forget_partitions(self) -> None:
+        super().forget_partitions()
         metrics, where = self._services.metrics, (self.route, self.destination)
         for gauge in (
             metrics.ordered_blocked_keys,
@@ -408,11 +409,11 @@ class Ordered(Member):
                 if where not in self._services.rules().ordered:
                     del gauge[where]
 
-    # Giving partitions up.
+    # Revocation.
 
     @override
-    async def _let_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
-        busy = await self._wait_for_busy(leaving, LET_GO)
+    async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
+        busy = await self._wait_for_busy(leaving, REVOKE_GRACE)
         now = self._log.now()
         for pending in busy:
             for item in pending.items:
@@ -421,10 +422,10 @@ class Ordered(Member):
         partitions = {tracker.partition for tracker in leaving}
         for key, queue in list(self._queues.items()):
             if key[0] in partitions:
-                first = queue[0]
-                if first.delivery.attempts or first.end is not None:
-                    known = KeyState(key[0], first.delivery.attempts, first.delivery.due, first.end)
-                    self._key_states[first.delivery.occurrence] = known
+                head = queue[0]
+                if head.delivery.attempts or head.end is not None:
+                    known = KeyState(key[0], head.delivery.attempts, head.delivery.due, head.end)
+                    self._key_states[head.delivery.occurrence] = known
                 del self._queues[key]
         self._ready = [item for item in self._ready if item.pending.tracker.is_live]
 
@@ -436,18 +437,18 @@ class Ordered(Member):
         super().replaced(assignment)
 
     @override
-    def prune_lost(self) -> None:
-        """Forget what is known of partitions that are another's now."""
+    def assignment_changed(self) -> None:
+        """Forget the state of partitions that have another owner now."""
         self._key_states = {
             which: known for which, known in self._key_states.items() if known.partition in self.trackers
         }
-        self._forget_halts()
+        self._prune_halt_times()
 
-    def _forget_halts(self) -> None:
-        """Forget when those halted that are neither here nor remembered."""
-        ours = {first.delivery.occurrence for first, *_ in self._queues.values()} | self._key_states.keys()
+    def _prune_halt_times(self) -> None:
+        """Drop the halt times of keys that are no longer tracked."""
+        ours = {head.delivery.occurrence for head, *_ in self._queues.values()} | self._key_states.keys()
         self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
 
 
-def _first_tried(delivery: Delivery) -> float:
+def _first_attempt_at(delivery: Delivery) -> float:
     return delivery.attempts[0].at if delivery.attempts else delivery.event.received_at
