@@ -357,8 +357,7 @@ class Router(Member):
     def _open_predecessors(self, origin: Origin | None) -> list[Pending]:
         """Return those of the partition's predecessors that aren't closed.
 
-        An ordered delivery waits for them: if they were read again after a crash, behind it in the ordered topic they
-        would be taken for duplicates.
+        An ordered delivery waits for them: appended behind it, after a crash, they would be taken for duplicates.
         """
         if origin is None:
             return []
