@@ -126,10 +126,18 @@ def write_event(id: str, *, source: str = "github", topic: str | None = None, **
     )
 
 
-def write_letter(event: str, *, route: str = "build", reason: str = "exhausted", body: bytes = b'{"a":1}') -> str:
+def write_letter(
+    event: str,
+    *,
+    route: str = "build",
+    destination: str = "ci",
+    reason: str = "exhausted",
+    body: bytes = b'{"a":1}',
+) -> str:
     delivery = a_delivery(
         event=an_event(id=event, body=body, headers={"X-One": "1"}),
         route=route,
+        destination=destination,
         attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
     )
     note = Note(reason=reason, detail="500 after 2 attempts")
@@ -287,6 +295,7 @@ def test_a_copy_is_restored_once_the_log_has_no_owner(run: Run) -> None:
     assert restored == {"file": "gateway.db", "bytes": size, "before": before, "stray": None}
     assert "evt_2" not in run("events", "list")[1]
     assert "evt_2" in run("events", "list", "--log", f"sqlite:///{before}")[1]
+    assert " MB, its structure checked; what was there is " in run("restore", "copy.db")[1]
     with closing(Lock(Path("gateway.db"))):
         code, _, err = run("restore", "copy.db")
     assert code == 1
@@ -1075,9 +1084,9 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     assert orders() == []
 
 
-def write_reading(route: str, offset: int, at: float) -> None:
+def write_reading(route: str, offset: int, at: float, **fields: Any) -> None:
     """Say that the events from an offset on are routed by rules with this route alone."""
-    edition = routing_revision(rules_of(a_route(route, match={"type": "push"})))
+    edition = routing_revision(rules_of(a_route(route, **({"match": {"type": "push"}} | fields))))
     place = f"{TOPICS.events('github')}/0"
     for order in (
         Order(kind="rules", name=edition.name, state="done", at=at, routes=encode(edition, None)),
@@ -1156,6 +1165,26 @@ def test_what_every_route_of_a_source_has_missed_is_replayed_at_once(run: Run) -
     ]
     assert run("replay", "--destination", "audit", "--from", "1h", "--undelivered", "--no-wait")[0] == 0
     assert [order.selection.route for order in orders() if order.selection is not None] == ["build", "all", "all"]
+
+
+@pytest.mark.usefixtures("log")
+def test_a_dry_run_says_to_which_destinations_deliveries_would_go(run: Run) -> None:
+    more = "  - {name: all, from: github, to: [ci, audit, chat]}\n"
+    rules = RULES.replace("destinations:", 'destinations:\n  audit: {url: "http://a/"}\n  chat: {url: "http://c/"}')
+    Path("routes.yaml").write_text(rules + more)
+    write_reading("all", 0, time.time() - 60, match=None, to=("ci", "audit", "chat"))
+    words = ["replay", "--route", "all", "--from", "1h", "--undelivered", "--dry-run"]
+    for number in range(3):
+        write_event(f"evt_{number}", body=b'{"a":1}')
+    queued = run(*words)[1].splitlines()[-2]
+    assert queued == "would queue 0 deliveries; nothing was done"
+    for number in range(3):
+        write_letter(f"evt_{number}", route="all", destination="chat")
+    queued = run(*words)[1].splitlines()[-2]
+    assert queued == "would queue 3 deliveries: 3 events to chat; nothing was done"
+    write_letter("evt_1", route="all", destination="audit")
+    queued = run(*words)[1].splitlines()[-2]
+    assert queued == "would queue 4 deliveries of 3 events: 1 to audit, 3 to chat; nothing was done"
 
 
 @pytest.mark.usefixtures("log")

@@ -4,8 +4,8 @@ import argparse
 import asyncio
 import math
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, replace
 
@@ -259,16 +259,18 @@ async def _count_replay(
 ) -> int:
     """Print a replay's events, and deliveries by what is known of them. Return how many it would queue."""
     counts: defaultdict[tuple[str, str], _Counted] = defaultdict(_Counted)
+    route = rules.routes[selection.route]
+    destinations = Counter(dict.fromkeys(route.destinations, 0))  # in their order
     failing = 0
     with output.gauge("reading", window.total) as show:
         async with aclosing(would_replay(log, rules, selection, window, known)) as looked:
             async for number, matched in looked:
                 show(number, count(sum([each.count for each in counts.values()]), "event"))
                 if matched is not None and matched.error is None:
-                    counts[matched.event.source, matched.event.type].add(matched, selection)
+                    chosen = matched.undelivered() if selection.undelivered else matched
+                    counts[matched.event.source, matched.event.type].add(matched, chosen.destinations)
+                    destinations.update(chosen.destinations)
                 failing += matched is not None and matched.error is not None
-    route = rules.routes[selection.route]
-    to = route.destinations if selection.destination is None else (selection.destination,)
     total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
     if output.json:
         for (source, type_), each in sorted(counts.items()):
@@ -285,9 +287,19 @@ async def _count_replay(
         f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
         f"{total.undelivered:,} undelivered as far as the log shows{unknown}"
     )
-    deliveries, events = count(total.deliveries, "delivery"), count(total.count, "event")
-    output.say(f"would queue {deliveries}: {events} to {', '.join(to)}; nothing was done")
+    output.say(f"would queue {_told_of_queued(total.count, destinations)}; nothing was done")
     return total.deliveries
+
+
+def _told_of_queued(events: int, destinations: Mapping[str, int]) -> str:
+    """Say how many deliveries of so many events go to which destinations."""
+    deliveries, of = count(sum(destinations.values()), "delivery"), count(events, "event")
+    to = {name: number for name, number in destinations.items() if number}
+    if not to:
+        return deliveries
+    if set(to.values()) == {events}:
+        return f"{deliveries}: {of} to {', '.join(to)}"
+    return f"{deliveries} of {of}: {', '.join([f'{number:,} to {name}' for name, number in to.items()])}"
 
 
 @dataclass(slots=True)
@@ -300,10 +312,10 @@ class _Counted:
     undelivered: int = 0
     unknown: int = 0
 
-    def add(self, matched: Matched, selection: Selection) -> None:
-        chosen = matched.undelivered() if selection.undelivered else matched
-        self.count += bool(chosen.destinations)
-        self.deliveries += len(chosen.destinations)
+    def add(self, matched: Matched, chosen: Collection[str]) -> None:
+        """Count an event, which would be delivered to the chosen destinations."""
+        self.count += bool(chosen)
+        self.deliveries += len(chosen)
         self.matching += len(matched.fates)
         self.undelivered += matched.fates.count(Fate.UNDELIVERED)
         self.unknown += matched.fates.count(Fate.UNKNOWN)
