@@ -3,13 +3,14 @@
 import gc
 import glob
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from gateway.model import RetryPolicy, RulesError
 from gateway.rules.destination_credentials import TlsError, basic_authorization, tls_of
@@ -41,6 +42,12 @@ from gateway.verify.verifier import Verifier
 _REPLACED = (("sign", SIGNED_HEADERS, f"{SIGNED_HEADERS}…"), ("auth", "authorization", "Authorization"))
 """Keys of a destination, and the headers that they replace: how those begin, and how they are shown."""
 ORDERED_MAX_AGE = 3600.0  # What waits for its order holds the window, and the next of its key.
+_CREDENTIAL = re.compile(
+    r"token|secret|passw|pwd|credential|authorization|cookie|(api|access|auth|subscription)[-_]?key"
+    r"|^key$|(^|[-_])(auth|sig|signature)$",
+    re.IGNORECASE,
+)
+"""What a header or a parameter is named whose value is a credential."""
 MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spelling that is wrong.
 
 
@@ -384,8 +391,11 @@ def _credential(read: ParsedMapping) -> str | None:
         return "`auth`"
     headers = read.node.child("headers")
     for name, node in headers.value.items() if headers else ():
-        if name.lower() in {"authorization", "cookie"} or "${" in node.value.replace("$${", ""):
+        if _CREDENTIAL.search(name) or "${" in node.value.replace("$${", ""):
             return f"`headers.{name}`"
+    for name, _ in parse_qsl(urlsplit(read.values["url"]).query):
+        if _CREDENTIAL.search(name):
+            return f"`{name}` in its query"
     return None
 
 

@@ -491,8 +491,12 @@ destinations:
   basic: {url: "http://x.internal", auth: {basic: {username: u, password: p}}}
   header: {url: "http://10.0.0.1:80/", headers: {X-Team: a, X-Key: "${SECRET}"}}
   literal: {url: "http://x", headers: {AUTHORIZATION: Bearer x}}
+  key: {url: "http://x", headers: {X-Team: a, X-Api-Key: x}}
+  query: {url: "http://x/?team=a&access_token=x"}
+  later_query: {url: "http://x/?sig=${UNSET}"}
   token: {url: "https://x", auth: {oauth2: {token_url: "http://x", client_id: us, client_secret: a}}}
-  harmless: {url: "http://x", headers: {X-Price: "$${5}"}}
+  harmless: {url: "http://x?team=a&author=b&token=", headers: {X-Price: "$${5}", Idempotency-Key: a, X-Author: b}}
+  local_query: {url: "http://127.0.0.1/?token=x", headers: {X-Token: x}}
   unresolved: {url: "${UNSET}", auth: {bearer: {token: x}}}
   loopback: {url: "http://127.8.0.1", auth: {bearer: {token: x}}}
   loopback6: {url: "http://[::1]:80", auth: {bearer: {token: x}}}
@@ -504,7 +508,8 @@ destinations:
 routes:
   - name: all
     from: [raw, decoded, gitlab, hex, user, later, unknown]
-    to: [signed, basic, header, literal, token, harmless, unresolved, loopback, loopback6, localhost, proxied, sidecar,
+    to: [signed, basic, header, literal, key, query, later_query, token, harmless, local_query,
+      unresolved, loopback, loopback6, localhost, proxied, sidecar,
       nobody, somewhere]
 """
 
@@ -532,6 +537,9 @@ def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -
         ("destinations.basic.url", "expected https beside `auth`, got http: it goes in the clear"),
         ("destinations.header.url", "expected https beside `headers.X-Key`, got http: it goes in the clear"),
         ("destinations.literal.url", "expected https beside `headers.AUTHORIZATION`, got http: it goes in the clear"),
+        ("destinations.key.url", "expected https beside `headers.X-Api-Key`, got http: it goes in the clear"),
+        ("destinations.query.url", "expected https beside `access_token` in its query, got http: it goes in the clear"),
+        ("destinations.later_query.url", "expected https beside `sig` in its query, got http: it goes in the clear"),
         (
             "destinations.token.auth.oauth2.token_url",
             "expected https beside `client_secret`, got http: it goes in the clear",
