@@ -295,7 +295,7 @@ def test_a_copy_is_restored_once_the_log_has_no_owner(run: Run) -> None:
     assert restored == {"file": "gateway.db", "bytes": size, "before": before, "stray": None}
     assert "evt_2" not in run("events", "list")[1]
     assert "evt_2" in run("events", "list", "--log", f"sqlite:///{before}")[1]
-    assert " MB, its structure checked; what was there is " in run("restore", "copy.db")[1]
+    assert " MB, its structure checked; the previous log was kept as " in run("restore", "copy.db")[1]
     with closing(Lock(Path("gateway.db"))):
         code, _, err = run("restore", "copy.db")
     assert code == 1

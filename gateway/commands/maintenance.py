@@ -66,7 +66,8 @@ async def _migrate(call: Call) -> int:
 
 
 def backup_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the copy to write; an existing file is replaced atomically")
+    about = "the copy to write; an existing file is replaced atomically, of a symbolic link its target"
+    parser.add_argument("file", metavar="FILE", help=about)
 
 
 @command(
@@ -106,7 +107,8 @@ def _restore(call: Call) -> int:
     with call.output.waiting(f"restoring {target.path}"):
         size, before, stray = restore(target.path, copy)
     aside = f"; the previous log was kept as {before}" if before else ""
-    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, complete{aside}{'' if stray else '. Start the gateway'}")
+    follows = "" if stray else ". Start the gateway"
+    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, its structure checked{aside}{follows}")
     if stray:
         its_file = stray.with_name(stray.name.removesuffix("-wal"))
         call.output.note(

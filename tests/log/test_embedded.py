@@ -248,6 +248,23 @@ async def test_a_copy_is_a_log_as_it_was_at_that_moment(path: Path, tmp_path: Pa
         assert (await log.append("events", key=b"k", value=b"", headers=[])).offset == 1
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_copy_to_a_link_is_written_to_what_it_links_to(path: Path, tmp_path: Path, *, is_there: bool) -> None:
+    folder, link = tmp_path / "elsewhere", tmp_path / "latest"
+    folder.mkdir()
+    link.symlink_to("elsewhere/copy.db")
+    async with opened(path) as log:
+        await log.append("events", key=b"k", value=b"a", headers=[])
+        if is_there:
+            await asyncio.to_thread(back_up, path, folder / "copy.db")
+            await log.append("events", key=b"k", value=b"b", headers=[])
+        size = await asyncio.to_thread(back_up, path, link)
+    assert (link.readlink(), [each.name for each in folder.iterdir()]) == (Path("elsewhere/copy.db"), ["copy.db"])
+    assert (folder / "copy.db").stat().st_size == size
+    async with opened(folder / "copy.db") as log:
+        assert [record.value for record in await stored(log)] == [b"a", b"b"][: 1 + is_there]
+
+
 async def test_a_copy_that_fails_leaves_the_one_before(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     async with opened(path):
@@ -451,6 +468,19 @@ async def test_the_logs_own_file_is_not_its_copy(path: Path) -> None:
         pass
     with pytest.raises(UsageError, match="got the log's own"):
         await asyncio.to_thread(restore, path, path)
+
+
+async def test_a_restore_checks_the_structure_of_a_copy_and_not_what_is_stored_in_it(
+    path: Path, tmp_path: Path
+) -> None:
+    """SQLite has no checksums: docs/operations.md promises none."""
+    copy = tmp_path / "copy.db"
+    await a_log_and_its_copy(path, copy)
+    assert copy.read_bytes().count(b"copied") == 1
+    copy.write_bytes(copy.read_bytes().replace(b"copied", b"c0pied"))
+    await asyncio.to_thread(restore, path, copy)
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"c0pied"]
 
 
 async def test_a_restore_that_is_killed_halfway_is_refused_by_the_next_owner_and_goes_on(

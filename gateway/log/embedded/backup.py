@@ -20,8 +20,9 @@ def back_up(path: Path, copy: Path) -> int:
     """Write a copy of a log as it is now, while its owner is running; return its size in bytes. Blocks until synced.
 
     It contains all that was acknowledged before the call. `copy` is replaced once it is complete, even with concurrent
-    backups. Appends continue meanwhile, and the WAL grows by them. Raises UsageError if there is no log, no space for
-    the copy, or if it would replace one of the log's own files or a log in use.
+    backups; if it is a symbolic link, its target is. Appends continue meanwhile, and the WAL grows by them. Raises
+    UsageError if there is no log, no space for the copy, or if it would replace one of the log's own files or a log in
+    use.
     """
     file = File(path, is_owner=False, busy_timeout=BACKUP_LOCK_TIMEOUT, clock=time.time)
     unfinished: Path | None = None
@@ -30,16 +31,17 @@ def back_up(path: Path, copy: Path) -> int:
             raise UsageError(f"{copy}: expected a file of its own for the copy, got the log's {own}; name another one")
         if is_owned(copy):
             raise UsageError(f"{copy}: expected a file of its own for the copy, got a log in use; name another one")
-        delete_leftovers(copy)
+        target = copy.resolve()
+        delete_leftovers(target)
         # SQLite would create the file readable for everybody.
-        descriptor, name = tempfile.mkstemp(prefix=f"{copy.name}.", suffix=UNFINISHED, dir=copy.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f"{target.name}.", suffix=UNFINISHED, dir=target.parent)
         os.close(descriptor)
         unfinished = Path(name)
         file.reader.execute("VACUUM INTO ?", (name,))  # a consistent snapshot, without a WAL
         sync(unfinished)  # SQLite doesn't
         size = unfinished.stat().st_size
-        unfinished.replace(copy)
-        sync(copy.parent)
+        unfinished.replace(target)
+        sync(target.parent)
     except (sqlite3.Error, OSError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
         raise UsageError(f"{copy}: expected room for a copy of {path}, got: {reason}") from error

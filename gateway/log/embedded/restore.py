@@ -32,7 +32,8 @@ class Restored(NamedTuple):
 def restore(path: Path, copy: Path) -> Restored:
     """Replace a log by a copy; its own files are moved aside. Blocks until synced.
 
-    The whole copy is checked before anything is changed, and stays where it is. If a call is killed, the next owner
+    The structure of the whole copy is checked before anything is changed, and the copy stays where it is. Of bytes that
+    have changed within a value SQLite knows nothing. If a call is killed, the next owner
     refuses what it left, and another call completes it. Raises LogUnavailableError if the log has an owner, UsageError
     for a copy that is damaged or of another version, or if there is no space for it.
     """
