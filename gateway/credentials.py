@@ -1,4 +1,4 @@
-"""How this process proves itself to Kafka: settings, files and a token endpoint → what a log on Kafka connects with."""
+"""Credentials for Kafka, from settings, files and a token endpoint."""
 
 import asyncio
 from pathlib import Path
@@ -10,31 +10,31 @@ from gateway.client.oauth import NoTokenError, Tokens
 from gateway.client.request import Outbound
 from gateway.log.kafka.connection import Security
 from gateway.model import LogUnavailableError, UsageError
-from gateway.rules.destination_credentials import TlsError, ends_of, tls_of
+from gateway.rules.destination_credentials import TlsError, expiries_of, tls_of
 from gateway.rules.rules import Access, Egress, OAuth2, Tls
 from gateway.rules.yaml_document import reason_of
 from gateway.settings import KafkaSecurity, SaslMechanism
 
-TOKEN_TIMEOUT = 3.0  # Less than what opening a log may take.
+TOKEN_TIMEOUT = 3.0  # Less than the timeout of opening a log.
 TOKEN_AGE = 60.0
-"""Seconds for which connections share a token: nobody tells that a broker has refused it."""
+"""Seconds for which connections share a token: we don't learn that a broker has refused it."""
 
 
-async def security_of(settings: KafkaSecurity) -> Security:
-    """Read the files that the settings name. Raises UsageError, which never shows what is in them."""
+async def load_security(settings: KafkaSecurity) -> Security:
+    """Read the files that the settings name. Raises UsageError, which never shows their content."""
     return await asyncio.to_thread(_read, settings)
 
 
-def kafka_certificate_ends(settings: KafkaSecurity) -> dict[str, float]:
-    """Return until when (Unix seconds) our own certificate and the authorities of brokers hold: `certificate`, `ca`.
+def kafka_certificate_expiries(settings: KafkaSecurity) -> dict[str, float]:
+    """Return when (Unix seconds) our own certificate and the brokers' authorities expire: `certificate`, `ca`.
 
     Blocks for a while. Raises UsageError.
     """
-    return ends_of(_tls(settings)) if settings.protocol.has_tls else {}
+    return expiries_of(_tls(settings)) if settings.protocol.has_tls else {}
 
 
-class _Endpoint:
-    """A token endpoint that knows this process as a client. The token is the log's alone, and kept for a minute."""
+class _TokenEndpoint:
+    """A token endpoint at which this process is a client. The token is for the log only, and used for a minute."""
 
     def __init__(self, url: str, access: Access) -> None:
         self._url = url
@@ -45,17 +45,17 @@ class _Endpoint:
         """Return a token. Raises LogUnavailableError, within 3 s."""
         loop = asyncio.get_running_loop()
         if self._tokens is None:
-            self._tokens = Tokens(self._ask, loop.time)
+            self._tokens = Tokens(self._fetch, loop.time)
         try:
             token = await self._tokens.recent(self._url, self._access, loop.time() + TOKEN_TIMEOUT, max_age=TOKEN_AGE)
         except NoTokenError as error:
             raise LogUnavailableError(str(error)) from error
         return token.value.removeprefix(b"Bearer ").decode("ascii")
 
-    async def _ask(self, outbound: Outbound, deadline: float) -> AnswerReader:
-        # A client of its own each time, once a minute at most: nobody has to close it with the log.
+    async def _fetch(self, outbound: Outbound, deadline: float) -> AnswerReader:
+        # A new client each time, once a minute at most, so that it needn't be closed with the log.
         async with Client(EgressGuard(Egress())) as client:
-            return await client.ask_for_token(outbound, deadline)
+            return await client.request_token(outbound, deadline)
 
 
 def _read(settings: KafkaSecurity) -> Security:
@@ -73,7 +73,7 @@ def _read(settings: KafkaSecurity) -> Security:
         scope=tuple((settings.scope or "").split()),
         audience=settings.audience,
     )
-    return Security(tls=tls, mechanism=mechanism, token=_Endpoint(settings.token_url, Access(oauth2=client)).token)
+    return Security(tls=tls, mechanism=mechanism, token=_TokenEndpoint(settings.token_url, Access(oauth2=client)).token)
 
 
 def _tls(settings: KafkaSecurity) -> Tls:
@@ -89,7 +89,7 @@ def _secret(where: str, path: Path | None) -> str | None:
     text = _text(where, path)
     if text is not None and not text.strip():
         raise UsageError(f"{where}: expected a secret in {path}, got nothing")
-    return None if text is None else text.rstrip("\r\n")  # Editors end a file with a line's end.
+    return None if text is None else text.rstrip("\r\n")  # editors add a line end to a file
 
 
 def _text(where: str, path: Path | None) -> str | None:

@@ -1,6 +1,7 @@
-"""The words of the gateway: events, deliveries, attempts, outcomes, retry policies, and the error tree.
+"""The domain model: events, deliveries, attempts, outcomes, retry policies, and the error tree.
 
-Imports nothing of ours. What crosses a module is frozen; plain floats are seconds, and times are Unix times.
+Imports none of our modules. Values that modules exchange are frozen; plain floats are seconds, and times are Unix
+times.
 """
 
 import hashlib
@@ -14,28 +15,28 @@ from typing import NamedTuple, NewType
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
 Occurrence = tuple[DeliveryId, float, int]
-"""A delivery's id, and its event's receipt and the hash of its body."""
+"""A delivery's id, when its event was received, and the hash of its body."""
 Life = tuple[Occurrence, float]
-"""Of which occurrence it is, and when its age began, if it was replayed."""
+"""A delivery's occurrence, and when its age began if it was replayed, else 0."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-"""What sources, routes and destinations may be called."""
+"""The names that sources, routes and destinations may have."""
 SHOWN = 60
-"""Characters that a message shows of a value from outside."""
+"""Maximum characters of an external value in a message."""
 
-# Header pairs as they came: in order, with repeats, undecoded.
+# Header pairs as received: in order, with repeats, undecoded.
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class TraceContext(NamedTuple):
-    """Where in a trace something happens, as W3C Trace Context has it: valid values of its two headers."""
+    """A position in a trace: valid values of the two headers of W3C Trace Context."""
 
     traceparent: str
     tracestate: str = ""
 
     @property
     def recorded_id(self) -> str | None:
-        """The trace's id, if the trace is recorded: else nobody could look it up."""
+        """The trace's id, if the trace is recorded; otherwise it couldn't be looked up."""
         return self.traceparent[3:35] if int(self.traceparent[53:55], 16) & 1 else None
 
 
@@ -44,8 +45,8 @@ class Event:
     """A verified webhook. There is no unverified Event.
 
     `body` is what the sender's signature covered, byte for byte. `headers` lack those that carry a credential.
-    `query` is the raw query string without the question mark. `trace` is the span that what follows belongs to, where
-    the gateway traces.
+    `query` is the raw query string without the question mark. `trace` is the parent of later spans, if the gateway
+    traces.
     """
 
     id: EventId
@@ -60,13 +61,13 @@ class Event:
 
 
 class Result(StrEnum):
-    """What came of one attempt: a closed set, and a metric's label."""
+    """The result of an attempt: a closed set, and a metric's label."""
 
     SUCCESS = "2xx"
     REDIRECT = "3xx"
     CLIENT_ERROR = "4xx"
     UNAUTHORIZED = "unauthorized"
-    """401 or 403: most often the destination no longer takes our credential."""
+    """401 or 403: most often the destination no longer accepts our credential."""
     THROTTLED = "429"
     SERVER_ERROR = "5xx"
     TIMEOUT = "timeout"
@@ -81,10 +82,10 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One HTTP try of a delivery. `seconds` is how long it took.
+    """One HTTP request of a delivery. `seconds` is how long it took.
 
-    `retry_after` is for how many seconds a 429 or a 503 has asked for silence (RFC 9110 §10.2.3, RFC 6585 §4); None
-    for every other answer, whatever its headers say.
+    `retry_after` is the delay in seconds that a 429 or a 503 asked for (RFC 9110 §10.2.3, RFC 6585 §4); None for every
+    other response, whatever its headers say.
     """
 
     number: int
@@ -111,7 +112,7 @@ class DeadReason(StrEnum):
 
 
 class SpillReason(StrEnum):
-    """Why a delivery went to the retry store without an attempt: a closed set, and a metric's label."""
+    """Why a delivery was written to a retry topic without an attempt: a closed set, and a metric's label."""
 
     BREAKER_OPEN = "breaker_open"
     THROTTLED = "throttled"
@@ -128,7 +129,7 @@ class Delivery:
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
     event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start. `since` is
-    when its age began: 0 for when the event was received, else when it was replayed.
+    when it was replayed, and 0 if it wasn't: its age then counts from the event's receipt.
     """
 
     id: DeliveryId
@@ -142,43 +143,43 @@ class Delivery:
 
     @property
     def occurrence(self) -> Occurrence:
-        """What tells it from a delivery of another event with the same identity: that has the same id."""
+        """Distinguishes it from deliveries of other events with the same identity, which have the same id."""
         return self.id, self.event.received_at, hash(self.event.body)
 
     @property
     def life(self) -> Life:
-        """What tells it also from a replay of the same event, which may wait at the same time."""
+        """Also distinguishes it from a replay of the same event, which may be pending at the same time."""
         return self.occurrence, self.since
 
     @property
     def next_number(self) -> int:
-        """The number of its next attempt, from 1 on."""
+        """The number of its next attempt, starting at 1."""
         return self.attempts[-1].number + 1 if self.attempts else 1
 
     @property
     def age_began_at(self) -> float:
-        """When its age began: when its event was received, or when it was replayed."""
+        """When it was replayed, else when its event was received."""
         return self.since or self.event.received_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Why the record of a delivery is where it is: it goes with the delivery from record to record."""
+    """Why a delivery's record is in its topic; copied from record to record."""
 
     why: str = ""
-    """A SpillReason: why it is in the retry store, or parked, without an attempt."""
+    """A SpillReason: why it is in a retry topic, or parked, without an attempt."""
     by: str = ""
-    """What is paused, as "route/…" or "destination/…", of one that is parked."""
+    """If it is parked: the paused name, as "route/…" or "destination/…"."""
     breaks: int = 0
-    """How many times it was put off in a row since its destination's breaker was open."""
+    """How many times in a row it was postponed because its destination's breaker was open."""
     unknown_since: float | None = None
-    """Since when (Unix time) no rules have its source, route or destination."""
+    """Since when (Unix time) the rules haven't had its source, route or destination."""
     is_expedited: bool = False
     """Whether a kick has brought it on, so that it doesn't wait for the delay of the shortest tier."""
     replay: str = ""
-    """The replay that it is of."""
+    """The replay that injected it."""
     reason: str = ""
-    """Why it is a dead letter (a DeadReason), or becomes one in its turn; a newer version may have others."""
+    """Why it is a dead letter, or will become one (a DeadReason; a newer version may have others)."""
     detail: str = ""
 
 
@@ -187,7 +188,7 @@ NO_NOTE = Note()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """The destination answered 2xx."""
+    """The destination responded with a 2xx."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +201,7 @@ class DeadLettered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """The route's policy says that such a result ends the delivery without a dead letter."""
+    """The route's policy ends the delivery without a dead letter after such a result."""
 
     detail: str = ""
 
@@ -209,12 +210,12 @@ Outcome = Delivered | DeadLettered | Dropped
 
 
 def result_label(attempt: Attempt) -> str:
-    """Return the status that an attempt got, or the kind of its failure."""
+    """Return an attempt's HTTP status, or the kind of its failure."""
     return attempt.result.value if attempt.status is None else str(attempt.status)
 
 
 class Disposition(StrEnum):
-    """What a route does about a result that isn't a success."""
+    """How a route handles a result that isn't a success."""
 
     RETRY = "retry"
     RETRY_SHORT = "retry_short"
@@ -224,14 +225,14 @@ class Disposition(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How a route retries. `engine/delivery/retry_decision.py` decides by it."""
+    """How a route retries."""
 
     schedule: tuple[float, ...] = (5, 30, 120, 600, 3600, 10800, 21600, 43200, 86400)
     """Seconds from the end of one attempt to the next; the last step repeats."""
     max_attempts: int = 20
     """Attempts in all, the first one included. At least 1."""
     max_age: float = 3 * 86400.0
-    """Seconds after the event was received during which an attempt may still be scheduled."""
+    """Seconds after the event's receipt within which an attempt may still be scheduled."""
     jitter: float = 0.2
     """The share by which a delay varies: 0.2 is plus or minus 20 %."""
     results: tuple[tuple[str, Disposition], ...] = ()
@@ -239,9 +240,9 @@ class RetryPolicy:
 
 
 def event_id(source: str, identity: str | None) -> EventId:
-    """Make an event's id: the same for the same identity in every process, time-ordered without one.
+    """Make an event's id: the same for the same identity in every process; without one, ordered by time.
 
-    It is `evt_` and a UUID of RFC 9562 without hyphens: version 8, a digest, or version 7. So an id tells which it is.
+    It is `evt_` and a UUID (RFC 9562) without hyphens: version 8, a digest, or version 7, which shows which it is.
     """
     if identity:
         digest = hashlib.blake2b(f"{source}\0{identity}".encode("utf-8", "surrogateescape"), digest_size=16)
@@ -256,7 +257,7 @@ def event_id(source: str, identity: str | None) -> EventId:
 
 
 def identity_of(event: EventId) -> bytes | None:
-    """Return the digest (16 bytes) that an event's id was made from; None where its sender gave it no identity."""
+    """Return the digest (16 bytes) from which an event's id was made; None if its sender gave it no identity."""
     if event[16:17] != "8" or not event.startswith("evt_"):
         return None
     try:
@@ -269,15 +270,15 @@ def identity_of(event: EventId) -> bytes | None:
 def delivery_id(event: EventId, route: str, destination: str, place: str = "") -> DeliveryId:
     """Make a delivery's id from its event's: the same after every crash, retry and replay.
 
-    With a `place`, where the event's record is, the ids of events that share an identity differ.
+    With a `place`, the position of the event's record, the ids of events that share an identity differ.
     """
-    told = (event, route, destination, *([place] if place else []))
-    digest = hashlib.blake2b("\0".join(told).encode(), digest_size=16)
+    parts = (event, route, destination, *([place] if place else []))
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 
 
 def shown(value: object) -> str:
-    """Tell in a few words what a value from outside is, however large."""
+    """Describe an external value briefly, however large it is."""
     match value:
         case None:
             return "none"
@@ -291,11 +292,11 @@ def shown(value: object) -> str:
 
 
 class GatewayError(Exception):
-    """Something that the gateway can't go on from; each subclass says who is at fault."""
+    """An error after which the gateway can't continue; each subclass names who is at fault."""
 
 
 class RulesError(GatewayError):
-    """The rule file is at fault. `str()` has one problem a line."""
+    """The rule file is at fault. `str()` has one problem per line."""
 
 
 class UsageError(GatewayError):
@@ -303,11 +304,11 @@ class UsageError(GatewayError):
 
 
 class AddressUnavailableError(GatewayError):
-    """The machine is at fault: an address to listen at is taken, or not there; a moment later it may be free."""
+    """The machine is at fault: an address to listen at is in use or doesn't exist; it may be free a moment later."""
 
 
 class RefusedError(GatewayError):
-    """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is told to the sender."""
+    """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is sent to the sender."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(f"{status} {reason}: {detail}")
@@ -317,41 +318,41 @@ class RefusedError(GatewayError):
 
 
 class LogUnavailableError(GatewayError):
-    """The log can't take or give records at the moment; nothing was acknowledged."""
+    """The log can't store or return records at the moment; nothing was acknowledged."""
 
 
 class LogNearlyFullError(LogUnavailableError):
-    """The log refuses records for which it has no room; smaller ones it stores."""
+    """The log refuses records for which it has no space, but stores smaller ones."""
 
 
 class LogLostError(LogUnavailableError):
-    """The log was taken away under its owner, or is damaged: what it would store now, nobody would read again."""
+    """The log was moved or replaced while it was open, or is damaged: what is stored now would never be read."""
 
 
 class RecordTooLargeError(GatewayError):
-    """The record is larger than the log takes; trying again doesn't help."""
+    """The record is larger than the log allows; retrying doesn't help."""
 
 
 class UnreadableRecordError(GatewayError):
-    """A record in the log isn't one that this version can read; each subclass says whether another one can."""
+    """A record in the log can't be read by this version; each subclass says whether another version can."""
 
 
 class UndecodableRecordError(UnreadableRecordError):
-    """No version of the gateway wrote this. `where` in the record something else was `expected` than what it `got`."""
+    """No version of the gateway wrote this record: the field `where` has `got` instead of what was `expected`."""
 
     def __init__(self, where: str, expected: str, got: object) -> None:
         super().__init__(f"{where}: expected {expected}, got {shown(got)}")
 
 
 class NewerRecordError(UnreadableRecordError):
-    """A newer version of the gateway wrote this: it is to be left for that one."""
+    """A newer version of the gateway wrote this record: it must be left to that version."""
 
     def __init__(self, where: str, version: int, known: int) -> None:
         super().__init__(f"{where}: expected format {known} or older, got {version}, of a newer version of the gateway")
 
 
 class ExpressionError(GatewayError):
-    """An expression failed for another reason than a missing field; the rules or the event are at fault."""
+    """An expression failed, not because of a missing field; the rules or the event are at fault."""
 
 
 class MissingFieldError(ExpressionError):

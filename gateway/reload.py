@@ -1,9 +1,9 @@
-"""The rules in force in one process: read, watched on the disk, and replaced whole or not at all.
+"""The active rules of one process: read, watched on the disk, and replaced as a whole or not at all.
 
-    files ──changed, and at rest──▶ read ──▶ topics of new sources ──▶ in force
-                                     └─ a problem, or no such topic ──▶ refused: those before stay in force
+    files ──changed, and stable──▶ read ──▶ topics of new sources ──▶ active
+                                    └─ a problem, or no such topic ──▶ refused: the previous rules stay active
 
-What is told of it (`rules_reloaded`, `rules_refused`, `/status`) says since when, and of which file.
+Log lines (`rules_reloaded`, `rules_refused`) and `/status` report since when, and which file.
 """
 
 import asyncio
@@ -24,27 +24,27 @@ from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
-from gateway.rules.destination_credentials import certificate_ends
+from gateway.rules.destination_credentials import certificate_expiries
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes, Loss, Refusal, Stamp, Watch, changes, lost_routes
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 
-WATCH_EVERY = 1.0
-"""Seconds between looks at the rule files. A SIGHUP looks at once, and takes them as they are."""
-RELOAD_AGAIN = 5.0
-"""Seconds until rules are looked at again that came while the log was away, or hadn't allowed a new source's topic."""
+WATCH_INTERVAL = 1.0
+"""Seconds between checks of the rule files. After a SIGHUP they are read at once, as they are."""
+RELOAD_RETRY_INTERVAL = 5.0
+"""Seconds until rules are read again that were refused because the log was unavailable or refused a new topic."""
 MAX_NAMES = 20
-"""Of what a reload has changed, in each list of its log line."""
+"""Maximum names in each list of a reload's log line."""
 MAX_PROBLEMS = 5
-"""Of refused rules that `/status` tells; the log line has all."""
+"""Maximum problems of refused rules in `/status`; the log line has all."""
 REMEMBERED = 3600.0
-"""Seconds for which `/status` tells of rules that had been refused, or routes that went: their time is wanted later."""
+"""Seconds for which `/status` still reports rules that had been refused, or routes that were removed."""
 
 
 class Reloader:
-    """Holds `rules`, from `load` on. `changed_to` hears of those that `watch` has put in force later.
+    """Has the active `rules`, after `load`. `on_activated` is called with those that `watch` activates later.
 
     Set `asked` to have the files read at once, as they are.
     """
@@ -55,18 +55,18 @@ class Reloader:
         metrics: Metrics,
         logger: FilteringBoundLogger,
         *,
-        changed_to: Callable[[Rules], None],
+        on_activated: Callable[[Rules], None],
     ) -> None:
         self._settings = settings
         self._topics = Topics(settings.topic_prefix)
         self._metrics = metrics
         self._logger = logger
-        self._changed_to = changed_to
+        self._on_activated = on_activated
         self.rules: Rules
-        self.asked = asyncio.Event()
-        self.again = math.inf
+        self.reload_requested = asyncio.Event()
+        self.retry_at = math.inf
         """When refused rules are looked at again, by the monotonic clock."""
-        self.source_counts = SourceCounts(metrics.unrouted_events, metrics.let_go_events, remembered=REMEMBERED)
+        self.source_counts = SourceCounts(metrics.unrouted_events, metrics.duplicate_events, remembered=REMEMBERED)
         self._watched: set[Path]
         self._watch: Watch
         self._read_at = time.monotonic()
@@ -80,10 +80,10 @@ class Reloader:
         self._loss: Loss | None = None
         self.loss_at = 0.0
 
-    # What `/status` tells.
+    # For `/status`.
 
-    def told(self) -> Mapping[str, Any]:
-        """Tell which rules are in force, since when, and which are refused."""
+    def status(self) -> Mapping[str, Any]:
+        """Return which rules are active, since when, and which are refused."""
         metrics = self._metrics
         return {
             "file": str(self._settings.rules.absolute()),
@@ -92,31 +92,31 @@ class Reloader:
             "since": self._in_force_since,
             "changed": self._changed,
             "changed_at": self._changed_at,
-            "refusal": self._told_refusal(),
-            "loss": self._told_loss(),
+            "refusal": self._refusal_status(),
+            "loss": self._loss_status(),
             "routes": len(self.rules.routes),
         }
 
-    def told_sources(self, now: float) -> Sequence[Mapping[str, Any]]:
-        """Tell what became of each source's events since the rules for it have changed; `now` is the log's time."""
-        return [self._told_source(name, counts, now) for name, counts in sorted(self._counts().items())]
+    def source_statuses(self, now: float) -> Sequence[Mapping[str, Any]]:
+        """Return each source's counts since its rules changed; `now` is the log's time."""
+        return [self._source_status(name, counts, now) for name, counts in sorted(self._counts().items())]
 
-    def _told_refusal(self) -> Mapping[str, Any] | None:
-        """Return which rules are refused, or were a while ago."""
+    def _refusal_status(self) -> Mapping[str, Any] | None:
+        """Return which rules are refused, or were refused recently."""
         refusal = self._refusal
         if refusal is None or (refusal.until is not None and time.monotonic() > self.refusal_ended + REMEMBERED):
             return None
         routes = self._refused_routes
-        is_told = sum(map(len, routes.values())) <= MAX_ROUTES
+        is_short = sum(map(len, routes.values())) <= MAX_ROUTES
         return {
             **asdict(refusal),
             "problems": refusal.problems[:MAX_PROBLEMS],
             "count": len(refusal.problems),
-            "routes": {source: sorted(names) for source, names in routes.items()} if is_told else {},
+            "routes": {source: sorted(names) for source, names in routes.items()} if is_short else {},
         }
 
-    def _told_loss(self) -> Mapping[str, Any] | None:
-        """Return which routes went a while ago, most of them at once, and how many of them are still missing."""
+    def _loss_status(self) -> Mapping[str, Any] | None:
+        """Return which routes were recently removed, most of them at once, and how many are still missing."""
         loss = self._loss
         if loss is None or time.monotonic() > self.loss_at + REMEMBERED:
             return None
@@ -130,9 +130,9 @@ class Reloader:
             "missing": len(missing),
         }
 
-    def _told_source(self, name: str, counts: Mapping[str, float], now: float) -> Mapping[str, Any]:
-        """Tell what was counted of a source since the rules for it have changed, or the process began."""
-        told = self.source_counts.of(name, counts, at=time.monotonic())
+    def _source_status(self, name: str, counts: Mapping[str, float], now: float) -> Mapping[str, Any]:
+        """Return a source's counts since its rules changed, or since the process started."""
+        status = self.source_counts.of(name, counts, at=time.monotonic())
         refused = {
             reason: {
                 "count": run.count,
@@ -142,10 +142,10 @@ class Reloader:
             }
             for reason, run in sorted(self._metrics.refusal_runs.of(name, now).items())
         }
-        return {**told, "refused": refused}
+        return {**status, "refused": refused}
 
     def _counts(self) -> dict[str, dict[str, float]]:
-        """Return for each source how many events there were, and what has become of them."""
+        """Return for each source how many events it had, and how many of them weren't delivered, by reason."""
         metrics = self._metrics
         families = {
             "events": metrics.events,
@@ -157,21 +157,21 @@ class Reloader:
             name: {what: family.labels(name).value for what, family in families.items()} for name in self.rules.sources
         }
 
-    # From the files into force.
+    # Loading and activation.
 
     async def load(self) -> None:
-        """Read the first rules. What is written after that is a change, also while the log is still being opened."""
+        """Read the first rules. Later writes count as changes, even while the log is still being opened."""
         self._read_at = time.monotonic()
         before = await asyncio.to_thread(_stamps, [self._settings.rules])
         rules = await asyncio.to_thread(load_rules, self._settings.rules)
-        self.put_in_force(rules, await asyncio.to_thread(certificate_ends, rules))
+        self.activate(rules, await asyncio.to_thread(certificate_expiries, rules))
         self._watch = Watch(await asyncio.to_thread(_stamps, self._watched) | before)
 
-    def put_in_force(self, rules: Rules, certificates: Mapping[str, float]) -> None:
+    def activate(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self.rules = rules
         self._watched = set(rules.files)
         self._metrics.prepare(rules)
-        self._metrics.tell_certificates("destination", certificates)
+        self._metrics.set_certificate_expiries("destination", certificates)
         self._metrics.rules_loaded_timestamp.set(time.time())
         self._metrics.rules_refused.set(0)
 
@@ -179,33 +179,33 @@ class Reloader:
         self._unchanged_at = log.now() - (time.monotonic() - self._read_at)
         while True:
             try:
-                async with asyncio.timeout(WATCH_EVERY):
-                    await self.asked.wait()
+                async with asyncio.timeout(WATCH_INTERVAL):
+                    await self.reload_requested.wait()
             except TimeoutError:
                 pass
             await self.poll(log, now=time.monotonic())
 
     async def poll(self, log: Log, *, now: float) -> None:
-        """Look at the rule files, and read them if they are due, or if somebody has asked for it."""
-        # Stamped before reading: a change while we read is seen at the next look.
+        """Check the rule files, and read them if they have changed and are stable, or on request."""
+        # Stamped before reading: a change while we read is noticed at the next check.
         at = log.now()
         before = await asyncio.to_thread(_stamps, self._watched)
-        is_due = self._watch.is_due(before)
+        is_due = self._watch.observe(before)
         if self._watch.is_at_rest and not self._is_refused:
             self._unchanged_at = at
-        if not (is_due or self.asked.is_set() or (now >= self.again and self._watch.is_at_rest)):
+        if not (is_due or self.reload_requested.is_set() or (now >= self.retry_at and self._watch.is_at_rest)):
             return
-        self.asked.clear()
-        self.again = math.inf if await self.read(log) else now + RELOAD_AGAIN
+        self.reload_requested.clear()
+        self.retry_at = math.inf if await self.read(log) else now + RELOAD_RETRY_INTERVAL
         seen = await asyncio.to_thread(_stamps, self._watched) | before
-        self._watch.has_read({file: seen[file] for file in self._watched})
+        self._watch.mark_read({file: seen[file] for file in self._watched})
 
     @property
     def _is_refused(self) -> bool:
         return self._refusal is not None and self._refusal.until is None
 
     async def _refuse(self, error: GatewayError, log: Log) -> None:
-        """Keep the rules that are in force, and tell since when others aren't, and why."""
+        """Keep the active rules, and report since when and why newer ones are refused."""
         problems = str(error).splitlines()
         file = Path(error.problems[0].file) if isinstance(error, InvalidRulesError) else self._settings.rules
         file = file.absolute()
@@ -224,34 +224,34 @@ class Reloader:
         self._metrics.rules_refused.set(1)
         self._logger.error("rules_refused", problems=problems, file=str(file), since=_rfc3339(since))
         if isinstance(error, InvalidRulesError):
-            self._watched = {*self.rules.files, *error.files}  # a file that was missing may come
+            self._watched = {*self.rules.files, *error.files}  # a missing file may appear
 
     async def read(self, log: Log) -> bool:
-        """Put the rules on disk in force, whole, or keep those that are.
+        """Activate the rules on disk as a whole, or keep the active ones.
 
-        False where the log was in the way: it was away, or hadn't a topic that it needs and wouldn't let us make it.
+        Return False if the log prevented it: it was unavailable, or lacks a topic and didn't let us create it.
         """
         try:
             rules = await asyncio.to_thread(load_rules, self._settings.rules)
             changed = await asyncio.to_thread(changes, self.rules, rules)
             lost, before = lost_routes(self.rules, rules), self.rules.routes.keys()
-            certificates = await asyncio.to_thread(certificate_ends, rules)
+            certificates = await asyncio.to_thread(certificate_expiries, rules)
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
             if added:
-                # The topic of a new source or ordered route is made and checked before that is served: a client's
-                # request for the metadata of one that is missing must not create it with the broker's defaults.
+                # The topic of a new source or ordered route is created and checked before that is served: a client's
+                # metadata request for a missing topic must not create it with the broker's defaults.
                 await log.create(sorted(added, key=attrgetter("name")))
                 await ensure_topics(log, self._settings, rules, self._logger)
         except GatewayError as error:
             await self._refuse(error, log)
             return not isinstance(error, LogUnavailableError | UsageError)
-        refused_since = self._take(rules, certificates, changed, log.now())
+        refused_since = self._apply(rules, certificates, changed, log.now())
         if lost:
-            self._lose(lost, before, log.now())
-        self._changed_to(rules)
-        spare_collector()
+            self._remember_loss(lost, before, log.now())
+        self._on_activated(rules)
+        freeze_garbage_collector()
         self._metrics.rules_reloads.labels("ok").inc()
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "sources": len(rules.sources),
             "routes": len(rules.routes),
             "added": _bounded(changed.added),
@@ -259,27 +259,30 @@ class Reloader:
             "removed": _bounded(changed.removed),
         }
         if refused_since is not None:
-            told["refused_since"] = _rfc3339(refused_since)
+            line["refused_since"] = _rfc3339(refused_since)
         if lost:
-            self._logger.error("rules_reloaded", **told)
-        elif changed.removed:  # meant, or a file that was cut where it is still valid
-            self._logger.warning("rules_reloaded", **told)
+            self._logger.error("rules_reloaded", **line)
+        elif changed.removed:  # intended, or a file that was truncated where it is still valid
+            self._logger.warning("rules_reloaded", **line)
         else:
-            self._logger.info("rules_reloaded", **told)
+            self._logger.info("rules_reloaded", **line)
         return True
 
-    def _take(self, rules: Rules, certificates: Mapping[str, float], changed: Changes, now: float) -> float | None:
-        """Put rules in force. Return since when others had been refused before, if they had."""
+    def _apply(self, rules: Rules, certificates: Mapping[str, float], changed: Changes, now: float) -> float | None:
+        """Activate rules. Return since when newer ones had been refused before, if any."""
         since = None
         if self._refusal is not None and self._is_refused:
             since = self._refusal.since
             self._refusal, self.refusal_ended = replace(self._refusal, until=now), time.monotonic()
             self._refused_routes = {source: routes for source, routes in changed.touched.items() if routes}
-        self.put_in_force(rules, certificates)
+        self.activate(rules, certificates)
         if changed != Changes():
             self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
-            told = [f"{name} added" for name in changed.added], [f"{name} removed" for name in changed.removed]
-            self._changed = tuple(_bounded([*told[0], *changed.changed, *told[1]]))
+            added, removed = (
+                [f"{name} added" for name in changed.added],
+                [f"{name} removed" for name in changed.removed],
+            )
+            self._changed = tuple(_bounded([*added, *changed.changed, *removed]))
             self._changed_at = self._metrics.rules_loaded_timestamp.value
             in_force = InForce(
                 since=self._in_force_since,
@@ -292,24 +295,24 @@ class Reloader:
                     self._metrics.refusal_runs.forget(name)
         return since
 
-    def _lose(self, routes: tuple[str, ...], before: Collection[str], now: float) -> None:
-        """Remember routes that went at once, with those of a while ago: one replay is to bring what all missed."""
+    def _remember_loss(self, routes: tuple[str, ...], before: Collection[str], now: float) -> None:
+        """Remember routes that were removed together, with recent ones, as one replay should cover all of them."""
         since = now if self._in_force_since is None else self._in_force_since
         loss = Loss(since=since, routes=routes, of=len(before))
-        if self._loss is not None and self._told_loss() is not None:
+        if self._loss is not None and self._loss_status() is not None:
             loss = self._loss.with_more(routes, before)
         self._loss, self.loss_at = loss, time.monotonic()
 
 
-def spare_collector() -> None:
-    """Have the garbage collector walk through the rules and their metrics once, instead of again and again."""
+def freeze_garbage_collector() -> None:
+    """Let the garbage collector examine the rules and their metrics once, instead of at every collection."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
 def _stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
-    """Return what changes with a file's content: a symbolic link that is turned to another file counts, too."""
+    """Return stamps that change with the files' content, also when a symbolic link points to another file."""
     stamps: dict[Path, Stamp | None] = {}
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""Which topics the rules need, and that they are there as the promises need them."""
+"""The topics that the rules require, and the check that they exist with the required configuration."""
 
 from structlog.typing import FilteringBoundLogger
 
@@ -15,14 +15,14 @@ def event_topics(rules: Rules, topics: Topics) -> set[str]:
 
 
 def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
-    """Return what the topics have to be by these rules. Raises RulesError where events and ours would share one."""
+    """Return the specifications of all topics. Raises RulesError if a source uses one of the gateway's own topics."""
     return topics.specs(event_topics(rules, topics), rules.ordered)
 
 
 async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: FilteringBoundLogger) -> None:
-    """Hold the topics against what the promises need; a fatal difference is a UsageError.
+    """Compare the topics with their specifications. Raises UsageError for a problem that breaks a guarantee.
 
-    With `--dev` it is a warning, unless more than events would be lost.
+    With `--dev`, one that can only lose events is a warning. Creates missing topics with `--dev` or an embedded log.
     """
     specs = specs_of(rules, Topics(settings.topic_prefix))
     if settings.dev or isinstance(settings.log, EmbeddedTarget):

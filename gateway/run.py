@@ -1,7 +1,7 @@
-"""`gateway run`: one process, from its rules to its last commit. One TaskGroup owns everything that goes on in it.
+"""`gateway run`: one process, from loading its rules to its last commit. One TaskGroup owns all of its tasks.
 
-start   rules ─▶ log ─▶ topics checked ─▶ orders read ─▶ worker, jobs ─▶ ingress, admin ─▶ "listening"
-stop    ingress refuses ─▶ requests under way are answered ─▶ worker drains and commits ─▶ log closed
+start   rules ─▶ log ─▶ topics checked ─▶ admin ─▶ control records read ─▶ worker, jobs ─▶ ingress ─▶ "listening"
+stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains and commits ─▶ log closed
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.credentials import kafka_certificate_ends, security_of
+from gateway.credentials import kafka_certificate_expiries, load_security
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -35,7 +35,7 @@ from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import keys_status
-from gateway.reload import Reloader, spare_collector
+from gateway.reload import Reloader, freeze_garbage_collector
 from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
@@ -44,42 +44,42 @@ from gateway.telemetry.metrics import Metrics, process_registry
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
-PING_EVERY = 0.5
-"""Seconds between looks at the log: so late at most is told that it refuses senders."""
+PING_INTERVAL = 0.5
+"""Seconds between checks of the log, and so the maximum delay until its refusals are reported."""
 PING_TIMEOUT = 5.0
-TELL_EVERY = 60.0
-"""Seconds between two lines about a log that is still away."""
-LAG_EVERY = 0.25
+LOG_INTERVAL = 60.0
+"""Seconds between log lines while the log is unavailable."""
+LAG_INTERVAL = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
-ANSWER_TIMEOUT = 5.0
-"""Seconds of it for requests under way: as long as an append may take."""
+INGRESS_STOP_TIMEOUT = 5.0
+"""Seconds of it for requests in progress: as long as an append may take."""
 OPEN_FILES = 65_536
-"""More than attempts, idle connections and senders together come to."""
+"""More than all attempts, idle connections and senders need together."""
 SWITCH_INTERVAL = 0.0005
-"""Seconds for which a thread may keep the interpreter: one that loads rules delays each step of the loop by it."""
+"""Python's thread switch interval: a thread that loads rules delays each step of the event loop by this much."""
 ADMIN_CLOSE_TIMEOUT = 1.0
-"""Seconds for a scrape under way, beyond the drain: who asks for a page and doesn't read it holds no stop up."""
+"""Seconds for a scrape in progress, after the drain: a client that doesn't read must not delay the stop."""
 CLOSE_TIMEOUT = 6.0
-"""Seconds of it for the last commit, and for letting go of a log that doesn't answer."""
+"""Seconds of it for the last commit, and for closing a log that doesn't respond."""
 
 
 async def open_log(settings: Settings, *, owner: bool) -> Log:
-    """Open the log that the settings name. Raises UsageError, or LogUnavailableError when it doesn't answer."""
+    """Open the log that the settings name. Raises UsageError, or LogUnavailableError if it doesn't respond."""
     if isinstance(settings.log, EmbeddedTarget):
         return await EmbeddedLog.open(settings.log.path, owner=owner)
-    # The admin address is this process's alone: with the host it names its place, also for the next process there.
+    # No other process has this host and admin port, except this one's successor, which takes over its memberships.
     place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
-    security = await security_of(settings.kafka)
+    security = await load_security(settings.kafka)
     return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
 
 
 def cannot_listen(where: str, address: Address, error: OSError) -> AddressUnavailableError:
-    """Say why a flag's address can't be listened at."""
+    """Return the error for a flag's address at which we can't listen."""
     if isinstance(error, socket.gaierror):  # whose number isn't the system's
         expected, reason = "a host that has an address", error.strerror or "none"
     else:
-        # asyncio's own words hold the address once more, as Python writes it.
+        # asyncio's own message repeats the address.
         expected, reason = "an address that is free", os.strerror(error.errno or 0)
     return AddressUnavailableError(f"{where} {address}: expected {expected}, got {reason.lower()}")
 
@@ -96,7 +96,7 @@ class Gateway:
         self._version = version("webhook-gateway")  # from the disk
         self._metrics.build_info.labels(self._version, settings.role).set(1)
         self._stopping = asyncio.Event()
-        self.reloader = Reloader(settings, self._metrics, logger, changed_to=self._changed_to)
+        self.reloader = Reloader(settings, self._metrics, logger, on_activated=self._on_rules_activated)
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
@@ -104,32 +104,32 @@ class Gateway:
         self._traces: Traces | None = None
         self._lost: LogLostError | None = None
         self._refusing: Mapping[Partition, str] = {}
-        self._unread_here = UnreadPartitions(self._metrics, logger)  # Where no worker tells it.
-        # Since when, by its clock, the log doesn't answer or refuses appends, and why.
-        self._trouble: tuple[float, str] | None = None
+        self._unread_here = UnreadPartitions(self._metrics, logger)  # used without a worker
+        # Since when, by its clock, the log doesn't respond or refuses appends, and why.
+        self._log_problem: tuple[float, str] | None = None
 
     def stop(self) -> None:
-        """Let `run` end: gracefully, within 25 seconds."""
+        """Make `run` stop gracefully, within 25 seconds."""
         self._stopping.set()
 
     async def run(self) -> None:
         """Serve until stopped.
 
-        Raises RulesError, UsageError, LogUnavailableError or AddressUnavailableError when it can't begin, LogLostError
-        when the log was taken away.
+        Raises RulesError, UsageError, LogUnavailableError or AddressUnavailableError if it can't start, LogLostError if
+        the log was moved, replaced or damaged.
         """
         settings = self._settings
-        _raise_open_files()
+        _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
         for warning in self.reloader.rules.warnings:
             self._logger.warning("rules_warning", problem=warning)
-        # What is written of a series is kept: with ten thousand routes the first page would take a second.
+        # Caches each series' text: with ten thousand routes the first scrape would take a second.
         b"".join(self._metrics.pieces(is_open=False))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reloader.asked.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reloader.reload_requested.set)
         async with AsyncExitStack() as stack:
             self._traces = self._open_traces()
             if self._traces is not None:
@@ -139,15 +139,15 @@ class Gateway:
             await ensure_topics(log, settings, self.reloader.rules, self._logger)
             self._metrics.log_up.set(1)
             if isinstance(settings.log, KafkaTarget):
-                ends = await asyncio.to_thread(kafka_certificate_ends, settings.kafka)
-                self._metrics.tell_certificates("kafka", ends)
+                ends = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
+                self._metrics.set_certificate_expiries("kafka", ends)
             try:
                 await self._serve(log, stack)
             except BaseExceptionGroup as group:
                 known, unknown = group.split(GatewayError)
                 if known is None or unknown is not None:
                     raise
-                raise _first(known) from group
+                raise _first_error(known) from group
             if self._lost is not None:
                 raise self._lost
         self._logger.info("stopped")
@@ -157,8 +157,8 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             background: list[asyncio.Task[None]] = []
             worker_task: asyncio.Task[None] | None = None
-            # First of all, since its address is this process's name in the groups: two of one name would throw each
-            # other out.
+            # First of all, since its address is this process's name in the groups: two with the same name would evict
+            # each other.
             admin = await self._start_admin(log, stack)
             if settings.role is not Role.INGRESS:
                 worker_task, others = await self._start_worker(log, tasks, stack)
@@ -168,7 +168,7 @@ class Gateway:
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
-            spare_collector()
+            freeze_garbage_collector()
             self._is_ready = True
             self._logger.info(
                 "listening",
@@ -179,10 +179,10 @@ class Gateway:
             )
             await self._stopping.wait()
             self._logger.info("stopping")
-            # Without a log nothing that ends could be committed, and no successor be written.
+            # Without a log, nothing could be committed and no successor written.
             until = time.monotonic() + (STOP_TIMEOUT - CLOSE_TIMEOUT if self._lost is None else 0.0)
             if self._ingress is not None:
-                await self._ingress.stop(ANSWER_TIMEOUT)
+                await self._ingress.stop(INGRESS_STOP_TIMEOUT)
             if self._worker is not None and worker_task is not None:
                 self._worker.stop(max(1.0, until - time.monotonic()))
                 await asyncio.wait([worker_task])
@@ -195,7 +195,7 @@ class Gateway:
         follower = Follower(log, self._topics, self._metrics, self._logger)
         caught_up = asyncio.Event()
         follow = tasks.create_task(follower.follow(caught_up), name="control-follow")
-        # Nothing is taken in before what operators have ordered is known, or a paused destination would be called.
+        # Nothing is read before the control records are known, or a paused destination would be called.
         waiting = {tasks.create_task(caught_up.wait()), tasks.create_task(self._stopping.wait())}
         _, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
@@ -235,7 +235,7 @@ class Gateway:
         )
         address = self._settings.listen
         try:
-            # Several processes may share the port, but not where each would have a log of its own.
+            # Several processes may share the port, unless each has its own log.
             is_shared = not isinstance(self._settings.log, EmbeddedTarget)
             return Address(*await self._ingress.start(*address, is_shared=is_shared))
         except OSError as error:
@@ -282,10 +282,10 @@ class Gateway:
             logger=self._logger,
         )
 
-    def _changed_to(self, rules: Rules) -> None:
-        """Go on by other rules."""
+    def _on_rules_activated(self, rules: Rules) -> None:
+        """Apply new rules to the client and the worker."""
         if self._client is not None:
-            self._client.use_guard(EgressGuard(rules.egress))
+            self._client.set_guard(EgressGuard(rules.egress))
         if self._worker is not None:
             self._worker.reload()
 
@@ -298,14 +298,16 @@ class Gateway:
         return self._unread_here.partitions if self._worker is None else self._worker.unread
 
     def _status(self, now: float) -> Mapping[str, Any]:
-        """Tell what keeps deliveries back in this process."""
+        """Return this process's status for `/status`."""
         holds = {} if self._worker is None else self._worker.holds
         blocked = {} if self._worker is None else self._worker.blocked_keys
         return {
             "version": self._version,
             "role": self._settings.role,
-            "log": None if self._trouble is None else dict(zip(("since", "reason"), self._trouble, strict=True)),
-            "rules": self.reloader.told(),
+            "log": None
+            if self._log_problem is None
+            else dict(zip(("since", "reason"), self._log_problem, strict=True)),
+            "rules": self.reloader.status(),
             "holds": [
                 {"destination": name, "why": hold.why, "after": hold.after, "since": hold.since, "until": hold.until}
                 for name, hold in sorted(holds.items())
@@ -314,18 +316,18 @@ class Gateway:
                 {"route": route, "destination": destination, **keys_status(keys)}
                 for (route, destination), keys in sorted(blocked.items())
             ],
-            "sources": self.reloader.told_sources(now),
+            "sources": self.reloader.source_statuses(now),
         }
 
     async def _watch_log(self, log: Log) -> None:
-        """Tell that the log doesn't answer or refuses appends, once and each minute, and that it is back.
+        """Log that the log doesn't respond or refuses appends, at first and every minute, and that it is back.
 
-        Let `run` end where it was taken away.
+        Stop the process if it was moved, replaced or damaged.
         """
         since: float | None = None
-        told_at = 0.0
+        logged_at = 0.0
         while True:
-            await asyncio.sleep(PING_EVERY)
+            await asyncio.sleep(PING_INTERVAL)
             problem = await log_problem(log, PING_TIMEOUT)
             now = time.monotonic()
             self._metrics.log_up.set(0 if problem else 1)
@@ -334,19 +336,19 @@ class Gateway:
                 self._lost = problem
                 self.stop()
                 return
-            began = log.now() if self._trouble is None else self._trouble[0]
-            self._trouble = None if problem is None else (began, str(problem))
+            began = log.now() if self._log_problem is None else self._log_problem[0]
+            self._log_problem = None if problem is None else (began, str(problem))
             if problem is None:
                 if since is not None:
                     self._logger.info("log_available", seconds=round(now - since, 1))
                 since = None
-            elif since is None or now >= told_at + TELL_EVERY:
+            elif since is None or now >= logged_at + LOG_INTERVAL:
                 since = now if since is None else since
-                told_at = now
+                logged_at = now
                 self._logger.warning("log_unavailable", error=str(problem))
 
     async def _watch_partitions(self, log: Log) -> None:
-        """See which partitions refuse appends that the others take."""
+        """Watch which partitions refuse appends while others accept them."""
         while True:
             await asyncio.sleep(POLL_INTERVAL)
             with suppress(LogUnavailableError):
@@ -356,23 +358,23 @@ class Gateway:
                 self._unread_here.update(still_unread(self._unread_here.partitions, self._refusing, now), now)
 
     async def _watch_loop(self) -> None:
-        """Measure by how much the event loop keeps what is due waiting."""
+        """Measure how late the event loop runs timers."""
         clock = asyncio.get_running_loop().time
         while True:
-            due = clock() + LAG_EVERY
-            await asyncio.sleep(LAG_EVERY)
+            due = clock() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
             self._metrics.event_loop_lag.observe(max(0.0, clock() - due))
 
 
-def _raise_open_files() -> None:
-    """Allow as many open files as the system lets us: each attempt and each sender is one."""
+def _raise_file_limit() -> None:
+    """Raise the limit of open files as far as the system allows: each attempt and each sender needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _first(group: BaseExceptionGroup[GatewayError]) -> GatewayError:
+def _first_error(group: BaseExceptionGroup[GatewayError]) -> GatewayError:
     for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+        return _first_error(error) if isinstance(error, BaseExceptionGroup) else error
     raise AssertionError("an exception group is never empty")

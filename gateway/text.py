@@ -1,4 +1,4 @@
-"""Text that people write and read: durations, names that are nearly right, values in messages."""
+"""Text that people write and read: durations, spelling suggestions, values in messages."""
 
 import difflib
 import re
@@ -30,7 +30,7 @@ def shown(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Name what a value is without showing it."""
+    """Return a value's kind, without showing it."""
     match value:
         case None:
             return "nothing"
@@ -47,6 +47,6 @@ def kind_of(value: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the nearest known name, or nothing when none is near."""
+    """Return `, did you mean 'x'?` with the most similar known name, or "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean '{near[0]}'?" if near else ""

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from gateway.log.base import TopicSpec
 from gateway.model import GatewayError, LogUnavailableError, UsageError
-from gateway.reload import MAX_NAMES, RELOAD_AGAIN, REMEMBERED, Reloader
+from gateway.reload import MAX_NAMES, RELOAD_RETRY_INTERVAL, REMEMBERED, Reloader
 from gateway.rules.load import load_rules
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry.metrics import Metrics
@@ -41,7 +41,7 @@ class Closed(MemoryLog):
 
 def a_reloader(file: Path, logger: Any, metrics: Metrics | None = None) -> Reloader:
     settings = Settings(rules=file, log=EmbeddedTarget(file.with_name("log.db")))
-    return Reloader(settings, metrics or Metrics(CollectorRegistry()), logger, changed_to=lambda _: None)
+    return Reloader(settings, metrics or Metrics(CollectorRegistry()), logger, on_activated=lambda _: None)
 
 
 def taken(folder: Path, text: str, log: MemoryLog) -> bool:
@@ -49,7 +49,7 @@ def taken(folder: Path, text: str, log: MemoryLog) -> bool:
     file = folder / "routes.yaml"
     file.write_text(SOURCE)
     reloader = a_reloader(file, QUIET)
-    reloader.put_in_force(load_rules(file), {})
+    reloader.activate(load_rules(file), {})
     file.write_text(text)
     is_over = asyncio.run(reloader.read(log))
     in_force = reloader.rules.sources.keys()
@@ -133,9 +133,9 @@ async def test_a_file_that_is_being_written_is_not_read(running: Running) -> Non
 
 
 async def test_a_signal_takes_the_files_as_they_are(running: Running) -> None:
-    running.reloader.asked.set()
+    running.reloader.reload_requested.set()
     assert await running.look(SOURCE + NEW) == {"crm", "shop"}
-    assert not running.reloader.asked.is_set()
+    assert not running.reloader.reload_requested.is_set()
     assert await running.look() == {"crm", "shop"}
     assert len(running.reloads) == 1
 
@@ -165,9 +165,9 @@ async def test_rules_that_the_log_was_in_the_way_of_are_read_once_it_may_be_back
     await running.look(SOURCE + NEW)
     assert await running.look(now=1.0) == {"crm"}
     running.log = log
-    assert await running.look(now=1.0 + RELOAD_AGAIN - 0.1) == {"crm"}
-    assert await running.look(now=1.0 + RELOAD_AGAIN) == {"crm", "shop"}
-    assert running.reloader.again == math.inf
+    assert await running.look(now=1.0 + RELOAD_RETRY_INTERVAL - 0.1) == {"crm"}
+    assert await running.look(now=1.0 + RELOAD_RETRY_INTERVAL) == {"crm", "shop"}
+    assert running.reloader.retry_at == math.inf
 
 
 async def test_a_reload_tells_what_it_adds_changes_and_removes(running: Running) -> None:
@@ -214,7 +214,7 @@ async def test_losing_half_of_the_routes_at_once_is_an_error(
     await running.look(_routed(*after))
     await running.look()
     assert running.reloads[-1].method_name == level
-    assert (running.reloader.told()["loss"] is not None) == (level == "error")
+    assert (running.reloader.status()["loss"] is not None) == (level == "error")
 
 
 async def test_routes_that_went_at_once_are_told_for_an_hour_with_how_many_are_still_missing(running: Running) -> None:
@@ -227,16 +227,16 @@ async def test_routes_that_went_at_once_are_told_for_an_hour_with_how_many_are_s
     await running.look(_routed("a", "b", "c"))
     await running.look()
     told = {"since": 1000.0, "of": 6, "reloads": 1, "routes": ("d", "e", "f"), "count": 3, "missing": 3}
-    assert running.reloader.told()["loss"] == told
+    assert running.reloader.status()["loss"] == told
     await running.look(_routed("c", "d"))
     await running.look()
     both = {"routes": ("d", "e", "f", "a", "b"), "count": 5, "missing": 4, "reloads": 2}
-    assert running.reloader.told()["loss"] == told | both
+    assert running.reloader.status()["loss"] == told | both
     await running.look(_routed(*"abcdef"))
     await running.look()
-    assert running.reloader.told()["loss"]["missing"] == 0
+    assert running.reloader.status()["loss"]["missing"] == 0
     running.reloader.loss_at -= REMEMBERED + 1
-    assert running.reloader.told()["loss"] is None
+    assert running.reloader.status()["loss"] is None
 
 
 async def test_of_routes_that_went_in_several_reloads_all_are_counted_that_there_were(running: Running) -> None:
@@ -244,7 +244,7 @@ async def test_of_routes_that_went_in_several_reloads_all_are_counted_that_there
     for names in ("abcd", "cd", "cdefgh", "gh"):
         await running.look(_routed(*names))
         await running.look()
-    told = running.reloader.told()["loss"]
+    told = running.reloader.status()["loss"]
     assert (told["count"], told["of"], told["reloads"]) == (6, 8, 2)
     assert told["routes"] == tuple("abcdef")
 
@@ -253,7 +253,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     """What was missed was missed since the last look at which the files were as they had been read."""
     now = 1000.0
     running.log = MemoryLog(now=lambda: now)
-    rules = running.reloader.told()
+    rules = running.reloader.status()
     assert (rules["refusal"], rules["since"], rules["file"]) == (None, None, str(running.file))
     await running.look()
     now = 1001.0
@@ -265,7 +265,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     await running.look()
     told = [call.kwargs for call in running.told.calls if call.args == ("rules_refused",)]
     assert [(one["file"], one["since"]) for one in told] == [(str(running.file), "1970-01-01T00:16:40Z")] * 2
-    refusal = running.reloader.told()["refusal"]
+    refusal = running.reloader.status()["refusal"]
     assert (refusal["since"], refusal["until"], refusal["file"], refusal["count"]) == (
         1000.0,
         None,
@@ -278,17 +278,17 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     await running.look(SOURCE + NEW)
     assert await running.look() == {"crm", "shop"}
     assert running.reloads[-1].kwargs["refused_since"] == "1970-01-01T00:16:40Z"
-    rules = running.reloader.told()
+    rules = running.reloader.status()
     assert (rules["refusal"]["since"], rules["refusal"]["until"]) == (1000.0, 1060.0)
     assert (rules["changed"], rules["since"]) == (("source shop added",), 1000.0)
     running.reloader.refusal_ended -= REMEMBERED + 1
-    assert running.reloader.told()["refusal"] is None
+    assert running.reloader.status()["refusal"] is None
     now = 1070.0
     await running.look()
     await running.look(SOURCE)
     await running.look()
     assert "refused_since" not in running.reloads[-1].kwargs
-    assert running.reloader.told()["since"] == 1070.0
+    assert running.reloader.status()["since"] == 1070.0
 
 
 async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: Running) -> None:
@@ -298,28 +298,28 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     await running.look()
     for at in (10.0, 20.0):
         metrics.refusal_runs.add("crm", "bad_signature", at=at, events=8.0)
-    (source,) = running.reloader.told_sources(0.0)
+    (source,) = running.reloader.source_statuses(0.0)
     refused = {"bad_signature": {"count": 2, "of": 4, "since": 10.0, "last": 20.0}}
     told = {"source": "crm", "events": 10, "unrouted": 4}
     assert source.items() >= (told | {"refused": refused}).items()
     await running.look(SOURCE + "# the same\n")
     await running.look()
-    assert running.reloader.told_sources(0.0) == [source]
+    assert running.reloader.source_statuses(0.0) == [source]
     await running.look(SOURCE + NEW)
     await running.look()
     metrics.events.labels("crm").inc(3)
     metrics.unrouted.labels("crm").inc(3)
-    crm, shop = running.reloader.told_sources(0.0)
+    crm, shop = running.reloader.source_statuses(0.0)
     assert crm.items() >= (told | {"events": 13, "unrouted": 7}).items(), "nothing of its rules has changed"
     assert crm["refused"]["bad_signature"]["of"] == 7
-    assert running.reloader.told_sources(20.0 + PAUSE)[0]["refused"]
-    assert running.reloader.told_sources(21.0 + PAUSE)[0]["refused"] == {}, "it is over"
+    assert running.reloader.source_statuses(20.0 + PAUSE)[0]["refused"]
+    assert running.reloader.source_statuses(21.0 + PAUSE)[0]["refused"] == {}, "it is over"
     metrics.refusal_runs.add("crm", "bad_signature", at=22.0 + PAUSE, events=13.0)
-    (crm, _) = running.reloader.told_sources(22.0 + PAUSE)
+    (crm, _) = running.reloader.source_statuses(22.0 + PAUSE)
     assert crm["refused"]["bad_signature"] == {"count": 1, "of": 1, "since": 22.0 + PAUSE, "last": 22.0 + PAUSE}
     await running.look((SOURCE + NEW).replace("{scheme: none}", "{scheme: bearer, secrets: [abcdefghijklmnop]}", 1))
     await running.look()
-    assert running.reloader.told_sources(23.0 + PAUSE)[0]["refused"] == {}, "the new secret has fixed it"
+    assert running.reloader.source_statuses(23.0 + PAUSE)[0]["refused"] == {}, "the new secret has fixed it"
     assert (shop["events"], shop["unrouted"]) == (0, 0)
 
 
@@ -355,7 +355,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
         await running.look()  # at which nothing has changed
         await running.look(ROUTED.format(**{"build": "order", "rest": "1s"} | values))
         await running.look()
-        crm, _ = running.reloader.told_sources(0.0)
+        crm, _ = running.reloader.source_statuses(0.0)
         return dict(crm)
 
     await reload(1000.0)
@@ -376,7 +376,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was fixed by halves isn't half forgotten"
     _forget(running.reloader.source_counts._unrouted, "crm")
-    assert running.reloader.told_sources(0.0)[0]["missed"] is None
+    assert running.reloader.source_statuses(0.0)[0]["missed"] is None
     crm = await reload(1050.0, build="ordre")
     assert crm["missed"] is None
 
@@ -400,7 +400,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
         metrics.events.labels("crm").inc(count)
         metrics.duplicates.labels("crm").inc(count)
         for _ in range(count):
-            metrics.let_go_events.add(an_event(source="crm", type="order", received_at=now))
+            metrics.duplicate_events.add(an_event(source="crm", type="order", received_at=now))
 
     async def reload(at: float, **values: str) -> dict[str, Any]:
         nonlocal now
@@ -409,7 +409,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
         rules = {"id": "body.customer", "dedupe": "1h", "build": "order"}
         await running.look(IDENTIFIED.format(**rules | values))
         await running.look()
-        (crm,) = running.reloader.told_sources(0.0)
+        (crm,) = running.reloader.source_statuses(0.0)
         return dict(crm)
 
     crm = await reload(1000.0)
@@ -430,12 +430,12 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
     missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"]}
     assert crm["identity"]["missed"] == missed | {"types": [("order", 10)]}
     _forget(running.reloader.source_counts._suppressed, "crm")
-    assert running.reloader.told_sources(0.0)[0]["identity"]["missed"] is None
+    assert running.reloader.source_statuses(0.0)[0]["identity"]["missed"] is None
 
 
 async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_first_event(running: Running) -> None:
     metrics = running.metrics
     metrics.unrouted.labels("crm").inc()
     metrics.unrouted_events.add(an_event(source="crm", type="order", received_at=990.0))
-    (crm,) = running.reloader.told_sources(0.0)
+    (crm,) = running.reloader.source_statuses(0.0)
     assert (crm["since"], crm["missed_since"]) == (None, 989.0)

@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 from yarl import URL
 
-from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, failure_of
+from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, describe_failure
 from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.client.http1 import AnswerReader, MalformedAnswerError, encode_head, parse_retry_after
 from gateway.client.oauth import NoTokenError, Token, Tokens
@@ -33,7 +33,7 @@ from gateway.client.resolver import Resolver, UnresolvedError
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 
-CONNECT_PATIENCE = 1.0  # For each address but the last, so that a black hole leaves time for the next.
+CONNECT_TIMEOUT = 1.0  # For each address but the last, so that a black hole leaves time for the next.
 
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Client:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._pool = Pool(self._loop)
-        self._tokens = Tokens(self.ask_for_token, self._loop.time)
+        self._tokens = Tokens(self.request_token, self._loop.time)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -78,12 +78,12 @@ class Client:
         """How many connections there are, the idle ones included."""
         return len(self._pool.connections)
 
-    def use_guard(self, guard: EgressGuard) -> None:
+    def set_guard(self, guard: EgressGuard) -> None:
         """Replace the guard: unless both say the same, no connection that there is now carries another request."""
         is_new = guard.egress != self._guard.egress
         self._guard = guard
         if is_new:
-            self._pool.renew()
+            self._pool.invalidate()
 
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
         """Send one request and return what came of it, within `timeout` seconds from now.
@@ -108,7 +108,7 @@ class Client:
             result, detail = Result.AUTH, str(error)
         else:
             status = answer.status
-            result, detail = _judge(status)
+            result, detail = _classify(status)
             if answer.retry_after is not None and status in _THROTTLING:
                 retry_after = parse_retry_after(answer.retry_after.decode("latin-1"), now=at)
         return Attempt(
@@ -134,7 +134,7 @@ class Client:
             self._tokens.accepted(token)
         return answer
 
-    async def ask_for_token(self, outbound: Outbound, deadline: float) -> AnswerReader:
+    async def request_token(self, outbound: Outbound, deadline: float) -> AnswerReader:
         """Send what `Tokens` asks of a token endpoint. Raises NoTokenError."""
         try:
             return await self._post(outbound, deadline, keeps_body=True)
@@ -177,10 +177,10 @@ class Client:
                 make = partial(Connection, self._pool, origin, self._pool.generation)
                 try:
                     if not origin.is_tls:
-                        return await _first(partial(self._open, make, port), self._permitted(found))
-                    connected = await _first(partial(self._connect, port), self._permitted(found))
+                        return await _connect_first(partial(self._open, make, port), self._permitted(found))
+                    connected = await _connect_first(partial(self._connect, port), self._permitted(found))
                 except OSError as error:
-                    raise FailedError(Result.CONNECT, f"{shown}:{port}: {failure_of(error)}") from error
+                    raise FailedError(Result.CONNECT, f"{shown}:{port}: {describe_failure(error)}") from error
                 if proxy is not None:
                     await self._open_tunnel(connected, origin, proxy)
                 return await self._secure(make, connected)
@@ -216,7 +216,7 @@ class Client:
         try:
             await self._loop.create_connection(lambda: connection, address, port)
         except BaseException:
-            connection.give_up()
+            connection.discard()
             raise
         return connection
 
@@ -237,7 +237,7 @@ class Client:
             status = await self._ask_proxy(connected, _connect_request(origin, proxy))
         except (OSError, MalformedAnswerError) as error:
             connected.close()
-            reason = failure_of(error) if isinstance(error, OSError) else str(error)
+            reason = describe_failure(error) if isinstance(error, OSError) else str(error)
             raise FailedError(Result.CONNECT, f"proxy {proxy.host}: {reason}") from error
         except BaseException:
             connected.close()
@@ -268,10 +268,10 @@ class Client:
                 server_hostname=origin.host.rstrip("."),
             )
         except OSError as error:  # an ssl.SSLError is one
-            connection.give_up()
-            raise FailedError(Result.TLS, f"{origin.host}: {failure_of(error)}") from error
+            connection.discard()
+            raise FailedError(Result.TLS, f"{origin.host}: {describe_failure(error)}") from error
         except BaseException:
-            connection.give_up()
+            connection.discard()
             raise
         finally:
             if not connection.is_open:
@@ -279,12 +279,12 @@ class Client:
         return connection
 
 
-async def _first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -> T:
+async def _connect_first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -> T:
     """Return what the first address that can be connected to gives. Raises OSError, that of the last."""
     *others, last = addresses
     for address in others:
         try:
-            async with asyncio.timeout(CONNECT_PATIENCE):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 return await connect(address)
         except OSError:  # a TimeoutError is one
             continue
@@ -358,7 +358,7 @@ def _literal(host: str) -> str | None:
         return None
 
 
-def _judge(status: int) -> tuple[Result, str]:
+def _classify(status: int) -> tuple[Result, str]:
     """Return what a status means, and the words for it: ours, for the destination's could hold anything."""
     result = _RESULTS.get(status) or _CLASSES.get(status // 100, Result.TRANSPORT)
     return result, "" if result is Result.SUCCESS else _phrase(status)

@@ -16,8 +16,8 @@ IDLE_TIMEOUT = 15.0  # Longer than bursts are apart, shorter than most load bala
 IDLE_LIMIT = 2000  # Idle connections over all destinations: file descriptors are finite.
 
 
-BODY_PATIENCE = 1.0  # How long we wait for the rest of an answer whose head is there, only to save a connection.
-CLOSE_PATIENCE = 1.0  # For connections of which nobody tells that they are lost.
+BODY_TIMEOUT = 1.0  # How long we wait for the rest of an answer whose head is there, only to save a connection.
+CLOSE_TIMEOUT = 1.0  # For connections of which nobody tells that they are lost.
 
 
 class Origin(NamedTuple):
@@ -43,7 +43,7 @@ class StaleError(Exception):
     """The connection ended without a byte of an answer."""
 
 
-def failure_of(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """Say in a few words, none of them the destination's, what the system had against it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
@@ -77,7 +77,7 @@ class Pool:
                 return connection
         return None
 
-    def give_back(self, connection: "Connection") -> None:
+    def release(self, connection: "Connection") -> None:
         if connection.generation == self.generation and self._idle_count < IDLE_LIMIT and connection.is_open:
             connection.idle_since = self._loop.time()
             self._idle.setdefault(connection.origin, []).append(connection)
@@ -85,7 +85,7 @@ class Pool:
         else:
             connection.abort()
 
-    def renew(self) -> None:
+    def invalidate(self) -> None:
         """Let no connection of now be used again."""
         self.generation += 1
         for connections in self._idle.values():
@@ -102,7 +102,7 @@ class Pool:
             connection.abort()
         if self.connections:  # each leaves when the event loop tells it that it is lost
             with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_PATIENCE):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
                     await self._emptied.wait()
 
     def add(self, connection: "Connection") -> None:
@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
             self._expiry.cancel()
         # Bytes left to write: it answered before it had read the request, and would take the rest for the next one.
         if reader.is_reusable and not self._transport.get_write_buffer_size():
-            self._pool.give_back(self)
+            self._pool.release(self)
         else:
             self.abort()
         return reader
@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
             self.is_open = False
             self._transport.abort()
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Forget it before it is used: uvloop doesn't tell it that it is lost, if its dial was cancelled."""
         self.abort()
         self._pool.discard(self)
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
             self._answered.set_result(None)
         elif reader.status and not is_head_there and self._expiry is not None and reader.kept is None:
             self._expiry.cancel()
-            self._expiry = self._loop.call_at(min(self._deadline, self._loop.time() + BODY_PATIENCE), self._expire)
+            self._expiry = self._loop.call_at(min(self._deadline, self._loop.time() + BODY_TIMEOUT), self._expire)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -230,9 +230,9 @@ class Connection(asyncio.Protocol):
             self._reader.feed_eof()
         if isinstance(exc, ssl.SSLError) and not self.idle_since:
             # In TLS 1.3 a refusal comes after our side of the handshake; one that was good before is stale.
-            self._fail(FailedError(Result.TLS, f"{self.origin.host}: {failure_of(exc)}"))
+            self._fail(FailedError(Result.TLS, f"{self.origin.host}: {describe_failure(exc)}"))
         elif not self._reader.has_started:
-            self._fail(StaleError(failure_of(exc) if exc else "connection closed without an answer"))
+            self._fail(StaleError(describe_failure(exc) if exc else "connection closed without an answer"))
         else:
             self._fail(
                 FailedError(Result.TRANSPORT, f"{self.origin.host}: connection closed in the middle of an answer")

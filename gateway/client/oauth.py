@@ -30,11 +30,11 @@ from gateway.rules.rules import Access, OAuth2, TokenStyle
 
 MARGIN = 60.0  # Seconds before its end at which a token isn't used any more: an attempt and two clocks fit in.
 MARGIN_SHARE = 0.1  # But no more than this share of a short life.
-UNKNOWN_LIFE = 300.0  # Of a token whose answer doesn't say (`expires_in` is only recommended).
-LONGEST_LIFE = 86400.0
-REFUSED_PATIENCE = 60.0
+DEFAULT_LIFETIME = 300.0  # Of a token whose answer doesn't say (`expires_in` is only recommended).
+MAX_LIFETIME = 86400.0
+REFUSED_TOKEN_MIN_AGE = 60.0
 """Seconds for which a new token that is refused as well is kept: then it wasn't the token, and asking doesn't help."""
-HOLDERS_LIMIT = 10_000
+SLOTS_LIMIT = 10_000
 
 Fetch = Callable[[Outbound, float], Awaitable[AnswerReader]]
 """Sends a request until a deadline, and returns its answer with the body kept; raises NoTokenError."""
@@ -70,11 +70,11 @@ class Tokens:
     def __init__(self, fetch: Fetch, clock: Callable[[], float]) -> None:
         self._fetch = fetch
         self._clock = clock
-        self._holders: dict[tuple[str, Access], _Holder] = {}
+        self._slots: dict[tuple[str, Access], _TokenSlot] = {}
 
     async def get(self, url: str, access: Access, deadline: float) -> Token:
         """Return a token for a destination. Raises NoTokenError, by `deadline` at the latest."""
-        return await self._get(self._holder(url, access), access, deadline)
+        return await self._get(self._slot(url, access), access, deadline)
 
     async def recent(self, url: str, access: Access, deadline: float, *, max_age: float) -> Token:
         """Return a token for who isn't told that one was refused: after `max_age` seconds it is another one.
@@ -82,14 +82,14 @@ class Tokens:
         Where none is to be had then, the older one is used while it is good, and another one asked for after `max_age`
         again. Raises NoTokenError.
         """
-        holder = self._holder(url, access)
-        known, now = holder.token, self._clock()
+        slot = self._slot(url, access)
+        known, now = slot.token, self._clock()
         if known is None or now >= known.expires_at:
-            return await self._get(holder, access, deadline)
+            return await self._get(slot, access, deadline)
         if now < known.asked_at + max_age:
             return known
         try:
-            return await self._get(holder, access, deadline, instead_of=known)
+            return await self._get(slot, access, deadline, instead_of=known)
         except NoTokenError:
             known.asked_at = self._clock()
             return known
@@ -101,10 +101,10 @@ class Tokens:
         """
         if self._clock() < refused.kept_until:
             return None
-        holder = self._holder(url, access)
-        if holder.token is refused:
-            holder.token = None
-        return await self._get(holder, access, deadline, is_renewal=True)
+        slot = self._slot(url, access)
+        if slot.token is refused:
+            slot.token = None
+        return await self._get(slot, access, deadline, is_renewal=True)
 
     def accepted(self, token: Token) -> None:
         """Note that a token was good for something: a later 401 says that it isn't any more."""
@@ -112,7 +112,7 @@ class Tokens:
 
     async def _get(
         self,
-        holder: "_Holder",
+        slot: "_TokenSlot",
         access: Access,
         deadline: float,
         *,
@@ -121,11 +121,11 @@ class Tokens:
     ) -> Token:
         while True:
             now = self._clock()
-            if holder.token is not None and holder.token is not instead_of and now < holder.token.expires_at:
-                return holder.token
-            if holder.pending is None:
-                return await self._lead(holder, access, deadline, is_renewal=is_renewal)
-            pending = holder.pending
+            if slot.token is not None and slot.token is not instead_of and now < slot.token.expires_at:
+                return slot.token
+            if slot.pending is None:
+                return await self._fetch_for_all(slot, access, deadline, is_renewal=is_renewal)
+            pending = slot.pending
             await asyncio.wait([pending], timeout=deadline - now)
             if not pending.done():
                 raise NoTokenError("expected a token, got none in time", is_late=True)
@@ -137,36 +137,36 @@ class Tokens:
                 case None:
                     continue
 
-    async def _lead(self, holder: "_Holder", access: Access, deadline: float, *, is_renewal: bool) -> Token:
+    async def _fetch_for_all(self, slot: "_TokenSlot", access: Access, deadline: float, *, is_renewal: bool) -> Token:
         """Fetch a token, for those as well who come meanwhile."""
         assert access.oauth2 is not None
-        holder.pending = pending = asyncio.get_running_loop().create_future()
+        slot.pending = pending = asyncio.get_running_loop().create_future()
         outcome: Token | NoTokenError | None = None
         try:
             answer = await self._fetch(_request(access), deadline)
             value, life = _read(answer, str(URL(access.oauth2.token_url).raw_host))
             now = self._clock()
             expires_at = now + life - min(MARGIN, life * MARGIN_SHARE)
-            holder.token = outcome = Token(value, now, expires_at, now + REFUSED_PATIENCE if is_renewal else 0.0)
+            slot.token = outcome = Token(value, now, expires_at, now + REFUSED_TOKEN_MIN_AGE if is_renewal else 0.0)
         except NoTokenError as error:
             outcome = None if error.is_late else error
             raise
         finally:  # cancelled: those who wait ask for themselves
-            holder.pending = None
+            slot.pending = None
             pending.set_result(outcome)
         return outcome
 
-    def _holder(self, url: str, access: Access) -> "_Holder":
+    def _slot(self, url: str, access: Access) -> "_TokenSlot":
         """Return what is known for one destination: a refusal there says nothing about another's token."""
-        holder = self._holders.get((url, access))
-        if holder is None:
-            if len(self._holders) >= HOLDERS_LIMIT:  # reloads left some behind
-                self._holders = {key: kept for key, kept in self._holders.items() if kept.is_needed(self._clock())}
-            holder = self._holders[url, access] = _Holder()
-        return holder
+        slot = self._slots.get((url, access))
+        if slot is None:
+            if len(self._slots) >= SLOTS_LIMIT:  # reloads left some behind
+                self._slots = {key: kept for key, kept in self._slots.items() if kept.is_needed(self._clock())}
+            slot = self._slots[url, access] = _TokenSlot()
+        return slot
 
 
-class _Holder:
+class _TokenSlot:
     __slots__ = ("pending", "token")
 
     def __init__(self) -> None:
@@ -217,29 +217,29 @@ def _read(answer: AnswerReader, host: str) -> tuple[bytes, float]:
     if answer.body is None:
         raise NoTokenError(f"{host}: expected a whole answer of at most {ANSWER_LIMIT} bytes, got another")
     try:
-        said = orjson.loads(answer.body)
+        document = orjson.loads(answer.body)
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
+        document = None
+    if not isinstance(document, dict):
         raise NoTokenError(f"{host}: expected a JSON object, got something else")
-    token = said.get("access_token")
+    token = document.get("access_token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise NoTokenError(f"{host}: expected an access_token of visible ASCII characters, got none")
-    if str(said.get("token_type", "bearer")).lower() != "bearer":
+    if str(document.get("token_type", "bearer")).lower() != "bearer":
         raise NoTokenError(f"{host}: expected a token of the type bearer, got one of another type")
-    return b"Bearer " + token.encode("ascii"), _life(said.get("expires_in"), host)
+    return b"Bearer " + token.encode("ascii"), _life(document.get("expires_in"), host)
 
 
-def _life(said: object, host: str) -> float:
-    if said is None:
-        return UNKNOWN_LIFE
+def _life(document: object, host: str) -> float:
+    if document is None:
+        return DEFAULT_LIFETIME
     try:
-        life = math.nan if isinstance(said, bool) else float(said)  # type: ignore[arg-type] # TypeError is caught
+        life = math.nan if isinstance(document, bool) else float(document)  # type: ignore[arg-type] # TypeError is caught
     except (TypeError, ValueError, OverflowError):
         life = math.nan
     if not life >= 0:
         raise NoTokenError(f"{host}: expected expires_in to be a number of seconds, got something else")
-    return min(life, LONGEST_LIFE)
+    return min(life, MAX_LIFETIME)
 
 
 def _phrase(answer: AnswerReader) -> str:
@@ -249,10 +249,10 @@ def _phrase(answer: AnswerReader) -> str:
     except ValueError:
         phrase = ""
     try:
-        said = orjson.loads(answer.body or b"")
+        document = orjson.loads(answer.body or b"")
     except ValueError:
-        said = None
-    code = said.get("error") if isinstance(said, dict) else None
+        document = None
+    code = document.get("error") if isinstance(document, dict) else None
     return f"{phrase} ({code})" if isinstance(code, str) and code in _CODES else phrase
 
 

@@ -81,7 +81,7 @@ def compose(
     for name, text in destination.headers:
         _add(added, name, text.encode("utf-8", "surrogateescape"), f"destinations.{destination.name}.headers")
     if headers is None:
-        headers = _passed(event.headers, added, destination)
+        headers = _forwarded_headers(event.headers, added, destination)
     headers += added.values()
     if trace is not None:
         headers = [pair for pair in headers if pair[0].lower() not in _TRACE]
@@ -114,10 +114,12 @@ def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) 
     ]
 
 
-def _passed(headers: Headers, added: Collection[bytes], destination: Destination) -> list[tuple[bytes, bytes]]:
-    """Return the provider's header pairs that go on: no name of which a receiver that folds them makes one of ours.
+def _forwarded_headers(
+    headers: Headers, added: Collection[bytes], destination: Destination
+) -> list[tuple[bytes, bytes]]:
+    """Return the provider's header pairs to forward, except names that a receiver could take for one of ours.
 
-    Where none of them and none of those added says who asks, we do.
+    A user agent is added if neither they nor the added headers have one.
     """
     names = [name.translate(_FOLDED) for name, _ in headers]
     dropped = _NOT_PASSED

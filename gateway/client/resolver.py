@@ -19,8 +19,8 @@ from gateway.model import GatewayError
 TTL = 15.0  # The system's resolver doesn't tell the record's own.
 NEGATIVE_TTL = 2.0
 STALE_TTL = 3600.0  # How long a known address serves while its zone can't be asked.
-REFRESH_PATIENCE = 0.5  # How long an attempt waits for a refresh where it has a known address to go on with.
-LOOKUP_PATIENCE = 5.0  # How long it waits where it hasn't: resolv.conf's default for one server.
+REFRESH_TIMEOUT = 0.5  # How long an attempt waits for a refresh where it has a known address to go on with.
+LOOKUP_TIMEOUT = 5.0  # How long it waits where it hasn't: resolv.conf's default for one server.
 THREADS = 24
 SUSPECT_THREADS = 6
 NAMES_LIMIT = 10_000
@@ -53,14 +53,14 @@ class Resolver:
         name = self._names.get(host)
         if name is None:
             name = self._names[host] = _Name()
-            self._forget()
+            self._evict_stale()
         now = self._clock()
         if now >= name.fresh_until:
-            pending = name.pending or self._ask(host, name)
+            pending = name.pending or self._start_lookup(host, name)
             has_known = bool(name.addresses) and now < name.stale_until
-            await asyncio.wait([pending], timeout=REFRESH_PATIENCE if has_known else LOOKUP_PATIENCE)
+            await asyncio.wait([pending], timeout=REFRESH_TIMEOUT if has_known else LOOKUP_TIMEOUT)
             if not pending.done() and not has_known:
-                raise UnresolvedError(f"{host}: expected an address, got no answer within {LOOKUP_PATIENCE:g} s")
+                raise UnresolvedError(f"{host}: expected an address, got no answer within {LOOKUP_TIMEOUT:g} s")
         if not name.addresses:
             raise UnresolvedError(f"{host}: expected an address, got {name.failure}")
         return name.addresses
@@ -70,7 +70,7 @@ class Resolver:
         self._threads.close()
         self._suspect_threads.close()
 
-    def _ask(self, host: str, name: "_Name") -> asyncio.Future[None]:
+    def _start_lookup(self, host: str, name: "_Name") -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         name.pending = pending = loop.create_future()
 
@@ -80,12 +80,12 @@ class Resolver:
             except (OSError, UnicodeError) as error:
                 found = error
             with suppress(RuntimeError):  # the loop may be closed by now, and nobody is waiting
-                loop.call_soon_threadsafe(self._learn, name, found)
+                loop.call_soon_threadsafe(self._store_result, name, found)
 
         (self._suspect_threads if name.failure else self._threads).run(_zone(host), work)
         return pending
 
-    def _learn(self, name: "_Name", found: Addresses | Exception) -> None:
+    def _store_result(self, name: "_Name", found: Addresses | Exception) -> None:
         now = self._clock()
         if isinstance(found, tuple) and found:
             name.addresses, name.failure = found, ""
@@ -99,7 +99,7 @@ class Resolver:
             name.pending.set_result(None)
             name.pending = None
 
-    def _forget(self) -> None:
+    def _evict_stale(self) -> None:
         """Drop what reloads left behind; a name in use comes back by itself."""
         if len(self._names) > NAMES_LIMIT:
             now = self._clock()

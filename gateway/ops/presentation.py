@@ -57,7 +57,7 @@ def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, objec
 
 
 def source_fields(source: Source, verification: Verification, routes: Sequence[str]) -> dict[str, object]:
-    origins = EventBuilder(source).told_by()
+    origins = EventBuilder(source).expression_texts()
     return {
         "source": source.name,
         "path": source.path,
@@ -76,7 +76,7 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
 
 def print_source(output: Output, source: Source, verification: Verification, routes: Sequence[str]) -> None:
     """Print how a source's events are verified and identified, and which routes they may match."""
-    origins = EventBuilder(source).told_by()
+    origins = EventBuilder(source).expression_texts()
     output.say(("source ", "bold"), f"{source.name}  path {source.path}")
     output.say(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for way in verification.ways:

@@ -1,4 +1,4 @@
-"""What `match` says: its conditions over the fields of an event, as they are written and as they are tested."""
+"""Conditions (`match:`) over the fields of an event: how they are parsed and tested."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Where a value is: `type`, `source`, `headers.<name>`, `query.<name>`, `body`, `body.<key or index>.…`."""
+    """A path to a value: `type`, `source`, `headers.<name>`, `query.<name>`, `body`, `body.<key or index>.…`."""
 
     root: str
     steps: tuple[Step, ...]
@@ -28,7 +28,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Glob:
-    """A pattern in which `*` stands for any run of characters, and everything else for itself."""
+    """A pattern in which `*` matches any characters, and everything else itself."""
 
     text: str
     pieces: tuple[str, ...]
@@ -41,7 +41,7 @@ class Glob:
         first, *middle, last = self.pieces
         if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
             return False
-        # The leftmost place is the best one for each piece, so this never goes back, however many stars there are.
+        # The leftmost match is the best one for each piece, so there is no backtracking, however many stars there are.
         at, end = len(first), len(text) - len(last)
         for piece in middle:
             at = text.find(piece, at, end)
@@ -53,7 +53,7 @@ class Glob:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """The value is one of these, or a string that one of the globs fits."""
+    """The value is one of these, or a string that matches one of the globs."""
 
     values: tuple[Scalar, ...]
     globs: tuple[Glob, ...] = ()
@@ -88,7 +88,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """The field is there, null included; or it isn't."""
+    """The field exists (perhaps as null), or it doesn't."""
 
     expected: bool
 
@@ -101,7 +101,7 @@ class Exists:
 
 @dataclass(frozen=True, slots=True)
 class Unless:
-    """The value fails a test, a missing one too where the test needs it."""
+    """The value fails a test; so does a missing one, unless the test is about absence."""
 
     test: "Test"
 
@@ -219,7 +219,7 @@ _COMPARISONS = {
 
 
 class _Boolean:
-    """Stands for true or false in sets and mappings of values, where Python's True would be 1."""
+    """Represents true or false in sets and mappings of values, where Python's True equals 1."""
 
 
 _TRUE: Final = _Boolean()
@@ -228,7 +228,7 @@ _NO_SCALAR: Final = _Boolean()
 
 
 def key_of(value: object) -> object:
-    """Return what is equal and hashes alike exactly for scalars that JSON calls equal; in no set for anything else."""
+    """Return a hashable key that is equal exactly for scalars that are equal in JSON; other values match no key."""
     kind = type(value)
     if kind is str or kind is int or kind is float or value is None:
         return value
@@ -250,7 +250,7 @@ def _shown(value: object) -> str:
 
 
 class ConditionError(RulesError):
-    """A `match:` isn't a condition. Each of `problems` is the path to what is wrong, and what was expected."""
+    """A `match:` isn't a valid condition. `problems` are paths, each with a message."""
 
     def __init__(self, problems: Sequence[tuple[tuple[str | int, ...], str]]) -> None:
         self.problems = tuple(problems)
@@ -258,7 +258,7 @@ class ConditionError(RulesError):
 
 
 def parse_condition(match: Mapping[str, object]) -> Condition:
-    """Read what stands under `match:`. Raises ConditionError with all problems in one go."""
+    """Parse the value of `match:`. Raises ConditionError with all problems."""
     reader = _Reader()
     condition = reader.conditions(match, ())
     if reader.problems:
@@ -267,7 +267,7 @@ def parse_condition(match: Mapping[str, object]) -> Condition:
 
 
 def written(condition: Condition) -> dict[str, Any]:
-    """Return a condition as `match:` would have it; `parse_condition` reads the same one from it."""
+    """Return a condition in the form of `match:`, the inverse of `parse_condition`."""
     match condition:
         case Field():
             return {condition.path.text: _written_test(condition.test)}
@@ -284,7 +284,7 @@ def written(condition: Condition) -> dict[str, Any]:
 def _written_test(test: Test) -> Any:  # noqa: ANN401 - what JSON has
     match test:
         case OneOf() if len(test.values) == 1 and not test.globs:
-            return {"is": test.values[0]}  # also a string with a star, which a list would take for a pattern
+            return {"is": test.values[0]}  # also a string with a star, which would be a pattern in a list
         case OneOf():
             return [*test.values, *[glob.text for glob in test.globs]]
         case Compare():
@@ -305,7 +305,7 @@ _NOTHING = OneOf(())
 
 
 class _Reader:
-    """Reads conditions and notes what is wrong; what it returns counts only when nothing is."""
+    """Parses conditions and collects problems; its results are valid only if there are none."""
 
     def __init__(self) -> None:
         self.problems: list[tuple[tuple[str | int, ...], str]] = []
@@ -379,7 +379,7 @@ _NAME = re.compile(r'\.(?:"([^"]+)"|([^"]+))')
 
 
 def _parsed_path(text: str) -> Path | str:
-    """Read a path, or say what is wrong with it. A key with dots or brackets in it is quoted: `body."a.b".c`."""
+    """Parse a path, or return what is wrong with it. A key with dots or brackets is quoted: `body."a.b".c`."""
     root, dot, rest = text.partition(".")
     if root not in _ROOTS:
         hint = did_you_mean(text, (*_ROOTS, *_GROUPS)) or did_you_mean(root, _ROOTS)

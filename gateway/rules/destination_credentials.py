@@ -1,4 +1,4 @@
-"""What a destination asks of its callers, made from what is written: credentials, certificates, a proxy."""
+"""A destination's credentials, built from the rules: authorization headers, certificates and TLS contexts."""
 
 import os
 import re
@@ -12,13 +12,13 @@ from functools import lru_cache
 from gateway.rules.rules import Rules, Tls
 
 CONTEXTS = 1024
-"""Contexts that reloads find again: one with the system's trust costs 25 ms and half a megabyte."""
+"""Maximum cached contexts, for reloads: one with the system's authorities takes 25 ms and half a megabyte."""
 
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[\s!-~]*?-----END \1-----", re.ASCII)  # RFC 7468
 
 
 class TlsError(Exception):
-    """What stands under a key of `tls` can't be used. `str()` says what was expected instead, and shows none of it."""
+    """The value of a key of `tls` can't be used. `str()` says what was expected, and shows nothing of the value."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -31,9 +31,9 @@ def basic_authorization(username: str, password: str) -> str:
 
 
 def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
-    """Make the TLS of a destination from PEM texts, in which anything but the blocks that are wanted is passed over.
+    """Build a destination's TLS from PEM texts, ignoring everything in them but the relevant blocks.
 
-    A `ca` takes the place of the system's trust. Raises TlsError. Blocks for a while: not for the event loop.
+    A `ca` replaces the system's authorities. Raises TlsError. Blocks for a while, so don't call it on the event loop.
     """
     return _tls(
         None if ca is None else _blocks("ca", ca, "CERTIFICATE"),
@@ -42,21 +42,21 @@ def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
     )
 
 
-def certificate_ends(rules: Rules) -> dict[str, float]:
-    """Return until when (Unix seconds) what the destinations name holds: `ci/certificate`, `ci/ca`.
+def certificate_expiries(rules: Rules) -> dict[str, float]:
+    """Return when (Unix seconds) the destinations' certificates expire, such as `ci/certificate` and `ci/ca`.
 
-    Blocks for a while: not for the event loop.
+    Blocks for a while, so don't call it on the event loop.
     """
     ends: dict[str, float] = {}
     for name, destination in rules.destinations.items():
         tls = None if destination.access is None else destination.access.tls
         if tls is not None:
-            ends |= {f"{name}/{kind}": end for kind, end in ends_of(tls).items()}
+            ends |= {f"{name}/{kind}": end for kind, end in expiries_of(tls).items()}
     return ends
 
 
-def ends_of(tls: Tls) -> dict[str, float]:
-    """Return until when (Unix seconds) `ca` and `certificate` hold; of several in one text the first to end counts."""
+def expiries_of(tls: Tls) -> dict[str, float]:
+    """Return when (Unix seconds) `ca` and `certificate` expire; of several in one text, the first to expire."""
     texts = {"ca": tls.ca, "certificate": tls.certificate}
     found = {kind: _end_of(text) for kind, text in texts.items() if text is not None}
     return {kind: end for kind, end in found.items() if end is not None}
@@ -69,7 +69,7 @@ def _end_of(text: str) -> float | None:
     try:
         certificates = x509.load_pem_x509_certificates(text.encode("ascii"))
     except ValueError:
-        return None  # OpenSSL takes some that a strict reader doesn't
+        return None  # OpenSSL accepts some that a strict parser doesn't
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
 
 
@@ -78,14 +78,14 @@ def _tls(ca: str | None, certificate: str | None, key: str | None) -> Tls:
     try:
         context = ssl.create_default_context(cadata=ca)
     except (ssl.SSLError, ValueError) as error:
-        raise TlsError("ca", f"expected certificates that can be read, got others{_reason(error)}") from None
+        raise TlsError("ca", f"expected valid certificates, got others{_reason(error)}") from None
     if certificate is not None and key is not None:
         _present(context, certificate, key)
     return Tls(ca=ca, certificate=certificate, key=key, context=context)
 
 
 def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Have a context show a certificate to those who ask for one."""
+    """Have a context present a certificate to servers that request one."""
     is_encrypted = False
 
     def passphrase() -> str:  # without this OpenSSL would ask on the terminal
@@ -107,8 +107,8 @@ def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
 
 @contextmanager
 def _file(text: str) -> Iterator[str]:
-    """Hold a string in a file for as long as `ssl` reads it, since it reads keys from files only."""
-    if hasattr(os, "memfd_create"):  # a key has no business on a disk
+    """Provide a string as a file, since `ssl` reads keys from files only."""
+    if hasattr(os, "memfd_create"):  # a key shouldn't be written to a disk
         with open(os.memfd_create("tls"), "wb", buffering=0) as file:  # noqa: PTH123 # a descriptor, not a path
             file.write(text.encode("ascii"))
             yield f"/proc/self/fd/{file.fileno()}"
@@ -120,7 +120,7 @@ def _file(text: str) -> Iterator[str]:
 
 
 def _blocks(key: str, text: str, label: str) -> str:
-    """Return the blocks of a kind: what stands around them may be in any language, which `ssl` doesn't take."""
+    """Return the blocks of a kind: text around them may be in any language, which `ssl` doesn't accept."""
     found = [block[0] for block in _BLOCK.finditer(text) if block[1].endswith(label)]
     if not found:
         raise TlsError(key, f"expected a {label.lower()} in PEM, such as ${{file:{key}.pem}}, got a string without one")

@@ -1,4 +1,4 @@
-"""What a verified request is: an event's id, type and key, by its source's expressions and its scheme's defaults."""
+"""Builds events from verified requests: id, type and key, by the source's expressions and the scheme's defaults."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_plus
@@ -9,15 +9,15 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
 from gateway.verify.request import Request
 
-# The longest identity, type or key, in characters: they are stored beside the body, some of them twice.
+# Maximum characters of an identity, type or key: they are stored besides the body, some of them twice.
 MAX_FIELD = 1024
 FALLBACK_TYPE = "webhook"
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
-"""What tells an identity where nothing else does."""
+"""The default source of an identity."""
 
 
 class EventBuilder:
-    """Makes the events of one source; what can be worked out once is."""
+    """Builds the events of one source; everything that can be is computed once."""
 
     __slots__ = ("_ids", "_key", "_source", "_type")
 
@@ -30,10 +30,10 @@ class EventBuilder:
         self._key = _Field("key", source.key, None)
 
     def event(self, request: Request, *, received_at: float, identity_at: str | None = None) -> Event:
-        """Make the event of a verified request, without the headers and parameters that carry a credential.
+        """Build the event of a verified request, without the headers and parameters that carry a credential.
 
-        `identity_at` is what `Verifier.verify` returned; without it the identity is looked for wherever it may be.
-        Raises RefusedError (400) where its identity, type or key can't be told.
+        `identity_at` is what `Verifier.verify` returned; without it, all possible places are tried. Raises RefusedError
+        (400) if its identity, type or key can't be determined.
         """
         name, verifier = self._source.name, self._source.verifier
         headers, names = request.headers, request.lower_names()
@@ -42,27 +42,27 @@ class EventBuilder:
             kept = [index for index, each in enumerate(names) if each not in secret]
             headers, names = tuple([headers[index] for index in kept]), [names[index] for index in kept]
         query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
-        seen = _Seen(name, request, headers, names, query)
-        identity = self._ids[identity_at].read(seen) or _idempotency_key(headers)
+        given = _Input(name, request, headers, names, query)
+        identity = self._ids[identity_at].read(given) or _idempotency_key(headers)
         return Event(
             id=event_id(name, identity),
             source=name,
-            type=self._type.read(seen) or FALLBACK_TYPE,
-            key=self._key.read(seen),
+            type=self._type.read(given) or FALLBACK_TYPE,
+            key=self._key.read(given),
             received_at=received_at,
             headers=headers,
             query=query,
             body=request.body,
         )
 
-    def told_by(self) -> Mapping[str, Sequence[str]]:
-        """Return the expressions that tell an event's id, type and key: of several the first that finds something."""
+    def expression_texts(self) -> Mapping[str, Sequence[str]]:
+        """Return the expressions for an event's id, type and key; of several, the first that finds a value applies."""
         ids = [field.text for field in self._ids.values() if field.text is not None]
         others = {"type": self._type.text, "key": self._key.text}
         return {"id": list(dict.fromkeys(ids)), **{name: [text] if text else [] for name, text in others.items()}}
 
     def knows(self, event: Event) -> bool:
-        """Return whether a stored event would have the same id by these rules, unless a credential decides that."""
+        """Return whether a stored event would have the same id by these rules, as far as that isn't in a credential."""
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
@@ -72,19 +72,19 @@ class EventBuilder:
             return False
 
     def identified_by(self, request: Request) -> str:
-        """Tell where the identity of a request is read from; "" where it has none, and is an event of its own.
+        """Return the expression by which a request's identity is found; "" if it has none.
 
         Raises RefusedError (400) as `event` does.
         """
-        seen = _Seen(self._source.name, request, request.headers, request.lower_names(), request.query)
+        given = _Input(self._source.name, request, request.headers, request.lower_names(), request.query)
         for field in self._ids.values():
-            if field.text is not None and field.read(seen):
+            if field.text is not None and field.read(given):
                 return field.text
         return IDEMPOTENCY_KEY if _idempotency_key(request.headers) else ""
 
 
-class _Seen:
-    """What fields are read from. Most providers tell id and type in headers, for which no view has to be made."""
+class _Input:
+    """The input of the fields. Most providers send id and type in headers, for which no view has to be created."""
 
     __slots__ = ("_request", "_source", "_view", "headers", "names", "query")
 
@@ -109,7 +109,7 @@ class _Seen:
 
 
 class _Field:
-    """Something of an event that an expression tells: the source's own, or its scheme's default."""
+    """An event's id, type or key, by the source's own expression or its scheme's default."""
 
     __slots__ = ("_expression", "_header", "_is_own", "_name", "_reads_body")
 
@@ -126,18 +126,18 @@ class _Field:
         """The expression, as it is written."""
         return None if self._expression is None else self._expression.text
 
-    def read(self, seen: _Seen) -> str | None:
+    def read(self, given: _Input) -> str | None:
         if self._expression is None:
             return None
         try:
             if self._header is None:
-                return self._checked(self._evaluate(self._expression, seen.view()))
-            if self._header not in seen.names:
+                return self._checked(self._evaluate(self._expression, given.view()))
+            if self._header not in given.names:
                 return None
-            value = seen.headers[seen.names.index(self._header)][1]
+            value = given.headers[given.names.index(self._header)][1]
             return self._checked(value.decode("utf-8", "replace") or None)
         except RefusedError:
-            # A scheme's default is a guess; an event that has another shape is an event all the same.
+            # A scheme's default is a guess; an event of another shape is still valid.
             if self._is_own:
                 raise
             return None
@@ -166,5 +166,5 @@ def _idempotency_key(headers: Headers) -> str | None:
 
 
 def _without(query: str, names: frozenset[str]) -> str:
-    """Leave out parameters, and every other byte as it was."""
+    """Remove parameters from a query string, leaving every other byte unchanged."""
     return "&".join([part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names])

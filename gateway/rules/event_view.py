@@ -11,17 +11,17 @@ import orjson
 
 from gateway.model import Event, Headers
 
-# Steps of about 0.1 µs that all expressions over one view may take: while they run, nothing else of the process does.
-# With the parsing of the body before and the look at its size, the worst event stops it for a quarter of a second.
+# Maximum steps of about 0.1 µs of all expressions over one view: while they run, the event loop is blocked. Including
+# the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
 MAX_COST = 2_000_000
-HANDING, READING, CONVERTING = 15, 10, 20  # Steps for each value: into CEL, named by an expression, and out as JSON.
-MAX_INFLATED = 2 << 20  # bytes: twice a body that comes as it is, and 0.1 s to parse at worst.
+HANDING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
+MAX_INFLATED = 2 << 20  # bytes: twice the limit of an uncompressed body, and at worst 0.1 s to parse
 MAX_FORM_FIELDS = 10_000
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 
 
 class Absent(Enum):
-    """The type of `ABSENT`, which stands for a field that isn't there."""
+    """The type of `ABSENT`, which represents a missing field."""
 
     ABSENT = "absent"
 
@@ -33,7 +33,7 @@ _UNREAD: Final = object()
 FORM = "application/x-www-form-urlencoded"
 NO_BODY = "there is no JSON body"
 PLAIN = ("", "identity")
-"""Content codings that are none."""
+"""Values of Content-Encoding for an uncompressed body."""
 
 
 class Step(NamedTuple):
@@ -44,9 +44,9 @@ class Step(NamedTuple):
 
 
 class EventView:
-    """What expressions and conditions see of an event, read lazily and once. Values are shared: don't change them.
+    """The parts of an event that expressions and conditions see, parsed lazily and once. Don't modify its values.
 
-    `contexts` is what CEL has been handed of it, which lives as long as the view: `expressions.py` decides what.
+    `contexts` caches the parts that were passed to CEL, for as long as the view; `expressions.py` manages it.
     """
 
     __slots__ = (
@@ -133,18 +133,18 @@ class EventView:
 
     @property
     def has_body(self) -> bool:
-        """Return whether there is a parsed body; without one each `body` path is a missing field."""
+        """Return whether there is a parsed body; without one, each `body` path is a missing field."""
         return self.body is not ABSENT
 
     @property
     def why_no_body(self) -> str:
-        """Say why there is no parsed body, where there is none."""
+        """Explain why there is no parsed body, if there is none."""
         media_type = _media_type(self._header("content-type") or "")
         return "the body is multipart, which isn't read" if media_type.startswith("multipart/") else NO_BODY
 
     @property
     def repeated(self) -> list[str]:
-        """The names that a form's body has more than once: the first value of each is what counts."""
+        """The names that a form has more than once: only the first value of each is used."""
         if _media_type(self._header("content-type") or "") != FORM or not isinstance(self.body, dict):
             return []
         encoding = (self._header("content-encoding") or "").strip().lower()
@@ -153,7 +153,7 @@ class EventView:
         return [name for name, count in counts.items() if count > 1]
 
     def get(self, root: str, steps: Sequence[Step]) -> object:
-        """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT when it isn't there."""
+        """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT if it doesn't exist."""
         if root == "headers" and len(steps) == 1:
             name = steps[0].key
             found = None if name is None else self._header(name)
@@ -169,7 +169,7 @@ class EventView:
         return value
 
     def size(self, value: object) -> "Size":
-        """Return how large a value in here is; looked at once, as many routes name the same ones."""
+        """Return the size of a value of this view; cached, as many routes name the same values."""
         if type(value) is not dict and type(value) is not list:
             return measured(value)
         size = self._sizes.get(id(value))
@@ -178,14 +178,14 @@ class EventView:
         return size
 
     def spend(self, steps: int) -> bool:
-        """Return whether that many steps are left, and take them if so."""
+        """Spend steps if that many are left; return whether they were."""
         if self._spent + steps > MAX_COST:
             return False
         self._spent += steps
         return True
 
     def _header(self, name: str) -> str | None:
-        # Most events are asked for one or two headers, which costs less than a dictionary of all of them.
+        # Usually one or two headers are needed, which costs less than a dictionary of all of them.
         if self._headers is not None:
             return self._headers.get(name)
         names = self._names
@@ -196,7 +196,7 @@ class EventView:
 
 
 def _readable(text: str) -> str:
-    """Replace the bytes that weren't UTF-8 (PEP 383 keeps them as lone surrogates), which CEL can't take."""
+    """Replace bytes that weren't UTF-8 (lone surrogates by PEP 383), which CEL can't represent."""
     if text.isascii():
         return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -224,7 +224,7 @@ def _media_type(content_type: str) -> str:
 
 
 def _inflated(body: bytes, coding: str) -> bytes:
-    """Undo gzip or deflate (RFC 9110, 8.4.1), or return nothing: unknown, broken, cut short or too large."""
+    """Decompress gzip or deflate (RFC 9110, 8.4.1); return b"" for an unknown coding, and broken or too large data."""
     # Some senders mean raw deflate by "deflate", as RFC 9110 notes.
     for wbits in {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding, ()):
         inflater = zlib.decompressobj(wbits)
@@ -238,14 +238,14 @@ def _inflated(body: bytes, coding: str) -> bytes:
 
 
 class Size(NamedTuple):
-    """How many values there are in all, keys included (256 characters count as one more), and the most side by side."""
+    """The total number of values, keys included (256 characters count as one more), and the longest list or mapping."""
 
     total: int
     longest: int
 
 
 def measured(value: object) -> Size:
-    """Return a value's size; of one that is too large for CEL at any rate only that it is."""
+    """Return a value's size; counting stops once it is too large for CEL."""
     total, longest = 1, 0
     waiting = [value]
     while waiting and total <= MAX_COST // HANDING:

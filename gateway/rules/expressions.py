@@ -2,15 +2,15 @@
 
 The only user of the CEL library. An expression sees these variables, whose values are JSON's:
 
-    body      the parsed body; form fields for a form; nothing for an empty body or one that can't be parsed
+    body      the parsed body; form fields for a form; missing for an empty body or one that can't be parsed
     headers   name, in lower case → the first value
     query     name → the first value
     source    the source's name
     id, type, key   what identifies, classifies and orders the event; empty or null before they are known
 
-A *missing field* is one that the event doesn't have, a step into null or another scalar included. Null is a value.
-The library's `size` of a string counts UTF-8 bytes, where the specification says code points. Its `matches` compiles
-its pattern at each call, so ours replaces it (`patterns.py`): the pattern is a string literal, compiled once.
+A *missing field* is one that the event doesn't have, including a step into null or another scalar. Null is a value.
+The library's `size` of a string counts UTF-8 bytes instead of code points as specified. Its `matches` compiles the
+pattern at each call, so ours replaces it (`patterns.py`): the pattern is a string literal, compiled once.
 """
 
 import base64
@@ -31,23 +31,23 @@ from gateway.rules.scanner import Analysis, FieldPath, Match, Parts, Scan, gap_i
 from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
-FEW_REFUSALS = 20  # of an event's fields that are told
-FEW_VALUES = 64  # Values that take less to name than to count.
-LONG_TEXT = 1024  # characters from which a copy costs as much as a step
-MAX_CONTEXTS = 8  # An event whose expressions see more different parts of it gets one context with everything.
+MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
+FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
+LONG_TEXT = 1024  # Characters from which copying a text costs as much as a step.
+MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
     """A compiled CEL expression.
 
-    Raises ExpressionError, in one line with the character it is about, for a syntax error, an unknown name or function,
+    Raises ExpressionError, in one line with the character's position, for a syntax error, an unknown name or function,
     a header name that isn't in lower case, macros nested deeper than 3, a string longer than 4,096 characters, and a
-    pattern of `matches` that isn't a string literal, that isn't RE2's, or is too large.
+    pattern of `matches` that isn't a string literal, isn't valid in RE2, or is too large.
 
-    A plain path (`body.a[0].b`, `headers['x-event']`, `type`) is followed without CEL, to the same end, and so is one
-    with `matches` and nothing else. For the rest the event's data is handed to CEL, which is what costs: only those
-    parts of it that the expression names.
+    A plain path (`body.a[0].b`, `headers['x-event']`, `type`) is evaluated without CEL, with the same result, and so is
+    one followed by `matches`. For others, the event's data is passed to CEL, which is the expensive part; only the
+    parts that the expression names are.
     """
 
     text: str
@@ -73,12 +73,11 @@ class Expression:
         return any(path.root == "body" for path in self._analysis.paths)
 
     def evaluate(self, view: EventView) -> object:
-        """Return the value, as JSON has it: a time is an RFC 3339 text, a duration `1.5s`, bytes are base64.
+        """Return the value as JSON: a time is an RFC 3339 string, a duration `1.5s`, bytes are base64.
 
-        Raises MissingFieldError for a field that isn't there, ExpressionError for any other failure: operands that
-        don't go together, an overflow, more data than CEL may be given: about 80,000 values and keys for all the
-        expressions over one view together, fewer the more often they are named, copied or looped over. A plain path
-        takes nothing of that.
+        Raises MissingFieldError for a missing field, ExpressionError for any other failure: incompatible operands, an
+        overflow, more data than CEL may be given: about 80,000 values and keys for all expressions over one view, fewer
+        the more often they are named, copied or looped over. Plain paths don't count.
         """
         path = self._path
         if path is None:
@@ -90,12 +89,12 @@ class Expression:
 
     @property
     def header(self) -> str | None:
-        """The header that this is a plain path to, in lower case: with the headers at hand no view is needed."""
+        """The header, in lower case, if this is a plain path to one; it can then be read without a view."""
         path = self._path
         return path.steps[0].key if path is not None and path.root == "headers" and len(path.steps) == 1 else None
 
     def is_true(self, view: EventView) -> bool:
-        """Return whether a condition holds; it doesn't where a field is missing. Raises ExpressionError."""
+        """Return whether a condition holds; with a missing field it doesn't. Raises ExpressionError."""
         try:
             value = self.evaluate(view)
         except MissingFieldError:
@@ -105,12 +104,12 @@ class Expression:
         raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_kind(value)}")
 
     def as_text(self, view: EventView) -> str | None:
-        """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON, nothing as None.
+        """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON.
 
-        Nothing is null, an empty text, and a missing field. Raises ExpressionError for a list or mapping.
+        Return None for null, an empty string and a missing field. Raises ExpressionError for a list or mapping.
         """
         path = self._path
-        if path is not None:  # An identity or a type is one, for each event: neither a call nor an exception more.
+        if path is not None:  # the hot path: neither an extra call nor an exception
             value = view.get(path.root, path.steps)
         else:
             try:
@@ -138,8 +137,8 @@ class Expression:
         try:
             return self._run(handed.context, view)
         finally:
-            matcher.view = None  # else they hold each other, where the collector doesn't see it
-            if matcher.is_spent:  # also where CEL went on without an answer: that isn't "no match"
+            matcher.view = None  # breaks a reference cycle that the garbage collector doesn't see
+            if matcher.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
                 raise self._too_much(_LONG_MATCH)
 
     def _run(self, context: cel.Context, view: EventView) -> object:
@@ -152,7 +151,7 @@ class Expression:
             raise self._translated(error, view) from error
 
     def _is_matched(self, view: EventView) -> bool:
-        """Match a plain path against a pattern: a sixth of what it takes with CEL, and most are such."""
+        """Match a plain path against a pattern, which most expressions do: takes a sixth of the time with CEL."""
         path = self._analysis.paths[0]
         text = view.get(path.root, path.steps)
         if text is ABSENT:
@@ -165,7 +164,7 @@ class Expression:
         return is_found
 
     def _handed(self, view: EventView) -> "_Handed":
-        """Return what CEL sees: the parts of the event that this expression names (about 25 µs per kB of them)."""
+        """Return the CEL context with the parts of the event that this expression names (takes about 25 µs per kB)."""
         contexts = view.contexts
         handed: _Handed | None = contexts.get(self._analysis.key)
         if handed is None and len(contexts) >= MAX_CONTEXTS:
@@ -177,12 +176,12 @@ class Expression:
         return handed
 
     def _charge(self, view: EventView) -> None:
-        """Refuse what would keep the process standing still; CEL can't be interrupted.
+        """Refuse expressions that would block the process for too long; CEL can't be interrupted.
 
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long text copies it. So
-        with n values in all that are named, at most m of them side by side, and k such copies inside each other, it
-        takes n * m^k steps for each such macro, thrice that if lists or mappings are made, which cost more to copy;
-        without any copies about ten for each value.
+        with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
+        macro, three times that if lists or mappings are created, which cost more to copy; without any copies, about ten
+        for each value.
         """
         copies = int(self._analysis.copies > 0)
         exponent = copies
@@ -201,13 +200,13 @@ class Expression:
         return ExpressionError(f"{_shortened(self.text)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: EventView) -> ExpressionError:
-        """Tell a missing field from other failures; CEL calls a step into null or a scalar a missing overload."""
+        """Distinguish a missing field from other failures; CEL reports a step into null or a scalar as an overload."""
         missing: FieldPath | None = None
         if isinstance(error, LookupError):
             key = str(error.args[0])
             missing = self._missing(view, key.rpartition(" ")[2] if isinstance(error, IndexError) else key)
             if missing is None:
-                # A key that doesn't stand in the expression is the event's.
+                # A key that isn't in the expression is from the event.
                 name = _shortened(key if key in self.text else f"a key of {self.text}")
                 return MissingFieldError(f"{name} isn't there")
         elif isinstance(error, TypeError) or not view.has_body:
@@ -217,9 +216,9 @@ class Expression:
         return ExpressionError(f"{_shortened(self.text)}: {_reason(error)}")
 
     def _missing(self, view: EventView, key: str | None = None) -> FieldPath | None:
-        """Return the first path that breaks off at that key; without one, the first that steps into what has no fields.
+        """Return the first path that is missing at that key; without a key, the first that steps into a scalar.
 
-        Others may not be there, either: those that `has` has asked for.
+        Others may be missing, too: those in `has`.
         """
         for path in self._analysis.paths:
             if view.get(path.root, path.steps) is not ABSENT:
@@ -231,7 +230,7 @@ class Expression:
 
 
 class AbsentFieldError(MissingFieldError):
-    """A path that is written out leads to a field that the event doesn't have."""
+    """A literal path leads to a field that the event doesn't have."""
 
     def __init__(self, path: FieldPath, view: EventView) -> None:
         super().__init__(f"{path.text} isn't there")
@@ -240,27 +239,27 @@ class AbsentFieldError(MissingFieldError):
 
     @property
     def hint(self) -> str:
-        """Say by which expression to ask for the field first, or which value of the event has no fields; "" at length.
+        """Suggest an expression that checks for the field, or name the value that has no fields; "" if too long.
 
-        It holds nothing of the event but a value's type.
+        It contains nothing of the event but a value's type.
         """
         path, gap = self._path, gap_in(self._path, self._view)
         parent = path.up_to(gap.depth - 1).text
         if gap.depth == 0:
-            told = self._view.why_no_body
+            hint = self._view.why_no_body
         elif not gap.is_between_fields:
-            told = f"{parent} is {_kind(gap.parent)}"
+            hint = f"{parent} is {_kind(gap.parent)}"
         elif isinstance(gap.parent, list):
-            told = f"size({parent}) tells"
+            hint = f"check with size({parent})"
         elif gap.key.isidentifier():
-            told = f"has({path.up_to(gap.depth).text}) tells"
+            hint = f"check with has({path.up_to(gap.depth).text})"
         else:
-            told = f"'{gap.key}' in {parent} tells"
-        return told if len(told) <= 80 else ""  # noqa: PLR2004 - a line of a terminal
+            hint = f"check with '{gap.key}' in {parent}"
+        return hint if len(hint) <= 80 else ""  # noqa: PLR2004 - a line of a terminal
 
     @property
     def beside(self) -> str:
-        """Say what is there instead, with the names of the event's fields: nothing for a line of the log."""
+        """Describe what is there instead, with the names of the event's fields, which mustn't be logged."""
         gap = gap_in(self._path, self._view)
         if gap.depth == 0:
             return self._view.why_no_body
@@ -269,20 +268,20 @@ class AbsentFieldError(MissingFieldError):
             return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
         if not isinstance(gap.parent, dict):
             return f"{parent} is {_kind(gap.parent)}"
-        names = [_shortened(name) for name in list(gap.parent)[:FEW_REFUSALS]]
+        names = [_shortened(name) for name in list(gap.parent)[:MAX_FIELDS_SHOWN]]
         rest = len(gap.parent) - len(names)
         return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"
 
 
 def as_json(value: object) -> object:
-    """Turn what CEL returns into JSON's types, as CEL's own mapping to JSON does."""
+    """Convert a CEL result to JSON's types, by CEL's own mapping to JSON."""
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     match value:
         case list():
             return [as_json(item) for item in value]
         case dict():
-            # CEL's mappings have no order, and two attempts should send the same bytes.
+            # CEL's mappings are unordered, and two attempts should send the same bytes.
             items = {key if isinstance(key, str) else as_text(key): item for key, item in value.items()}
             return {key: as_json(items[key]) for key in sorted(items)}
         case datetime():
@@ -307,7 +306,7 @@ def dumps(value: object) -> bytes:
 
 
 def _kind(value: object) -> str:
-    """Name a value's type: what stands in an event is nobody's to read in a log."""
+    """Return a value's type, since an event's values mustn't be logged."""
     names = {str: "a string", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -318,7 +317,7 @@ def _shortened(text: str) -> str:
 
 
 class _Matcher:
-    """`matches` of one expression, as CEL calls it with a string and a pattern's number, while it looks at one view."""
+    """`matches` of one expression over one view, which CEL calls with a string and a pattern's number."""
 
     __slots__ = ("_patterns", "is_spent", "view")
 
@@ -328,7 +327,7 @@ class _Matcher:
         self.is_spent = False
 
     def __call__(self, text: object, number: int) -> object:
-        """Return whether it matches; what CEL can't take is an error of it (an exception would be told on stderr)."""
+        """Return whether it matches; a result that CEL can't convert is an error (it would print an exception)."""
         if type(text) is not str or self.view is None or self.is_spent:
             return ABSENT
         is_found = _found(self._patterns[number], text, self.view)
@@ -339,7 +338,7 @@ class _Matcher:
 
 
 def _found(pattern: Pattern, text: str, view: EventView) -> bool | None:
-    """Look for a pattern, at the view's expense; None where that is spent."""
+    """Search for a pattern, charged to the view; None if that has too few steps left."""
     data = text.encode("utf-8", "surrogatepass")
     return pattern.is_in(data) if view.spend(pattern.cost(len(data))) else None
 
@@ -349,14 +348,14 @@ _WHOLE = frozenset(ROOTS)
 
 
 class _Handed(NamedTuple):
-    """What CEL has of a view, and how many values that is."""
+    """A CEL context with parts of a view, and the number of its values."""
 
     context: cel.Context
     size: int
 
 
 def _hand(view: EventView, key: frozenset[str], parts: Parts) -> _Handed | None:
-    """Hand parts of the view, which keeps them so, to CEL; None if that would cost too much."""
+    """Pass parts of the view to CEL, and cache the context in the view; None if that would cost too much."""
     contexts = view.contexts
     if key not in contexts:
         whole: list[object] = []
@@ -372,7 +371,7 @@ def _hand(view: EventView, key: frozenset[str], parts: Parts) -> _Handed | None:
 
 
 def _picked(value: object, parts: Parts, whole: list[object]) -> object:
-    """Return a value with nothing but the parts, and add those of it that are in there whole."""
+    """Return a value reduced to the parts, and collect the values that are included as a whole."""
     if not parts or type(value) is not dict:
         whole.append(value)
         return value
@@ -380,7 +379,7 @@ def _picked(value: object, parts: Parts, whole: list[object]) -> object:
 
 
 def _with_ours(text: str, matches: Sequence[Match]) -> str:
-    """Have each `matches('…')` call ours, with the number of its pattern."""
+    """Replace each `matches('…')` by a call of ours, with the pattern's number."""
     pieces, at = [], 0
     for number, match in enumerate(matches):
         pieces += [text[at : match.start], f"{_OURS}({number})"]
@@ -409,7 +408,7 @@ def _read_literal(text: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Cut the library's message to its first sentence, and to what holds nothing of an event."""
+    """Reduce the library's message to its first sentence, without anything from the event."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     message = str(error)
@@ -432,8 +431,8 @@ _TAKES = {
     "timestamp": ", only for a string in RFC 3339 ('2026-01-02T03:04:05Z')",
     "duration": ", only for a string such as '90s'",
 }
-"""What functions take that are given numbers again and again: Unix times, most of all."""
-_OURS = "matches__"  # no name of CEL's, and none that `Scan` lets through
+"""Hints for functions that are often called with numbers, such as Unix times."""
+_OURS = "matches__"  # not a name of CEL's, and refused by `Scan`
 _NO_MATCHES = "matches isn't defined for such a value"
 _LONG_MATCH = "its patterns would take too long with such strings"
 _REFUSAL = re.compile(

@@ -1,4 +1,4 @@
-"""From routes.yaml and the files that it includes to `Rules`, or to every problem with its location."""
+"""Loads routes.yaml and the files that it includes as `Rules`, or reports every problem with its location."""
 
 import gc
 import glob
@@ -40,23 +40,25 @@ from gateway.verify.schemes import WEAK, build_verifier
 from gateway.verify.verifier import Verifier
 
 _REPLACED = (("sign", SIGNED_HEADERS, f"{SIGNED_HEADERS}…"), ("auth", "authorization", "Authorization"))
-"""Keys of a destination, and the headers that they replace: how those begin, and how they are shown."""
-ORDERED_MAX_AGE = 3600.0  # What waits for its order holds the window, and the next of its key.
+"""Keys of a destination, with the headers that they replace: their prefix, and how they are shown."""
+# Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's
+# commit.
+ORDERED_MAX_AGE = 3600.0
 _CREDENTIAL = re.compile(
     r"token|secret|passw|pwd|credential|authorization|cookie|(api|access|auth|subscription)[-_]?key"
     r"|^key$|(^|[-_])(auth|sig|signature)$",
     re.IGNORECASE,
 )
-"""What a header or a parameter is named whose value is a credential."""
-MAX_GUESSES = 50  # Of a file with more problems than this, it isn't the spelling that is wrong.
+"""Names of headers and parameters whose value is a credential."""
+MAX_GUESSES = 50  # With more problems than this, spellings aren't guessed.
 
 
 class InvalidRulesError(RulesError):
-    """The rule files have problems: all of them, by file and location; warnings only where there is nothing else."""
+    """The rule files have problems: all of them, by file and location; warnings only if there are no errors."""
 
     def __init__(self, problems: Sequence[Problem], files: Sequence[Path] = ()) -> None:
         self.files = tuple(files)
-        """What was read, or looked for: a change of any of them may fix the rules."""
+        """The files that were read or missing: a change of any of them may fix the rules."""
         self.problems = tuple([problem for problem in problems if problem.severity == "error"] or problems)
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -64,8 +66,8 @@ class InvalidRulesError(RulesError):
 def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = True) -> Rules:
     """Read a rule file, or raise InvalidRulesError with every problem of it and of what it includes.
 
-    References are resolved in `environ` (None: this process's). With `resolve=False` one that can't be is a warning,
-    and something stands in for its value. Reads files and takes up to seconds: not for the event loop.
+    References are resolved in `environ` (None: this process's). With `resolve=False` an unresolvable one is a warning,
+    and a placeholder replaces its value. Reads files and may take seconds, so don't call it on the event loop.
     """
     rules, problems, files = _read(path, environ, resolve=resolve)
     if rules is None:
@@ -76,9 +78,10 @@ def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve:
 def check_rules(
     path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = False
 ) -> tuple[Rules | None, list[Problem]]:
-    """Return what `load_rules` does, and all problems, warnings included, by file and location.
+    """Return the rules as `load_rules` does, and all problems, warnings included, by file and location.
 
-    There are no rules when there is an error, nor when they hang on an unresolved reference, as a route's name.
+    No rules are returned if there is an error, or if something essential (such as a route's name) is an unresolved
+    reference.
     """
     rules, problems, _ = _read(path, environ, resolve=resolve)
     return rules, problems
@@ -95,7 +98,7 @@ def _read(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector away: it finds nothing in a growing tree, and takes more than half of the time."""
+    """Disable the garbage collector: it finds nothing in a growing tree, and takes more than half of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -108,7 +111,7 @@ def _no_collection() -> Iterator[None]:
 def _read_files(
     reader: SchemaReader, path: Path, record: MappingKind, read_before: set[Path], above: tuple[Path, ...] = ()
 ) -> Iterator[ParsedMapping]:
-    """Read a file and, after it, what it includes; one that two others include is read once."""
+    """Read a file and then those that it includes; each is read only once."""
     reader.files[path] = None
     read_before.add(path.resolve())
     root = read_document(path, reader.problems)
@@ -121,8 +124,8 @@ def _read_files(
     for use in read.values.get("include", ()):
         for file in _find(reader, use, path.parent):
             if file.resolve() in {other.resolve() for other in above}:
-                circle = " → ".join(map(str, (*above, file)))
-                message = f"files include each other in a circle: {circle}"
+                cycle = " → ".join(map(str, (*above, file)))
+                message = f"include cycle: {cycle}"
                 reader.report(use.node, "include", message)
             elif file.resolve() not in read_before:
                 yield from _read_files(reader, file, INCLUDED, read_before, above)
@@ -143,14 +146,14 @@ def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:
 
 
 class _Assembly:
-    """Puts together what the files say: names that are unique and known, then the objects."""
+    """Combines the files: checks that names are unique and known, then builds the objects."""
 
     def __init__(self, reader: SchemaReader, files: Sequence[ParsedMapping]) -> None:
         self.reader = reader
         self.files = files
         self.is_complete = True
         self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
-        """The names there are, those of a source or destination with problems included."""
+        """All names, including those of sources and destinations with problems."""
         self.sources: dict[str, ParsedMapping] = {}
         self.destinations: dict[str, ParsedMapping] = {}
         self.routes: dict[str, ParsedMapping] = {}
@@ -159,7 +162,7 @@ class _Assembly:
         self.tls: dict[str, Tls] = {}
 
     def rules(self) -> Rules | None:
-        """Return the rules, unless something is wrong or missing; every problem is then the reader's."""
+        """Return the rules, or None if something is wrong or missing; the problems are then in the reader."""
         for file in self.files:
             self._collect(file)
         self._check_paths()
@@ -237,11 +240,11 @@ class _Assembly:
         into.setdefault(name, read)
 
     def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
-        """Take a name or a path for a node; report it where another one has it."""
+        """Register a name or a path for a node; report it if another node has it already."""
         line, column = node.key_location if at_key else (node.line, node.column)
         first = self.locations.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
         if first[0] is not node:
-            message = f"another {shown}: the first is at {first[1]}"
+            message = f"duplicate {shown}, first defined at {first[1]}"
             self.reader.report(node, "duplicate", message, at_key=at_key)
 
     def _check_paths(self) -> None:
@@ -279,7 +282,7 @@ class _Assembly:
                 if use.name in seen:
                     self.reader.report(use.node, "duplicate", f"expected each {what} once, got {use.name!r} again")
                 elif use.name not in known and not self.reader.has_gaps:
-                    # Looking through 10,000 names takes a while.
+                    # Searching 10,000 names takes a while.
                     guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
                     self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
@@ -298,20 +301,20 @@ class _Assembly:
     def _check_replaced(self) -> None:
         """Refuse headers that `sign` or `auth` replaces: a destination's own, and those of the routes to it."""
         for key, beginning, shown in _REPLACED:
-            having = {name: read for name, read in self.destinations.items() if key in read.values}
-            leading = [
+            with_key = {name: read for name, read in self.destinations.items() if key in read.values}
+            requests_to_them = [
                 request
                 for route in self.routes.values()
-                if (request := route.values.get("request")) and not having.keys().isdisjoint(_names(route, "to"))
+                if (request := route.values.get("request")) and not with_key.keys().isdisjoint(_names(route, "to"))
             ]
-            for read in (*having.values(), *leading):
+            for read in (*with_key.values(), *requests_to_them):
                 for name in read.values.get("headers", ()):
                     if name.lower().startswith(beginning):
                         message = f"expected no {shown} where a destination has `{key}`, got {name!r}"
                         self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
 
     def _check_transport(self, name: str, read: ParsedMapping) -> None:
-        """Make what a destination's connections need, or tell what is wrong with it."""
+        """Check the keys of a destination's headers, proxy and TLS, and build its TLS context."""
         node = read.node
         if node.child("proxy_auth") and not node.child("proxy"):
             self.reader.report(node.value["proxy_auth"], "value", "`proxy_auth` needs a `proxy`, got none", at_key=True)
@@ -346,7 +349,7 @@ class _Assembly:
                     self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
 
     def _warn_of_weak(self, verifiers: Mapping[str, Verifier | None]) -> None:
-        """Tell of what the rules may say and what still protects from less than it seems to."""
+        """Warn about settings that are valid, but protect less than they appear to."""
         for name, verifier in verifiers.items():
             if verifier:
                 verify = self.sources[name].node.value["verify"]
@@ -358,20 +361,20 @@ class _Assembly:
                         message = f"expected a secret of at least {WEAK} bytes, got a shorter one, which can be guessed"
                         self.reader.report(node, "weak", message, severity="warning")
             if _is_in_the_clear(read.values["url"]) and (credential := _credential(read)):
-                message = f"expected https beside {credential}, got http: it goes in the clear"
+                message = f"expected https beside {credential}, got http: it is sent unencrypted"
                 self.reader.report(read.node.value["url"], "weak", message, severity="warning")
             oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
             if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
-                message = "expected https beside `client_secret`, got http: it goes in the clear"
+                message = "expected https beside `client_secret`, got http: it is sent unencrypted"
                 self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
             proxy = read.values.get("proxy")
             if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
-                message = "expected a proxy on this machine beside `proxy_auth`, got another: it goes in the clear"
+                message = "expected a proxy on this machine beside `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
 
 
 def _is_in_the_clear(url: str) -> bool:
-    """Return whether what is sent there can be read on the way. A URL that isn't resolved has no scheme yet."""
+    """Return whether requests to a URL are sent unencrypted to another machine. An unresolved URL has no scheme yet."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
 
@@ -386,7 +389,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _credential(read: ParsedMapping) -> str | None:
-    """Return what a destination's requests hold that is a secret, as far as anybody can tell."""
+    """Return which of a destination's keys puts a secret into its requests; None if none seems to."""
     if "auth" in read.values:
         return "`auth`"
     headers = read.node.child("headers")
@@ -427,7 +430,7 @@ def _destination(name: str, read: ParsedMapping, tls: Tls | None) -> Destination
 
 
 def _authorization(read: ParsedMapping) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
-    """Return what `auth` comes to: a header, or what a token is fetched by."""
+    """Return what `auth` means: a header, or OAuth2 client credentials."""
     auth = read.values.get("auth")
     for kind, found in auth.values.items() if auth else ():
         match kind:
@@ -470,7 +473,7 @@ def _request(read: ParsedMapping) -> RequestTemplate:
 
 def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
     values: dict[str, Any] = defaults | dict(read.values if read else {})
-    # `max_age`, `max_attempts`, `schedule` and `jitter` are the policy's own words.
+    # `max_age`, `max_attempts`, `schedule` and `jitter` are named as in the policy.
     results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
     return RetryPolicy(results=tuple(results), **values)
 

@@ -1,8 +1,8 @@
-"""Which routes an event matches, and why the others don't.
+"""Finds the routes that an event matches, and explains why the others don't.
 
 Conditions (`match:`) are parsed into a closed tree; `RouteTable` finds the candidates among the routes through hash
-indexes and checks only those. Comparison is JSON's: no coercion, 1 equals 1.0, true isn't 1. A missing field satisfies
-only `exists: false` and what stands under `not`.
+indexes and checks only those. Values are compared as in JSON: no coercion, 1 equals 1.0, true isn't 1. A missing field
+satisfies only `exists: false` and conditions under `not`.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from gateway.rules.expressions import Expression
 
 _K = TypeVar("_K")
 _R = TypeVar("_R", bound="Matchable")
-SELECTIVE = 4  # Candidates of one value of one path that aren't worth a key of several paths.
-MAX_COMBINATIONS = 64  # keys under which one route is filed, when its lists are multiplied
+SELECTIVE = 4  # With at most this many candidates per value of a path, a key of several paths isn't worth it.
+MAX_COMBINATIONS = 64  # Maximum keys under which one route is indexed, when its lists are multiplied.
 
 
 class Matchable(Protocol):
-    """What the table has to know of a route."""
+    """The parts of a route that the table needs."""
 
     @property
     def name(self) -> str: ...
@@ -42,11 +42,10 @@ class Matchable(Protocol):
 class RouteTable(Generic[_R]):
     """The routes of one version of the rules, in file order.
 
-    The cost of `match` doesn't grow with the number of routes but with that of the different sets of paths they
-    compare, plus the candidates found: a route is filed under the value of its most selective equality, or of several
-    together where none is selective. Globs are filed under their fixed beginning (`*.x` has none, so that it's checked
-    for every text). Routes with nothing to index (other tests, `not`, an `any_of` with such a branch) are checked one
-    by one.
+    The cost of `match` doesn't grow with the number of routes, but with the number of different sets of paths that they
+    compare, plus the candidates found: a route is indexed by the value of its most selective equality, or of several
+    together if none is selective. Globs are indexed by their fixed prefix (`*.x` has none, so it is checked for every
+    text). Routes with nothing to index (other tests, `not`, an `any_of` with such a branch) are checked one by one.
     """
 
     def __init__(self, routes: Iterable[_R]) -> None:
@@ -60,8 +59,8 @@ class RouteTable(Generic[_R]):
     def match(self, view: EventView) -> list[tuple[_R, ExpressionError | None]]:
         """Return the routes that match, in file order.
 
-        A route whose `when` failed for another reason than a missing field is returned with the error: its deliveries
-        are dead-lettered, since nobody knows whether it matched.
+        A route whose `when` failed, but not because of a missing field, is returned with the error: its deliveries are
+        dead-lettered, since it is unknown whether it matched.
         """
         index = self._indexes.get(view.source)
         if index is None:
@@ -82,13 +81,13 @@ class RouteTable(Generic[_R]):
         return matched
 
     def explain(self, view: EventView) -> list["Explanation"]:
-        """Tell of every route whether it matches, as `match` decides, and why not: the first thing that fails."""
+        """Return for every route whether it matches, as in `match`, and the first condition that fails."""
         return [_explained(route, view) for route in self._routes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Whether a route matches, and why in plain words: `matched`, or what failed first."""
+    """Whether a route matches, and the reason in plain words: `matched`, or the first failed condition."""
 
     name: str
     matched: bool
@@ -104,7 +103,7 @@ def _explained(route: Matchable, view: EventView) -> Explanation:
     if reason is None and route.when is not None:
         try:
             if not route.when.is_true(view):
-                route.when.evaluate(view)  # raises where a field is missing, and says which
+                route.when.evaluate(view)  # raises an error that names a missing field
                 reason = f"when: false: {route.when.text}"
         except MissingFieldError as error:
             reason = f"when: {error}"
@@ -114,7 +113,7 @@ def _explained(route: Matchable, view: EventView) -> Explanation:
 
 
 class _Index:
-    """Finds the candidates among the routes of one source: every route that matches, and few that don't."""
+    """Finds the candidates among the routes of one source: all that match, and few that don't."""
 
     def __init__(self, routes: Sequence[Matchable], numbers: Iterable[int]) -> None:
         self._unindexed: list[int] = []
@@ -135,7 +134,7 @@ class _Index:
         self._lengths = {path: sorted({len(prefix) for prefix in of_path}) for path, of_path in self._prefixes.items()}
 
     def candidates(self, view: EventView) -> Sequence[int]:
-        """Return numbers of routes, ascending."""
+        """Return the numbers of routes, ascending."""
         found = self._unindexed.copy()
         for paths, buckets in self._exact.items():
             if len(paths) == 1:
@@ -159,7 +158,7 @@ class _Index:
         def load(path: Path) -> int:
             return max(loads[path, key] for key in _keys(branch[path]))
 
-        # Among equals the path that most routes have, so that few paths have to be looked up.
+        # Among equally selective paths, the one that most routes have, so that few paths have to be looked up.
         best = min(branch, key=lambda path: (load(path), -popular[path], path.text))
         exact = sorted([path for path in branch if not branch[path].globs], key=lambda path: len(branch[path].keys))
         while prod([len(branch[path].keys) for path in exact]) > MAX_COMBINATIONS:
@@ -187,7 +186,7 @@ def _keys(test: OneOf) -> Iterator[object]:
 
 
 def _alternatives(condition: Condition | None) -> list[dict[Path, OneOf]]:
-    """Return equalities of which, by branches, one whole set holds whenever the condition does; none if it has none."""
+    """Return sets of equalities, one of which holds whenever the condition does; none if there are no such sets."""
     match condition:
         case Field(path, OneOf() as test):
             return [{path: test}]

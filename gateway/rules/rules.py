@@ -1,4 +1,4 @@
-"""What a rule file means, once read: sources, destinations, routes. Frozen; a reload makes a new `Rules`."""
+"""The rules after loading: sources, destinations, routes. Frozen; a reload creates a new `Rules`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from gateway.verify.verifier import Verifier
 
 RESERVED_HEADERS = frozenset(
     (
-        # RFC 9110, section 7.6.1: what belongs to one connection; with Host and Content-Length, the client's to write.
+        # RFC 9110, section 7.6.1: headers of one connection; and Host and Content-Length, which the client writes.
         *("connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection"),
         *("te", "trailer", "transfer-encoding", "upgrade"),
         *("gateway-event-id", "gateway-delivery-id", "gateway-route", "gateway-attempt"),
@@ -26,7 +26,7 @@ RESERVED_HEADERS = frozenset(
 """Headers that neither a sender, a route nor a destination sets; in lower case."""
 HELD_BACK_HEADERS = frozenset(
     (
-        # Who has sent a request, from where, and as whom.
+        # Who sent a request, from where, and as which user.
         *("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
         *("true-client-ip", "cf-connecting-ip", "remote-user", "x-remote-user"),
         # What it asks for.
@@ -35,19 +35,19 @@ HELD_BACK_HEADERS = frozenset(
     )
 )
 HELD_BACK_BEGINNINGS = ("x-forwarded-", "x-original-")
-"""What servers believe of a request because their own proxy says so: no sender's word reaches a destination that
-doesn't ask for it. In lower case."""
+"""Prefixes, and above names, of headers that servers trust because their own proxy sets them: a sender's are only
+forwarded to a destination that asks for them. In lower case."""
 SIGNED_HEADERS = "webhook-"
-"""What those begin with that nobody else sets where a destination has `sign`."""
+"""Prefix of the headers that only we set for a destination with `sign`."""
 
 
 def folded(name: str) -> str:
-    """Return a header's name as CGI and WSGI know it: they make one variable of `X-Real-IP` and `x_real_ip`."""
+    """Return a header's name as CGI and WSGI see it: `X-Real-IP` and `x_real_ip` become the same variable."""
     return name.lower().replace("_", "-")
 
 
 def is_held_back(name: str) -> bool:
-    """Return whether a header isn't passed on unless a destination asks for it."""
+    """Return whether a header is only forwarded to destinations that ask for it."""
     name = folded(name)
     return name in HELD_BACK_HEADERS or name.startswith(HELD_BACK_BEGINNINGS)
 
@@ -56,8 +56,8 @@ def is_held_back(name: str) -> bool:
 class Source:
     """A sender: where it posts, how it is verified, what identifies an event.
 
-    `topic` is None for the default topic of the source's name. The expressions fall back to the scheme's own. `dedupe`
-    is for how many seconds an identity that has come is remembered, None where what comes again is delivered again.
+    `topic` is None for the default topic of the source's name. The expressions default to the scheme's. `dedupe` is for
+    how many seconds an identity is remembered; None if duplicates are delivered.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Source:
 
 
 class TokenStyle(StrEnum):
-    """Where a client's id and secret stand in the request for a token (RFC 6749, section 2.3.1)."""
+    """Where the token request has the client's id and secret (RFC 6749, section 2.3.1)."""
 
     BASIC = "basic"
     BODY = "body"
@@ -79,7 +79,7 @@ class TokenStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OAuth2:
-    """Client credentials (RFC 6749, section 4.4), for which a token is fetched."""
+    """Client credentials (RFC 6749, section 4.4) with which a token is fetched."""
 
     token_url: str = field(repr=False)
     client_id: str = field(repr=False)
@@ -91,9 +91,9 @@ class OAuth2:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Whom we trust and who we are, as PEM. Two are equal if the texts are; `context` is what was made of them.
+    """Trusted authorities and our own certificate, as PEM; `context` is built from them. Equal if the texts are equal.
 
-    `ca` None is the system's trust; `certificate` and `key` are both there or neither.
+    A `ca` of None means the system's authorities; `certificate` and `key` are both present or neither.
     """
 
     ca: str | None = field(repr=False)
@@ -104,7 +104,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """An HTTP proxy. `authorization` is the value of `Proxy-Authorization`, if it wants one."""
+    """An HTTP proxy. `authorization` is the value of `Proxy-Authorization`, if it needs one."""
 
     host: str
     port: int
@@ -113,9 +113,9 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How a destination is reached, and proves who calls, where headers aren't enough.
+    """How a destination is reached and authenticated, if the URL and headers aren't enough.
 
-    `tls` and `proxy` hold for the token endpoint as well.
+    `tls` and `proxy` apply to the token endpoint as well.
     """
 
     oauth2: OAuth2 | None = None
@@ -124,7 +124,7 @@ class Access:
 
 
 class OnGone(StrEnum):
-    """What a 410 leads to beside the dead letter."""
+    """Whether a 410 also pauses the destination, besides the dead letter."""
 
     DEAD_LETTER = "dead_letter"
     PAUSE = "pause"
@@ -134,10 +134,9 @@ class OnGone(StrEnum):
 class Destination:
     """A downstream URL with its limits. `rate` is events a second, over the whole fleet; None is unlimited.
 
-    `headers` are added to each request; basic and bearer authentication are among them. `forward_headers` are the
-    sender's that are passed on though they are otherwise held back, `drop_headers` those that aren't. `sign` are
-    Standard Webhooks secrets, decoded, the current one first. `access` is None where there is nothing to it but the
-    URL.
+    `headers` are added to each request, including basic and bearer authentication. `forward_headers` are headers of the
+    sender that are forwarded although they aren't by default, `drop_headers` those that aren't forwarded. `sign` are
+    decoded Standard Webhooks secrets, the current one first. `access` is None if the URL is enough.
     """
 
     name: str
@@ -155,7 +154,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTemplate:
-    """What a route sends instead of the raw bytes. `body` is None where only headers are added."""
+    """What a route sends instead of the raw bytes. `body` is None if only headers are added."""
 
     headers: tuple[tuple[str, Template], ...] = ()
     body: Template | None = None
@@ -163,7 +162,7 @@ class RequestTemplate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A rule: from which sources, which events, to which destinations, with which retry policy and request."""
+    """A route: its sources, its conditions on events, its destinations, its retry policy and request."""
 
     name: str
     sources: tuple[str, ...]
@@ -173,16 +172,16 @@ class Route:
     request: RequestTemplate | None
     retry: RetryPolicy
     order: Literal["key"] | None = None
-    """With "key", the deliveries of one source and key follow each other at each destination."""
+    """With "key", the deliveries of one source and key are made one after another at each destination."""
     on_exhausted: Literal["dead_letter", "halt"] = "dead_letter"
-    """What becomes of an ordered key whose delivery has ended without success: the next begins, or all wait."""
+    """After an ordered delivery has finally failed: the key's next one starts, or the key is halted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Egress:
     """Where deliveries may connect to.
 
-    `allow` overrides every refusal; that of link-local and metadata addresses only where it has the very address.
+    `allow` overrides every refusal, that of link-local and metadata addresses only if it has the exact address.
     """
 
     is_private_allowed: bool = True
@@ -191,7 +190,7 @@ class Egress:
 
 @dataclass(frozen=True, slots=True)
 class RoutingRevision:
-    """What decides where events go, by its digest: the routes, by name, as JSON (`edition.py`)."""
+    """The part of a rules version that decides where events go. `name` is its digest, `routes` are JSON by name."""
 
     name: str
     routes: Mapping[str, str]
@@ -199,7 +198,7 @@ class RoutingRevision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """One version of the rules, whole and consistent: every name that is used is there."""
+    """One version of the rules, complete and consistent: every name that is used is defined."""
 
     sources: Mapping[str, Source]
     destinations: Mapping[str, Destination]
@@ -207,12 +206,12 @@ class Rules:
     egress: Egress
     table: RouteTable[Route]
     files: tuple[Path, ...]
-    """What was read, secrets' files and the folders of an include's pattern too: each changes when we must reload."""
+    """Files to watch: rule files, files of secrets, and folders of include patterns. A reload is due if one changes."""
     warnings: tuple[str, ...] = ()
     resolved: frozenset[str] = field(default=frozenset(), repr=False)
-    """What references were replaced with: secrets, as far as anybody can tell."""
+    """The values of references, which are treated as secrets."""
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
-    """What the routes match, as the log keeps it, where that was worked out beside the event loop."""
+    """Computed when loading, which isn't on the event loop; None for rules that weren't loaded from a file."""
 
     @property
     def ordered(self) -> frozenset[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What can be told of a CEL expression without its syntax tree, which the library lacks: names, paths, macros."""
+"""Analyses a CEL expression without its syntax tree, which the library doesn't provide: names, paths, macros."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from gateway.text import did_you_mean
 MAX_NESTING = 3  # macros inside macros
 
 
-# A tree of mapping keys; an empty one stands for everything below.
+# A tree of mapping keys; an empty one means everything below.
 Parts = dict[str, "Parts"]
 _TOKEN = re.compile(
     r"""
@@ -52,7 +52,7 @@ class Token(NamedTuple):
 
 
 class FieldPath(NamedTuple):
-    """A path as far as it is written out, inside how many macros it stands, and the token after it."""
+    """The literal part of a path, the number of macros around it, and the index of the token after it."""
 
     root: str
     steps: tuple[Step, ...]
@@ -71,7 +71,7 @@ class FieldPath(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Where a path breaks off: after how many steps, the last of them into nothing; `parent` is what is before that."""
+    """The first missing field of a path: after `depth` steps, of which `step` is the last; `parent` is before it."""
 
     depth: int
     parent: object
@@ -83,12 +83,12 @@ class Gap(NamedTuple):
 
     @property
     def is_between_fields(self) -> bool:
-        """Return whether the parent has fields, or elements, as the step wants, though not this one."""
+        """Return whether the parent has fields or elements, as the step requires, but not this one."""
         return isinstance(self.parent, list if self.step.key is None else dict)
 
 
 def gap_in(path: FieldPath, view: EventView) -> Gap:
-    """Find where a path that isn't there breaks off; at 0 where not even its root is."""
+    """Find the first missing field of a path; a depth of 0 means that its root is missing."""
     depth = 0
     while view.get(path.root, path.steps[:depth]) is not ABSENT:
         depth += 1
@@ -106,9 +106,9 @@ class Match(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """What can be told of an expression without its syntax tree, which the library doesn't give.
+    """The analysis of an expression.
 
-    It is nothing but a plain path (`is_path`), or nothing but one with `matches` behind it (`is_match`), or neither.
+    `is_path`: it is only a plain path; `is_match`: it is only a plain path followed by `matches`.
     """
 
     paths: tuple[FieldPath, ...]
@@ -128,14 +128,14 @@ def tokens(text: str, start: int = 0) -> Iterator[Token]:
 
 
 class Scan:
-    """Reads the names, paths and macros off an expression that parses. Raises ExpressionError for unknown names."""
+    """Finds the names, paths and macros in a valid expression. Raises ExpressionError for unknown names."""
 
     def __init__(self, text: str, read_literal: Callable[[str], str]) -> None:
-        """`read_literal` returns the string that a literal of CEL stands for."""
+        """`read_literal` returns the value of a CEL string literal."""
         self._read_literal = read_literal
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
         self._at = 0
-        self._brackets: list[str | None] = []  # those that are open, a macro's with its variable
+        self._brackets: list[str | None] = []  # open brackets; a macro's with its variable
         self._paths: list[FieldPath] = []
         self._macros: list[str] = []
         self._matches: list[Match] = []
@@ -194,7 +194,7 @@ class Scan:
             raise _at(token, f"unknown name '{token.text}'", did_you_mean(token.text, ROOTS))
 
     def _macro(self, token: Token) -> None:
-        """Go behind `(x,`, where the macro's variable is known."""
+        """Skip `(x,`, after which the macro's variable is defined."""
         variable = self._tokens[self._at + 1]
         if variable.text in ROOTS:
             raise _at(variable, f"expected a new name, got '{variable.text}'")
@@ -205,7 +205,7 @@ class Scan:
         self._at += 3
 
     def _match(self, name: Token) -> None:
-        """Compile the pattern once. One that came from the event would be the sender's, and compiled at each call."""
+        """Compile the pattern once. One from the event would be controlled by the sender, and compiled at each call."""
         _, literal, end = self._tokens[self._at : self._at + 3]
         if literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB" or end.text != ")":
             raise _at(literal, "expected the pattern of matches() as one string literal, got something else")
@@ -216,7 +216,7 @@ class Scan:
         self._matches.append(Match(name.start, end.start + 1, pattern))
 
     def _path(self, root: Token) -> None:
-        """Read the steps `.a['b'][0]`, as far as they are written out."""
+        """Read the steps `.a['b'][0]`, as far as they are literal."""
         steps: list[Step] = []
         while True:
             sign, inner, end = self._tokens[self._at : self._at + 3]
@@ -238,7 +238,7 @@ class Scan:
         self._paths.append(FieldPath(root.text, tuple(steps), self._loops, self._at))
 
     def _refuse_hyphens(self, root: Token) -> None:
-        """Tell how to write `headers.x-id`, which CEL reads as a difference: of two texts, which have none."""
+        """Report how to write `headers.x-id`, which CEL parses as a subtraction."""
         at, written = self._at, self._tokens[self._at - 1]
         name = written.text
         while (token := self._tokens[at]).start == written.start + len(written.text) and (
@@ -251,7 +251,7 @@ class Scan:
 
 
 def _add_part(parts: dict[str, Parts], path: FieldPath) -> None:
-    """Note what a path needs; a list on its way is handed over whole."""
+    """Add the parts that a path needs; lists are always included as a whole."""
     *names, last = [path.root, *[step.key for step in path.steps if step.key is not None]]
     below = parts
     for name in names:

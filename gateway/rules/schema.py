@@ -1,7 +1,6 @@
-"""What may be written in routes.yaml, as data: the kinds of values, then the keys.
+"""The schema of routes.yaml, as data: every key, with its kind of value.
 
-`load.py` reads a file by it, and `json_schema()` tells the same to editors. A kind says what is expected and how a
-value is parsed; where the value stands, and references such as `${NAME}`, are the reader's business.
+`load.py` reads files by it, and `json_schema()` exports it for editors. The kinds are in `value_kinds.py`.
 """
 
 from typing import Any, assert_never

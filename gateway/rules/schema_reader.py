@@ -1,4 +1,4 @@
-"""Holds a document against the schema: what it means, or every problem with its location. Resolves references."""
+"""Reads a YAML document by the schema: parsed values, or every problem with its location. Resolves references."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +12,19 @@ from gateway.rules.value_kinds import Kind, MappingKind, NameOr, Scalar, Several
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.text import did_you_mean
 
-MAX_SECRET = 1 << 20  # Bytes of a `${file:…}`.
-SHOWN = 60  # Characters of a value in a message.
+MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
+SHOWN = 60  # Maximum characters of a value in a message.
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
-# What a key's value is when it has a problem of its own, or hangs on an unresolved reference: as if not written.
+# Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
 ABSENT: Any = object()
 
 
 @dataclass(slots=True)
 class ParsedMapping:
-    """A record as read: the values by key, and where it stands."""
+    """A mapping after parsing: the values by key, and its location."""
 
     node: Node
     values: dict[str, Any]
@@ -32,7 +32,7 @@ class ParsedMapping:
 
 @dataclass(frozen=True, slots=True)
 class NameRef:
-    """A name where it is used."""
+    """A use of a name, with its location."""
 
     name: str
     node: Node
@@ -46,12 +46,12 @@ class SchemaReader:
         self.is_strict = is_strict
         self.problems: list[Problem] = []
         self.files: dict[Path, None] = {}
-        """Those of secrets so far; the reader of rule files adds its own."""
+        """Files of secrets; `load.py` adds the rule files."""
         self.has_gaps = False
-        """A file can't be read, so that an unknown name may be known there."""
+        """A file can't be read, so that an unknown name may be defined there."""
         self.unresolved: set[Node] = set()
         self.resolved: set[str] = set()
-        """What references were replaced with, but for the defaults, which stand in the file."""
+        """The values of references, except for defaults, which are written in the file."""
 
     @property
     def has_errors(self) -> bool:
@@ -65,7 +65,7 @@ class SchemaReader:
     # --- References ---
 
     def text(self, node: Node, *, is_template: bool = False) -> str | None:
-        """Return a string with its references resolved; None when one can't be, which is reported."""
+        """Return a string with its references resolved; None if one can't be, which is reported."""
         written: str = node.value
         if "${" not in written:
             return written
@@ -74,7 +74,7 @@ class SchemaReader:
         def replace(found: re.Match[str]) -> str:
             nonlocal is_whole
             if found[0] == "$${":
-                # A template's own escape is the template's to read.
+                # A template's escape is left to the template.
                 return "$${" if is_template and written.startswith("{", found.end()) else "${"
             if found[0] == "${{":
                 if not is_template:
@@ -111,7 +111,7 @@ class SchemaReader:
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:
-        self.files[path] = None  # read or not: one that is missing may come
+        self.files[path] = None  # also if missing: it may appear later
         try:
             return _content(path)
         except ValueError as error:
@@ -124,7 +124,7 @@ class SchemaReader:
     # --- Kinds ---
 
     def read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
-        """Return what a value means, or ABSENT when there was a problem, which is reported."""
+        """Return a parsed value, or ABSENT if there is a problem, which is reported."""
         return ABSENT if node.is_broken else self._read(node, kind)
 
     def _read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
@@ -178,7 +178,7 @@ class SchemaReader:
         return ABSENT
 
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
-        """Return a value of any shape without locations, its references resolved."""
+        """Return a value of any shape without locations, with its references resolved."""
         value = node.value
         if isinstance(value, str):
             text = self.text(node, is_template=kind.is_template)
@@ -257,17 +257,17 @@ class SchemaReader:
         code: Code = "value",
         severity: Severity = "error",
     ) -> None:
-        """Report the problems that another module found in a value, each by the steps that lead to it."""
+        """Report problems that another module found in a value, each with the path to it."""
         for steps, message in problems:
             location = _descend(node, steps)
             if location in self.unresolved:
-                continue  # The value that stands in is at fault.
+                continue  # the placeholder is at fault
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
 
 
 def _content(path: Path) -> str:
-    """Read a secret without the line end that editors and `echo` add. Raises ValueError, saying why it can't."""
+    """Read a secret, without the line end that editors and `echo` add. Raises ValueError with the reason."""
     if "\0" in str(path):
         raise ValueError("expected a file's path, got one with a NUL")
     try:
@@ -284,7 +284,7 @@ def _content(path: Path) -> str:
 
 
 def _descend(node: Node, steps: Sequence[str | int]) -> Node:
-    """Follow steps as far as they lead."""
+    """Follow a path as far as it exists."""
     for step in steps:
         child = node.child(step)
         if child is None:
@@ -294,7 +294,7 @@ def _descend(node: Node, steps: Sequence[str | int]) -> Node:
 
 
 def _shown(node: Node, *, is_secret: bool = False) -> str:
-    """Show a value as it is written, never what a reference in it stands for."""
+    """Show a value as it is written, without resolving its references."""
     value = node.value
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"

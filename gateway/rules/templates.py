@@ -1,4 +1,4 @@
-"""Values of JSON with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own."""
+"""JSON values with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,7 +12,7 @@ MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a r
 
 
 class TemplateError(ExpressionError):
-    """An expression inside a template can't be compiled; `path` leads to its text: keys and indexes."""
+    """An expression inside a template can't be compiled; `path` (keys and indexes) leads to its text."""
 
     def __init__(self, path: tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
@@ -21,10 +21,10 @@ class TemplateError(ExpressionError):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A JSON-like value with `${{ CEL }}` inside its texts (mapping keys are taken as they are).
+    """A JSON-like value with `${{ CEL }}` inside its strings (not in mapping keys).
 
-    A string that is nothing but one expression becomes the expression's value, of whatever type; in any other, strings
-    are inserted as they are and other values as JSON. Raises TemplateError for the first one that doesn't compile.
+    A string that consists of one expression becomes the expression's value, of any type; in others, strings are
+    inserted as they are, and other values as JSON. Raises TemplateError for the first one that doesn't compile.
     """
 
     value: object
@@ -40,14 +40,14 @@ class Template:
     def render(self, view: EventView) -> object:
         """Return the value with its expressions evaluated.
 
-        Raises ExpressionError, as MissingFieldError where a field isn't there: half a body is no body.
+        Raises ExpressionError, and MissingFieldError for a missing field: an incomplete body isn't sent.
         """
         return _rendered(self._compiled, view) if self.has_expressions else self.value
 
     def render_bytes(self, view: EventView) -> tuple[bytes, str | None]:
         """Return the body to send and its content type: a string as UTF-8 and None, anything else as JSON.
 
-        What decides is the template: `"${{ body.text }}"` is a string, whatever it becomes.
+        The template's type decides: `"${{ body.text }}"` is a string, whatever its value.
         Raises ExpressionError, also for more than 1 MiB.
         """
         rendered = self.render(view)
@@ -67,7 +67,7 @@ class _Interpolated(NamedTuple):
 
 
 def _compiled(value: object, path: tuple[str | int, ...]) -> object:
-    """Put compiled expressions in place of texts; what has none is returned itself. Raises TemplateError."""
+    """Replace strings by compiled expressions; a value without any is returned itself. Raises TemplateError."""
     try:
         match value:
             case str():
@@ -89,7 +89,7 @@ def _compiled(value: object, path: tuple[str | int, ...]) -> object:
 
 
 def _pieces(text: str) -> tuple[str | Expression, ...]:
-    """Split a string at its expressions; empty when it has none."""
+    """Split a string at its expressions; empty if it has none."""
     pieces: list[str | Expression] = []
     at = 0
     while (start := text.find("${{", at)) >= 0:
@@ -104,7 +104,7 @@ def _pieces(text: str) -> tuple[str | Expression, ...]:
 
 
 def _end(text: str, start: int) -> int:
-    """Find the `}}` that ends an expression: none inside a string, and no brace that closes one of its own."""
+    """Find the `}}` that ends an expression, skipping strings and the expression's own braces."""
     depth = 0
     for token in tokens(text, start):
         if token.text == "{":

@@ -1,6 +1,6 @@
-"""The kinds of values that may be written in routes.yaml: what each expects, and how it is parsed.
+"""The kinds of values in routes.yaml: what each expects, and how it is parsed.
 
-Where a value stands, and references such as `${NAME}`, are the reader's business.
+`schema_reader.py` handles locations, and references such as `${NAME}`.
 """
 
 import re
@@ -22,7 +22,7 @@ from gateway.verify.config_keys import TOKEN, signing_key
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """One value. `parse` raises ValueError, with a message where "expected …, got …" doesn't say it all."""
+    """One value. `parse` raises ValueError, with a message if "expected …, got …" isn't enough."""
 
     expected: str
     parse: Callable[[Any], object]
@@ -32,9 +32,9 @@ class Scalar:
     is_secret: bool = False
     """Never show the value."""
     is_use: bool = False
-    """The name of something that has to be there; read together with its location."""
+    """The name of something that has to exist; read together with its location."""
     unresolved: Callable[[str], object] | None = None
-    """What stands for a string whose references can't be resolved, while checking; None leaves the key out."""
+    """Returns a placeholder for a string with unresolvable references, while checking; None omits the key."""
 
     @property
     def is_text(self) -> bool:
@@ -52,7 +52,7 @@ class Tree:
     _: KW_ONLY
     is_template: bool = False
     unresolved: str | None = None
-    """What stands for a string whose references can't be resolved, while checking; None leaves it as it is written."""
+    """Placeholder for a string with unresolvable references, while checking; None leaves the string as written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A mapping with keys of the writer's choice. Read as a dict."""
+    """A mapping with arbitrary keys. Read as a dict."""
 
     expected: str
     key: Scalar
@@ -80,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class NameOr:
-    """The name of something, or the thing itself, written in place."""
+    """The name of something, or its definition in place."""
 
     name: Scalar
     record: "MappingKind"
@@ -88,7 +88,7 @@ class NameOr:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key of a record. `default` is told to editors, as it would be written."""
+    """A key of a mapping. `default` is for editors, as it would be written."""
 
     name: str
     kind: "Kind"
@@ -99,7 +99,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MappingKind:
-    """A mapping with keys that are known. `later` are keys of the design that this version doesn't have."""
+    """A mapping with known keys. `later` are planned keys that this version doesn't support."""
 
     name: str
     about: str
@@ -119,7 +119,7 @@ _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
-_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: wider than RFC 6750 has it, as there are tokens with a `|`
+_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: more than RFC 6750 allows, as there are tokens with a `|`
 _USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
 _PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 _SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749, section 3.3
@@ -155,12 +155,12 @@ def matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
 def path(value: object) -> str:
     path = matching(_PATH)(value)
     if path in _RESERVED_PATHS:
-        raise ValueError(f"expected a path of its own, got {path}, which the gateway answers itself")
+        raise ValueError(f"expected another path, got {path}, which the gateway itself serves")
     return path
 
 
 def http_url(value: object) -> str:
-    """Check a URL. No message shows it: a URL often is a credential."""
+    """Check a URL. No message shows it, since a URL is often a credential."""
     text = _text(value)
     try:
         url = urlsplit(text)
@@ -186,7 +186,7 @@ def http_url(value: object) -> str:
 
 def _is_address(host: str) -> bool:
     try:
-        return bool(ip_address(host)) and "%" not in host  # an address with a zone leads nowhere from another machine
+        return bool(ip_address(host)) and "%" not in host  # an address with a zone is meaningless on other machines
     except ValueError:
         return False
 
@@ -203,7 +203,7 @@ def proxy(value: object) -> Proxy:
     if url.scheme != "http" or url.port is None or url.path not in {"", "/"} or url.query:
         raise ValueError("expected a proxy such as http://proxy.internal:3128, got another URL")
     host = yarl.URL(url.geturl()).raw_host
-    assert host is not None  # `http_url` has seen to it
+    assert host is not None  # checked by `http_url`
     return Proxy(host=host, port=url.port)
 
 
@@ -238,7 +238,7 @@ def _signing_secret(value: object) -> bytes:
     try:
         return signing_key(text)
     except ValueError:
-        raise ValueError from None  # what binascii says of it is of no use
+        raise ValueError from None  # binascii's message doesn't help
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
@@ -246,7 +246,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
     except ValueError:
-        raise ValueError from None  # its own message says it in other words
+        raise ValueError from None  # its own message says the same
 
 
 def _result(value: object) -> str:
@@ -260,7 +260,7 @@ def _expression(value: object) -> Expression:
 
 
 def shown_duration(seconds: float) -> str:
-    """Write seconds as the rules do: 90m, 1h."""
+    """Format seconds as in the rules: 90m, 1h."""
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
     return next(
         (f"{seconds / unit:.0f}{name}" for name, unit in units if seconds % unit == 0), f"{seconds * 1000:.0f}ms"
@@ -268,7 +268,7 @@ def shown_duration(seconds: float) -> str:
 
 
 def duration(least: float, most: float) -> Scalar:
-    """Make the kind of a duration between two bounds, in seconds."""
+    """Return the kind of a duration between two bounds, in seconds."""
 
     def parse(value: object) -> float:
         seconds = parse_duration(_text(value))
@@ -284,7 +284,7 @@ def duration(least: float, most: float) -> Scalar:
 
 
 def integer(least: int, most: int | None = None) -> Scalar:
-    """Make the kind of an integer between two bounds."""
+    """Return the kind of an integer between two bounds."""
 
     def parse(value: object) -> int:
         if type(value) is not int or value < least or (most is not None and value > most):
@@ -296,7 +296,7 @@ def integer(least: int, most: int | None = None) -> Scalar:
 
 
 def number(least: float, most: float) -> Scalar:
-    """Make the kind of a number between two bounds."""
+    """Return the kind of a number between two bounds."""
 
     def parse(value: object) -> float:
         if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator] # a number, by then
@@ -307,7 +307,7 @@ def number(least: float, most: float) -> Scalar:
 
 
 def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:
-    """Make the kind of a string out of a closed set."""
+    """Return the kind of a string from a closed set."""
 
     def parse_choice(value: object) -> object:
         if value not in names:
@@ -322,7 +322,7 @@ def pattern(pattern: re.Pattern[str]) -> dict[str, object]:
 
 
 def or_off(kind: Scalar) -> Scalar:
-    """Make the kind that also takes `off`, read as None."""
+    """Return a kind that also accepts `off`, read as None."""
     return Scalar(
         f"{kind.expected}, or off",
         lambda value: None if value == "off" else kind.parse(value),
@@ -350,4 +350,4 @@ def secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
     return Scalar(expected, matching(pattern), {"type": "string"}, is_secret=True)
 
 
-PEM = secret("a string in PEM", re.compile(r".*", re.DOTALL))  # what is in it, `access` finds out
+PEM = secret("a string in PEM", re.compile(r".*", re.DOTALL))  # `destination_credentials.py` checks its content

@@ -1,4 +1,4 @@
-"""When files that change are read again, and what new rules change: pure; `run.py` has the clock and the disk."""
+"""Decides when changed files are read again, and what new rules change. No I/O; `reload.py` has the clock and disk."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -7,18 +7,18 @@ from pathlib import Path
 from gateway.rules.rules import Access, Destination, Egress, Route, Rules, Source
 
 Stamp = tuple[int, int, int]
-"""What changes with a file's content."""
+"""Changes with a file's content."""
 Stamps = Mapping[Path, Stamp | None]
-"""None for a file that isn't there."""
+"""None for a missing file."""
 
-PATIENCE = 10
-"""Looks after which files that never rest are read all the same."""
+MAX_UNSTABLE_LOOKS = 10
+"""Observations after which files that keep changing are read anyway."""
 
 
 class Watch:
-    """Looks at files, a second apart. Those that have changed are read once they rest: who writes them may be at it.
+    """Observes files every second. Changed ones are read once they are stable, as they may still be being written.
 
-    A file that is cut where it is still valid YAML is a rule file with fewer routes.
+    A file that is truncated where it is still valid YAML is a rule file with fewer routes.
     """
 
     def __init__(self, read: Stamps) -> None:
@@ -26,33 +26,33 @@ class Watch:
         self._before: Stamps | None = None
         self._looks = 0
 
-    def is_due(self, stamps: Stamps) -> bool:
-        """Return whether to read the files: they aren't what was read, and are the same as at the look before."""
+    def observe(self, stamps: Stamps) -> bool:
+        """Return whether to read the files: they differ from those read, and haven't changed since the last call."""
         if stamps == self._read:
             self._before, self._looks = None, 0
             return False
         is_at_rest = stamps == self._before
         self._before = stamps
         self._looks += 1
-        return is_at_rest or self._looks > PATIENCE
+        return is_at_rest or self._looks > MAX_UNSTABLE_LOOKS
 
     @property
     def is_at_rest(self) -> bool:
-        """Nothing has changed since the files were read, by the last look."""
+        """Whether, at the last observation, the files were those that were read."""
         return self._before is None
 
-    def has_read(self, stamps: Stamps) -> None:
+    def mark_read(self, stamps: Stamps) -> None:
         self._read = stamps
         self._before, self._looks = None, 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Rules that weren't put in force. Times are Unix seconds.
+    """Rules that were refused. Times are Unix seconds.
 
-    `since` is the last look, by the log's clock, at which the files were still those in force: what an event since then
-    has missed, it has missed by this. `until` is when rules were taken again, None while they aren't. `changed_at` is
-    the time of the file with the first problem.
+    `since` is when the files were last seen to be the active ones, by the log's clock: events since then may have
+    missed the new rules. `until` is when rules were accepted again, None before. `changed_at` is the modification time
+    of the file with the first problem.
     """
 
     since: float
@@ -64,7 +64,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Routes that went at once, or in several `reloads`, `of` so many that there were. `since` is as in `Refusal`."""
+    """Routes that were removed together, or in several `reloads`, of a total of `of`. `since` is as in `Refusal`."""
 
     since: float
     routes: tuple[str, ...]
@@ -72,7 +72,7 @@ class Loss:
     reloads: int = 1
 
     def with_more(self, routes: tuple[str, ...], before: Collection[str]) -> "Loss":
-        """Return what went up to another loss of routes, of those that there were before it."""
+        """Return this loss combined with another one; `before` are the routes that existed before that."""
         return Loss(
             since=self.since,
             routes=tuple(dict.fromkeys([*self.routes, *routes])),
@@ -82,18 +82,18 @@ class Loss:
 
 
 def lost_routes(old: Rules, new: Rules) -> tuple[str, ...]:
-    """Return the routes that are gone, where they are at least half of all and more than one: that is hardly meant."""
+    """Return the removed routes if they are more than one and at least half of all, which is hardly intended."""
     gone = tuple([name for name in old.routes if name not in new.routes])
     return gone if len(gone) > 1 and 2 * len(gone) >= len(old.routes) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What distinguishes two versions of the rules, such as `route build`.
+    """The differences between two versions of the rules, such as `route build`.
 
-    What has changed is followed by its keys: `route build: match, retry`. A secret's new value changes its source.
-    `touched` tells of which sources the events may fare otherwise, and by which routes of the new rules; `identified`
-    of which of them others are copies than before.
+    `changed` entries include the keys: `route build: match, retry`. A secret's new value changes its source. `touched`
+    has the sources whose events may be routed differently, with the new rules' routes; `identified` the sources for
+    which other events are duplicates than before.
     """
 
     added: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ class Changes:
 
 
 def changes(old: Rules, new: Rules) -> Changes:
-    """Return what new rules change. Takes milliseconds for thousands of routes: not for the event loop."""
+    """Return what new rules change. Takes milliseconds for thousands of routes, so don't call it on the event loop."""
     return Changes(
         added=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in after if name not in before]
@@ -142,7 +142,7 @@ def _touched(old: Rules, new: Rules) -> Mapping[str, frozenset[str]]:
 
 
 def _identity(source: Source | None) -> tuple[object, ...] | None:
-    """Return what decides which events of a source are copies: a new secret doesn't."""
+    """Return what decides which events of a source are duplicates, which doesn't include secrets."""
     if source is None:
         return None
     verifier = source.verifier
@@ -161,11 +161,11 @@ _KEYS: Mapping[str, str] = {
     "oauth2": "auth",
     "is_private_allowed": "private",
 }
-"""What a field is called in a rule file, where it is called otherwise."""
+"""Names in a rule file of fields that are called something else in code."""
 
 
 def _keys(before: _Kind | Access, after: _Kind | Access) -> str:
-    """Return the keys of a rule file by which two versions of one thing differ."""
+    """Return the rule file's keys in which two versions of an object differ."""
     return ", ".join(dict.fromkeys(_differing(before, after)))
 
 

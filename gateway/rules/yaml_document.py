@@ -1,7 +1,7 @@
-"""A YAML file as values that know where they stand.
+"""Reads a YAML file as values with their locations.
 
-YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) instead of PyYAML's own resolver, a
-1.1 one: `on`, `no` and `12:30` are strings, `1e3` and `0o17` are numbers, `<<` is no merge.
+YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) instead of PyYAML's own resolver for
+1.1: `on`, `no` and `12:30` are strings, `1e3` and `0o17` are numbers, `<<` is no merge.
 """
 
 import math
@@ -19,9 +19,9 @@ try:
 except ImportError:  # PyYAML was built without libyaml: the same, ten times slower
     from yaml import SafeLoader as _Base  # type: ignore[assignment] # the stubs don't relate the two loaders
 
-MAX_VALUES = 1_000_000  # In one file, aliases expanded; 10,000 routes are some 300,000.
-MAX_DEPTH = 64  # Ends cycles of aliases too.
-INTEGERS = range(-(2**63), 2**64)  # What JSON and CEL can carry.
+MAX_VALUES = 1_000_000  # Per file, with aliases expanded; 10,000 routes have about 300,000.
+MAX_DEPTH = 64  # Also ends cycles of aliases.
+INTEGERS = range(-(2**63), 2**64)  # Those that JSON and CEL can represent.
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -54,30 +54,30 @@ _CORE: Mapping[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
         _float,
     ),
 }
-"""The scalars of the core schema but strings: how one is written, what it starts with, how it is read."""
+"""The scalars of the core schema except strings: their pattern, their possible first characters, and their parser."""
 
 
 Severity = Literal["error", "warning"]
 Code = Literal[
-    "document",  # the file can't be read, or isn't YAML as it is read here
-    "value",  # expected, got
+    "document",  # the file can't be read, or isn't YAML as supported here
+    "value",  # expected …, got …
     "unknown_key",
     "missing_key",
-    "unsupported",  # a key that this version doesn't have
+    "unsupported",  # a key that this version doesn't support
     "unknown_name",  # no such source or destination
     "duplicate",
     "expression",  # CEL
     "include",
-    "unresolved",  # an environment variable or a file that isn't there
+    "unresolved",  # a missing environment variable or file
     "unverified",  # warning: scheme none
-    "unused",  # warning: no route takes it
-    "weak",  # warning: it protects from less than it seems to
+    "unused",  # warning: no route uses it
+    "weak",  # warning: it protects less than it appears to
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Problem:
-    """Something about a rule file that isn't right. Line and column count from 1; 0 means the file as a whole."""
+    """A problem in a rule file. Line and column start at 1; a line of 0 means the whole file."""
 
     file: str
     line: int
@@ -94,10 +94,10 @@ class Problem:
 
 
 class Node:
-    """A value and its location: `line` and `column` count from 1, `key_location` is that of its key, if it has one.
+    """A value and its location: `line` and `column` start at 1, `key_location` is that of its key, if it has one.
 
-    `value` is None, a bool, int, float or str, or a list or a dict of nodes. `path` is such as `routes[2].retry`. What
-    an alias brought in has the path of its use and the location of its writing. A broken one is reported already.
+    `value` is None, a bool, int, float or str, or a list or a dict of nodes. `path` is, for example, `routes[2].retry`.
+    An alias's value has the path of the alias and the location of the anchor. `is_broken`: its problem is reported.
     """
 
     __slots__ = ("column", "file", "has_text_key", "is_broken", "key_location", "line", "path", "value")
@@ -113,7 +113,7 @@ class Node:
         self.value: Any = None
 
     def child(self, step: str | int) -> "Node | None":
-        """Return what stands under a key or at an index, if anything does."""
+        """Return the node under a key or at an index, if there is one."""
         found: Node | None = None
         if isinstance(self.value, dict):
             found = self.value.get(str(step))
@@ -122,7 +122,7 @@ class Node:
         return found
 
     def problem(self, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False) -> Problem:
-        """Say what isn't right here."""
+        """Return a problem at this location."""
         line, column = self.key_location if at_key else (self.line, self.column)
         return Problem(
             file=self.file, line=line, column=column, path=self.path, message=message, code=code, severity=severity
@@ -130,7 +130,7 @@ class Node:
 
 
 def read_document(path: Path, problems: list[Problem]) -> Node | None:
-    """Read the one document of a file, adding to the problems; None when nothing of it can be read."""
+    """Read a file's only document, adding to the problems; None if it can't be read."""
     file = str(path)
     try:
         return _Builder(file, problems).build(_compose(_decode(path)), "", 0)
@@ -141,7 +141,7 @@ def read_document(path: Path, problems: list[Problem]) -> Node | None:
 
 
 def scalar(text: str) -> Any:  # noqa: ANN401 # any scalar of YAML
-    """Read an unquoted text as YAML would. Raises ValueError where JSON has no such number."""
+    """Parse unquoted text as YAML would. Raises ValueError for a number that JSON doesn't have."""
     for pattern, _, read in _CORE.values():
         if pattern.match(text):
             return read(text)
@@ -149,9 +149,9 @@ def scalar(text: str) -> Any:  # noqa: ANN401 # any scalar of YAML
 
 
 class _Loader(_Base):
-    """PyYAML's composer with the core schema's resolver; it composes only, and constructs nothing."""
+    """PyYAML's composer with the core schema's resolver; it composes nodes, and constructs no objects."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # how PyYAML has it; empty, so as to inherit none
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # as in PyYAML; empty, so that none is inherited
 
 
 for _name, (_pattern, _first, _) in _CORE.items():
@@ -201,7 +201,7 @@ def _compose(text: str) -> yaml.Node:
 
 
 class _Builder:
-    """Turns PyYAML's nodes into ours; an alias becomes a copy, so that each use has its path."""
+    """Converts PyYAML's nodes to ours; an alias becomes a copy, so that each use has its own path."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = file
@@ -253,7 +253,7 @@ class _Builder:
     def scalar(self, node: Node, text: str, tag: str) -> None:
         pattern, _, read = _CORE[tag]
         if not pattern.match(text):
-            return self.refuse(node, f"expected what the tag !!{tag} says, got {text[:60]!r}")
+            return self.refuse(node, f"expected a value of the tag !!{tag}, got {text[:60]!r}")
         try:
             node.value = read(text)
         except ValueError as error:

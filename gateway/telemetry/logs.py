@@ -1,10 +1,10 @@
-"""The gateway's log: one JSON object a line on stdout, or readable text on a terminal.
+"""The gateway's log: one JSON object per line on stdout, or readable text on a terminal.
 
-A line is one canonical statement in the past tense about a request or a delivery (`request_finished`), with its ids.
-Bodies, signatures and query strings never enter it. What a sender has written (a type, an id) can be no order to a
-terminal, nor begin a line.
+Each request and each delivery has one canonical line with a past-tense name (`request_finished`) and its ids.
+Bodies, signatures and query strings are never logged. Text from a sender (a type, an id) is escaped, so that it can't
+control a terminal or begin a line.
 
-A line costs its caller about 4 µs, and never waits for the reader of stdout: `Lines` hands it to a thread.
+A line costs its caller about 4 µs, and never waits for the reader of stdout: `Lines` passes it to a thread.
 """
 
 import atexit
@@ -25,15 +25,15 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 from typing_extensions import override
 
-FLUSH_INTERVAL = 0.1  # The thread wakes up at most 10 times a second: each time it takes the loop's turn away.
-MAX_WAITING = 20_000  # About 5 MB of lines; a reader that is further behind loses the newest ones.
-FLUSH_TIMEOUT = 1.0  # A blocked stdout must not hold up the end of the process.
+FLUSH_INTERVAL = 0.1  # The thread wakes up at most 10 times a second, as each time it interrupts the event loop.
+MAX_WAITING = 20_000  # About 5 MB of lines; if the reader is further behind, the newest ones are dropped.
+FLUSH_TIMEOUT = 1.0  # A blocked stdout must not delay the end of the process.
 
 
 def configure(*, json: bool, level: int = logging.INFO, descriptor: int | None = None) -> "Lines":
     """Send structlog's and the standard library's log to stdout (or another file descriptor), once per process.
 
-    The standard library's loggers (aiohttp, aiokafka) are heard from WARNING on. Returns the sink, which is flushed
+    The standard library's loggers (aiohttp, aiokafka) are included from WARNING on. Returns the sink, which is flushed
     when the process ends.
     """
     descriptor = sys.stdout.fileno() if descriptor is None else descriptor
@@ -42,7 +42,7 @@ def configure(*, json: bool, level: int = logging.INFO, descriptor: int | None =
         processors=[render_json] if json else _console(colors=os.isatty(descriptor)),
         wrapper_class=_lean_logger(level),
         logger_factory=lambda *_: lines,
-        # A cached logger defeats capture_logs(); `get_logger` binds at once instead, which is as quick.
+        # A cached logger defeats capture_logs(); `get_logger` binds at once instead, which is as fast.
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -53,18 +53,18 @@ def configure(*, json: bool, level: int = logging.INFO, descriptor: int | None =
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return a logger that puts its name into each line. Call it after `configure`: it keeps what is configured then.
+    """Return a logger that adds its name to each line. Call it after `configure`, whose settings it keeps.
 
-    It is bound here once: structlog's lazy loggers bind with each line, at 1.4 µs.
+    It is bound once: structlog's lazy loggers bind with each line, which takes 1.4 µs.
     """
     logger: FilteringBoundLogger = structlog.get_logger().bind(logger=name)
     return logger
 
 
 def _lean_logger(level: int) -> type[FilteringBoundLogger]:
-    """Make structlog's filtering logger, with an `info` that makes one dictionary of a line instead of four.
+    """Return structlog's filtering logger, with an `info` that builds one dictionary per line instead of four.
 
-    Each request and each delivery is told in such a line, and pays for it.
+    Each request and each delivery is logged with it.
     """
     base = structlog.make_filtering_bound_logger(level)
     return base if level > logging.INFO else type("LeanLogger", (base,), {"info": _info})
@@ -79,7 +79,7 @@ def _info(self: Any, event: str, *args: object, **fields: object) -> None:  # no
 
 
 def render_json(_: object, level: str, fields: EventDict) -> bytes:
-    """Render a line, as the last of structlog's processors. Whatever JSON can't hold is written as Python shows it."""
+    """Render a line, as structlog's last processor. Values that JSON can't represent are written as their `repr`."""
     line: dict[str, Any] = {"timestamp": datetime.now(UTC), "level": level, "event": fields.pop("event")}
     exc_info = fields.pop("exc_info", None)
     line.update(fields)
@@ -89,7 +89,7 @@ def render_json(_: object, level: str, fields: EventDict) -> bytes:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a string with escapes for its control characters, those to keep excepted, and for what wasn't UTF-8."""
+    """Escape a string's control characters, except those to keep, and bytes that weren't UTF-8."""
     if text.isprintable():
         return text
     return "".join([char if char.isprintable() or char in keep else _escaped(char) for char in text])
@@ -106,24 +106,24 @@ def _rendered(line: dict[str, Any]) -> bytes:
         rendered = orjson.dumps({str(key): _plain(value) for key, value in line.items()}, option=LINE)
     if rendered.isascii() and b"\x7f" not in rendered:
         return rendered
-    # JSON allows what a terminal takes for an order, or for the other direction.
-    return _ORDERS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), rendered)
+    # JSON allows characters that control a terminal or change the direction of text.
+    return _CONTROLS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), rendered)
 
 
-# DEL, C1, the separators of lines and paragraphs, and what turns the direction of text, in UTF-8.
-_ORDERS = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
+# DEL, C1, the separators of lines and paragraphs, and the controls of text direction, in UTF-8.
+_CONTROLS = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback of an error, after those of the errors that it came from, without their texts.
+    """Return an error's traceback, preceded by those of its causes, without the errors' messages.
 
-    The text of a KeyError or a UnicodeEncodeError is what was worked on: a piece of a body, perhaps.
+    The message of a KeyError or a UnicodeEncodeError contains the data: a piece of a body, perhaps.
     """
     return "\n\n".join(_traces(error, set()))
 
 
 def raise_site(error: BaseException) -> str:
-    """Return the module and the line in which an error was raised."""
+    """Return the module and line at which an error was raised."""
     place = "nowhere"
     for frame, line in traceback.walk_tb(error.__traceback__):
         place = f"{frame.f_globals.get('__name__', '?')}:{line}"
@@ -145,11 +145,11 @@ LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 
 
 class Lines:
-    """Where lines end up: `info(line)` and its like return at once, and a thread writes what has come together.
+    """The sink of log lines: `info(line)` and its aliases return at once, and a thread writes the queued lines.
 
-    A log that can't be written must not stop the gateway: when the reader of stdout stalls, at most `max_waiting`
-    lines are kept, the rest is dropped, and how many is told as soon as lines go out again. When it is gone (EPIPE),
-    lines go nowhere. A process that is killed loses the lines of its last 100 ms.
+    A log that can't be written must not stop the gateway: if the reader of stdout stalls, at most `max_waiting` lines
+    are kept, and the others are dropped; how many is logged as soon as lines are written again. If the reader is gone
+    (EPIPE), all lines are dropped. A process that is killed loses the lines of its last 100 ms.
     """
 
     def __init__(self, descriptor: int, *, json: bool = True, max_waiting: int = MAX_WAITING) -> None:
@@ -176,7 +176,7 @@ class Lines:
     debug = warning = error = critical = exception = log = msg = info
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> None:
-        """Write what waits, within `timeout` seconds, and stop. Lines that come later are lost."""
+        """Write the queued lines, within `timeout` seconds, and stop. Later lines are lost."""
         self._closing.set()
         self._has_lines.set()
         self._thread.join(timeout)
@@ -188,12 +188,12 @@ class Lines:
             is_last = self._closing.is_set()
             chunk = b"".join([self._waiting.popleft() for _ in range(len(self._waiting))])
             if self._dropped:
-                chunk += self._told_of_dropped()
+                chunk += self._dropped_line()
             if not self._write(chunk) or is_last:
                 return
             self._closing.wait(FLUSH_INTERVAL)
 
-    def _told_of_dropped(self) -> bytes:
+    def _dropped_line(self) -> bytes:
         count, self._dropped = self._dropped, 0
         if self._json:
             return render_json(None, "warning", {"event": "log_lines_dropped", "count": count, "logger": __name__})
@@ -212,7 +212,7 @@ class Lines:
 
 
 class _Forward(logging.Handler):
-    """Hands the standard library's records to structlog, so that there is one stream of lines."""
+    """Passes the standard library's log records to structlog, so that there is one stream of lines."""
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -223,12 +223,12 @@ class _Forward(logging.Handler):
 
 
 def _console(*, colors: bool) -> list[Processor]:
-    # By default it has rich print a traceback, with the local variables of each frame: bodies and secrets among them.
+    # By default, rich would print tracebacks with the local variables of each frame, including bodies and secrets.
     render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
     def render_text(logger: object, level: str, fields: EventDict) -> bytes:
         for key, value in fields.items():
-            # What isn't text is shown as Python writes it, which has escapes of its own.
+            # Other values are shown as their `repr`, which has its own escapes.
             if isinstance(value, str):
                 fields[key] = printable(value, keep="\n\t" if key == "exception" else "")
         return f"{render(logger, level, fields)}\n".encode("utf-8", "backslashreplace")

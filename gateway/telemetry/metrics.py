@@ -1,10 +1,10 @@
 """The gateway's metrics: one object that takes a registry. Names and labels are an interface to dashboards and alerts.
 
-Label values are names from the rules or members of closed sets, never ids, types or URLs. A name is empty where
-there is none: a request that belongs to no source, a record that can't be read.
+Label values are names from the rules or members of closed sets, never ids, types or URLs. A name is empty if there is
+none: a request that belongs to no source, a record that can't be read.
 
-The series are our own; `prometheus_client` tells of the process, and is how others read ours. Its locks make an
-increment cost 0.3 µs and an observation 0.7, ours 0.03 and 0.12, where an event has some fifty microseconds in all.
+The series are our own; `prometheus_client` provides the process's metrics, and the registry. With its locks an
+increment takes 0.3 µs and an observation 0.7, ours take 0.03 and 0.12, of about fifty microseconds per event.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from gateway.telemetry.skipped_events import SkippedEvents
 
 NO_SOURCE = ""
 RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
-"""What topics are for."""
+"""Kinds of topics."""
 
-# Closed sets. A reason or status that isn't here still counts, but its series appears with its first increment, which
-# `increase()` doesn't see.
+# Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
+# which `increase()` misses.
 STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
 REJECTIONS = (
     "bad_credentials",
@@ -65,20 +65,20 @@ REJECTIONS = (
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 RELOADS = ("ok", "error")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
-# What can't be read has no route.
+# An undecodable record has no route.
 DEAD_REASONS = tuple([reason for reason in DeadReason if reason is not DeadReason.UNDECODABLE])
 SPANS = ("exported", "failed", "dropped")
 
-# A webhook is acknowledged in about a millisecond and must be within seconds; destinations may take a minute.
+# A webhook is acknowledged in about a millisecond, and must be within seconds; destinations may take a minute.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-# From a first try that succeeds to the end of a three-day schedule.
+# From a successful first attempt to the end of a three-day schedule.
 DAYS = (*SECONDS[2:], 300.0, 1800.0, 7200.0, 43200.0, 86400.0, 259200.0)
 
 
 SLICE = 0.0005
-"""Seconds for which a page is written before everything else on the event loop has its turn."""
-AT_ONCE = 50
-"""Series written between two looks at how long it took: half a millisecond where all of them are histograms."""
+"""Maximum seconds of writing before other tasks on the event loop run."""
+SERIES_PER_CHECK = 50
+"""Series written between two checks of the time: half a millisecond if all of them are histograms."""
 
 Labels = tuple[str, ...]
 
@@ -102,25 +102,25 @@ class Names(Protocol):
 
 
 class Single:
-    """A series of one value. What was written of it is kept, as most series don't change between two scrapes."""
+    """A series with one value. Its text is cached, as most series don't change between two scrapes."""
 
-    __slots__ = ("_shown", "_text", "value")
+    __slots__ = ("_text", "_written", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
-        self._shown: float | None = None
+        self._written: float | None = None
         self._text = b""
 
     @staticmethod
     def template(name: str, labels: Labels) -> str:
-        """Return what is filled with the escaped label values and the value."""
+        """Return a format string for the escaped label values and the value."""
         return f"{name}{_braced(labels)} %r\n"
 
     def write(self, template: str, values: Labels) -> bytes:
         value = self.value
-        if value != self._shown:
+        if value != self._written:
             self._text = (template % (*map(_escaped, values), value)).encode()
-            self._shown = value
+            self._written = value
         return self._text
 
     def write_with_exemplars(self, template: str, values: Labels) -> bytes:
@@ -128,7 +128,7 @@ class Single:
 
 
 class Counter(Single):
-    """What only grows."""
+    """A value that only grows."""
 
     __slots__ = ()
     KIND = "counter"
@@ -138,7 +138,7 @@ class Counter(Single):
 
 
 class Gauge(Single):
-    """What goes up and down."""
+    """A value that goes up and down."""
 
     __slots__ = ()
     KIND = "gauge"
@@ -148,12 +148,12 @@ class Gauge(Single):
 
 
 class Histogram:
-    """How values spread over buckets, of which each counts what is at most its bound.
+    """A distribution of values over buckets, each of which counts the values up to its bound.
 
-    `observe_traced` keeps the value and its trace as the bucket's exemplar, until a newer one comes.
+    `observe_traced` keeps the value and its trace as the bucket's exemplar, until a newer one replaces it.
     """
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_shown", "_sum", "_text")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum", "_text", "_written")
     KIND = "histogram"
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
@@ -161,12 +161,12 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._exemplars: dict[int, bytes] = {}
         self._sum = 0.0
-        self._shown: int | None = None
+        self._written: int | None = None
         self._text = b""
 
     def observe(self, value: float) -> None:
         self._sum += value
-        self._counts[bisect_left(self._bounds, value)] += 1  # last, as another thread tells by it that it has changed
+        self._counts[bisect_left(self._bounds, value)] += 1  # last, as another thread detects changes by the counts
 
     def observe_traced(self, value: float, trace_id: str) -> None:
         self.observe(value)
@@ -174,21 +174,21 @@ class Histogram:
         self._exemplars[bisect_left(self._bounds, value)] = exemplar.encode()
 
     def template(self, name: str, labels: Labels) -> str:
-        """Return what is filled, after the label values, with the count of each bucket, the sum and the count."""
+        """Return a format string for the label values, then for the count of each bucket, the sum and the count."""
         inside = _braced(labels)
         start = f"{inside[:-1]}," if labels else "{"
-        # Each line has all of the labels: they are put in first, where the counts aren't touched.
+        # Each line has all of the labels: they are filled in first, and the counts afterwards.
         lines = [f'{name}_bucket{start}le="{bound!r}"}} %%d\n' for bound in self._bounds]
         lines += [f'{name}_bucket{start}le="+Inf"}} %%d\n', f"{name}_sum{inside} %%r\n", f"{name}_count{inside} %%d\n"]
         return "".join(lines)
 
     def write(self, template: str, values: Labels) -> bytes:
         *counts, total = accumulate(self._counts)
-        if total != self._shown:
-            told = tuple([_escaped(value).replace("%", "%%") for value in values])
-            lines = template % (told * (len(counts) + 3))
+        if total != self._written:
+            escaped = tuple([_escaped(value).replace("%", "%%") for value in values])
+            lines = template % (escaped * (len(counts) + 3))
             self._text = (lines % (*counts, total, self._sum, total)).encode()
-            self._shown = total
+            self._written = total
         return self._text
 
     def write_with_exemplars(self, template: str, values: Labels) -> bytes:
@@ -205,9 +205,9 @@ Series = TypeVar("Series", Counter, Gauge, Histogram)
 
 
 class Family(dict[Labels, Series], Generic[Series]):
-    """A metric with labels. `labels(…)` makes a series when it's first asked for.
+    """A metric with labels. `labels(…)` creates a series at its first use.
 
-    A series that is held goes on counting, but isn't exposed any more once `Metrics.prepare` has dropped its name.
+    A reference to a series remains usable, but the series isn't exposed any more once `Metrics.prepare` has dropped it.
     """
 
     def __init__(self, make: Callable[[], Series], name: str, text: str, labels: Labels) -> None:
@@ -217,7 +217,7 @@ class Family(dict[Labels, Series], Generic[Series]):
         one = make()
         self._template = one.template(name, labels)
         self._head = f"# HELP {name} {text}\n# TYPE {name} {one.KIND}\n".encode()
-        family = name.removesuffix("_total")  # OpenMetrics names a counter without what its samples end in
+        family = name.removesuffix("_total")  # OpenMetrics names a counter without its samples' suffix
         unit = f"# UNIT {family} seconds\n" if family.endswith("_seconds") else ""
         self._open_head = f"# HELP {family} {text}\n# TYPE {family} {one.KIND}\n{unit}".encode()
 
@@ -231,19 +231,19 @@ class Family(dict[Labels, Series], Generic[Series]):
         self[values] = series
         return series
 
-    def keep(self, names: Mapping[str, Collection[str]]) -> None:
+    def retain(self, names: Mapping[str, Collection[str]]) -> None:
         """Drop the series in which a label named in `names` has a value that isn't among its names."""
         checks = [(index, names[label]) for index, label in enumerate(self._labels) if label in names]
         for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
             del self[values]
 
     def pieces(self, *, is_open: bool) -> Iterator[bytes]:
-        """Write all of it, in the text format or in OpenMetrics, a few series at a time."""
+        """Write all series, in the text format or in OpenMetrics, a few at a time."""
         template = self._template
         yield self._open_head if is_open else self._head
-        series = list(self.items())  # copied at once, as far as others can tell
-        for start in range(0, len(series), AT_ONCE):
-            some = series[start : start + AT_ONCE]
+        series = list(self.items())  # copied atomically
+        for start in range(0, len(series), SERIES_PER_CHECK):
+            some = series[start : start + SERIES_PER_CHECK]
             if is_open:
                 yield b"".join([each.write_with_exemplars(template, values) for values, each in some])
             else:
@@ -282,7 +282,7 @@ class Metrics(Collector):
             "Events that had come before with the same content, and were not delivered again.",
             "source",
         )
-        self.let_go_events = SkippedEvents()
+        self.duplicate_events = SkippedEvents()
         self.dedupe_conflicts = counter(
             "dedupe_conflicts", "Events whose identity had come before with other content; delivered.", "source"
         )
@@ -384,10 +384,10 @@ class Metrics(Collector):
         registry.register(self)
 
     def prepare(self, rules: Names) -> None:
-        """Make every series of the rules' names, at 0, and drop those of names that are gone.
+        """Create every series of the rules' names, at 0, and drop those of names that are gone.
 
-        A counter that appears with its first increment hides it from `rate()` and `increase()`. Costs next to nothing
-        where the names are those of the last call.
+        A counter that appears with its first increment hides it from `rate()` and `increase()`. Cheap if the names are
+        those of the last call.
         """
         sources, destinations = frozenset(rules.sources), frozenset(rules.destinations)
         pairs = frozenset([(route, to) for route, each in rules.routes.items() for to in each.destinations])
@@ -406,15 +406,15 @@ class Metrics(Collector):
                 "route": rules.routes.keys() | {NO_SOURCE},
             }
             for family in self._families:
-                family.keep(names)
+                family.retain(names)
 
-    def tell_certificates(self, owner: str, ends: Mapping[str, float]) -> None:
-        """Say when the certificates that an owner ("destination", "kafka") names end: those, and no others of its."""
+    def set_certificate_expiries(self, owner: str, ends: Mapping[str, float]) -> None:
+        """Replace the expiry times of an owner's ("destination", "kafka") certificates."""
         family = self.certificate_expiry_timestamp
-        told = {f"{owner}/{name}": end for name, end in ends.items()}
-        for labels in [labels for labels in family if labels[0].startswith(f"{owner}/") and labels[0] not in told]:
+        escaped = {f"{owner}/{name}": end for name, end in ends.items()}
+        for labels in [labels for labels in family if labels[0].startswith(f"{owner}/") and labels[0] not in escaped]:
             del family[labels]
-        for name, end in told.items():
+        for name, end in escaped.items():
             family.labels(name).set(end)
 
     def _prepare_source(self, source: str) -> None:
@@ -448,7 +448,7 @@ class Metrics(Collector):
         _each(self.dead_letters, (route, destination), DEAD_REASONS)
 
     def pieces(self, *, is_open: bool) -> Iterator[bytes]:
-        """Write every series as it is now, in the text format, or in OpenMetrics (without its `# EOF`) with exemplars.
+        """Write every series, in the text format, or in OpenMetrics (without its `# EOF`) with exemplars.
 
         https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
         https://prometheus.io/docs/specs/om/open_metrics_spec/
@@ -458,12 +458,12 @@ class Metrics(Collector):
 
     @override
     def collect(self) -> Iterator[Metric]:
-        """Serve other users of the registry, in whichever thread."""
+        """Serve other users of the registry, in any thread."""
         return iter(text_string_to_metric_families(b"".join(self.pieces(is_open=False)).decode()))
 
 
 def process_registry() -> CollectorRegistry:
-    """Make a registry that tells of this process, its garbage collector and its Python, too."""
+    """Create a registry that includes metrics of this process, its garbage collector and its Python."""
     registry = CollectorRegistry(auto_describe=True)
     prometheus_client.ProcessCollector(registry=registry)
     prometheus_client.PlatformCollector(registry=registry)
@@ -472,23 +472,23 @@ def process_registry() -> CollectorRegistry:
 
 
 def content_type_for(accept: str) -> str:
-    """Return what a scraper's `Accept` asks for. OpenMetrics, the one with exemplars, is for who asks for it."""
+    """Return the content type for a scraper's `Accept` header: OpenMetrics, which has exemplars, only on request."""
     _, content_type = choose_encoder(accept)
     return content_type if content_type.startswith(OPEN_METRICS) else CONTENT_TYPE_PLAIN_0_0_4
 
 
 async def exposition(registry: CollectorRegistry, content_type: str) -> AsyncIterator[bytes]:
-    """Yield every metric as text of this type, as much at a time as is written in a slice.
+    """Yield every metric as text of this content type, in pieces of one time slice each.
 
-    What the client library does for the same text takes 6 µs a line, and makes so many objects that the garbage
-    collector stops every thread for tenths of a second, with some thousands of routes.
+    The client library takes 6 µs a line for the same text, and creates so many objects that, with some thousands of
+    routes, the garbage collector stops every thread for tenths of a second.
 
-    Ours is written on the event loop, which has its turn between two slices, and goes out piece by piece. Beside a
-    thread that writes, the loop has to win the interpreter back after each of its system calls: some 10 ms a turn, for
-    as long as the page takes; and a whole page of some megabytes takes as long to be put together and handed on.
+    Ours is written on the event loop, where other tasks run between two slices, and is sent piece by piece. With a
+    writing thread, the event loop would have to reacquire the interpreter after each of its system calls, about 10 ms
+    each, for as long as the page takes; and assembling a whole page of some megabytes takes as long.
     """
     is_open = content_type.startswith(OPEN_METRICS)
-    collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library tells its collectors in no other way
+    collectors = list(registry._collector_to_names)  # noqa: SLF001 - the library has no public list of collectors
     for collector in collectors:
         if isinstance(collector, Metrics):
             parts: list[bytes] = []
@@ -518,9 +518,9 @@ def _rendered(collector: Collector, *, is_open: bool) -> bytes:
 
 
 def _braced(labels: Labels) -> str:
-    """Return the labels as a template for their values."""
-    told = ",".join([f'{label}="%s"' for label in labels])
-    return f"{{{told}}}" if labels else ""
+    """Return the labels in braces, as a format string for their values."""
+    escaped = ",".join([f'{label}="%s"' for label in labels])
+    return f"{{{escaped}}}" if labels else ""
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,14 +1,15 @@
-"""Traces: one from a request to the last attempt of each of its deliveries, also hours later. For the extra `otel`.
+"""Traces: one from a request to the last attempt of each of its deliveries, even hours later. Needs the extra `otel`.
 
     POST /in/github                    server: a verified request
       └─ send gateway.events.github    producer: its append, whose context is in the record
            └─ process gateway.events.github     consumer: which routes match; the same context goes on in tiers
                 ├─ POST ci             client: each attempt, whose context the destination gets as `traceparent`
-                └─ send gateway.dead   producer: a record that carries a delivery on, or ends it
+                └─ send gateway.dead   producer: a successor record or a dead letter
 
-The only user of opentelemetry. Spans are sent in a thread (OTLP over HTTP), from a bounded queue: a collector that is
-slow or gone costs spans, which are counted, and one log line. Nothing of an unverified request is traced. Attributes
-are names of the rules, ids, and what HTTP and the log answered: no body, header, query string, or URL of a destination.
+The only user of opentelemetry. Spans are sent in a thread (OTLP over HTTP), from a bounded queue: if the collector is
+slow or unavailable, spans are dropped and counted, and one line is logged. Unverified requests aren't traced.
+Attributes are names from the rules, ids, and results of HTTP and the log: no body, header, query string, or URL of a
+destination.
 """
 
 import logging
@@ -37,22 +38,22 @@ from gateway.telemetry.metrics import Counter, Metrics
 
 PATH = "/v1/traces"
 MAX_WAITING = 8192
-"""Spans that wait for the collector, some 10 MB; of more, the oldest are dropped."""
-BATCH, EVERY = 512, 1.0
-"""Spans are sent so many at a time, or after so many seconds."""
+"""Spans queued for the collector, about 10 MB; beyond that, the oldest are dropped."""
+BATCH_SIZE, EXPORT_INTERVAL = 512, 1.0
+"""Maximum spans per export, and seconds between exports."""
 EXPORT_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 2.0
-"""Seconds at the end for what waits; the collector must not hold the process up."""
-LONGEST_VALUE = 256
-"""Characters of an attribute's value. A sender chooses its event's type."""
+"""Seconds to send the queued spans at the end; the collector must not delay the process's exit."""
+MAX_VALUE_LENGTH = 256
+"""Maximum characters of an attribute's value, as a sender chooses its event's type."""
 ROOT = Context()
-"""A context without a span: what is in the task's own is none of ours."""
+"""A context without a span, used instead of the task's own."""
 
 Value = str | int | float | Sequence[str]
 
 
 class Traces:
-    """Makes spans, and sends them to a collector in the background. `close` blocks for up to 2 s."""
+    """Creates spans, and sends them to a collector in the background. `close` blocks for up to 2 s."""
 
     def __init__(
         self,
@@ -65,11 +66,11 @@ class Traces:
         metrics: Metrics,
         logger: FilteringBoundLogger,
     ) -> None:
-        """Trace a share of what comes without a sampling decision of its own; `traceparent`'s flag is one.
+        """Trace a `ratio` of the requests without a sampling decision; the flag in `traceparent` is such a decision.
 
-        `endpoint` is a collector's base URL. `system` is what the log is (`messaging.system`).
+        `endpoint` is a collector's base URL. `system` is the kind of log (`messaging.system`).
         """
-        # It logs each failed try. We say it once.
+        # It logs each failed attempt. We log the first.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         endpoint = endpoint.rstrip("/")
         endpoint = endpoint if endpoint.endswith(PATH) else endpoint + PATH
@@ -81,14 +82,14 @@ class Traces:
             sampler=ParentBased(TraceIdRatioBased(ratio)),
             resource=resource,
             shutdown_on_exit=False,
-            span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE),
+            span_limits=SpanLimits(max_span_attribute_length=MAX_VALUE_LENGTH),
         )
         exporter = _Exporter(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT), metrics, logger)
         self._provider.add_span_processor(_Processor(exporter, metrics.spans.labels("dropped")))
         self._tracer = self._provider.get_tracer("gateway", version)
 
     def close(self) -> None:
-        """Send what waits, for as long as that may take, and stop."""
+        """Send the queued spans, within the timeout, and stop."""
         thread = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
         thread.start()
         thread.join(CLOSE_TIMEOUT)
@@ -120,7 +121,7 @@ class Traces:
         return self._start(f"send {topic}", _parent(event), SpanKind.PRODUCER, attributes)
 
     def process(self, event: Event, *, group: str, topic: str, partition: int, offset: int) -> "Span":
-        """Begin the span in which it is decided where an event goes."""
+        """Begin the span of an event's routing."""
         attributes: dict[str, Value] = {
             "messaging.system": self._system,
             "messaging.operation.name": "process",
@@ -164,7 +165,7 @@ class Traces:
 
 
 class Span:
-    """A span that is under way. A context manager, for what is over with its block: an exception makes it an error."""
+    """A span in progress. As a context manager it ends with its block; an exception makes it an error."""
 
     __slots__ = ("_span", "context")
 
@@ -174,7 +175,7 @@ class Span:
         self.context = TraceContext(
             f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}", found.trace_state.to_header()
         )
-        """What is handed on, to records and destinations."""
+        """The context for records and destinations."""
 
     def __enter__(self) -> Self:
         return self
@@ -191,12 +192,12 @@ class Span:
         self._span.set_attributes(attributes)
 
     def fail(self, kind: str) -> None:
-        """Call it an error, of a kind from a closed set."""
+        """Mark it as an error, of a kind from a closed set."""
         self._span.set_attribute("error.type", kind)
         self._span.set_status(Status(StatusCode.ERROR))
 
     def answered(self, status: int, reason: str | None) -> None:
-        """End a request's span with what was answered; a sender's fault is no error of the server (as HTTP has it)."""
+        """End a request's span with the response; a 4xx is no error of the server."""
         self._span.set_attribute("http.response.status_code", status)
         if reason is not None:
             self._span.set_attribute("gateway.reason", reason)
@@ -205,7 +206,7 @@ class Span:
         self._span.end()
 
     def attempted(self, attempt: Attempt | None) -> None:
-        """End an attempt's span with what came of it; None for one that wasn't made."""
+        """End an attempt's span with its result; None if it wasn't made."""
         if attempt is None:
             self.fail("not_made")
         else:
@@ -218,13 +219,13 @@ class Span:
 
 
 class _Exporter(SpanExporter):
-    """Counts what becomes of spans, and says once that they can't be sent, and once that they can be again.
+    """Counts exported and failed spans; logs once that they can't be sent, and once that they can be again.
 
-    Only the processor's thread counts here.
+    Only the processor's thread updates it.
     """
 
     def __init__(self, inner: SpanExporter, metrics: Metrics, logger: FilteringBoundLogger) -> None:
-        self.taken = 0
+        self.exported_count = 0
         self._inner = inner
         self._exported = metrics.spans.labels("exported")
         self._failed = metrics.spans.labels("failed")
@@ -233,7 +234,7 @@ class _Exporter(SpanExporter):
 
     @override
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.taken += len(spans)
+        self.exported_count += len(spans)
         try:
             result = self._inner.export(spans)
         except Exception as error:  # noqa: BLE001 - whatever the network does must not end the thread
@@ -255,11 +256,14 @@ class _Exporter(SpanExporter):
 
 
 class _Processor(BatchSpanProcessor):
-    """Counts the spans that the queue drops, which it tells nobody. Only the event loop's thread counts here."""
+    """Counts the spans that the queue drops silently. Only the event loop's thread updates it."""
 
     def __init__(self, exporter: _Exporter, dropped: Counter) -> None:
         super().__init__(
-            exporter, max_queue_size=MAX_WAITING, schedule_delay_millis=EVERY * 1000, max_export_batch_size=BATCH
+            exporter,
+            max_queue_size=MAX_WAITING,
+            schedule_delay_millis=EXPORT_INTERVAL * 1000,
+            max_export_batch_size=BATCH_SIZE,
         )
         self._counting = exporter
         self._dropped = dropped
@@ -268,14 +272,14 @@ class _Processor(BatchSpanProcessor):
     @override
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
-            if self._ended - self._counting.taken - self._dropped.value >= MAX_WAITING:
+            if self._ended - self._counting.exported_count - self._dropped.value >= MAX_WAITING:
                 self._dropped.inc()
             self._ended += 1
         super().on_end(span)
 
 
 def _sent(headers: Headers) -> Context:
-    """Return the context that a sender names, if it names one, and only one (Trace Context, section 3.2.2.5)."""
+    """Return a sender's context, if it sent exactly one (Trace Context, section 3.2.2.5)."""
     parents = [value for name, value in headers if name.lower() == b"traceparent"]
     if len(parents) != 1:
         return ROOT
@@ -284,7 +288,7 @@ def _sent(headers: Headers) -> Context:
 
 
 def _parent(event: Event) -> Context:
-    """Return the context in an event's record, or what its sender named, where its ingress traced nothing."""
+    """Return the context in an event's record, or its sender's if its ingress didn't trace it."""
     return _sent(event.headers) if event.trace is None else _context(*event.trace)
 
 

@@ -330,7 +330,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
                     assert answer.status == 202
             await gateway.until("gateway_dead_letters_total", 1, reason="expression_error")
             code, (row,) = await _status(long_place, *words)
-            why = "request.body: body.user.mail isn't there (has(body.user.mail) tells)"
+            why = "request.body: body.user.mail isn't there (check with has(body.user.mail))"
             assert (code, row["why"]) == (1, f"dead letters: expression_error, {why}")
             changed, explain, _, replay = row["next"]
             assert changed.startswith("# the rules loaded at ")

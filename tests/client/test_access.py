@@ -330,7 +330,7 @@ async def test_a_new_guard_closes_tunnels_too(client: Client, ours: Authority, t
     async with HttpProxy() as proxy, Sink(tls=ours.server(tmp_path, "127.0.0.1")) as sink:
         way = Proxy(host="127.0.0.1", port=proxy.port)
         assert (await attempt(client, sink.url, tls=trusting(ours), proxy=way)).result is Result.SUCCESS
-        client.use_guard(CLOSED)
+        client.set_guard(CLOSED)
         done = await attempt(client, sink.url, tls=trusting(ours), proxy=way)
         assert done.result is Result.EGRESS_REFUSED
         assert (len(sink.requests), proxy.connections) == (1, 1)

@@ -230,7 +230,7 @@ async def test_each_fault_has_its_result(client: Client, fault: Fault | Answer, 
 
 
 async def test_a_head_decides_whatever_becomes_of_its_body(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "BODY_PATIENCE", 0.05)
+    monkeypatch.setattr(connections, "BODY_TIMEOUT", 0.05)
     truncated = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", closes=True)
     until_closed = Answer(raw=b"HTTP/1.1 200 OK\r\n\r\nall", closes=True)
     bad_chunk = Answer(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
@@ -392,7 +392,7 @@ async def test_the_next_address_is_tried_when_one_refuses() -> None:
 
 
 async def test_a_black_hole_leaves_time_for_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONNECT_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.05)
     async with Sink() as sink, Client(OPEN, resolver=resolving(a_test=("127.0.0.9", "127.0.0.1"))) as client:
         with socket.socket() as full, socket.socket() as first:
             full.bind(("127.0.0.9", sink.port))
@@ -457,11 +457,11 @@ async def test_a_new_guard_rules_over_the_connections_of_the_old_one(client: Cli
         await attempt(client, sink.url)
         slow = asyncio.ensure_future(attempt(client, sink.url))
         await sink.received(2)
-        client.use_guard(CLOSED)
+        client.set_guard(CLOSED)
         assert (await slow).result is Result.SUCCESS
         assert (await attempt(client, sink.url)).result is Result.EGRESS_REFUSED
         await until(lambda: sink.open_connections == 0)
-        client.use_guard(OPEN)
+        client.set_guard(OPEN)
         assert (await attempt(client, sink.url)).result is Result.SUCCESS
     assert len(sink.requests) == 3
 
@@ -469,7 +469,7 @@ async def test_a_new_guard_rules_over_the_connections_of_the_old_one(client: Cli
 async def test_a_guard_that_says_the_same_keeps_the_connections(client: Client) -> None:
     async with Sink() as sink:
         await attempt(client, sink.url)
-        client.use_guard(EgressGuard(Egress()))
+        client.set_guard(EgressGuard(Egress()))
         await attempt(client, sink.url)
     assert sink.connections == 1
 

@@ -440,16 +440,16 @@ async def test_a_new_token_that_is_refused_as_well_is_renewed_after_a_while() ->
     endpoint = Endpoint(expires_in=3600)
     assert await endpoint.renewed()
     assert await endpoint.renewed() is None
-    endpoint.now += module.REFUSED_PATIENCE
+    endpoint.now += module.REFUSED_TOKEN_MIN_AGE
     renewed = await endpoint.renewed()
     assert renewed is not None
     assert renewed.value == b"Bearer t3"
 
 
 async def test_what_reloads_left_behind_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HOLDERS_LIMIT", 3)
+    monkeypatch.setattr(module, "SLOTS_LIMIT", 3)
     endpoint = Endpoint(expires_in=100)
     for number in range(10):
         await endpoint.tokens.get(f"https://{number}.test/", credentials("https://idp.test/"), endpoint.now + 5)
         endpoint.now += 60
-    assert len(endpoint.tokens._holders) <= 3
+    assert len(endpoint.tokens._slots) <= 3

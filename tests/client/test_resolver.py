@@ -39,8 +39,8 @@ def zone() -> Zone:
 @pytest.fixture
 async def resolver(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Resolver]:
     # What is waited for here hangs for good: waiting longer would tell no more.
-    monkeypatch.setattr(module, "LOOKUP_PATIENCE", 0.2)
-    monkeypatch.setattr(module, "REFRESH_PATIENCE", 0.02)
+    monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.2)
+    monkeypatch.setattr(module, "REFRESH_TIMEOUT", 0.02)
     resolver = Resolver(zone.look_up, clock=lambda: zone.now)
     yield resolver
     zone.released.set()

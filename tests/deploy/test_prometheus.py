@@ -349,7 +349,7 @@ def measured(expression: str) -> set[str]:
 def test_it_is_told_how_each_certificate_is_renewed() -> None:
     """By the owner that its name begins with: some are read when they change, some at the start alone."""
     files = (Path(gateway.run.__file__), Path(gateway.reload.__file__))
-    owners = [owner for file in files for owner in re.findall(r'tell_certificates\("(\w+)"', file.read_text())]
+    owners = [owner for file in files for owner in re.findall(r'set_certificate_expiries\("(\w+)"', file.read_text())]
     [section] = re.findall(r"^### GatewayCertificateExpires\n(.*?)^###", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
     assert owners
     assert all(f"`{owner}/`" in section for owner in owners)

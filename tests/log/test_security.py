@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from dev.kafka import Broker
 from gateway import credentials
 from gateway.cli import main
-from gateway.credentials import kafka_certificate_ends
+from gateway.credentials import kafka_certificate_expiries
 from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
@@ -571,7 +571,7 @@ def test_it_is_told_when_certificates_end(tmp_path: Path) -> None:
     (tmp_path / "client.pem").write_text("".join(authority.issue("gateway", life=life)))
     settings = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CA": "ca.pem", "KAFKA_SSL_CERTIFICATE": "client.pem"}
     environ = {f"GATEWAY_{name}": str(tmp_path / text) if "pem" in text else text for name, text in settings.items()}
-    ends = kafka_certificate_ends(from_sources({}, environ).kafka)
+    ends = kafka_certificate_expiries(from_sources({}, environ).kafka)
     assert ends == pytest.approx(
         {"ca": time.time() + timedelta(days=1).total_seconds(), "certificate": time.time() + life.total_seconds()},
         abs=60,

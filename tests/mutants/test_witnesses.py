@@ -211,8 +211,8 @@ def test_the_topic_of_a_new_ordered_route_is_there_before_its_rules_are_in_force
     source = "version: 1\nsources:\n  crm: {verify: {scheme: none}, key: body.id}\n"
     file.write_text(source)
     settings = Settings(rules=file, log=EmbeddedTarget(tmp_path / "log.db"))
-    reloader = Reloader(settings, Metrics(CollectorRegistry()), QUIET, changed_to=lambda _: None)
-    reloader.put_in_force(load_rules(file), {})
+    reloader = Reloader(settings, Metrics(CollectorRegistry()), QUIET, on_activated=lambda _: None)
+    reloader.activate(load_rules(file), {})
     log = Telling(lambda: reloader.rules)
     route = "routes:\n  - {name: new, from: crm, to: [ci], order: key}\n"
     file.write_text(f"{source}destinations:\n  ci: {{url: 'http://127.0.0.1:1/'}}\n{route}")

@@ -113,7 +113,7 @@ def test_a_template_that_fails_is_told_as_the_dead_letter_that_it_would_be(tmp_p
     (planned,) = rendered.requests
     assert rendered.is_matched
     assert planned.request is None
-    assert planned.problem == "request.body: body.who isn't there (has(body.who) tells)"
+    assert planned.problem == "request.body: body.who isn't there (check with has(body.who))"
     _, rendered, *_ = explained(tmp_path, b'{"whom": "jo", "when": 1}').routes
     assert rendered.requests[0].beside == "body has: whom, when"
 

@@ -235,8 +235,8 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     details = [
-        ("build", 3, "request.body: body.who isn't there (has(body.who) tells)"),
-        ("build", 2, "request.body: body.who isn't there (has(body.who) tells)"),
+        ("build", 3, "request.body: body.who isn't there (check with has(body.who))"),
+        ("build", 2, "request.body: body.who isn't there (check with has(body.who))"),
         ("other", 1, "body.n + 1 > 2: unsupported operation: string + int"),
     ]
     for route, number, detail in details:
@@ -250,7 +250,9 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     older = {"rules": {"changed": ["route build: to"]}}
     others: list[dict[str, Any]] = [{"rules": {"changed": None, "changed_at": 1.0}}, {"rules": None}, {"rules": [5]}]
     request, condition = await dead_letter_findings(log, TOPICS, Control(), [told, told, since, older, {}, *others], {})
-    assert request.why == "dead letters: expression_error, request.body: body.who isn't there (has(body.who) tells)"
+    assert (
+        request.why == "dead letters: expression_error, request.body: body.who isn't there (check with has(body.who))"
+    )
     assert request.next == (
         f"# the rules loaded at {when(50.0)} changed route build: request",
         "gateway explain evt_2",

@@ -254,7 +254,7 @@ def test_what_cannot_be_used_is_told_with_its_place(tmp_path: Path, ours: Author
             {"K": key},
             f"'${{K}} | tls.ca: expected a certificate in PEM, such as ${{file:ca.pem}}, {none}",
         ),
-        ("ca: '${C}'", {"C": broken}, "'${C} | tls.ca: expected certificates that can be read, got others"),
+        ("ca: '${C}'", {"C": broken}, "'${C} | tls.ca: expected valid certificates, got others"),
         (
             BOTH,
             {"C": broken, "K": key},

@@ -166,7 +166,7 @@ BROKEN = {
     "version: 1\n---\nversion: 1\n": ["routes.yaml:2:1: expected one document, got another after it"],
     "version: 1\nroutes: *nowhere\n": ["routes.yaml:2:9: expected YAML, got a syntax error: found undefined alias"],
     "version: !int 1\n": ["routes.yaml:1:10: version: expected no tag but YAML's own, got '!int'"],
-    "version: !!int one\n": ["routes.yaml:1:10: version: expected what the tag !!int says, got 'one'"],
+    "version: !!int one\n": ["routes.yaml:1:10: version: expected a value of the tag !!int, got 'one'"],
     "version: 1\nroutes: !!python/name:os.system x\n": [
         "routes.yaml:2:9: routes: expected no tag but YAML's own, got 'tag:yaml.org,2002:python/name:os.system'",
     ],
@@ -245,11 +245,11 @@ BROKEN = {
         "routes.yaml:6:12: sources.a.topic: expected a topic's name of letters, digits, '.', '_' and '-', got '..'",
     ],
     "version: 1\nsources: {a: {path: /healthz, verify: {scheme: github, secrets: [x]}}}\n": [
-        "routes.yaml:2:21: sources.a.path: expected a path of its own, got /healthz, which the gateway answers itself",
+        "routes.yaml:2:21: sources.a.path: expected another path, got /healthz, which the gateway itself serves",
     ],
     "version: 1\nsources:\n  a: {path: /in/b, verify: {scheme: github, secrets: [x]}}\n"
     "  b: {verify: {scheme: github, secrets: [x]}}\n": [
-        "routes.yaml:4:6: sources.b: another source at /in/b: the first is at routes.yaml:3:13",
+        "routes.yaml:4:6: sources.b: duplicate source at /in/b, first defined at routes.yaml:3:13",
     ],
     "version: 1\ndestinations:\n  a: {url: ftp://x}\n  b: {url: 'http://u:p@x/'}\n  c: {url: 'https://'}\n"
     "  d: {url: 'http://h:99999'}\n  e: {url: 'https://${{ body.host }}/'}\n  f: {}\n  g: {url: 5}\n"
@@ -350,12 +350,12 @@ BROKEN = {
     "  - {name: a, from: [], to: {name: ci, url: http://y}}\n": [
         "routes.yaml:5:30: routes[0].from[1]: expected each source once, got 'github' again",
         "routes.yaml:5:48: routes[0].to[1]: expected each destination once, got 'ci' again",
-        "routes.yaml:6:12: routes[1].name: another route 'a': the first is at routes.yaml:5:12",
+        "routes.yaml:6:12: routes[1].name: duplicate route 'a', first defined at routes.yaml:5:12",
         (
             "routes.yaml:6:21: routes[1].from: expected a source's name or a list of them, with at least one item, "
             "got an empty list"
         ),
-        "routes.yaml:6:36: routes[1].to.name: another destination 'ci': the first is at routes.yaml:3:16",
+        "routes.yaml:6:36: routes[1].to.name: duplicate destination 'ci', first defined at routes.yaml:3:16",
     ],
     "version: 1\nsources: {github: 5}\n" + DESTINATIONS + ROUTES: [
         "routes.yaml:2:19: sources.github: expected a mapping, got 5",
@@ -433,7 +433,7 @@ BROKEN = {
         "routes.yaml:2:10: include: expected a file, got none at 'nowhere.yaml'",
     ],
     "version: 1\ninclude: [routes.yaml]\n": [
-        ("routes.yaml:2:11: include[0]: files include each other in a circle: routes.yaml → routes.yaml"),
+        ("routes.yaml:2:11: include[0]: include cycle: routes.yaml → routes.yaml"),
     ],
     "version: 1\nroutes: &a [*a, *a]\n": ["routes.yaml:2:9: expected at most 64 levels, got more"],
 }
@@ -534,19 +534,22 @@ def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -
             "expected a duration, got none: a recorded request can be replayed at any time",
         ),
         ("destinations.signed.sign.secrets[1]", short),
-        ("destinations.basic.url", "expected https beside `auth`, got http: it goes in the clear"),
-        ("destinations.header.url", "expected https beside `headers.X-Key`, got http: it goes in the clear"),
-        ("destinations.literal.url", "expected https beside `headers.AUTHORIZATION`, got http: it goes in the clear"),
-        ("destinations.key.url", "expected https beside `headers.X-Api-Key`, got http: it goes in the clear"),
-        ("destinations.query.url", "expected https beside `access_token` in its query, got http: it goes in the clear"),
-        ("destinations.later_query.url", "expected https beside `sig` in its query, got http: it goes in the clear"),
+        ("destinations.basic.url", "expected https beside `auth`, got http: it is sent unencrypted"),
+        ("destinations.header.url", "expected https beside `headers.X-Key`, got http: it is sent unencrypted"),
+        ("destinations.literal.url", "expected https beside `headers.AUTHORIZATION`, got http: it is sent unencrypted"),
+        ("destinations.key.url", "expected https beside `headers.X-Api-Key`, got http: it is sent unencrypted"),
+        (
+            "destinations.query.url",
+            "expected https beside `access_token` in its query, got http: it is sent unencrypted",
+        ),
+        ("destinations.later_query.url", "expected https beside `sig` in its query, got http: it is sent unencrypted"),
         (
             "destinations.token.auth.oauth2.token_url",
-            "expected https beside `client_secret`, got http: it goes in the clear",
+            "expected https beside `client_secret`, got http: it is sent unencrypted",
         ),
         (
             "destinations.proxied.proxy",
-            "expected a proxy on this machine beside `proxy_auth`, got another: it goes in the clear",
+            "expected a proxy on this machine beside `proxy_auth`, got another: it is sent unencrypted",
         ),
     ]
 
@@ -566,7 +569,7 @@ def test_a_flood_of_unknown_names_is_told_without_a_guess_each(tmp_path: Path) -
 
 def test_the_uses_of_a_route_with_a_taken_name_are_checked_too(tmp_path: Path) -> None:
     assert problems(tmp_path, GOOD.replace("to: ci}", "to: ci}, {name: build, from: github, to: cii}")) == [
-        "routes.yaml:4:54: routes[1].name: another route 'build': the first is at routes.yaml:4:17",
+        "routes.yaml:4:54: routes[1].name: duplicate route 'build', first defined at routes.yaml:4:17",
         "routes.yaml:4:79: routes[1].to: unknown destination 'cii', did you mean 'ci'?",
     ]
 
@@ -803,9 +806,9 @@ def test_included_files_add_to_the_rules(tmp_path: Path) -> None:
 def test_a_name_in_two_files_is_told_with_both_places(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(SOURCES + DESTINATIONS + ROUTES)
     assert problems(tmp_path, GOOD + f"include: {tmp_path}/a.yaml\n") == [
-        "a.yaml:1:11: sources.github: another source 'github': the first is at routes.yaml:2:11",
-        "a.yaml:2:16: destinations.ci: another destination 'ci': the first is at routes.yaml:3:16",
-        "a.yaml:3:17: routes[0].name: another route 'build': the first is at routes.yaml:4:17",
+        "a.yaml:1:11: sources.github: duplicate source 'github', first defined at routes.yaml:2:11",
+        "a.yaml:2:16: destinations.ci: duplicate destination 'ci', first defined at routes.yaml:3:16",
+        "a.yaml:3:17: routes[0].name: duplicate route 'build', first defined at routes.yaml:4:17",
     ]
 
 
@@ -818,7 +821,7 @@ def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("include: b.yaml\n")
     (tmp_path / "b.yaml").write_text("include: a.yaml\n")
     assert problems(tmp_path, GOOD + "include: a.yaml\n") == [
-        ("b.yaml:1:10: include: files include each other in a circle: routes.yaml → a.yaml → b.yaml → a.yaml")
+        ("b.yaml:1:10: include: include cycle: routes.yaml → a.yaml → b.yaml → a.yaml")
     ]
 
 

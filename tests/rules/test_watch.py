@@ -6,7 +6,7 @@ import pytest
 
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.watch import PATIENCE, Changes, Stamps, Watch, changes
+from gateway.rules.watch import MAX_UNSTABLE_LOOKS, Changes, Stamps, Watch, changes
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.presets import PRESETS
 from gateway.verify.schemes import build_verifier
@@ -20,30 +20,30 @@ def stamps(size: int, *, secret: int | None = 1) -> Stamps:
 
 def test_files_that_are_as_they_were_read_are_left_alone() -> None:
     watch = Watch(stamps(1))
-    assert [watch.is_due(stamps(1)) for _ in range(3)] == [False] * 3
+    assert [watch.observe(stamps(1)) for _ in range(3)] == [False] * 3
 
 
 def test_a_file_that_is_being_written_is_read_once_it_rests() -> None:
     watch = Watch(stamps(1))
-    assert [watch.is_due(stamps(size)) for size in (0, 40, 90, 90)] == [False, False, False, True]
-    watch.has_read(stamps(90))
-    assert not watch.is_due(stamps(90))
+    assert [watch.observe(stamps(size)) for size in (0, 40, 90, 90)] == [False, False, False, True]
+    watch.mark_read(stamps(90))
+    assert not watch.observe(stamps(90))
 
 
 def test_a_secret_beside_a_rule_file_counts_as_much() -> None:
     watch = Watch(stamps(1))
-    assert [watch.is_due(stamps(2, secret=secret)) for secret in (None, 7, 7)] == [False, False, True]
+    assert [watch.observe(stamps(2, secret=secret)) for secret in (None, 7, 7)] == [False, False, True]
 
 
 def test_a_file_that_is_put_back_was_never_changed() -> None:
     watch = Watch(stamps(1))
-    assert [watch.is_due(stamps(size)) for size in (2, 1, 2, 2)] == [False, False, False, True]
+    assert [watch.observe(stamps(size)) for size in (2, 1, 2, 2)] == [False, False, False, True]
 
 
 def test_a_file_that_never_rests_is_read_all_the_same() -> None:
     watch = Watch(stamps(0))
-    looks = [watch.is_due(stamps(size)) for size in range(1, PATIENCE + 2)]
-    assert looks == [False] * PATIENCE + [True]
+    looks = [watch.observe(stamps(size)) for size in range(1, MAX_UNSTABLE_LOOKS + 2)]
+    assert looks == [False] * MAX_UNSTABLE_LOOKS + [True]
 
 
 RULES = """

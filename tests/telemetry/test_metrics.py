@@ -122,7 +122,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     metrics.records_lost.labels("x").inc()
     metrics.partition_unread.labels("x", "0").set(1)
     metrics.retention_left.labels("x").set(1)
-    metrics.tell_certificates("destination", {"ci/ca": 1.0})
+    metrics.set_certificate_expiries("destination", {"ci/ca": 1.0})
     for family in (metrics.dedupe_identities, metrics.dedupe_rebuilding):
         family.labels("x").set(1)
     for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):
@@ -264,9 +264,9 @@ def test_what_was_written_is_written_anew_once_it_has_changed() -> None:
 def test_certificates_are_those_that_an_owner_named_last() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.tell_certificates("kafka", {"ca": 3.0})
-    metrics.tell_certificates("destination", {"ci/ca": 1.0, "old/certificate": 2.0})
-    metrics.tell_certificates("destination", {"ci/ca": 4.0})
+    metrics.set_certificate_expiries("kafka", {"ca": 3.0})
+    metrics.set_certificate_expiries("destination", {"ci/ca": 1.0, "old/certificate": 2.0})
+    metrics.set_certificate_expiries("destination", {"ci/ca": 4.0})
     expiry = "certificate_expiry_timestamp_seconds"
     assert sample(registry, expiry, name="destination/ci/ca") == 4
     assert sample(registry, expiry, name="destination/old/certificate") is None

@@ -283,7 +283,7 @@ class Reader:
         verdict = store.of(event.source).judge(row, window)
         self._note(event.source, verdict, row, is_known=is_known)
         if verdict is Verdict.DUPLICATE:
-            self._shared.metrics.let_go_events.add(event)
+            self._shared.metrics.duplicate_events.add(event)
             self._tell(event, row, window)
         return verdict is Verdict.DUPLICATE
 
