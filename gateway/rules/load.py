@@ -389,7 +389,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _credential(read: ParsedMapping) -> str | None:
-    """Return which of a destination's keys puts a secret into its requests; None if none seems to."""
+    """Return where a destination's requests have a credential; None if they don't seem to have one."""
     if "auth" in read.values:
         return "`auth`"
     headers = read.node.child("headers")
