@@ -55,6 +55,10 @@ _FROM = "gw_from"
 SIGHTING = struct.Struct(">16s8sQQ")
 """A row: the digest of an event's identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
+MAX_CLOCK_SKEW = 120.0
+"""Seconds by which an event may be dated later than the delivery derived from it: the clocks of two brokers dated them.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
@@ -191,11 +195,16 @@ def encode_origin(origin: Origin) -> tuple[str, bytes]:
 
 
 def origin_of(record: Record) -> Origin | None:
-    """Return the event's record from which a delivery was derived; None if the header is missing or malformed."""
+    """Return the event's record from which a delivery was derived; None if the header is missing or malformed.
+
+    It is malformed, too, if it dates the event later than the delivery: until then, all events would be duplicates.
+    """
     found = _PLACE.fullmatch(dict(record.headers).get(_FROM) or b"")
     if found is None:
         return None  # order isn't guaranteed for records of another client
     topic, number, offset, at = found.groups()
+    if float(at) > record.appended_at + MAX_CLOCK_SKEW:
+        return None
     return Origin(Partition(topic.decode("ascii"), int(number)), int(offset), float(at))
 
 

@@ -40,6 +40,7 @@ from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furt
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
     SIGHTING,
+    Origin,
     decode_delivery,
     decode_sightings,
     encode_sightings,
@@ -48,7 +49,13 @@ from gateway.log.records import (
     without_origin,
 )
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
-from gateway.model import LogUnavailableError, UndecodableRecordError, UnreadableRecordError, UsageError
+from gateway.model import (
+    LogUnavailableError,
+    NewerRecordError,
+    UndecodableRecordError,
+    UnreadableRecordError,
+    UsageError,
+)
 
 MOVED = "gw_moved"
 """The record header that names the source, the topic and the offset that a record was moved from."""
@@ -356,7 +363,7 @@ class _Migration:
         seen = self._seen[topic] = DuplicateAppends(commit.note)
         unfinished = 0
         async for record in self._records(topic):
-            origin = origin_of(record) if record.offset >= commit.base else None
+            origin = _origin_of_delivery(record) if record.offset >= commit.base else None
             if origin is not None and seen.is_duplicate(record.offset, origin):
                 self._repeated[topic].add(record.offset)
             unfinished += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
@@ -760,6 +767,17 @@ class _Migration:
         left = sorted(set(await self._source.topics()).difference(self._partitions))
         bounds = {topic: (await self._source.bounds(topic)).values() for topic in left}
         return [topic for topic in left if any(start < end for start, end in bounds[topic])]
+
+
+def _origin_of_delivery(record: Record) -> Origin | None:
+    """Return the event's record from which a delivery was derived, as its route does: None if it can't be decoded."""
+    try:
+        decode_delivery(record)
+    except NewerRecordError:
+        pass
+    except UndecodableRecordError:
+        return None
+    return origin_of(record)
 
 
 def _digest(key: bytes, value: bytes, headers: RecordHeaders) -> int:

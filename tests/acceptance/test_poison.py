@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from time import time
 from typing import NamedTuple
 
 import orjson
@@ -11,7 +12,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from gateway.engine.control.records import DeadFilter
-from gateway.log.records import encode_delivery, encode_event, encode_sightings
+from gateway.log.base import Partition
+from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_NOTE
 from tests.acceptance.conftest import LogPlace, operators
@@ -80,6 +82,16 @@ def sightings(topic: str) -> list[Poison]:
     ]
 
 
+def positions(topic: str) -> list[Poison]:
+    """Return what a route that keeps the order might take for a sign that it has had all events, for ever or by now."""
+    found: list[Poison] = []
+    for number in range(64):
+        for ahead in (0.0, 100.0, 3e9):
+            origin = Origin(Partition(topic, number), 10**14 - 1, time() + ahead)
+            found.append((b"%d" % number, b"garbage", [encode_origin(origin)]))
+    return found
+
+
 @asynccontextmanager
 async def producer(place: LogPlace) -> AsyncIterator[AIOKafkaProducer]:
     writer = AIOKafkaProducer(bootstrap_servers=place.servers)
@@ -116,6 +128,7 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
         topics.parked: bad,
         topics.control: bad_orders,
         topics.dedupe: [*bad_sightings, *bad],
+        topics.ordered("in-order", "second"): [*bad, *positions(events)],
     }
     async with (
         Sink(path="/first") as first,

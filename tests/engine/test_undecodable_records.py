@@ -11,9 +11,9 @@ from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control import records as control_records
 from gateway.engine.control.records import DeadFilter, Order, Selection
 from gateway.log import records
-from gateway.log.base import Commit, RecordHeaders
-from gateway.log.records import encode_delivery, encode_event, encode_sightings, event_key
-from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
+from gateway.log.base import Commit, NewRecord, Partition, RecordHeaders
+from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings, event_key
+from gateway.log.topics import JOBS_GROUP, ORDERED_PARTITIONS, ROUTER_GROUP
 from gateway.model import (
     NO_NOTE,
     Delivery,
@@ -33,7 +33,7 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 NEXT = records.FORMAT + 1
 
@@ -165,6 +165,36 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
     assert counted["retry"] == per_topic[TOPICS.retry("5s")]  # the other tier's are due tomorrow
     assert counted["dedupe"] > 0
     assert world.metrics.records_undecodable.labels("control").value >= len(ORDERS) - 1  # one says nothing at all
+
+
+@pytest.mark.parametrize(
+    ("is_delivery", "ahead"), [(False, 3e9), (False, 100.0), (True, 3e9)], ids=["garbage", "garbage of now", "delivery"]
+)
+def test_a_foreign_record_with_a_position_makes_no_event_a_duplicate(is_delivery: bool, ahead: float) -> None:  # noqa: FBT001 - a parameter
+    """Of each partition of events it says that all below a far offset has been appended, in this owner and the next."""
+
+    async def scenario() -> None:
+        world = await a_world(an_ordered_route())
+        foreign = a_delivery(event=an_event(id="foreign.0", key="k0", received_at=now()), successor=1)
+        headers = encode_delivery(foreign, NO_NOTE, at=now()) if is_delivery else []
+        async with running(world):
+            await world.put(*keyed(2, 3))
+            await asyncio.sleep(3)
+            for number in range(ORDERED_PARTITIONS):
+                origins = [Origin(Partition(EVENTS, each), 10**14 - 1, now() + ahead) for each in range(6)]
+                poison = [NewRecord(b"k", b"garbage", [*headers, encode_origin(each)]) for each in origins]
+                await world.log.append_in_order(Partition(ORDERED, number), poison)
+            await asyncio.sleep(10)
+            await world.put(*keyed(2, 6)[6:])
+            await asyncio.sleep(10)
+        async with running(world):
+            await world.put(*keyed(2, 9)[12:])
+            await asyncio.sleep(10)
+        tried = by_key(world)
+        assert [tried[key] for key in ("k0", "k1")] == [list(range(9))] * 2
+        assert len(world.log.records(TOPICS.dead)) == (0 if is_delivery else 6 * ORDERED_PARTITIONS)
+
+    run(scenario())
 
 
 @virtual

@@ -4,14 +4,16 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.engine.dedupe.index import Sightings
 from gateway.log.base import Partition, Record, RecordHeaders
 from gateway.log.json_fields import JsonFields
 from gateway.log.records import (
+    MAX_CLOCK_SKEW,
     SIGHTING,
+    Origin,
     Sighted,
     decode_delivery,
     decode_event,
@@ -20,11 +22,13 @@ from gateway.log.records import (
     encode_delivery,
     encode_event,
     encode_note,
+    encode_origin,
     encode_sightings,
     event_key,
     fingerprint,
     is_newer,
     note_of,
+    origin_of,
     sightings_key,
 )
 from gateway.model import (
@@ -387,6 +391,31 @@ def test_sightings_that_say_nothing_came_before_tomorrow_are_refused() -> None:
     record = Record(9, NOW, b"x/0", b"", encode_sightings("github", round((NOW + 2 * 86400) * 1e6)))
     with pytest.raises(UndecodableRecordError, match="gw_origin: expected"):
         decode_sightings(record)
+
+
+ORIGINS = st.builds(
+    Origin,
+    st.builds(Partition, st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1), st.integers(0, 10**9 - 1)),
+    st.integers(0, 10**14 - 1),
+    st.integers(0, 9_999_999_999_999_999).map(lambda microseconds: microseconds / 1e6),
+)
+
+
+@given(ORIGINS, TIMES | st.none())
+@example(Origin(Partition("gateway.events.github", 0), 10**14 - 1, 9_999_999_999.0), NOW)
+def test_no_origin_is_taken_that_is_later_than_its_record_by_more_than_clocks_are_apart(
+    origin: Origin, appended_at: float | None
+) -> None:
+    """It would make a duplicate of each event until then."""
+    at = origin.appended_at if appended_at is None else appended_at
+    found = origin_of(Record(7, at, b"key", b"", [encode_origin(origin)]))
+    assert found == (origin if origin.appended_at <= at + MAX_CLOCK_SKEW else None)
+
+
+@given(st.lists(st.binary(max_size=60)), TIMES)
+def test_whatever_names_an_origin_is_no_later_than_its_record_or_refused(texts: list[bytes], at: float) -> None:
+    found = origin_of(Record(7, at, b"key", b"", [("gw_from", text) for text in texts]))
+    assert found is None or found.appended_at <= at + MAX_CLOCK_SKEW
 
 
 # Taken over the parts by `b2sum -l 64` of coreutils: what is in the log must mean the same to the next version.

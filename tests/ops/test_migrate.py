@@ -275,6 +275,20 @@ async def test_what_cannot_be_read_is_moved_for_the_router_to_keep(source: Embed
         assert [record.value for record in target.records(topic)] == [b"?"]
 
 
+async def test_a_foreign_record_with_a_position_makes_no_ordered_delivery_a_duplicate(source: EmbeddedLog) -> None:
+    await fill(source)
+    foreign = encode_origin(Origin(Partition(EVENTS, 0), 10**14 - 1, 1_700_001_000.0))
+    await source.append(MIRROR, key=b"k", value=b"?", headers=[foreign])
+    await put_in_order(source, COUNT - 1)
+    target = MemoryLog()
+    await move(source, target)
+    commits = await target.committed(ORDERED, MIRROR)
+    last = b"%d" % (COUNT - 1)
+    (place,) = [place for place, record in await records(target, MIRROR) if record.value == last]
+    (record,) = [record for record in target.records(MIRROR) if record.value == last]
+    assert place.number not in commits or not commits[place.number].covers(record.offset)
+
+
 # What was seen, and ordered
 
 

@@ -481,7 +481,10 @@ def _reloads(random: Random, world: Plan) -> Iterable[Step]:
 
 
 def _of_topics(random: Random, world: Plan) -> Iterable[Step]:
-    """Let a topic of events get more partitions, and strangers write into the topics of ordered routes."""
+    """Let a topic of events get more partitions, and strangers write into the topics of ordered routes.
+
+    What they write says from which event's record it was made, as only a router can.
+    """
     if "rebalance" in world.faults and random.random() < 0.3:
         source = world.sources[0] if world.is_shared else random.choice(world.sources)
         grown = {"topic": f"events.{source}", "by": random.randint(1, 3)}
@@ -493,6 +496,11 @@ def _of_topics(random: Random, world: Plan) -> Iterable[Step]:
                 "source": world.sources[0],
                 "number": 1000 + number,
                 "kind": random.randrange(100),
+                "origin": {
+                    "number": random.randrange(world.partitions),
+                    "offset": random.choice((3, 10**14 - 1)),
+                    "ahead": random.choice((-60.0, 0.0, 100.0, 1e9)),
+                },
             }
             yield Step(round(random.uniform(0, world.horizon), 6), "poison", what)
 

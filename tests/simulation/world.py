@@ -33,7 +33,7 @@ from gateway.engine.jobs.runner import Jobs
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
-from gateway.log.records import encode_event, event_key
+from gateway.log.records import Origin, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, LogUnavailableError, RetryPolicy, event_id
 from gateway.rules.conditions import parse_condition
@@ -359,8 +359,13 @@ class World:
         poisons: Sequence[RecordHeaders] = poisoned_headers(what["source"])
         if where == "events":
             poisons = [headers for headers in poisons if "gw_delivery" not in dict(headers)]  # else it is one
-        key = f"{topic_of(self.plan, what['source'])}/0".encode() if where == "dedupe" else b""
-        self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, poisons[kind % len(poisons)])
+        headers = list(poisons[kind % len(poisons)])
+        if origin := what.get("origin"):
+            of = Partition(topics["events"], origin["number"])
+            at = EPOCH + self.now() + origin["ahead"]
+            headers.append(encode_origin(Origin(of, origin["offset"], at)))
+        key = f"{topics['events']}/0".encode() if where == "dedupe" else b""
+        self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, headers)
 
     def _skip(self, what: Mapping[str, Any]) -> None:
         partitions = [partition for partition in self.broker.segments if partition.topic != TOPICS.control]

@@ -21,10 +21,10 @@ from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
-from gateway.engine.partition_tracker import Item, Stage, Tracker
+from gateway.engine.partition_tracker import Item, Pending, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import decode_delivery, order_key, origin_of
+from gateway.log.records import StoredDelivery, decode_delivery, order_key, origin_of
 from gateway.model import (
     NO_NOTE,
     Attempt,
@@ -159,7 +159,9 @@ class OrderedRoute(Member):
             self.pause(tracker)
 
     def _accept_record(self, tracker: Tracker, record: Record) -> None:
-        origin = origin_of(record)
+        content = _decoded(record)
+        # A foreign record's position says nothing of what a router has appended.
+        origin = None if isinstance(content, UndecodableRecordError) else origin_of(record)
         # Checked for completed records, too: their positions belong into the metadata of later commits, for the next
         # owner.
         is_copy = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
@@ -168,20 +170,17 @@ class OrderedRoute(Member):
             return
         if is_copy:
             self.done(pending)
-            return
-        try:
-            stored = decode_delivery(record)
-        except UndecodableRecordError as error:
-            self._dispatch.dead_letter_undecodable(pending, record, error)
-            return
-        except NewerRecordError as error:
-            self.leave_to_newer_version(pending, error)
-            return
-        delivery = stored.delivery
-        if origin is None and tracker.is_duplicate_record(delivery, record.offset):
+        elif isinstance(content, UndecodableRecordError):
+            self._dispatch.dead_letter_undecodable(pending, record, content)
+        elif isinstance(content, NewerRecordError):
+            self.leave_to_newer_version(pending, content)
+        elif origin is None and tracker.is_duplicate_record(content.delivery, record.offset):
             self.done(pending)
-            return
-        item = pending.add(delivery)
+        else:
+            self._enqueue(pending, content)
+
+    def _enqueue(self, pending: Pending, stored: StoredDelivery) -> None:
+        item = pending.add(stored.delivery)
         item.stage = Stage.WAITING
         if stored.note.reason:
             item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.note.detail)
@@ -452,3 +451,10 @@ class OrderedRoute(Member):
 
 def _first_attempt_at(delivery: Delivery) -> float:
     return delivery.attempts[0].at if delivery.attempts else delivery.event.received_at
+
+
+def _decoded(record: Record) -> StoredDelivery | UndecodableRecordError | NewerRecordError:
+    try:
+        return decode_delivery(record)
+    except (UndecodableRecordError, NewerRecordError) as error:
+        return error
