@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.client.http1 import AnswerReader
+from gateway.client.http1 import ResponseReader
 from gateway.client.oauth import NoTokenError, Tokens
 from gateway.client.request import Outbound
 from gateway.log.kafka.connection import Security
@@ -52,7 +52,7 @@ class _TokenEndpoint:
             raise LogUnavailableError(str(error)) from error
         return token.value.removeprefix(b"Bearer ").decode("ascii")
 
-    async def _fetch(self, outbound: Outbound, deadline: float) -> AnswerReader:
+    async def _fetch(self, outbound: Outbound, deadline: float) -> ResponseReader:
         # A new client each time, once a minute at most, so that it needn't be closed with the log.
         async with Client(EgressGuard(Egress())) as client:
             return await client.request_token(outbound, deadline)

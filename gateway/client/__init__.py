@@ -1,1 +1,1 @@
-"""One attempt of one delivery: the request, the connection that carries it, and what came back."""
+"""One attempt of one delivery: the request, its connection, and the response."""

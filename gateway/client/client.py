@@ -1,13 +1,13 @@
 """The delivery client: one attempt of one delivery, whatever the destination does.
 
-    attempt ─▶ idle connection? ──yes──▶ exchange ─▶ answer
-                    │ no                     │ dies without a byte of an answer: not charged, once
+    attempt ─▶ idle connection? ──yes──▶ exchange ─▶ response
+                    │ no                     │ closed without a byte of a response: repeated once
                     ▼                        ▼
-                resolve ─▶ guard each address ─▶ connect ─▶ TLS ─▶ exchange ─▶ answer
+                resolve ─▶ guard each address ─▶ connect ─▶ TLS ─▶ exchange ─▶ response
                     (of the proxy, where there is one)  └▶ CONNECT ─▶ TLS with the destination
 
-It keeps its own connections instead of using aiohttp's session, which cannot send header bytes as they came, is blind
-to the difference between a stale connection and a failed one, and costs several times as much (`wire.py`).
+It manages its own connections instead of using aiohttp's session, which can't send header bytes unchanged, doesn't
+distinguish a stale connection from a failed one, and costs several times as much (`http1.py`).
 """
 
 import asyncio
@@ -26,25 +26,25 @@ from yarl import URL
 
 from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, describe_failure
 from gateway.client.egress import EgressGuard, EgressRefusedError
-from gateway.client.http1 import AnswerReader, MalformedAnswerError, encode_head, parse_retry_after
+from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head, parse_retry_after
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver, UnresolvedError
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 
-CONNECT_TIMEOUT = 1.0  # For each address but the last, so that a black hole leaves time for the next.
+CONNECT_TIMEOUT = 1.0  # For each address but the last, so that an unreachable one leaves time for the next.
 
 
 T = TypeVar("T")
 
 
 class Client:
-    """Makes attempts. A context manager; afterwards nothing is open. Bounds nothing: the lanes do.
+    """Makes attempts. A context manager that closes all connections. Concurrency is limited by the lanes, not here.
 
-    Leaving it ends the attempts; those still under way fail as `transport`.
-    `tls` is the context of destinations with https and without one of their own, the system's trust by default. The
-    client closes the resolver. `clock` (Unix seconds) stamps attempts, and tells how far off a Retry-After is.
+    On exit, attempts in flight fail as `transport`. `tls` is the context for https destinations without their own; by
+    default it has the system's authorities. The client closes the resolver. `clock` (Unix seconds) is for the times of
+    attempts, and for dates in Retry-After.
     """
 
     def __init__(
@@ -75,23 +75,23 @@ class Client:
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are, the idle ones included."""
+        """The number of connections, including idle ones."""
         return len(self._pool.connections)
 
     def set_guard(self, guard: EgressGuard) -> None:
-        """Replace the guard: unless both say the same, no connection that there is now carries another request."""
+        """Replace the guard; unless it is equal, existing connections aren't used for further requests."""
         is_new = guard.egress != self._guard.egress
         self._guard = guard
         if is_new:
             self._pool.invalidate()
 
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
-        """Send one request and return what came of it, within `timeout` seconds from now.
+        """Send one request and return its result, within `timeout` seconds from now.
 
-        The head of the answer decides: what then happens to its body (a drip, a break, no end) changes nothing.
-        Redirects aren't followed. `detail` names the host at most, never the rest of the URL. Raises nothing for what
-        a destination does; cancelling it closes the connection. With OAuth2, a 401 has a new token fetched and the
-        request sent again, once for each token and as the same attempt.
+        The head of the response decides: if its body is slow, breaks off or never ends, the result is the same.
+        Redirects aren't followed. `detail` contains at most the host, never the rest of the URL. Failures of the
+        destination aren't raised; cancelling closes the connection. With OAuth2, after a 401 a new token is fetched and
+        the request is sent again, once per token and as part of the same attempt.
         """
         at = self._clock()
         started = self._loop.time()
@@ -99,18 +99,18 @@ class Client:
         retry_after: float | None = None
         try:
             if outbound.access is None or outbound.access.oauth2 is None:
-                answer = await self._post(outbound, started + timeout)
+                response = await self._post(outbound, started + timeout)
             else:
-                answer = await self._post_with_token(outbound, outbound.access, started + timeout)
+                response = await self._post_with_token(outbound, outbound.access, started + timeout)
         except FailedError as failure:
             result, detail = failure.result, failure.detail
         except NoTokenError as error:
             result, detail = Result.AUTH, str(error)
         else:
-            status = answer.status
+            status = response.status
             result, detail = _classify(status)
-            if answer.retry_after is not None and status in _THROTTLING:
-                retry_after = parse_retry_after(answer.retry_after.decode("latin-1"), now=at)
+            if response.retry_after is not None and status in _THROTTLING:
+                retry_after = parse_retry_after(response.retry_after.decode("latin-1"), now=at)
         return Attempt(
             number=number,
             at=at,
@@ -121,27 +121,27 @@ class Client:
             retry_after=retry_after,
         )
 
-    async def _post_with_token(self, outbound: Outbound, access: Access, deadline: float) -> AnswerReader:
+    async def _post_with_token(self, outbound: Outbound, access: Access, deadline: float) -> ResponseReader:
         token = await self._tokens.get(outbound.url, access, deadline)
-        answer = await self._post(_authorized(outbound, token), deadline)
-        if answer.status == HTTPStatus.UNAUTHORIZED:
+        response = await self._post(_authorized(outbound, token), deadline)
+        if response.status == HTTPStatus.UNAUTHORIZED:
             newer = await self._tokens.renew(outbound.url, access, deadline, token)
             if newer is None:
-                return answer
+                return response
             token = newer
-            answer = await self._post(_authorized(outbound, token), deadline)
-        if answer.status != HTTPStatus.UNAUTHORIZED:
+            response = await self._post(_authorized(outbound, token), deadline)
+        if response.status != HTTPStatus.UNAUTHORIZED:
             self._tokens.accepted(token)
-        return answer
+        return response
 
-    async def request_token(self, outbound: Outbound, deadline: float) -> AnswerReader:
-        """Send what `Tokens` asks of a token endpoint. Raises NoTokenError."""
+    async def request_token(self, outbound: Outbound, deadline: float) -> ResponseReader:
+        """Send a request for a token. Raises NoTokenError."""
         try:
             return await self._post(outbound, deadline, keeps_body=True)
         except FailedError as failure:
             raise NoTokenError(failure.detail, is_late=self._loop.time() >= deadline) from failure
 
-    async def _post(self, outbound: Outbound, deadline: float, *, keeps_body: bool = False) -> AnswerReader:
+    async def _post(self, outbound: Outbound, deadline: float, *, keeps_body: bool = False) -> ResponseReader:
         access = outbound.access
         origin, start, added = (
             _locate(outbound.url) if access is None else _locate_via(outbound.url, access.tls, access.proxy)
@@ -151,12 +151,12 @@ class Client:
         connection = self._pool.take(origin)
         if connection is not None:
             try:
-                return await connection.exchange(head, body, deadline, AnswerReader(keeps_body=keeps_body))
+                return await connection.exchange(head, body, deadline, ResponseReader(keeps_body=keeps_body))
             except StaleError:
-                pass  # RFC 9112 §9.3.1: it was closed while we weren't looking
+                pass  # RFC 9112 §9.3.1: it was closed while it was idle
         connection = await self._dial(origin, deadline)
         try:
-            return await connection.exchange(head, body, deadline, AnswerReader(keeps_body=keeps_body))
+            return await connection.exchange(head, body, deadline, ResponseReader(keeps_body=keeps_body))
         except StaleError as error:
             raise FailedError(Result.TRANSPORT, f"{origin.host}: {error}") from error
 
@@ -170,10 +170,10 @@ class Client:
         try:
             async with asyncio.timeout_at(deadline):
                 if proxy is not None and (literal := _literal(origin.host)):
-                    self._guard.check(literal)  # a name is the proxy's to look up, and to refuse
+                    self._guard.check(literal)  # the proxy resolves names, and may refuse them
                 found = await self._addresses(host)
                 stage = Result.TIMEOUT
-                # Of the generation from before the guard is asked, so that a new guard renews it.
+                # With the generation from before the guard is asked, so that a new guard invalidates it.
                 make = partial(Connection, self._pool, origin, self._pool.generation)
                 try:
                     if not origin.is_tls:
@@ -196,7 +196,7 @@ class Client:
         return (host,) if _is_canonical(host) else await self._resolver.resolve(host)
 
     def _permitted(self, addresses: tuple[str, ...]) -> list[str]:
-        """Return the addresses that may be dialled. Raises EgressRefusedError if there is none."""
+        """Return the addresses to which we may connect. Raises EgressRefusedError if there is none."""
         permitted: list[str] = []
         refusal: EgressRefusedError | None = None
         for address in addresses:
@@ -221,7 +221,7 @@ class Client:
         return connection
 
     async def _connect(self, port: int, address: str) -> socket.socket:
-        """Return a connected socket, for what comes before a connection of ours. Raises OSError."""
+        """Return a connected socket, on which a tunnel or TLS can be set up. Raises OSError."""
         connecting = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         try:
             connecting.settimeout(0.0)
@@ -232,10 +232,10 @@ class Client:
         return connecting
 
     async def _open_tunnel(self, connected: socket.socket, origin: Origin, proxy: Proxy) -> None:
-        """Have the proxy connect us with an origin (RFC 9110 §9.3.6); the socket is closed if it doesn't."""
+        """Open a tunnel to an origin through the proxy (RFC 9110 §9.3.6); the socket is closed if that fails."""
         try:
             status = await self._ask_proxy(connected, _connect_request(origin, proxy))
-        except (OSError, MalformedAnswerError) as error:
+        except (OSError, MalformedResponseError) as error:
             connected.close()
             reason = describe_failure(error) if isinstance(error, OSError) else str(error)
             raise FailedError(Result.CONNECT, f"proxy {proxy.host}: {reason}") from error
@@ -247,8 +247,8 @@ class Client:
             raise FailedError(Result.CONNECT, f"proxy {proxy.host}: expected a tunnel, got {_phrase(status)}")
 
     async def _ask_proxy(self, connected: socket.socket, request: bytes) -> int:
-        """Return the status of its answer; what comes after the head is dropped, since in TLS we speak first."""
-        reader = AnswerReader()
+        """Return the status of the proxy's response; bytes after its head are dropped: in TLS the client begins."""
+        reader = ResponseReader()
         await self._loop.sock_sendall(connected, request)
         while not reader.status:
             if not (data := await self._loop.sock_recv(connected, 4096)):
@@ -257,7 +257,7 @@ class Client:
         return reader.status
 
     async def _secure(self, make: Callable[[], Connection], connected: socket.socket) -> Connection:
-        """Return a connection over TLS; the socket is closed if there is none."""
+        """Return a connection over TLS; the socket is closed if that fails."""
         connection = make()
         origin = connection.origin
         try:
@@ -280,7 +280,7 @@ class Client:
 
 
 async def _connect_first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -> T:
-    """Return what the first address that can be connected to gives. Raises OSError, that of the last."""
+    """Return the connection to the first reachable address. Raises the last address's OSError."""
     *others, last = addresses
     for address in others:
         try:
@@ -293,7 +293,7 @@ async def _connect_first(connect: Callable[[str], Awaitable[T]], addresses: list
 
 @lru_cache(maxsize=16384)
 def _locate(url: str) -> tuple[Origin, bytes, Headers]:
-    """Return where a URL leads, the start of each request that goes there, and the headers that the way needs."""
+    """Return a URL's origin, the start of each request to it, and additional headers."""
     parsed = URL(url)
     if parsed.raw_host is None or parsed.port is None:
         raise ValueError("destination url: expected http or https with a host")
@@ -303,7 +303,7 @@ def _locate(url: str) -> tuple[Origin, bytes, Headers]:
 
 @lru_cache(maxsize=16384)
 def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[Origin, bytes, Headers]:
-    """Do the same for a way of its own. Without TLS, the proxy takes the request itself (RFC 9112 §3.2.2)."""
+    """Do the same with own TLS settings or a proxy. Without TLS, the request goes to the proxy (RFC 9112 §3.2.2)."""
     origin, start, _ = _locate(url)
     origin = origin._replace(tls=tls if origin.is_tls else None, proxy=proxy)
     if proxy is None or origin.is_tls:
@@ -312,7 +312,7 @@ def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[Origin,
 
 
 def _start(url: str, origin: str) -> bytes:
-    # As the operators wrote it: yarl would unquote what need not be quoted, and a token may be compared as text.
+    # As the operators wrote it: yarl would unquote unreserved characters, and a token may be compared as text.
     parts = urlsplit(url)
     target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=punctuation)
     return f"POST {origin}{target} HTTP/1.1\r\nHost: {URL(url).host_port_subcomponent}\r\n".encode("ascii")
@@ -335,7 +335,7 @@ def _authorized(outbound: Outbound, token: Token) -> Outbound:
 
 
 def _is_canonical(host: str) -> bool:
-    """Return whether a host is an address as it is usually written."""
+    """Return whether a host is an IP address in its usual notation."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
@@ -346,7 +346,7 @@ def _is_canonical(host: str) -> bool:
 
 
 def _literal(host: str) -> str | None:
-    """Return the address that a host is in whatever notation (`0x7f.1`), without asking anybody; None for a name."""
+    """Return the address of a host in any notation (`0x7f.1`), without a DNS query; None for a name."""
     host = host.rstrip(".")
     if _is_canonical(host):
         return host
@@ -359,7 +359,7 @@ def _literal(host: str) -> str | None:
 
 
 def _classify(status: int) -> tuple[Result, str]:
-    """Return what a status means, and the words for it: ours, for the destination's could hold anything."""
+    """Return a status's result, and our phrase for it, as the destination's could contain anything."""
     result = _RESULTS.get(status) or _CLASSES.get(status // 100, Result.TRANSPORT)
     return result, "" if result is Result.SUCCESS else _phrase(status)
 

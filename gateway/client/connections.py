@@ -1,4 +1,4 @@
-"""Connections to destinations: one exchange at a time on each, and those that are idle kept for the next."""
+"""Connections to destinations, with one exchange at a time on each, and a pool of idle ones."""
 
 import asyncio
 import os
@@ -8,20 +8,20 @@ from typing import NamedTuple, cast
 
 from typing_extensions import override
 
-from gateway.client.http1 import AnswerReader, MalformedAnswerError
+from gateway.client.http1 import MalformedResponseError, ResponseReader
 from gateway.model import Result
 from gateway.rules.rules import Proxy, Tls
 
-IDLE_TIMEOUT = 15.0  # Longer than bursts are apart, shorter than most load balancers wait.
-IDLE_LIMIT = 2000  # Idle connections over all destinations: file descriptors are finite.
+IDLE_TIMEOUT = 15.0  # Longer than the gap between bursts, shorter than most load balancers' timeouts.
+IDLE_LIMIT = 2000  # Maximum idle connections of all destinations: file descriptors are finite.
 
 
-BODY_TIMEOUT = 1.0  # How long we wait for the rest of an answer whose head is there, only to save a connection.
-CLOSE_TIMEOUT = 1.0  # For connections of which nobody tells that they are lost.
+BODY_TIMEOUT = 1.0  # Maximum wait for the rest of a response after its head, only to reuse the connection.
+CLOSE_TIMEOUT = 1.0  # Maximum wait for closed connections to be reported as lost.
 
 
 class Origin(NamedTuple):
-    """Where a connection leads to, as whom, and which way: those who agree in all of it share the connections to it."""
+    """The target of a connection, with our TLS identity and proxy; requests with equal origins share connections."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
 
 class FailedError(Exception):
-    """The attempt ended without an answer; the destination, or the way to it, is at fault."""
+    """The attempt ended without a response; the destination, or the path to it, is at fault."""
 
     def __init__(self, result: Result, detail: str) -> None:
         super().__init__(detail)
@@ -40,11 +40,11 @@ class FailedError(Exception):
 
 
 class StaleError(Exception):
-    """The connection ended without a byte of an answer."""
+    """The connection ended without a byte of a response."""
 
 
 def describe_failure(error: Exception) -> str:
-    """Say in a few words, none of them the destination's, what the system had against it."""
+    """Describe an error briefly, with none of the destination's own words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -55,7 +55,7 @@ def describe_failure(error: Exception) -> str:
 
 
 class Pool:
-    """The connections of a client, and which of them are idle."""
+    """The connections of a client, including idle ones."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.connections: set[Connection] = set()
@@ -68,7 +68,7 @@ class Pool:
         self._sweeper = loop.call_later(IDLE_TIMEOUT / 3, self._sweep)
 
     def take(self, origin: Origin) -> "Connection | None":
-        """Return the connection that was used last: what isn't needed grows old."""
+        """Return the connection that was used most recently, so that surplus ones time out."""
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()
@@ -86,7 +86,7 @@ class Pool:
             connection.abort()
 
     def invalidate(self) -> None:
-        """Let no connection of now be used again."""
+        """Close the idle connections, and don't reuse those in use."""
         self.generation += 1
         for connections in self._idle.values():
             for connection in connections:
@@ -100,7 +100,7 @@ class Pool:
         self._emptied.clear()
         for connection in list(self.connections):
             connection.abort()
-        if self.connections:  # each leaves when the event loop tells it that it is lost
+        if self.connections:  # each is removed when the event loop reports it as lost
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await self._emptied.wait()
@@ -131,15 +131,15 @@ class Pool:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time."""
+    """A connection, with one exchange at a time."""
 
     __slots__ = (
-        "_answered",
         "_deadline",
         "_expiry",
         "_loop",
         "_pool",
         "_reader",
+        "_response_done",
         "_transport",
         "generation",
         "idle_since",
@@ -155,33 +155,33 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._reader = AnswerReader()
-        self._answered: asyncio.Future[None] | None = None
+        self._reader = ResponseReader()
+        self._response_done: asyncio.Future[None] | None = None
         self._deadline = 0.0
         self._expiry: asyncio.TimerHandle | None = None
 
-    async def exchange(self, head: bytes, body: bytes, deadline: float, reader: AnswerReader) -> AnswerReader:
-        """Send a request and return its answer, by `reader` and read as far as we want it.
+    async def exchange(self, head: bytes, body: bytes, deadline: float, reader: ResponseReader) -> ResponseReader:
+        """Send a request and return its response, as far as `reader` reads it.
 
-        Raises StaleError when the connection dies before a byte of it, FailedError when it isn't there in time or
-        isn't one. The connection is released or closed when this returns.
+        Raises StaleError if the connection is closed before the response's first byte, FailedError if there is no
+        valid response in time. The connection is released or closed when this returns.
         """
         if not self.is_open:
-            raise StaleError("connection closed without an answer")
+            raise StaleError("connection closed without a response")
         self._reader = reader
-        self._answered = answered = self._loop.create_future()
+        self._response_done = response_done = self._loop.create_future()
         self._deadline = deadline
         self._expiry = self._loop.call_at(deadline, self._expire)
         try:
             self._transport.writelines((head, body))
-            await answered
+            await response_done
         except BaseException:
             self.abort()
             raise
         finally:
-            self._answered = None
+            self._response_done = None
             self._expiry.cancel()
-        # Bytes left to write: it answered before it had read the request, and would take the rest for the next one.
+        # With bytes left to write, it responded before it had read the request, and would parse the rest as the next.
         if reader.is_reusable and not self._transport.get_write_buffer_size():
             self._pool.release(self)
         else:
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def discard(self) -> None:
-        """Forget it before it is used: uvloop doesn't tell it that it is lost, if its dial was cancelled."""
+        """Remove it from the pool before it is used: uvloop doesn't report it as lost if connecting was cancelled."""
         self.abort()
         self._pool.discard(self)
 
@@ -206,18 +206,18 @@ class Connection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._answered is None or self._answered.done():
-            self.abort()  # nobody asked: often a 408 on an idle connection
+        if self._response_done is None or self._response_done.done():
+            self.abort()  # an unrequested response, often a 408 on an idle connection
             return
         reader = self._reader
         is_head_there = bool(reader.status)
         try:
             is_over = reader.feed(data)
-        except MalformedAnswerError as error:
+        except MalformedResponseError as error:
             self._fail(FailedError(Result.TRANSPORT, f"{self.origin.host}: {error}"))
             return
         if is_over:
-            self._answered.set_result(None)
+            self._response_done.set_result(None)
         elif reader.status and not is_head_there and self._expiry is not None and reader.kept is None:
             self._expiry.cancel()
             self._expiry = self._loop.call_at(min(self._deadline, self._loop.time() + BODY_TIMEOUT), self._expire)
@@ -229,24 +229,24 @@ class Connection(asyncio.Protocol):
         if exc is None:
             self._reader.feed_eof()
         if isinstance(exc, ssl.SSLError) and not self.idle_since:
-            # In TLS 1.3 a refusal comes after our side of the handshake; one that was good before is stale.
+            # In TLS 1.3 a refusal arrives after our side of the handshake; a connection that was used before is stale.
             self._fail(FailedError(Result.TLS, f"{self.origin.host}: {describe_failure(exc)}"))
         elif not self._reader.has_started:
-            self._fail(StaleError(describe_failure(exc) if exc else "connection closed without an answer"))
+            self._fail(StaleError(describe_failure(exc) if exc else "connection closed without a response"))
         else:
             self._fail(
-                FailedError(Result.TRANSPORT, f"{self.origin.host}: connection closed in the middle of an answer")
+                FailedError(Result.TRANSPORT, f"{self.origin.host}: connection closed in the middle of a response")
             )
 
     def _expire(self) -> None:
-        self._fail(FailedError(Result.TIMEOUT, f"{self.origin.host}: expected an answer, got none in time"))
+        self._fail(FailedError(Result.TIMEOUT, f"{self.origin.host}: expected a response, got none in time"))
 
     def _fail(self, failure: Exception) -> None:
-        """End the exchange: well if the head of the answer is there, since the rest of it is nobody's concern."""
-        if self._answered is None or self._answered.done():
+        """End the exchange: with success if the head of the response is there, since the body doesn't matter."""
+        if self._response_done is None or self._response_done.done():
             return
         if self._reader.status:
             self._reader.is_reusable = False
-            self._answered.set_result(None)
+            self._response_done.set_result(None)
         else:
-            self._answered.set_exception(failure)
+            self._response_done.set_exception(failure)

@@ -1,9 +1,9 @@
-"""Where a delivery may connect to: checked on the address that is dialled, after DNS, for literals too.
+"""Checks which addresses deliveries may connect to: after DNS, and for literal addresses, too.
 
-The lists are explicit, since `ipaddress.is_global` passes NAT64, 6to4 and multicast, and since what clouds serve
-their credentials from isn't in any registry. An IPv6 address that carries an IPv4 one is refused for either.
+The lists are explicit, since `ipaddress.is_global` accepts NAT64, 6to4 and multicast, and the addresses from which
+clouds serve credentials aren't in any registry. An IPv6 address that embeds an IPv4 one is refused for either.
 
-The chart's network policies leave out `NAMED_ONLY` as well; `tests/deploy/test_chart.py` holds the two together.
+The chart's network policies exclude `NAMED_ONLY` as well; `tests/deploy/test_chart.py` compares the two.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,15 +13,15 @@ from gateway.model import GatewayError
 from gateway.rules.rules import Egress
 
 _Refused = tuple[tuple[str, tuple[IPv4Network | IPv6Network, ...]], ...]
-"""Networks by what they are."""
+"""Networks by kind."""
 
 
 class EgressRefusedError(GatewayError):
-    """The rules (or DNS, which a stranger may control) name an address that deliveries must not reach."""
+    """The rules (or DNS, which a stranger may control) name an address that deliveries mustn't reach."""
 
 
 class EgressGuard:
-    """What one version of the rules says of addresses."""
+    """The egress policy of one version of the rules."""
 
     def __init__(self, egress: Egress) -> None:
         self.egress = egress
@@ -30,7 +30,7 @@ class EgressGuard:
         self._refused = _ALWAYS if egress.is_private_allowed else _ALWAYS + _PRIVATE
 
     def check(self, address: str) -> None:
-        """Raise EgressRefusedError unless an IP address (canonical, an IPv6 scope is ignored) may be dialled."""
+        """Raise EgressRefusedError unless we may connect to an IP address (canonical; an IPv6 scope is ignored)."""
         dialled = ip_address(address.partition("%")[0])
         if dialled in self._named:
             return
@@ -52,8 +52,8 @@ def _refuse(refused: _Refused, every: Iterable[IPv4Address | IPv6Address], diall
 
 
 def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
-    """Return the IPv4 addresses at which a packet to this IPv6 address may end up."""
-    if isinstance(address, IPv4Address) or address == _LOOPBACK:  # which would pass for a carrier of 0.0.0.1
+    """Return the IPv4 addresses that a packet to this IPv6 address may reach."""
+    if isinstance(address, IPv4Address) or address == _LOOPBACK:  # would look like an embedded 0.0.0.1
         return
     number = int(address)
     for network, shift, mask in _CARRIERS:
@@ -84,7 +84,7 @@ NAMED_ONLY: _Refused = (
         ),
     ),
 )
-"""Where credentials may be had, by kind: no allowance of a network means it, only one of the very address."""
+"""Addresses that serve credentials, by kind: not allowed by a network that contains them, only by the exact address."""
 _ALWAYS: _Refused = (
     ("unspecified", _networks("0.0.0.0/8", "::")),  # Linux takes them for the host itself
     ("multicast", _networks("224.0.0.0/4", "ff00::/8")),

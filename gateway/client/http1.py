@@ -1,17 +1,16 @@
-"""HTTP/1.1 on the wire, as far as a POST and its answer need it: bytes out, bytes in, no I/O.
+"""HTTP/1.1 framing, as far as a POST and its response need it: bytes out, bytes in, no I/O.
 
-We write requests ourselves because header bytes are sacred: aiohttp's client takes text, encodes it as UTF-8 and
-leaves out what was no UTF-8 to begin with. And because it is cheap: the answer's body is only counted, and kept for
-those who ask for it.
+We write requests ourselves because header bytes must be preserved: aiohttp's client takes text, encodes it as UTF-8 and
+drops bytes that weren't UTF-8. And because it is cheap: the response's body is only counted, and kept only on request.
 """
 
 import re
 from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
 
-ANSWER_LIMIT = 16 * 1024  # What we read of a body, so that its connection can be used again.
-RETRY_AFTER_CAP = 86400.0  # A destination may ask for a day of silence, not for ever.
-HEAD_LIMIT = 64 * 1024  # Twice what the usual servers allow their applications to send.
+RESPONSE_LIMIT = 16 * 1024  # Maximum bytes of a body that we read to reuse its connection.
+RETRY_AFTER_CAP = 86400.0  # Maximum seconds of a Retry-After: a day.
+HEAD_LIMIT = 64 * 1024  # Twice the limit of the usual servers.
 # RFC 9110 §5.6.7: IMF-fixdate, then the obsolete forms of RFC 850 and asctime.
 _HTTP_DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 _HEAD_END = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a lone LF may be recognised as the end of a line
@@ -20,8 +19,8 @@ _DIGITS = 16  # of a length: an exabyte
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
-class MalformedAnswerError(Exception):
-    """The destination answered what isn't HTTP/1.1."""
+class MalformedResponseError(Exception):
+    """The destination's response isn't HTTP/1.1."""
 
 
 def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: int) -> bytes:
@@ -38,11 +37,11 @@ def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: in
     return head
 
 
-class AnswerReader:
-    """Reads one answer (RFC 9112). `status` is 0 until its head is complete; interim answers (1xx) are skipped.
+class ResponseReader:
+    """Reads one response (RFC 9112). `status` is 0 until its head is complete; interim responses (1xx) are skipped.
 
-    `is_reusable` says after the end whether the connection may carry another request. With `keeps_body`, `kept`
-    is what there is of the body, and `body` all of it: None before its end, and for more than ANSWER_LIMIT bytes.
+    At the end, `is_reusable` is whether the connection may carry another request. With `keeps_body`, `kept` is the body
+    read so far, and `body` the complete one: None before its end, and if it exceeds RESPONSE_LIMIT bytes.
     """
 
     __slots__ = (
@@ -63,9 +62,9 @@ class AnswerReader:
         self._body: Generator[None, bytes, bytes] | None = None
 
     def feed(self, data: bytes) -> bool:
-        """Take bytes in; return whether the answer is over, or as much of it as we read.
+        """Parse received bytes; return whether the response, or the part of it that we read, is complete.
 
-        Raises MalformedAnswerError.
+        Raises MalformedResponseError.
         """
         self.has_started = True
         if self.status:
@@ -73,17 +72,17 @@ class AnswerReader:
         looked_at = len(self._head)
         self._head += data
         while True:
-            # The end of a head may have begun in what came before, but not more than two bytes ahead of its last.
+            # The end of a head may have begun in the previous bytes, but at most two bytes before their end.
             end = _HEAD_END.search(self._head, max(0, looked_at - 2))
             if end is None:
                 start = self._head[:7]
                 if len(self._head) > HEAD_LIMIT or not b"HTTP/1.".startswith(start):
-                    raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
+                    raise MalformedResponseError("malformed response: expected the head of an HTTP/1.1 response")
                 return False
             status = self._read_head(bytes(self._head[: end.start()]))
             del self._head[: end.end()]
             looked_at = 0
-            if status >= 200 or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2: below are interim answers
+            if status >= 200 or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2: others are interim responses
                 self.status = status
                 return self._feed_body(bytes(self._head))
 
@@ -92,14 +91,14 @@ class AnswerReader:
         status, is_reusable = _status(first)
         length: int | None = None
         is_chunked = is_closing = False
-        self.retry_after = None  # that of an interim answer says nothing about the final one
+        self.retry_after = None  # an interim response's doesn't apply to the final one
         for line in lines:
             name, _, value = line.partition(b":")
             match name.lower():
                 case b"content-length":
                     value = value.strip()
                     if not value.isdigit() or len(value) > _DIGITS or length not in (None, int(value)):
-                        raise MalformedAnswerError("malformed answer: expected one Content-Length in digits")
+                        raise MalformedResponseError("malformed response: expected one Content-Length in digits")
                     length = int(value)
                 case b"transfer-encoding":
                     is_chunked = value.strip().lower() == b"chunked"
@@ -116,7 +115,7 @@ class AnswerReader:
             is_reusable = False
         if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
             length = 0
-        elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim answer has no body
+        elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim response has no body
             is_reusable = is_reusable and length is None
             length = None
             self._body = _chunks(self.kept)
@@ -127,7 +126,7 @@ class AnswerReader:
 
     def _feed_body(self, data: bytes) -> bool:
         self._seen += len(data)
-        if self._seen > ANSWER_LIMIT:
+        if self._seen > RESPONSE_LIMIT:
             self.is_reusable = False
             return True
         if self._body is not None:
@@ -147,8 +146,8 @@ class AnswerReader:
         return False
 
     def feed_eof(self) -> None:
-        """Take the end of the connection, which is that of a body which has no other."""
-        if self.status and self._left is None and self._body is None and self._seen <= ANSWER_LIMIT:
+        """Handle the end of the connection, which ends a body without a length."""
+        if self.status and self._left is None and self._body is None and self._seen <= RESPONSE_LIMIT:
             self._end()
 
     def _end(self) -> bool:
@@ -158,9 +157,9 @@ class AnswerReader:
 
 
 def parse_retry_after(value: str, *, now: float) -> float | None:
-    """Read a `Retry-After` header (RFC 9110 §10.2.3) as seconds from `now`, 0 to a day; None if it is neither form.
+    """Parse a `Retry-After` header (RFC 9110 §10.2.3) as seconds from `now`, 0 to a day; None if it is malformed.
 
-    A date that is over, or a negative number, is 0.
+    A past date or a negative number is 0.
     """
     text = value.strip()
     digits = text.removeprefix("-")
@@ -176,21 +175,21 @@ def parse_retry_after(value: str, *, now: float) -> float | None:
 
 
 def _status(line: bytes) -> tuple[int, bool]:
-    """Read a status line; return whether by its version the connection stays open, too."""
+    """Parse a status line; return the status, and whether by its version the connection stays open."""
     version, code = line[:9], line[9:12]
     if version not in (b"HTTP/1.1 ", b"HTTP/1.0 ") or not code.isdigit() or line[12:13].strip():
-        raise MalformedAnswerError("malformed answer: expected the head of an HTTP/1.1 response")
+        raise MalformedResponseError("malformed response: expected the head of an HTTP/1.1 response")
     return int(code), version == b"HTTP/1.1 "
 
 
 def _chunks(kept: bytearray | None) -> Generator[None, bytes, bytes]:
-    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece, and keep it; return what came after it."""
+    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece, and keep it; return the bytes after it."""
     data = b""
     while True:
         size, data = yield from _line(data)
         digits = size.partition(b";")[0].strip()
         if not 0 < len(digits) <= _DIGITS or not _HEX.issuperset(digits):
-            raise MalformedAnswerError("malformed answer: expected the size of a chunk in hexadecimal digits")
+            raise MalformedResponseError("malformed response: expected the size of a chunk in hexadecimal digits")
         left = int(digits, 16)
         if not left:
             break
@@ -203,7 +202,7 @@ def _chunks(kept: bytearray | None) -> Generator[None, bytes, bytes]:
             kept += data[:left]
         end, data = yield from _line(data[left:])
         if end:
-            raise MalformedAnswerError("malformed answer: expected the end of a chunk, got more of it")
+            raise MalformedResponseError("malformed response: expected the end of a chunk, got more of it")
     while size:
         size, data = yield from _line(data)  # the trailers, up to the empty line
     return data
@@ -212,7 +211,7 @@ def _chunks(kept: bytearray | None) -> Generator[None, bytes, bytes]:
 def _line(data: bytes) -> Generator[None, bytes, tuple[bytes, bytes]]:
     while b"\n" not in data:
         if len(data) > _CHUNK_LINE_LIMIT:
-            raise MalformedAnswerError("malformed answer: expected a chunk's line to end")
+            raise MalformedResponseError("malformed response: expected a chunk's line to end")
         data += yield
     line, _, rest = data.partition(b"\n")
     return line.strip(), rest

@@ -1,15 +1,15 @@
-"""Access tokens by client credentials (RFC 6749, section 4.4): fetched when needed, and kept while they are good.
+"""Access tokens by client credentials (RFC 6749, section 4.4): fetched when needed, and kept while they are valid.
 
-    attempt ─▶ token? ──good──▶ send ─▶ 401? ──no──▶ accepted
-                 │ none, or old           │ yes, and it may be the token's fault
-                 ▼                        ▼
-         under way already? ──yes──▶ wait for it, within one's own deadline
+    attempt ─▶ token? ──valid──▶ send ─▶ 401? ──no──▶ accepted
+                 │ none, or expired        │ yes, and it may be the token's fault
+                 ▼                         ▼
+         being fetched? ──yes──▶ wait for it, within the attempt's own deadline
                  │ no
                  ▼
                fetch ─▶ token, for all that wait
-                  └──▶ none: a failure of all that wait, unless only our own time was up
+                  └──▶ none: all that wait fail, unless only the fetching attempt's deadline has passed
 
-A token is in memory only, as long as the process or its time lasts; it is never logged nor written to a record.
+A token is only in memory, until it expires or the process ends; it is never logged nor written to a record.
 """
 
 import asyncio
@@ -24,26 +24,26 @@ from urllib.parse import quote_plus, urlencode
 import orjson
 from yarl import URL
 
-from gateway.client.http1 import ANSWER_LIMIT, AnswerReader
+from gateway.client.http1 import RESPONSE_LIMIT, ResponseReader
 from gateway.client.request import USER_AGENT, Outbound
 from gateway.rules.rules import Access, OAuth2, TokenStyle
 
-MARGIN = 60.0  # Seconds before its end at which a token isn't used any more: an attempt and two clocks fit in.
-MARGIN_SHARE = 0.1  # But no more than this share of a short life.
-DEFAULT_LIFETIME = 300.0  # Of a token whose answer doesn't say (`expires_in` is only recommended).
+MARGIN = 60.0  # Seconds before its expiry after which a token isn't used: covers an attempt and a clock difference.
+MARGIN_SHARE = 0.1  # But at most this share of a short lifetime.
+DEFAULT_LIFETIME = 300.0  # For a response without `expires_in`, which is only recommended.
 MAX_LIFETIME = 86400.0
 REFUSED_TOKEN_MIN_AGE = 60.0
-"""Seconds for which a new token that is refused as well is kept: then it wasn't the token, and asking doesn't help."""
+"""Seconds for which a new token is kept although it is refused as well: then the token isn't at fault."""
 SLOTS_LIMIT = 10_000
 
-Fetch = Callable[[Outbound, float], Awaitable[AnswerReader]]
-"""Sends a request until a deadline, and returns its answer with the body kept; raises NoTokenError."""
+Fetch = Callable[[Outbound, float], Awaitable[ResponseReader]]
+"""Sends a request until a deadline, and returns its response with the body kept; raises NoTokenError."""
 
 
 class NoTokenError(Exception):
-    """The token endpoint, or what the rules say of it, is at fault. `str()` holds nothing of what it answered.
+    """The token endpoint, or its settings in the rules, are at fault. `str()` contains nothing of its response.
 
-    `is_late` if only the time of the attempt that asked was up.
+    `is_late`: only the deadline of the requesting attempt has passed.
     """
 
     def __init__(self, detail: str, *, is_late: bool = False) -> None:
@@ -53,7 +53,7 @@ class NoTokenError(Exception):
 
 
 class Token:
-    """A token, as the value of an Authorization header. `asked_at` is when it, or another one, was last asked for."""
+    """A token, as the value of an Authorization header. `asked_at` is when it, or a newer one, was last requested."""
 
     __slots__ = ("asked_at", "expires_at", "kept_until", "value")
 
@@ -65,7 +65,7 @@ class Token:
 
 
 class Tokens:
-    """The tokens of all destinations. `clock` is the one of the deadlines."""
+    """The tokens of all destinations. `clock` is the clock of the deadlines."""
 
     def __init__(self, fetch: Fetch, clock: Callable[[], float]) -> None:
         self._fetch = fetch
@@ -77,10 +77,10 @@ class Tokens:
         return await self._get(self._slot(url, access), access, deadline)
 
     async def recent(self, url: str, access: Access, deadline: float, *, max_age: float) -> Token:
-        """Return a token for who isn't told that one was refused: after `max_age` seconds it is another one.
+        """Return a token for a caller that doesn't learn of refusals: it is renewed after `max_age` seconds.
 
-        Where none is to be had then, the older one is used while it is good, and another one asked for after `max_age`
-        again. Raises NoTokenError.
+        If that fails, the older one is used while it is valid, and another one requested after `max_age` again. Raises
+        NoTokenError.
         """
         slot = self._slot(url, access)
         known, now = slot.token, self._clock()
@@ -95,7 +95,7 @@ class Tokens:
             return known
 
     async def renew(self, url: str, access: Access, deadline: float, refused: Token) -> Token | None:
-        """Return another token than one that was answered with a 401; None where another would hardly do better.
+        """Return another token than one that got a 401; None if another one would hardly help.
 
         Raises NoTokenError.
         """
@@ -107,7 +107,7 @@ class Tokens:
         return await self._get(slot, access, deadline, is_renewal=True)
 
     def accepted(self, token: Token) -> None:
-        """Note that a token was good for something: a later 401 says that it isn't any more."""
+        """Note that a token was accepted: a later 401 then means that it has become invalid."""
         token.kept_until = 0.0
 
     async def _get(
@@ -138,29 +138,29 @@ class Tokens:
                     continue
 
     async def _fetch_for_all(self, slot: "_TokenSlot", access: Access, deadline: float, *, is_renewal: bool) -> Token:
-        """Fetch a token, for those as well who come meanwhile."""
+        """Fetch a token, also for the attempts that wait meanwhile."""
         assert access.oauth2 is not None
         slot.pending = pending = asyncio.get_running_loop().create_future()
         outcome: Token | NoTokenError | None = None
         try:
-            answer = await self._fetch(_request(access), deadline)
-            value, life = _read(answer, str(URL(access.oauth2.token_url).raw_host))
+            response = await self._fetch(_request(access), deadline)
+            value, life = _read(response, str(URL(access.oauth2.token_url).raw_host))
             now = self._clock()
             expires_at = now + life - min(MARGIN, life * MARGIN_SHARE)
             slot.token = outcome = Token(value, now, expires_at, now + REFUSED_TOKEN_MIN_AGE if is_renewal else 0.0)
         except NoTokenError as error:
             outcome = None if error.is_late else error
             raise
-        finally:  # cancelled: those who wait ask for themselves
+        finally:  # if cancelled, the waiting attempts request one themselves
             slot.pending = None
             pending.set_result(outcome)
         return outcome
 
     def _slot(self, url: str, access: Access) -> "_TokenSlot":
-        """Return what is known for one destination: a refusal there says nothing about another's token."""
+        """Return the slot of one destination: a refusal there says nothing about another's token."""
         slot = self._slots.get((url, access))
         if slot is None:
-            if len(self._slots) >= SLOTS_LIMIT:  # reloads left some behind
+            if len(self._slots) >= SLOTS_LIMIT:  # left over from reloads
                 self._slots = {key: kept for key, kept in self._slots.items() if kept.is_needed(self._clock())}
             slot = self._slots[url, access] = _TokenSlot()
         return slot
@@ -207,17 +207,17 @@ def _basic(oauth2: OAuth2) -> bytes:
     return b"Basic " + b64encode(f"{quote_plus(oauth2.client_id)}:{quote_plus(oauth2.client_secret)}".encode())
 
 
-def _read(answer: AnswerReader, host: str) -> tuple[bytes, float]:
-    """Return the header's value and its seconds to live. Raises NoTokenError, with nothing of the answer's own words.
+def _read(response: ResponseReader, host: str) -> tuple[bytes, float]:
+    """Return the header's value and the lifetime in seconds. Raises NoTokenError, with nothing of the response's text.
 
     RFC 6749, section 5; a type other than bearer would need more than a header.
     """
-    if answer.status // 100 != 2:  # noqa: PLR2004 - the class of success
-        raise NoTokenError(f"{host}: expected a token, got {answer.status}{_phrase(answer)}")
-    if answer.body is None:
-        raise NoTokenError(f"{host}: expected a whole answer of at most {ANSWER_LIMIT} bytes, got another")
+    if response.status // 100 != 2:  # noqa: PLR2004 - the class of success
+        raise NoTokenError(f"{host}: expected a token, got {response.status}{_phrase(response)}")
+    if response.body is None:
+        raise NoTokenError(f"{host}: expected a complete response of at most {RESPONSE_LIMIT} bytes, got another")
     try:
-        document = orjson.loads(answer.body)
+        document = orjson.loads(response.body)
     except ValueError:
         document = None
     if not isinstance(document, dict):
@@ -242,14 +242,14 @@ def _life(document: object, host: str) -> float:
     return min(life, MAX_LIFETIME)
 
 
-def _phrase(answer: AnswerReader) -> str:
-    """Say what a refusal is, in words that are known: those of HTTP, and the codes of RFC 6749, section 5.2."""
+def _phrase(response: ResponseReader) -> str:
+    """Describe a refusal with known words only: HTTP's phrases, and the codes of RFC 6749, section 5.2."""
     try:
-        phrase = f" {HTTPStatus(answer.status).phrase}"
+        phrase = f" {HTTPStatus(response.status).phrase}"
     except ValueError:
         phrase = ""
     try:
-        document = orjson.loads(answer.body or b"")
+        document = orjson.loads(response.body or b"")
     except ValueError:
         document = None
     code = document.get("error") if isinstance(document, dict) else None

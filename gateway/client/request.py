@@ -1,11 +1,11 @@
-"""What a delivery sends: pure, so that `gateway explain` prints the very request that would be made.
+"""Builds a delivery's request, without I/O, so that `gateway explain` prints exactly the request that would be made.
 
-Without a template a destination gets what it would have got from the provider: the body, and the header pairs in
-order, with repeats, byte for byte. Left out are what concerns one connection only (RFC 9110 §7.6.1), what the client
-computes (Host, Content-Length), what a stranger has no business to pass on (cookies, authorization), and what servers
-believe because their own proxy says so (X-Forwarded-For), unless the destination wants it. With a body of the route's
-own it gets nothing of the sender's: no signature fits that body, and the rest is a stranger's word in our request.
-The event's query string isn't sent: a destination's URL is the operators', and a provider's signature never covers a
+Without a template, a destination gets what it would have got from the provider: the body, and the header pairs in
+order, with repeats, byte for byte. Omitted are headers of a single connection (RFC 9110 §7.6.1), those that the client
+computes (Host, Content-Length), credentials (cookies, authorization), and headers that servers trust because their own
+proxy sets them (X-Forwarded-For), unless the destination asks for them. If the route has its own body, none of the
+sender's headers are sent: no signature matches that body, and the others would be a stranger's text in our request.
+The event's query string isn't sent: a destination's URL is up to the operators, and no provider's signature covers a
 new one.
 """
 
@@ -31,14 +31,14 @@ from gateway.rules.rules import (
 from gateway.rules.templates import Template
 
 USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".encode())
-"""Who asks, where nothing else says so: GitHub's API and some firewalls refuse a request without one."""
+"""The default user agent: GitHub's API and some firewalls refuse a request without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbound:
-    """A POST. The client adds Host and Content-Length. Its URL and headers hold secrets and aren't in its `repr`.
+    """A POST. The client adds Host and Content-Length. Its URL and headers may have secrets, and aren't in its `repr`.
 
-    `access` is the way to it, where it is more than the URL; with OAuth2 the client adds an Authorization, too.
+    `access` is how the URL is reached, if it needs more than its address; with OAuth2 the client adds Authorization.
     """
 
     url: str = field(repr=False)
@@ -55,15 +55,15 @@ def compose(
     now: float,
     trace: TraceContext | None = None,
 ) -> Outbound:
-    """Make the request of a delivery's next attempt, at `now`.
+    """Build the request of a delivery's next attempt, at `now`.
 
-    A later line replaces headers of the same name from an earlier one: the provider's, the template's, the
-    destination's, ours. With a template's body there are none of the provider's. Ours are `gateway-event-id`,
-    `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and where the destination has signing secrets
-    `webhook-id` (the delivery's), `webhook-timestamp` and `webhook-signature`; and `user-agent` where there is no
-    other. A `traceparent` is passed on if it is a valid one; with a `trace`, it and `tracestate` are ours instead.
+    Headers replace earlier ones of the same name, in this order: the provider's, the template's, the destination's,
+    ours. With a template's body there are none of the provider's. Ours are `gateway-event-id`, `gateway-delivery-id`,
+    `gateway-route`, `gateway-attempt`, and if the destination has signing secrets `webhook-id` (the delivery's),
+    `webhook-timestamp` and `webhook-signature`; and `user-agent` if there is no other. A valid `traceparent` is
+    forwarded; with a `trace`, it and `tracestate` are ours instead.
 
-    Raises ExpressionError when the template can't be rendered, or a header's value would end its line.
+    Raises ExpressionError if the template can't be rendered, or a header's value has control characters.
     """
     event = delivery.event
     body = event.body
@@ -171,7 +171,7 @@ def _tokens(value: bytes) -> list[bytes]:
 
 
 def _is_traceparent(value: bytes) -> bool:
-    """Return whether a value is one by W3C Trace Context, section 3.2: a later version may have more at its end."""
+    """Return whether a value is valid by W3C Trace Context, section 3.2: a later version may have more at its end."""
     found = _TRACEPARENT.fullmatch(value)
     return found is not None and (found[1] != b"00" or not found[2])
 
@@ -181,7 +181,7 @@ _RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
 _HELD_BACK = frozenset([name.encode() for name in HELD_BACK_HEADERS])
 _HELD_BACK_BEGINNINGS = tuple([name.encode() for name in HELD_BACK_BEGINNINGS])
 _HELD_BACK_BEGINNINGS_AND_SIGNED = (*_HELD_BACK_BEGINNINGS, SIGNED_HEADERS.encode())
-_WANTED = b""  # Stands for a name that is held back otherwise.
+_WANTED = b""  # Replaces a name that isn't forwarded by default.
 _FOLDED = bytes([ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()])  # as `folded`
 _NOT_PASSED = _RESERVED | _CREDENTIALS
 _STAYS = _NOT_PASSED | _HELD_BACK

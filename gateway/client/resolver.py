@@ -1,8 +1,8 @@
-"""Names to addresses, without letting one dead zone hold up the others.
+"""Resolves names, without letting one unresponsive DNS zone delay the others.
 
-The system's resolver blocks a thread, for half a minute where a zone's servers don't answer. So there is one lookup
-at a time for a name; the names of one zone share a third of the threads; a name whose last lookup failed waits for a
-thread of its own kind; and an address once known is used on (RFC 8767) when it can't be refreshed in time.
+The system's resolver blocks a thread, for half a minute if a zone's servers don't respond. So there is one lookup at a
+time per name; the names of one zone use at most a third of the threads; names whose last lookup failed have separate
+threads; and a known address is still used (RFC 8767) if it can't be refreshed in time.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from contextlib import suppress
 
 from gateway.model import GatewayError
 
-TTL = 15.0  # The system's resolver doesn't tell the record's own.
+TTL = 15.0  # The system's resolver doesn't return the record's own.
 NEGATIVE_TTL = 2.0
-STALE_TTL = 3600.0  # How long a known address serves while its zone can't be asked.
-REFRESH_TIMEOUT = 0.5  # How long an attempt waits for a refresh where it has a known address to go on with.
-LOOKUP_TIMEOUT = 5.0  # How long it waits where it hasn't: resolv.conf's default for one server.
+STALE_TTL = 3600.0  # How long a known address is used while its zone doesn't respond.
+REFRESH_TIMEOUT = 0.5  # How long an attempt waits for a refresh if there is a known address.
+LOOKUP_TIMEOUT = 5.0  # How long it waits if there is none: resolv.conf's default for one server.
 THREADS = 24
 SUSPECT_THREADS = 6
 NAMES_LIMIT = 10_000
@@ -33,7 +33,7 @@ class UnresolvedError(GatewayError):
 
 
 class Resolver:
-    """Resolves names by a blocking `lookup` in daemon threads of its own: a stuck one doesn't keep us from exiting.
+    """Resolves names by a blocking `lookup` in its own daemon threads: a stuck one doesn't prevent us from exiting.
 
     `lookup(name)` returns addresses, the preferred ones first, or raises OSError or UnicodeError. Used from one event
     loop; `close` must be called.
@@ -60,13 +60,13 @@ class Resolver:
             has_known = bool(name.addresses) and now < name.stale_until
             await asyncio.wait([pending], timeout=REFRESH_TIMEOUT if has_known else LOOKUP_TIMEOUT)
             if not pending.done() and not has_known:
-                raise UnresolvedError(f"{host}: expected an address, got no answer within {LOOKUP_TIMEOUT:g} s")
+                raise UnresolvedError(f"{host}: expected an address, got no response within {LOOKUP_TIMEOUT:g} s")
         if not name.addresses:
             raise UnresolvedError(f"{host}: expected an address, got {name.failure}")
         return name.addresses
 
     def close(self) -> None:
-        """Let the threads end; lookups under way are left to themselves."""
+        """Let the threads end; lookups in progress aren't awaited."""
         self._threads.close()
         self._suspect_threads.close()
 
@@ -79,7 +79,7 @@ class Resolver:
                 found: Addresses | Exception = self._lookup(host)
             except (OSError, UnicodeError) as error:
                 found = error
-            with suppress(RuntimeError):  # the loop may be closed by now, and nobody is waiting
+            with suppress(RuntimeError):  # the event loop may be closed by now
                 loop.call_soon_threadsafe(self._store_result, name, found)
 
         (self._suspect_threads if name.failure else self._threads).run(_zone(host), work)
@@ -100,7 +100,7 @@ class Resolver:
             name.pending = None
 
     def _evict_stale(self) -> None:
-        """Drop what reloads left behind; a name in use comes back by itself."""
+        """Drop names that are left over from reloads; one in use is resolved again."""
         if len(self._names) > NAMES_LIMIT:
             now = self._clock()
             self._names = {
@@ -109,7 +109,7 @@ class Resolver:
 
 
 def look_up(host: str) -> Addresses:
-    """Ask the system: hosts file, DNS, and the notations of IPv4 literals that only C knows (`0x7f.1`)."""
+    """Query the system's resolver: hosts file, DNS, and IPv4 notations that only C supports (`0x7f.1`)."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys([str(address[0]) for *_, address in found]))
 
@@ -128,14 +128,14 @@ Work = Callable[[], None]
 
 
 class _Threads:
-    """At most so many daemon threads, started as they are needed; at most a third of them works for one zone."""
+    """A limited number of daemon threads, started as needed; at most a third of them work for one zone."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._zone_limit = limit // 3
-        self._queue: queue.SimpleQueue[tuple[str, Work] | None] = queue.SimpleQueue()  # what its zone has room for
-        self._admitted = 0  # at work, or in the queue
-        self._running: Counter[str] = Counter()  # the same by zone
+        self._queue: queue.SimpleQueue[tuple[str, Work] | None] = queue.SimpleQueue()  # work within its zone's limit
+        self._admitted = 0  # running or queued
+        self._running: Counter[str] = Counter()  # running or queued, by zone
         self._waiting: dict[str, deque[Work]] = {}
         self._started = 0
         self._lock = threading.Lock()
@@ -167,7 +167,7 @@ class _Threads:
                     self._queue.put((zone, following))
 
     def _finish(self, zone: str) -> Work | None:
-        """Give a zone's place back, or to the next that waits for it."""
+        """Return the next work that waits for a zone's place, or free the place."""
         with self._lock:
             if waiting := self._waiting.get(zone):
                 return waiting.popleft()
@@ -180,7 +180,7 @@ class _Threads:
 
 
 def _zone(host: str) -> str:
-    """Return what names have in common that are likely to fail together: the last two labels, none for a short name."""
+    """Return the last two labels of a name, which names that fail together have in common; "" for a single label."""
     labels = host.rstrip(".").rsplit(".", 2)[-2:]
     return ".".join(labels) if len(labels) > 1 else ""
 

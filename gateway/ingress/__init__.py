@@ -1,1 +1,1 @@
-"""What senders see: requests come in, are verified, and are answered once they are durable."""
+"""The senders' side: requests are received, verified, and acknowledged once they are durable."""

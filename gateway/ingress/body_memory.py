@@ -1,4 +1,4 @@
-"""Memory for the bodies of requests that aren't answered yet: how much each source may use, and which body is evicted.
+"""Memory for the bodies of requests in progress: how much each source may use, and which body is evicted.
 
 A body is *unverified* while it is read: anybody may have sent it. It is *verified* while it waits for its append. One
 that arrives complete with its head is verified at once. Unverified bodies may use half of the memory. If that isn't

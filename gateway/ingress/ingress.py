@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.body import BodyReader, overloaded, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
-from gateway.ingress.responses import Accepted, answer, problem_response
+from gateway.ingress.responses import Accepted, make_response, problem_response
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
@@ -179,7 +179,7 @@ class Ingress:
                 )
             if (handshake := verifier.handshake(sent)) is not None:
                 fields["handshake"] = True
-                return answer(handshake.status, handshake.content_type, handshake.body)
+                return make_response(handshake.status, handshake.content_type, handshake.body)
             event = endpoint.event(sent, received_at=self._log.now(), identity_at=identity_at)
             fields["event_id"], fields["type"] = event.id, event.type
             if self._traces is None:
@@ -262,7 +262,7 @@ class Ingress:
             response = problem_response(RefusedError(503, "draining", "this process is about to stop"))
             response.force_close()
         else:
-            response = answer(200, "text/plain", b"ok\n")
+            response = make_response(200, "text/plain", b"ok\n")
         self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
         return response
 
@@ -307,7 +307,7 @@ def _end_span(fields: dict[str, Any]) -> str | None:
     if span is None:
         return None
     span.set_attributes({name: fields[key] for name, key in _SPAN_ATTRIBUTES if key in fields})
-    span.answered(fields["status"], fields.get("reason"))
+    span.end_request(fields["status"], fields.get("reason"))
     trace_id = span.context.recorded_id
     if trace_id is not None:
         fields["trace_id"] = trace_id

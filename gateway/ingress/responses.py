@@ -65,7 +65,7 @@ def _date_of_second(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
 
 
-def answer(status: int, content_type: str, body: bytes) -> web.Response:
+def make_response(status: int, content_type: str, body: bytes) -> web.Response:
     # Our own Server header reveals no versions to attack.
     return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
@@ -78,7 +78,7 @@ def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Respo
         "status": refusal.status,
         "detail": refusal.detail,
     }
-    response = answer(refusal.status, "application/problem+json", orjson.dumps(problem))
+    response = make_response(refusal.status, "application/problem+json", orjson.dumps(problem))
     if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = allow
     elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -106,15 +106,15 @@ class Connection(web.RequestHandler):
         if self._head_size > HEAD_FRAMING * self._limits.head_bytes:
             self._end_head(TOO_LARGE)
 
-    def _end_head(self, answer: "_Answer") -> None:
+    def _end_head(self, response: "_RawResponse") -> None:
         """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
         if self._head_ends is not None:
             self._head_ends.cancel()
         if self.transport is not None:
             self._log.debug("request_malformed", error="a head that doesn't end")
-            self._metrics.requests.labels(NO_SOURCE, str(answer.status)).inc()
-            self._metrics.rejected.labels(NO_SOURCE, answer.reason).inc()
-            self.transport.write(answer.data)
+            self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
+            self._metrics.rejected.labels(NO_SOURCE, response.reason).inc()
+            self.transport.write(response.data)
             self.force_close()
 
     @override
@@ -150,7 +150,7 @@ class Connection(web.RequestHandler):
         return response
 
 
-class _Answer(NamedTuple):
+class _RawResponse(NamedTuple):
     """The response to a request head that is too slow or too large."""
 
     status: int
@@ -170,7 +170,7 @@ class _Answer(NamedTuple):
         return "\r\n".join(lines).encode()
 
 
-TOO_SLOW = _Answer(408, "head_slow")
+TOO_SLOW = _RawResponse(408, "head_slow")
 
 
-TOO_LARGE = _Answer(431, "head_too_large")
+TOO_LARGE = _RawResponse(431, "head_too_large")

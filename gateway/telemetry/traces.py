@@ -196,7 +196,7 @@ class Span:
         self._span.set_attribute("error.type", kind)
         self._span.set_status(Status(StatusCode.ERROR))
 
-    def answered(self, status: int, reason: str | None) -> None:
+    def end_request(self, status: int, reason: str | None) -> None:
         """End a request's span with the response; a 4xx is no error of the server."""
         self._span.set_attribute("http.response.status_code", status)
         if reason is not None:
@@ -205,7 +205,7 @@ class Span:
             self.fail(reason or str(status))
         self._span.end()
 
-    def attempted(self, attempt: Attempt | None) -> None:
+    def end_attempt(self, attempt: Attempt | None) -> None:
         """End an attempt's span with its result; None if it wasn't made."""
         if attempt is None:
             self.fail("not_made")

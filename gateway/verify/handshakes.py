@@ -16,7 +16,7 @@ MAX_HANDSHAKE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class HandshakeResponse:
     """The response that the ingress sends instead of appending an event."""
 
     status: int
@@ -24,10 +24,10 @@ class Answer:
     body: bytes
 
 
-Handshake = Callable[[Request], Answer | None]
+Handshake = Callable[[Request], HandshakeResponse | None]
 
 
-def slack(request: Request) -> Answer | None:
+def slack(request: Request) -> HandshakeResponse | None:
     """Echo the challenge of a `url_verification`, which Slack signs like an event.
 
     https://docs.slack.dev/reference/events/url_verification
@@ -43,7 +43,7 @@ def slack(request: Request) -> Answer | None:
     challenge = payload.get("challenge")
     if not isinstance(challenge, str):
         return None
-    return Answer(status=200, content_type="text/plain", body=challenge.encode())
+    return HandshakeResponse(status=200, content_type="text/plain", body=challenge.encode())
 
 
 HANDSHAKES: Mapping[str, Handshake] = {"slack": slack}

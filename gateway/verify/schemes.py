@@ -142,7 +142,7 @@ def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | No
         credential_query=frozenset([values["query"] for values in tokens if "query" in values]),
         checks=tuple([check for check in checks if check is not None]),
         sends=preset.sends,
-        answers=HANDSHAKES[preset.handshake] if preset.handshake else None,
+        respond_to_handshake=HANDSHAKES[preset.handshake] if preset.handshake else None,
         dedupe=preset.dedupe,
         warnings=_weaknesses(ways, given),
     )

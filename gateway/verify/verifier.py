@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from gateway.model import RefusedError
 from gateway.verify.config_keys import Path
-from gateway.verify.handshakes import Answer, Handshake
+from gateway.verify.handshakes import Handshake, HandshakeResponse
 from gateway.verify.request import Request, most_specific
 from gateway.verify.signatures import BodyCheck, Check, DigestCache, Draft, SigningSpec
 
@@ -29,7 +29,7 @@ class Verifier:
     checks: tuple[Check, ...] = field(repr=False)
     ids: tuple[str | None, ...] = ()
     sends: tuple[tuple[str, str], ...] = ()
-    answers: Handshake | None = None
+    respond_to_handshake: Handshake | None = None
     dedupe: float | None = None
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
@@ -68,9 +68,9 @@ class Verifier:
             raise most_specific(refusals)
         return PendingVerification(open_, refusals)
 
-    def handshake(self, request: Request) -> Answer | None:
+    def handshake(self, request: Request) -> HandshakeResponse | None:
         """Return the response to a provider's handshake; None if the request is an event. Verify the request first."""
-        return None if self.answers is None else self.answers(request)
+        return None if self.respond_to_handshake is None else self.respond_to_handshake(request)
 
     def sign(
         self,

@@ -213,12 +213,12 @@ async def test_a_reused_connection_that_breaks_inside_an_answer_is_a_failure(cli
 @pytest.mark.parametrize(
     ("fault", "result", "detail"),
     [
-        (Fault.HANG, Result.TIMEOUT, "127.0.0.1: expected an answer, got none in time"),
-        (Fault.DRIP_HEAD, Result.TIMEOUT, "127.0.0.1: expected an answer, got none in time"),
-        (Fault.CLOSE, Result.TRANSPORT, "127.0.0.1: connection closed without an answer"),
+        (Fault.HANG, Result.TIMEOUT, "127.0.0.1: expected a response, got none in time"),
+        (Fault.DRIP_HEAD, Result.TIMEOUT, "127.0.0.1: expected a response, got none in time"),
+        (Fault.CLOSE, Result.TRANSPORT, "127.0.0.1: connection closed without a response"),
         (Fault.RESET, Result.TRANSPORT, "127.0.0.1: connection reset by peer"),
-        (Fault.GARBAGE, Result.TRANSPORT, "127.0.0.1: malformed answer: expected the head of an HTTP/1.1 response"),
-        (BROKEN, Result.TRANSPORT, "127.0.0.1: connection closed in the middle of an answer"),
+        (Fault.GARBAGE, Result.TRANSPORT, "127.0.0.1: malformed response: expected the head of an HTTP/1.1 response"),
+        (BROKEN, Result.TRANSPORT, "127.0.0.1: connection closed in the middle of a response"),
     ],
 )
 async def test_each_fault_has_its_result(client: Client, fault: Fault | Answer, result: Result, detail: str) -> None:

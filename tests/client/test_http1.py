@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.client.http1 import (
-    ANSWER_LIMIT,
     HEAD_LIMIT,
+    RESPONSE_LIMIT,
     RETRY_AFTER_CAP,
-    AnswerReader,
-    MalformedAnswerError,
+    MalformedResponseError,
+    ResponseReader,
     encode_head,
     parse_retry_after,
 )
@@ -22,9 +22,9 @@ NOW = 1_700_000_000.0
 START = b"POST /hook HTTP/1.1\r\nHost: a\r\n"
 
 
-def read(data: bytes, *, cuts: tuple[int, ...] = (), keeps_body: bool = False) -> tuple[AnswerReader, bool]:
-    """Feed an answer in pieces; return the reader, and whether it said that the answer is over."""
-    reader = AnswerReader(keeps_body=keeps_body)
+def read(data: bytes, *, cuts: tuple[int, ...] = (), keeps_body: bool = False) -> tuple[ResponseReader, bool]:
+    """Feed a response in pieces; return the reader, and whether it said that the answer is over."""
+    reader = ResponseReader(keeps_body=keeps_body)
     edges = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})
     is_over = False
     for start, end in pairwise(edges):
@@ -105,9 +105,9 @@ def test_bytes_after_the_end_spoil_the_connection() -> None:
 def test_a_body_is_read_up_to_the_limit() -> None:
     for framing in (b"", b"Content-Length: 9999999\r\n"):
         head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n"
-        reader = AnswerReader()
+        reader = ResponseReader()
         assert not reader.feed(head)
-        assert not reader.feed(b"x" * ANSWER_LIMIT)
+        assert not reader.feed(b"x" * RESPONSE_LIMIT)
         assert reader.feed(b"x")
         assert not reader.is_reusable
 
@@ -122,11 +122,11 @@ KEPT = {
     "with a length and more": (b"Content-Length: 4\r\n\r\nsome body", b"some"),
     "without a body": (b"Content-Length: 0\r\n\r\n", b""),
     "in chunks": (b"Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nsome \r\n4\r\nbody\r\n0\r\nX: y\r\n\r\n", b"some body"),
-    "up to the limit": (b"Content-Length: 16384\r\n\r\n" + b"x" * ANSWER_LIMIT, b"x" * ANSWER_LIMIT),
-    "past the limit": (b"Content-Length: 16385\r\n\r\n" + b"x" * (ANSWER_LIMIT + 1), None),
+    "up to the limit": (b"Content-Length: 16384\r\n\r\n" + b"x" * RESPONSE_LIMIT, b"x" * RESPONSE_LIMIT),
+    "past the limit": (b"Content-Length: 16385\r\n\r\n" + b"x" * (RESPONSE_LIMIT + 1), None),
     "unfinished": (b"Content-Length: 9\r\n\r\nsome", None),
     "unfinished in chunks": (b"Transfer-Encoding: chunked\r\n\r\n5\r\nsome ", None),
-    "without an end, past the limit": (b"\r\n" + b"x" * (ANSWER_LIMIT + 1), None),
+    "without an end, past the limit": (b"\r\n" + b"x" * (RESPONSE_LIMIT + 1), None),
     "without an end": (b"\r\nsome body", b"some body"),
 }
 
@@ -163,7 +163,7 @@ def test_retry_after_elsewhere_than_in_the_final_head_means_nothing(data: bytes)
 
 
 def test_a_head_in_single_bytes_costs_no_more_than_its_length() -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     data = b"HTTP/1.1 200 OK\r\nX: " + b"a" * (HEAD_LIMIT - 100)
     began = time.process_time()
     for at in range(len(data)):
@@ -189,16 +189,16 @@ def test_a_head_in_single_bytes_costs_no_more_than_its_length() -> None:
     ],
 )
 def test_what_is_not_http_is_malformed(data: bytes) -> None:
-    with pytest.raises(MalformedAnswerError, match="malformed answer: expected"):
+    with pytest.raises(MalformedResponseError, match="malformed response: expected"):
         read(data)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", WHOLE["in chunks"][0][:60]]))
 def test_no_bytes_raise_anything_else(data: bytes, start: bytes) -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     try:
         reader.feed(start + data)
-    except MalformedAnswerError:
+    except MalformedResponseError:
         return
     assert reader.status in range(1000)
 

@@ -14,7 +14,7 @@ import pytest
 from gateway.client import oauth as module
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.client.http1 import AnswerReader
+from gateway.client.http1 import ResponseReader
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.model import Attempt, Result
@@ -240,14 +240,14 @@ HOST = "token endpoint: 127.0.0.1: "
         (token(expires_in=True), "expected expires_in to be a number of seconds, got something else"),
         (token(expires_in=-1), "expected expires_in to be a number of seconds, got something else"),
         (token(expires_in=[1]), "expected expires_in to be a number of seconds, got something else"),
-        (token("x" * 16_400), "expected a whole answer of at most 16384 bytes, got another"),
-        (Fault.ENDLESS, "expected a whole answer of at most 16384 bytes, got another"),
+        (token("x" * 16_400), "expected a complete response of at most 16384 bytes, got another"),
+        (Fault.ENDLESS, "expected a complete response of at most 16384 bytes, got another"),
         (
             Answer(raw=b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"access_token":"a"}', closes=True),
-            "expected a whole answer of at most 16384 bytes, got another",
+            "expected a complete response of at most 16384 bytes, got another",
         ),
-        (Fault.CLOSE, "connection closed without an answer"),
-        (Fault.GARBAGE, "malformed answer: expected the head of an HTTP/1.1 response"),
+        (Fault.CLOSE, "connection closed without a response"),
+        (Fault.GARBAGE, "malformed response: expected the head of an HTTP/1.1 response"),
     ],
 )
 async def test_each_failure_of_a_token_endpoint_is_one_of_its_own(client: Client, script: Script, detail: str) -> None:
@@ -261,7 +261,7 @@ async def test_each_failure_of_a_token_endpoint_is_one_of_its_own(client: Client
 async def test_a_token_endpoint_that_takes_too_long_takes_the_attempts_time(client: Client, fault: Fault) -> None:
     async with Sink(fault) as endpoint, Sink() as sink:
         done = await attempt(client, sink, credentials(endpoint.url), timeout=0.1)
-        assert (done.result, done.detail) == (Result.AUTH, HOST + "expected an answer, got none in time")
+        assert (done.result, done.detail) == (Result.AUTH, HOST + "expected a response, got none in time")
         assert done.seconds < 0.5
 
 
@@ -369,13 +369,13 @@ class Endpoint:
         held = await self._get()
         return await self.tokens.renew("https://a.test/", credentials("https://idp.test/"), self.now + 5, held)
 
-    async def _fetch(self, _: Outbound, deadline: float) -> AnswerReader:
+    async def _fetch(self, _: Outbound, deadline: float) -> ResponseReader:
         assert deadline == self.now + 5
         self.count += 1
         await asyncio.sleep(0)
         if self.is_away:
             raise NoTokenError("away")
-        reader = AnswerReader(keeps_body=True)
+        reader = ResponseReader(keeps_body=True)
         body = json.dumps({"access_token": f"t{self.count}"} | self.fields).encode()
         reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         return reader

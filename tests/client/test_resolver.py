@@ -113,7 +113,7 @@ async def test_a_known_address_serves_while_its_zone_hangs(resolver: Resolver, z
 
 async def test_an_unknown_name_is_given_up_in_time(resolver: Resolver, zone: Zone) -> None:
     zone.hanging.add("dead.test")
-    with pytest.raises(UnresolvedError, match="got no answer within"):
+    with pytest.raises(UnresolvedError, match="got no response within"):
         await resolver.resolve("dead.test")
 
 

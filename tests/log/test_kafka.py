@@ -940,7 +940,7 @@ async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_
     async def failing(*asked: Any) -> Any:
         if consumer._revoke_lock.locked() and not failures:
             failures.append("of who begins anew")
-            raise LogUnavailableError("expected an answer, got none")
+            raise LogUnavailableError("expected a response, got none")
         return await offsets_with_leader(*asked)
 
     monkeypatch.setattr(consumer._cluster, "offsets_with_leader", failing)
@@ -964,7 +964,7 @@ async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partiti
         await consumer._pull(0.1)
 
     async def failing(*_: Any) -> Any:
-        raise LogUnavailableError("expected an answer, got none")
+        raise LogUnavailableError("expected a response, got none")
 
     with monkeypatch.context() as patch:
         patch.setattr(consumer._cluster, "offsets_with_leader", failing)
@@ -1052,7 +1052,7 @@ async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_told(cluste
         whole = {number: (0, number + 1) for number in range(3)}
         assert await log.readable(topic) == (whole, {})
         del whole[2]
-        hangs = "no answer in time"
+        hangs = "no response in time"
         in_time = 3 * QUERY_TIMEOUT  # each is three questions, and any node may be asked first
 
         async def is_told(reason: str) -> bool:
@@ -1162,7 +1162,7 @@ async def test_what_one_partition_refuses_is_told_however_many_others_take(
 
     async def asked(_: Iterable[str]) -> Mapping[Partition, bool]:
         if not accepting:
-            raise LogUnavailableError("no answer")
+            raise LogUnavailableError("no response")
         return accepting
 
     monkeypatch.setattr(log._cluster, "accepting", asked)

@@ -342,11 +342,11 @@ def refusals(secured: Secured) -> Mapping[str, tuple[dict[str, str], str]]:
         ),
         "no TLS where it is expected": (
             {**plain, "GATEWAY_LOG": secured.environ("TLS", "SSL")["GATEWAY_LOG"]},
-            "expected an answer, got the end of the connection (is PLAINTEXT what it speaks?)",
+            "expected a response, got the end of the connection (is PLAINTEXT what it speaks?)",
         ),
         "no SASL where it is expected": (
             {**plain, "GATEWAY_LOG": secured.environ("CLEAR", "PLAINTEXT")["GATEWAY_LOG"]},
-            "expected an answer, got the end of the connection (is PLAINTEXT what it speaks?)",
+            "expected a response, got the end of the connection (is PLAINTEXT what it speaks?)",
         ),
         "TLS where it isn't spoken": (
             {**secured.environ("TLS", "SSL"), "GATEWAY_LOG": plain["GATEWAY_LOG"]},

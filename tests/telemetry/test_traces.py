@@ -184,7 +184,7 @@ def test_what_the_queue_drops_is_counted(some_traces: Callable[..., Traces]) -> 
     registry = CollectorRegistry()
     traces = some_traces(metrics=Metrics(registry))
     for _ in range(MAX_WAITING + 3000):
-        traces.attempt(a_delivery(), "https://hooks.example.com/secret").attempted(None)
+        traces.attempt(a_delivery(), "https://hooks.example.com/secret").end_attempt(None)
     dropped = registry.get_sample_value("gateway_spans_total", {"result": "dropped"})
     assert dropped is not None
     assert 0 < dropped <= 3000

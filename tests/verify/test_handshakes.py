@@ -2,14 +2,14 @@
 
 import pytest
 
-from gateway.verify.handshakes import MAX_HANDSHAKE_BYTES, Answer
+from gateway.verify.handshakes import MAX_HANDSHAKE_BYTES, HandshakeResponse
 from tests.verify.requests import a_request, a_verifier
 
 
 def test_slacks_challenge_is_echoed_as_text() -> None:
     body = b'{"token":"t","challenge":"3eZbrw1a\\u00e9","type":"url_verification"}'
     answer = a_verifier("slack").handshake(a_request(body=body))
-    assert answer == Answer(status=200, content_type="text/plain", body="3eZbrw1aé".encode())
+    assert answer == HandshakeResponse(status=200, content_type="text/plain", body="3eZbrw1aé".encode())
 
 
 @pytest.mark.parametrize(

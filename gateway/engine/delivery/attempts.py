@@ -35,7 +35,7 @@ class Attempts:
         finally:
             item.scope = None
             if span is not None:
-                span.attempted(attempt)
+                span.end_attempt(attempt)
         self._metrics.attempts.labels(destination.name, attempt.result).inc()
         observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
         return attempt

@@ -264,7 +264,7 @@ class EmbeddedLog:
                 return await future
         except TimeoutError:
             raise LogUnavailableError(
-                f"{self._file.path}: expected an answer within {self._append_timeout} s, got none"
+                f"{self._file.path}: expected a response within {self._append_timeout} s, got none"
             ) from None
 
     def _check_open(self) -> None:
@@ -293,7 +293,8 @@ class EmbeddedLog:
             if not future.done():
                 future.set_exception(
                     LogUnavailableError(
-                        f"{self._file.path}: expected the append to end within {self._append_timeout} s, got no answer"
+                        f"{self._file.path}: expected the append to end within {self._append_timeout} s, "
+                        "got no response"
                     )
                 )
         # A writer that waits for the file may get to this group much later.

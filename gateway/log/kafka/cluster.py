@@ -193,11 +193,11 @@ class Cluster:
                 by_leader[leader].append(partition)
 
         for some in await asyncio.gather(*[self._offsets_at(leader, its, at) for leader, its in by_leader.items()]):
-            for partition, answer in some.items():
-                if isinstance(answer, int):
-                    found[partition] = answer
+            for partition, response in some.items():
+                if isinstance(response, int):
+                    found[partition] = response
                 else:
-                    missing[partition] = answer
+                    missing[partition] = response
         return found, missing
 
     async def _offsets_at(self, leader: int, its: Sequence[Partition], at: int) -> Mapping[Partition, int | KafkaError]:
@@ -210,14 +210,14 @@ class Cluster:
             raise
         except KafkaError as error:
             return dict.fromkeys(its, error)
-        answers: dict[Partition, int | KafkaError] = {}
+        results: dict[Partition, int | KafkaError] = {}
         for topic, found in response.topics:
             for number, code, _, offset in found:
                 kind = for_code(code)
                 if kind in MISCONFIGURED:
                     raise kind(topic)
-                answers[Partition(topic, number)] = offset if kind is NoError else kind(f"{topic}/{number}")
-        return answers
+                results[Partition(topic, number)] = offset if kind is NoError else kind(f"{topic}/{number}")
+        return results
 
     async def commits(self, group: str, partitions: Collection[Partition] | None = None) -> Mapping[Partition, Commit]:
         """Return a group's commits of these partitions, or of all; partitions without one are omitted."""
@@ -231,8 +231,8 @@ class Cluster:
             response = await self._send(OffsetFetchRequest(group, wanted), coordinator)
             raise_for(getattr(response, "error_code", 0), group)
             commits = {}
-            for topic, answers in response.topics:
-                for number, offset, metadata, code in answers:
+            for topic, results in response.topics:
+                for number, offset, metadata, code in results:
                     raise_for(code, f"{topic}/{number}")
                     if offset >= 0:
                         commits[Partition(topic, number)] = Commit(offset, *decode_metadata(metadata or ""))
@@ -253,8 +253,8 @@ class Cluster:
                 return
             coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
             response = await self._send(OffsetCommitRequest(group, -1, "", -1, list(topics.items())), coordinator)
-            for topic, answers in response.topics:
-                for number, code in answers:
+            for topic, results in response.topics:
+                for number, code in results:
                     raise_for(code, f"{topic}/{number}")
 
         await self._query(f"first commits of {group}", query)
@@ -383,18 +383,18 @@ class Cluster:
     async def _send(self, request: Request[Any], node: int | None = None) -> Any:  # noqa: ANN401 - built by version
         asked = self._any_node() if node is None else node
         try:
-            answer = await self._client.send(asked, request)
+            response = await self._client.send(asked, request)
         except KeyError as error:
             # Raised by client.send when the connection that it waited for is already replaced.
             raise NodeNotReadyError(f"node {asked}") from error
         except KafkaError:
             self._avoided_until[asked] = asyncio.get_running_loop().time() + QUERY_TIMEOUT
             raise
-        if isinstance(request, MetadataRequest) and not answer.brokers:
+        if isinstance(request, MetadataRequest) and not response.brokers:
             # aiokafka skips the first half of a refusal (RFC 7628, section 3.2.3), and parses the second one as a
             # response.
             raise SaslAuthenticationFailed("the token was refused")
-        return answer
+        return response
 
     def _any_node(self) -> int | None:
         """Return a broker: if possible one that hasn't failed to respond in the last 5 s."""
@@ -425,7 +425,7 @@ class Cluster:
                         # From the configured servers: all brokers may have moved meanwhile.
                         await self._client.bootstrap()
         except TimeoutError as error:
-            raise LogUnavailableError(f"{what}: expected an answer, got {message_of(last or error)}") from (
+            raise LogUnavailableError(f"{what}: expected a response, got {message_of(last or error)}") from (
                 last or error
             )
 

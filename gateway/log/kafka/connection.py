@@ -127,8 +127,8 @@ class Connection:
             async with asyncio.timeout(DIAGNOSIS_TIMEOUT):
                 await connection.connect()
                 # A client that isn't authorised is disconnected at the first request.
-                answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
-                if self.security.token is not None and not answer.brokers:
+                response = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                if self.security.token is not None and not response.brokers:
                     # aiokafka skips the first half of a refusal (RFC 7628, section 3.2.3).
                     raise SaslAuthenticationFailed
         except (KafkaError, OSError, TimeoutError, ValueError, AssertionError) as error:
@@ -164,15 +164,15 @@ class Connection:
             case NoTokenError():
                 expected, got = "a token", f" none: {cause.__cause__}"
             case TimeoutError() | KafkaTimeoutError():
-                expected, got = "an answer", f" none in {DIAGNOSIS_TIMEOUT:g} s{self._hint}"
+                expected, got = "a response", f" none in {DIAGNOSIS_TIMEOUT:g} s{self._hint}"
             case asyncio.IncompleteReadError() | ConnectionResetError() | KafkaConnectionError():
-                expected, got = "an answer", f" the end of the connection{self._hint}"
+                expected, got = "a response", f" the end of the connection{self._hint}"
             case OSError(errno=int(number)) if number > 0:  # asyncio's own message repeats the address
                 expected, got = "a broker", f": {os.strerror(number).lower()}"
             case OSError(strerror=str(strerror)):  # name resolution, whose error numbers aren't the system's
                 expected, got = "a broker", f": {strerror.lower()}"
             case _:
-                expected, got = "an answer", f": {message_of(cause)}"
+                expected, got = "a response", f": {message_of(cause)}"
         return f"expected {expected}, got{got}"
 
     @property

@@ -40,11 +40,11 @@ def translated_errors(what: str) -> Iterator[None]:
     except MISCONFIGURED as error:
         raise UsageError(f"{what}: {message_of(error)}") from error
     except (KafkaError, KeyError, TimeoutError) as error:
-        raise LogUnavailableError(f"{what}: expected an answer, got {message_of(error)}") from error
+        raise LogUnavailableError(f"{what}: expected a response, got {message_of(error)}") from error
     except RuntimeError as error:  # a KafkaError is one, too
         if not is_of_a_closed_connection(error):
             raise
-        raise LogUnavailableError(f"{what}: expected an answer, got {message_of(error)}") from error
+        raise LogUnavailableError(f"{what}: expected a response, got {message_of(error)}") from error
 
 
 def raise_for(code: int, what: str) -> None:

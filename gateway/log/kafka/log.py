@@ -77,7 +77,7 @@ class KafkaLog:
             await opened.close()
             with aiokafka_silenced():
                 problem = await connection.problem(brokers)
-            reason = problem or f"expected a broker that answers, got {message_of(error)}"
+            reason = problem or f"expected a broker that results, got {message_of(error)}"
             raise LogUnavailableError(f"kafka://{servers}: {reason}") from error
         except BaseException:
             await opened.close()
