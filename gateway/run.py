@@ -309,7 +309,14 @@ class Gateway:
             else dict(zip(("since", "reason"), self._log_problem, strict=True)),
             "rules": self.reloader.status(),
             "holds": [
-                {"destination": name, "why": hold.why, "after": hold.after, "since": hold.since, "until": hold.until}
+                {
+                    "destination": name,
+                    "why": hold.why,
+                    "after": hold.after,
+                    "since": hold.since,
+                    "until": None if hold.is_probe_due else hold.until,
+                    "untried_since": hold.untried_since,
+                }
                 for name, hold in sorted(holds.items())
             ],
             "ordered": [

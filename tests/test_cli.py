@@ -1352,7 +1352,11 @@ def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
 @pytest.mark.parametrize(
     ("action", "number", "told"),
     [
-        ("kick", 0, "kicked route build: nothing was waiting\n"),
+        (
+            "kick",
+            0,
+            "kicked route build: nothing was waiting; where a breaker is open, the next delivery is the probe\n",
+        ),
         ("kick", 1, "kicked route build: 1 tried now\n"),
         ("kick", 1200, "kicked route build: 1,200 tried now\n"),
         ("resume", 1, "resumed route build: 1 delivery goes on\n"),
@@ -1490,7 +1494,9 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     assert lines(run("destination", "kick", "ci", "--json")[1])[0]["parked"] == {"destination/ci": 3}
     told = "kicked route build: nothing else was waiting; 3 are parked: destination ci is paused\n"
     assert run("route", "kick", "build")[1] == told + "  gateway destination resume ci\n"
-    assert run("route", "kick", "customers")[1] == "kicked route customers: nothing was waiting\n"
+    assert run("route", "kick", "customers")[1] == (
+        "kicked route customers: nothing was waiting; where a breaker is open, the next delivery is the probe\n"
+    )
     topic = TOPICS.ordered("mirror", "ci")
     headers = encode_delivery(a_delivery(), NO_NOTE, at=0.0)
     on_log(lambda log: log.create(TOPICS.specs((), [("mirror", "ci")])), owner=True)

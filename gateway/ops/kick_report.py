@@ -17,7 +17,7 @@ def unread_text(number: int) -> str:
 def describe_kick(done: Order, parked: str = "") -> str:
     """Return the result of a kick: how many deliveries were tried, why the others wait, and what is parked."""
     if not done.count:
-        return f"nothing {'else ' if parked else ''}was waiting{parked}"
+        return f"nothing else was waiting{parked}" if parked else NOTHING_WAITED
     if done.tried is None:
         return f"{count(done.count, 'delivery', 'is')} expedited; it isn't known yet how many were tried{parked}"
     waits = Counter[str]()
@@ -44,6 +44,10 @@ def parked_text(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str
     if unread:
         text += f"; {unread_text(unread)}: what is parked there isn't counted"
     return text, commands
+
+
+NOTHING_WAITED = "nothing was waiting; where a breaker is open, the next delivery is the probe"
+"""A kick ends a breaker's open time, but only an attempt can close it."""
 
 
 def _results_text(done: Order) -> str:

@@ -22,6 +22,7 @@ SUPPRESSED = "duplicates that dedupe suppressed"
 CONFLICTS = "conflicts: same identity as an earlier event, other content; delivered"
 MOMENT = 0.001
 """Resolution, in seconds, of the times in printed replay commands."""
+NEXT_IS_PROBE = "the next delivery is the probe"
 _HOLDS: Mapping[str, str] = {"retry_after": "requested silence (Retry-After)", "breaker_open": "breaker open"}
 
 
@@ -73,10 +74,22 @@ def _unreadable_finding(names: Sequence[str], version: object, where: str) -> Fi
 
 
 def _hold_findings(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    after = f" after {hold['after']}" if hold["after"] else ""
+    untried_since = hold.get("untried_since")  # an older version doesn't report it
+    if untried_since is not None:
+        yield Finding(
+            rank=HELD,
+            what=f"destination {hold['destination']}",
+            why=f"breaker opened{after}; not tried by this process since {when(untried_since)}; {NEXT_IS_PROBE}",
+            is_wrong=False,
+            since=hold["since"],
+            who=where,
+        )
+        return
     yield Finding(
         rank=HELD,
         what=f"destination {hold['destination']}",
-        why=_HOLDS.get(hold["why"], hold["why"]) + (f" after {hold['after']}" if hold["after"] else ""),
+        why=_HOLDS.get(hold["why"], hold["why"]) + after,
         since=hold["since"],
         until=hold["until"],
         who=where,

@@ -339,7 +339,9 @@ class Metrics(Collector):
         )
         self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
-        self.breaker_open = gauge("breaker_open", "1 while the breaker holds deliveries back.", "destination")
+        self.breaker_open = gauge(
+            "breaker_open", "1 from the failures that open the breaker until three probes are answered.", "destination"
+        )
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
         self.route_paused = gauge("route_paused", "1 while an operator has paused it.", "route")
         self.destination_held = gauge(

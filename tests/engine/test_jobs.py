@@ -695,6 +695,46 @@ async def test_a_hold_is_told_when_it_begins_and_when_a_kick_ends_it() -> None:
 
 
 @virtual
+async def test_a_breaker_with_nothing_left_to_probe_is_told_as_such_until_the_next_deliveries_close_it() -> None:
+    dying = a_policy(results=(("5xx", Disposition.DEAD_LETTER),))
+    world = await a_world(a_route(retry=dying), ci=[503])
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await world.put(*events(5))
+        await asyncio.sleep(2)
+        assert len(world.dead()) == 5
+        assert (worker.holds["ci"].is_probe_due, worker.holds["ci"].untried_since) == (False, None)
+        tried_at = now() - 2
+        await asyncio.sleep(20)
+        before = worker.holds["ci"].untried_since
+        assert before == pytest.approx(tried_at, abs=0.1)
+        world.client.scripts["ci"] = [200]
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert describe_kick(done) == "nothing was waiting; where a breaker is open, the next delivery is the probe"
+        await asyncio.sleep(60)
+        assert (worker.holds["ci"].untried_since, worker.holds["ci"].after) == (before, "503")
+        assert world.metrics.breaker_open.labels("ci").value == 1, "only an attempt can close it"
+        for event in events(8)[5:]:
+            await world.put(event)
+            await asyncio.sleep(2)
+        assert len(world.client.made) == 8
+        assert not worker.holds
+        assert world.metrics.breaker_open.labels("ci").value == 0
+
+
+@virtual
+async def test_what_waits_in_its_order_is_something_to_probe_a_destination_with() -> None:
+    patient = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)
+    world = await a_world(a_route(retry=patient, is_ordered=True), ci=[503])
+    async with running(world) as worker:
+        await world.put(*[an_event(id=f"evt_{number}", key=f"k{number}", received_at=now()) for number in range(5)])
+        await asyncio.sleep(30)
+        assert len(world.client.made) == 5
+        assert (worker.holds["ci"].is_probe_due, worker.holds["ci"].untried_since) == (True, None)
+
+
+@virtual
 async def test_a_moment_of_silence_has_no_line() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(3.0), 200])
     with structlog.testing.capture_logs() as lines:

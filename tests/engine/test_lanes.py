@@ -62,6 +62,32 @@ def test_a_destination_may_be_well_while_a_probe_has_just_begun() -> None:
     assert not lane.may_have_recovered(now + 2)
 
 
+def test_an_open_breaker_with_no_delivery_for_its_probe_says_since_when_it_was_not_tried() -> None:
+    lane, now = a_lane(), NOW
+    assert lane.untried_since(now) is None
+    for _ in range(5):
+        now += 0.1
+        answered(lane, start(lane, 1, now), now, SILENCE)
+    failed_at = now
+    assert lane.breaker.is_open
+    assert (lane.untried_since(now + 4.9), lane.is_probe_due(now + 4.9)) == (None, False), "its open time isn't over"
+    assert (lane.untried_since(now + 5.1), lane.is_probe_due(now + 5.1)) == (failed_at, True)
+    assert lane.untried_since(now + 3600) == failed_at
+    now += 3600
+    lane.offer(an_item(), now)
+    assert (lane.untried_since(now), lane.is_probe_due(now)) == (None, True), "a delivery waits"
+    (probe,) = start(lane, 0, now)
+    assert (lane.untried_since(now), lane.is_probe_due(now)) == (None, True), "it is under way"
+    answered(lane, [probe], now)
+    assert lane.untried_since(now + 60) == now, "one answer of three"
+    busy = an_attempt(result=Result.THROTTLED, status=429, retry_after=600.0)
+    answered(lane, start(lane, 1, now), now, busy)
+    assert (lane.untried_since(now + 60), lane.is_probe_due(now + 60)) == (None, False)
+    assert lane.untried_since(now + 601) == now
+    answered(lane, start(lane, 1, now + 601), now + 601)
+    assert (lane.untried_since(now + 700), lane.is_probe_due(now + 700)) == (None, False), "it is closed"
+
+
 def test_what_leaves_the_queue_together_comes_back_at_the_pace_of_the_destination() -> None:
     lane = a_lane(rate=5.0)
     start(lane, 31)

@@ -594,6 +594,19 @@ def test_keys_are_told_between_this_version_and_the_one_before_in_both_direction
     assert not any(keys_status([]).values())
 
 
+def test_an_open_breaker_with_nothing_to_probe_it_is_information_and_has_no_step() -> None:
+    hold = {**HOLD, "until": None, "untried_since": NOW}
+    (found,) = process_findings({"holds": [hold]}, "a:9090", Control())
+    assert found.why == (
+        f"breaker opened after 503; not tried by this process since {when(NOW)}; the next delivery is the probe"
+    )
+    assert (found.is_wrong, found.since, found.until, found.next, found.who) == (False, 3.0, None, (), "a:9090")
+    (probed,) = process_findings({"holds": [{**HOLD, "until": None, "untried_since": None}]}, "a:9090", Control())
+    (before,) = process_findings({"holds": [HOLD]}, "a:9090", Control())
+    assert (before.why, before.is_wrong, before.until) == ("breaker open after 503", True, 9.0)
+    assert probed == replace(before, until=None)
+
+
 HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0, "until": 9.0}
 
 
@@ -602,6 +615,8 @@ HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0
     [
         ("holds", [{**HOLD, "since": "monday"}]),
         ("holds", [{**HOLD, "until": 1e300}]),
+        ("holds", [{**HOLD, "untried_since": 1e300}]),
+        ("holds", [{**HOLD, "untried_since": "monday"}]),
         ("holds", [{**HOLD, "why": ["breaker_open"]}]),
         ("holds", [{"destination": "ci"}]),
         ("unread", [{"topic": "t", "partition": 0, "since": 1.0, "reason": None}]),

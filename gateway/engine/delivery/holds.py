@@ -1,5 +1,6 @@
 """Which destinations are sent nothing for a while, in log lines; and the gauges of each destination."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,12 +17,17 @@ class Hold:
     """Why a destination is sent nothing, since and until when, and whether that was logged.
 
     `after` is the result of the last attempt that opened its breaker, or kept it open; "" if it isn't the breaker.
+    Once a probe is due, `until` is when a delivery that comes now would be retried, not an end of the hold.
+    `untried_since` is the end of the last attempt if only a delivery is missing for that probe: none waits in this
+    process.
     """
 
     why: str
     after: str = ""
     since: float
     until: float
+    is_probe_due: bool = False
+    untried_since: float | None = None
     is_logged: bool = False
 
 
@@ -41,6 +47,7 @@ class Holds:
     def update(self) -> None:
         """Update the holds, and log when one begins and ends."""
         logger, now = self._services.logger, self._services.log.now()
+        untried = self._untried(now)
         for name, lane in self._schedule.lanes.items():
             held, known = lane.current_hold(now), self._holds.get(name)
             if known is not None and (held is None or held[0] != known.why):
@@ -55,12 +62,20 @@ class Holds:
             if known is None:
                 known = self._holds[name] = Hold(why=held[0], since=now, until=held[1])
             known.until = held[1]
+            known.is_probe_due = known.why == "breaker_open" and lane.is_probe_due(now)
+            known.untried_since = untried.get(name)
             known.after = lane.failed_by if known.why == "breaker_open" else ""
             if not known.is_logged and max(known.until, now) - known.since >= LOG_HOLDS_FROM:
                 known.is_logged = True
                 after = {"after": known.after} if known.after else {}
                 seconds = round(known.until - now, 1)
                 logger.warning("destination_held", destination=name, why=known.why, **after, seconds=seconds)
+
+    def _untried(self, now: float) -> Mapping[str, float]:
+        """Return since when destinations weren't attempted that a probe is due for, and for which nothing waits."""
+        found = {name: at for name, lane in self._schedule.lanes.items() if (at := lane.untried_since(now)) is not None}
+        soon = self._schedule.waiting() if found else Counter[str]()
+        return {name: at for name, at in found.items() if not soon[name]}
 
     async def set_gauges(self) -> None:
         """Set the gauges of each destination, and forget the lanes of those that the rules no longer name."""

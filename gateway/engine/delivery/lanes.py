@@ -153,6 +153,7 @@ class Lane:
         self._waiting_bytes = 0
         self._in_flight_bytes = 0
         self._seconds = 0.05  # of an attempt, smoothed; the initial value hardly matters
+        self._tried_at = 0.0  # end of the last attempt
         self._moved_at = 0.0  # when an attempt last ended, or began with no other in flight
         self._proven_concurrency = 0  # concurrent attempts that it has responded to
         self._peak = 0  # most concurrent attempts since there was none
@@ -195,6 +196,14 @@ class Lane:
         if self._is_throttled(now):
             return "retry_after", self.throttled_until
         return ("breaker_open", self.breaker.retry_at(now)) if self.breaker.is_open else None
+
+    def is_probe_due(self, now: float) -> bool:
+        """Return whether the breaker is open, and no longer for a time: the next attempt is a probe."""
+        return self.breaker.is_open and not self.breaker.holds_back(now) and not self._is_throttled(now)
+
+    def untried_since(self, now: float) -> float | None:
+        """Return the end of the last attempt if a probe is due, and there is no delivery for it; else None."""
+        return self._tried_at if self.is_probe_due(now) and not self._waiting and not self.in_flight else None
 
     @property
     def waiting(self) -> int:
@@ -269,6 +278,7 @@ class Lane:
         self.breaker.record(attempt.result, now)
         if attempt.result in FAILURES:
             self.failed_by = result_label(attempt)
+        self._tried_at = now
         self._has_failed = attempt.status is None
         if self._has_failed:
             self._proven_concurrency //= 2
