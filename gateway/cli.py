@@ -77,9 +77,9 @@ def _overview(words: list[str]) -> int:
         known = {name.removeprefix(group).partition(" ")[0] for name in shown}
         output.fail(f"unknown command {' '.join(words)!r}{did_you_mean(asked[0], known)}; `gateway --help` lists them")
         return 2
-    output.say(("usage: ", "bold"), f"gateway {group or 'COMMAND '}…")
-    output.say()
+    output.print(("usage: ", "bold"), f"gateway {group or 'COMMAND '}…")
+    output.print()
     output.table(["command", "what it does"], [(name, command.about) for name, command in shown.items()])
-    output.say()
-    output.say("`gateway COMMAND --help` shows a command's arguments, with an example.")
+    output.print()
+    output.print("`gateway COMMAND --help` shows a command's arguments, with an example.")
     return 0 if asked else 2

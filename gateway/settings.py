@@ -15,7 +15,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 PORTS = range(65536)  # 0 lets the system choose one.
-# Kafka allows 249 characters a topic; what comes after the prefix takes its share.
+# Kafka allows 249 characters per topic name, including what follows the prefix.
 TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 
 
@@ -28,7 +28,7 @@ class Role(StrEnum):
 
 
 class SecurityProtocol(StrEnum):
-    """How brokers are spoken to, in Kafka's words: in the clear or by TLS, and whether we say who we are."""
+    """Kafka's security protocols: plaintext or TLS, with or without authentication."""
 
     PLAINTEXT = "PLAINTEXT"
     SSL = "SSL"
@@ -45,7 +45,7 @@ class SecurityProtocol(StrEnum):
 
 
 class SaslMechanism(StrEnum):
-    """How we say who we are."""
+    """How we authenticate to brokers."""
 
     PLAIN = "PLAIN"
     SCRAM_SHA_256 = "SCRAM-SHA-256"
@@ -54,7 +54,7 @@ class SaslMechanism(StrEnum):
 
 
 class Address(NamedTuple):
-    """Where to listen. An IPv6 host stands without its brackets here, and with them in text."""
+    """Where to listen. An IPv6 host is stored without its brackets, and has them as text."""
 
     host: str
     port: int
@@ -77,18 +77,18 @@ class EmbeddedTarget:
 
 @dataclass(frozen=True, slots=True)
 class KafkaTarget:
-    """`kafka://host:port[,host:port]`: the brokers to begin with, as `host:port`."""
+    """`kafka://host:port[,host:port]`: the bootstrap servers, as `host:port`."""
 
     servers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaSecurity:
-    """How a log on Kafka is reached. Secrets stand in files, which are read when the log is opened.
+    """How to connect to Kafka. Secrets are in files, which are read when the log is opened.
 
-    `certificate` is shown to brokers that ask for one; its key may stand in the same file. `ca` is trusted instead of
-    the system's authorities. With OAUTHBEARER, user and password are the client's id and secret (RFC 6749, section
-    4.4); `scope` (separated by spaces) and `audience` are what the token is asked to be for.
+    `certificate` is the client certificate, for brokers that require one; its key may be in the same file. `ca` is
+    trusted instead of the system's authorities. With OAUTHBEARER, user and password are the client's id and secret (RFC
+    6749, section 4.4); `scope` (separated by spaces) and `audience` are those of the requested token.
     """
 
     protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
@@ -105,7 +105,7 @@ class KafkaSecurity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `gateway run` is told from outside; how events are treated stands in the rules alone."""
+    """The settings of `gateway run`; how events are treated is decided by the rules alone."""
 
     rules: Path = Path("routes.yaml")
     log: EmbeddedTarget | KafkaTarget = EmbeddedTarget(Path("gateway.db"))
@@ -117,14 +117,14 @@ class Settings:
     traces: str | None = None
     """An OpenTelemetry collector's URL."""
     traces_ratio: float = 1.0
-    """The share that is traced of what comes without a decision of its sender's."""
+    """The fraction of requests to trace if the sender hasn't decided."""
     kafka: KafkaSecurity = KafkaSecurity()
 
 
 def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
-    """Read the settings by their field's name from `flags`, else from `environ`; an empty variable counts as unset.
+    """Read each setting from `flags` by its field's name, else from `environ`; an empty variable counts as unset.
 
-    Raises UsageError with every problem, one a line: `GATEWAY_LISTEN: expected host:port, got ':x'`.
+    Raises UsageError with every problem, one per line: `GATEWAY_LISTEN: expected host:port, got ':x'`.
     """
     problems: list[str] = []
 
@@ -179,10 +179,10 @@ def _path(text: str) -> Path:
 
 
 def log_target(text: str) -> EmbeddedTarget | KafkaTarget:
-    """Read the URL of a log. Raises ValueError, which says what was expected."""
+    """Parse the URL of a log. Raises ValueError with what was expected."""
     scheme, separator, rest = text.partition("://")
     if "@" in rest:
-        # The text isn't repeated: it may hold a password.
+        # The text isn't repeated: it may contain a password.
         raise ValueError("expected an address without credentials, got one with '@'")
     if separator and scheme == "sqlite" and rest.startswith("/") and len(rest) > 1 and not rest.endswith("/"):
         return EmbeddedTarget(Path(rest[1:]))
@@ -222,14 +222,14 @@ def _member_of(kind: type[E]) -> Callable[[str], E]:
 
 
 def _http_url(text: str) -> str:
-    # The text isn't repeated: it may hold a secret.
+    # The text isn't repeated: it may contain a secret.
     if not re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", text):
         raise ValueError("expected an http or https URL without user and fragment, got another string")
     return text
 
 
 def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:
-    """Tell what of the connection to Kafka is missing, or would silently not be used."""
+    """Yield settings of the connection to Kafka that are missing, or would silently not be used."""
     protocol, mechanism = kafka.protocol, kafka.mechanism
     if protocol.has_sasl:
         needed: dict[str, object] = {

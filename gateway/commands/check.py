@@ -39,26 +39,26 @@ async def _check(call: Call) -> int:
         if call.output.json:
             call.output.line({key: fields[key] for key in CHECKED})
         style = "bold red" if problem.severity == "error" else "yellow"
-        call.output.say((f"{problem.severity}: ", style), str(problem))
+        call.output.print((f"{problem.severity}: ", style), str(problem))
     warnings = len(problems) - len(errors)
     failures: Sequence[str] = ()
     if rules is not None and not errors and call.arguments.since is not None:
         warned, failures = await _check_identities(call, rules)
         warnings += warned
     if errors:
-        call.output.say((f"{path}: {count(len(errors), 'error')}", "bold red"))
+        call.output.print((f"{path}: {count(len(errors), 'error')}", "bold red"))
         return 2
     with_warnings = f", with {count(warnings, 'warning')}" if warnings else ""
     if rules is None:
-        call.output.say(f"{path}: no error{with_warnings}; what depends on unresolved references wasn't checked")
+        call.output.print(f"{path}: no error{with_warnings}; what depends on unresolved references wasn't checked")
         return 0
     specs_of(rules, call.topics)  # raises if a source uses one of the gateway's own topics
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
     if failures:
-        call.output.say((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), with_warnings)
+        call.output.print((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), with_warnings)
         return 1
-    call.output.say(f"{path}: {counted}: ", ("ok", "bold green"), with_warnings)
+    call.output.print(f"{path}: {counted}: ", ("ok", "bold green"), with_warnings)
     return 0
 
 
@@ -88,7 +88,7 @@ async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str
             if output.json:
                 line = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
                 output.line(dict.fromkeys(CHECKED) | line)
-            output.say((f"{severity}: ", "bold red" if is_error else "yellow"), f"sources.{name}.id: {message}")
+            output.print((f"{severity}: ", "bold red" if is_error else "yellow"), f"sources.{name}.id: {message}")
     failures = []
     if conflicts:
         failures.append(f"the identities of {count(conflicts, 'source')} are the same for different events")
@@ -110,9 +110,9 @@ def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:
             rows.append((name, f"({count(len(rest), 'other type')})", *[f"{number:,}" for number in numbers]))
     if rows:
         output.table(["source", "type", *COUNTED], rows, right=COUNTED)
-        output.say()
+        output.print()
     else:
-        output.say("no events were stored in that time")
+        output.print("no events were stored in that time")
 
 
 COUNTED = ("events", "duplicates", "conflicts", "without identity")

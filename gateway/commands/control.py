@@ -58,12 +58,12 @@ async def _run_control(call: Call, name: str, action: str) -> int:
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
     async with opened_log(call) as log:
-        orders = ControlClient(log, call.topics)
+        client = ControlClient(log, call.topics)
         if action == "pause":
-            paused, is_new = await orders.pause(name)
+            paused, is_new = await client.pause(name)
             already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
             follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
-            call.output.say(f"{shown} is paused{already}; {follows}")
+            call.output.print(f"{shown} is paused{already}; {follows}")
             if call.output.json:
                 fields = {"by": paused.by, "since": rfc3339(paused.at), "already": not is_new}
                 call.output.line({"name": name, "state": "paused", **fields})
@@ -72,15 +72,15 @@ async def _run_control(call: Call, name: str, action: str) -> int:
         unread: dict[Partition, str] = {}
         before = await ordered_backlog_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
-            parked |= await parked_counts(log, call.topics, await orders.control(), name, unread)
-        placed = await (orders.resume(name) if action == "resume" else orders.kick(name))
+            parked |= await parked_counts(log, call.topics, await client.control(), name, unread)
+        placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
-            call.output.say(f"{shown} isn't paused: there is nothing to do")
+            call.output.print(f"{shown} isn't paused: there is nothing to do")
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
         left = parked_text(shown, parked, len(unread))
-        done = await wait_for_outcome(call, orders, placed)
+        done = await wait_for_outcome(call, client, placed)
         ordered = Counts()
         if done is not None and before.count:
             ordered = Counts(waited=before.count, wait=await _wait_for_ordered(log, call.topics, before))
@@ -148,12 +148,12 @@ def not_included_text(done: Order) -> str:
     return f"; {unread_text(done.unread)}: not included" if done.unread else ""
 
 
-async def wait_for_outcome(call: Call, orders: ControlClient, placed: StoredCommand) -> Order | None:
+async def wait_for_outcome(call: Call, client: ControlClient, placed: StoredCommand) -> Order | None:
     """Wait for a command's outcome, unless `--no-wait`; None if there is none in time."""
     if not call.arguments.wait:
         return None
     with call.output.waiting("waiting for the gateway"):
-        return await orders.finished(placed, timeout=call.arguments.timeout)
+        return await client.finished(placed, timeout=call.arguments.timeout)
 
 
 def print_outcome(
@@ -181,9 +181,9 @@ def print_outcome(
         output.line(fields | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in text_of(done).splitlines():
-            output.say(line)
+            output.print(line)
     else:
-        output.say("the command is stored; a running gateway will carry it out")
+        output.print("the command is stored; a running gateway will carry it out")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 
 

@@ -82,10 +82,10 @@ async def _dead_list(call: Call) -> int:
         )
     if rows:
         print_rows(output, [group_cells(group) for group in groups.largest_first()])
-        output.say()
+        output.print()
         print_rows(output, rows)
     else:
-        output.say("no dead letters" if arguments.all else "no open dead letters")
+        output.print("no dead letters" if arguments.all else "no open dead letters")
     return 0
 
 
@@ -111,7 +111,7 @@ async def _dead_show(call: Call) -> int:
             output.line(letter_fields(letter) | letter_content(letter))
         else:
             if number:
-                output.say()
+                output.print()
             print_letter(output, letter)
     if not letters:
         output.fail(f"{call.arguments.id}: no dead letter has this delivery id, event id or position")
@@ -160,10 +160,10 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
     if not arguments.ids and not arguments.all and which == DeadFilter():
         raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
     async with opened_log(call) as log:
-        orders = ControlClient(log, call.topics)
+        client = ControlClient(log, call.topics)
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
-            control = await orders.control()
+            control = await client.control()
             if arguments.ids:
                 which = replace(which, ids=await deliveries_of(log, call.topics, control, arguments.ids))
             is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
@@ -175,11 +175,11 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
             _print_dry_run(output, action, counts)
             return 0
         if is_asked and not output.confirm(f"drop {count(counts.total(), 'dead letter')}?"):
-            output.say("nothing was dropped")
+            output.print("nothing was dropped")
             return 1
-        placed = await orders.settle(action, which)
+        placed = await client.resolve(action, which)
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-        ended = await wait_for_outcome(call, orders, placed)
+        ended = await wait_for_outcome(call, client, placed)
         return print_outcome(
             call, placed, ended, lambda order: done.format(count(order.count, "dead letter")) + not_included_text(order)
         )
@@ -193,7 +193,7 @@ def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str,
     rows = [(*which, str(number)) for which, number in sorted(counts.items())]
     if rows:
         output.table(["route", "destination", "reason", "dead letters"], rows, right=("dead letters",))
-    output.say(f"would {action} {count(counts.total(), 'dead letter')}; nothing was done")
+    output.print(f"would {action} {count(counts.total(), 'dead letter')}; nothing was done")
 
 
 def _filter(arguments: argparse.Namespace, *, now: float) -> DeadFilter:

@@ -51,7 +51,7 @@ async def _events_list(call: Call) -> int:
     if rows:
         print_rows(output, rows)
     else:
-        output.say("no events")
+        output.print("no events")
     return 0
 
 

@@ -58,7 +58,7 @@ async def _migrate(call: Call) -> int:
         output.note(f"not moved, since they don't have the prefix {call.topics.prefix!r}: {', '.join(left)}")
     twice = sum([each.twice for each in moved])
     duplicates = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
-    output.say(
+    output.print(
         f"everything was moved, unchanged{duplicates}; start the gateway on Kafka, and keep the file until you have "
         "seen it work"
     )
@@ -83,7 +83,7 @@ def _backup(call: Call) -> int:
         raise UsageError("--log: expected sqlite:///FILE, got Kafka, which has replicas instead")
     with call.output.waiting(f"copying {target.path}"):
         size = back_up(target.path, copy)
-    call.output.say(f"{copy}: {size / 1e6:,.1f} MB")
+    call.output.print(f"{copy}: {size / 1e6:,.1f} MB")
     if call.output.json:
         call.output.line({"file": str(copy), "bytes": size})
     return 0
@@ -108,7 +108,7 @@ def _restore(call: Call) -> int:
         size, before, stray = restore(target.path, copy)
     aside = f"; the previous log was kept as {before}" if before else ""
     follows = "" if stray else ". Start the gateway"
-    call.output.say(f"{target.path}: {size / 1e6:,.1f} MB, its structure checked{aside}{follows}")
+    call.output.print(f"{target.path}: {size / 1e6:,.1f} MB, its structure checked{aside}{follows}")
     if stray:
         its_file = stray.with_name(stray.name.removesuffix("-wal"))
         call.output.note(

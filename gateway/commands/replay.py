@@ -152,9 +152,9 @@ async def _start_replay(call: Call) -> int:
             output.note(f"route {name} is ordered, but a replay isn't")
         if unread:
             output.note(f"{_unread_detail(unread)}: not included")
-        orders = ControlClient(log, call.topics)
+        client = ControlClient(log, call.topics)
         placed = [
-            (await orders.replay(selection, window.ends, unread=len(window.unread)), window.total)
+            (await client.replay(selection, window.ends, unread=len(window.unread)), window.total)
             for selection, window in begun
         ]
         return max([await _await_replay(call, log, order, total) for order, total in placed])
@@ -164,7 +164,7 @@ def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
     if unread:
         output.fail(f"expected events of that time, got none, but {_unread_detail(unread)}")
         return 1
-    output.say("no events were stored in that time: there is nothing to do")
+    output.print("no events were stored in that time: there is nothing to do")
     if output.json:
         output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
     return 0
@@ -181,7 +181,7 @@ async def _await_replay(call: Call, log: Log, placed: StoredCommand, total: int)
         return await _follow_replay(call, log, placed.order.name)
     selection = placed.order.selection
     by = f" of route {selection.route}" if selection is not None else ""
-    call.output.say(f"replay {placed.order.name}{by} is stored; a running gateway will carry it out")
+    call.output.print(f"replay {placed.order.name}{by} is stored; a running gateway will carry it out")
     if call.output.json:
         call.output.line(replay_fields(Progress(placed.order, 0, total, 0)))
     return 0
@@ -249,9 +249,9 @@ async def _count_replays(
         known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
         queued += await _count_replay(output, log, rules, selection, window, known=known)
     if len(selected) > 1:
-        output.say(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
+        output.print(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
     first, _ = selected[0]
-    output.say(f"exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
+    output.print(f"exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
 
 
 async def _count_replay(
@@ -276,23 +276,23 @@ async def _count_replay(
         for (source, type_), each in sorted(counts.items()):
             output.line({"route": route.name, "source": source, "type": type_, **asdict(each)})
         return total.deliveries
-    output.say(("route ", "bold"), route.name)
+    output.print(("route ", "bold"), route.name)
     rows = [(*which, f"{each.count:,}") for which, each in sorted(counts.items()) if each.count]
     if rows:
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
         output.note(f"for {count(failing, 'event')} the route's condition fails: each would become another dead letter")
     unknown = f", {total.unknown:,} unknown" if total.unknown else ""
-    output.say(
+    output.print(
         f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
         f"{total.undelivered:,} undelivered as far as the log shows{unknown}"
     )
-    output.say(f"would queue {_told_of_queued(total.count, destinations)}; nothing was done")
+    output.print(f"would queue {_queued_text(total.count, destinations)}; nothing was done")
     return total.deliveries
 
 
-def _told_of_queued(events: int, destinations: Mapping[str, int]) -> str:
-    """Say how many deliveries of so many events go to which destinations."""
+def _queued_text(events: int, destinations: Mapping[str, int]) -> str:
+    """Return how many deliveries of so many events go to which destinations, as text."""
     deliveries, of = count(sum(destinations.values()), "delivery"), count(events, "event")
     to = {name: number for name, number in destinations.items() if number}
     if not to:
@@ -357,7 +357,7 @@ async def _replay_event(call: Call) -> int:
             to = route.destinations if arguments.destination is None else (arguments.destination,)
             if arguments.dry_run:
                 what = f"{count(len(to), 'delivery')}: {event.id} by {route.name} to {', '.join(to)}"
-                output.say(f"would queue {what}; nothing was done")
+                output.print(f"would queue {what}; nothing was done")
                 if output.json:
                     output.line({"event": event.id, "route": route.name, "destinations": list(to)})
         if arguments.dry_run:
@@ -425,7 +425,7 @@ def _replay_ended(output: Output, last: Progress) -> int:
     queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
     match last.order.state:
         case "done":
-            output.say(f"queued {queued}" + (f": {DUE}" if last.injected else "") + not_included_text(last.order))
+            output.print(f"queued {queued}" + (f": {DUE}" if last.injected else "") + not_included_text(last.order))
             return 0
         case "cancelled":
             because = f": {last.order.detail}" if last.order.detail else ""
@@ -444,17 +444,17 @@ def _replay_ended(output: Output, last: Progress) -> int:
     return 1
 
 
-async def _cancel_replay(call: Call, orders: ControlClient, name: str) -> int:
-    placed = await orders.cancel(name)
+async def _cancel_replay(call: Call, client: ControlClient, name: str) -> int:
+    placed = await client.cancel(name)
     if placed is None:
         raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")
     done = None
     if call.arguments.wait:
         with call.output.waiting("waiting for the replay to stop"):
-            done = await orders.finished(placed, timeout=min(call.arguments.timeout, CANCEL_GRACE))
+            done = await client.finished(placed, timeout=min(call.arguments.timeout, CANCEL_GRACE))
     order = done or placed.order
     injected = count(order.count, "delivery")
-    call.output.say(
+    call.output.print(
         f"replay {name} is cancelled after {injected}"
         if done
         else f"replay {name} is cancelled after {injected} or more: no gateway reported where it stopped"

@@ -117,7 +117,7 @@ async def _receive(call: Call) -> int:
             sys.stdout.write(received.as_json() + "\n")
             sys.stdout.flush()
         else:
-            output.say(received.as_text())
+            output.print(received.as_text())
 
     receiver = Receiver(
         report=report,

@@ -86,7 +86,7 @@ class ControlClient:
         """Have everything that waits for a retry retried now."""
         return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
 
-    async def settle(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
+    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped."""
         ends, unread = await self._log.readable(self._topics.dead)
         return await self._place(
@@ -147,7 +147,7 @@ class ControlClient:
                     if order.state == "paused":
                         replaced_at = min(replaced_at, waited)
             start = max(start, end)
-            if waited >= replaced_at + CANCEL_GRACE:  # before anybody had begun
+            if waited >= replaced_at + CANCEL_GRACE:  # before any gateway had begun
                 return placed.order.with_state("cancelled", count=0)
             if waited >= timeout:
                 return None

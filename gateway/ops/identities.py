@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """Counts of the events of one source and type. `copies` are duplicates: an earlier event has identity and content.
+    """Counts of the events of one source and type. `copies` are duplicates of earlier events.
 
     They count whether or not dedupe suppresses them: it remembers only `SIGHTINGS_KEPT` contents of an identity.
     `conflicts` are the other events whose identity an earlier one has, as the metric counts them: three contents of one

@@ -47,7 +47,7 @@ class Output:
         sys.stdout.write(json_line(fields) + "\n")
         sys.stdout.flush()
 
-    def say(self, *parts: "str | tuple[str, str] | Text") -> None:
+    def print(self, *parts: "str | tuple[str, str] | Text") -> None:
         """Print a line for people: texts, or texts with a style."""
         if not self.json:
             self._out.print(Text.assemble(*[_shown(part) for part in parts]), soft_wrap=True)

@@ -77,19 +77,19 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
 def print_source(output: Output, source: Source, verification: Verification, routes: Sequence[str]) -> None:
     """Print how a source's events are verified and identified, and which routes they may match."""
     origins = EventBuilder(source).expression_texts()
-    output.say(("source ", "bold"), f"{source.name}  path {source.path}")
-    output.say(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
+    output.print(("source ", "bold"), f"{source.name}  path {source.path}")
+    output.print(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for way in verification.ways:
-        output.say(f"  {_signing_text(way)}")
+        output.print(f"  {_signing_text(way)}")
     if verification.secrets:
         number = len(verification.secrets)
         which = ", any of which is accepted" if number > 1 else ""
-        output.say(f"  {count(number, 'secret')}{which}: {', '.join(verification.secrets)}")
+        output.print(f"  {count(number, 'secret')}{which}: {', '.join(verification.secrets)}")
     identified_by = ", else ".join([*origins["id"], IDEMPOTENCY_KEY])
-    output.say(("identity ", "bold"), _dedupe_text(identified_by, source.dedupe))
-    output.say(("type ", "bold"), ", else ".join([*origins["type"], f"the word {FALLBACK_TYPE}"]))
-    output.say(("key ", "bold"), *(origins["key"] or ["none"]))
-    output.say(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
+    output.print(("identity ", "bold"), _dedupe_text(identified_by, source.dedupe))
+    output.print(("type ", "bold"), ", else ".join([*origins["type"], f"the word {FALLBACK_TYPE}"]))
+    output.print(("key ", "bold"), *(origins["key"] or ["none"]))
+    output.print(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
 
 
 def _signing_text(way: SigningSpec) -> str:
@@ -106,23 +106,23 @@ def print_explained(output: Output, explained: Explained, position: str = "", co
     """Print what happens to an event. One in the log has a `position`, and may be a duplicate of another."""
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
-    output.say(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
-    output.say(("identity ", "bold"), _identity_text(explained))
+    output.print(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
+    output.print(("identity ", "bold"), _identity_text(explained))
     for problem in explained.unread:
-        output.say((problem, "yellow"))
+        output.print((problem, "yellow"))
     if copy_of:
         text = f"a duplicate of {copy_of}, within its source's dedupe window: acknowledged, and delivered by no route"
-        output.say((text, "bold yellow"))
-        output.say("if it weren't a duplicate:")
+        output.print((text, "bold yellow"))
+        output.print("if it weren't a duplicate:")
     for route in explained.routes:
         mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
-        output.say(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
+        output.print(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
         _print_requests(output, route, event)
     if not any(route.is_matched for route in explained.routes):
-        output.say(("no route matches: the event would be acknowledged and delivered nowhere", "yellow"))
+        output.print(("no route matches: the event would be acknowledged and delivered nowhere", "yellow"))
     elif copy_of:
-        output.say("to deliver it anyway, by each route that matches it:")
-        output.say(f"  gateway replay --event {position}")
+        output.print("to deliver it anyway, by each route that matches it:")
+        output.print(f"  gateway replay --event {position}")
 
 
 def _identity_text(explained: Explained) -> str:
@@ -141,17 +141,19 @@ def _dedupe_text(identified_by: str, dedupe: float | None) -> str:
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
     for planned in route.requests:
         if planned.request is None:
-            output.say(f"    {planned.destination}: ", ("dead-lettered as expression_error: ", "red"), planned.problem)
+            output.print(
+                f"    {planned.destination}: ", ("dead-lettered as expression_error: ", "red"), planned.problem
+            )
             if planned.beside:
-                output.say(f"      {planned.beside}")
+                output.print(f"      {planned.beside}")
             continue
-        output.say(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
+        output.print(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
         for name, value in planned.request.headers:
-            output.say((f"      {header_text(name)}: ", "dim"), header_text(value))
+            output.print((f"      {header_text(name)}: ", "dim"), header_text(value))
         if left_out := _left_out(event, planned.request):
-            output.say((f"      not forwarded of the sender's headers: {', '.join(left_out)}", "dim"))
+            output.print((f"      not forwarded of the sender's headers: {', '.join(left_out)}", "dim"))
         if planned.request.body == event.body:
-            output.say((f"      the event's own body, {len(event.body):,} bytes", "dim"))
+            output.print((f"      the event's own body, {len(event.body):,} bytes", "dim"))
         else:
             output.block("\n".join(f"      {line}" for line in body_text(planned.request.body).splitlines()))
 
@@ -165,7 +167,7 @@ def _left_out(event: Event, request: Outbound) -> list[str]:
 def print_answer(output: Output, answer: Answer) -> None:
     style = "bold green" if is_success(answer.status) else "bold red"
     result = answer.event_id or answer.detail
-    output.say((f"{answer.status}  ", style), result, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
+    output.print((f"{answer.status}  ", style), result, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
 
 
 def print_answers(output: Output, answers: Sequence[Answer]) -> None:
@@ -269,15 +271,15 @@ def event_cells(found: Found, event: Event | None, problem: str) -> Cells:
 
 
 def print_event(output: Output, event: Event, position: str, copy_of: str = "") -> None:
-    output.say(("event ", "bold"), event.id)
+    output.print(("event ", "bold"), event.id)
     if copy_of:
         text = f"a duplicate of {copy_of}, within its source's dedupe window: acknowledged, and not delivered again"
-        output.say(("  " + text, "yellow"))
+        output.print(("  " + text, "yellow"))
     about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
     _print_fields(output, {**about, "query": event.query or None, "stored at": position})
     for name, value in event.headers:
-        output.say((f"  {header_text(name)}: ", "dim"), header_text(value))
-    output.say()
+        output.print((f"  {header_text(name)}: ", "dim"), header_text(value))
+    output.print()
     output.block(body_text(event.body))
 
 
@@ -350,18 +352,18 @@ def group_cells(group: Group) -> Cells:
 
 def print_letter(output: Output, letter: DeadLetter) -> None:
     if letter.stored is None:
-        output.say(("dead letter ", "bold"), letter.position)
+        output.print(("dead letter ", "bold"), letter.position)
         _print_fields(
             output, {"reason": f"{letter.letter.reason}: {letter.problem}", "written": when(letter.letter.at)}
         )
         for name, value in letter.record.headers:
-            output.say((f"  {name}: ", "dim"), header_text(value))
-        output.say()
+            output.print((f"  {name}: ", "dim"), header_text(value))
+        output.print()
         output.block(body_text(letter.record.value))
         return
     delivery, note = letter.stored.delivery, encode_note(letter.stored.note)
     reason, detail = note.pop("reason", ""), note.pop("detail", "")
-    output.say(("dead letter ", "bold"), delivery.id)
+    output.print(("dead letter ", "bold"), delivery.id)
     resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
     _print_fields(
         output,
@@ -375,9 +377,9 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
     )
     rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", result_of(try_)) for try_ in delivery.attempts]
     if rows:
-        output.say()
+        output.print()
         output.table(["attempt", "at", "seconds", "result"], rows, right=("attempt", "seconds"))
-    output.say()
+    output.print()
     print_event(output, delivery.event, f"{letter.partition.topic}/{letter.position}")
 
 
@@ -408,9 +410,9 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         output.table(["what", "number", "why", "since", "until or next attempt", "who"], rows, right=("number",))
         _print_steps(output, findings)
     else:
-        output.say("nothing keeps deliveries from going out")
+        output.print("nothing keeps deliveries from going out")
     if attempts:
-        output.say()
+        output.print()
         cells = [
             (when(each.attempt.at), each.route, each.event_id, str(each.attempt.number), result_of(each.attempt))
             for each in attempts
@@ -425,10 +427,10 @@ def _print_steps(output: Output, findings: Sequence[Finding]) -> None:
         if each.next:
             by_steps.setdefault(each.next, {})[each.what] = None
     for steps, names in by_steps.items():
-        output.say()
-        output.say(("next: ", "bold"), ", ".join(names))
+        output.print()
+        output.print(("next: ", "bold"), ", ".join(names))
         for step in steps:
-            output.say("  ", (step, "dim") if step.startswith("#") else step)
+            output.print("  ", (step, "dim") if step.startswith("#") else step)
 
 
 def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -443,4 +445,4 @@ def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
 def _print_fields(output: Output, fields: Mapping[str, str | None]) -> None:
     for name, value in fields.items():
         if value is not None:
-            output.say((f"  {name:<12}", "dim"), value)
+            output.print((f"  {name:<12}", "dim"), value)

@@ -21,7 +21,7 @@ WAIT_REASONS: Mapping[str, str] = {
     SpillReason.THROTTLED: "Retry-After",
     SpillReason.LANE_FULL: "its queue is full",
     SpillReason.OVERDUE: "its queue is slow",
-    SpillReason.WINDOW_FULL: "it held a partition back",
+    SpillReason.WINDOW_FULL: "its partition was nearly blocked",
     SpillReason.PAUSED: "paused",
     SpillReason.UNKNOWN_NAME: "not in the rules",
 }

@@ -74,7 +74,7 @@ async def test_bodies_and_headers_are_identical_at_the_first_try_after_a_retry_a
         await gateway.until("gateway_dead_letters_total", len(bodies), reason="gone")
         replayed.answer(200)
         orders = await stack.enter_async_context(operators(place))
-        placed = await orders.settle("replay", DeadFilter(destination="replayed"))
+        placed = await orders.resolve("replay", DeadFilter(destination="replayed"))
         assert await orders.finished(placed, timeout=20) is not None
         await replayed.received(2 * len(bodies))
 

@@ -71,10 +71,10 @@ async def test_a_delivery_is_retried_then_dead_and_a_replay_delivers_it_with_all
         is_down = False
         before = len(ci.requests)
         async with operators(place) as orders:
-            await _carried_out(orders, await orders.settle("replay", DeadFilter(route="build")))
+            await _carried_out(orders, await orders.resolve("replay", DeadFilter(route="build")))
             await ci.received(before + 5, timeout=DUE_MARGIN)
-            await _carried_out(orders, await orders.settle("replay", DeadFilter(route="build")))
-            again = await orders.settle("replay", DeadFilter())
+            await _carried_out(orders, await orders.resolve("replay", DeadFilter(route="build")))
+            again = await orders.resolve("replay", DeadFilter())
             finished = await orders.finished(again, timeout=10)
         await gateway.until("gateway_deliveries_total", 3, outcome="delivered")
         replayed = ci.requests[before:]

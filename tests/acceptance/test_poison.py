@@ -159,7 +159,7 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
                 assert await ordered.finished(resumed, timeout=20), one.story()
                 kicked = await ordered.kick("destination/first")
                 assert await ordered.finished(kicked, timeout=20), one.story()
-                dropped = await ordered.settle("drop", DeadFilter(reason="undecodable"))
+                dropped = await ordered.resolve("drop", DeadFilter(reason="undecodable"))
                 settled = await ordered.finished(dropped, timeout=20)
                 assert settled is not None, one.story()
                 assert settled.count >= len(bad)

@@ -43,27 +43,27 @@ class Sleeper:
 
 async def test_only_what_is_paused_is_resumed() -> None:
     log = await a_log()
-    orders = ControlClient(log, TOPICS)
-    assert await orders.resume("route/build") is None
+    client = ControlClient(log, TOPICS)
+    assert await client.resume("route/build") is None
     await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0))
-    assert await orders.resume("route/build") is None
+    assert await client.resume("route/build") is None
     assert len(await stored(log)) == 1
 
 
 async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_resumption_counts() -> None:
     log = MemoryLog(now=lambda: at)
     await log.create(TOPICS.specs([]))
-    orders = ControlClient(log, TOPICS)
+    client = ControlClient(log, TOPICS)
     at = 100.0
     first = Order(kind="pause", name="route/build", state="paused", at=50.0, by="ada@bastion")
     await publish(log, first)
-    assert await orders.pause("route/build") == (first, False)
+    assert await client.pause("route/build") == (first, False)
     assert await stored(log) == [first]
-    await orders.resume("route/build")
+    await client.resume("route/build")
     at = 200.0
-    again, is_new = await orders.pause("route/build")
+    again, is_new = await client.pause("route/build")
     assert (again.at, is_new) == (200.0, True)
-    assert (await orders.control()).orders["pause/route/build"] == again
+    assert (await client.control()).orders["pause/route/build"] == again
 
 
 async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours() -> None:
@@ -76,7 +76,7 @@ async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for()
     log = await a_log()
     for number in range(8):
         await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
-    order = (await ControlClient(log, TOPICS).settle("replay", DEAD)).order
+    order = (await ControlClient(log, TOPICS).resolve("replay", DEAD)).order
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
     assert order.marker == ends
     assert sum(order.marker.values()) == 8
@@ -85,15 +85,15 @@ async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for()
 
 async def test_two_orders_about_dead_letters_stand_side_by_side() -> None:
     log = await a_log()
-    orders = ControlClient(log, TOPICS)
-    await orders.settle("replay", DEAD)
-    await orders.settle("drop", DEAD)
-    assert [order.action for order in (await orders.control()).orders.values()] == ["replay", "drop"]
+    client = ControlClient(log, TOPICS)
+    await client.resolve("replay", DEAD)
+    await client.resolve("drop", DEAD)
+    assert [order.action for order in (await client.control()).orders.values()] == ["replay", "drop"]
 
 
 async def test_the_end_of_an_order_is_awaited() -> None:
     log = await a_log()
-    placed = await ControlClient(log, TOPICS).settle("drop", DEAD)
+    placed = await ControlClient(log, TOPICS).resolve("drop", DEAD)
     sleeper = Sleeper(log, placed.order.with_state("done", count=5))
     done = await ControlClient(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
     assert done is not None
@@ -111,10 +111,10 @@ async def test_nobody_to_carry_it_out_is_found_out_in_time() -> None:
 
 async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
     log = await a_log()
-    orders = ControlClient(log, TOPICS)
-    earlier = (await orders.kick("route/build")).order
-    placed = await orders.kick("route/build")
-    other = (await orders.kick("route/other")).order
+    client = ControlClient(log, TOPICS)
+    earlier = (await client.kick("route/build")).order
+    placed = await client.kick("route/build")
+    other = (await client.kick("route/other")).order
     sleeper = Sleeper(
         log, earlier.with_state("done"), other.with_state("done"), placed.order.with_state("done", count=1)
     )
@@ -126,8 +126,8 @@ async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
 async def test_a_record_that_cannot_be_read_is_passed_over() -> None:
     log = await a_log()
     await log.append(TOPICS.control, key=b"pause/route/build", value=b"{", headers=[])
-    orders = ControlClient(log, TOPICS)
-    placed = await orders.kick("route/other")
-    assert list((await orders.control()).orders) == ["kick/route/other"]
+    client = ControlClient(log, TOPICS)
+    placed = await client.kick("route/other")
+    assert list((await client.control()).orders) == ["kick/route/other"]
     await log.append(TOPICS.control, key=placed.order.key.encode(), value=b"?", headers=[])
-    assert await orders.finished(placed, timeout=0) is None
+    assert await client.finished(placed, timeout=0) is None

@@ -12,7 +12,7 @@ from gateway.telemetry.logs import printable
 
 def test_control_characters_of_a_stranger_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=False)
-    output.say("a\x1b[31mb", ("c\rd", "bold"))
+    output.print("a\x1b[31mb", ("c\rd", "bold"))
     output.block("one\n\x1b]0;title\x07two\x9b")
     output.table(["x"], [["\x1b[2J"]])
     out = capsys.readouterr().out
@@ -24,7 +24,7 @@ def test_control_characters_of_a_stranger_do_not_reach_the_terminal(capsys: pyte
 
 def test_markup_in_a_name_is_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=False)
-    output.say("[red]route[/red] :smile:")
+    output.print("[red]route[/red] :smile:")
     output.table(["name"], [["[bold]x"]])
     out = capsys.readouterr().out
     assert "[red]route[/red] :smile:" in out
@@ -33,7 +33,7 @@ def test_markup_in_a_name_is_a_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_with_json_only_lines_reach_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=True)
-    output.say("for people")
+    output.print("for people")
     output.block("for people")
     output.table(["for"], [["people"]])
     output.note("beside")
@@ -49,7 +49,7 @@ def test_a_long_line_is_not_folded_in_a_pipe(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     output = Output(json=False)
-    output.say("word " * 100)
+    output.print("word " * 100)
     output.fail("word " * 100)
     captured = capsys.readouterr()
     assert captured.out.count("\n") == captured.err.count("\n") == 1
