@@ -1,1 +1,1 @@
-"""What the gateway costs beside the same thing done bare, measured on the spot: `make bench`."""
+"""The gateway's cost, compared with a bare pipeline that is measured in the same run: `make bench`."""

@@ -1,7 +1,7 @@
 """`python -m benchmarks`: every figure of one run, as a table or with `--json`.
 
-What is compared takes turns, A B A B, and the median of the rounds counts: other work on the machine then falls on
-both. Processor time and not the clock is what the goals are about; it is the system's own account of each process.
+Compared processes take turns, A B A B, and the median of the rounds counts: other work on the machine then affects
+both. The goals are for CPU time, not wall time, as the system accounts it to each process.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _show(figures: list[Figure], machine: dict[str, object]) -> None:
-    table = Table(title="gateway beside bare aiohttp + aiokafka", title_justify="left")
+    table = Table(title="gateway compared with bare aiohttp + aiokafka", title_justify="left")
     for heading in ("figure", "gateway", "bare", "ratio", "goal", ""):
         table.add_column(heading, justify="left" if heading in {"figure", ""} else "right", no_wrap=True)
     section = ""

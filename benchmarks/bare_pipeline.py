@@ -1,10 +1,10 @@
-"""What the gateway is held against: aiohttp and aiokafka as in their own examples, on uvloop, and nothing else.
+"""The bare pipeline that the gateway is compared with: aiohttp and aiokafka on uvloop, as in their own examples.
 
     python -m benchmarks.bare_pipeline --kafka HOST:PORT --topic TOPIC [--destination URL]
 
 A handler reads the body, verifies GitHub's signature and awaits the producer; with `--destination` a consumer in the
-same process posts each record there. No headers are kept, no ids made, nothing is logged, counted, retried or bounded,
-and what fails is lost. The producer's settings are the gateway's own.
+same process posts each record there. It keeps no headers, creates no ids, and logs, counts, retries and bounds nothing;
+failed deliveries are lost. The producer's settings are the gateway's.
 """
 
 import argparse

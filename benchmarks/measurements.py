@@ -1,4 +1,4 @@
-"""What is measured, and how: sections of figures, each with its goal where it has one."""
+"""The measurements: sections of figures, each with its goal if it has one."""
 
 import asyncio
 import time
@@ -20,15 +20,15 @@ from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 
 CONNECTIONS = 64
-SETTLE = 0.2  # Seconds between two bursts: the commit and the log lines of the last one.
-DRIP = 0.05  # Seconds between two events where the gateway is idle otherwise.
+SETTLE = 0.2  # Seconds between bursts, for the commit and the log lines of the last one.
+DRIP = 0.05  # Seconds between events when the gateway is otherwise idle.
 MEBI = 1 << 20
 EMAIL = r"^[\\w.-]{1,50}@\\w{1,50}$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is done; `memory` are the numbers of events after which memory is looked at."""
+    """The size of a run; `memory` are the numbers of events after which memory is measured."""
 
     rounds: int
     events: int
@@ -42,7 +42,7 @@ QUICK = Plan(rounds=3, events=2_000, drips=60, memory=(10_000, 20_000))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A result. Its goal is about the ratio to the reference, where there is one, else about the value."""
+    """A result. Its goal is for the ratio to the reference if there is one, else for the value."""
 
     section: str
     name: str
@@ -67,7 +67,7 @@ class Figure:
 
 
 class Burst(NamedTuple):
-    """What one burst took: processor time (µs an event), events a second acknowledged and delivered."""
+    """The result of one burst: CPU time (µs per event), events per second acknowledged and delivered."""
 
     cpu: float
     accepted: float
@@ -75,7 +75,7 @@ class Burst(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A process with its sender; `delivers` tells whether its events reach the destination."""
+    """A process with its sender; `delivers` is whether its events reach the destination."""
 
     process: MeasuredProcess
     sender: Sender
@@ -83,7 +83,7 @@ class Contestant(NamedTuple):
 
 
 class Bench:
-    """Runs sections, one after the other, in the loop that also sends and receives."""
+    """Runs sections one after the other, in the loop that also sends and receives."""
 
     def __init__(self, plan: Plan, folder: Path, servers: str, progress: Progress) -> None:
         self._plan = plan

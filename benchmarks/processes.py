@@ -1,4 +1,4 @@
-"""The processes that are measured: the gateway with its rules, and the bare programs."""
+"""The measured processes: the gateway with its rules, and the bare pipeline."""
 
 import json
 import os
@@ -19,7 +19,7 @@ STOP_TIMEOUT = 35.0  # The gateway drains for 25 s at most.
 
 
 class MeasuredProcess:
-    """A process with an HTTP port. A context manager that ends it. What it says goes to a file."""
+    """A process with an HTTP port; its output goes to a file. A context manager that ends it."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         self._output = folder / f"{name}.out"
@@ -48,20 +48,20 @@ class MeasuredProcess:
             self._process.wait()
 
     def wait_until_it_listens(self) -> None:
-        """Raise RuntimeError with its last words if it ends, or doesn't listen within a minute."""
+        """Raise RuntimeError with its last output if it ends, or doesn't listen within a minute."""
         until = time.monotonic() + START_TIMEOUT
         while time.monotonic() < until and self._process.poll() is None:
             for line in self._output.read_bytes().splitlines():
                 if line.startswith(b"{") and b'"listening"' in line and line.endswith(b"}"):
-                    said = json.loads(line)
-                    self.port = int((said["ingress"] or ":0").rpartition(":")[2])
+                    fields = json.loads(line)
+                    self.port = int((fields["ingress"] or ":0").rpartition(":")[2])
                     return
             time.sleep(0.02)
         last = self._output.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{self.name}: expected it to listen, got {last or 'no word'}")
+        raise RuntimeError(f"{self.name}: expected it to listen, got {last or 'no output'}")
 
     def cpu_seconds(self) -> float:
-        """Return the processor time of all its threads so far, the system's share included."""
+        """Return the CPU time of all its threads so far, user and system."""
         times = self._seen.cpu_times()
         return times.user + times.system
 
@@ -82,9 +82,9 @@ def gateway(
     ordered: int = 0,
     prefix: str | None = None,
 ) -> MeasuredProcess:
-    """Start a gateway. Each event has `fan_out` deliveries; those with one `prefix` share their topics and groups.
+    """Start a gateway. Each event has `fan_out` deliveries; gateways with the same `prefix` share topics and groups.
 
-    So many routes keep an order, beginning with the one that matches; each event has a key of its own.
+    `ordered` routes have `order: key`, beginning with the one that matches; each event has its own key.
     """
     rules = folder / f"{name}.yaml"
     rules.write_text(_rules(destination, routes, fan_out, ordered))
@@ -110,7 +110,7 @@ def bare_pipeline(
 
 
 def _rules(destination: int, routes: int, fan_out: int, ordered: int) -> str:
-    """Write rules of which one route matches: those of a company with ten repositories a team."""
+    """Return rules with one matching route: those of a company with ten repositories per team."""
     lines = ["version: 1", "sources:", "  github:", f'    verify: {{scheme: github, secrets: ["{SECRET}"]}}']
     if ordered:
         lines.append("    key: headers['x-github-delivery']")

@@ -30,7 +30,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Process:
-    """A command of the gateway that runs beside the demo, with its output in a file."""
+    """A command of the gateway that runs next to the demo, with its output in a file."""
 
     def __init__(self, *arguments: str, folder: Path, name: str, environ: dict[str, str]) -> None:
         self.output = folder / f"{name}.log"
@@ -42,7 +42,7 @@ class Process:
         return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
     def wait_for(self, what: str, count: int = 1, seconds: float = 30, **fields: object) -> dict[str, Any]:
-        """Return the `count`-th line with these fields, as soon as it is there."""
+        """Return the `count`-th line with these fields, as soon as it is printed."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             found = [line for line in self.lines() if fields.items() <= line.items()]

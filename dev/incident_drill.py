@@ -32,9 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EVERY = 0.2
 """Seconds between two events of a sender."""
 CALM = 10.0
-"""Seconds in which all is well."""
+"""Seconds without a fault, at the beginning."""
 REPEAT = 5.0
-"""Seconds after which a sender sends again what was refused, as providers do."""
+"""Seconds after which a sender retries refused events, as providers do."""
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 40.0
 
@@ -76,15 +76,15 @@ routes:
 
 @dataclass(kw_only=True)
 class Destination:
-    """A receiver, and what is wrong with it."""
+    """A receiver, and its fault."""
 
     name: str
     port: int = 0
-    """The system's choice, once it is served."""
+    """Chosen by the system at the start."""
     token: str | None = None
     behaviour: str = "well"
     got: Counter[int] = field(default_factory=Counter)
-    """How often it took each event, by number."""
+    """How often it accepted each event, by number."""
 
     async def take(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -101,7 +101,7 @@ class Destination:
 
 @dataclass(kw_only=True)
 class Scene:
-    """What a drill has: the folder, who sends, who receives."""
+    """The parts of a drill: folder, senders, receivers."""
 
     folder: Path
     environ: dict[str, str]
@@ -110,7 +110,7 @@ class Scene:
     secret: str = "secret-of-the-shop-0001"
     same_bodies: bool = False
     accepted: dict[int, tuple[str, float]] = field(default_factory=dict)
-    """Number → type and time of what was answered with 202."""
+    """Number → type and time of each acknowledged event."""
     began_at: float = 0.0
     refused: Counter[int] = field(default_factory=Counter)
 
@@ -130,7 +130,7 @@ class Scene:
         )
 
     def phone(self, name: str) -> bool:
-        """Return whether somebody has called a team: the file `call-NAME` is there."""
+        """Return whether a team was called: the file `call-NAME` exists."""
         return (self.folder / f"call-{name}").exists()
 
 
@@ -144,7 +144,7 @@ EXPECTED: Mapping[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """`stage` makes it happen, and returns what people say, once they say it."""
+    """`stage` causes it, and returns the complaint once there is one."""
 
     name: str
     stage: Callable[[Scene], AsyncIterator[str]]
@@ -265,7 +265,7 @@ async def incident_8(scene: Scene) -> AsyncIterator[str]:
 
 @incident()
 async def incident_9(scene: Scene) -> AsyncIterator[str]:
-    """An identity makes distinct events equal."""
+    """Distinct events have the same identity."""
     await asyncio.sleep(CALM)
     scene.same_bodies = True
     scene.write_rules(identity="id: body.customer.id\n    dedupe: 1h")
@@ -350,7 +350,7 @@ async def stage(staged: Incident, scene: Scene) -> None:
 
 
 async def send(scene: Scene) -> None:
-    """Send events, and again what was refused."""
+    """Send events, and retry refused ones."""
     kinds = itertools.cycle(("order.created", "payment.failed", "order.paid", "payment.received"))
     to_send: dict[int, tuple[str, bytes]] = {}
     due: list[tuple[float, int]] = []
@@ -418,7 +418,7 @@ async def served(destinations: Collection[Destination]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def gateway(scene: Scene) -> AsyncIterator[None]:
-    """Run a gateway at ports of the system's choice: what was free a moment ago may be another drill's."""
+    """Run a gateway on ports that the system chooses, as a free port may be taken by another drill."""
     file = scene.folder / "gateway.log"
     begin = file.stat().st_size if file.exists() else 0
     with file.open("ab") as output:
@@ -445,7 +445,7 @@ async def gateway(scene: Scene) -> AsyncIterator[None]:
 
 
 async def addresses(process: asyncio.subprocess.Process, file: Path, begin: int) -> dict[str, str]:
-    """Return where a gateway listens, once its log says so from `begin` on."""
+    """Return a gateway's addresses, once its log has them after `begin`."""
     async with asyncio.timeout(START_TIMEOUT):
         while process.returncode is None:
             written = (await asyncio.to_thread(file.read_bytes))[begin:]
@@ -460,7 +460,7 @@ async def addresses(process: asyncio.subprocess.Process, file: Path, begin: int)
 
 
 def account(staged: Incident, scene: Scene) -> str:
-    """Tell what should have arrived, and what did."""
+    """Return what should have arrived, and what did."""
     lines = [f"{staged.name}: {staged.stage.__doc__}"]
     missing: defaultdict[str, list[int]] = defaultdict(list)
     for name, is_for in staged.expected.items():

@@ -139,7 +139,7 @@ class Broker:
         listeners: Mapping[str, str] | None = None,
         users: Mapping[str, str] | None = None,
     ) -> "Broker":
-        """Return a broker that answers. Raises KafkaMissingError without Java or Maven, RuntimeError if it dies."""
+        """Return a broker that responds. Raises KafkaMissingError without Java or Maven, RuntimeError if it dies."""
         _fetch()
         directory = Path(tempfile.mkdtemp(prefix="kafka-")) if data is None else data.resolve()
         directory.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class Broker:
 
     @property
     def pid(self) -> int | None:
-        """The process's id, None while it's down."""
+        """The process ID, None while it's down."""
         return None if self._running is None else self._running.pid
 
     def restart(self, *jvm: str) -> None:
@@ -184,7 +184,7 @@ class Broker:
         self.wait_until_it_answers()
 
     def launch(self, *jvm: str) -> None:
-        """Start again, and wait for nothing."""
+        """Start again, without waiting."""
         self._end(signal.SIGTERM)
         properties = self._directory / "server.properties"
         logs = self._directory / "logs"
@@ -227,15 +227,15 @@ class Broker:
             )
 
     def kill(self) -> None:
-        """End it as a crash does: SIGKILL, at once."""
+        """Kill it, like a crash."""
         self._end(signal.SIGKILL)
 
     def end(self) -> None:
-        """End it in order: a node of several gives its leaderships away first."""
+        """Stop it gracefully: in a cluster it hands over its leaderships first."""
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """Let it hang: it keeps its connections and answers nothing."""
+        """Freeze it: it keeps its connections and answers nothing."""
         if self._running is not None:
             self._running.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, self._running.pid, os.WSTOPPED | os.WNOWAIT)  # every thread of it stands
@@ -245,7 +245,7 @@ class Broker:
             self._running.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it for good, in order or by SIGKILL if that takes too long, and remove a temporary directory."""
+        """End it for good, by SIGKILL if a graceful stop takes too long, and remove a temporary directory."""
         atexit.unregister(self.stop)
         # What is thrown away needs no flushing.
         self._end(signal.SIGKILL if self._is_temporary else signal.SIGTERM)
@@ -299,7 +299,7 @@ class Cluster:
 
     @classmethod
     def start(cls) -> "Cluster":
-        """Return a cluster that answers, in a temporary directory. Raises as `Broker.start` does."""
+        """Return a cluster that responds, in a temporary directory. Raises as `Broker.start` does."""
         _fetch()
         directory = Path(tempfile.mkdtemp(prefix="kafka-"))
         with _free_ports(2 * len(NODES)) as ports:
@@ -328,7 +328,7 @@ class Cluster:
         return cluster
 
     def heal(self) -> None:
-        """Start what is down and let go on what is paused; return when each node answers."""
+        """Start stopped nodes and resume paused ones; return when each node responds."""
         for node in self.nodes.values():
             node.resume()
             if node.pid is None:
@@ -439,7 +439,7 @@ def _java() -> list[str]:
 
 
 def _fetch() -> None:
-    """Make .kafka/lib what the pom says. Without a call of Maven where it already is."""
+    """Fill .kafka/lib as the pom says; without Maven if it is up to date."""
     if shutil.which("java") is None:
         raise KafkaMissingError(_missing("Java 17 or newer"))
     mark = HOME / "pom.xml"  # Written last: the libraries beside it are whole, and those of this pom.
@@ -470,7 +470,7 @@ def _fetch() -> None:
 
 
 def _archive_classes() -> None:
-    """Run a broker once, which writes the classes that it loaded as it ends. Without them starts are only slower."""
+    """Run a broker once, which writes the classes that it loaded at its end. They only make starts faster."""
     with tempfile.TemporaryDirectory(prefix="kafka-") as scratch:
         with _free_ports(2) as (port, controller):
             broker = Broker(Path(scratch), port=port, controller=controller, is_temporary=False)

@@ -34,7 +34,7 @@ def check(tag: str, root: Path = ROOT) -> str:
 
 
 def notes(tag: str, root: Path = ROOT) -> str:
-    """Return what the changelog says of a tag's version. Raises ReleaseError where that is nothing."""
+    """Return what the changelog says of a tag's version. Raises ReleaseError if there is nothing."""
     version = tag.removeprefix("v")
     sections = {
         found["version"]: found["text"].strip() for found in SECTION.finditer((root / "CHANGELOG.md").read_text())
@@ -45,7 +45,7 @@ def notes(tag: str, root: Path = ROOT) -> str:
 
 
 def build(folder: Path, root: Path = ROOT) -> None:
-    """Write the wheel, the source and a bill of materials (CycloneDX) of what the wheel runs with."""
+    """Write the wheel, the source and a bill of materials (CycloneDX) of the wheel's dependencies."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         tools, env = Path(scratch, "tools"), Path(scratch, "env")

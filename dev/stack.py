@@ -1,8 +1,8 @@
-"""All of it on one machine: `make stack` starts it, `make stack-down` ends it, `dev/stack.py --check` looks at it.
+"""The whole stack on one machine: `make stack` starts it, `make stack-down` ends it, `dev/stack.py --check` checks it.
 
 Kafka, an ingress and a router, Prometheus with the rules of deploy/, Alertmanager, and traffic: a sender of signed
-events that goes on, and receivers of which some fail now and then (dev/stack.yaml). All of it listens on loopback. What
-it keeps is in .stack/, with a file for the id of each process; ended, it leaves nothing but what was fetched.
+events, and receivers of which some fail at times (dev/stack.yaml). All of it listens on loopback. Its data is in
+.stack/, with a file for the ID of each process; stopped, it leaves only what was downloaded.
 """
 
 import argparse
@@ -58,14 +58,14 @@ PORTS = {
     "receiver": 9101,
     "tls-receiver": 9102,
 }
-"""Where each listens, if nobody else does."""
+"""The default ports, if they are free."""
 
 SCRAPE_EVERY = 5.0
 RATE_INTERVAL = 4 * SCRAPE_EVERY
-"""Seconds: what Grafana would take for `$__rate_interval`."""
+"""Seconds: Grafana's value of `$__rate_interval`."""
 START_TIMEOUT = 60.0
 FETCH_TIMEOUT = 600.0
-"""Seconds for Kafka, which may have to be fetched first."""
+"""Seconds for Kafka, which may have to be downloaded first."""
 STOP_TIMEOUT = 35.0
 """Seconds for a process to end by itself; a gateway drains for up to 25."""
 CHECK_TIMEOUT = 150.0
@@ -80,11 +80,11 @@ TURN, DOWN = 120.0, 30.0
 
 
 class StackError(Exception):
-    """It can't start, or isn't there; the message says what was expected."""
+    """The stack can't start, or isn't running; the message says what was expected."""
 
 
 class Stack:
-    """What runs, as far as its folder tells. `log` is "kafka" or "embedded", which is one gateway instead of two."""
+    """The running stack, by its folder. `log` is "kafka" or "embedded", which is one gateway instead of two."""
 
     def __init__(
         self, folder: Path = STACK, *, log: str = "kafka", scrape_every: float = SCRAPE_EVERY, job: str = ""
@@ -109,7 +109,7 @@ class Stack:
 
     @property
     def is_up(self) -> bool:
-        """Whether it runs. Raises StackError where some of it has ended."""
+        """Whether it runs. Raises StackError if a part of it has ended."""
         files = sorted(self.folder.glob("*.pid"))
         ended = [file.stem for file in files if not _is_alive(*_identity(file))]
         if ended and len(ended) < len(files):
@@ -119,7 +119,7 @@ class Stack:
         return bool(files) and not ended
 
     def up(self) -> None:
-        """Start all of it, and return when all of it answers. Raises StackError, and leaves nothing, if it doesn't."""
+        """Start all of it, and return when all of it responds. Otherwise raises StackError, and leaves nothing."""
         self.down()  # what a machine that was switched off has left
         self.folder.mkdir()
         try:
@@ -138,7 +138,7 @@ class Stack:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def urls(self) -> Iterator[tuple[str, str]]:
-        """Yield where to look, with what is to be seen there."""
+        """Yield addresses to look at, with what each shows."""
         ports = self.ports
         yield "Prometheus", self.prometheus
         yield "alerts", f"{self.prometheus}/alerts"
@@ -308,7 +308,7 @@ def _is_alive(pid: int, started: str) -> bool:
 
 
 def _end(pid: int, started: str) -> None:
-    """Ask a process to end, and end it if it doesn't."""
+    """Terminate a process, and kill it if it doesn't end."""
     for number, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, STOP_TIMEOUT)):
         if not _is_alive(pid, started):
             break

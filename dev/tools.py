@@ -24,7 +24,7 @@ MISSING_PACKAGE = re.compile(r"^Inst (\S+)", re.MULTILINE)
 
 
 class ToolMissingError(Exception):
-    """A program isn't here and can't be fetched; the message says what that would need."""
+    """A program is missing and can't be downloaded; the message says what that requires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def _fetched(name: str) -> Path:
 
 
 def _unpack(package: str) -> None:
-    """Unpack a package into .tools/debian, with all that it depends on and this machine hasn't got."""
+    """Unpack a package into .tools/debian, with its dependencies that this machine lacks."""
     target = HOME / "debian" / package
     if target.exists():
         return
@@ -158,7 +158,7 @@ def _download(package: str, folder: Path, options: tuple[str, ...]) -> None:
 
 
 def _write_starter(name: str, source: Debian) -> None:
-    """Write a script that starts the program with the libraries it was unpacked with."""
+    """Write a script that starts the program with the unpacked libraries."""
     tree = HOME / "debian" / source.package
     folders = {str(library.parent) for library in tree.glob("usr/lib/**/*.so*")}
     folders |= {str(library.parent) for library in tree.glob("lib/**/*.so*")}

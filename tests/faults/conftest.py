@@ -1,4 +1,4 @@
-"""Faults: real processes, real brokers, real sockets, and a ledger of each. `--full` runs them all: `make faults`."""
+"""Faults: real processes, brokers and sockets, each with a ledger. `--full` runs all of them: `make faults`."""
 
 import asyncio
 import os

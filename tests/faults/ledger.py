@@ -1,11 +1,11 @@
-"""The books of a fault: what was acknowledged against what arrived, and which duplicates there is a reason for.
+"""The ledger of a fault: compares acknowledged events with the requests that arrived, and finds unexplained duplicates.
 
-A delivery may come twice only if an incident explains it. When a gateway is killed, what it had in flight and what it
-had finished since its last commit is done again by another one, and nothing else: so the copy that came first came from
-that gateway, in the last moments before it was killed. Where it is the log that fails, or a network, the copy that came
-first came meanwhile, and there are no more of them than could not be committed, or were in flight. What was repeated
-may have left a second successor, and so may an append that got no answer in time; each later attempt then comes twice,
-too. A request that the retry policy repeats has another `gateway-attempt` and is no duplicate.
+A delivery may arrive twice only if an incident explains it. When a gateway is killed, another one repeats what it had
+in flight and what it had finished since its last commit, and nothing else: so the first of the two requests came from
+that gateway, in the last moments before it was killed. If the log or a network fails, the first request came during the
+failure, and there are no more of them than could not be committed, or were in flight. A repeated delivery may have a
+second successor, and so may one whose append got no response in time; each later attempt then arrives twice, too. A
+request that the retry policy repeats has another `gateway-attempt` and is no duplicate.
 """
 
 import math
@@ -19,18 +19,17 @@ from typing import NamedTuple
 from tests.sink import Request
 
 COMMIT_WINDOW = 1.5
-"""Seconds before a crash of which the progress may not be committed: commits of little start every second, and take a
-moment."""
+"""Seconds before a crash whose progress may be uncommitted: a commit starts every second, and takes a moment."""
 TITLE = 58
 """The width of the first column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """A reason for duplicates of what came between two times (`time.time()`), from this gateway, or from any ("").
+    """A reason for duplicates of requests between two times (`time.time()`) from this gateway, or from any ("").
 
-    At this destination alone, or at any (""); at each of them it is a reason for at most `at_most`. With `is_zombie`
-    also of what came from it last: it was thrown out of its group, and sends without knowing what another has sent.
+    It holds at this destination only, or at any (""), and explains at most `at_most` at each. With `is_zombie` the last
+    of several requests may also be this gateway's: it was evicted, and sends without knowing what another has sent.
     """
 
     since: float
@@ -42,17 +41,17 @@ class Incident:
 
     @classmethod
     def crash(cls, at: float, gateway: str) -> "Incident":
-        """Explain what a gateway had not committed when it was killed, and what was still on its way to the sink."""
+        """Return the incident of a killed gateway: explains what was uncommitted, or on its way to the sink."""
         return cls(since=at - COMMIT_WINDOW, until=at + 0.2, gateway=gateway)
 
-    def explains(self, copy: "Copy", destination: str) -> bool:
-        """Return whether it is a reason, if it is not used up."""
-        is_here = self.gateway in {"", copy.gateway} and self.destination in {"", destination}
-        return is_here and self.since <= copy.at <= self.until
+    def explains(self, origin: "Origin", destination: str) -> bool:
+        """Return whether it explains a duplicate of this request, if it isn't used up."""
+        is_here = self.gateway in {"", origin.gateway} and self.destination in {"", destination}
+        return is_here and self.since <= origin.at <= self.until
 
 
-class Copy(NamedTuple):
-    """One request at a sink."""
+class Origin(NamedTuple):
+    """When a request arrived at a sink, and from which gateway."""
 
     at: float
     gateway: str
@@ -60,14 +59,14 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """What came to one destination. `status` is what it was answered."""
+    """A request that arrived at a destination. `status` is that of the response."""
 
     destination: str
     event: str
     attempt: int
     status: int
     body: bytes
-    copy: Copy
+    origin: Origin
 
     @classmethod
     def of(cls, request: Request, destination: str, status: int) -> "Arrival":
@@ -77,17 +76,17 @@ class Arrival:
             attempt=int(request.header("gateway-attempt") or 0),
             status=status,
             body=request.body,
-            copy=Copy(request.at, request.header("x-gateway") or ""),
+            origin=Origin(request.at, request.header("x-gateway") or ""),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What became of the acknowledged events: numbers of deliveries, of which each event has one for a destination.
+    """The result for the acknowledged events: numbers of deliveries, one per event and destination.
 
-    `refused` are requests with another answer than 202, or none. `retried` are attempts after the first.
-    `stored_again` are records of one event beside its first, which the producer wrote as it tried again. `allowed`
-    bounds `duplicated`; `unexplained` are those for which there is no reason, and `oddities` tells some of them.
+    `refused` are requests with another response than 202, or none. `retried` are attempts after the first.
+    `stored_again` are further records of an event, which the producer wrote when it retried. `allowed` bounds
+    `duplicated`; `unexplained` are those without a reason, some of which are described in `oddities`.
     `slowest` is the longest time from an acknowledgement to the first request at a destination, in seconds, and
     `latest` has it for each destination.
     """
@@ -119,26 +118,26 @@ def settle(
     stored: Mapping[str, int],
     incidents: Collection[Incident],
 ) -> Account:
-    """Make the account.
+    """Return the account.
 
-    `acknowledged` are the times of the 202s by event, `bodies` what was sent, `dead` the (event, destination) of the
-    dead letters, `stored` how many records each event has in the log (one, where it isn't told).
+    `acknowledged` has the time of each event's 202, `bodies` what was sent, `dead` the (event, destination) of the dead
+    letters, `stored` the number of an event's records in the log, if it isn't one.
     """
     wanted = {(event, destination) for event in acknowledged for destination in destinations}
     delivered = {(one.event, one.destination) for one in arrivals if one.status // 100 == 2}
-    copies: defaultdict[tuple[str, str, int], list[Copy]] = defaultdict(list)
+    requests: defaultdict[tuple[str, str, int], list[Origin]] = defaultdict(list)
     first: dict[tuple[str, str], float] = {}
     for one in arrivals:
-        copies[one.event, one.destination, one.attempt].append(one.copy)
+        requests[one.event, one.destination, one.attempt].append(one.origin)
         place = one.event, one.destination
-        first[place] = min(one.copy.at, first.get(place, one.copy.at))
+        first[place] = min(one.origin.at, first.get(place, one.origin.at))
     duplicated = allowed = unexplained = 0
     reasons = {destination: _Reasons(destination, incidents) for destination in destinations}
     oddities = []
-    for (event, destination, attempt), found in sorted(copies.items()):
+    for (event, destination, attempt), found in sorted(requests.items()):
         lives = stored.get(event, 1)
         extra = max(0, len(found) - lives)
-        before = copies.get((event, destination, attempt - 1), [])
+        before = requests.get((event, destination, attempt - 1), [])
         inherited = max(0, len(before) - lives)
         odd = max(0, extra - inherited)
         odd -= reasons[destination].use(odd, sorted(found), before)
@@ -147,7 +146,7 @@ def settle(
         allowed += inherited
         unexplained += odd
         if odd:
-            times = ", ".join([f"{copy.at:.3f} by {copy.gateway}" for copy in sorted(found)])
+            times = ", ".join([f"{origin.at:.3f} by {origin.gateway}" for origin in sorted(found)])
             oddities.append(f"attempt {attempt} of {event} at {destination}: {times}")
     allowed += sum(each.allowed for each in reasons.values())
     latest = {
@@ -164,7 +163,7 @@ def settle(
         dead=len(wanted & set(dead)),
         lost=len(wanted - delivered - set(dead)),
         altered=sum(one.body != bodies[one.event] for one in arrivals if one.event in bodies),
-        retried=sum(attempt > 1 for _, _, attempt in copies),
+        retried=sum(attempt > 1 for _, _, attempt in requests),
         stored_again=sum(count - 1 for count in stored.values()),
         duplicated=duplicated,
         allowed=allowed,
@@ -185,10 +184,10 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedAccount:
-    """What became of the acknowledged events at a destination of an ordered route: numbers of events.
+    """The result for the acknowledged events at a destination of an ordered route: numbers of events.
 
-    `repeated` came again right after themselves, `apart` after a later one of their key; `misplaced` came after one
-    that they should have come before, and `oddities` tells some of these.
+    `repeated` ones arrived again in direct succession, `apart` ones after a later event of their key. `misplaced` ones
+    arrived after one that should have followed them. `oddities` describes some of these.
     """
 
     lost: int
@@ -205,11 +204,11 @@ def settle_ordered(
     written: Mapping[str, Sequence[Written]],
     settled: Collection[str] = (),
 ) -> OrderedAccount:
-    """Make the account of what a destination has answered with 2xx, in this order.
+    """Return the account of the events that a destination answered with 2xx, in this order.
 
-    `written` has the places of each event in the log. The events of a key and a partition come in the order of their
-    offsets. `settled` are those that were appended when a growth of their topic was over: they come after all others
-    of their key. What the producer wrote twice has two places, and may come at each.
+    `written` has the positions of each event in the log. Events of a key and a partition must arrive in the order of
+    their offsets. `settled` are those that were appended after a growth of their topic: they must arrive after all
+    others of their key. An event that the producer wrote twice has two positions, and may arrive at either.
     """
     by_key: defaultdict[str, list[str]] = defaultdict(list)
     for event in answered:
@@ -248,7 +247,7 @@ def _misplaced(
 
 
 def number_of(body: bytes) -> int:
-    """Return the number that the load has put into a body, -1 where it is no more to be found."""
+    """Return the number that the load has put into a body, -1 without one."""
     found = re.match(rb'\{"n":(\d+),', body)
     return int(found[1]) if found else -1
 
@@ -266,17 +265,17 @@ def rows_of(accounts: Iterable[tuple[str, Account]]) -> list[str]:
 
 
 class _Reasons:
-    """What the incidents explain at one destination, and how much of that is used up."""
+    """The duplicates that incidents explain at one destination, and how many are used up."""
 
     def __init__(self, destination: str, incidents: Collection[Incident]) -> None:
         self._destination = destination
-        self._incidents = sorted(incidents, key=lambda one: -one.at_most)  # what has no bound is used first
+        self._incidents = sorted(incidents, key=lambda one: -one.at_most)  # unbounded ones are used first
         self._used: Counter[Incident] = Counter()
         self._most: Counter[Incident] = Counter()
 
-    def use(self, wanted: int, copies: Sequence[Copy], before: Sequence[Copy]) -> int:
-        """Explain so many duplicates by the copies, or those of the attempt before; return how many it did."""
-        *earlier, last = copies
+    def use(self, wanted: int, requests: Sequence[Origin], before: Sequence[Origin]) -> int:
+        """Return how many of `wanted` duplicates are explained, by these requests or those of the attempt before."""
+        *earlier, last = requests
         zombies = [incident for incident in self._that_explain(last) if incident.is_zombie]
         found = 0
         for reason in (*self._of(earlier, before), zombies):
@@ -289,22 +288,22 @@ class _Reasons:
                     break
         return found
 
-    def count(self, copies: Sequence[Copy], before: Sequence[Copy]) -> None:
-        """Take note of what might have been explained, had it come again."""
-        for reason in self._of(copies, before):
+    def count(self, requests: Sequence[Origin], before: Sequence[Origin]) -> None:
+        """Count the duplicates that would have been explained, had there been any."""
+        for reason in self._of(requests, before):
             self._most.update(reason[:1] if reason and reason[0].at_most == math.inf else reason)
 
     @property
     def allowed(self) -> int:
-        """How many duplicates there might have been."""
+        """How many duplicates would have been explained."""
         return sum(int(min(count, incident.at_most)) for incident, count in self._most.items())
 
-    def _of(self, copies: Sequence[Copy], before: Sequence[Copy]) -> Iterator[list[Incident]]:
-        """Yield the incidents that explain each copy. Of an attempt before, an append that got no answer in time."""
-        for copy in copies:
-            yield self._that_explain(copy)
-        for copy in before:
-            yield [incident for incident in self._that_explain(copy) if not incident.gateway]
+    def _of(self, requests: Sequence[Origin], before: Sequence[Origin]) -> Iterator[list[Incident]]:
+        """Yield the incidents that explain each request; for the attempt before, only appends without a response."""
+        for origin in requests:
+            yield self._that_explain(origin)
+        for origin in before:
+            yield [incident for incident in self._that_explain(origin) if not incident.gateway]
 
-    def _that_explain(self, copy: Copy) -> list[Incident]:
-        return [incident for incident in self._incidents if incident.explains(copy, self._destination)]
+    def _that_explain(self, origin: Origin) -> list[Incident]:
+        return [incident for incident in self._incidents if incident.explains(origin, self._destination)]

@@ -1,10 +1,10 @@
-"""Gateways under load, between a log and two destinations, with the books kept on all of it.
+"""Gateways under load, between a log and two destinations, with a ledger of events and requests.
 
     async with Scenario("killed", place, folder, table) as scenario:
         async with scenario.load():
             scenario.kill(scenario.gateways[0])
             await scenario.gateways[0].start()
-        await scenario.settle()                # or the test fails: something was lost, or duplicated without a reason
+        await scenario.settle()             # fails if something was lost, or duplicated without a reason
 
 Both destinations get every event. The first takes what comes. The second also refuses some for good (a dead letter),
 and others once or twice (one retry is waited for in memory, the next one in a tier): every path of the engine is under
@@ -48,15 +48,15 @@ routes:
 """
 )
 Table = Callable[[str, Account], None]
-"""What a titled account goes into."""
+"""Takes an account with its title."""
 CONCURRENCY = 50
-"""Requests that a destination has in flight at most, where its rules don't say how many."""
+"""Maximum number of requests in flight to a destination, by default."""
 ANSWERED = 0.2
-"""Seconds within which the answer to a request is there, if nothing cuts it off."""
+"""Seconds within which a request gets its response, unless the connection is cut."""
 GONE, TOO_EARLY = 410, 425
-"""Answers that say nothing of a destination's health: the breaker stays closed."""
+"""Statuses that don't count as failures: the breaker stays closed."""
 JOINED = 4.0
-"""Seconds until a group has let its newest member in, with the heartbeat of every other one."""
+"""Seconds until a group has admitted a new member, after the heartbeats of all others."""
 QUIET = 1.5
 """Seconds without a request after which nothing more is expected: what a gateway still has in hand goes out at once."""
 QUIET_TIMEOUT = 30.0
@@ -64,7 +64,7 @@ COMMAND_TIMEOUT = 30.0
 
 
 class Scenario:
-    """One fault's stage. A context manager: inside of it, `count` gateways listen on one port."""
+    """The setup of one fault. A context manager, in which `count` gateways listen on one port."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Scenario:
         rules: str = RULES,
         urls: Callable[[Sink, Sink], tuple[str, str]] = lambda first, second: (first.url, second.url),
     ) -> None:
-        """`urls` are the ways to the two sinks, `rules` lead to both, whatever else they do."""
+        """`urls` are those of the two sinks; the `rules` must deliver to both."""
         self.title = f"{title}, {place.kind}"
         self.place = place
         self.gateways: list[GatewayProcess] = []
@@ -119,7 +119,7 @@ class Scenario:
         await self._stack.aclose()
 
     def add(self) -> GatewayProcess:
-        """Make one more gateway, which is still to be started."""
+        """Return one more gateway, not started yet."""
         name = f"g{next(self._number)}"
         folder = self._folder / name
         folder.mkdir()
@@ -172,14 +172,14 @@ class Scenario:
     # What happens to a gateway, and which duplicates that explains.
 
     def kill(self, gateway: GatewayProcess) -> None:
-        """End it as a crash does."""
+        """Kill it, like a crash."""
         at = time.time()
         gateway.kill()
         self._kills.append(at)
         self._incidents.append(Incident.crash(at, self._names[gateway]))
 
     async def freeze(self, gateway: GatewayProcess, seconds: float, *, explains: float) -> None:
-        """Stop all its threads for so long.
+        """Stop all of its threads for `seconds`.
 
         Others may do again what it hadn't committed, and what it does in its first `explains` seconds afterwards, if it
         was thrown out of its group and has not heard of it.
@@ -196,13 +196,13 @@ class Scenario:
             self._incidents += [Incident.crash(at, name), zombie]
 
     async def restart(self, gateway: GatewayProcess) -> None:
-        """Stop it in order and start it again: no reason for a duplicate."""
+        """Stop it gracefully and start it again: no reason for a duplicate."""
         assert await gateway.stop() == 0, gateway.story()
         assert not gateway.lines("drain_cut_short"), gateway.story()
         await gateway.start()
 
     def explain(self, since: float, until: float, *, uncommitted: float) -> None:
-        """Let duplicates be of what came from any gateway in this time, and at each destination only so many.
+        """Allow duplicates of requests from any gateway in this time, a bounded number at each destination.
 
         That is what comes in a commit window and in `uncommitted` seconds, for which there was something to finish and
         nothing could be committed.
@@ -212,7 +212,7 @@ class Scenario:
 
     @asynccontextmanager
     async def without_commits(self, node: Broker, cluster: Cluster) -> AsyncIterator[None]:
-        """Let what can't be committed come twice: while a node is away, as long as it coordinates the group."""
+        """Allow duplicates of what can't be committed while a node is away and coordinates the group."""
         began = time.time()
         group = f"{self.place.prefix}router"
 
@@ -231,7 +231,7 @@ class Scenario:
         self.explain(began, time.time(), uncommitted=taken_over.result() - began)
 
     def explain_in_flight(self, since: float, until: float, *, destination: str) -> None:
-        """Let duplicates be of what was in flight to a destination whose connections were cut in this time."""
+        """Allow duplicates of what was in flight to a destination whose connections were cut in this time."""
         cut = Incident(since=since - ANSWERED, until=until, destination=destination, at_most=CONCURRENCY)
         self._incidents.append(cut)
 
@@ -250,7 +250,7 @@ class Scenario:
     # The end.
 
     async def settle(self, *, timeout: float = 60.0) -> Account:
-        """Wait until every acknowledged event has come through, and nothing more comes; then make up the books.
+        """Wait until every acknowledged event has arrived, and nothing more arrives; then close the ledger.
 
         Fails if anything was lost or altered, or duplicated without a reason.
         """
@@ -284,7 +284,7 @@ class Scenario:
         ]
 
     def story(self) -> str:
-        """Return what a failure is told with."""
+        """Return the gateways' logs, for the message of a failure."""
         return "\n".join([f"-- {self._names[each]}\n{each.story()}" for each in self.gateways])
 
     async def _until_all_came(self, timeout: float) -> None:
@@ -334,7 +334,7 @@ def _came(sink: Sink, at: float, seconds: float) -> int:
 
 
 def account_of(loads: Sequence[Load], sinks: Mapping[str, Sink]) -> Account:
-    """Make the account of a fault that excuses no duplicate, at destinations that take whatever comes."""
+    """Return the account of a fault that explains no duplicate, at destinations that accept everything."""
     statuses = sum([load.statuses() for load in loads], Counter[int]())
     return settle(
         acknowledged={event: at for load in loads for event, at in load.acknowledged.items()},
@@ -349,7 +349,7 @@ def account_of(loads: Sequence[Load], sinks: Mapping[str, Sink]) -> Account:
 
 
 async def command(place: LogPlace, *arguments: str) -> bytes:
-    """Run one of the operators' commands beside the gateways, and return what it prints."""
+    """Run an operator's command next to the gateways, and return its output."""
     where = (f"--log={place.url}", f"--topic-prefix={place.prefix}")
     program, *rest = COMMAND
     process = await asyncio.create_subprocess_exec(
@@ -378,7 +378,7 @@ async def dead_letters(place: LogPlace) -> set[tuple[str, str]]:
 
 
 async def stored(place: LogPlace) -> Counter[str]:
-    """Count the records of each event in the log, by another client than the gateway's."""
+    """Count the records of each event in the log, with another client than the gateway's."""
     topic = f"{place.prefix}events.github"
     if not place.is_kafka:
         with closing(sqlite3.connect(place.path)) as connection:

@@ -1,4 +1,4 @@
-"""The books themselves: what is lost, altered or duplicated without a reason is found."""
+"""The ledger itself finds what is lost, altered or duplicated without a reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,9 +6,9 @@ from dataclasses import replace
 from tests.faults.ledger import (
     Account,
     Arrival,
-    Copy,
     Incident,
     OrderedAccount,
+    Origin,
     Written,
     rows_of,
     settle,
@@ -35,7 +35,7 @@ def an_arrival(
         attempt=attempt,
         status=status,
         body=body or BODIES[event],
-        copy=Copy(at, gateway),
+        origin=Origin(at, gateway),
     )
 
 

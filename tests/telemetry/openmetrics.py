@@ -1,4 +1,4 @@
-"""Pages of metrics, read by who else reads them."""
+"""Parse metrics pages as OpenMetrics, with prometheus_client's strict parser."""
 
 from collections.abc import Iterator
 
