@@ -289,7 +289,7 @@ class Reloader:
                 loaded_at=self._changed_at,
                 changed=self._changed,
             )
-            self.source_counts.change(changed, self._counts(), in_force, now=now, at=time.monotonic())
+            self.source_counts.change(changed, rules, self._counts(), in_force, now=now, at=time.monotonic())
             for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
                 if kind == "source":
                     self._metrics.refusal_runs.forget(name)

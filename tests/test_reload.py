@@ -326,9 +326,10 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
 ROUTED = """
 version: 1
 sources: {{crm: {{verify: {{scheme: none}}, type: body.kind}}, shop: {{verify: {{scheme: none}}}}}}
-destinations: {{ci: {{url: "http://ci"}}}}
+destinations: {{ci: {{url: "http://ci"}}, erp: {{url: "http://erp"}}}}
 routes:
   - {{name: build, from: crm, match: {{type: {build}}}, to: [ci]}}
+  - {{name: both, from: crm, match: {{type: {both}}}, to: [ci, erp]}}
   - {{name: rest, from: shop, to: [ci], retry: {{schedule: [{rest}]}}}}
 """
 
@@ -353,7 +354,7 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
         nonlocal now
         now = at
         await running.look()  # at which nothing has changed
-        await running.look(ROUTED.format(**{"build": "order", "rest": "1s"} | values))
+        await running.look(ROUTED.format(**{"build": "order", "both": "ping", "rest": "1s"} | values))
         await running.look()
         crm, _ = running.reloader.source_statuses(0.0)
         return dict(crm)
@@ -369,12 +370,15 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     leave_unrouted(2)
     crm = await reload(1030.0, build="odrer")
     assert (crm["unrouted"], crm["types"], crm["missed_since"]) == (0, [], 1030.0)
-    missed = {"count": 9, "events": 9, "since": 1009.0, "until": 1030.0, "routes": ["build"]}
+    missed = {"count": 9, "events": 9, "since": 1009.0, "until": 1030.0, "routes": ["build"], "fan_out": {}}
     assert crm["missed"] == missed | {"types": [("order", 9)]}
     leave_unrouted(3)
     crm = await reload(1040.0)
-    missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"]}
+    missed = {"count": 12, "events": 12, "since": 1009.0, "until": 1040.0, "routes": ["build"], "fan_out": {}}
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "what was fixed by halves isn't half forgotten"
+    crm = await reload(1045.0, both="order")
+    missed |= {"routes": ["both", "build"], "fan_out": {"both": 2}}
+    assert crm["missed"] == missed | {"types": [("order", 12)]}, "this one may take it, too"
     _forget(running.reloader.source_counts._unrouted, "crm")
     assert running.reloader.source_statuses(0.0)[0]["missed"] is None
     crm = await reload(1050.0, build="ordre")
@@ -423,11 +427,11 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
     crm = await reload(1020.0, id="body.id")
     identity = crm["identity"]
     assert (identity["duplicates"], identity["types"], identity["changed"][0]) == (0, [], "source crm: id")
-    missed = {"count": 9, "events": 9, "since": 1000.0, "until": 1020.0, "routes": ["build"]}
+    missed = {"count": 9, "events": 9, "since": 1000.0, "until": 1020.0, "routes": ["build"], "fan_out": {}}
     assert identity["missed"] == missed | {"types": [("order", 9)]}
     let_go(1)
     crm = await reload(1030.0, id="body.id", dedupe="off")
-    missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"]}
+    missed = {"count": 10, "events": 10, "since": 1000.0, "until": 1030.0, "routes": ["build"], "fan_out": {}}
     assert crm["identity"]["missed"] == missed | {"types": [("order", 10)]}
     _forget(running.reloader.source_counts._suppressed, "crm")
     assert running.reloader.source_statuses(0.0)[0]["identity"]["missed"] is None

@@ -67,7 +67,7 @@ async def _status(call: Call) -> int:
                 async for stored in waiting_deliveries(log, call.topics, control, unread):
                     backlogs.add(stored)
                     attempts.add(stored)
-                found += paused_findings(control) + waiting_findings(backlogs, log.now(), rules)
+                found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules)
                 found += await unfinished_findings(log, call.topics, unread)
                 found += await dead_letter_findings(
                     log, call.topics, control, [answer for answer, _ in answers], unread, rules=rules

@@ -1,14 +1,10 @@
 """Processes' own state, from `/status` of their admin addresses, as findings: holds, refused rules, halted keys."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from shlex import quote
 from typing import Any
 
-from typing_extensions import override
-
-from gateway.engine.control.records import Order
 from gateway.engine.control.state import Control
 from gateway.engine.ordered.route import Blocked
 from gateway.log.base import NO_APPENDS
@@ -16,12 +12,11 @@ from gateway.log.json_fields import LATEST
 from gateway.model import result_label
 from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, ask_owners_step
 from gateway.ops.output import rfc3339, when
+from gateway.ops.recovery import Replayed, covered, replayed
 from gateway.ops.refusal_advice import SHARE, refusal_of
 
 SUPPRESSED = "duplicates that dedupe suppressed"
 CONFLICTS = "conflicts: same identity as an earlier event, other content; delivered"
-MOMENT = 0.001
-"""Resolution, in seconds, of the times in printed replay commands."""
 NEXT_IS_PROBE = "the next delivery is the probe"
 _HOLDS: Mapping[str, str] = {"retry_after": "requested silence (Retry-After)", "breaker_open": "breaker open"}
 
@@ -144,54 +139,6 @@ def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[F
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
-    """How many deliveries the replays that cover the missed events have queued; `is_done` once all have ended."""
-
-    queued: int
-    is_done: bool
-
-    @override
-    def __str__(self) -> str:
-        return f"replayed since: {self.queued:,} queued" if self.is_done else f"being replayed: {self.queued:,} queued"
-
-
-def replayed(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
-    """Return what replays have queued of the events that these routes (by source) missed from `since` to `until`.
-
-    None unless each route is covered: by a replay that was commanded after `until`, when the rules became active, and
-    that excludes no destination, partition or moment.
-    """
-    orders: dict[str, Order] = {}
-    for source, names in routes.items():
-        for name in names:
-            found = [order for order in control.orders.values() if _covers(order, source, name, since, until)]
-            if not found:
-                return None
-            orders |= {order.key: order for order in found}
-    queued = [order.count if order.state == "done" else control.injected(order.key) for order in orders.values()]
-    return (
-        Replayed(queued=sum(queued), is_done=all(order.state == "done" for order in orders.values()))
-        if orders
-        else None
-    )
-
-
-def _covers(order: Order, source: str, route: str, since: float, until: float) -> bool:
-    which = order.selection
-    return (
-        which is not None
-        and order.state in ("asked", "done")
-        and not order.unread
-        and order.at >= until
-        and which.route == route
-        and which.source in (None, source)
-        and which.destination is None
-        and which.since <= since + MOMENT
-        and (which.until is None or which.until >= until)
-    )
-
-
 def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield which rules a process has refused, and how to recover the events missed meanwhile."""
     refusal = rules.get("refusal")
@@ -213,7 +160,7 @@ def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Contr
         following.insert(0, f"gateway check {quote(rules['file'])}")
     else:
         why = "new rules were refused; they are active now"
-        if (done := replayed(control, refusal["routes"], since=since, until=until)) is not None:
+        if (done := covered(control, refusal["routes"], since=since, until=until)) is not None:
             why, following = f"{why}; {done}", []
     yield Finding(
         rank=REFUSED,
@@ -256,33 +203,64 @@ def _lost_routes_findings(rules: Mapping[str, Any], where: str, _: Control) -> I
 
 def _missed_events_findings(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield which of a source's events weren't delivered before its rules were changed, if they were many."""
-    name = source["source"]
-    for missed, how, is_suppressed in (
-        (source["missed"], "unrouted", False),
-        (source["identity"]["missed"], SUPPRESSED, True),
-    ):
-        if missed is None or missed["count"] <= missed["events"] * SHARE:
-            continue
-        since, until = missed["since"], missed["until"]
-        verb = "" if is_suppressed else f"{_were(missed['count'])} "
-        why = f"{verb}{how}{_types(missed['types'])} under the rules active until {when(until)}"
-        done = replayed(control, {name: missed["routes"] or ()}, since=since, until=until)
-        ready = (
-            "# if the current identity is correct, recover those that are no duplicates (count first with --dry-run):"
-            if is_suppressed
-            else "# if the current rules are correct, recover the missed events (count first with --dry-run):"
-        )
-        yield Finding(
-            rank=SOURCE,
-            what=f"source {name}",
-            why=why if done is None else f"{why}; {done}",
-            is_wrong=done is None,
-            since=since,
-            until=until,
-            who=where,
-            next=(ready, _replay(name, since)) if done is None else (),
-            count=missed["count"],
-        )
+    yield from _unrouted_before_findings(source, where, control)
+    yield from _suppressed_before_findings(source, where, control)
+
+
+def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield the events that were unrouted before a change: wrong until replays have queued nearly all of them."""
+    name, missed = source["source"], source["missed"]
+    if missed is None or missed["count"] <= missed["events"] * SHARE:
+        return
+    since, until, count = missed["since"], missed["until"], missed["count"]
+    fan_out = missed.get("fan_out")  # an older version doesn't send it
+    done = replayed(control, name, missed["routes"], since=since, until=until, fan_out=fan_out)
+    left = count if done is None else max(0, count - done.events)
+    under = f"under the rules active until {when(until)}"
+    ready = "# if the current rules are correct, recover the missed events (count first with --dry-run):"
+    yield Finding(
+        rank=SOURCE,
+        what=f"source {name}",
+        why=f"{_were(count)} unrouted{_types(missed['types'])} {under}{_progress(done, left)}",
+        is_wrong=left > missed["events"] * SHARE,
+        since=since,
+        until=until,
+        who=where,
+        next=(ready, _replay(name, since)) if left else (),
+        count=count,
+    )
+
+
+def _suppressed_before_findings(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
+    """Yield the duplicates suppressed before a change: wrong until a replay has checked all by the new identity.
+
+    Those that it doesn't queue are duplicates by the new identity, too.
+    """
+    name, missed = source["source"], source["identity"]["missed"]
+    if missed is None or missed["count"] <= missed["events"] * SHARE:
+        return
+    since, until = missed["since"], missed["until"]
+    done = covered(control, {name: missed["routes"] or ()}, since=since, until=until)
+    under = f"under the rules active until {when(until)}"
+    ready = "# if the current identity is correct, recover those that are no duplicates (count first with --dry-run):"
+    yield Finding(
+        rank=SOURCE,
+        what=f"source {name}",
+        why=f"{SUPPRESSED}{_types(missed['types'])} {under}{_progress(done)}",
+        is_wrong=done is None,
+        since=since,
+        until=until,
+        who=where,
+        next=(ready, _replay(name, since)) if done is None else (),
+        count=missed["count"],
+    )
+
+
+def _progress(done: Replayed | None, left: int = 0) -> str:
+    """Return what replays have queued and how many events they haven't, as the end of a reason."""
+    if done is None:
+        return ""
+    return f"; {done}; still undelivered: {left:,}" if left else f"; {done}"
 
 
 def _were(number: int) -> str:

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes
 from gateway.telemetry.skipped_events import SkippedEvents
 
@@ -29,13 +30,16 @@ class InForce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missed:
-    """Events that a source's previous rules left undelivered; `routes` are those that may match them now."""
+    """Events that a source's previous rules left undelivered.
+
+    `routes` are those that may match them now, each with its number of destinations.
+    """
 
     count: int
     events: int
     since: float
     until: float
-    routes: frozenset[str]
+    routes: Mapping[str, int]
     types: Counter[str]
     ended: float
     """When they were counted, by the monotonic clock: after an hour they are forgotten."""
@@ -53,13 +57,21 @@ class SourceCounts:
         self._suppressed = _Account(("duplicates", "conflicts"), suppressed, remembered)
 
     def change(
-        self, changes: Changes, counts: Mapping[str, Counts], in_force: InForce, *, now: float, at: float
+        self,
+        changes: Changes,
+        rules: Rules,
+        counts: Mapping[str, Counts],
+        in_force: InForce,
+        *,
+        now: float,
+        at: float,
     ) -> None:
         """Restart the counts of the changed sources, and keep what was missed before.
 
-        `now` is the log's time, `at` that of the monotonic clock.
+        `rules` are the new ones. `now` is the log's time, `at` that of the monotonic clock.
         """
-        for name, routes in changes.touched.items():
+        for name, names in changes.touched.items():
+            routes = {route: len(rules.routes[route].destinations) for route in names}
             if name not in counts:  # it is gone
                 self._unrouted.drop(name)
                 self._suppressed.drop(name)
@@ -89,7 +101,7 @@ class _Account:
         self._missed.pop(name, None)
 
     def change(
-        self, name: str, routes: frozenset[str], counts: Counts, in_force: InForce, *, now: float, at: float
+        self, name: str, routes: Mapping[str, int], counts: Counts, in_force: InForce, *, now: float, at: float
     ) -> None:
         self._keep(name, routes, self._since(name, counts), now=now, at=at)
         self._left_out.forget(name)
@@ -116,9 +128,12 @@ class _Account:
         before = self._before.get(name, {})
         return {what: counts[what] - before.get(what, 0.0) for what in ("events", *self._what)}
 
-    def _keep(self, name: str, routes: frozenset[str], counted: Counts, *, now: float, at: float) -> None:
+    def _keep(self, name: str, routes: Mapping[str, int], counted: Counts, *, now: float, at: float) -> None:
         number, left_out = int(counted[self._what[0]]), self._left_out.of(name)
+        earlier = self._missed.get(name)
         if not number:
+            if earlier is not None:  # if the fix before was wrong, these routes may match them
+                self._missed[name] = replace(earlier, routes={**earlier.routes, **routes})
             return
         in_force = self._in_force.get(name)
         since = left_out.oldest - MARGIN
@@ -131,7 +146,6 @@ class _Account:
             types=left_out.types,
             ended=at,
         )
-        earlier = self._missed.get(name)
         if earlier is not None and at <= earlier.ended + self._remembered:
             # One replay is to recover all of it, so a fix in two steps forgets nothing.
             kept = Missed(
@@ -139,7 +153,7 @@ class _Account:
                 events=kept.events + earlier.events,
                 since=min(kept.since, earlier.since),
                 until=now,
-                routes=kept.routes | earlier.routes,
+                routes={**earlier.routes, **kept.routes},
                 types=kept.types + earlier.types,
                 ended=at,
             )
@@ -149,12 +163,14 @@ class _Account:
         missed = self._missed.get(name)
         if missed is None or at > missed.ended + self._remembered:
             return None
+        is_bounded = len(missed.routes) <= MAX_ROUTES
         return {
             "count": missed.count,
             "events": missed.events,
             "since": missed.since,
             "until": missed.until,
-            "routes": sorted(missed.routes)[:MAX_ROUTES] if len(missed.routes) <= MAX_ROUTES else None,
+            "routes": sorted(missed.routes) if is_bounded else None,
+            "fan_out": {name: number for name, number in missed.routes.items() if number > 1} if is_bounded else {},
             "types": _most_common(missed.types),
         }
 

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from gateway.engine.control.records import DeadFilter, partition_key
+from gateway.engine.control.records import DeadFilter, Order, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.breaker import FAILURES
 from gateway.engine.delivery.outcomes import LATE
@@ -25,6 +25,7 @@ from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING,
 from gateway.ops.log_search import bounds_of
 from gateway.ops.output import rfc3339, when
 from gateway.ops.process_status import last_rule_changes
+from gateway.ops.recovery import covers
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, WAIT_REASONS, Backlog, LastAttempts
 from gateway.rules.rules import Rules
 
@@ -39,8 +40,8 @@ MAX_DEDUPED = 500_000
 """Waiting deliveries remembered to avoid counting one twice: about 40 MB."""
 
 
-def paused_findings(control: Control) -> list[Finding]:
-    """Return what operators, or 410 responses, have paused."""
+def paused_findings(control: Control, rules: Rules | None = None) -> list[Finding]:
+    """Return what operators, or 410 responses, have paused; with the local rules, also what these no longer name."""
     found = []
     for order in control.orders.values():
         if order.kind != "pause" or order.state not in ("paused", "resuming"):
@@ -55,10 +56,19 @@ def paused_findings(control: Control) -> list[Finding]:
                 is_wrong=is_paused,
                 since=order.at,
                 who=order.by,
-                next=(f"gateway {kind} resume {name}",) if is_paused else (),
+                next=_resume_steps(kind, name, rules) if is_paused else (),
             )
         )
     return found
+
+
+def _resume_steps(kind: str, name: str, rules: Rules | None) -> tuple[str, ...]:
+    if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
+        return (f"gateway {kind} resume {name}",)
+    return (
+        f"# the local rules have no {kind} {name}: put it back first, or its parked deliveries end as route_removed:",
+        f"gateway {kind} resume {name} --force",
+    )
 
 
 def waiting_findings(backlogs: Iterable[Backlog], now: float, rules: Rules | None = None) -> list[Finding]:
@@ -318,10 +328,12 @@ async def dead_letter_findings(
     async with aclosing(read_letters(log, topics, control, which, include_resolved=False, unread=unread)) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [_finding_for_group(group, answers, rules) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
+    return [_finding_for_group(group, answers, rules, control) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
 
 
-def _finding_for_group(group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None) -> Finding:
+def _finding_for_group(
+    group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None, control: Control
+) -> Finding:
     which = f"--reason {group.reason}"
     if group.route:  # or it is a record that can't be read
         which = f"--route {group.route} --destination {group.destination} {which}"
@@ -329,7 +341,7 @@ def _finding_for_group(group: Group, answers: Sequence[Mapping[str, Any]], rules
     gone = _missing_name(group, rules)
     if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
         following = [f"# {gone}: put it back first"] if gone else []
-        following += _expression_steps(group, which, answers)
+        following += _expression_steps(group, which, answers, control)
     elif gone:
         following += [
             f"# {gone}: put it back first, or they end as route_removed again:",
@@ -366,7 +378,7 @@ _WITHOUT_ROUTE = {False: "records that can't be read", True: "events of a source
 """How records without a route are named, by whether they can be read."""
 
 
-def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, Any]]) -> list[str]:
+def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, Any]], control: Control) -> list[str]:
     """Return the steps for letters whose expression failed: one of a request, or a condition.
 
     Replaying a letter renders its request by the current rules, and evaluates no condition. Which events a fixed
@@ -386,11 +398,27 @@ def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, A
             "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
             f"gateway dead replay {which}",
         ]
+    replay = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
+    matched_at = max([order.at for order in control.orders.values() if _has_matched_again(order, group)], default=None)
+    if matched_at is not None:
+        return [
+            *following,
+            f"# the condition didn't match them in the replay of {when(matched_at)}; if that is correct:",
+            f"gateway dead drop {which}",
+            "# or once it is fixed:",
+            replay,
+        ]
     return [
         *following,
         "# once the condition is fixed (matches the events again, and resolves the dead letters of matching ones):",
-        f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered",
+        replay,
     ]
+
+
+def _has_matched_again(order: Order, group: Group) -> bool:
+    """Return whether a replay has matched the events of these open letters again: without a match, or an error."""
+    is_over = order.state == "done"
+    return is_over and covers(order, group.route, source=None, since=group.received, until=group.newest)
 
 
 async def add_dead_letters(

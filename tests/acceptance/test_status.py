@@ -131,13 +131,15 @@ def _rules_of(first: Sink, late: Sink) -> tuple[str, str, str]:
     return before, before + "  - {name: forgotten, from: github, match: {type: pusch}, to: [well]}\n", rules
 
 
-async def _once_replayed(place: LogPlace, admin: str, what: str) -> tuple[int, dict[str, Any]]:
+async def _once_replayed(
+    place: LogPlace, admin: str, what: str, told: str = "replayed since"
+) -> tuple[int, dict[str, Any]]:
     """Return the row of what was missed, once it says that this was replayed."""
     async with asyncio.timeout(20):
         while True:
-            code, told = await _status(place, "--admin", admin)
-            (row,) = [each for each in told if each["what"] == what]
-            if "replayed since" in row["why"]:
+            code, found = await _status(place, "--admin", admin)
+            (row,) = [each for each in found if each["what"] == what]
+            if told in row["why"]:
                 return code, row
 
 
@@ -202,19 +204,27 @@ async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_
             assert (code, unrouted["count"]) == (1, 20)
             assert "route forgotten added" in unrouted["next"][0]
             assert unrouted["next"][3].removeprefix("gateway explain ") in load.acknowledged.keys() - earlier
-            gateway.rules.write_text(rules)
+            gateway.rules.write_text(gateway.rules.read_text().replace("pusch", "Push"))
             await gateway.until("gateway_rules_reloads_total", 2, result="ok")
-            code, told = await _status(long_place, "--admin", admin)
-            (missed,) = told
+            code, (missed,) = await _status(long_place, "--admin", admin)
             assert (code, missed["what"], missed["count"]) == (1, "source github", 20)
             assert missed["next"][-1] == unrouted["next"][-1]
+            await _call(gateway, long_place, missed["next"][-1])
+            code, missed = await _once_replayed(long_place, admin, "source github")
+            assert (code, missed["next"][-1]) == (1, unrouted["next"][-1]), "it is still wrong, and nothing was brought"
+            assert missed["why"].endswith("replayed since: 0 queued; still undelivered: 20")
+            gateway.rules.write_text(rules)
+            await gateway.until("gateway_rules_reloads_total", 3, result="ok")
+            code, (missed,) = await _status(long_place, "--admin", admin)
+            assert (code, missed["what"], missed["next"][-1]) == (1, "source github", unrouted["next"][-1])
             await _call(gateway, long_place, missed["next"][-1])
             expected = set(load.acknowledged) - earlier
             await late.received(20, timeout=30)
             await first.received(10 + 2 * 20, timeout=30)  # by `to-busy` and `to-down`
-            code, row = await _once_replayed(long_place, admin, "source github")
+            queued = f"replayed since: {len(first.requests) - 10 + len(late.requests)} queued"
+            code, row = await _once_replayed(long_place, admin, "source github", queued)
             assert (code, row["count"], row["next"]) == (0, 20, [])
-            assert row["why"].endswith(f"replayed since: {len(first.requests) - 10 + len(late.requests)} queued")
+            assert row["why"].endswith(queued)
             came = Counter(request.header("gateway-event-id") for request in late.requests)
             assert came == dict.fromkeys(expected, 1), gateway.story()
 

@@ -111,8 +111,18 @@ def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
     (found,) = paused_findings(control)
     assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
     assert found.next == ("gateway route resume build",)
+    assert paused_findings(control, rules_of(a_route()))[0].next == found.next
     control.apply(Order(kind="pause", name="route/build", state="active", at=6.0))
     assert paused_findings(control) == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [("route", "gone"), ("destination", "hang")])
+def test_a_pause_of_what_the_rules_no_longer_have_ends_by_the_step_that_is_told(kind: str, name: str) -> None:
+    control = Control([Order(kind="pause", name=f"{kind}/{name}", state="paused", at=5.0)])
+    (found,) = paused_findings(control, rules_of(a_route()))
+    told, command = found.next
+    assert told.startswith(f"# the local rules have no {kind} {name}: ")
+    assert command == f"gateway {kind} resume {name} --force"
 
 
 def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
@@ -266,6 +276,34 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     )
 
 
+async def test_letters_of_a_condition_that_a_replay_has_left_are_dropped_by_the_step_that_is_told() -> None:
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    delivery = a_delivery(event=an_event(id="evt_1", received_at=NOW - 5.5))
+    note = Note(reason="expression_error", detail="body.n > 2: no such overload")
+    await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(delivery, note, at=NOW - 5))
+
+    async def steps(**changed: Any) -> tuple[str, ...]:
+        order = replace(_replay("1", "build", 0, at=NOW + 1, since=NOW - 6), **changed)
+        (found,) = await dead_letter_findings(log, TOPICS, Control([order]), (), {})
+        return found.next
+
+    explain, told, drop, again, replay = await steps()
+    assert explain == "gateway explain evt_1"
+    assert told == f"# the condition didn't match them in the replay of {when(NOW + 1)}; if that is correct:"
+    assert drop == "gateway dead drop --route build --destination ci --reason expression_error"
+    assert again == "# or once it is fixed:"
+    assert replay == f"gateway replay --route build --from {rfc3339(int(NOW - 5.5))} --undelivered"
+    for other in (
+        {"at": NOW - 1},  # before the letter was written
+        {"state": "asked"},
+        {"state": "cancelled"},
+        {"selection": Selection(route="other", since=NOW - 6, undelivered=True)},
+        {"selection": Selection(route="build", since=NOW - 5.4, undelivered=True)},
+    ):
+        assert not any("dead drop" in step for step in await steps(**other)), other
+
+
 @pytest.mark.parametrize(
     ("reason", "why"),
     [
@@ -395,6 +433,70 @@ def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been
     for few in ({"count": 30}, {"count": 0, "events": 0}):
         answer["sources"] = [a_source(missed=missed | {"types": []} | few)]
         assert process_findings(answer, "a:9090", Control()) == []
+
+
+def _after_replays(*orders: Order, **missed: Any) -> Finding:
+    told = {"count": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build", "mirror"], "types": []}
+    answer = {"rules": {}, "sources": [a_source(missed=told | missed)]}
+    (found,) = process_findings(answer, "a:9090", Control(orders))
+    return found
+
+
+def test_replays_that_queued_too_little_of_what_was_unrouted_leave_it_wrong_with_what_is_left() -> None:
+    nothing = _replay("1", "build", 0)
+    found = _after_replays(nothing, _replay("2", "mirror", 0))
+    assert found.why.endswith(
+        f"under the rules active until {when(160.0)}; replayed since: 0 queued; still undelivered: 373"
+    )
+    assert found.is_wrong
+    assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
+    mended = _replay("3", "build", 300, at=190.0)
+    found = _after_replays(nothing, mended)
+    assert (found.why.split("; ")[1:], found.is_wrong) == (
+        ["replayed since: 300 queued", "still undelivered: 73"],
+        True,
+    )
+    found = _after_replays(nothing, mended, _replay("4", "mirror", 40, at=191.0))
+    assert found.why.endswith("replayed since: 340 queued; still undelivered: 33")
+    assert not found.is_wrong, "no more than a tenth of what came"
+    assert found.next, "and how to have the rest"
+    found = _after_replays(mended, _replay("4", "build", 0, at=191.0, since=110.0), _replay("5", "mirror", 73))
+    assert (found.why.split("; ")[1:], found.is_wrong, found.next) == (["replayed since: 373 queued"], False, ())
+
+
+def test_replays_of_what_was_unrouted_add_up_where_each_is_of_a_part() -> None:
+    parts = [
+        _replay("1", "build", 200, at=120.0, until=115.0),  # between a fix and another
+        _replay("2", "build", 100, since=115.0),
+        _replay("3", "mirror", 73, since=90.0, source="shop"),
+    ]
+    assert _after_replays(*parts).next == ()
+    for other in (
+        _replay("3", "other", 73),
+        _replay("3", "mirror", 73, source="crm"),
+        _replay("3", "mirror", 73, since=160.0),
+        _replay("3", "mirror", 73, until=100.0),
+        _replay("3", "mirror", 73, at=99.0),
+    ):
+        found = _after_replays(*parts[:2], other)
+        assert found.why.endswith("replayed since: 300 queued; still undelivered: 73"), other
+    assert _after_replays(*parts[:2], _replay("3", "other", 73), routes=None).next == (), "so many that none is named"
+    under_way = _after_replays(parts[0], parts[1].with_state("asked", count=0))
+    assert under_way.why.endswith("being replayed: 200 queued; still undelivered: 173")
+    assert under_way.is_wrong
+    two_each = _after_replays(_replay("1", "build", 600), _replay("2", "mirror", 73), fan_out={"build": 2})
+    assert (two_each.why.split("; ")[1:], two_each.is_wrong) == (["replayed since: 673 queued"], False)
+    assert _after_replays(_replay("1", "build", 373), fan_out={"build": 2}).why.endswith("still undelivered: 187")
+
+
+def test_a_replay_of_one_event_is_counted_and_covers_no_period() -> None:
+    one = _replay("1", "build", 1, since=0.0, undelivered=False)
+    assert _after_replays(one).why.endswith("replayed since: 1 queued; still undelivered: 372")
+    refusal = REFUSAL | {"until": 160.0, "routes": {"shop": ["build"]}}
+    (found,) = process_findings(
+        {"rules": {"file": "r", "loaded_at": 1.0, "refusal": refusal}}, "a:9090", Control([one])
+    )
+    assert found.next
 
 
 def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_been_replayed() -> None:

@@ -1,0 +1,111 @@
+"""What replays have queued of missed events, by the control topic."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from gateway.engine.control.records import Order
+from gateway.engine.control.state import Control
+
+MOMENT = 0.001
+"""Resolution, in seconds, of the times in printed replay commands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What replays have queued of a period: deliveries, and of how many events. `is_done` once all have ended."""
+
+    queued: int
+    events: int
+    is_done: bool
+
+    @override
+    def __str__(self) -> str:
+        return f"replayed since: {self.queued:,} queued" if self.is_done else f"being replayed: {self.queued:,} queued"
+
+
+def replayed(
+    control: Control,
+    source: str,
+    routes: Collection[str] | None,
+    *,
+    since: float,
+    until: float,
+    fan_out: Mapping[str, int] | None = None,
+) -> Replayed | None:
+    """Return what the replays have queued that overlap a period in which these routes missed events of a source.
+
+    None if there are none. `routes` None means all. A replay counts deliveries, so its events are that number divided
+    by the number of the route's destinations (`fan_out`, 1 if unknown). The sum may be too large: an event may match
+    several routes, and a replay may reach beyond the period.
+    """
+    orders = [
+        order
+        for order in control.orders.values()
+        if order.selection is not None
+        and (routes is None or order.selection.route in routes)
+        and _overlaps(order, source, since, until)
+    ]
+    events = [_queued(order, control) // (fan_out or {}).get(_route(order), 1) for order in orders]
+    return _sum(orders, control, sum(events))
+
+
+def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
+    """Return what replays have queued if, for each of these routes (by source), one covers the whole period, else None.
+
+    A replay covers it if it was commanded after `until`, when the rules became active, and excludes no destination,
+    partition or moment. The number includes the replays that only overlap the period.
+    """
+    orders: dict[str, Order] = {}
+    for source, names in routes.items():
+        for name in names:
+            every = [order for order in control.orders.values() if _route(order) == name]
+            if not any(covers(order, name, source=source, since=since, until=until) for order in every):
+                return None
+            orders |= {order.key: order for order in every if _overlaps(order, source, since, until)}
+    return _sum(orders.values(), control, 0)
+
+
+def covers(order: Order, route: str, *, source: str | None, since: float, until: float) -> bool:
+    """Return whether a replay matches a route's events of a whole period again, by rules loaded after it."""
+    which = order.selection
+    return (
+        which is not None
+        and which.since > 0  # or it is of one event
+        and order.state in ("asked", "done")
+        and not order.unread
+        and order.at >= until
+        and which.route == route
+        and which.source in (None, source)
+        and which.destination is None
+        and which.since <= since + MOMENT
+        and (which.until is None or which.until >= until)
+    )
+
+
+def _overlaps(order: Order, source: str, since: float, until: float) -> bool:
+    which = order.selection
+    return (
+        which is not None
+        and order.kind == "replay"
+        and which.source in (None, source)
+        and order.at > since
+        and which.since < until
+        and (which.until is None or which.until > since)
+    )
+
+
+def _route(order: Order) -> str:
+    return "" if order.selection is None else order.selection.route
+
+
+def _queued(order: Order, control: Control) -> int:
+    return order.count if order.state == "done" else max(order.count, control.injected(order.key))
+
+
+def _sum(orders: Collection[Order], control: Control, events: int) -> Replayed | None:
+    if not orders:
+        return None
+    queued = sum([_queued(order, control) for order in orders])
+    return Replayed(queued=queued, events=events, is_done=all(order.state != "asked" for order in orders))
