@@ -21,7 +21,7 @@ from gateway.engine.jobs.replay import BACKLOG
 from gateway.engine.jobs.runner import KEPT, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
-from gateway.model import Event, LogUnavailableError, Note, delivery_id, event_id
+from gateway.model import Event, EventId, LogUnavailableError, Note, delivery_id, event_id
 from gateway.ops.replays import follow
 from gateway.rules.expressions import Expression
 from gateway.telemetry.metrics import Metrics
@@ -308,6 +308,44 @@ async def test_an_identity_is_shared_with_events_before_the_replay_too() -> None
         await ended(control)
     (replayed,) = world.stored(TIER)
     assert replayed.delivery.id != delivery_id(SHARED, "build", "ci")
+
+
+@virtual
+async def test_what_a_replay_had_injected_before_it_was_deleted_shares_its_id_with_nothing() -> None:
+    """The next owner can't see it any more, so it tells apart all that may share its identity."""
+    world = await a_world(a_route())
+    plain, alone = EventId("evt_without_identity"), event_id("github", "alone")
+    for name, body in ((SHARED, b"1"), (SHARED, b"2"), (SHARED, b"3"), (alone, b"4"), (plain, b"5")):
+        await world.put(an_event(id=name, body=body, key="one partition"))
+    await an_order(world, rate=0.5)
+    async with owning(world):
+        await asyncio.sleep(1.5)
+    ((number, start),) = [(number, at) for number, (at, end) in (await world.log.bounds(EVENTS)).items() if end > at]
+    assert [one.delivery.event.body for one in world.stored(TIER)] == [b"1"]
+    world.log.delete_below(Partition(EVENTS, number), start + 1)
+    async with owning(world) as control:
+        await ended(control)
+    ids = {one.delivery.event.body: one.delivery.id for one in world.stored(TIER)}
+    assert len(set(ids.values())) == len(ids) == 5
+    assert ids[b"1"] == delivery_id(SHARED, "build", "ci")
+    assert ids[b"4"] != delivery_id(alone, "build", "ci")
+    assert ids[b"5"] == delivery_id(plain, "build", "ci")
+
+
+@virtual
+async def test_a_replay_keeps_ids_though_the_log_begins_in_the_middle() -> None:
+    """What had been deleted before it was ordered is none of its deliveries."""
+    world = await a_world(a_route())
+    for body in (b"1", b"2"):
+        await world.put(an_event(id=SHARED, body=body))
+        await asyncio.sleep(1)
+    for number, (_, end) in (await world.log.bounds(EVENTS)).items():
+        world.log.delete_below(Partition(EVENTS, number), end - 1)
+    async with owning(world) as control:
+        await an_order(world)
+        await ended(control)
+    (replayed,) = world.stored(TIER)
+    assert (replayed.delivery.event.body, replayed.delivery.id) == (b"2", delivery_id(SHARED, "build", "ci"))
 
 
 @virtual

@@ -540,7 +540,7 @@ class Ledger:
         )
         if outbound.body != event.body or outbound.headers[: len(event.headers)] != event.headers:
             self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])
-        if made.delivery not in self._ids(number, event, made.route, destination):
+        if made.delivery not in self._ids(event, made.route, destination):
             self.violate("6 ids", "the delivery's id isn't that of its event, route and destination", [made])
         self.tries.append(made)
         trail = self.trails[number, made.delivery]
@@ -550,12 +550,12 @@ class Ledger:
         self._see_when(made, trail)
         return made
 
-    def _ids(self, number: int, event: Event, route: str, destination: str) -> Iterator[str]:
-        """Yield the ids that a delivery may have: where it is replayed, its record's place may be in it."""
+    def _ids(self, event: Event, route: str, destination: str) -> Iterator[str]:
+        """Yield the ids that a delivery may have: if replayed, with the place of its record, or of its original's."""
         yield delivery_id(event.id, route, destination)
         if self._replays:
             for row in self._identities_of(event):
-                if row.number == number:
+                if row.event is not None and row.event.body == event.body:
                     yield delivery_id(event.id, route, destination, f"{_place(row.partition)}@{row.offset}")
 
     def _identities_of(self, event: Event) -> Iterator[Row]:
@@ -975,7 +975,7 @@ class Ledger:
                     if any(row.event.source not in version.sources for version in self.versions(since, self._now())):
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
-                        trails = [self.trails[row.number, each] for each in self._ids(row.number, row.event, route, to)]
+                        trails = [self.trails[row.number, each] for each in self._ids(row.event, route, to)]
                         notes = [each.stored.note for trail in trails for each in trail.rows if each.stored is not None]
                         is_replayed = any(note.replay == name for note in notes)
                         if route == wanted and is_of_undelivered:
@@ -1131,7 +1131,7 @@ class Ledger:
         assert row.event is not None
         assert row.stored is not None
         delivery = row.stored.delivery
-        ids = self._ids(row.number, row.event, delivery.route, delivery.destination)
+        ids = self._ids(row.event, delivery.route, delivery.destination)
         rows = [other for each in ids for other in self.trails.get((row.number, each), Trail()).rows]
         return any(other.stored.note.replay for other in rows if other.stored is not None)
 

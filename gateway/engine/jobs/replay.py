@@ -31,7 +31,7 @@ from gateway.engine.jobs.undelivered import Dead, Undelivered, open_letters, sig
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import Patient
 from gateway.log.base import Commit, Log, Partition, Record
-from gateway.log.records import decode_event, fingerprint
+from gateway.log.records import decode_event
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import (
     DeadLettered,
@@ -302,44 +302,48 @@ class Replays:
         run.text = run.matcher.text if run.text in (None, run.matcher.text) else ""
         matched, place = await self._match(run, partition, record), f"{partition.topic}/{partition.number}"
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
-            run.identities = await self._identities_before(partition, record.offset)
-        is_shared = run.identities is not None and self._is_shared(run.identities, record)
+            run.identities = await self._identities_before(run, partition, record.offset)
+        told_apart_by = None if run.identities is None else self._offset_in_id(run.identities, record)
         if matched is not None and run.selection.undelivered:
             matched = matched.undelivered()
         if matched is not None and matched.destinations:
-            run.piece.append(matched._replace(place=f"{place}@{record.offset}") if is_shared else matched)
+            if told_apart_by is not None:
+                matched = matched._replace(place=f"{place}@{told_apart_by}")
+            run.piece.append(matched)
             run.piece_bytes += len(matched.event.body)
         run.reached[place] = record.offset + 1
 
-    async def _identities_before(self, partition: Partition, offset: int) -> Identities:
+    async def _identities_before(self, run: _Run, partition: Partition, offset: int) -> Identities:
         """Look at what came before a record, and may have its identity, injected or not."""
-        identities, looked = Identities(), 0
         bounds, unread = await self._log.readable(partition.topic)
         if partition.number in unread:
             raise LogUnavailableError(f"{partition_key(partition)}: {unread[partition.number]}")
         first, _ = bounds.get(partition.number, (offset, offset))
+        # Of what is deleted an owner before may have injected some, under the ids of identities.
+        is_cut = first > run.selection.starts.get(partition_key(partition), 0)
+        identities, looked = Identities(first + LOOKBACK if is_cut else 0), 0
         start = max(first, offset - LOOKBACK)
         async with aclosing(records_of(self._log, partition, start, offset)) as records:
             async for record in records:
-                self._is_shared(identities, record)
+                self._offset_in_id(identities, record)
                 looked += 1
                 if looked % RECORDS_AT_ONCE == 0:
                     await self._sleep(0)
         return identities
 
-    def _is_shared(self, identities: Identities, record: Record) -> bool:
-        """Return whether an event shares its identity with another one, by the log and by the rules in force."""
+    def _offset_in_id(self, identities: Identities, record: Record) -> int | None:
+        """Return what tells an event from others of its identity, by the log and by the rules in force."""
         try:
             event = decode_event(record)
         except UnreadableRecordError:
-            return False
+            return None
 
         def window() -> float | None:
             source = self._rules().sources.get(event.source)
             # Where the rules tell its identity otherwise by now, it is no copy by them.
             return source.dedupe if source is not None and EventBuilder(source).knows(event) else None
 
-        return identities.is_shared(event.id, fingerprint(event), record.appended_at, window)
+        return identities.offset_in_id(event, record, window)
 
     def _goes_on(self, run: _Run) -> bool:
         return self._owner() is run.owner and self._control.orders.get(run.order.key) == run.order

@@ -2,12 +2,15 @@
 
 A delivery's id is made of its event's. Where an identity is badly chosen, events that have nothing in common have one
 event id, and a receiver that deduplicates would take one of them for all. So a replay tells their deliveries apart by
-where their records are.
+where their records are. Which events have been deleted isn't known: once some of a replay's own are, what follows them
+is told apart, too.
 """
 
 from collections.abc import Callable
 
-from gateway.model import EventId, identity_of
+from gateway.log.base import Record
+from gateway.log.records import fingerprint
+from gateway.model import Event, identity_of
 
 MAX_IDENTITIES = 100_000
 """Identities that are remembered of a partition, the newest: some 30 MiB."""
@@ -16,24 +19,28 @@ MAX_IDENTITIES = 100_000
 class Identities:
     """The identities of one partition, in the order of the log."""
 
-    def __init__(self) -> None:
-        self._seen: dict[bytes, tuple[bytes, float]] = {}
+    def __init__(self, complete_from: int = 0) -> None:
+        """Start with no identity. Events below `complete_from` may share theirs with a deleted event of the replay."""
+        self._complete_from = complete_from
+        self._seen: dict[bytes, tuple[bytes, float, int | None]] = {}
 
-    def is_shared(self, event: EventId, content: bytes, at: float, window: Callable[[], float | None]) -> bool:
-        """Note an event; return whether it shares its identity with one that was noted, and isn't a copy of that.
+    def offset_in_id(self, event: Event, record: Record, window: Callable[[], float | None]) -> int | None:
+        """Note an event; return the offset that tells its deliveries from others of its identity, None if none does.
 
-        A copy has the same content, and was appended at most a window (seconds) later; with None there are no copies.
+        A duplicate has the offset of its original: it has the same content, and was appended at most a window (seconds)
+        later; with None there are no duplicates.
         """
-        identity = identity_of(event)
+        identity = identity_of(event.id)
         if identity is None:
-            return False
-        first = self._seen.get(identity)
-        if first is None:
+            return None
+        content = fingerprint(event)
+        original = self._seen.get(identity)
+        if original is None:
             if len(self._seen) >= MAX_IDENTITIES:
                 del self._seen[next(iter(self._seen))]
-            self._seen[identity] = content, at
-            return False
-        if first[0] != content:
-            return True
-        within = window()
-        return within is None or at - first[1] > within
+            own = record.offset if record.offset < self._complete_from else None
+            self._seen[identity] = content, record.appended_at, own
+            return own
+        content_before, at, offset = original
+        within = window() if content == content_before else None
+        return record.offset if within is None or record.appended_at - at > within else offset
