@@ -46,7 +46,7 @@ REMEMBERED = 3600.0
 class Reloader:
     """Has the active `rules`, after `load`. `on_activated` is called with those that `watch` activates later.
 
-    Set `asked` to have the files read at once, as they are.
+    Set `reload_requested` to have the files read at once, as they are.
     """
 
     def __init__(

@@ -20,8 +20,8 @@ from gateway.model import Delivery, ExpressionError, Headers, TraceContext
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.rules import (
-    HELD_BACK_BEGINNINGS,
-    HELD_BACK_HEADERS,
+    OPT_IN_HEADERS,
+    OPT_IN_PREFIXES,
     RESERVED_HEADERS,
     SIGNED_HEADERS,
     Access,
@@ -122,7 +122,7 @@ def _forwarded_headers(
     A user agent is added if neither they nor the added headers have one.
     """
     names = [name.translate(_FOLDED) for name, _ in headers]
-    dropped = _NOT_PASSED
+    dropped = _NEVER_FORWARDED
     if added or destination.drop_headers:
         others = [*added, *[name.encode() for name in destination.drop_headers]]
         dropped = dropped.union([name.translate(_FOLDED) for name in others])
@@ -133,16 +133,18 @@ def _forwarded_headers(
         parents = [value for name, value in headers if name.lower() == b"traceparent"]
         if len(parents) > 1 or not _is_traceparent(parents[0]):
             dropped |= _TRACE  # Trace Context, section 3.3.1: both or none
-    beginnings = _HELD_BACK_BEGINNINGS_AND_SIGNED if destination.sign else _HELD_BACK_BEGINNINGS
-    held = _STAYS if dropped is _NOT_PASSED else dropped | _HELD_BACK
+    prefixes = _OPT_IN_PREFIXES_AND_SIGNED if destination.sign else _OPT_IN_PREFIXES
+    excluded = _EXCLUDED if dropped is _NEVER_FORWARDED else dropped | _OPT_IN
     if destination.forward_headers:
         wanted = {name.lower().encode() for name in destination.forward_headers}
         names = [
-            _WANTED if name.lower() in wanted and folded not in dropped else folded
+            _OPTED_IN if name.lower() in wanted and folded not in dropped else folded
             for folded, (name, _) in zip(names, headers, strict=True)
         ]
     kept = [
-        pair for name, pair in zip(names, headers, strict=True) if name not in held and not name.startswith(beginnings)
+        pair
+        for name, pair in zip(names, headers, strict=True)
+        if name not in excluded and not name.startswith(prefixes)
     ]
     if b"user-agent" not in added and (b"user-agent" not in names or b"user-agent" in dropped):
         kept.append(USER_AGENT)
@@ -178,13 +180,13 @@ def _is_traceparent(value: bytes) -> bool:
 
 _CREDENTIALS = frozenset(b"authorization cookie proxy-authenticate proxy-authentication-info".split())
 _RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
-_HELD_BACK = frozenset([name.encode() for name in HELD_BACK_HEADERS])
-_HELD_BACK_BEGINNINGS = tuple([name.encode() for name in HELD_BACK_BEGINNINGS])
-_HELD_BACK_BEGINNINGS_AND_SIGNED = (*_HELD_BACK_BEGINNINGS, SIGNED_HEADERS.encode())
-_WANTED = b""  # Replaces a name that isn't forwarded by default.
+_OPT_IN = frozenset([name.encode() for name in OPT_IN_HEADERS])
+_OPT_IN_PREFIXES = tuple([name.encode() for name in OPT_IN_PREFIXES])
+_OPT_IN_PREFIXES_AND_SIGNED = (*_OPT_IN_PREFIXES, SIGNED_HEADERS.encode())
+_OPTED_IN = b""  # Replaces a name that isn't forwarded by default.
 _FOLDED = bytes([ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()])  # as `folded`
-_NOT_PASSED = _RESERVED | _CREDENTIALS
-_STAYS = _NOT_PASSED | _HELD_BACK
+_NEVER_FORWARDED = _RESERVED | _CREDENTIALS
+_EXCLUDED = _NEVER_FORWARDED | _OPT_IN
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5
 _TRACE = frozenset((b"traceparent", b"tracestate"))
 _TRACEPARENT = re.compile(

@@ -63,7 +63,7 @@ def too_large(limit: int) -> RefusedError:
 
 
 def overloaded() -> RefusedError:
-    return RefusedError(503, "overloaded", "too much is under way")
+    return RefusedError(503, "overloaded", "too many requests are in progress")
 
 
 def _evicted() -> RefusedError:

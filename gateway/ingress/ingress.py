@@ -193,7 +193,7 @@ class Ingress:
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
-            raise RefusedError(413, "body_too_large", "the event is larger than the log takes") from error
+            raise RefusedError(413, "body_too_large", "the event is larger than the log allows") from error
         finally:
             self._memory.release(endpoint.share, len(body))
         return Accepted(event.id)

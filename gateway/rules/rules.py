@@ -24,17 +24,17 @@ RESERVED_HEADERS = frozenset(
     )
 )
 """Headers that neither a sender, a route nor a destination sets; in lower case."""
-HELD_BACK_HEADERS = frozenset(
+OPT_IN_HEADERS = frozenset(
     (
         # Who sent a request, from where, and as which user.
         *("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
         *("true-client-ip", "cf-connecting-ip", "remote-user", "x-remote-user"),
-        # What it asks for.
+        # What the request is for.
         *("x-rewrite-url", "x-http-method", "x-http-method-override", "x-method-override"),
         "proxy",  # https://httpoxy.org
     )
 )
-HELD_BACK_BEGINNINGS = ("x-forwarded-", "x-original-")
+OPT_IN_PREFIXES = ("x-forwarded-", "x-original-")
 """Prefixes, and above names, of headers that servers trust because their own proxy sets them: a sender's are only
 forwarded to a destination that asks for them. In lower case."""
 SIGNED_HEADERS = "webhook-"
@@ -46,10 +46,10 @@ def folded(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def is_held_back(name: str) -> bool:
+def is_opt_in_header(name: str) -> bool:
     """Return whether a header is only forwarded to destinations that ask for it."""
     name = folded(name)
-    return name in HELD_BACK_HEADERS or name.startswith(HELD_BACK_BEGINNINGS)
+    return name in OPT_IN_HEADERS or name.startswith(OPT_IN_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

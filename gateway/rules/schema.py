@@ -21,10 +21,10 @@ from gateway.rules.value_kinds import (
     _USER,
     CEL,
     DURATION_STEP,
-    FILE_USE,
+    FILE_REF,
     HEADER,
     NAME,
-    NAME_USE,
+    NAME_REF,
     PEM,
     TEXT,
     URL,
@@ -38,8 +38,8 @@ from gateway.rules.value_kinds import (
     Tree,
     _header_template,
     _header_value,
-    _held_back,
     _network,
+    _opt_in_header,
     _result,
     _signing_secret,
     _text,
@@ -112,13 +112,13 @@ OAUTH2 = MappingKind(
         Key(
             name="client_id",
             kind=secret("a string without control characters", _PASSWORD),
-            about="Who we are to the token endpoint.",
+            about="Our client id at the token endpoint.",
             is_required=True,
         ),
         Key(
             name="client_secret",
             kind=secret("a string without control characters", _PASSWORD),
-            about="And its secret.",
+            about="The client's secret.",
             is_required=True,
         ),
         Key(
@@ -128,20 +128,20 @@ OAUTH2 = MappingKind(
                 Scalar("a scope without spaces", matching(_SCOPE), pattern(_SCOPE)),
                 may_be_one=True,
             ),
-            about="What the token is to be good for, a scope or a list of them.",
+            about="The token's scope, or a list of scopes.",
         ),
-        Key(name="audience", kind=TEXT, about="Whom the token is for, where the endpoint wants to be told."),
+        Key(name="audience", kind=TEXT, about="The token's audience, if the endpoint requires one."),
         Key(
             name="style",
             kind=choice(*TokenStyle, parse=TokenStyle),
-            about="Where id and secret stand in the request for a token: a header (basic), or its body.",
+            about="Where the token request has id and secret: in a header (basic), or in its body.",
             default="basic",
         ),
     ),
 )
 AUTH = MappingKind(
     name="auth",
-    about="How we prove who we are to the destination: one of basic, bearer and oauth2.",
+    about="How we authenticate to the destination: one of basic, bearer and oauth2.",
     keys=(
         Key(
             name="basic",
@@ -170,10 +170,10 @@ AUTH = MappingKind(
 )
 TLS = MappingKind(
     name="tls",
-    about="Whom we trust and who we are, in PEM, such as ${file:ca.pem}. Verification can't be turned off.",
+    about="Trusted authorities and our certificate, in PEM, such as ${file:ca.pem}. Verification can't be disabled.",
     keys=(
         Key(name="ca", kind=PEM, about="Certificates that we trust instead of the system's."),
-        Key(name="certificate", kind=PEM, about="Our certificate, and what else is in its chain."),
+        Key(name="certificate", kind=PEM, about="Our certificate, and the others of its chain."),
         Key(name="key", kind=PEM, about="The certificate's private key, without a passphrase."),
     ),
 )
@@ -195,15 +195,15 @@ DESTINATION_KEYS = (
         name="forward_headers",
         kind=Several(
             "a list of headers",
-            Scalar("a header's name, such as X-Forwarded-For", _held_back, pattern(TOKEN)),
+            Scalar("a header's name, such as X-Forwarded-For", _opt_in_header, pattern(TOKEN)),
         ),
-        about="Headers of the sender's that are passed on, though servers trust them: X-Forwarded-For, X-Original-URL, "
-        "X-HTTP-Method-Override and the like, which are otherwise held back.",
+        about="The sender's headers to forward although servers trust them: X-Forwarded-For, X-Original-URL, "
+        "X-HTTP-Method-Override and the like, which aren't forwarded by default.",
     ),
     Key(
         name="drop_headers",
         kind=Several("a list of headers", HEADER),
-        about="Headers of the sender's that aren't passed on, such as a provider's signature.",
+        about="The sender's headers not to forward, such as a provider's signature.",
     ),
     Key(name="sign", kind=SIGN, about=SIGN.about),
     Key(name="auth", kind=AUTH, about=AUTH.about),
@@ -218,25 +218,25 @@ DESTINATION_KEYS = (
     Key(
         name="on_gone",
         kind=choice(*OnGone, parse=OnGone),
-        about="What a 410 leads to: a dead letter, or a dead letter and a pause of the destination.",
+        about="What happens after a 410: a dead letter, or a dead letter and a pause of the destination.",
         default="dead_letter",
     ),
     Key(
         name="timeout",
         kind=duration(0.1, 300),
-        about="How long one attempt may take in all, from the look-up of the host to the end of the response.",
+        about="The timeout of one attempt in all, from resolving the host to the response.",
         default="10s",
     ),
     Key(
         name="concurrency",
         kind=integer(1, 1000),
-        about="How many requests at once, over the whole fleet.",
+        about="Maximum concurrent requests, over the whole fleet.",
         default=50,
     ),
     Key(
         name="rate",
         kind=Scalar("a rate such as 100/s, 10/m or 5/h", lambda value: parse_rate(_text(value)), pattern(_RATE)),
-        about="How many requests, over the whole fleet: 100/s, 10/m, 5/h. Without it there is no limit.",
+        about="Maximum rate of requests, over the whole fleet: 100/s, 10/m, 5/h. Without it there is no limit.",
     ),
 )
 DESTINATION = MappingKind(
@@ -246,7 +246,7 @@ DESTINATION = MappingKind(
 )
 INLINE_DESTINATION = MappingKind(
     name="inline_destination",
-    about="A destination written where it is used.",
+    about="A destination defined where it is used.",
     keys=(
         Key(name="name", kind=NAME, about="Its name: a label of metrics, and part of keys.", is_required=True),
         *DESTINATION_KEYS,
@@ -270,7 +270,7 @@ SOURCE = MappingKind(
                 {"$ref": "#/$defs/verify"},
                 unresolved="whsec_cGxhY2Vob2xkZXItcGxhY2Vob2xkZXI=",  # a secret of any scheme
             ),
-            about="How the sender proves who it is.",
+            about="How the sender is verified.",
             is_required=True,
         ),
         Key(name="id", kind=CEL, about="CEL: what identifies an event. Default: what the scheme's vendor documents."),
@@ -284,8 +284,8 @@ SOURCE = MappingKind(
         Key(
             name="dedupe",
             kind=_WINDOW,
-            about="For how long an event isn't delivered again when it comes again with the same identity and content; "
-            "or off. Default: 1h for providers that repeat by themselves, else off.",
+            about="For how long events with the same identity and content aren't delivered again; "
+            "or off. Default: 1h for providers that redeliver automatically, else off.",
         ),
         Key(
             name="public_url",
@@ -330,13 +330,13 @@ RETRY = MappingKind(
                 choice(*Disposition, parse=Disposition),
                 has_number_keys=True,
             ),
-            about="What to do about a status, a class of them or a kind of failure, where not as usual.",
+            about="What to do after a status, a class of statuses or a kind of failure, instead of the default.",
         ),
     ),
 )
 REQUEST = MappingKind(
     name="request",
-    about="What is sent instead of the raw bytes. Texts may hold ${{ CEL }}.",
+    about="What is sent instead of the raw bytes. Strings may contain ${{ CEL }}.",
     keys=(
         Key(
             name="headers",
@@ -345,7 +345,7 @@ REQUEST = MappingKind(
                 HEADER,
                 Tree("a string", str, _header_template, {"type": "string"}, is_template=True),
             ),
-            about="Headers that the request gets.",
+            about="Headers to add to the request.",
         ),
         Key(
             name="body",
@@ -361,7 +361,7 @@ ROUTE = MappingKind(
         Key(name="name", kind=NAME, about="Its name: a label of metrics, and part of keys.", is_required=True),
         Key(
             name="from",
-            kind=Several("a source's name or a list of them", NAME_USE, may_be_one=True),
+            kind=Several("a source's name or a list of them", NAME_REF, may_be_one=True),
             about="The source, or a list of sources.",
             is_required=True,
         ),
@@ -373,15 +373,15 @@ ROUTE = MappingKind(
                 parse_condition,
                 {"type": "object"},
             ),
-            about="Paths (type, source, headers.…, query.…, body.…) and what is expected there; all must hold. "
-            "A value, a list of values, a glob, or tests {is, gt, gte, lt, lte, exists, not}; "
-            "any_of and all_of take lists of such mappings, not takes one.",
+            about="Paths (type, source, headers.…, query.…, body.…) with their conditions, all of which must hold: "
+            "a value, a list of values, a glob, or tests {is, gt, gte, lt, lte, exists, not}; "
+            "any_of and all_of have lists of such mappings, not has one.",
         ),
-        Key(name="when", kind=CEL, about="CEL, for what match can't say."),
+        Key(name="when", kind=CEL, about="CEL, for conditions that match can't express."),
         Key(
             name="to",
-            kind=Several("a destination or a list of them", NameOr(NAME_USE, INLINE_DESTINATION), may_be_one=True),
-            about="Names of destinations, or destinations written in place.",
+            kind=Several("a destination or a list of them", NameOr(NAME_REF, INLINE_DESTINATION), may_be_one=True),
+            about="Names of destinations, or destinations defined in place.",
             is_required=True,
         ),
         Key(name="request", kind=REQUEST, about="Without it the raw bytes go through untouched."),
@@ -389,14 +389,14 @@ ROUTE = MappingKind(
         Key(
             name="order",
             kind=choice("key"),
-            about="`key`: the events of a source's key reach each destination one after another, in their order. "
+            about="`key`: the events of a source's key are delivered to each destination one after another, in order. "
             "Every source needs a `key`; `max_age` is 1h by default.",
         ),
         Key(
             name="on_exhausted",
             kind=choice("dead_letter", "halt"),
-            about="With `order`, what a delivery without success leads to: a dead letter and the next of its key, "
-            "or a halt of the key until the route or the destination is kicked.",
+            about="With `order`, what happens after a delivery has finally failed: a dead letter and the key's next "
+            "one, or a halt of the key until the route or the destination is kicked.",
             default="dead_letter",
         ),
     ),
@@ -405,7 +405,7 @@ ROUTE = MappingKind(
 EGRESS = MappingKind(
     name="egress",
     about="Where deliveries may connect to. Link-local and cloud-metadata addresses are always refused, unless `allow` "
-    "has the very address.",
+    "has the exact address.",
     keys=(
         Key(
             name="private",
@@ -420,16 +420,16 @@ EGRESS = MappingKind(
                 Scalar("an address or a network such as 10.0.0.0/8", _network, {"type": "string"}),
                 may_be_empty=True,
             ),
-            about="Addresses and networks that are allowed whatever else refuses them; of link-local and "
-            "cloud-metadata ones only those that are written here as single addresses.",
+            about="Addresses and networks that are always allowed; link-local and "
+            "cloud-metadata ones only if they are written here as single addresses.",
         ),
     ),
 )
 INCLUDED_KEYS = (
     Key(
         name="include",
-        kind=Several("a file, a glob or a list of them", FILE_USE, may_be_one=True),
-        about="Files to read too, relative to this one; `*` stands for any run of characters.",
+        kind=Several("a file, a glob or a list of them", FILE_REF, may_be_one=True),
+        about="Other files to read, relative to this one; `*` matches any characters.",
     ),
     Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
@@ -486,7 +486,7 @@ def _object_schema(record: MappingKind, definitions: dict[str, object]) -> dict[
 def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object]:
     match kind:
         case Scalar():
-            # A string without further conditions takes a reference as it is.
+            # A string without further conditions already allows a reference.
             return dict(kind.json) if kind.json == TEXT.json else {"anyOf": [kind.json, {"$ref": "#/$defs/reference"}]}
         case Tree():
             return dict(kind.json)
@@ -501,7 +501,7 @@ def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object
             return {"anyOf": [_kind_schema(kind.name, definitions), _kind_schema(kind.record, definitions)]}
         case MappingKind():
             if kind.name not in definitions:
-                definitions[kind.name] = {}  # holds the place, should a record ever hold itself
+                definitions[kind.name] = {}  # a placeholder, in case a mapping contains itself
                 definitions[kind.name] = _object_schema(kind, definitions)
             return {"$ref": f"#/$defs/{kind.name}"}
     assert_never(kind)

@@ -160,7 +160,7 @@ class SchemaReader:
             got = _shown(node, is_secret=kind.is_secret)
             self.report(node, "value", str(error) or f"expected {kind.expected}, got {got}{guess}")
             return ABSENT
-        return NameRef(str(parsed), node) if kind.is_use else parsed
+        return NameRef(str(parsed), node) if kind.is_name_ref else parsed
 
     def _tree(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # what the kind says
         if not isinstance(node.value, kind.shape):

@@ -14,7 +14,7 @@ import yarl
 
 from gateway.model import NAME_PATTERN
 from gateway.rules.expressions import Expression
-from gateway.rules.rules import RESERVED_HEADERS, Proxy, folded, is_held_back
+from gateway.rules.rules import RESERVED_HEADERS, Proxy, folded, is_opt_in_header
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
 from gateway.verify.config_keys import TOKEN, signing_key
@@ -31,7 +31,7 @@ class Scalar:
     choices: tuple[str, ...] = ()
     is_secret: bool = False
     """Never show the value."""
-    is_use: bool = False
+    is_name_ref: bool = False
     """The name of something that has to exist; read together with its location."""
     unresolved: Callable[[str], object] | None = None
     """Returns a placeholder for a string with unresolvable references, while checking; None omits the key."""
@@ -214,9 +214,9 @@ def _header(value: object) -> str:
     return name
 
 
-def _held_back(value: object) -> str:
+def _opt_in_header(value: object) -> str:
     name = _header(value)
-    if not is_held_back(name):
+    if not is_opt_in_header(name):
         expected = "expected a header that isn't passed on by itself, such as X-Forwarded-For"
         raise ValueError(f"{expected}, got {name!r}")
     return name
@@ -337,8 +337,8 @@ NAME = Scalar(
     matching(NAME_PATTERN),
     pattern(NAME_PATTERN),
 )
-NAME_USE = Scalar("a name", _text, pattern(NAME_PATTERN), is_use=True)
-FILE_USE = Scalar("a file or a glob", _text, {"type": "string"}, is_use=True)
+NAME_REF = Scalar("a name", _text, pattern(NAME_PATTERN), is_name_ref=True)
+FILE_REF = Scalar("a file or a glob", _text, {"type": "string"}, is_name_ref=True)
 URL = Scalar(
     "an http or https URL", http_url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str
 )

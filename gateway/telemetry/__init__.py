@@ -1,1 +1,1 @@
-"""What the gateway tells of itself: metrics, logs."""
+"""Telemetry: metrics, logs and traces."""

@@ -273,9 +273,9 @@ class Metrics(Collector):
             self._families.append(family := Family(lambda: Histogram(bounds), f"gateway_{name}_seconds", text, labels))
             return family
 
-        self.requests = counter("requests", "Requests at the ingress, by what was answered.", "source", "status")
+        self.requests = counter("requests", "Requests at the ingress, by the response's status.", "source", "status")
         self.refusal_runs = RefusalRuns()
-        self.rejected = counter("rejected", "Requests that were refused, by why.", "source", "reason")
+        self.rejected = counter("rejected", "Requests that were refused, by reason.", "source", "reason")
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.duplicates = counter(
             "duplicates",

@@ -31,7 +31,7 @@ class ConfigPath:
         self._problems[self._path, message] = None
 
 
-class UnfitError(Exception):
+class InvalidValueError(Exception):
     """A value isn't what a key accepts."""
 
     def __init__(self, expected: str, value: object) -> None:
@@ -39,7 +39,7 @@ class UnfitError(Exception):
 
 
 class Key(NamedTuple):
-    """An allowed key: how its value is parsed (raises UnfitError, or reports below), and its JSON Schema."""
+    """An allowed key: how its value is parsed (raises InvalidValueError, or reports below), and its JSON Schema."""
 
     read: Callable[[Any, ConfigPath], Any]
     schema: Mapping[str, Any]
@@ -71,7 +71,7 @@ def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: Conf
         if name in config:
             try:
                 values[name] = key.read(config[name], where.below(name))
-            except UnfitError as error:
+            except InvalidValueError as error:
                 where.below(name).report(str(error))
         elif key.is_required:
             where.report(f"expected the key '{name}', got none")
@@ -86,26 +86,26 @@ TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: a
 def _read_header(value: object, _: ConfigPath) -> str:
     if isinstance(value, str) and TOKEN.fullmatch(value):
         return value
-    raise UnfitError("a header's name", value)
+    raise InvalidValueError("a header's name", value)
 
 
 def _read_parameter(value: object, _: ConfigPath) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z._~-]+", value):
         return value
-    raise UnfitError("a query parameter's name of letters, digits and ._~-", value)
+    raise InvalidValueError("a query parameter's name of letters, digits and ._~-", value)
 
 
 def _read_ascii(value: object, _: ConfigPath) -> bytes:
     if isinstance(value, str) and value and value.isascii() and value.isprintable():
         return value.encode()
-    raise UnfitError("a string of printable ASCII characters", value)
+    raise InvalidValueError("a string of printable ASCII characters", value)
 
 
 def _read_username(value: object, _: ConfigPath) -> str:
     # RFC 7617, section 2: a user-id with a colon is invalid.
     if isinstance(value, str) and value and ":" not in value:
         return value
-    raise UnfitError("a user name without a colon", value)
+    raise InvalidValueError("a user name without a colon", value)
 
 
 def _read_secrets(value: object, where: ConfigPath) -> tuple[Secret, ...]:
@@ -128,7 +128,7 @@ def _one_of(choices: Iterable[str]) -> Callable[[object, ConfigPath], str]:
     def read(value: object, _: ConfigPath) -> str:
         if isinstance(value, str) and value in known:
             return value
-        raise UnfitError(f"one of {', '.join(known)}", value)
+        raise InvalidValueError(f"one of {', '.join(known)}", value)
 
     return read
 
@@ -141,7 +141,7 @@ def _read_tolerance(value: object, _: ConfigPath) -> float:
     except ValueError:
         seconds = 0
     if not seconds:
-        raise UnfitError("a duration such as 5m, or none", value)
+        raise InvalidValueError("a duration such as 5m, or none", value)
     return seconds
 
 
@@ -161,7 +161,7 @@ def signing_key(text: str) -> bytes:
 
 def _read_timestamp(value: object, where: ConfigPath) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise UnfitError("a mapping with header or prefix", value)
+        raise InvalidValueError("a mapping with header or prefix", value)
     if ("header" in value) == ("prefix" in value):
         where.report(f"expected either header or prefix, got {'both' if 'header' in value else 'neither'}")
     return read_keys(value, _TIMESTAMP_KEYS, where)
@@ -172,9 +172,11 @@ _PARTS = ("body", "timestamp", "id", "method", "path", "url", "header")
 
 
 def _read_signed(value: object, _: ConfigPath) -> tuple[bytes | Part, ...]:
-    unfit = UnfitError("a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value)
+    invalid = InvalidValueError(
+        "a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value
+    )
     if not isinstance(value, str):
-        raise unfit
+        raise invalid
     parts: list[bytes | Part] = []
     try:
         for literal, kind, name, conversion in Formatter().parse(value):
@@ -184,12 +186,12 @@ def _read_signed(value: object, _: ConfigPath) -> tuple[bytes | Part, ...]:
                 continue
             is_named = bool(TOKEN.fullmatch(name or ""))
             if kind not in _PARTS or conversion or (kind == "header") != is_named or (name and not is_named):
-                raise unfit
+                raise invalid
             parts.append(Part(kind, (name or "").lower().encode()))
     except ValueError as error:  # unbalanced braces
-        raise unfit from error
+        raise invalid from error
     if BODY not in parts:  # a signature that doesn't cover the body vouches for nothing
-        raise unfit
+        raise invalid
     return tuple(parts)
 
 

@@ -318,7 +318,7 @@ def refusals(secured: Secured) -> Mapping[str, tuple[dict[str, str], str]]:
                 sasl_username="gateway",
                 sasl_password_file=secured.password,
             ),
-            "expected a broker that takes SCRAM-SHA-512, got one that doesn't",
+            "expected a broker that supports SCRAM-SHA-512, got one that doesn't",
         ),
         "an authority that isn't trusted": (
             {**secured.environ("TLS", "SSL"), "GATEWAY_KAFKA_SSL_CA": str(secured.other_ca)},
@@ -354,7 +354,7 @@ def refusals(secured: Secured) -> Mapping[str, tuple[dict[str, str], str]]:
         ),
         "SASL where nobody asks for it": (
             {**secured.by_password("PLAIN"), "GATEWAY_LOG": secured.environ("TLS", "SSL")["GATEWAY_LOG"]},
-            "expected a broker that takes PLAIN, got one that takes no SASL there",
+            "expected a broker that supports PLAIN, got one without SASL on this port",
         ),
     }
 

@@ -16,9 +16,9 @@ def test_the_first_of_each_kind_are_told_and_the_rest_is_counted() -> None:
 
 def test_many_kinds_fill_no_more_lines_than_one_can_read() -> None:
     quota = LogQuota()
-    told = sum(quota.take(f"s{number}", "bad_signature") for _ in range(PER_KIND) for number in range(1_000))
-    assert told == IN_ALL
-    left_out = quota.next_window()
-    assert len(left_out) == MAX_KINDS + 1
-    assert left_out[-1][:2] == ("", "")
-    assert told + sum(count for _, _, count in left_out) == 1_000 * PER_KIND
+    logged = sum(quota.take(f"s{number}", "bad_signature") for _ in range(PER_KIND) for number in range(1_000))
+    assert logged == IN_ALL
+    suppressed = quota.next_window()
+    assert len(suppressed) == MAX_KINDS + 1
+    assert suppressed[-1][:2] == ("", "")
+    assert logged + sum(count for _, _, count in suppressed) == 1_000 * PER_KIND

@@ -268,7 +268,7 @@ class Cluster:
                 listed = await self._send(ListGroupsRequest(), node)
                 raise_for(listed.error_code, "groups")
                 for name in [name for name, *_ in listed.groups if name.startswith(prefix)]:
-                    # One by one: aiokafka doesn't know the last field of a group, and takes it for the next group's.
+                    # One by one: aiokafka doesn't know a group's last field, and parses it as the next group's.
                     described = await self._send(DescribeGroupsRequest([name]), node)
                     for code, _, _, _, _, members, *_ in described.groups:
                         raise_for(code, name)

@@ -158,9 +158,9 @@ class Connection:
                 shown = "the token" if security.token else f"the user {security.username!r} and its password"
                 expected, got = f"{shown} to be accepted by {security.mechanism}", " a refusal"
             case UnsupportedSaslMechanismError():
-                expected, got = f"a broker that takes {security.mechanism}", " one that doesn't"
+                expected, got = f"a broker that supports {security.mechanism}", " one that doesn't"
             case IllegalSaslStateError():
-                expected, got = f"a broker that takes {security.mechanism}", " one that takes no SASL there"
+                expected, got = f"a broker that supports {security.mechanism}", " one without SASL on this port"
             case NoTokenError():
                 expected, got = "a token", f" none: {cause.__cause__}"
             case TimeoutError() | KafkaTimeoutError():
