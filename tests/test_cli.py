@@ -1359,8 +1359,8 @@ def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
         ),
         ("kick", 1, "kicked route build: 1 tried now\n"),
         ("kick", 1200, "kicked route build: 1,200 tried now\n"),
-        ("resume", 1, "resumed route build: 1 delivery goes on\n"),
-        ("resume", 2, "resumed route build: 2 deliveries go on\n"),
+        ("resume", 1, "resumed route build: 1 parked delivery queued\n"),
+        ("resume", 2, "resumed route build: 2 parked deliveries queued\n"),
     ],
 )
 @pytest.mark.usefixtures("log")
@@ -1404,8 +1404,8 @@ def test_what_is_taken_back_is_told(
     ("finished", "told"),
     [
         (3, "nothing waited for a retry; on ordered routes 3 waited, none waits now"),
-        (1, "nothing waited for a retry; on ordered routes 3 waited, 2 of them wait still"),
-        (0, "nothing waited for a retry; on ordered routes 3 waited, 3 of them wait still"),
+        (1, "nothing waited for a retry; on ordered routes 3 waited, 2 of them still wait"),
+        (0, "nothing waited for a retry; on ordered routes 3 waited, 3 of them still wait"),
     ],
 )
 @pytest.mark.usefixtures("log")
@@ -1503,7 +1503,7 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     on_log(lambda log: log.append(topic, key=b"k", value=b"{}", headers=headers))
     told = (
         "kicked destination ci: nothing waited for a retry; 3 are parked: it is paused; "
-        "on ordered routes 1 waited, 1 of them waits still\n  gateway destination resume ci\n"
+        "on ordered routes 1 waited, 1 of them still waits\n  gateway destination resume ci\n"
     )
     assert run("destination", "kick", "ci")[:2] == (0, told)
     told, _ = parked_text("route build", {"route/build": 1}, 1)

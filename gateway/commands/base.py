@@ -29,7 +29,7 @@ SETTINGS = {
     "role": ("ROLE", "all, ingress or router", "all"),
     "topic_prefix": ("PREFIX", "prefix of the names of topics and groups", "gateway."),
     "traces": ("URL", "the OTLP collector to send traces to, such as http://localhost:4318", "none"),
-    "traces_ratio": ("SHARE", "fraction of requests to trace, from 0 to 1, if the sender hasn't decided", "1"),
+    "traces_ratio": ("RATIO", "fraction of requests to trace, from 0 to 1, if the sender hasn't decided", "1"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
     "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
@@ -84,7 +84,7 @@ class Command:
             allow_abbrev=False,
         )
         self.takes(parser)
-        kafka = parser.add_argument_group("the connection to Kafka") if set(KAFKA) & set(self.settings) else parser
+        kafka = parser.add_argument_group("connection to Kafka") if set(KAFKA) & set(self.settings) else parser
         for name in self.settings:
             metavar, about, default = SETTINGS[name]
             flag = "--" + name.replace("_", "-")
@@ -164,4 +164,6 @@ def wait_arguments(parser: Parser) -> None:
         default=True,
         help="wait until the running gateway has carried it out",
     )
-    parser.add_argument("--timeout", type=duration, default=30.0, metavar="DURATION", help="how long to wait (30s)")
+    parser.add_argument(
+        "--timeout", type=duration, default=30.0, metavar="DURATION", help="how long to wait (default: 30s)"
+    )

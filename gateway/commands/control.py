@@ -114,7 +114,7 @@ class Counts:
         """Return the end of a line about them; "" without any."""
         if not self.waited:
             return ""
-        wait = f"{self.wait:,} of them {'waits' if self.wait == 1 else 'wait'} still" if self.wait else "none waits now"
+        wait = f"{self.wait:,} of them still {'waits' if self.wait == 1 else 'wait'}" if self.wait else "none waits now"
         return f"; on ordered routes {self.waited:,} waited, {wait}"
 
 
@@ -135,7 +135,7 @@ def _outcome_text(shown: str, action: str, done: Order, parked: tuple[str, str],
         return f"{shown} was paused again: {count(done.count, 'delivery')} had already been resumed"
     if action == "resume":
         follows = f"; {unread_text(done.unread)}: what is parked there is resumed once it can be" if done.unread else ""
-        return f"resumed {shown}: {count(done.count, 'delivery', 'goes')} on{ordered}{follows}"
+        return f"resumed {shown}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
     kind, _, name = shown.partition(" ")
     more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
     parked_part, commands = parked

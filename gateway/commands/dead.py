@@ -28,9 +28,14 @@ from gateway.ops.presentation import (
 
 
 def filter_arguments(parser: Parser) -> None:
-    parser.add_argument("--route", metavar="NAME")
-    parser.add_argument("--destination", metavar="NAME")
-    parser.add_argument("--reason", choices=list(map(str, DeadReason)), metavar="REASON", help=", ".join(DeadReason))
+    parser.add_argument("--route", metavar="NAME", help="only those of this route")
+    parser.add_argument("--destination", metavar="NAME", help="only those for this destination")
+    parser.add_argument(
+        "--reason",
+        choices=list(map(str, DeadReason)),
+        metavar="REASON",
+        help=f"only those with this reason: {', '.join(DeadReason)}",
+    )
     parser.add_argument(
         "--since", type=duration, metavar="DURATION", help="only those written within DURATION (such as 2h)"
     )
@@ -41,7 +46,9 @@ def filter_arguments(parser: Parser) -> None:
 
 def dead_list_arguments(parser: Parser) -> None:
     filter_arguments(parser)
-    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="show at most N, newest first (50)")
+    parser.add_argument(
+        "--limit", type=positive, default=50, metavar="N", help="show at most N, newest first (default: 50)"
+    )
     parser.add_argument("--all", action="store_true", help="include replayed and dropped ones")
 
 
@@ -122,7 +129,7 @@ def resolve_arguments(parser: Parser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="a delivery id or an event id")
     filter_arguments(parser)
     parser.add_argument("--all", action="store_true", help="every open dead letter")
-    parser.add_argument("--dry-run", action="store_true", help="only show how many it would be")
+    parser.add_argument("--dry-run", action="store_true", help="only show how many match")
     parser.set_defaults(yes=False)
     wait_arguments(parser)
 

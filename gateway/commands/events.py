@@ -17,8 +17,10 @@ from gateway.text import did_you_mean
 
 
 def events_arguments(parser: Parser) -> None:
-    parser.add_argument("--source", metavar="SOURCE")
-    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="show at most N, newest first (20)")
+    parser.add_argument("--source", metavar="SOURCE", help="only events of this source")
+    parser.add_argument(
+        "--limit", type=positive, default=20, metavar="N", help="show at most N, newest first (default: 20)"
+    )
     parser.add_argument(
         "--since", type=duration, metavar="DURATION", help="only those stored within DURATION (such as 1h)"
     )

@@ -32,11 +32,13 @@ def explain_arguments(parser: Parser) -> None:
     rule_file_argument(parser)
     about = "a file with a body, - for stdin, an event in the log by its id or position, or the name of a source"
     parser.add_argument("event", metavar="EVENT", help=about)
+    parser.add_argument("--source", metavar="SOURCE", help="the source of the event; required with a file or stdin")
     parser.add_argument(
-        "--source", metavar="SOURCE", help="the source that would have sent it; required unless EVENT is an event id"
+        "--header", action="append", default=[], type=header, metavar="'K: V'", help="a header of the event; repeatable"
     )
-    parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
-    parser.add_argument("--query", action="append", default=[], type=parameter, metavar="K=V", help="repeatable")
+    parser.add_argument(
+        "--query", action="append", default=[], type=parameter, metavar="K=V", help="a query parameter; repeatable"
+    )
     parser.add_argument("--show-secrets", action="store_true", help="mask nothing")
 
 

@@ -65,7 +65,9 @@ def replay_arguments(parser: Parser) -> None:
         metavar="RATE",
         help="limit for all processes together, such as 100/s or 10/m (default: as fast as possible)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only show how many it would be, by the local rules")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show how many it would deliver, by the local rules"
+    )
     parser.add_argument(
         "--wait",
         action=argparse.BooleanOptionalAction,
@@ -77,11 +79,11 @@ def replay_arguments(parser: Parser) -> None:
         type=duration,
         default=30.0,
         metavar="DURATION",
-        help="how long to wait without progress (30s)",
+        help="how long to wait without progress (default: 30s)",
     )
     other = parser.add_mutually_exclusive_group()
-    about = "replay one event, by its id (of several the newest) or its position, TOPIC/PARTITION@OFFSET"
-    other.add_argument("--event", metavar="ID", help=f"{about}, by every route that matches it, or --route")
+    about = "replay one event: its id (of several the newest) or its position, TOPIC/PARTITION@OFFSET"
+    other.add_argument("--event", metavar="ID", help=f"{about}; by every route that matches it, or --route")
     other.add_argument("--follow", metavar="ID", help="show the progress of this replay, until it ends")
     other.add_argument("--cancel", metavar="ID", help="cancel this replay")
 

@@ -31,7 +31,9 @@ def send_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--id", metavar="ID", help="the event id, if the provider has it in a header; a new one by default"
     )
-    parser.add_argument("--header", action="append", default=[], type=header, metavar="'K: V'", help="repeatable")
+    parser.add_argument(
+        "--header", action="append", default=[], type=header, metavar="'K: V'", help="an additional header; repeatable"
+    )
     parser.add_argument("--secret", metavar="SECRET", help="sign with this instead of the secrets in the rules")
     parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N, one after the other")
     parser.add_argument("--forge", action="store_true", help="use an invalid signature")
@@ -81,17 +83,17 @@ async def _send(call: Call) -> int:
 
 
 def receive_arguments(parser: Parser) -> None:
-    parser.add_argument("--port", type=port, default=9101, metavar="PORT", help="0 takes a free one (9101)")
-    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="where to listen (127.0.0.1)")
+    parser.add_argument("--port", type=port, default=9101, metavar="PORT", help="0 takes a free one (default: 9101)")
+    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="where to listen (default: 127.0.0.1)")
     parser.add_argument(
         "--respond",
         type=statuses,
         default=[200],
         metavar="STATUSES",
-        help="what to respond with, in turn; the last one repeats (200)",
+        help="what to respond with, in turn; the last one repeats (default: 200)",
     )
     parser.add_argument(
-        "--delay", type=duration, default=0.0, metavar="DURATION", help="wait before each response (0s)"
+        "--delay", type=duration, default=0.0, metavar="DURATION", help="wait before each response (default: 0s)"
     )
     parser.add_argument(
         "--secret",

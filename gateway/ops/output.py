@@ -175,7 +175,7 @@ def _shown(part: "str | tuple[str, str] | Text") -> "str | tuple[str, str] | Tex
     return printable(part) if isinstance(part, str) else (printable(part[0]), part[1])
 
 
-VERBS = {"is": "are", "goes": "go"}
+VERBS = {"is": "are"}
 """Singular → plural."""
 
 
