@@ -1,4 +1,4 @@
-"""The admin address: ready only while events can be taken in, and alive as long as it answers."""
+"""The admin address: ready only while events can be accepted, and alive as long as it responds."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping

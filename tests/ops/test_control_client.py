@@ -1,4 +1,4 @@
-"""What operators order, and how they hear of its end."""
+"""Operators' commands, and how their outcomes are reported."""
 
 from gateway.engine.control.records import DeadFilter, Order, decode
 from gateway.log.base import Partition

@@ -1,4 +1,4 @@
-"""The dead letters, and what has become of each."""
+"""Dead letters, and whether each is open or resolved."""
 
 from collections.abc import Sequence
 

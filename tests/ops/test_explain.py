@@ -1,4 +1,4 @@
-"""What `gateway explain` tells."""
+"""What `gateway explain` shows."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many events `gateway check` takes for copies and for conflicts, against what dedupe makes of the same ones."""
+"""The duplicates and conflicts that `gateway check` counts are those that dedupe finds in the same events."""
 
 from collections import Counter
 from dataclasses import replace

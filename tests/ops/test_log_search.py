@@ -1,4 +1,4 @@
-"""Reading backwards."""
+"""Reading the log backwards."""
 
 from contextlib import aclosing
 

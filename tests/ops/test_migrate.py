@@ -1,4 +1,4 @@
-"""Moving an embedded log: whatever interrupts it, in the end exactly what is unfinished there is unfinished here."""
+"""Moving an embedded log: whatever interrupts it, in the end the same records are unfinished."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping

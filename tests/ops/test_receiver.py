@@ -1,4 +1,4 @@
-"""The receiver behind `gateway receive`."""
+"""The test receiver of `gateway receive`."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What operators see of replays of events: which records, which events, and how far it is."""
+"""What operators see of replays: their records, their events, and their progress."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which sources are told to be silent: not those that are so every night, or have never sent much."""
+"""Which sources are reported as silent: not those that are so every night, or that rarely send."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What keeps deliveries back, counted against what is in the log."""
+"""What keeps deliveries from going out, compared with the log's content."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How a source is verified, told without a secret."""
+"""How a source is verified, shown without any secret."""
 
 from pathlib import Path
 
