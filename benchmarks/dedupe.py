@@ -16,8 +16,8 @@ import psutil
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.engine.dedupe.filter import Duplicates, Reader
-from gateway.engine.dedupe.index import Sightings
+from gateway.engine.dedupe.filter import DuplicateFilter, Reader
+from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import SIGHTING
@@ -46,7 +46,7 @@ def judged(count: int, *, traced: bool) -> str:
     """Judge new identities, and measure how much memory each takes, at the worst moment of the second half."""
     process = psutil.Process()
     given = rows(0, STEP)
-    sightings = Sightings()
+    sightings = DedupeIndex()
     if traced:
         tracemalloc.start()
     before, worst, seconds = process.memory_info().rss, 0.0, 0.0
@@ -55,7 +55,7 @@ def judged(count: int, *, traced: bool) -> str:
         given = rows(start, STEP)
         began = time.process_time()
         for row in given:
-            sightings.judge(row, 3600_000_000)
+            sightings.add(row, 3600_000_000)
         seconds += time.process_time() - began
         if start >= count // 4:
             used = tracemalloc.get_traced_memory()[0] if traced else process.memory_info().rss - before
@@ -66,7 +66,7 @@ def judged(count: int, *, traced: bool) -> str:
 
 def restored(count: int) -> str:
     """Restore identities from packed rows."""
-    sightings = Sightings()
+    sightings = DedupeIndex()
     seconds = 0.0
     for start in range(0, count, STEP):
         packed = b"".join(rows(start, STEP))
@@ -104,8 +104,8 @@ async def through_the_log(count: int) -> str:
             await log.close()
 
 
-def _owner(log: EmbeddedLog, base: int) -> tuple[Reader, Duplicates]:
-    duplicates = Duplicates(
+def _owner(log: EmbeddedLog, base: int) -> tuple[Reader, DuplicateFilter]:
+    duplicates = DuplicateFilter(
         log=log,
         topics=TOPICS,
         rules=lambda: RULES,

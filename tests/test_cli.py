@@ -27,7 +27,7 @@ from typing_extensions import override
 from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.replay import DUE
-from gateway.engine.control.records import DeadFilter, Order, Selection, State, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, State, decode
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
@@ -149,9 +149,9 @@ def write_letter(
     return delivery.id
 
 
-def orders() -> list[Order]:
+def orders() -> list[ControlRecord]:
     """Return what is stored in the control topic, oldest first."""
-    found: list[Order] = []
+    found: list[ControlRecord] = []
 
     async def read(log: Log) -> None:
         async for records in log.scan(Partition(TOPICS.control, 0), 0, 1000):
@@ -161,12 +161,12 @@ def orders() -> list[Order]:
     return found
 
 
-def give(order: Order) -> None:
+def give(order: ControlRecord) -> None:
     key, value = order.encode()
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
 
 
-def carry_out(order: Order, **changes: Any) -> None:
+def carry_out(order: ControlRecord, **changes: Any) -> None:
     """Publish an order's end, as the running gateway does."""
     give(order.with_state("active" if order.kind == "pause" else "done", **changes))
 
@@ -950,7 +950,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     assert (told["state"], told["count"]) == ("asked", None)
     one, other = orders()
     assert (one.state, one.action, one.filter) == ("asked", "replay", DeadFilter(ids=(first,)))
-    assert one.marker == {f"{TOPICS.dead}/0": 1}
+    assert one.checkpoint == {f"{TOPICS.dead}/0": 1}
     assert other.filter.reason == "exhausted"
     assert other.filter.since == pytest.approx(other.at - 3600, abs=5)
     assert told["order"] == other.key
@@ -1025,7 +1025,7 @@ def test_a_replay_of_events_is_stored_for_the_running_gateway(run: Run) -> None:
         "",
     )
     place = f"{TOPICS.events('github')}/0"
-    assert (order.kind, order.state, order.marker) == ("replay", "asked", {place: 3})
+    assert (order.kind, order.state, order.checkpoint) == ("replay", "asked", {place: 3})
     assert order.selection is not None
     since = order.selection.since
     assert since == pytest.approx(order.at - 3600, abs=5)
@@ -1086,11 +1086,13 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
 
 def write_reading(route: str, offset: int, at: float, **fields: Any) -> None:
     """Say that the events from an offset on are routed by rules with this route alone."""
-    edition = routing_revision(rules_of(a_route(route, **({"match": {"type": "push"}} | fields))))
+    revision = routing_revision(rules_of(a_route(route, **({"match": {"type": "push"}} | fields))))
     place = f"{TOPICS.events('github')}/0"
     for order in (
-        Order(kind="rules", name=edition.name, state="done", at=at, routes=encode(edition, None)),
-        Order(kind="routed", name=route, state="done", at=at, marker={place: offset}, edition=edition.name),
+        ControlRecord(kind="rules", name=revision.name, state="done", at=at, routes=encode(revision, None)),
+        ControlRecord(
+            kind="routed", name=route, state="done", at=at, checkpoint={place: offset}, revision=revision.name
+        ),
     ):
         give(order)
 
@@ -1159,7 +1161,7 @@ def test_what_every_route_of_a_source_has_missed_is_replayed_at_once(run: Run) -
     }
     assert run(*words, "--no-wait")[0] == 0
     place = f"{TOPICS.events('github')}/0"
-    asked = [(order.selection, order.marker) for order in orders() if order.kind == "replay"]
+    asked = [(order.selection, order.checkpoint) for order in orders() if order.kind == "replay"]
     assert [(one.route, one.source, one.undelivered, one.starts, ends) for one, ends in asked if one is not None] == [
         (route, "github", True, {place: 0}, {place: 5}) for route in ("build", "all")
     ]
@@ -1206,7 +1208,7 @@ def test_one_event_is_replayed_by_each_route_that_matches_it(run: Run) -> None:
     code, out, _ = run("replay", "--event", "evt_1", "--destination", "ci", "--no-wait", "--json")
     assert (code, [one["total"] for one in lines(out)]) == (0, [1, 1])
     starts, ends = {place: 1}, {place: 2}
-    assert [(order.selection, order.marker) for order in orders()] == [
+    assert [(order.selection, order.checkpoint) for order in orders()] == [
         (Selection(route=route, destination="ci", since=0.0, starts=starts), ends) for route in ("build", "all")
     ]
     assert run("replay", "--event", f"{place}@2", "--route", "all", "--no-wait")[0] == 0
@@ -1240,8 +1242,10 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     code, _, err = run("replay", "--follow", order.name, "--timeout", "0s")
     assert code == 1
     assert f"replay {order.name} made no progress: is a gateway running?" in err
-    marker = Order(kind="marker", name=order.key, state="done", at=NOW, marker=dict.fromkeys(order.marker, 1), count=1)
-    key, value = marker.encode()
+    checkpoint = ControlRecord(
+        kind="marker", name=order.key, state="done", at=NOW, checkpoint=dict.fromkeys(order.checkpoint, 1), count=1
+    )
+    key, value = checkpoint.encode()
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
     told = {"replay": order.name, "total": 2}
     code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
@@ -1265,8 +1269,8 @@ def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: 
     write_event("evt_1")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
     (order,) = orders()
-    reached = dict.fromkeys(order.marker, 1)
-    give(Order(kind="marker", name=order.key, state="done", at=NOW, marker=reached, count=1, unread=2))
+    reached = dict.fromkeys(order.checkpoint, 1)
+    give(ControlRecord(kind="marker", name=order.key, state="done", at=NOW, checkpoint=reached, count=1, unread=2))
     code, out, err = run("replay", "--follow", order.name, "--timeout", "0s")
     assert (code, out) == (1, "")
     assert "queued 1 delivery by build, from 1 record of events by now; 2 partitions can't be read" in err
@@ -1367,7 +1371,7 @@ def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
 def test_one_delivery_is_spoken_of_as_one(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, number: int, told: str
 ) -> None:
-    async def done(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:
+    async def done(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:
         assert timeout == 30.0
         return placed.order.with_state("done", count=number, tried=number)
 
@@ -1391,7 +1395,7 @@ def test_one_delivery_is_spoken_of_as_one(
 def test_what_is_taken_back_is_told(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
-    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         return placed.order.with_state(state, count=1, tried=1)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
@@ -1423,7 +1427,7 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
 
     on_log(wait, owner=True)
 
-    async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         if finished:
             # Not the first, unless all are: its key is blocked.
             commit = Commit(3) if finished == 3 else Commit(0, bytes([0b100]))
@@ -1442,7 +1446,7 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
 ) -> None:
     got = {"401": 1200, "503": 4, "timeout": 3, "500": 2, "502": 1, "504": 1, "505": 1}
 
-    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
         return placed.order.with_state("done", count=1216, **fate)
 
@@ -1480,7 +1484,7 @@ def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any)
 def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> Order:  # noqa: ARG001 - the signature
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         return placed.order.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", ended)

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.model import UsageError
 from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.kick_report import describe_kick, parked_text, unread_text
@@ -129,7 +129,7 @@ async def _wait_for_ordered(log: "Log", topics: "Topics", before: OrderedBacklog
     return left
 
 
-def _outcome_text(shown: str, action: str, done: Order, parked: tuple[str, str], ordered: Counts) -> str:
+def _outcome_text(shown: str, action: str, done: ControlRecord, parked: tuple[str, str], ordered: Counts) -> str:
     """Return the outcome of a resume or kick as text; `parked` is `parked_text` of what a kick left parked."""
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had already been resumed"
@@ -144,11 +144,11 @@ def _outcome_text(shown: str, action: str, done: Order, parked: tuple[str, str],
     return f"kicked {shown}: {tried}{ordered}{not_included_text(done)}{more}{commands}"
 
 
-def not_included_text(done: Order) -> str:
+def not_included_text(done: ControlRecord) -> str:
     return f"; {unread_text(done.unread)}: not included" if done.unread else ""
 
 
-async def wait_for_outcome(call: Call, client: ControlClient, placed: StoredCommand) -> Order | None:
+async def wait_for_outcome(call: Call, client: ControlClient, placed: StoredCommand) -> ControlRecord | None:
     """Wait for a command's outcome, unless `--no-wait`; None if there is none in time."""
     if not call.arguments.wait:
         return None
@@ -159,8 +159,8 @@ async def wait_for_outcome(call: Call, client: ControlClient, placed: StoredComm
 def print_outcome(
     call: Call,
     placed: StoredCommand,
-    done: Order | None,
-    text_of: Callable[[Order], str],
+    done: ControlRecord | None,
+    text_of: Callable[[ControlRecord], str],
     **more: object,
 ) -> int:
     """Print a command's outcome, if there is one; values of `more` that aren't empty go into the JSON."""

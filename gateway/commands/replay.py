@@ -397,7 +397,7 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
         async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
             first = await anext(steps, None)
             if first is None:
-                orders = (await ControlClient(log, call.topics).control()).orders.values()
+                orders = (await ControlClient(log, call.topics).control()).commands.values()
                 known = [order.name for order in orders if order.kind == "replay" and order.state == "asked"]
                 under_way = f"; under way: {', '.join(known)}" if known else ""
                 raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
-from gateway.engine.dedupe.filter import Duplicates, Reader
+from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.partition_tracker import Item, Ownership, Pending, Stage, Tracker
@@ -45,7 +45,7 @@ class Member(ABC):
     """Whether the deliveries of a key are made in order; if so, those that have to wait do so in memory."""
 
     def __init__(
-        self, services: Services, dispatch: Dispatcher, duplicates: Duplicates | None, group: str, *, memory: int
+        self, services: Services, dispatch: Dispatcher, duplicates: DuplicateFilter | None, group: str, *, memory: int
     ) -> None:
         self._services = services
         self._log = services.log

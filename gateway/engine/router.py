@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import tiers
-from gateway.engine.control.records import Order
-from gateway.engine.dedupe.filter import Duplicates
+from gateway.engine.control.records import ControlRecord
+from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
@@ -72,7 +72,7 @@ CUT_SHORT = 0.75
 class Router(Member):
     """The member of the group that reads all events and all tiers."""
 
-    def __init__(self, services: Services, dispatch: Dispatcher, duplicates: Duplicates) -> None:
+    def __init__(self, services: Services, dispatch: Dispatcher, duplicates: DuplicateFilter) -> None:
         super().__init__(services, dispatch, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {services.topics.retry(name): delay for name, delay in TIERS.items()}
         self._partitions = 0
@@ -132,12 +132,12 @@ class Router(Member):
 
     @override
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        edition = routing_revision(self._services.rules())
+        revision = routing_revision(self._services.rules())
         for assignment in assignments:
             if self.delay_of(assignment.partition.topic) is None:
                 if self.is_of_another_log(assignment):
                     self._history_updates.forget(assignment.partition)
-                self._history_updates.took_over(assignment.partition, assignment.commit, edition)
+                self._history_updates.took_over(assignment.partition, assignment.commit, revision)
         super().assigned(assignments)
         self._has_to_tell.set()
 
@@ -196,18 +196,20 @@ class Router(Member):
     async def _tell(self) -> None:
         history = self._services.control.history
         while (what := self._history_updates.unpublished()) is not None:
-            now, edition = self._log.now(), what.edition
-            if not history.knows(edition.name) and edition.name not in self._published_revisions:
-                text, base = history.told(edition)
-                order = Order(kind="rules", name=edition.name, state="done", at=now, edition=base, routes=text)
-                await self._append(order)
-                self._published_revisions.add(edition.name)
-            order = self._history_updates.record(what, now)
-            await self._append(order)
-            self._history_updates.mark_published(what, order.name)
+            now, revision = self._log.now(), what.revision
+            if not history.knows(revision.name) and revision.name not in self._published_revisions:
+                text, base = history.encode_revision(revision)
+                record = ControlRecord(
+                    kind="rules", name=revision.name, state="done", at=now, revision=base, routes=text
+                )
+                await self._append(record)
+                self._published_revisions.add(revision.name)
+            record = self._history_updates.record(what, now)
+            await self._append(record)
+            self._history_updates.mark_published(what, record.name)
 
-    async def _append(self, order: Order) -> None:
-        key, value = order.encode()
+    async def _append(self, record: ControlRecord) -> None:
+        key, value = record.encode()
         await self._log.append(self._services.topics.control, key=key, value=value, headers=[])
 
     @override
@@ -219,7 +221,7 @@ class Router(Member):
             if control.is_kicked(*place):
                 self._dispatch.forget(item)
                 return
-            if control.is_held(*place):
+            if control.is_kick_pending(*place):
                 self._dispatch.wait(item, now + KICK_POLL_INTERVAL)
                 return
         if delivery.route:

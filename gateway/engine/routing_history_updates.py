@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.routing_history import History, places
 from gateway.log.base import Commit, Partition
 from gateway.rules.rules import RoutingRevision
@@ -25,7 +25,7 @@ class _Epoch:
     `taken` is the last record that was tracked when the partition came back: up to it, records are pending or done.
     """
 
-    edition: RoutingRevision
+    revision: RoutingRevision
     begins: Commit
     taken: int = -1
     name: str = ""
@@ -34,8 +34,8 @@ class _Epoch:
 class Unpublished(NamedTuple):
     """The content of one record."""
 
-    edition: RoutingRevision
-    readings: Mapping[Partition, _Epoch]
+    revision: RoutingRevision
+    epochs: Mapping[Partition, _Epoch]
 
 
 class RoutingHistoryUpdates:
@@ -47,16 +47,16 @@ class RoutingHistoryUpdates:
         self._past: list[tuple[Partition, _Epoch]] = []  # ended, and not published yet
         self._revoked: dict[Partition, _Epoch] = {}
 
-    def took_over(self, partition: Partition, commit: Commit, edition: RoutingRevision) -> None:
+    def took_over(self, partition: Partition, commit: Commit, revision: RoutingRevision) -> None:
         """Begin an epoch: a partition is read from a commit on."""
         before = self._revoked.pop(partition, None)
         begins, taken = commit, -1
         if before is not None:
             # What was tracked and not finished is still pending, as it was routed then.
             taken = before.taken
-            is_as_before = before.edition.name == edition.name
+            is_as_before = before.revision.name == revision.name
             begins = _from(commit, before.begins.base if is_as_before else taken + 1)
-        self._epochs[partition] = _Epoch(edition=edition, begins=begins, taken=taken)
+        self._epochs[partition] = _Epoch(revision=revision, begins=begins, taken=taken)
 
     def revoked(self, partition: Partition, last: int | None) -> None:
         """Handle the revocation of a partition; `last` is the last record that was tracked."""
@@ -73,40 +73,42 @@ class RoutingHistoryUpdates:
         """Forget the revoked partitions: they aren't coming back."""
         self._revoked.clear()
 
-    def reloaded(self, edition: RoutingRevision, taken: Mapping[Partition, int | None]) -> None:
+    def reloaded(self, revision: RoutingRevision, taken: Mapping[Partition, int | None]) -> None:
         """Begin an epoch of each partition, if needed; `taken` is the last record of each that was tracked."""
         for partition, epoch in self._epochs.items():
-            if epoch.edition.name == edition.name:
+            if epoch.revision.name == revision.name:
                 continue
             self._note(partition, epoch)
             last = _last(epoch, taken.get(partition))
-            self._epochs[partition] = _Epoch(edition=edition, begins=_from(epoch.begins, last + 1), taken=last)
+            self._epochs[partition] = _Epoch(revision=revision, begins=_from(epoch.begins, last + 1), taken=last)
 
     def unpublished(self) -> Unpublished | None:
         """Return what to publish next, to be confirmed by `said`; None if there is nothing."""
         unpublished = self._past or [each for each in self._epochs.items() if self._is_unpublished(*each)]
         if not unpublished:
             return None
-        edition = unpublished[0][1].edition
-        readings: dict[Partition, _Epoch] = {}
+        revision = unpublished[0][1].revision
+        epochs: dict[Partition, _Epoch] = {}
         for partition, epoch in unpublished:
-            if epoch.edition.name != edition.name or partition in readings:
+            if epoch.revision.name != revision.name or partition in epochs:
                 break
-            readings[partition] = epoch
-        return Unpublished(edition, readings)
+            epochs[partition] = epoch
+        return Unpublished(revision, epochs)
 
     def mark_published(self, what: Unpublished, name: str) -> None:
         """Confirm that a record with this name was published."""
-        for epoch in what.readings.values():
+        for epoch in what.epochs.values():
             epoch.name = name
         self._past = [(partition, epoch) for partition, epoch in self._past if not epoch.name]
 
-    def record(self, what: Unpublished, at: float) -> Order:
+    def record(self, what: Unpublished, at: float) -> ControlRecord:
         """Return the record to publish."""
-        marker, done = places({partition: epoch.begins for partition, epoch in what.readings.items()})
-        told = repr((what.edition.name, sorted(marker.items()), sorted(done.items())))
+        checkpoint, done = places({partition: epoch.begins for partition, epoch in what.epochs.items()})
+        told = repr((what.revision.name, sorted(checkpoint.items()), sorted(done.items())))
         name = f"{int(at * 1000):x}-{hashlib.blake2b(told.encode(), digest_size=6).hexdigest()}"
-        return Order(kind="routed", name=name, state="done", at=at, marker=marker, done=done, edition=what.edition.name)
+        return ControlRecord(
+            kind="routed", name=name, state="done", at=at, checkpoint=checkpoint, done=done, revision=what.revision.name
+        )
 
     def _note(self, partition: Partition, epoch: _Epoch) -> None:
         # Publishing an older epoch afterwards would hide this one, even if it is in the history.
@@ -114,9 +116,9 @@ class RoutingHistoryUpdates:
             self._past.append((partition, epoch))
 
     def _is_unpublished(self, partition: Partition, epoch: _Epoch) -> bool:
-        if epoch.name and not self._history.has(epoch.name):
+        if epoch.name and not self._history.has_record(epoch.name):
             return False  # published, and not read back yet
-        return not self._history.says(partition, epoch.begins, epoch.edition.name)
+        return not self._history.knows_epoch(partition, epoch.begins, epoch.revision.name)
 
 
 def _last(epoch: _Epoch, taken: int | None) -> int:

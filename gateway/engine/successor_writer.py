@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery
@@ -109,9 +109,9 @@ class SuccessorWriter:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
         return is_stored
 
-    async def store_command(self, order: Order) -> None:
+    async def store_command(self, command: ControlRecord) -> None:
         """Append a control record, as an operator's command does."""
-        key, value = order.encode()
+        key, value = command.encode()
         await self._append(self._topics.control, key, value, [], is_wanted=always, is_undecided=never)
 
     async def dead_letter_undecodable(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.state import Control
-from gateway.engine.dedupe.filter import Duplicates
+from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
 from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, Blocked, OrderedRoute
@@ -67,7 +67,9 @@ class Worker:
             traces=traces,
         )
         self._dispatch = Dispatcher(self._services, client)
-        self._duplicates = Duplicates(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep)
+        self._duplicates = DuplicateFilter(
+            log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep
+        )
         self._router = Router(self._services, self._dispatch, self._duplicates)
         self._ordered: dict[tuple[str, str], tuple[OrderedRoute, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from gateway.engine.control.records import DeadFilter, Kind, Order, Selection, State, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, State, decode
 from gateway.engine.control.state import Control
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
@@ -30,14 +30,14 @@ POLL_EVERY = 0.1
 class StoredCommand(NamedTuple):
     """A stored control record, and its offset in the control topic."""
 
-    order: Order
+    order: ControlRecord
     offset: int
 
 
 class Pause(NamedTuple):
     """The active pause, and whether this command created it."""
 
-    order: Order
+    order: ControlRecord
     is_new: bool
 
 
@@ -69,8 +69,8 @@ class ControlClient:
         which sees the other, the later one applies.
         """
         control = await self.control()
-        order = Order(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
-        before = control.orders.get(order.key)
+        order = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
+        before = control.commands.get(order.key)
         if before is not None and before.state == "paused" and order.key not in control.newer:
             return Pause(before, is_new=False)
         await self._place(order)
@@ -78,24 +78,24 @@ class ControlClient:
 
     async def resume(self, name: str) -> StoredCommand | None:
         """Resume a paused name, and have its parked deliveries delivered. None if it isn't paused."""
-        order = Order(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
-        before = (await self.control()).orders.get(order.key)
+        order = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
+        before = (await self.control()).commands.get(order.key)
         return None if before is None or before.state == "active" else await self._place(order)
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        return await self._place(Order(kind="kick", name=name, state="asked", at=self._log.now()))
+        return await self._place(ControlRecord(kind="kick", name=name, state="asked", at=self._log.now()))
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped."""
         ends, unread = await self._log.readable(self._topics.dead)
         return await self._place(
-            Order(
+            ControlRecord(
                 kind="dead",
                 name=self._new_name(),
                 state="asked",
                 at=self._log.now(),
-                marker={f"{self._topics.dead}/{number}": end for number, (_, end) in ends.items()},
+                checkpoint={f"{self._topics.dead}/{number}": end for number, (_, end) in ends.items()},
                 action=action,
                 filter=which,
                 unread=len(unread),
@@ -108,12 +108,12 @@ class ControlClient:
         `unread` is the number of unreadable partitions, which aren't included.
         """
         return await self._place(
-            Order(
+            ControlRecord(
                 kind="replay",
                 name=self._new_name(),
                 state="asked",
                 at=self._log.now(),
-                marker=ends,
+                checkpoint=ends,
                 selection=selection,
                 unread=unread,
             )
@@ -122,13 +122,13 @@ class ControlClient:
     async def cancel(self, name: str) -> StoredCommand | None:
         """Cancel a replay; its current batch is still injected. None if there is no such replay, or it has ended."""
         control = await self.control()
-        order = control.orders.get(f"replay/{name}")
+        order = control.commands.get(f"replay/{name}")
         if order is None or order.state != "asked":
             return None
         cancelled = order.with_state("cancelled", count=control.injected(order.key))
         return await self._place(cancelled)
 
-    async def finished(self, placed: StoredCommand, *, timeout: float) -> Order | None:
+    async def finished(self, placed: StoredCommand, *, timeout: float) -> ControlRecord | None:
         """Return the command with its outcome, or None if it hasn't ended within `timeout` seconds.
 
         It is "cancelled" if a newer command for its name replaced it; `count` is then how far it had come.
@@ -157,7 +157,7 @@ class ControlClient:
     def _new_name(self) -> str:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
-    async def _place(self, order: Order) -> StoredCommand:
+    async def _place(self, order: ControlRecord) -> StoredCommand:
         key, value = order.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
         return StoredCommand(order, position.offset)
@@ -172,7 +172,7 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _decode_related(record: Record, placed: Order) -> Order | None:
+def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | None:
     """Decode a record of the control topic if it has the key of this command or of its checkpoint."""
     if record.key not in (placed.key.encode(), f"marker/{placed.key}".encode()):
         return None
@@ -182,7 +182,7 @@ def _decode_related(record: Record, placed: Order) -> Order | None:
         return None
 
 
-def _ending(order: Order, placed: StoredCommand) -> Order | None:
+def _ending(order: ControlRecord, placed: StoredCommand) -> ControlRecord | None:
     """Return how a command has ended: by the checkpoint that answers it, or by its own final record."""
     if order.kind == "marker":
         if order.state not in ("done", "cancelled") or order.answers <= placed.offset:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from gateway.engine.control.records import DeadFilter, Letter, Order
+from gateway.engine.control.records import ControlRecord, DeadFilter, Letter
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.log.base import Log, Partition, Record
@@ -26,7 +26,7 @@ class DeadLetter:
     letter: Letter
     stored: StoredDelivery | None
     problem: str
-    resolved_by: Order | None
+    resolved_by: ControlRecord | None
 
     @property
     def position(self) -> str:
@@ -165,7 +165,7 @@ def _read(found: Found, control: Control) -> DeadLetter:
         letter=letter,
         stored=stored,
         problem="" if stored else reason.decode(errors="replace") or _problem(record),
-        resolved_by=control.settled(letter, partition, record.offset),
+        resolved_by=control.resolved_by(letter, partition, record.offset),
     )
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.kick_outcomes import ENDED, LATER, ON_ITS_WAY
 from gateway.model import SpillReason
 from gateway.ops.output import count
@@ -14,7 +14,7 @@ def unread_text(number: int) -> str:
     return f"{count(number, 'partition')} can't be read"
 
 
-def describe_kick(done: Order, parked: str = "") -> str:
+def describe_kick(done: ControlRecord, parked: str = "") -> str:
     """Return the result of a kick: how many deliveries were tried, why the others wait, and what is parked."""
     if not done.count:
         return f"nothing else was waiting{parked}" if parked else NOTHING_WAITED
@@ -50,7 +50,7 @@ NOTHING_WAITED = "nothing was waiting; where a breaker is open, the next deliver
 """A kick ends a breaker's open time, but only an attempt can close it."""
 
 
-def _results_text(done: Order) -> str:
+def _results_text(done: ControlRecord) -> str:
     """Return the results of a kick's attempts: ", all delivered" or ": 97 delivered, 3 got 401 again, 1 got 503"."""
     if done.tried and done.delivered == done.tried:
         return ", delivered" if done.tried == 1 else ", all delivered"

@@ -33,7 +33,7 @@ from uuid import uuid4
 
 from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
@@ -382,7 +382,7 @@ class _Migration:
         partition = Partition(self._topics.dead, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
             letter, _ = read_letter(record)
-            if control.settled(letter, partition, record.offset) is None:
+            if control.resolved_by(letter, partition, record.offset) is None:
                 yield record
 
     async def _move_parked(self, control: Control) -> Moved:
@@ -459,37 +459,41 @@ class _Migration:
                 for record in records:
                     with suppress(UndecodableRecordError):
                         there.take(record.key, record.value, record.offset)
-        moved = [each for order in control.orders.values() for each in await self._translated_command(order, control)]
+        moved = [each for order in control.commands.values() for each in await self._translated_command(order, control)]
         wanted = Control(moved)
         # What an earlier run wrote, and the old gateway has carried out since.
-        for key, order in there.orders.items():
-            if key not in wanted.orders:
-                await self._store_control(Order(kind="marker", name=key, state="gone", at=0.0))
-                await self._store_control(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
+        for key, order in there.commands.items():
+            if key not in wanted.commands:
+                await self._store_control(ControlRecord(kind="marker", name=key, state="gone", at=0.0))
+                await self._store_control(ControlRecord(kind=order.kind, name=order.name, state="gone", at=0.0))
         for order in moved:
             if order.kind != "marker":
-                is_there = there.orders.get(order.key) == order
+                is_there = there.commands.get(order.key) == order
             else:
-                is_there = there.marker(order.name) == order.marker and there.injected(order.name) == order.count
+                is_there = (
+                    there.checkpoint(order.name) == order.checkpoint and there.injected(order.name) == order.count
+                )
             if not is_there:
                 await self._store_control(order)
         await self._move_history(control, there)
-        return Moved(topic, len(wanted.orders), len(wanted.orders))
+        return Moved(topic, len(wanted.commands), len(wanted.commands))
 
     async def _move_history(self, control: Control, there: Control) -> None:
         """Write by which rules the moved events had been routed."""
-        for order in control.history.orders():
-            if not (there.history.knows(order.name) or there.history.has(order.name)):
-                marker = {
-                    place: end for place, end in order.marker.items() if place.rpartition("/")[0] in self._offset_maps
+        for order in control.history.records():
+            if not (there.history.knows(order.name) or there.history.has_record(order.name)):
+                checkpoint = {
+                    place: end
+                    for place, end in order.checkpoint.items()
+                    if place.rpartition("/")[0] in self._offset_maps
                 }
-                await self._store_control(replace(order, marker=self._translated(marker), done={}))
+                await self._store_control(replace(order, checkpoint=self._translated(checkpoint), done={}))
 
-    async def _store_control(self, order: Order) -> None:
+    async def _store_control(self, order: ControlRecord) -> None:
         key, value = order.encode()
         await self._store(self._topics.control, key, value, [], (self._topics.control, 0))
 
-    async def _translated_command(self, order: Order, control: Control) -> list[Order]:
+    async def _translated_command(self, order: ControlRecord, control: Control) -> list[ControlRecord]:
         """Return the records for a command in the target."""
         match order.kind:
             case "pause":
@@ -502,35 +506,37 @@ class _Migration:
                 has_order = self._offset_maps[self._topics.dead].has_order()
                 if which.since is not None or which.until is not None or not has_order:
                     which = replace(which, since=None, until=None, ids=await self._letter_ids(order, control))
-                return [replace(order, filter=which, marker=self._translated(order.marker))]
+                return [replace(order, filter=which, checkpoint=self._translated(order.checkpoint))]
             case "replay" if order.state == "asked" and order.selection is not None:
                 starts = self._translated(order.selection.starts)
                 selection = replace(order.selection, since=0.0, until=None, starts=starts)
-                moved = [replace(order, selection=selection, marker=self._translated(order.marker))]
-                if reached := control.marker(order.key):
+                moved = [replace(order, selection=selection, checkpoint=self._translated(order.checkpoint))]
+                if reached := control.checkpoint(order.key):
                     at, injected = order.at, control.injected(order.key)
-                    marker = self._translated(reached)
+                    checkpoint = self._translated(reached)
                     moved.append(
-                        Order(kind="marker", name=order.key, state="done", at=at, marker=marker, count=injected)
+                        ControlRecord(
+                            kind="marker", name=order.key, state="done", at=at, checkpoint=checkpoint, count=injected
+                        )
                     )
                 return moved
             case _:
                 return []
 
-    async def _letter_ids(self, order: Order, control: Control) -> tuple[str, ...]:
+    async def _letter_ids(self, order: ControlRecord, control: Control) -> tuple[str, ...]:
         """Return the deliveries whose open dead letters a command covers; if none, an id that no delivery has."""
         partition = Partition(self._topics.dead, 0)
         found: dict[str, None] = {}
         async for record in self._open_letters(control):
             letter, _ = read_letter(record)
-            if order.is_for(letter) and order.is_before_marker(partition, record.offset):
+            if order.is_for(letter) and order.is_before_checkpoint(partition, record.offset):
                 found[letter.id] = None
         return tuple(found) or ("none",)
 
-    def _translated(self, marker: Mapping[str, int]) -> dict[str, int]:
+    def _translated(self, checkpoint: Mapping[str, int]) -> dict[str, int]:
         """Return the corresponding positions in the target: "topic/partition" → offset."""
         translated: dict[str, int] = {}
-        for place, offset in marker.items():
+        for place, offset in checkpoint.items():
             topic = place.rpartition("/")[0]
             ends = self._offset_maps[topic].ends(offset, range(self._partitions.get(topic, 0)))
             translated |= {f"{topic}/{number}": end for number, end in ends.items()}

@@ -42,7 +42,7 @@ def replayed(
     """
     orders = [
         order
-        for order in control.orders.values()
+        for order in control.commands.values()
         if order.selection is not None
         and (routes is None or order.selection.route in routes)
         and _overlaps(order, source, since, until)
@@ -60,7 +60,7 @@ def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: flo
     orders: dict[str, Order] = {}
     for source, names in routes.items():
         for name in names:
-            every = [order for order in control.orders.values() if _route(order) == name]
+            every = [order for order in control.commands.values() if _route(order) == name]
             if not any(covers(order, name, source=source, since=since, until=until) for order in every):
                 return None
             orders |= {order.key: order for order in every if _overlaps(order, source, since, until)}

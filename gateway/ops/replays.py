@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gateway.engine.control.records import Order, Selection
+from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
 from gateway.engine.jobs.undelivered import Undelivered
@@ -103,7 +103,7 @@ class Progress(NamedTuple):
     `unread` is the number of partitions that it waits for or, once it is done, that weren't included.
     """
 
-    order: Order
+    order: ControlRecord
     scanned: int
     total: int
     injected: int
@@ -155,13 +155,13 @@ async def follow(
 
 
 def _progress(control: Control, name: str) -> Progress | None:
-    order = control.orders.get(f"replay/{name}")
+    order = control.commands.get(f"replay/{name}")
     if order is None or order.selection is None:
         return None
-    window = Window(order.selection.starts, order.marker)
+    window = Window(order.selection.starts, order.checkpoint)
     if order.state == "done":
         return Progress(order, window.total, window.total, order.count, order.unread)
-    positions = control.marker(order.key)
+    positions = control.checkpoint(order.key)
     scanned = sum([max(0, positions.get(place, start) - start) for place, start in window.starts.items()])
     injected = max(order.count, control.injected(order.key))
     return Progress(order, scanned, window.total, injected, control.unread(order.key))

@@ -43,7 +43,7 @@ MAX_DEDUPED = 500_000
 def paused_findings(control: Control, rules: Rules | None = None) -> list[Finding]:
     """Return what operators, or 410 responses, have paused; with the local rules, also what these no longer name."""
     found = []
-    for order in control.orders.values():
+    for order in control.commands.values():
         if order.kind != "pause" or order.state not in ("paused", "resuming"):
             continue
         kind, _, name = order.name.partition("/")
@@ -183,7 +183,7 @@ async def _parked(
 
 
 def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, offset: int) -> bool:
-    return control.marker(f"pause/{stored.note.by}").get(partition_key(partition), 0) > offset
+    return control.checkpoint(f"pause/{stored.note.by}").get(partition_key(partition), 0) > offset
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -199,7 +199,7 @@ async def parked_counts(
     """
     kind, _, called = name.partition("/")
     found = Counter[str]()
-    paused = {order.name for order in control.orders.values() if order.kind == "pause" and order.state == "paused"}
+    paused = {order.name for order in control.commands.values() if order.kind == "pause" and order.state == "paused"}
     if paused:
         async for stored in _parked(log, topics, control, unread):
             by, delivery = stored.note.by, stored.delivery
@@ -399,7 +399,7 @@ def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, A
             f"gateway dead replay {which}",
         ]
     replay = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
-    matched_at = max([order.at for order in control.orders.values() if _has_matched_again(order, group)], default=None)
+    matched_at = max([order.at for order in control.commands.values() if _has_matched_again(order, group)], default=None)
     if matched_at is not None:
         return [
             *following,

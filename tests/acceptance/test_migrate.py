@@ -11,7 +11,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key
@@ -188,7 +188,7 @@ async def _fill(log: Log, topics: Topics, count: int, *, retries_in: float) -> N
         await _put(log, topics.retry(chance.choice(["5s", "20s", "80s"])), retried)
     await _put(log, topics.parked, _delivery("evt_parked", chance), by="destination/elsewhere")
     await _put(log, topics.dead, _delivery("evt_dead", chance), reason="exhausted")
-    key, value = Order(kind="pause", name="destination/elsewhere", state="paused", at=log.now()).encode()
+    key, value = ControlRecord(kind="pause", name="destination/elsewhere", state="paused", at=log.now()).encode()
     await log.append(topics.control, key=key, value=value, headers=[])
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.control.records import Order, Selection
-from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY
+from gateway.engine.control.records import ControlRecord, Selection
+from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL
 from gateway.engine.jobs.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
@@ -86,7 +86,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             busiest_there = _busiest(paced)
             repeated = Counter(bisect_right([killed_at for killed_at, _ in recoveries], at) for at in again)
             most = rate + 2 * max(1, rate * RATE_STEP)
-            batch = min(BATCH, most * MARK_EVERY)
+            batch = min(BATCH, most * CHECKPOINT_INTERVAL)
             title = f"replay of {count} at {rate:g}/s, killed {KILLS} times, {place.kind}"
             report(
                 f"{title}: {repeated.total()} injected twice, after one kill {max(repeated.values(), default=0)}, "
@@ -163,7 +163,7 @@ async def test_each_number_that_a_replay_tells_is_what_its_destination_got(place
             report(f"replay of what a route missed, {place.kind}: {missed} of {len(came)} queued, each delivered once")
 
 
-async def _injections(log: Log, topics: Topics, order: Order) -> tuple[set[str], list[float], int]:
+async def _injections(log: Log, topics: Topics, order: ControlRecord) -> tuple[set[str], list[float], int]:
     """Return what was injected, when something was again, and the most within a second.
 
     Later hops of a delivery aren't injections.

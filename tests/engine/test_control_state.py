@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.control.records import DeadFilter, Order, Selection, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError, UndecodableRecordError, UnreadableRecordError
@@ -16,34 +16,34 @@ SELECTION = Selection(
     route="build", destination="ci", source="github", since=1.5, until=2.5, rate=10.0, starts={"gateway.events.a/0": 3}
 )
 ORDERS = {
-    "pause": Order(kind="pause", name="destination/ci", state="paused", at=1.5),
-    "kick": Order(kind="kick", name="route/build", state="asked", at=1.5),
-    "dead": Order(
+    "pause": ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.5),
+    "kick": ControlRecord(kind="kick", name="route/build", state="asked", at=1.5),
+    "dead": ControlRecord(
         kind="dead",
         name="1f-ab",
         state="done",
         at=1.5,
-        marker={"gateway.dead/0": 7},
+        checkpoint={"gateway.dead/0": 7},
         action="drop",
         filter=DeadFilter(route="build", destination="ci", reason="gone", ids=("dlv_1", "dlv_2"), since=1.0, until=2.0),
         count=2,
     ),
-    "replay": Order(
+    "replay": ControlRecord(
         kind="replay",
         name="1f-ab",
         state="cancelled",
         at=1.5,
-        marker={"gateway.events.a/0": 9},
+        checkpoint={"gateway.events.a/0": 9},
         selection=SELECTION,
         count=3,
         detail="no route",
     ),
-    "marker": Order(
+    "marker": ControlRecord(
         kind="marker",
         name="replay/1f-ab",
         state="asked",
         at=1.5,
-        marker={"gateway.events.a/0": 9},
+        checkpoint={"gateway.events.a/0": 9},
         answers=17,
         expedited={"gateway.retry.5s/0": 4},
     ),
@@ -133,24 +133,24 @@ def test_an_order_of_a_newer_version_is_not_obeyed_and_its_pause_stands() -> Non
         with pytest.raises(NewerRecordError):
             control.take(key, body(kind, v=2, state={"anything": "else"})[1])
     assert control.paused_by("", "audit") == "destination/audit"
-    assert set(control.orders) == {"pause/destination/audit"}
+    assert set(control.commands) == {"pause/destination/audit"}
     assert control.waits("kick/route/build")
 
 
 def test_a_kick_holds_what_it_has_announced_until_it_is_answered() -> None:
     """By whomever: an owner of before may have answered it already, and brings nothing on."""
     place = Partition("gateway.retry.20s", 0)
-    kick = Order(kind="kick", name="destination/ci", state="asked", at=1.5)
-    announced = Order(
-        kind="marker", name="hold/kick/destination/ci", state="done", at=2.0, marker={f"{place.topic}/0": 7}
+    kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
+    announced = ControlRecord(
+        kind="marker", name="hold/kick/destination/ci", state="done", at=2.0, checkpoint={f"{place.topic}/0": 7}
     )
-    answer = Order(kind="marker", name="kick/destination/ci", state="done", at=3.0, answers=6)
+    answer = ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=3.0, answers=6)
     for answers in ((), (answer,)):
         control = Control()
         for offset, order in ((5, kick), *[(6, order) for order in answers], (7, announced)):
             control.take(*order.encode(), offset)
-        assert control.is_held("build", "ci", place, 6) is not bool(answers)
-        assert not control.is_held("build", "ci", place, 7)
+        assert control.is_kick_pending("build", "ci", place, 6) is not bool(answers)
+        assert not control.is_kick_pending("build", "ci", place, 7)
 
 
 def test_a_kind_of_order_that_only_a_newer_version_knows_is_not_garbage() -> None:
@@ -165,12 +165,12 @@ def test_a_kind_of_order_that_only_a_newer_version_knows_is_not_garbage() -> Non
 
 
 def test_a_replay_whose_marker_a_newer_version_wrote_is_left_to_it() -> None:
-    asked = Order(kind="replay", name="1f-ab", state="asked", at=1.5, selection=SELECTION)
+    asked = ControlRecord(kind="replay", name="1f-ab", state="asked", at=1.5, selection=SELECTION)
     control = Control([asked, ORDERS["marker"]])
     assert control.next_replay() == asked
     with pytest.raises(NewerRecordError):
         control.take(b"marker/replay/1f-ab", b'{"v": 2}')
     assert control.next_replay() is None
-    assert control.marker("replay/1f-ab") == ORDERS["marker"].marker
+    assert control.checkpoint("replay/1f-ab") == ORDERS["marker"].checkpoint
     control.take(*ORDERS["marker"].encode())
     assert control.next_replay() == asked

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from typing_extensions import override
 
-from gateway.engine.dedupe.filter import PATIENCE, Duplicates, Reader
+from gateway.engine.dedupe.filter import PATIENCE, DuplicateFilter, Reader
 from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
@@ -81,7 +81,7 @@ class TestLog(MemoryLog):
 class Process:
     """One process of the gateway, as far as duplicates go."""
 
-    duplicates: Duplicates
+    duplicates: DuplicateFilter
     metrics: Metrics
     logger: CapturingLogger
 
@@ -120,7 +120,9 @@ class World:
     @asynccontextmanager
     async def process(self) -> AsyncIterator[Process]:
         metrics, logger = Metrics(CollectorRegistry()), CapturingLogger()
-        duplicates = Duplicates(log=self.log, topics=TOPICS, rules=lambda: self.rules, metrics=metrics, logger=logger)
+        duplicates = DuplicateFilter(
+            log=self.log, topics=TOPICS, rules=lambda: self.rules, metrics=metrics, logger=logger
+        )
         running = asyncio.create_task(duplicates.run())
         try:
             yield Process(duplicates, metrics, logger)
@@ -570,9 +572,9 @@ def test_an_owner_that_asks_while_the_log_is_read_also_gets_what_is_stored_meanw
             await other.flush()
             reader = world.acquire(one, base=2)
             store = one.duplicates._stores[EVENTS]
-            asked = store.asking()
+            asked = store.request()
             again = world.acquire(one, base=2)  # it came back while the log was read
-            store.has_read(asked, (), is_known=True)
+            store.mark_read(asked, (), is_known=True)
             assert not store.known.is_set()
             reader.release()
             await world.put("a")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import LEAST_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, Sightings, Verdict
+from gateway.engine.dedupe.index import LEAST_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, DedupeIndex, Verdict
 from gateway.log.records import SIGHTING
 
 HOUR = 3600 * 1_000_000
@@ -23,8 +23,8 @@ def a_row(identity: int = 1, content: int = 1, *, offset: int = 0, at: int = STA
 
 
 def judged(*rows: bytes, window: int = WINDOW) -> list[Verdict]:
-    sightings = Sightings()
-    return [sightings.judge(row, window) for row in rows]
+    sightings = DedupeIndex()
+    return [sightings.add(row, window) for row in rows]
 
 
 def test_only_the_first_of_several_copies_is_new() -> None:
@@ -32,9 +32,9 @@ def test_only_the_first_of_several_copies_is_new() -> None:
 
 
 def test_a_copy_is_one_of_the_newest_that_was_let_through_before_it() -> None:
-    sightings = Sightings()
+    sightings = DedupeIndex()
     for row in (a_row(offset=1), a_row(2, offset=2), a_row(1, 2, offset=3), a_row(offset=4, at=START + 2 * WINDOW)):
-        sightings.judge(row, WINDOW)
+        sightings.add(row, WINDOW)
     assert sightings.original(a_row(offset=9, at=START + 2), WINDOW) == 4
     assert sightings.original(a_row(offset=2, at=START + 2), WINDOW) == 1
     assert sightings.original(a_row(1, 2, offset=9), WINDOW) == 3
@@ -69,9 +69,9 @@ def test_an_identity_with_other_content_is_delivered_each_time_that_the_content_
 
 
 def test_an_identity_that_stands_for_everything_costs_neither_events_nor_memory() -> None:
-    sightings = Sightings()
+    sightings = DedupeIndex()
     for offset in range(10_000):
-        assert sightings.judge(a_row(content=offset, offset=offset), WINDOW) is (CONFLICT if offset else NEW)
+        assert sightings.add(a_row(content=offset, offset=offset), WINDOW) is (CONFLICT if offset else NEW)
     assert sightings.count == SIGHTINGS_KEPT
 
 
@@ -91,73 +91,73 @@ def test_a_clock_that_was_set_back_lets_no_copy_through() -> None:
 
 
 def test_an_identity_that_comes_again_after_each_window_is_a_copy_within_each() -> None:
-    sightings = Sightings()
+    sightings = DedupeIndex()
     for turn in range(5 * SIGHTINGS_KEPT):
         at = START + turn * 2 * WINDOW
-        assert sightings.judge(a_row(offset=2 * turn, at=at), WINDOW) is NEW
-        assert sightings.judge(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
+        assert sightings.add(a_row(offset=2 * turn, at=at), WINDOW) is NEW
+        assert sightings.add(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
 
 
 def test_an_identity_that_keeps_coming_takes_no_memory_for_what_is_forgotten() -> None:
-    sightings = Sightings()
+    sightings = DedupeIndex()
     for turn in range(20):
         sightings.forget_before(START + turn * 2 * WINDOW)
-        sightings.judge(a_row(offset=turn, at=START + turn * 2 * WINDOW), WINDOW)
+        sightings.add(a_row(offset=turn, at=START + turn * 2 * WINDOW), WINDOW)
         assert sightings.count == 1
 
 
 def test_each_event_has_its_own_window() -> None:
-    sightings = Sightings()
-    sightings.judge(a_row(), HOUR)
+    sightings = DedupeIndex()
+    sightings.add(a_row(), HOUR)
     late = a_row(offset=1, at=START + 2 * HOUR)
-    assert sightings.judge(late, 3 * HOUR) is DUPLICATE
-    assert sightings.judge(late, HOUR) is NEW
+    assert sightings.add(late, 3 * HOUR) is DUPLICATE
+    assert sightings.add(late, HOUR) is NEW
 
 
 def test_sightings_are_restored_in_any_order_and_as_often_as_one_likes() -> None:
     rows = [a_row(identity, offset=identity, at=START + identity) for identity in range(1000)]
     mixed = rows * 2
     random.Random(1).shuffle(mixed)
-    sightings = Sightings()
+    sightings = DedupeIndex()
     for start in range(0, 2000, 70):
         sightings.restore(b"".join(mixed[start : start + 70]))
     assert sightings.count == 1000
-    assert {sightings.judge(row, WINDOW) for row in rows} == {NEW}  # themselves
+    assert {sightings.add(row, WINDOW) for row in rows} == {NEW}  # themselves
     copies = [a_row(identity, offset=5000 + identity, at=START + 5000) for identity in range(1000)]
-    assert {sightings.judge(copy, WINDOW) for copy in copies} == {DUPLICATE}
+    assert {sightings.add(copy, WINDOW) for copy in copies} == {DUPLICATE}
 
 
 def test_what_is_forgotten_is_new_again_and_is_not_restored() -> None:
-    sightings = Sightings()
-    sightings.judge(a_row(), WINDOW)
+    sightings = DedupeIndex()
+    sightings.add(a_row(), WINDOW)
     sightings.forget_before(START + 1)
     sightings.restore(a_row(2))
     assert sightings.count == 1
-    assert sightings.judge(a_row(offset=1, at=START + 1), WINDOW) is NEW
-    assert sightings.judge(a_row(2, offset=1, at=START + 1), WINDOW) is NEW
+    assert sightings.add(a_row(offset=1, at=START + 1), WINDOW) is NEW
+    assert sightings.add(a_row(2, offset=1, at=START + 1), WINDOW) is NEW
 
 
 def test_sweeps_give_back_what_is_forgotten_and_keep_the_rest() -> None:
-    sightings = Sightings()
+    sightings = DedupeIndex()
     many = 200 * ROWS_A_BUCKET * LEAST_BUCKETS
     for identity in range(many):
-        sightings.judge(a_row(identity, offset=identity, at=START + identity), WINDOW)
+        sightings.add(a_row(identity, offset=identity, at=START + identity), WINDOW)
     kept = [a_row(identity, offset=many, at=START + many) for identity in range(many - 100, many)]
     sightings.forget_before(START + many - 100)
     for _ in range(1000):
         sightings.sweep()
     assert sightings.count == 100
     assert len(sightings._buckets) < 4 * 100 // ROWS_A_BUCKET
-    assert {sightings.judge(row, WINDOW) for row in kept} == {DUPLICATE}
+    assert {sightings.add(row, WINDOW) for row in kept} == {DUPLICATE}
 
 
 def test_a_step_never_takes_in_more_than_a_few_buckets() -> None:
     """So none of them holds the event loop up, however many sightings there are."""
-    sightings = Sightings()
+    sightings = DedupeIndex()
     sizes = set()
     for identity in range(20_000):
         before = len(sightings._buckets)
-        sightings.judge(a_row(identity, offset=identity), WINDOW)
+        sightings.add(a_row(identity, offset=identity), WINDOW)
         sizes.add(len(sightings._buckets) - before)
     assert sizes == {0, 1}
     assert max(Counter(len(bucket) for bucket in sightings._buckets)) < 5 * ROWS_A_BUCKET * SIGHTING.size
@@ -170,7 +170,7 @@ class Model:
     rows: list[tuple[int, int, int, int]]
     horizon: int = 0
 
-    def judge(self, identity: int, content: int, offset: int, at: int, window: int) -> Verdict:
+    def add(self, identity: int, content: int, offset: int, at: int, window: int) -> Verdict:
         alive = [row for row in self.rows if row[0] == identity and row[3] >= self.horizon]
         if any(row[1] == content and row[2] < offset and at - row[3] <= window for row in alive):
             return DUPLICATE
@@ -196,7 +196,7 @@ STEPS = st.lists(
 @given(steps=STEPS, window=st.integers(1, 100))
 def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], window: int) -> None:
     """Through crashes, after which what was let through is restored in another order."""
-    sightings, model = Sightings(), Model([])
+    sightings, model = DedupeIndex(), Model([])
     log: list[tuple[int, int, int, int]] = []
     at = 1000
     for step, what, number in steps:
@@ -204,15 +204,15 @@ def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], win
             case "read", (int(identity), int(content)):
                 at += number % 7
                 log.append((identity, content, len(log), at))
-                assert sightings.judge(a_row(*log[-1][:2], offset=log[-1][2], at=at), window) is model.judge(
+                assert sightings.add(a_row(*log[-1][:2], offset=log[-1][2], at=at), window) is model.add(
                     *log[-1], window
                 )
             case "read again", int(index) if index < len(log):
                 identity, content, offset, before = log[index]
-                verdict = sightings.judge(a_row(identity, content, offset=offset, at=before), window)
-                assert verdict is model.judge(*log[index], window)
+                verdict = sightings.add(a_row(identity, content, offset=offset, at=before), window)
+                assert verdict is model.add(*log[index], window)
             case "crash", _:
-                sightings = Sightings()
+                sightings = DedupeIndex()
                 sightings.forget_before(model.horizon)
                 rows = [a_row(*row[:2], offset=row[2], at=row[3]) for row in model.rows]
                 sightings.restore(b"".join(reversed(rows)))
@@ -236,10 +236,10 @@ def test_each_content_of_each_identity_is_let_through_whatever_crashes(
     stored = b""
     committed = 0
     for end in [*sorted(min(crash, len(rows)) for crash in crashes), len(rows)]:
-        sightings = Sightings()
+        sightings = DedupeIndex()
         sightings.restore(stored)
         for offset in range(committed, end):
-            if sightings.judge(rows[offset], WINDOW) is not DUPLICATE:
+            if sightings.add(rows[offset], WINDOW) is not DUPLICATE:
                 through[offset] += 1
                 stored += rows[offset]
         committed = max(committed, end - 5)
@@ -252,9 +252,9 @@ def test_a_million_identities_take_at_most_64_mib() -> None:
     most, count, chance = 0.0, 40_000, random.Random(1)
     tracemalloc.start()
     try:
-        sightings = Sightings()
+        sightings = DedupeIndex()
         for offset in range(count):
-            sightings.judge(a_row(chance.getrandbits(128), offset=offset), WINDOW)
+            sightings.add(a_row(chance.getrandbits(128), offset=offset), WINDOW)
             if offset % 1000 == 999 and offset >= count // 4:
                 most = max(most, tracemalloc.get_traced_memory()[0] / sightings.count)
     finally:

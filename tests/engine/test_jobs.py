@@ -9,7 +9,7 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from gateway.engine.control.records import DeadFilter, Letter, Order, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, Letter, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.backlog_counts import OpenLetters
 from gateway.engine.jobs.kick_outcomes import MAX_FOLLOWED
@@ -72,23 +72,23 @@ async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fi
         await world.log.append(FROM[kind], key=b"%d" % number, value=event.body, headers=headers)
 
 
-async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> Order:
+async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> ControlRecord:
     match kind:
         case "resume":
-            order = Order(kind="pause", name=NAME, state="resuming", at=now())
+            order = ControlRecord(kind="pause", name=NAME, state="resuming", at=now())
         case "kick":
-            order = Order(kind="kick", name=NAME, state="asked", at=now())
+            order = ControlRecord(kind="kick", name=NAME, state="asked", at=now())
         case _:
             bounds = await world.log.bounds(TOPICS.dead)
             ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in bounds.items()}
-            order = Order(kind="dead", name=name, state="asked", at=now(), marker=ends, **fields)
+            order = ControlRecord(kind="dead", name=name, state="asked", at=now(), checkpoint=ends, **fields)
     await publish(world, order)
     return order
 
 
-async def ended(control: Control, order: Order, *, within: float = 600.0) -> Order:
+async def ended(control: Control, order: ControlRecord, *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (present := control.orders.get(order.key)) is None or present.is_asked:
+    while (present := control.commands.get(order.key)) is None or present.is_asked:
         assert now() < until, "expected the order to be carried out"
         await asyncio.sleep(0.1)
     return present
@@ -201,7 +201,7 @@ async def test_an_end_does_not_take_back_what_is_ordered_in_the_same_moment() ->
         @override
         async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
             if key == b"marker/pause/destination/ci" and now() < began + 2:
-                await publish(world, Order(kind="pause", name=NAME, state="paused", at=now()))
+                await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
             return await super().append(topic, key=key, value=value, headers=headers)
 
     world = await a_world(a_route())
@@ -216,7 +216,7 @@ async def test_an_end_does_not_take_back_what_is_ordered_in_the_same_moment() ->
         assert control.paused_by("build", "ci") == NAME
         await an_order(world, "resume")
         await asyncio.sleep(2)
-        assert control.orders["pause/destination/ci"].state == "active"
+        assert control.commands["pause/destination/ci"].state == "active"
 
 
 # Beside each other
@@ -234,7 +234,7 @@ async def test_a_long_replay_of_dead_letters_holds_up_neither_a_resumption_nor_a
         orders = [await an_order(world, kind) for kind in ("resume", "kick")]
         for order in orders:
             assert (await ended(control, order, within=6)).count == 10
-        assert control.orders[dead.key].is_asked
+        assert control.commands[dead.key].is_asked
         assert (await ended(control, dead)).count == 2000
 
 
@@ -257,7 +257,9 @@ async def test_a_dead_letter_that_two_orders_cover_is_replayed_by_the_first() ->
 # Answers
 
 
-async def answers(world: World, placed: Sequence[StoredCommand], *, timeout: float = 10.0) -> list[Order | None]:
+async def answers(
+    world: World, placed: Sequence[StoredCommand], *, timeout: float = 10.0
+) -> list[ControlRecord | None]:
     orders = ControlClient(world.log, TOPICS)
     return await asyncio.gather(*[orders.finished(each, timeout=timeout) for each in placed])
 
@@ -428,7 +430,7 @@ async def test_what_waits_on_an_ordered_route_is_told_not_to_be_counted() -> Non
                 assert (done.count, done.detail) == (0, told)
 
 
-# Backlogs
+# BacklogCounts
 
 
 @virtual
@@ -465,7 +467,7 @@ async def test_a_dead_letter_that_a_job_has_replayed_is_not_open_while_the_job_g
         for _ in range(3):
             await asyncio.sleep(5.5)
             replayed = len(world.log.records(TIER))
-            assert control.orders[order.key].is_asked
+            assert control.commands[order.key].is_asked
             assert replayed - BATCH <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
 
 
@@ -475,10 +477,15 @@ def test_open_letters_are_those_that_no_order_covers() -> None:
         name = "" if offset % 10 == 0 else f"dlv_{offset}"
         route = "a" if offset % 2 else "b"
         letters.add(0, offset, Letter(id=name, route=route, destination="c", reason="gone", at=offset))
-    replayed = Order(
-        kind="dead", name="x", state="done", at=0.0, marker={"d/0": 3000}, filter=DeadFilter(route="b", until=2000.0)
+    replayed = ControlRecord(
+        kind="dead",
+        name="x",
+        state="done",
+        at=0.0,
+        checkpoint={"d/0": 3000},
+        filter=DeadFilter(route="b", until=2000.0),
     )
-    for _ in letters.settle(replayed, {"d/0": 1000}):
+    for _ in letters.remove_resolved(replayed, {"d/0": 1000}):
         pass
     covered = [offset for offset in range(1000, 2000) if offset % 2 == 0 and offset % 10]
     assert letters.count == 5000 - len(covered)
@@ -547,7 +554,7 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
         assert done is not None
         assert describe_kick(done) == "3 tried now: 2 delivered, 1 got 403"
         stored = await ControlClient(world.log, TOPICS).control()
-        order = stored.orders["kick/destination/ci"]
+        order = stored.commands["kick/destination/ci"]
         assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
 
 

@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from gateway.engine.commit_progress import Progress
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
 from tests.builders import a_policy, a_route, an_event
@@ -237,7 +237,7 @@ async def test_what_is_parked_is_told_of_before_it_is_deleted_and_counted_when_i
     world.logger = structlog.get_logger()
     parked = TOPICS.parked
     async with operated(world) as control, running(world, world.worker(control)):
-        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
         await asyncio.sleep(1)
         await world.put(*events(5))
         await asyncio.sleep(20)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.group_member import REVOKE_GRACE
 from gateway.log.base import Commit, Partition
 from gateway.log.records import order_key
@@ -165,7 +165,7 @@ async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_ord
         halted = world.metrics.ordered_halted_keys.labels(*PLACE)
         assert halted.value == 2
         world.client.scripts["ci"] = [200]
-        await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
         await asyncio.sleep(5)
         assert by_key(world) == {"k0": [0, 0, 0, 1, 2], "k1": [0, 0, 0, 1, 2]}
         assert halted.value == 0
@@ -191,7 +191,7 @@ async def test_a_key_that_halts_is_told_with_its_event_and_so_is_its_end() -> No
             shown = keys["longest_halted"]
             assert (keys["halted"], shown["event_id"], shown["after"]) == (1, first.id, "404")
             assert shown["since"] == key.since
-            await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
             await asyncio.sleep(5)
             assert worker.blocked_keys[PLACE] == []
     [halted, released] = [line for line in told if line["event"].startswith("key_")]
@@ -218,14 +218,14 @@ async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
 async def test_a_paused_ordered_route_waits_in_the_log_and_goes_on_in_order() -> None:
     world = await a_world(an_ordered_route())
     async with operated(world) as control:
-        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
             await world.put(*keyed(5, 5))
             await asyncio.sleep(60)
             assert world.client.made == []
             assert world.log.records(TOPICS.parked) == []
-            await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+            await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
             await asyncio.sleep(10)
     assert by_key(world) == {f"k{key}": list(range(5)) for key in range(5)}
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.ordered.route import ALL_MEMORY, REVOKE_GRACE
 from gateway.log.records import encode_event
 from gateway.model import Result
@@ -29,13 +29,13 @@ FOR_EVER = a_policy(schedule=(5.0,), max_attempts=10**6, max_age=1e9)
 
 
 async def kick(world: World) -> None:
-    """Order it; the job rests for some seconds before it has carried it out."""
-    await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
+    """ControlRecord it; the job rests for some seconds before it has carried it out."""
+    await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
 
 
 async def kick_at_once(world: World) -> None:
     """Announce a kick as its job does, for one that comes at a certain moment."""
-    await publish(world, Order(kind="marker", name="hold/kick/route/build", state="done", at=now()))
+    await publish(world, ControlRecord(kind="marker", name="hold/kick/route/build", state="done", at=now()))
 
 
 # Kicks.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from gateway.engine.control.records import DeadFilter, Order
+from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import (
@@ -194,7 +194,7 @@ async def test_a_source_that_comes_back_within_the_hour_is_served() -> None:
 async def test_a_pause_given_during_a_long_resumption_stands() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
         await publish(world, order)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
@@ -206,12 +206,12 @@ async def test_a_pause_given_during_a_long_resumption_stands() -> None:
             world.log.fail_appends(0)
             await publish(world, order.with_state("paused", at=now()))
             await asyncio.sleep(60)
-            assert control.orders["pause/destination/ci"].state == "paused"
+            assert control.commands["pause/destination/ci"].state == "paused"
             made = len(world.client.made)
             await world.put(an_event(id="evt_late", received_at=now()))
             await asyncio.sleep(5)
             assert len(world.client.made) == made
-            await publish(world, control.orders["pause/destination/ci"].with_state("resuming"))
+            await publish(world, control.commands["pause/destination/ci"].with_state("resuming"))
             await asyncio.sleep(30)
     assert {event for _, event, _ in world.client.made} == {f"evt_{n}" for n in range(300)} | {"evt_late"}
     assert len(world.client.made) == 301
@@ -221,7 +221,7 @@ async def test_a_pause_given_during_a_long_resumption_stands() -> None:
 async def test_an_append_that_fails_during_a_job_repeats_itself_and_not_the_job() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
         await publish(world, order)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
@@ -244,7 +244,9 @@ async def test_the_backlog_of_dead_letters_counts_the_open_ones() -> None:
         ends = {f"{TOPICS.dead}/{n}": end for n, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
         await publish(
             world,
-            Order(kind="dead", name="x", state="asked", at=now(), action="drop", filter=DeadFilter(), marker=ends),
+            ControlRecord(
+                kind="dead", name="x", state="asked", at=now(), action="drop", filter=DeadFilter(), checkpoint=ends
+            ),
         )
         await asyncio.sleep(20)
         assert world.metrics.dead_letter_backlog.value == 0
@@ -283,7 +285,7 @@ async def test_a_leader_whose_clock_is_behind_makes_no_storm() -> None:
 async def test_a_parked_record_that_cannot_be_read_is_kept_among_the_dead() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(2)
         await world.log.append(TOPICS.parked, key=b"ci", value=b"{}", headers=[("gw_v", b"x")])
         async with running(world, world.worker(control)):
@@ -329,7 +331,7 @@ async def test_a_kick_brings_out_the_backlog_of_a_slow_time_at_the_pace_of_now()
         await asyncio.sleep(30)
         world.client.scripts["ci"] = [0.001]
         await asyncio.sleep(10)
-        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(40)
         assert len({event for _, event, _ in world.client.made}) == 500
 
@@ -359,7 +361,7 @@ async def test_a_kick_beside_a_probe_that_hangs_is_obeyed_as_soon_as_that_has_en
         await asyncio.sleep(3)
         world.client.scripts["ci"] = [0.3]
         probes, dead = len(world.client.made), len(world.dead())
-        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(60)
         assert len({event for _, event, _ in world.client.made[probes:]}) == 50 - dead
         assert len(world.dead()) == dead + 1, "what was tried as the kick came, and has failed"
@@ -374,7 +376,7 @@ async def _kicked(name: str, *, answers_in: float = 0.0) -> None:
         await _probed(world)
         world.client.scripts["ci"] = [answers_in]
         probes = len(world.client.made)
-        await publish(world, Order(kind="kick", name=name, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=name, state="asked", at=now()))
         await asyncio.sleep(20)  # the next probe would come after 5 minutes
         assert len({event for _, event, _ in world.client.made[probes:]}) == 50
         assert not world.metrics.breaker_open.labels("ci").value
@@ -396,7 +398,7 @@ async def test_a_kick_of_another_name_leaves_a_breaker_alone() -> None:
         await _probed(world)
         probes = len(world.client.made)
         for kicked in ("destination/other", "route/gone"):
-            await publish(world, Order(kind="kick", name=kicked, state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name=kicked, state="asked", at=now()))
         await asyncio.sleep(60)
         assert len(world.client.made) == probes
 
@@ -465,12 +467,12 @@ async def test_a_kick_repeats_nothing_of_what_is_coming_back_anyway() -> None:
         await world.put(*events(1500))
         await asyncio.sleep(9)
         assert world.log.records(TOPICS.retry("5s")), "more than it takes"
-        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(600)
     made = Counter(event for _, event, _ in world.client.made)
     assert len(made) == 1500
     assert set(made.values()) == {1}
-    assert control.orders["kick/destination/ci"].count > 0
+    assert control.commands["kick/destination/ci"].count > 0
 
 
 @virtual
@@ -480,10 +482,10 @@ async def test_a_pause_holds_what_waits_in_its_lane_already() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(*events(3))
         await asyncio.sleep(0.3)
-        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
         await asyncio.sleep(10)
         assert len(world.client.made) == 1
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
         assert len(world.client.made) == 3
 

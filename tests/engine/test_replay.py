@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import DeadFilter, Letter, Order, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, Letter, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import BATCH
 from gateway.engine.jobs.replay import BACKLOG
-from gateway.engine.jobs.runner import KEPT, Jobs
+from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.model import Event, EventId, LogUnavailableError, Note, delivery_id, event_id
@@ -166,27 +166,27 @@ async def events_of(world: World, count: int, **fields: Any) -> list[Event]:
 
 async def an_order(
     world: World, name: str = "x", *, ends: int | None = None, places: Mapping[str, int] | None = None, **fields: Any
-) -> Order:
-    """Order a replay of all that there is, or below an offset of each partition, or below those of some."""
+) -> ControlRecord:
+    """ControlRecord a replay of all that there is, or below an offset of each partition, or below those of some."""
     values: dict[str, Any] = {"route": "build", "since": 0.0} | fields
     bounds, _ = await world.log.readable(EVENTS)
     starts = await world.log.offsets_at(EVENTS, values["since"], bounds.keys())
     all_of_them = {f"{EVENTS}/{number}": end if ends is None else ends for number, (_, end) in bounds.items()}
-    order = Order(
+    order = ControlRecord(
         kind="replay",
         name=name,
         state="asked",
         at=now(),
-        marker=all_of_them if places is None else places,
+        checkpoint=all_of_them if places is None else places,
         selection=Selection(**values, starts={f"{EVENTS}/{number}": start for number, start in starts.items()}),
     )
     await publish(world, order)
     return order
 
 
-async def ended(control: Control, name: str = "x", *, within: float = 600.0) -> Order:
+async def ended(control: Control, name: str = "x", *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (order := control.orders.get(f"replay/{name}")) is None or order.state == "asked":
+    while (order := control.commands.get(f"replay/{name}")) is None or order.state == "asked":
         assert now() < until, "expected the replay to end"
         await asyncio.sleep(0.1)
     return order
@@ -411,7 +411,7 @@ async def _killed_at(append: int, *, is_stored: bool, count: int, **fields: Any)
     world.log.fail_commits(0)
     async with owning(world) as control:
         await ended(control)
-        done = control.orders[order.key]
+        done = control.commands[order.key]
     ledger = injected(world)
     return count - len(ledger), ledger.total() - len(ledger), done.count
 
@@ -512,8 +512,8 @@ async def test_a_log_that_is_away_for_a_while_is_waited_for() -> None:
 # Partitions that can't be read
 
 
-async def _beside_a_lost_partition(world: World, count: int = 60) -> tuple[Order, Partition, set[str]]:
-    """Order a replay of events, and lose a partition; return the order, the partition, and which events it has."""
+async def _beside_a_lost_partition(world: World, count: int = 60) -> tuple[ControlRecord, Partition, set[str]]:
+    """Order a replay, and lose a partition; return the order, the partition, and which events it has."""
     await events_of(world, count)
     order = await an_order(world)
     lost = Partition(EVENTS, 1)
@@ -539,7 +539,7 @@ async def test_a_replay_takes_what_can_be_read_and_is_complete_only_with_the_res
         async with owning(world) as control:
             await asyncio.sleep(30)
             assert injected(world) == Counter({f"evt_{n}": 1 for n in range(60) if f"evt_{n}" not in there})
-            assert control.orders[order.key] == order, "it isn't complete"
+            assert control.commands[order.key] == order, "it isn't complete"
             assert (control.injected(order.key), control.unread(order.key)) == (60 - len(there), 1)
             follower = follow(world.log, TOPICS, order.name, timeout=5)
             (last,) = [progress async for progress in follower]
@@ -559,7 +559,7 @@ async def test_a_replay_that_waits_for_a_partition_lets_the_next_one_begin() -> 
     async with owning(world) as control:
         await an_order(world, "next", places={f"{EVENTS}/0": 5})
         assert (await ended(control, "next", within=20)).count == 5
-        await publish(world, control.orders["replay/x"].with_state("cancelled", count=control.injected("replay/x")))
+        await publish(world, control.commands["replay/x"].with_state("cancelled", count=control.injected("replay/x")))
         await asyncio.sleep(1)
         assert control.injected("replay/x") == 60 - len(there)
         world.log.find_leader(lost)
@@ -594,12 +594,12 @@ def test_an_owner_killed_while_a_partition_is_away_skips_nothing_and_repeats_at_
         world.log.fail_commits(0)
         async with owning(world) as control:
             await asyncio.sleep(10)
-            assert control.orders[order.key].is_asked == (control.unread(order.key) == 1)
+            assert control.commands[order.key].is_asked == (control.unread(order.key) == 1)
             world.log.find_leader(lost)
             done = await ended(control)
         ledger = injected(world)
         assert len(ledger) == done.count == 60
-        # All the partitions that were read come before the marker that tells of the one that wasn't.
+        # All the partitions that were read come before the checkpoint that tells of the one that wasn't.
         assert ledger.total() - 60 <= max(len(there), 60 - len(there))
 
     for append in (1, 30, 41, 42, 43, 44, 50, 61, 62):
@@ -663,12 +663,12 @@ async def test_a_replay_holds_up_no_other_order() -> None:
     async with owning(world) as control:
         await an_order(world, rate=10.0)
         await asyncio.sleep(2)
-        await publish(world, Order(kind="kick", name="route/build", state="asked", at=now()))
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(6.5)  # nobody tries what it brings on, for which it looks
-        assert control.orders["kick/route/build"].state == "done"
-        assert control.orders["pause/destination/ci"].state == "active"
-        assert control.orders["replay/x"].state == "asked"
+        assert control.commands["kick/route/build"].state == "done"
+        assert control.commands["pause/destination/ci"].state == "active"
+        assert control.commands["replay/x"].state == "asked"
 
 
 @virtual
@@ -681,7 +681,7 @@ async def test_replays_take_turns_in_the_order_in_which_they_were_asked_for() ->
         await ended(control, "a")
     at = {name: [r.at for r in world.stored(TIER) if r.delivery.destination == name] for name in ("audit", "ci")}
     assert max(at["audit"]) <= min(at["ci"])
-    assert [order.count for order in control.orders.values()] == [100, 100]
+    assert [order.count for order in control.commands.values()] == [100, 100]
 
 
 # Ends
@@ -698,7 +698,7 @@ async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
         await publish(world, order.with_state("cancelled"))
         await ended(control, "next", within=5)
         await asyncio.sleep(10)
-    assert control.orders["replay/x"].state == "cancelled"
+    assert control.commands["replay/x"].state == "cancelled"
     assert 80 <= control.injected("replay/x") <= 110
     of_both = Counter(stored.note.replay for stored in world.stored(TIER))
     assert of_both["x"] == control.injected("replay/x")
@@ -726,9 +726,9 @@ async def test_how_far_it_is_is_told_every_second() -> None:
         order = await an_order(world, rate=20.0)
         told: list[tuple[int, int]] = []
         await asyncio.sleep(0.5)
-        while control.orders[order.key].state == "asked":
+        while control.commands[order.key].state == "asked":
             await asyncio.sleep(1.1)
-            told.append((sum(control.marker(order.key).values()), control.injected(order.key)))
+            told.append((sum(control.checkpoint(order.key).values()), control.injected(order.key)))
     assert told == sorted(told)
     assert len(set(told)) == len(told)
     assert told[-1] == (300, 300)
@@ -747,29 +747,33 @@ async def test_an_order_is_forgotten_when_nothing_is_left_that_it_could_be_about
     await world.log.append(TOPICS.dead, key=b"ci", value=b"", headers=[])
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
     async with owning(world) as control:
-        await publish(world, Order(kind="dead", name="d", state="asked", at=now(), action="drop", marker=ends))
+        await publish(
+            world, ControlRecord(kind="dead", name="d", state="asked", at=now(), action="drop", checkpoint=ends)
+        )
         await an_order(world)
         await asyncio.sleep(30)
-        passed = KEPT - 60
+        passed = KEEP_COMMANDS_FOR - 60
         await asyncio.sleep(20)
-        assert {order.state for order in control.orders.values()} == {"done"}
-        assert control.marker("replay/x")
+        assert {order.state for order in control.commands.values()} == {"done"}
+        assert control.checkpoint("replay/x")
         await asyncio.sleep(120)
-        assert list(control.orders) == ["dead/d"], "the dead letter is still there, and would be open again"
-        assert not control.marker("replay/x")
+        assert list(control.commands) == ["dead/d"], "the dead letter is still there, and would be open again"
+        assert not control.checkpoint("replay/x")
         for key, end in ends.items():
             topic, _, number = key.rpartition("/")
             world.log.delete_below(Partition(topic, int(number)), end)
         await asyncio.sleep(60)
-        assert not control.orders
+        assert not control.commands
     assert {record.value for record in world.log.records(TOPICS.control)} == {b""}
     async with owning(world) as control:
-        assert not control.orders
+        assert not control.commands
 
 
 def test_the_first_order_that_covers_a_letter_has_settled_it() -> None:
-    def an_end(name: str, at: float, end: int, which: DeadFilter, **fields: Any) -> Order:
-        return Order(kind="dead", name=name, state="done", at=at, marker={"d/0": end}, filter=which, **fields)
+    def an_end(name: str, at: float, end: int, which: DeadFilter, **fields: Any) -> ControlRecord:
+        return ControlRecord(
+            kind="dead", name=name, state="done", at=at, checkpoint={"d/0": end}, filter=which, **fields
+        )
 
     control = Control(
         [
@@ -783,17 +787,17 @@ def test_the_first_order_that_covers_a_letter_has_settled_it() -> None:
 
     def settled(offset: int, **fields: Any) -> str | None:
         values: dict[str, Any] = {"id": "x", "route": "a", "destination": "b", "reason": "gone", "at": 50.0} | fields
-        order = control.settled(Letter(**values), Partition("d", 0), offset)
+        order = control.resolved_by(Letter(**values), Partition("d", 0), offset)
         return None if order is None else order.name
 
     assert [settled(offset) for offset in (4, 5, 10, 39, 40)] == ["early", "late", "rest", "rest", None]
     assert settled(10, at=100.0) == "recent"
     assert [settled(offset, id="two", route="c") for offset in (29, 30)] == ["ids", "rest"]
     assert settled(3, id="", route="", destination="", reason="undecodable") == "rest"
-    control.apply(replace(control.orders["dead/early"], state="gone"))
-    control.apply(replace(control.orders["dead/ids"], state="gone"))
+    control.apply(replace(control.commands["dead/early"], state="gone"))
+    control.apply(replace(control.commands["dead/ids"], state="gone"))
     assert settled(4) == "late"
     assert settled(29, id="two", route="c") == "rest"
-    control.apply(replace(control.orders["dead/rest"], filter=DeadFilter(route="z")))
+    control.apply(replace(control.commands["dead/rest"], filter=DeadFilter(route="z")))
     assert settled(39) is None
     assert settled(39, route="z") == "rest"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.engine.commit_progress import Progress
-from gateway.engine.control.records import Order, decode
+from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.control.routing_history import KEPT, UNUSED, History
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.log.base import Commit, Partition
@@ -22,22 +22,26 @@ PLACE = "events/0"
 EDITIONS = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(3)]
 
 
-def told(order: Order) -> Order:
+def told(order: ControlRecord) -> ControlRecord:
     """Return a record as it comes out of the log."""
     return decode(*order.encode())
 
 
-def a_history(*orders: Order) -> History:
+def a_history(*orders: ControlRecord) -> History:
     history = History()
-    for edition in EDITIONS:
-        history.apply(told(Order(kind="rules", name=edition.name, state="done", at=0.0, routes=encode(edition, None))))
+    for revision in EDITIONS:
+        history.apply(
+            told(ControlRecord(kind="rules", name=revision.name, state="done", at=0.0, routes=encode(revision, None)))
+        )
     for order in orders:
         history.apply(told(order))
     return history
 
 
-def a_reading(name: str, offset: int, edition: int, *, at: float = 0.0, place: str = PLACE) -> Order:
-    return Order(kind="routed", name=name, state="done", at=at, marker={place: offset}, edition=EDITIONS[edition].name)
+def a_reading(name: str, offset: int, revision: int, *, at: float = 0.0, place: str = PLACE) -> ControlRecord:
+    return ControlRecord(
+        kind="routed", name=name, state="done", at=at, checkpoint={place: offset}, revision=EDITIONS[revision].name
+    )
 
 
 @dataclass
@@ -45,10 +49,10 @@ class Process:
     """A process that reads the partition, or did."""
 
     readings: RoutingHistoryUpdates
-    edition: int
+    revision: int
     progress: Progress = field(default_factory=lambda: Progress(Commit(0), 0))
     under_way: dict[int, int] = field(default_factory=dict)
-    """Offset → the edition by which it was routed here."""
+    """Offset → the revision by which it was routed here."""
 
 
 class Model:
@@ -58,7 +62,7 @@ class Model:
         self.history = a_history()
         self.commit = Commit(0)
         self.routed: dict[int, int] = {}
-        """Offset → the edition by which it was routed in the end."""
+        """Offset → the revision by which it was routed in the end."""
         self._is_told_late = is_told_late
         self._count = 0
         self._processes = [
@@ -83,7 +87,7 @@ class Model:
         start = self.commit.base if last is None else last + 1
         for offset in range(start, start + count):
             if self.now.progress.received(offset):
-                self.now.under_way.setdefault(offset, self.now.edition)
+                self.now.under_way.setdefault(offset, self.now.revision)
 
     def finish(self, offsets: set[int]) -> None:
         for offset in offsets & self.now.under_way.keys():
@@ -94,9 +98,9 @@ class Model:
         self.tell()
         self.commit = self.now.progress.committable(is_known=True) or self.commit
 
-    def reload(self, edition: int) -> None:
-        self.now.edition = edition
-        self.now.readings.reloaded(EDITIONS[edition], {HERE: self.now.progress.last_received})
+    def reload(self, revision: int) -> None:
+        self.now.revision = revision
+        self.now.readings.reloaded(EDITIONS[revision], {HERE: self.now.progress.last_received})
         self._tell_at_once()
 
     def come_back(self, _: int) -> None:
@@ -111,10 +115,10 @@ class Model:
         self.now.progress, self.now.under_way = Progress(self.commit, 0), {}
         self._take_over()
 
-    def kill(self, edition: int) -> None:
+    def kill(self, revision: int) -> None:
         """What it has finished since the last commit is done again."""
         self.tell()
-        self._processes[0] = Process(RoutingHistoryUpdates(self.history), edition)
+        self._processes[0] = Process(RoutingHistoryUpdates(self.history), revision)
         self._take_over()
 
     def _give_up(self) -> None:
@@ -123,7 +127,7 @@ class Model:
         self.tell()
 
     def _take_over(self) -> None:
-        self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.edition])
+        self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.revision])
         before, self.now.progress = self.now.progress, Progress(self.commit, 0)
         self.now.progress.merge(before)
         self.now.readings.forget_revoked()
@@ -171,31 +175,31 @@ def hold(plan: Sequence[tuple[Any, Any]], *, is_told_late: bool) -> None:
     for step, value in plan:
         step(model, value)
     model.tell()
-    for offset, edition in model.routed.items():
+    for offset, revision in model.routed.items():
         if model.commit.covers(offset):
-            known = model.history.edition_at(HERE, offset)
+            known = model.history.revision_at(HERE, offset)
             assert known is not None
-            assert known.name == EDITIONS[edition].name, f"offset {offset}"
+            assert known.name == EDITIONS[revision].name, f"offset {offset}"
 
 
 def test_what_was_done_when_a_reader_came_was_routed_by_the_one_before() -> None:
-    later = Order(
-        kind="routed", name="b", state="done", at=2.0, marker={PLACE: 10}, done={PLACE: b"\x05"}, edition="e1"
+    later = ControlRecord(
+        kind="routed", name="b", state="done", at=2.0, checkpoint={PLACE: 10}, done={PLACE: b"\x05"}, revision="e1"
     )
     history = a_history(a_reading("a", 4, 0), later)
-    names = [(known := history.edition_at(HERE, offset)) and known.name for offset in (3, 4, 9, 10, 11, 12, 13, 99)]
+    names = [(known := history.revision_at(HERE, offset)) and known.name for offset in (3, 4, 9, 10, 11, 12, 13, 99)]
     assert names == [None, "e0", "e0", "e0", "e1", "e0", "e1", "e1"]
-    assert history.edition_at(Partition("events", 1), 5) is None
+    assert history.revision_at(Partition("events", 1), 5) is None
 
 
 def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> None:
     history = a_history()
     readings = RoutingHistoryUpdates(history)
 
-    def read_by(edition: RoutingRevision) -> None:
-        readings.took_over(HERE, Commit(0), edition)
+    def read_by(revision: RoutingRevision) -> None:
+        readings.took_over(HERE, Commit(0), revision)
         while (what := readings.unpublished()) is not None:
-            order = readings.record(what, float(edition is EDITIONS[1]))
+            order = readings.record(what, float(revision is EDITIONS[1]))
             readings.mark_published(what, order.name)
             history.apply(told(order))
 
@@ -203,19 +207,19 @@ def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> N
     readings.revoked(HERE, 9)
     readings.forget(HERE)
     read_by(EDITIONS[1])
-    assert history.edition_at(HERE, 3) == EDITIONS[1]
+    assert history.revision_at(HERE, 3) == EDITIONS[1]
 
 
 def test_a_record_that_is_told_again_counts_once_and_one_that_is_gone_not_at_all() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
-    assert history.says(HERE, Commit(5), "e1")
-    assert not history.says(HERE, Commit(4), "e1")
-    assert not history.says(HERE, Commit(5), "e0")
-    history.apply(Order(kind="routed", name="b", state="gone", at=0.0))
-    assert history.says(HERE, Commit(5), "e0")
-    history.apply(Order(kind="routed", name="a", state="gone", at=0.0))
-    history.apply(Order(kind="rules", name="e0", state="gone", at=0.0))
-    assert history.edition_at(HERE, 5) is None
+    assert history.knows_epoch(HERE, Commit(5), "e1")
+    assert not history.knows_epoch(HERE, Commit(4), "e1")
+    assert not history.knows_epoch(HERE, Commit(5), "e0")
+    history.apply(ControlRecord(kind="routed", name="b", state="gone", at=0.0))
+    assert history.knows_epoch(HERE, Commit(5), "e0")
+    history.apply(ControlRecord(kind="routed", name="a", state="gone", at=0.0))
+    history.apply(ControlRecord(kind="rules", name="e0", state="gone", at=0.0))
+    assert history.revision_at(HERE, 5) is None
     assert history.places() == {}
 
 
@@ -234,7 +238,7 @@ def test_a_route_is_as_it_is_since_the_last_partition_came_to_be_read_so() -> No
 
 
 def test_what_tells_of_no_event_that_is_there_is_forgotten() -> None:
-    unused = Order(kind="rules", name="e9", state="done", at=100.0, routes=encode(EDITIONS[0], None))
+    unused = ControlRecord(kind="rules", name="e9", state="done", at=100.0, routes=encode(EDITIONS[0], None))
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("c", 10, 2), unused)
 
     def names(now: float, start: int) -> list[str]:
@@ -252,11 +256,13 @@ def test_an_edition_is_kept_as_long_as_another_is_told_by_its_differences() -> N
     base = routing_revision(rules_of(*[a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(100)]))
     changed = RoutingRevision("changed", {**base.routes, "new": "{}"})
     history = History()
-    history.apply(Order(kind="rules", name=base.name, state="done", at=0.0, routes=encode(base, None)))
-    text, before = history.told(changed)
+    history.apply(ControlRecord(kind="rules", name=base.name, state="done", at=0.0, routes=encode(base, None)))
+    text, before = history.encode_revision(changed)
     assert before == base.name
-    history.apply(told(Order(kind="rules", name="changed", state="done", at=0.0, routes=text, edition=before)))
-    history.apply(told(Order(kind="routed", name="x", state="done", at=0.0, marker={PLACE: 0}, edition="changed")))
-    assert history.edition_at(HERE, 3) == changed
+    history.apply(told(ControlRecord(kind="rules", name="changed", state="done", at=0.0, routes=text, revision=before)))
+    history.apply(
+        told(ControlRecord(kind="routed", name="x", state="done", at=0.0, checkpoint={PLACE: 0}, revision="changed"))
+    )
+    assert history.revision_at(HERE, 3) == changed
     assert list(history.obsolete(UNUSED + 1, {PLACE: 0})) == []
-    assert history.told(EDITIONS[0])[1] == "", "one that has nothing in common is told in full"
+    assert history.encode_revision(EDITIONS[0])[1] == "", "one that has nothing in common is told in full"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.log.base import ALL, Partition, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import TIERS
@@ -181,7 +181,9 @@ async def held_by(world: World, partition: Partition) -> int:
     return end - start
 
 
-async def a_job_beside_a_lost_partition(kind: str, *, takes: float = 30.0) -> tuple[World, Order, int, Partition]:
+async def a_job_beside_a_lost_partition(
+    kind: str, *, takes: float = 30.0
+) -> tuple[World, ControlRecord, int, Partition]:
     """Carry an order out while a partition of its topic has no leader; return how many wait elsewhere, too."""
     world = await a_world(a_route())
     await a_backlog(world, kind, 40)
@@ -224,7 +226,7 @@ async def _goes_without(kind: str) -> None:
 async def test_a_resumption_lets_go_what_can_be_read_and_the_rest_follows_by_itself() -> None:
     for is_moved in (False, True):
         world = await a_world(a_route())
-        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
         async with owning(world):
             await a_backlog(world, "resume", 40)
             await asyncio.sleep(12)

@@ -9,7 +9,7 @@ from structlog.testing import CapturingLogger
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control import records as control_records
-from gateway.engine.control.records import DeadFilter, Order, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.log import records
 from gateway.log.base import Commit, NewRecord, Partition, RecordHeaders
 from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings, event_key
@@ -146,12 +146,12 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
         for key, value in ORDERS:
             await world.log.append(TOPICS.control, key=key, value=value, headers=[])
         await world.put(an_event(id="evt_after", received_at=now()))
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
-        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
-        await publish(world, Order(kind="dead", name="1", state="asked", at=now(), marker=ends))
+        await publish(world, ControlRecord(kind="dead", name="1", state="asked", at=now(), checkpoint=ends))
         await asyncio.sleep(30)
-        states = {order.key: order.state for order in control.orders.values()}
+        states = {order.key: order.state for order in control.commands.values()}
     async with operated(world) as control, running(world, world.worker(control)):  # those that read all of it again
         await world.put(an_event(id="evt_again", received_at=now()))
         await asyncio.sleep(30)
@@ -291,7 +291,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
     later = a_filed("evt_later", due=now() + 15)
     await world.log.append(tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, NO_NOTE, at=now()))
     async with operated(world) as control, running(world, world.worker(control)):
-        await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(60)
         assert made(world) == ["evt_later"]
         assert told(world, "retry") == 1
@@ -314,9 +314,9 @@ async def test_a_resumption_leaves_what_a_newer_version_parked() -> None:
         if name == "evt_before":
             await file_newer(world, TOPICS.parked, a_filed("evt_newer"), Note(by="destination/ci"))
     async with operated(world) as control, running(world, world.worker(control)):
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
-        assert control.orders["pause/destination/ci"].count == 1
+        assert control.commands["pause/destination/ci"].count == 1
         assert told(world, "parked") == 1
     assert made(world) == ["evt_before"]
     roll_forward()
@@ -339,18 +339,18 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_settled(
     number, (_, end) = next(
         (number, bounds) for number, bounds in (await world.log.bounds(TOPICS.dead)).items() if bounds[1]
     )
-    order = Order(
+    order = ControlRecord(
         kind="dead",
         name="1",
         state="asked",
         at=now(),
-        marker={f"{TOPICS.dead}/{number}": end},
+        checkpoint={f"{TOPICS.dead}/{number}": end},
         filter=DeadFilter(destination="ci"),
     )
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, order)
         await asyncio.sleep(30)
-        done = control.orders["dead/1"]
+        done = control.commands["dead/1"]
         assert (done.state, done.count) == ("done", 1)
         assert "newer version" in done.detail
         assert told(world, "dead") == 1
@@ -371,14 +371,14 @@ async def test_an_order_of_a_newer_version_is_not_lost() -> None:
     await world.log.append(
         TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, NO_NOTE, at=now())
     )
-    kick = Order(kind="kick", name="destination/ci", state="asked", at=now())
+    kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=now())
     key, value = kick.encode()
     newer = orjson.dumps({**orjson.loads(value), "v": NEXT})
     await world.log.append(TOPICS.control, key=key, value=newer, headers=[])
-    await publish(world, Order(kind="kick", name="route/other", state="asked", at=now()))
+    await publish(world, ControlRecord(kind="kick", name="route/other", state="asked", at=now()))
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
-        assert control.orders["kick/route/other"].state == "done"
+        assert control.commands["kick/route/other"].state == "done"
         assert told(world, "control") == 1
     assert made(world) == []
     assert not await covered(world, TOPICS.control, 0, JOBS_GROUP)
@@ -392,7 +392,7 @@ async def test_an_order_of_a_newer_version_is_carried_out_by_it() -> None:
     await world.log.append(
         TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, NO_NOTE, at=now())
     )
-    key, value = Order(kind="kick", name="destination/ci", state="asked", at=now()).encode()
+    key, value = ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()).encode()
     newer = orjson.dumps({**orjson.loads(value), "v": NEXT})
     await world.log.append(TOPICS.control, key=key, value=newer, headers=[])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -411,19 +411,19 @@ async def test_a_replay_waits_at_a_newer_event_and_goes_on_after_it() -> None:
     await put_newer(world, "evt_newer", key="one")
     await world.put(an_event(id="evt_after", key="one", received_at=now()))
     ends = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
-    order = Order(
-        kind="replay", name="1", state="asked", at=now(), marker=ends, selection=Selection(route="build", since=0.0)
+    order = ControlRecord(
+        kind="replay", name="1", state="asked", at=now(), checkpoint=ends, selection=Selection(route="build", since=0.0)
     )
     await publish(world, order)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(90)
         assert control.injected("replay/1") == 1
-        assert control.orders["replay/1"].state == "asked"
+        assert control.commands["replay/1"].state == "asked"
     assert sorted(made(world)) == ["evt_after", "evt_before", "evt_before"]
     roll_forward()
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
-        assert (control.orders["replay/1"].state, control.orders["replay/1"].count) == ("done", 3)
+        assert (control.commands["replay/1"].state, control.commands["replay/1"].count) == ("done", 3)
     assert sorted(made(world)) == ["evt_after"] * 2 + ["evt_before"] * 2 + ["evt_newer"] * 2
 
 

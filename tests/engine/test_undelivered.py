@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from gateway.engine.control.records import DeadFilter, Order, Selection, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.jobs.replay_matcher import Matcher
 from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.engine.worker import Worker
@@ -69,7 +69,7 @@ class Scene:
                     counts.update(matched.fates if matched else ())
         return counts
 
-    async def replay(self, name: str = "x") -> Order:
+    async def replay(self, name: str = "x") -> ControlRecord:
         """Replay what is undelivered, and hold the number that is told against the dry run's."""
         expected = (await self.counts())[Fate.UNDELIVERED]
         await an_order(self.world, name, undelivered=True)
@@ -144,7 +144,7 @@ async def test_rules_that_change_with_a_restart_are_told_of() -> None:
             await scene.replay()
         assert scene.delivered() == [1] * 20
         told = [decode(record.key, record.value).kind for record in scene.world.log.records(TOPICS.control)]
-        assert Counter(told)["rules"] == 2, "an edition is told once"
+        assert Counter(told)["rules"] == 2, "an revision is told once"
         assert Counter(told)["routed"] == 4, "and a reading where it isn't the one before"
 
 
@@ -157,13 +157,13 @@ async def test_open_dead_letters_are_undelivered_and_settled_by_the_replay() -> 
             one, other = scene.world.dead()
             await publish(
                 scene.world,
-                Order(
+                ControlRecord(
                     kind="dead",
                     name="d",
                     state="asked",
                     at=now(),
                     action="drop",
-                    marker={f"{TOPICS.dead}/{number}": 100 for number in range(4)},
+                    checkpoint={f"{TOPICS.dead}/{number}": 100 for number in range(4)},
                     filter=DeadFilter(ids=(one.delivery.id,)),
                 ),
             )
@@ -174,7 +174,7 @@ async def test_open_dead_letters_are_undelivered_and_settled_by_the_replay() -> 
         assert counts.pop(other.delivery.event.id) == 2, "once in vain"
         assert set(counts.values()) == {1}
         assert await scene.counts() == {Fate.ENDED: 6}
-        assert scene.owner.control.orders["dead/x-1"].count == 1
+        assert scene.owner.control.commands["dead/x-1"].count == 1
 
 
 @virtual
@@ -186,7 +186,7 @@ async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_take
         scene.reload(worker, fixed)
         assert (await scene.replay()).count == 4
         assert scene.delivered() == [1, 1, 1, 1, 0, 0]
-        assert scene.owner.control.orders["dead/x-4"].count == 4
+        assert scene.owner.control.commands["dead/x-4"].count == 4
 
 
 @virtual
@@ -200,9 +200,11 @@ async def test_a_dead_letter_is_replayed_by_the_request_in_force_now_and_without
         await scene.events(2)
         assert [stored.note.reason for stored in scene.world.dead()] == ["expression_error"] * 2
         scene.reload(worker, a_route(request=other, when="body.n > 0"))
-        marker = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
+        checkpoint = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
         which = DeadFilter(reason="expression_error")
-        order = Order(kind="dead", name="d", state="asked", at=now(), action="replay", marker=marker, filter=which)
+        order = ControlRecord(
+            kind="dead", name="d", state="asked", at=now(), action="replay", checkpoint=checkpoint, filter=which
+        )
         await publish(scene.world, order)
         await asyncio.sleep(10)
         assert scene.delivered() == [1, 1], "also what the route would no longer take"
@@ -365,7 +367,7 @@ def test_a_killed_replay_leaves_no_letter_open_whose_delivery_it_has_queued() ->
             counts = scene.delivered()
             assert set(counts) <= {2, 3}
             assert counts.count(3) <= 6
-            return control.orders["replay/x"].state == "asked"
+            return control.commands["replay/x"].state == "asked"
 
     killed = [run(scenario(appends)) for appends in range(1, 14)]
     assert killed.count(True) > 8, "most of them come before its end"
@@ -508,7 +510,7 @@ async def test_a_replay_that_waits_for_a_partition_has_delivered_what_it_had_com
             await asyncio.sleep(20)
             brought = sum(scene.delivered())
             assert 0 < brought < 40
-            assert control.orders["replay/all"].is_asked
+            assert control.commands["replay/all"].is_asked
             await an_order(world, "rest", undelivered=True)
             assert (await ended(control, "rest", within=20)).count == 0
             world.log.find_leader(lost)

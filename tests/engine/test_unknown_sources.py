@@ -2,7 +2,7 @@
 
 tier record of no route ──source known──▶ fan-out, attempts ──✗ killed ──▶ successors, in tiers
                                                      │
-                  kick: announced ──▶ scanned ──▶ marker: covers the record, from which it has copied nothing
+                  kick: announced ──▶ scanned ──▶ checkpoint: covers the record, from which it has copied nothing
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import pytest
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.log_reader import BATCH
 from gateway.engine.worker import Worker
 from gateway.log.topics import ROUTER_GROUP, TIERS
@@ -90,7 +90,7 @@ async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_jo
     )
     task = asyncio.create_task(doomed.run())
     await asyncio.sleep(WAITS - 2 - kicked)
-    await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=world.log.now()))
+    await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=world.log.now()))
     with suppress(TimeoutError):
         async with asyncio.timeout(kicked + 10):
             await mortal.died.wait()

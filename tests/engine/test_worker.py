@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import DeadFilter, Order, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.jobs.runner import Jobs
@@ -219,7 +219,7 @@ async def operated(world: World) -> AsyncIterator[Control]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def publish(world: World, order: Order) -> None:
+async def publish(world: World, order: ControlRecord) -> None:
     key, value = order.encode()
     await world.log.append(TOPICS.control, key=key, value=value, headers=[])
 
@@ -423,7 +423,7 @@ async def test_a_record_that_cannot_be_read_is_kept_among_the_dead_and_wedges_no
 async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
     world = await a_world(a_route(to=("ci", "audit")))
     async with operated(world) as control:
-        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
         await publish(world, order)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
@@ -436,14 +436,14 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
             await asyncio.sleep(20)
             assert sorted(world.client.made).count(("ci", "evt_7", 1)) == 1
             assert len(world.client.made) == 40
-            assert control.orders["pause/destination/ci"].state == "active"
-            assert control.orders["pause/destination/ci"].count == 20
+            assert control.commands["pause/destination/ci"].state == "active"
+            assert control.commands["pause/destination/ci"].count == 20
             # A second pause and resumption brings back only what was parked since.
-            await publish(world, replace(control.orders["pause/destination/ci"], state="paused"))
+            await publish(world, replace(control.commands["pause/destination/ci"], state="paused"))
             await asyncio.sleep(1)
             await world.put(an_event(id="evt_late", received_at=now()))
             await asyncio.sleep(2)
-            await publish(world, replace(control.orders["pause/destination/ci"], state="resuming"))
+            await publish(world, replace(control.commands["pause/destination/ci"], state="resuming"))
             await asyncio.sleep(20)
         assert len(world.client.made) == 42
 
@@ -452,7 +452,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
 async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(2)
         late = a_delivery(event=an_event(received_at=now()), successor=1)
         await world.log.append(
@@ -470,10 +470,10 @@ async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
 async def test_what_was_swept_up_once_is_left_by_the_next_owner_of_the_jobs() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         async with running(world, world.worker(control)):
             await asyncio.sleep(10)
-            assert control.orders["pause/destination/ci"].state == "active"
+            assert control.commands["pause/destination/ci"].state == "active"
             late = a_delivery(event=an_event(received_at=now()), successor=1)
             await world.log.append(
                 TOPICS.parked,
@@ -497,12 +497,12 @@ async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() 
             await world.put(*events(3))
             await asyncio.sleep(60)
             assert len(world.client.made) == 3
-            await publish(world, Order(kind="kick", name="destination/ci", state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
             await asyncio.sleep(30)
             assert sorted(world.client.made[3:]) == [("ci", f"evt_{index}", 2) for index in range(3)]
             await world.doze(3 * 3600)
         assert len(world.client.made) == 6
-        assert control.orders["kick/destination/ci"].count == 3
+        assert control.commands["kick/destination/ci"].count == 3
 
 
 @virtual
@@ -518,14 +518,19 @@ async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_
             for name in ("first", "again"):
                 await publish(
                     world,
-                    Order(
-                        kind="dead", name=name, state="asked", at=now(), filter=DeadFilter(route="build"), marker=ends
+                    ControlRecord(
+                        kind="dead",
+                        name=name,
+                        state="asked",
+                        at=now(),
+                        filter=DeadFilter(route="build"),
+                        checkpoint=ends,
                     ),
                 )
             await asyncio.sleep(60)
         assert [number for _, _, number in world.client.made] == [1, 1, 2, 2, 1, 1, 2]
         assert len(world.dead()) == 2
-        assert [control.orders[f"dead/{name}"].count for name in ("first", "again")] == [2, 0]
+        assert [control.commands[f"dead/{name}"].count for name in ("first", "again")] == [2, 0]
 
 
 @virtual
@@ -750,12 +755,12 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
 
 
 def test_orders_survive_their_encoding() -> None:
-    order = Order(
+    order = ControlRecord(
         kind="dead",
         name="x",
         state="asked",
         at=1.5,
-        marker={"a/0": 3},
+        checkpoint={"a/0": 3},
         action="drop",
         filter=DeadFilter(ids=("a", "b"), since=2.0),
     )

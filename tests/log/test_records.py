@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import Sightings
+from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Partition, Record, RecordHeaders
 from gateway.log.json_fields import JsonFields
 from gateway.log.records import (
@@ -379,10 +379,10 @@ def test_any_sightings_are_read_and_remembered_or_undecodable(headers: list[tupl
         return
     headers = encode_sightings(sighted.source, sighted.origin)
     assert decode_sightings(Record(9, NOW, b"x/0", sighted.rows, headers)) == sighted
-    sightings = Sightings()
+    sightings = DedupeIndex()
     sightings.forget_before(sighted.origin)
     sightings.restore(sighted.rows)
-    sightings.judge(SIGHTING.pack(bytes(16), bytes(8), 1, 1), 1)
+    sightings.add(SIGHTING.pack(bytes(16), bytes(8), 1, 1), 1)
     sightings.sweep()
 
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Commit, Listener, Partition, Position, RecordHeaders, TopicSpec
@@ -131,7 +131,7 @@ async def test_a_pause_holds_what_waits_for_its_retry_too() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(*events(1))
         await asyncio.sleep(2)
-        await publish(world, Order(kind="pause", name="destination/ci", state="paused", at=now()))
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
         await asyncio.sleep(30)
         assert len(world.client.made) == 1
         assert len(world.stored(TOPICS.parked)) == 1
@@ -143,13 +143,13 @@ async def test_a_resumption_that_is_killed_before_its_injection_is_made_by_the_n
     parked = a_delivery(event=an_event(received_at=now()), successor=1)
     headers = encode_delivery(parked, Note(by="destination/ci"), at=now())
     await world.log.append(TOPICS.parked, key=b"ci", value=parked.event.body, headers=headers)
-    await publish(world, Order(kind="pause", name="destination/ci", state="resuming", at=now()))
+    await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
     async with jobs_on(world, ClosedTopics(world.log, TOPICS.retry("5s"))):
         await asyncio.sleep(10)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(20)
         assert len(world.client.made) == 1
-        assert control.orders["pause/destination/ci"].state == "active"
+        assert control.commands["pause/destination/ci"].state == "active"
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """Operators' commands, and how their outcomes are reported."""
 
-from gateway.engine.control.records import DeadFilter, Order, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.ops.control_client import ControlClient
@@ -16,13 +16,13 @@ async def a_log() -> MemoryLog:
     return log
 
 
-async def stored(log: MemoryLog) -> list[Order]:
+async def stored(log: MemoryLog) -> list[ControlRecord]:
     _, end = (await log.bounds(TOPICS.control))[0]
     scan = log.scan(Partition(TOPICS.control, 0), 0, end)
     return [decode(record.key, record.value) async for records in scan for record in records]
 
 
-async def publish(log: MemoryLog, order: Order) -> None:
+async def publish(log: MemoryLog, order: ControlRecord) -> None:
     key, value = order.encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
@@ -30,7 +30,7 @@ async def publish(log: MemoryLog, order: Order) -> None:
 class Sleeper:
     """Counts the waits, and does something in one of them."""
 
-    def __init__(self, log: MemoryLog, *endings: Order) -> None:
+    def __init__(self, log: MemoryLog, *endings: ControlRecord) -> None:
         self.slept: list[float] = []
         self._log = log
         self._endings = list(endings)
@@ -45,7 +45,7 @@ async def test_only_what_is_paused_is_resumed() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     assert await client.resume("route/build") is None
-    await publish(log, Order(kind="pause", name="route/build", state="active", at=1.0))
+    await publish(log, ControlRecord(kind="pause", name="route/build", state="active", at=1.0))
     assert await client.resume("route/build") is None
     assert len(await stored(log)) == 1
 
@@ -55,7 +55,7 @@ async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_res
     await log.create(TOPICS.specs([]))
     client = ControlClient(log, TOPICS)
     at = 100.0
-    first = Order(kind="pause", name="route/build", state="paused", at=50.0, by="ada@bastion")
+    first = ControlRecord(kind="pause", name="route/build", state="paused", at=50.0, by="ada@bastion")
     await publish(log, first)
     assert await client.pause("route/build") == (first, False)
     assert await stored(log) == [first]
@@ -63,7 +63,7 @@ async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_res
     at = 200.0
     again, is_new = await client.pause("route/build")
     assert (again.at, is_new) == (200.0, True)
-    assert (await client.control()).orders["pause/route/build"] == again
+    assert (await client.control()).commands["pause/route/build"] == again
 
 
 async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours() -> None:
@@ -78,8 +78,8 @@ async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for()
         await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
     order = (await ControlClient(log, TOPICS).resolve("replay", DEAD)).order
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
-    assert order.marker == ends
-    assert sum(order.marker.values()) == 8
+    assert order.checkpoint == ends
+    assert sum(order.checkpoint.values()) == 8
     assert (order.action, order.filter, order.state) == ("replay", DEAD, "asked")
 
 
@@ -88,7 +88,7 @@ async def test_two_orders_about_dead_letters_stand_side_by_side() -> None:
     client = ControlClient(log, TOPICS)
     await client.resolve("replay", DEAD)
     await client.resolve("drop", DEAD)
-    assert [order.action for order in (await client.control()).orders.values()] == ["replay", "drop"]
+    assert [order.action for order in (await client.control()).commands.values()] == ["replay", "drop"]
 
 
 async def test_the_end_of_an_order_is_awaited() -> None:
@@ -128,6 +128,6 @@ async def test_a_record_that_cannot_be_read_is_passed_over() -> None:
     await log.append(TOPICS.control, key=b"pause/route/build", value=b"{", headers=[])
     client = ControlClient(log, TOPICS)
     placed = await client.kick("route/other")
-    assert list((await client.control()).orders) == ["kick/route/other"]
+    assert list((await client.control()).commands) == ["kick/route/other"]
     await log.append(TOPICS.control, key=placed.order.key.encode(), value=b"?", headers=[])
     assert await client.finished(placed, timeout=0) is None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.engine.control.records import DeadFilter, Order
+from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
@@ -45,7 +45,7 @@ class Dead:
 
     async def read(
         self,
-        *orders: Order,
+        *orders: ControlRecord,
         which: DeadFilter = EVERYTHING,
         include_resolved: bool = False,
     ) -> list[DeadLetter]:
@@ -56,16 +56,16 @@ class Dead:
             )
         ]
 
-    async def done(self, which: DeadFilter, action: str = "replay") -> Order:
+    async def done(self, which: DeadFilter, action: str = "replay") -> ControlRecord:
         ends = await self.log.bounds(TOPICS.dead)
-        return Order(
+        return ControlRecord(
             kind="dead",
             name="1",
             state="done",
             at=self.at,
             action="drop" if action == "drop" else "replay",
             filter=which,
-            marker={f"{TOPICS.dead}/{number}": end for number, (_, end) in ends.items()},
+            checkpoint={f"{TOPICS.dead}/{number}": end for number, (_, end) in ends.items()},
         )
 
 

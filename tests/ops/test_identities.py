@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.engine.dedupe.index import Sightings, Verdict
+from gateway.engine.dedupe.index import DedupeIndex, Verdict
 from gateway.log.records import SIGHTING, fingerprint
 from gateway.model import identity_of
 from gateway.ops.identities import Seen
@@ -21,12 +21,12 @@ def test_conflicts_are_the_events_that_dedupe_delivers_though_their_identity_had
     contents: str, conflicts: int
 ) -> None:
     (source,) = rules_of().sources.values()
-    seen, sightings = Seen(replace(source, id=Expression("body.customer"))), Sightings()
+    seen, sightings = Seen(replace(source, id=Expression("body.customer"))), DedupeIndex()
     events = [an_event(body={"customer": "one", "n": content}) for content in contents]
     verdicts = Counter[Verdict]()
     for offset, event in enumerate(events):
         row = SIGHTING.pack(identity_of(event.id) or bytes(16), fingerprint(event), offset, offset)
-        verdicts[sightings.judge(row, 1000)] += 1
+        verdicts[sightings.add(row, 1000)] += 1
     for event in reversed(events):
         seen.add(event, "place")
     assert (seen.conflicts, seen.copies) == (verdicts[Verdict.CONFLICT], verdicts[Verdict.DUPLICATE])

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import Sightings, Verdict
+from gateway.engine.dedupe.index import DedupeIndex, Verdict
 from gateway.log.base import TopicSpec
 from gateway.log.records import SIGHTING, decode_event, encode_event, fingerprint
 from gateway.model import event_id, identity_of
@@ -90,7 +90,7 @@ async def test_a_copy_is_what_dedupe_let_go_and_its_original_was_delivered(steps
     clock = [1000.0]
     log = MemoryLog(now=lambda: clock[0])
     await log.create([TopicSpec(name="one", partitions=1, retention=None)])
-    sightings, window = Sightings(), 60.0
+    sightings, window = DedupeIndex(), 60.0
     delivered: set[int] = set()
     duplicates: set[int] = set()
     for offset, (wait, identity, body) in enumerate(steps):
@@ -98,7 +98,7 @@ async def test_a_copy_is_what_dedupe_let_go_and_its_original_was_delivered(steps
         event = an_event(id=event_id("github", identity), body=body.encode())
         await log.append("one", key=b"", value=event.body, headers=encode_event(event))
         row = SIGHTING.pack(identity_of(event.id), fingerprint(event), offset, round(clock[0] * 1e6))
-        is_copy = sightings.judge(row, round(window * 1e6)) is Verdict.DUPLICATE
+        is_copy = sightings.add(row, round(window * 1e6)) is Verdict.DUPLICATE
         (duplicates if is_copy else delivered).add(offset)
     async for found in newest_first(log, ["one"]):
         event = decode_event(found.record)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control.records import DeadFilter, Order, Selection, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
@@ -110,7 +110,7 @@ async def put_in_order(log: Log, number: int) -> None:
     await log.append(MIRROR, key=order_key(event).encode(), value=event.body, headers=headers)
 
 
-async def order(log: Log, given: Order) -> None:
+async def order(log: Log, given: ControlRecord) -> None:
     key, value = given.encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
@@ -137,11 +137,13 @@ async def fill(log: Log, *, base: int = 10) -> None:
     for number in range(4):
         await put(log, TOPICS.parked, a_delivery(id=f"dlv_parked_{number}"), by="destination/ci")
         await put(log, TOPICS.dead, a_delivery(id=f"dlv_dead_{number}"), reason="exhausted")
-    await order(log, Order(kind="pause", name="destination/ci", state="paused", at=now))
+    await order(log, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now))
     reached = {f"{TOPICS.parked}/0": 1}  # by the resumption of a pause before
-    await order(log, Order(kind="marker", name="pause/destination/ci", state="done", at=now, marker=reached))
+    await order(
+        log, ControlRecord(kind="marker", name="pause/destination/ci", state="done", at=now, checkpoint=reached)
+    )
     settled = {f"{TOPICS.dead}/0": 2}
-    await order(log, Order(kind="dead", name="1", state="done", at=now, marker=settled, action="drop"))
+    await order(log, ControlRecord(kind="dead", name="1", state="done", at=now, checkpoint=settled, action="drop"))
     rows = [
         SIGHTING.pack(b"%016d" % number, b"contents", number, 1_700_000_000_000_000 + number) for number in range(9)
     ]
@@ -166,20 +168,24 @@ async def order_all(log: Log) -> None:
     """Give a replay, which has begun, and an order about dead letters, of which there are none."""
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
-    await order(log, Order(kind="replay", name="r", state="asked", at=1.0, marker={place: 40}, selection=selection))
-    await order(log, Order(kind="marker", name="replay/r", state="done", at=2.0, marker={place: 20}, count=9))
+    await order(
+        log, ControlRecord(kind="replay", name="r", state="asked", at=1.0, checkpoint={place: 40}, selection=selection)
+    )
+    await order(
+        log, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
+    )
     which = DeadFilter(destination="erp", since=1.0)
-    marker = {f"{TOPICS.dead}/0": 4}
-    await order(log, Order(kind="dead", name="2", state="asked", at=3.0, marker=marker, filter=which))
+    checkpoint = {f"{TOPICS.dead}/0": 4}
+    await order(log, ControlRecord(kind="dead", name="2", state="asked", at=3.0, checkpoint=checkpoint, filter=which))
 
 
-async def meant_by(given: Order, log: Log) -> list[str]:
+async def meant_by(given: ControlRecord, log: Log) -> list[str]:
     """Return the deliveries whose letters an order is for."""
     return sorted(
         letter.id
         for partition, record in await records(log, TOPICS.dead)
         for letter in [read_letter(record)[0]]
-        if given.is_for(letter) and given.is_before_marker(partition, record.offset)
+        if given.is_for(letter) and given.is_before_checkpoint(partition, record.offset)
     )
 
 
@@ -205,7 +211,7 @@ async def unfinished(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loo
             found.append(("parked", decode_delivery(record).delivery.id))
     for partition, record in await records(log, TOPICS.dead):
         letter, _ = read_letter(record)
-        if control.settled(letter, partition, record.offset) is None:
+        if control.resolved_by(letter, partition, record.offset) is None:
             found.append(("dead", letter.id))
     return sorted(found)
 
@@ -259,8 +265,10 @@ async def test_a_retry_waits_for_what_is_left_of_its_delay(source: EmbeddedLog, 
 async def test_what_a_kick_has_injected_anew_is_not_moved(source: EmbeddedLog) -> None:
     await put(source, TOPICS.retry("5h"), a_delivery(id="dlv_old", due=time.time() + 9000))
     await put(source, TOPICS.retry("5s"), a_delivery(id="dlv_old", successor=1))
-    marker = {f"{TOPICS.retry('5h')}/0": 1}
-    await order(source, Order(kind="marker", name="kick/destination/ci", state="done", at=1.0, marker=marker))
+    checkpoint = {f"{TOPICS.retry('5h')}/0": 1}
+    await order(
+        source, ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=1.0, checkpoint=checkpoint)
+    )
     target = MemoryLog()
     await move(source, target)
     assert len([record for tier in TIERS for record in target.records(TOPICS.retry(tier))]) == 1
@@ -313,9 +321,11 @@ async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedL
     await fill(source)
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
-    asked = Order(kind="replay", name="r", state="asked", at=1.0, marker={place: 40}, selection=selection)
+    asked = ControlRecord(kind="replay", name="r", state="asked", at=1.0, checkpoint={place: 40}, selection=selection)
     await order(source, asked)
-    await order(source, Order(kind="marker", name="replay/r", state="done", at=2.0, marker={place: 20}, count=9))
+    await order(
+        source, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
+    )
     target = MemoryLog()
     await move(source, target)
     control = await control_of(target)
@@ -323,11 +333,11 @@ async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedL
     assert moved is not None
     assert moved.selection is not None
     assert (moved.selection.since, moved.selection.until) == (0.0, None)  # by the append, which is later now
-    begun = {**moved.selection.starts, **control.marker("replay/r")}
+    begun = {**moved.selection.starts, **control.checkpoint("replay/r")}
     left = [
         int(record.value)
         for partition, record in await records(target, EVENTS)
-        if begun[f"{EVENTS}/{partition.number}"] <= record.offset < moved.marker[f"{EVENTS}/{partition.number}"]
+        if begun[f"{EVENTS}/{partition.number}"] <= record.offset < moved.checkpoint[f"{EVENTS}/{partition.number}"]
     ]
     assert sorted(left) == list(range(20, 40))
     assert control.injected("replay/r") == 9
@@ -336,16 +346,20 @@ async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedL
 async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(source: EmbeddedLog) -> None:
     await fill(source)
     editions = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(2)]
-    for edition, offset in zip(editions, (0, 12), strict=True):
-        await order(source, Order(kind="rules", name=edition.name, state="done", at=1.0, routes=encode(edition, None)))
-        marker = {f"{EVENTS}/0": offset, "gone/0": 7}
-        told = Order(kind="routed", name=f"r{offset}", state="done", at=1.0, marker=marker, edition=edition.name)
+    for revision, offset in zip(editions, (0, 12), strict=True):
+        await order(
+            source, ControlRecord(kind="rules", name=revision.name, state="done", at=1.0, routes=encode(revision, None))
+        )
+        checkpoint = {f"{EVENTS}/0": offset, "gone/0": 7}
+        told = ControlRecord(
+            kind="routed", name=f"r{offset}", state="done", at=1.0, checkpoint=checkpoint, revision=revision.name
+        )
         await order(source, told)
     target = MemoryLog()
     await move(source, target)
     history = (await control_of(target)).history
     for partition, record in await records(target, EVENTS):
-        assert history.edition_at(partition, record.offset) == editions[int(record.value) >= 12]
+        assert history.revision_at(partition, record.offset) == editions[int(record.value) >= 12]
     given = len(await records(target, TOPICS.control))
     await move(source, target)
     assert len(await records(target, TOPICS.control)) == given
@@ -357,11 +371,12 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones(source: Embedded
     since = (await records(source, TOPICS.dead))[1][1].appended_at
     which = DeadFilter(reason="exhausted", since=since)
     await order(
-        source, Order(kind="dead", name="1", state="asked", at=1.0, marker={f"{TOPICS.dead}/0": 5}, filter=which)
+        source,
+        ControlRecord(kind="dead", name="1", state="asked", at=1.0, checkpoint={f"{TOPICS.dead}/0": 5}, filter=which),
     )
     target = MemoryLog()
     await move(source, target)
-    moved = (await control_of(target)).orders["dead/1"]
+    moved = (await control_of(target)).commands["dead/1"]
     assert await meant_by(moved, target) == ["dlv_1", "dlv_3"]
 
 
@@ -428,14 +443,14 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     await fill(source)
     await order_all(source)
     target = await interrupted(source)
-    for given in (await control_of(source)).orders.values():
+    for given in (await control_of(source)).commands.values():
         if given.state == "asked":
             await order(source, given.with_state("done"))
-    await order(source, Order(kind="marker", name="replay/r", state="gone", at=0.0))
+    await order(source, ControlRecord(kind="marker", name="replay/r", state="gone", at=0.0))
     await move(source, target)
     control = await control_of(target)
-    assert [each.key for each in control.orders.values()] == ["pause/destination/ci"]
-    assert not control.marker("replay/r")
+    assert [each.key for each in control.commands.values()] == ["pause/destination/ci"]
+    assert not control.checkpoint("replay/r")
 
 
 async def test_a_letter_whose_neighbour_was_not_stored_is_there_once(source: EmbeddedLog) -> None:
@@ -453,12 +468,12 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones_where_they_are_i
 ) -> None:
     for number in range(3):
         await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted")
-    await order(source, Order(kind="dead", name="1", state="asked", at=1.0, marker={f"{TOPICS.dead}/0": 2}))
+    await order(source, ControlRecord(kind="dead", name="1", state="asked", at=1.0, checkpoint={f"{TOPICS.dead}/0": 2}))
     target = Broken(lambda number: number == 1)
     with pytest.raises(LogUnavailableError):
         await move(source, target)
     await move(source, target)
-    moved = (await control_of(target)).orders["dead/1"]
+    moved = (await control_of(target)).commands["dead/1"]
     assert await meant_by(moved, target) == ["dlv_0", "dlv_1"]
 
 
@@ -661,10 +676,10 @@ async def test_what_has_ended_since_an_interruption_does_not_come_back(source: E
     reached = {f"{topic}/0": 4}
     if topic == TOPICS.parked:
         name = "pause/destination/ci"
-        await order(source, Order(kind="marker", name=name, state="done", at=9.0, marker=reached))
-        await order(source, Order(kind="pause", name="destination/ci", state="active", at=9.0))
+        await order(source, ControlRecord(kind="marker", name=name, state="done", at=9.0, checkpoint=reached))
+        await order(source, ControlRecord(kind="pause", name="destination/ci", state="active", at=9.0))
     else:
-        await order(source, Order(kind="dead", name="2", state="done", at=9.0, marker=reached))
+        await order(source, ControlRecord(kind="dead", name="2", state="done", at=9.0, checkpoint=reached))
     with pytest.raises(UsageError, match=rf"^{topic}@\d: expected .* still open, got one that has ended .* delete"):
         await move(source, target)
     assert target.appends == appends
@@ -675,7 +690,7 @@ async def test_an_order_that_another_gave_there_is_refused(source: EmbeddedLog) 
     await fill(source)
     target = Broken(never)
     await target.create(TOPICS.specs([EVENTS]))
-    await order(target, Order(kind="pause", name="destination/erp", state="paused", at=1.0))
+    await order(target, ControlRecord(kind="pause", name="destination/erp", state="paused", at=1.0))
     with pytest.raises(UsageError, match="expected only records moved from this log"):
         await move(source, target)
     assert target.appends == 1
@@ -719,7 +734,7 @@ async def test_a_retry_that_has_ended_since_an_interruption_is_refused_where_no_
             self.skip_offsets(Partition(topic, position.partition), 16_384)
             return position
 
-    await order(source, Order(kind="pause", name="destination/ci", state="paused", at=1.0))
+    await order(source, ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.0))
     await source.seed(ROUTER, {Partition(EVENTS, 0): Commit(0)})
     for number in range(2):
         await put(source, TOPICS.retry("5m"), a_delivery(id=f"dlv_{number}", due=time.time() + 250))

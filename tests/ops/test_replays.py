@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.engine.control.records import Order, Selection
+from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.unavailable_partitions import PATIENCE
 from gateway.log.base import ALL, Partition
 from gateway.log.records import encode_event, event_key
@@ -39,7 +39,7 @@ async def a_log(clock: Clock, *, events: int = 0, every: float = 10.0) -> Memory
     return log
 
 
-async def publish(log: MemoryLog, order: Order) -> None:
+async def publish(log: MemoryLog, order: ControlRecord) -> None:
     key, value = order.encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
@@ -117,8 +117,8 @@ async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
     ).order
     place, end = max(window.ends.items(), key=lambda item: item[1])
     halfway = {**window.starts, place: end}
-    marker = Order(kind="marker", name=order.key, state="done", at=NOW, marker=halfway, count=4)
-    happens = [[], [marker], [], [order.with_state("done", count=20)]]
+    checkpoint = ControlRecord(kind="marker", name=order.key, state="done", at=NOW, checkpoint=halfway, count=4)
+    happens = [[], [checkpoint], [], [order.with_state("done", count=20)]]
 
     async def sleep(_: float) -> None:
         for one in happens.pop(0):
@@ -159,10 +159,10 @@ async def test_only_a_replay_under_way_is_cancelled() -> None:
     orders = ControlClient(log, TOPICS)
     assert await orders.cancel("x") is None
     order = (await orders.replay(Selection(route="build", since=0.0), {})).order
-    await publish(log, Order(kind="marker", name=order.key, state="done", at=NOW, count=7))
+    await publish(log, ControlRecord(kind="marker", name=order.key, state="done", at=NOW, count=7))
     placed = await orders.cancel(order.name)
     assert placed is not None
     cancelled = placed.order
     assert cancelled == order.with_state("cancelled", count=7)
-    assert (await orders.control()).orders[order.key] == cancelled
+    assert (await orders.control()).commands[order.key] == cancelled
     assert await orders.cancel(order.name) is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.control.records import Order, Selection
+from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.ordered.route import Blocked
 from gateway.log.base import ALL, Partition
@@ -107,7 +107,7 @@ async def test_what_was_parked_waits_until_it_is_resumed() -> None:
 
 
 def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
-    control = Control([Order(kind="pause", name="route/build", state="paused", at=5.0, by="ada@bastion")])
+    control = Control([ControlRecord(kind="pause", name="route/build", state="paused", at=5.0, by="ada@bastion")])
     (found,) = paused_findings(control)
     assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
     assert found.next == ("gateway route resume build",)
@@ -371,9 +371,9 @@ def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_wha
     assert found(reloads=2).why.startswith("5 of 10 routes were removed in 2 reloads: build, ")
 
 
-def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: Any) -> Order:
+def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: Any) -> ControlRecord:
     selection = replace(Selection(route=route, since=100.0, undelivered=True), **selected)
-    return Order(kind="replay", name=name, state="done", at=at, selection=selection, count=count)
+    return ControlRecord(kind="replay", name=name, state="done", at=at, selection=selection, count=count)
 
 
 def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_replayed() -> None:

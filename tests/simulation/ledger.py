@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine import tiers
-from gateway.engine.control.records import Order, decode
+from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.delivery.lanes import BURST
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
@@ -247,7 +247,7 @@ class Ledger:
         """How often a process died that owned the jobs."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
-        self._settlements: list[tuple[Order, float]] = []
+        self._resolutions: list[tuple[ControlRecord, float]] = []
         self._incomplete: set[str] = set()  # orders about dead letters that say that they went without a partition
         self._deletions = Deletions()
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
@@ -1018,11 +1018,11 @@ class Ledger:
                 if bodies.setdefault(key, row.event.body) != row.event.body:
                     self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
-    def _see_order(self, order: Order, offset: int) -> None:
+    def _see_order(self, order: ControlRecord, offset: int) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
         # An operator's orders are asked for; a replay's, of the letters whose deliveries it has brought, come done.
         if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.records)):
-            self._settlements.append((order, self._now()))
+            self._resolutions.append((order, self._now()))
         if order.kind == "dead" and order.state == "done" and order.unread:
             self._incomplete.add(order.name)
         self._see_kick(order)
@@ -1035,7 +1035,7 @@ class Ledger:
                 self._see_what_was_tried(order, min(asked[each] for each in answered))
                 self._see_what_is_left(order.name.removeprefix("kick/"), max(asked.pop(each) for each in answered))
 
-    def _see_what_was_tried(self, answer: Order, since: float) -> None:
+    def _see_what_was_tried(self, answer: ControlRecord, since: float) -> None:
         """A kick tells of no more tries than there were, and nothing of what it has brought on is left out."""
         if answer.tried is None:
             return
@@ -1077,11 +1077,11 @@ class Ledger:
                     told = self._told(self.trails[row.number, delivery.id])
                     self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
 
-    def _see_kick(self, order: Order) -> None:
+    def _see_kick(self, order: ControlRecord) -> None:
         """Note which breakers a kick that is announced may move."""
         if order.kind != "marker" or not order.name.startswith("hold/kick/"):
             return
-        self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.marker))
+        self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.checkpoint))
         _, _, kind, name = order.name.split("/", 3)
         of_route = [to for route in self.plan.routes if route.name == name for to in route.to]
         for destination in [name] if kind == "destination" else of_route:
@@ -1104,7 +1104,7 @@ class Ledger:
             for row in trail.rows:
                 if row.partition.topic != TOPICS.dead:
                     continue
-                settled_by = [each for each in self._settlements if _is_for(each[0], row)]
+                settled_by = [each for each in self._resolutions if _is_for(each[0], row)]
                 of_operators = [each for each in settled_by if not each[0].filter.records]
                 if len(of_operators) < len(settled_by) and not self._is_replayed(row):
                     self.violate("12 nothing is skipped", "a replay settled what it has not brought", [row])
@@ -1332,12 +1332,12 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
     return [offset for offset in offsets if offset < commit.base or bits >> (offset - commit.base) & 1]
 
 
-def _is_for(order: Order, row: Row) -> bool:
+def _is_for(order: ControlRecord, row: Row) -> bool:
     """Return whether an order about dead letters is about this one."""
     assert row.stored is not None
     delivery = row.stored.delivery
     return (
-        row.offset < order.marker.get(f"{row.partition.topic}/{row.partition.number}", 0)
+        row.offset < order.checkpoint.get(f"{row.partition.topic}/{row.partition.number}", 0)
         and order.filter.route in (None, delivery.route)
         and order.filter.destination in (None, delivery.destination)
         and (not order.filter.ids or delivery.id in order.filter.ids)

@@ -100,7 +100,7 @@ class Plan:
     routes: tuple[RouteSpec, ...]
     steps: tuple[Step, ...]
     batch: int = BATCH
-    """Deliveries that a job injects between two of its markers: a small one is soon full."""
+    """Deliveries that a job injects between two of its checkpoints: a small one is soon full."""
     memory: int = MAX_BYTES
     """Bytes that a router may hold, and four times what its appends may: a little is soon full."""
     is_shared: bool = False

@@ -84,7 +84,7 @@ def retries_are_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
-    """Duplicates are recognised by the delivery alone, without its step."""
+    """DuplicateFilter are recognised by the delivery alone, without its step."""
 
     def hasty(self: Tracker, delivery: Any, offset: int) -> bool:
         return self._first_offsets.setdefault((delivery.life, 0), offset) != offset

@@ -23,7 +23,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from gateway.engine import commit_progress, router
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import DeadFilter, Order, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import dispatcher
 from gateway.engine.delivery.lanes import MAX_WAIT
@@ -301,7 +301,7 @@ class World:
 
     def _orders_are_done(self) -> bool:
         return bool(self.processes) and all(
-            not any(order.is_asked for order in process.control.orders.values()) and not process.control.unclosed()
+            not any(order.is_asked for order in process.control.commands.values()) and not process.control.unclosed()
             for process in self.processes.values()
         )
 
@@ -486,14 +486,14 @@ class World:
             case "pause":
                 self._paused[name] = None
                 self.ledger.paused(name)
-                order = Order(kind="pause", name=name, state="paused", at=at)
+                order = ControlRecord(kind="pause", name=name, state="paused", at=at)
             case "resume":
                 self._paused.pop(name, None)
                 self.ledger.resumed(name)
-                order = Order(kind="pause", name=name, state="resuming", at=at)
+                order = ControlRecord(kind="pause", name=name, state="resuming", at=at)
                 self.ledger.touched.add(name)
             case "kick":
-                order = Order(kind="kick", name=name, state="asked", at=at)
+                order = ControlRecord(kind="kick", name=name, state="asked", at=at)
                 self.ledger.touched.add(name)
                 self.ledger.expedited.setdefault(name, self.now())
             case "again":
@@ -507,18 +507,20 @@ class World:
                     starts=dict.fromkeys(places, 0),
                     undelivered=what.get("undelivered", False),
                 )
-                order = Order(kind="replay", name=name, state="asked", at=at, marker=ends, selection=selection)
+                order = ControlRecord(
+                    kind="replay", name=name, state="asked", at=at, checkpoint=ends, selection=selection
+                )
                 self.ledger.replayed(name, what["route"], ends, is_of_undelivered=selection.undelivered)
             case _:
                 word, _, which = what["for"].partition("/")
                 ends = {f"{p.topic}/{p.number}": self.broker.segments[p].end for p in self.broker.of(TOPICS.dead)}
-                order = Order(
+                order = ControlRecord(
                     kind="dead",
                     name=name,
                     state="asked",
                     at=at,
                     action=kind,
-                    marker=ends,
+                    checkpoint=ends,
                     filter=DeadFilter(**{word: which}),
                 )
                 if kind == "replay":

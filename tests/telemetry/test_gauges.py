@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.log.topics import Topics
 from tests.builders import a_policy, a_route
 from tests.engine.test_worker import World, a_world, events, operated, publish, running, virtual
@@ -73,7 +73,7 @@ async def test_what_is_parked_is_counted_until_it_is_resumed() -> None:
     world = await a_world(a_route("build"))
     backlog = world.metrics.parked_backlog
     async with operated(world) as control:
-        order = Order(kind="pause", name="destination/ci", state="paused", at=now())
+        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
         await publish(world, order)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
@@ -85,7 +85,7 @@ async def test_what_is_parked_is_counted_until_it_is_resumed() -> None:
             await asyncio.sleep(30)
             assert backlog.value == 0
             assert len(world.client.made) == 20
-            await publish(world, replace(control.orders["pause/destination/ci"], state="paused"))
+            await publish(world, replace(control.commands["pause/destination/ci"], state="paused"))
             await asyncio.sleep(1)
             await world.put(*events(1))
             await asyncio.sleep(8)

@@ -13,11 +13,12 @@ from gateway.model import LogUnavailableError, NewerRecordError, UndecodableReco
 from gateway.telemetry.metrics import Metrics
 
 CLOCK_TRIES = 3
-"""Appends after which a process goes on by its own machine's clock: a log that takes none must not stop deliveries."""
+"""Failed appends after which a process continues with its own machine's clock: a log that takes none must not stop
+deliveries."""
 
 
 class Follower:
-    """Keep a `Control` at the state of `gateway.control`."""
+    """Keeps a `Control` up to date with `gateway.control`."""
 
     def __init__(self, log: Log, topics: Topics, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.control = Control()
@@ -30,11 +31,11 @@ class Follower:
         self._consumer: Consumer | None = None
 
     def unread(self) -> Mapping[Partition, str]:
-        """Tell what can't be read of the topic, and why: no order is heard of meanwhile."""
+        """Return why the topic can't be read, if so: control records aren't received meanwhile."""
         return {} if self._consumer is None else self._consumer.unread()
 
     async def _begin(self) -> tuple[Consumer, int, int]:
-        """Begin to read, however long the topic is away; return also its bounds."""
+        """Start reading, retrying for as long as the topic is unavailable; return also its bounds."""
         while True:
             try:
                 start, end = (await self._log.bounds(self._topic)).get(0, (0, 0))
@@ -44,9 +45,9 @@ class Follower:
                 await asyncio.sleep(1.0)
 
     async def follow(self, caught_up: asyncio.Event) -> None:
-        """Apply every order, for ever; `caught_up` is set once all that was there at the start is in force.
+        """Apply every record, for ever; set `caught_up` once all that existed at the start were applied.
 
-        By then the log's time is known, too, if the log takes an append: what follows goes by it.
+        By then the log's time is known as well, if the log takes an append: everything afterwards uses it.
         """
         await self._learn_the_time()
         consumer, start, end = await self._begin()
@@ -59,7 +60,7 @@ class Follower:
                     for record in batch.records:
                         self._apply(record)
                 # A compacted topic may end in a gap, so what counts is that nothing is left to read.
-                lag = consumer.lag()  # empty as long as nothing is known
+                lag = consumer.lag()  # empty while it is unknown
                 if not caught_up.is_set() and (self.position >= end or (lag and not any(lag.values()))):
                     caught_up.set()
         finally:
@@ -81,10 +82,10 @@ class Follower:
         return {}
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
-        """Nothing is deleted of a compacted topic but what newer orders replace."""
+        """Ignored: compaction deletes only what newer records replace."""
 
     def replaced(self, assignment: Assignment) -> None:
-        """Nothing to begin anew: what is in force stays so until another order says something else."""
+        """Ignored: what is in force stays so until another record changes it."""
 
     def _apply(self, record: Record) -> None:
         self.position = record.offset + 1

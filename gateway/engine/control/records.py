@@ -1,14 +1,15 @@
-"""The records of `gateway.control`: pauses, kicks, replays, what becomes of dead letters, and by which rules is routed.
+"""The records of `gateway.control`: commands (pause, kick, replay, dead letters), checkpoints, the routing history.
 
-Each record is an order under its key, and the last one counts (the topic is compacted):
+The last record of each key counts (the topic is compacted). Checkpoints are stored under the name `marker`, routing
+revisions as `edition`:
 
-    pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──marker──▶ active
-    kick/route/NAME,  kick/destination/NAME     asked ──marker──▶ done
+    pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──checkpoint──▶ active
+    kick/route/NAME,  kick/destination/NAME     asked ──checkpoint──▶ done
     dead/ID                                     asked ──job──▶ done
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
-    marker/KEY                                  up to where the jobs of that key are, and whom they have answered
-    marker/hold/KEY                             up to where the job of a kick is about to scan
-    rules/EDITION, routed/ID                    by which rules events are routed (`routing_history.py`)
+    marker/KEY                                  how far the jobs of that key have come, and which commands they answer
+    marker/hold/KEY                             announces up to where the job of a kick will scan
+    rules/REVISION, routed/ID                   which rules events were routed by (`routing_history.py`)
 """
 
 import re
@@ -27,11 +28,11 @@ Kind = Literal["pause", "kick", "dead", "replay", "marker", "rules", "routed"]
 State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "gone"]
 T = TypeVar("T")
 FORMAT = 1
-"""Of an order's value (`v`, 1 where it isn't told)."""
+"""Version of a record's value (`v`, 1 if absent)."""
 
 
 LEAST_RATE = 1e-6
-"""Deliveries a second: with fewer, what is to be waited for is no number any more."""
+"""Lowest rate of a replay, in deliveries a second: with less, the time to wait would overflow."""
 
 
 _STATES: Mapping[Kind, tuple[State, ...]] = {
@@ -59,10 +60,10 @@ _PLACE = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadFilter:
-    """Which dead letters an order is for; what is None or empty doesn't narrow. Times are when they were written.
+    """Which dead letters a command applies to; None or empty fields match all. Times are when they were written.
 
-    `ids` are of deliveries, which events of one identity share; `records` are the letters themselves, as
-    PARTITION@OFFSET. The latter are looked at by those who know where a letter stands, and not by `covers`.
+    `ids` are delivery IDs, which events with the same identity share; `records` are dead letters as PARTITION@OFFSET.
+    `covers` ignores `records`: callers that know the position of a dead letter check those.
     """
 
     route: str | None = None
@@ -73,8 +74,8 @@ class DeadFilter:
     since: float | None = None
     until: float | None = None
 
-    def told(self) -> dict[str, Any]:
-        """Return it as JSON has it; `records` only where there are some, as an older version doesn't know them."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the filter as JSON; with `records` only if there are some, as older versions don't know them."""
         told = asdict(self)
         if not self.records:
             del told["records"]
@@ -90,8 +91,8 @@ class DeadFilter:
             and (self.until is None or letter.at < self.until)
         )
 
-    def may_share(self, other: "DeadFilter") -> bool:
-        """Return whether a dead letter may be covered by both: one that is, is only settled by the first of them."""
+    def may_overlap(self, other: "DeadFilter") -> bool:
+        """Return whether both may cover the same dead letter: then only the first of them resolves it."""
         return not (
             _differ(self.route, other.route)
             or _differ(self.destination, other.destination)
@@ -103,7 +104,7 @@ class DeadFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """What a filter looks at of a dead letter. `id` is the delivery's, and empty where the record can't be read."""
+    """The properties of a dead letter that filters check. `id` is the delivery's, empty if that can't be decoded."""
 
     id: str
     route: str
@@ -114,12 +115,12 @@ class Letter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which events are replayed, and to where: of a route, to all of its destinations or to one.
+    """Which events are replayed, and to which destinations of a route: all, or one.
 
-    Events count that were appended at `since` or later and before `until`, by the log's clock; `source` None is every
-    source of the route. `starts` maps "topic/partition" to the first offset of that time. `rate` is deliveries a
-    second, over the whole fleet; None is as fast as the retry tier takes them. `undelivered` leaves out what the route
-    has delivered by what the log knows.
+    The events are those appended from `since` until before `until`, by the log's clock; if `source` is None, of all
+    sources of the route. `starts` maps "topic/partition" to the first offset of that time. `rate` is deliveries a
+    second, over the whole fleet; with None, they are as fast as the retry tier takes them. With `undelivered`, events
+    that the route has delivered, as far as the log shows, are left out.
     """
 
     route: str
@@ -133,30 +134,31 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ControlRecord:
     """One record of `gateway.control`.
 
-    `marker` maps "topic/partition" to an offset: up to where a marker's jobs have scanned, or an order about dead
-    letters or a replay reaches. `count` is how many deliveries its job has injected or dropped. `selection` is a
-    replay's, and `detail` says why a job has cancelled it, what isn't counted, or without which partitions a replay
-    has told the undelivered. A marker `answers` the orders of its key below that offset of the control topic.
-    `hurried` is of a kick's announcement: up to where what is found in the shortest tier is due at once. Of a kick's
-    last marker are `tried` and `delivered`, how many of the `count` were by then (None where that isn't known),
-    `waits`, for each reason how many weren't tried, `got`, for each answer how many failed by it, `again`, how many
-    of those had got the same before, and `rate`, if the destination has one. `by` is who has paused something,
-    `unread` how many partitions a job couldn't read, and went without; a replay's marker tells those that it waits
-    for.
+    `checkpoint` maps "topic/partition" to an offset: up to where the jobs of the key have scanned, or, in a command,
+    where its dead letters or its replay end. `count` is the number of deliveries that the job has injected or dropped.
+    `selection` is that of a replay. `detail` is why a job has cancelled a replay, which ordered routes aren't counted,
+    or which partitions a replay of the undelivered couldn't consider. A checkpoint `answers` the commands of its key
+    below that offset of the control topic.
 
-    `edition` is by which rules a reader goes; of an edition it is the one of which `routes` tells the differences. A
-    replay's marker has its route there, if that has been the same from its beginning on. `done` are the bits of what
-    was done beyond the offsets of a reader's `marker`.
+    `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
+    checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waits` is the
+    number of those that weren't tried by reason, `got` the number of failures by result, `again` how many of these had
+    the same result before, and `rate` the destination's rate, if any. `by` is who has paused something. `unread` is the
+    number of partitions that a job couldn't read and skipped; in a replay's checkpoint, that it still waits for.
+
+    `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
+    replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
+    bitmaps beyond the offsets of an epoch's `checkpoint`.
     """
 
     kind: Kind
     name: str
     state: State
     at: float
-    marker: Mapping[str, int] = field(default_factory=dict)
+    checkpoint: Mapping[str, int] = field(default_factory=dict)
     action: Literal["replay", "drop"] = "replay"
     filter: DeadFilter = DeadFilter()
     selection: Selection | None = None
@@ -164,7 +166,7 @@ class Order:
     detail: str = ""
     answers: int = 0
     expedited: Mapping[str, int] = field(default_factory=dict)
-    edition: str = ""
+    revision: str = ""
     routes: str = ""
     done: Mapping[str, bytes] = field(default_factory=dict)
     tried: int | None = None
@@ -185,11 +187,11 @@ class Order:
         """Whether a job has to carry it out."""
         return self.state in ("asked", "resuming")
 
-    def is_before_marker(self, partition: Partition, offset: int) -> bool:
-        return offset < self.marker.get(partition_key(partition), 0)
+    def is_before_checkpoint(self, partition: Partition, offset: int) -> bool:
+        return offset < self.checkpoint.get(partition_key(partition), 0)
 
     def is_for(self, letter: "Letter") -> bool:
-        """Return whether an order about dead letters means this one; what can't be read can't be replayed."""
+        """Return whether a command applies to a dead letter; one that can't be decoded can't be replayed."""
         return self.filter.covers(letter) and (self.action == "drop" or bool(letter.id))
 
     def encode(self) -> tuple[bytes, bytes]:
@@ -197,17 +199,17 @@ class Order:
         if self.state == "gone":
             return self.key.encode(), b""
         body: dict[str, Any] = {"v": FORMAT, "state": self.state, "at": self.at}
-        body |= {"marker": dict(self.marker), "count": self.count}
+        body |= {"marker": dict(self.checkpoint), "count": self.count}
         if self.kind == "dead":
             body["action"] = self.action
-            body["filter"] = self.filter.told()
+            body["filter"] = self.filter.as_json()
         if self.selection is not None:
-            # What isn't asked for isn't told: a process of before it was there can carry out the rest.
+            # Left out unless it is set: so a process of a version without it can carry out other replays.
             asked = asdict(self.selection)
             if not self.selection.undelivered:
                 del asked["undelivered"]
             body["selection"] = asked
-        texts = {"detail": self.detail, "edition": self.edition, "routes": self.routes}
+        texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes}
         body |= {name: text for name, text in texts.items() if text}
         numbers = {"answered": self.answers, "unread": self.unread}
         body |= {name: number for name, number in numbers.items() if number}
@@ -224,27 +226,27 @@ class Order:
             body["by"] = self.by
         return self.key.encode(), orjson.dumps(body)
 
-    def with_state(self, state: State, **changes: Any) -> "Order":  # noqa: ANN401 - the fields of an Order
+    def with_state(self, state: State, **changes: Any) -> "ControlRecord":  # noqa: ANN401 - the fields of an ControlRecord
         return replace(self, state=state, **changes)
 
 
-def decode(key: bytes, value: bytes) -> Order:
-    """Read an order. Raises UndecodableRecordError or NewerRecordError."""
+def decode(key: bytes, value: bytes) -> ControlRecord:
+    """Decode a record. Raises UndecodableRecordError or NewerRecordError."""
     kind, name = kind_and_name(key)
     if not value and kind is not None:
-        return Order(kind=kind, name=name, state="gone", at=0.0)
+        return ControlRecord(kind=kind, name=name, state="gone", at=0.0)
     body = JsonFields.parse(f"order {shown(key)}", value)
     version = body.integer("v", least=1) if body.has("v") else FORMAT
     if version > FORMAT:
         raise NewerRecordError(body.where, version, FORMAT)
     if kind is None:
         raise UndecodableRecordError(body.where, f"one of {', '.join(f'{known}/…' for known in _STATES)}", key)
-    return Order(
+    return ControlRecord(
         kind=kind,
         name=name,
         state=_one_of(body, "state", _STATES[kind]),
         at=body.number("at"),
-        marker=_places(body, "marker"),
+        checkpoint=_places(body, "marker"),
         count=body.integer("count"),
         action=_one_of(body, "action", _ACTIONS) if body.has("action") else "replay",
         filter=_filter(body.inside("filter")) if body.has("filter") else DeadFilter(),
@@ -252,7 +254,7 @@ def decode(key: bytes, value: bytes) -> Order:
         detail=body.text("detail") if body.has("detail") else "",
         answers=body.integer("answered") if body.has("answered") else 0,
         expedited=_places(body, "hurried") if body.has("hurried") else {},
-        edition=body.text("edition") if body.has("edition") else "",
+        revision=body.text("edition") if body.has("edition") else "",
         routes=body.text("routes") if body.has("routes") else "",
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
@@ -267,7 +269,7 @@ def decode(key: bytes, value: bytes) -> Order:
 
 
 def kind_and_name(key: bytes) -> tuple[Kind | None, str]:
-    """Return the kind of an order and its name; no kind where the key isn't one of ours."""
+    """Return the kind and the name of a record; None as the kind if the key isn't one of ours."""
     word, _, name = key.decode(errors="surrogateescape").partition("/")
     return next((kind for kind, names in _NAMES.items() if kind == word and names.fullmatch(name)), None), name
 
@@ -281,7 +283,7 @@ def _one_of(fields: JsonFields, name: str, values: Collection[T]) -> T:
 
 
 def _places(fields: JsonFields, name: str) -> Mapping[str, int]:
-    """Return offsets by "topic/partition"."""
+    """Return the offsets of a field, by "topic/partition"."""
     places = fields.inside(name)
     for place in places.names():
         if not _PLACE.fullmatch(place):
@@ -340,7 +342,7 @@ def _time(fields: JsonFields, name: str) -> float | None:
 
 
 def partition_key(partition: Partition) -> str:
-    """Return a partition's name in markers."""
+    """Return a partition's key in checkpoints."""
     return f"{partition.topic}/{partition.number}"
 
 

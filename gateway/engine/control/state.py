@@ -1,11 +1,11 @@
-"""What holds at the moment of what operators have ordered: a fold over `gateway.control` (see `records.py`).
+"""The state that results from the records of `gateway.control` (see `records.py`): which commands are in force.
 
-Operators write orders, and the one owner of the jobs (`jobs/runner.py`) the markers, under keys of its own, so that
-neither can undo what the other says. A marker follows the records that its job has injected: a job that is killed
-repeats some, and skips none. A record without a value says that the order of its key is gone.
+Operators write commands; the one owner of the jobs (`jobs/runner.py`) writes the checkpoints, under keys of their own,
+so neither can undo the other's. A checkpoint is published after the deliveries that it covers were injected: a job that
+is killed repeats some, and skips none. A record without a value deletes its key.
 
-A newer pause, resumption or kick takes the place of an older one of its key, and one job may do for several. So the
-last marker of a job answers all orders of its key up to an offset of the control topic, and that is how these end.
+A newer pause, resume or kick replaces an older one of its key, and one job may answer several. So the last checkpoint
+of a job answers all commands of its key up to an offset of the control topic, and thereby ends them.
 """
 
 from bisect import bisect_right
@@ -13,210 +13,225 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
-from gateway.engine.control.records import DeadFilter, Kind, Letter, Order, State, decode, kind_and_name, partition_key
+from gateway.engine.control.records import (
+    ControlRecord,
+    DeadFilter,
+    Kind,
+    Letter,
+    State,
+    decode,
+    kind_and_name,
+    partition_key,
+)
 from gateway.engine.control.routing_history import History
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError
 
 
 class Control:
-    """The orders in force."""
+    """The commands in force, and the checkpoints of their jobs."""
 
-    def __init__(self, orders: Iterable[Order] = ()) -> None:
-        self.orders: dict[str, Order] = {}
-        self.settlements = 0
-        """How often it has been told that dead letters were settled: when it rises, fewer may be open."""
+    def __init__(self, orders: Iterable[ControlRecord] = ()) -> None:
+        self.commands: dict[str, ControlRecord] = {}
+        self.resolutions = 0
+        """Incremented whenever more dead letters were resolved: fewer may then be open."""
         self.kicks = 0
-        """How many kicks have been announced."""
+        """The number of kicks announced so far."""
         self.newer: set[str] = set()
-        """The keys whose last record a newer version wrote: nobody here acts on what it is about."""
-        self._asked: dict[str, Order] = {}
-        self._offsets: dict[str, int] = {}  # key → where its order stands in the control topic
-        self._unclosed: dict[str, Order] = {}
+        """The keys whose last record is in a newer format: this version doesn't act on them."""
+        self._asked: dict[str, ControlRecord] = {}
+        self._offsets: dict[str, int] = {}  # key → where its command stands in the control topic
+        self._unclosed: dict[str, ControlRecord] = {}
         self.history = History()
         self._paused: frozenset[str] = frozenset()
-        self._markers: dict[str, Order] = {}
+        self._checkpoints: dict[str, ControlRecord] = {}
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
-        self._settled = _Settled()
-        self._settling: dict[str, Order] = {}  # key → the order as far as it is carried out
-        self._last_settlements: dict[str, int] = {}
-        for order in orders:
-            self.apply(order)
+        self._resolved = _ResolvedIndex()
+        self._resolving: dict[str, ControlRecord] = {}  # key → the command as far as it is carried out
+        self._last_resolutions: dict[str, int] = {}
+        for command in orders:
+            self.apply(command)
 
     def take(self, key: bytes, value: bytes, offset: int = 0) -> None:
-        """Apply the record of the control topic at an offset. Raises UndecodableRecordError, and has changed nothing.
+        """Apply the record of the control topic at an offset. Raises UndecodableRecordError without changing anything.
 
-        Raises NewerRecordError for one of a newer version: what stood under its key counts no more, and what may have
-        been paused by it is, since a pause that isn't obeyed can't be made good.
+        Raises NewerRecordError for a newer format: the key's previous record then no longer counts, and what it may
+        have paused is treated as paused, since deliveries made in spite of a pause can't be undone.
         """
         name = key.decode(errors="surrogateescape")
         self.newer.discard(name)
         kind, called = kind_and_name(key)
         if not value and kind is None:
-            return  # of an order that was a newer version's
+            return  # of a command of a newer version
         try:
-            order = decode(key, value)
+            command = decode(key, value)
         except NewerRecordError:
             self.newer.add(name)
             if kind is not None and kind != "marker":
-                self.apply(Order(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0), offset)
+                self.apply(
+                    ControlRecord(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0), offset
+                )
             raise
-        self.apply(order, offset)
+        self.apply(command, offset)
 
     def waits(self, key: str) -> bool:
-        """Return whether an order is to be left to a newer version, which has written it or how far it has come."""
+        """Return whether only a newer version may act on a command, as it has written the command or a checkpoint."""
         return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/hold/{key}"))
 
-    def apply(self, order: Order, offset: int = 0) -> None:
-        """Take in the next record of the control topic, and where it stands there."""
-        if order.kind in ("rules", "routed"):
-            self.history.apply(order)
+    def apply(self, command: ControlRecord, offset: int = 0) -> None:
+        """Apply the next record of the control topic, with its offset there."""
+        if command.kind in ("rules", "routed"):
+            self.history.apply(command)
             return
-        if order.kind == "marker":
-            self._apply_marker(order)
+        if command.kind == "marker":
+            self._apply_checkpoint(command)
             return
-        key = order.key
+        key = command.key
         self._asked.pop(key, None)
-        if order.state == "gone":
-            self.orders.pop(key, None)
+        if command.state == "gone":
+            self.commands.pop(key, None)
         else:
-            self.orders[key] = order
-            if order.is_asked:
-                self._asked[key] = order
+            self.commands[key] = command
+            if command.is_asked:
+                self._asked[key] = command
         self._offsets[key] = offset
-        if order.kind == "replay":
+        if command.kind == "replay":
             self._close(key)
-        if order.kind == "pause":
-            added = {order.name} if order.state == "paused" else set[str]()
-            self._paused = (self._paused - {order.name}) | added
-        if order.kind == "dead":
-            self._settle(key)
+        if command.kind == "pause":
+            added = {command.name} if command.state == "paused" else set[str]()
+            self._paused = (self._paused - {command.name}) | added
+        if command.kind == "dead":
+            self._update_resolution(key)
 
-    def _apply_marker(self, marker: Order) -> None:
-        name = marker.name
-        if marker.state == "gone":
-            self._markers.pop(name, None)
+    def _apply_checkpoint(self, checkpoint: ControlRecord) -> None:
+        name = checkpoint.name
+        if checkpoint.state == "gone":
+            self._checkpoints.pop(name, None)
             return
-        self._markers[name] = marker
-        if marker.state == "done" and name in self._asked and self._offsets[name] < marker.answers:
-            order = self._asked.pop(name)
-            ended: State = "active" if order.kind == "pause" else "done"
-            self.orders[name] = order.with_state(
+        self._checkpoints[name] = checkpoint
+        if checkpoint.state == "done" and name in self._asked and self._offsets[name] < checkpoint.answers:
+            command = self._asked.pop(name)
+            ended: State = "active" if command.kind == "pause" else "done"
+            self.commands[name] = command.with_state(
                 ended,
-                count=marker.count,
-                detail=marker.detail,
-                tried=marker.tried,
-                delivered=marker.delivered,
-                waits=marker.waits,
-                got=marker.got,
-                again=marker.again,
-                rate=marker.rate,
-                unread=marker.unread,
+                count=checkpoint.count,
+                detail=checkpoint.detail,
+                tried=checkpoint.tried,
+                delivered=checkpoint.delivered,
+                waits=checkpoint.waits,
+                got=checkpoint.got,
+                again=checkpoint.again,
+                rate=checkpoint.rate,
+                unread=checkpoint.unread,
             )
         if name.startswith("hold/kick/"):
             self.kicks += 1
             self._last_kicks[name.removeprefix("hold/kick/")] = self.kicks
         if name.startswith("dead/"):
-            self._settle(name)
+            self._update_resolution(name)
         if name.startswith("replay/"):
             self._close(name)
 
     def _close(self, key: str) -> None:
-        """See whether it is told how far a replay that was cancelled had come."""
-        order, marker = self.orders.get(key), self._markers.get(key)
-        is_closed = marker is not None and marker.state == "cancelled"
-        if order is not None and order.state == "cancelled" and not is_closed:
-            self._unclosed[key] = order
+        """Update whether the last checkpoint of a cancelled replay is missing."""
+        command, checkpoint = self.commands.get(key), self._checkpoints.get(key)
+        is_closed = checkpoint is not None and checkpoint.state == "cancelled"
+        if command is not None and command.state == "cancelled" and not is_closed:
+            self._unclosed[key] = command
         else:
             self._unclosed.pop(key, None)
 
-    def _settle(self, key: str) -> None:
-        """File an order about dead letters as far as it is carried out: up to its marker until it is done."""
-        before = self._settling.pop(key, None)
+    def _update_resolution(self, key: str) -> None:
+        """Index a command about dead letters as far as it is carried out: up to its checkpoint until it is done."""
+        before = self._resolving.pop(key, None)
         if before is not None:
-            self._settled.remove(before)
-        order, marker = self.orders.get(key), self._markers.get(key)
-        if order is None or (order.state != "done" and marker is None):
-            self._last_settlements.pop(key, None)
+            self._resolved.remove(before)
+        command, checkpoint = self.commands.get(key), self._checkpoints.get(key)
+        if command is None or (command.state != "done" and checkpoint is None):
+            self._last_resolutions.pop(key, None)
             return
-        reached = order if order.state == "done" or marker is None else replace(order, marker=marker.marker)
-        self._settling[key] = reached
-        self._settled.add(reached)
-        self.settlements += 1
-        self._last_settlements[key] = self.settlements
+        reached = (
+            command
+            if command.state == "done" or checkpoint is None
+            else replace(command, checkpoint=checkpoint.checkpoint)
+        )
+        self._resolving[key] = reached
+        self._resolved.add(reached)
+        self.resolutions += 1
+        self._last_resolutions[key] = self.resolutions
 
-    def settled_after(self, number: int) -> list[Order]:
-        """Return the orders about dead letters that have come further since `settlements` was that number."""
+    def resolved_after(self, number: int) -> list[ControlRecord]:
+        """Return the commands about dead letters that have progressed since `resolutions` had that value."""
         return [
-            self._settling[key]
-            for key, last in self._last_settlements.items()
-            if last > number and key in self._settling
+            self._resolving[key]
+            for key, last in self._last_resolutions.items()
+            if last > number and key in self._resolving
         ]
 
-    def asked(self, kind: Kind) -> list[Order]:
-        """Return the orders of a kind that a job has to carry out, the first first."""
-        return [order for order in self._asked.values() if order.kind == kind and not self.waits(order.key)]
+    def asked(self, kind: Kind) -> list[ControlRecord]:
+        """Return the commands of a kind that a job has to carry out, oldest first."""
+        return [command for command in self._asked.values() if command.kind == kind and not self.waits(command.key)]
 
     def is_open(self, key: str) -> bool:
-        """Return whether an order of a key is still to be carried out."""
+        """Return whether a command with a key still has to be carried out."""
         return key in self._asked
 
-    def is_asked(self, order: Order) -> bool:
-        """Return whether an order is in force and still to be carried out."""
-        return self._asked.get(order.key) == order
+    def is_asked(self, command: ControlRecord) -> bool:
+        """Return whether a command is in force and still has to be carried out."""
+        return self._asked.get(command.key) == command
 
     def answered(self, key: str) -> int:
-        """Return the offset below which the orders of a key are answered."""
-        marker = self._markers.get(key)
-        return 0 if marker is None else marker.answers
+        """Return the offset below which the commands of a key are answered."""
+        checkpoint = self._checkpoints.get(key)
+        return 0 if checkpoint is None else checkpoint.answers
 
-    def unclosed(self) -> list[Order]:
-        """Return the replays that were cancelled, and of which nobody has told how far they had come."""
-        return [order for key, order in self._unclosed.items() if not self.waits(key)]
+    def unclosed(self) -> list[ControlRecord]:
+        """Return the cancelled replays whose last checkpoint is missing."""
+        return [command for key, command in self._unclosed.items() if not self.waits(key)]
 
-    def marker(self, key: str) -> Mapping[str, int]:
-        """Return up to where the jobs of an order have scanned: "topic/partition" → offset."""
-        order = self._markers.get(key)
-        return {} if order is None else order.marker
+    def checkpoint(self, key: str) -> Mapping[str, int]:
+        """Return up to where the jobs of a command have scanned: "topic/partition" → offset."""
+        command = self._checkpoints.get(key)
+        return {} if command is None else command.checkpoint
 
     def injected(self, key: str) -> int:
-        """Return how many deliveries the job of an order has injected up to its marker."""
-        order = self._markers.get(key)
-        return 0 if order is None else order.count
+        """Return the number of deliveries that the job of a command has injected up to its checkpoint."""
+        command = self._checkpoints.get(key)
+        return 0 if command is None else command.count
 
     def is_begun(self, key: str) -> bool:
-        """Return whether a marker of an order was left by a job on its way."""
-        order = self._markers.get(key)
-        return order is not None and order.is_asked
+        """Return whether a command's checkpoint is an intermediate one."""
+        command = self._checkpoints.get(key)
+        return command is not None and command.is_asked
 
     def unread(self, key: str) -> int:
-        """Return how many partitions the job of an order can't read as of its marker."""
-        order = self._markers.get(key)
-        return 0 if order is None else order.unread
+        """Return the number of partitions that the job of a command couldn't read as of its checkpoint."""
+        command = self._checkpoints.get(key)
+        return 0 if command is None else command.unread
 
     def missed(self, key: str) -> frozenset[str]:
-        """Return without which partitions of what tells the undelivered a replay has come to its marker."""
-        order = self._markers.get(key)
-        return frozenset() if order is None or not order.detail else frozenset(order.detail.split(", "))
+        """Return the partitions that a replay of the undelivered couldn't consider, up to its checkpoint."""
+        command = self._checkpoints.get(key)
+        return frozenset() if command is None or not command.detail else frozenset(command.detail.split(", "))
 
     def replayed_as(self, key: str) -> str:
-        """Return the route of a replay as an edition has it; "" where that has changed on the way, or isn't known."""
-        order = self._markers.get(key)
-        return "" if order is None else order.routes
+        """Return a replay's route as in a routing revision; "" if it has changed meanwhile, or is unknown."""
+        command = self._checkpoints.get(key)
+        return "" if command is None else command.routes
 
     def kicked_at(self, route: str, destination: str) -> float:
         """Return when the last kick of either was announced, by the log's clock; 0.0 if none was."""
         keys = (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}")
-        return max([self._markers[key].at for key in keys if key in self._markers], default=0.0)
+        return max([self._checkpoints[key].at for key in keys if key in self._checkpoints], default=0.0)
 
     def kicked_after(self, count: int) -> list[str]:
-        """Return the names ("route/…" or "destination/…") whose kick was announced after that many others."""
+        """Return the names ("route/…" or "destination/…") with a kick after the first `count` ones."""
         return [name for name, number in self._last_kicks.items() if number > count]
 
     def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
-        """Return whether a job of a pause or a kick has had its look at a record."""
-        order = self._markers.get(key)
-        return order is not None and order.is_before_marker(partition, offset)
+        """Return whether a job of a key has scanned a record."""
+        command = self._checkpoints.get(key)
+        return command is not None and command.is_before_checkpoint(partition, offset)
 
     def paused_by(self, route: str, destination: str) -> str | None:
         """Return the paused name that stops a delivery ("route/…" or "destination/…"), if one does."""
@@ -228,17 +243,17 @@ class Control:
         return None
 
     def is_kicked(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Return whether a kick has injected this record again, so that it's to be skipped when it comes due."""
-        if not self._markers:
+        """Return whether a kick has injected this record, so that it is skipped when it comes due."""
+        if not self._checkpoints:
             return False
         return self.has_scanned(f"kick/destination/{destination}", partition, offset) or self.has_scanned(
             f"kick/route/{route}", partition, offset
         )
 
-    def is_held(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Return whether a kick is about to inject this record again, so that it's to wait for that.
+    def is_kick_pending(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+        """Return whether a kick is about to inject this record, so that it has to wait for that.
 
-        Not by one that has been answered: its job, or another that took itself for the owner, has said that it is over.
+        This is no longer so once the kick is answered, even by a process that wrongly took itself for the owner.
         """
         for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
             if key in self._asked and self.has_scanned(f"hold/{key}", partition, offset):
@@ -246,73 +261,76 @@ class Control:
         return False
 
     def is_expedited(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
-        """Return whether a kick has found this record in the shortest tier, so that it's due whenever it comes out."""
+        """Return whether a kick has expedited this record in the shortest tier: it is due as soon as it is read."""
         place = partition_key(partition)
         for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
-            announced = self._markers.get(name)
+            announced = self._checkpoints.get(name)
             if announced is not None and offset < announced.expedited.get(place, 0):
                 return True
         return False
 
-    def next_replay(self, waiting: Collection[str] = ()) -> Order | None:
-        """Return the replay whose turn it is: of those that are asked for, haven't ended and don't wait, the first."""
-        return next((order for order in self.asked("replay") if order.key not in waiting), None)
+    def next_replay(self, waiting: Collection[str] = ()) -> ControlRecord | None:
+        """Return the first replay that is asked for and isn't `waiting`."""
+        return next((command for command in self.asked("replay") if command.key not in waiting), None)
 
-    def settled(self, letter: Letter, partition: Partition, offset: int) -> Order | None:
-        """Return the order that replayed or dropped a dead letter, if one did; of several the first."""
-        found = self._settled.of(letter, partition, offset)
-        return min(found, key=lambda order: order.at, default=None)
+    def resolved_by(self, letter: Letter, partition: Partition, offset: int) -> ControlRecord | None:
+        """Return the command that replayed or dropped a dead letter, the first one if several did."""
+        found = self._resolved.of(letter, partition, offset)
+        return min(found, key=lambda command: command.at, default=None)
 
-    def obsolete(self, before: float, log_starts: Mapping[str, int]) -> list[Order]:
-        """Return the orders of a name of their own that ended, were given before a time, and can't be about anything.
+    def obsolete(self, before: float, log_starts: Mapping[str, int]) -> list[ControlRecord]:
+        """Return ended replays and dead-letter commands from before a time that have no effect any more.
 
-        `log_starts` are the first offsets that the dead-letter topic still has, as "topic/partition" → offset: an order
-        about dead letters is kept while one is there that it covers, or that one would be open again. A pause or a kick
-        is kept: there are no more of them than names, and one that is given just now must not be taken for the old one.
+        `log_starts` maps "topic/partition" to the first offset of the dead-letter topic: a command is kept while it
+        covers a dead letter there, which would be open again otherwise. Pauses and kicks are kept: there are no more of
+        them than names, and a new one must not be taken for the old one.
         """
         return [
-            order
-            for order in self.orders.values()
-            if order.at < before
-            and order.kind in ("replay", "dead")
-            and order.state in ("done", "cancelled")
-            and (order.kind != "dead" or all(log_starts.get(key, end) >= end for key, end in order.marker.items()))
+            command
+            for command in self.commands.values()
+            if command.at < before
+            and command.kind in ("replay", "dead")
+            and command.state in ("done", "cancelled")
+            and (
+                command.kind != "dead"
+                or all(log_starts.get(key, end) >= end for key, end in command.checkpoint.items())
+            )
         ]
 
 
-class _Settled:
-    """The orders about dead letters as far as they are carried out, filed so that a letter is held against few of them.
+class _ResolvedIndex:
+    """An index of the commands about dead letters as far as they are carried out: few are checked for each dead letter.
 
-    By the records or the deliveries that they name; else by what they filter, and then in a row, in which the first
-    order that reaches a record is found by bisection: an operator who replays a destination's letters every hour gives
-    hundreds of orders alike.
+    They are indexed by the records or deliveries that they name, else by their filter. Those with the same filter form
+    a row, in which the first command that reaches a record is found by bisection: an operator who replays a
+    destination's dead letters every hour gives hundreds of them.
     """
 
     def __init__(self) -> None:
-        self._by_name: dict[str, list[Order]] = {}
+        self._by_name: dict[str, list[ControlRecord]] = {}
         self._by_filter: dict[tuple[str | None, str | None, str | None], _Row] = {}
 
-    def add(self, order: Order) -> None:
-        if names := order.filter.records or order.filter.ids:
+    def add(self, command: ControlRecord) -> None:
+        if names := command.filter.records or command.filter.ids:
             for name in names:
-                self._by_name.setdefault(name, []).append(order)
+                self._by_name.setdefault(name, []).append(command)
         else:
-            self._by_filter.setdefault(_kind_of(order.filter), _Row()).add(order)
+            self._by_filter.setdefault(_kind_of(command.filter), _Row()).add(command)
 
-    def remove(self, order: Order) -> None:
-        if names := order.filter.records or order.filter.ids:
+    def remove(self, command: ControlRecord) -> None:
+        if names := command.filter.records or command.filter.ids:
             for name in names:
-                self._by_name[name].remove(order)
+                self._by_name[name].remove(command)
                 if not self._by_name[name]:
                     del self._by_name[name]
         else:
-            self._by_filter[_kind_of(order.filter)].remove(order)
+            self._by_filter[_kind_of(command.filter)].remove(command)
 
-    def of(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
-        """Yield the orders that settled a letter; of a row only the first."""
-        for order in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
-            if order.is_before_marker(partition, offset) and order.is_for(letter):
-                yield order
+    def of(self, letter: Letter, partition: Partition, offset: int) -> Iterator[ControlRecord]:
+        """Yield the commands that resolved a dead letter; of each row only the first."""
+        for command in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
+            if command.is_before_checkpoint(partition, offset) and command.is_for(letter):
+                yield command
         if not self._by_filter:
             return
         for route in (letter.route, None):
@@ -324,37 +342,37 @@ class _Settled:
 
 
 class _Row:
-    """Orders of one kind of filter, in the order of their ends, with how far all up to each of them reach."""
+    """The commands with the same filter, in the order of their ends, with how far all up to each of them reach."""
 
     def __init__(self) -> None:
-        self._orders: list[Order] = []
-        self._reach: dict[str, list[int]] = {}  # place → for each order the furthest offset of all up to it
-        self._counted = 0  # orders whose reach is known
+        self._orders: list[ControlRecord] = []
+        self._reach: dict[str, list[int]] = {}  # place → for each command the furthest offset of all up to it
+        self._counted = 0  # commands whose reach is computed
 
-    def add(self, order: Order) -> None:
-        self._orders.append(order)
+    def add(self, command: ControlRecord) -> None:
+        self._orders.append(command)
 
-    def remove(self, order: Order) -> None:
-        self._orders.remove(order)
+    def remove(self, command: ControlRecord) -> None:
+        self._orders.remove(command)
         self._reach, self._counted = {}, 0
 
-    def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[Order]:
+    def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[ControlRecord]:
         self._count()
         reach = self._reach.get(partition_key(partition))
         if reach is None:
             return
-        for order in islice(self._orders, bisect_right(reach, offset), None):
-            if order.is_before_marker(partition, offset) and order.is_for(letter):
-                yield order
+        for command in islice(self._orders, bisect_right(reach, offset), None):
+            if command.is_before_checkpoint(partition, offset) and command.is_for(letter):
+                yield command
                 return
 
     def _count(self) -> None:
         for index in range(self._counted, len(self._orders)):
-            marker = self._orders[index].marker
-            for place in marker.keys() - self._reach.keys():
+            checkpoint = self._orders[index].checkpoint
+            for place in checkpoint.keys() - self._reach.keys():
                 self._reach[place] = [0] * index
             for place, reach in self._reach.items():
-                reach.append(max(reach[-1] if reach else 0, marker.get(place, 0)))
+                reach.append(max(reach[-1] if reach else 0, checkpoint.get(place, 0)))
         self._counted = len(self._orders)
 
 

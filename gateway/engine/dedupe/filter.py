@@ -1,14 +1,14 @@
-"""Tell which events are copies of others, and keep what that takes in the log: `gateway.dedupe`.
+"""Recognise duplicate events, and keep the entries that this takes in the log: `gateway.dedupe`.
 
     assigned ──▶ acquire ──▶ rebuilt from gateway.dedupe ──▶ ready ──▶ is_duplicate, for each event that is read
-                                       ▲                                    │ sightings
+                                       ▲                                    │ entries
                                        └──────────── flush ◀────────────────┘ ... then the commit that covers them
 
-What is decided of an event stands in `index.py`. Here is the order of things that makes it hold: a sighting is
-stored before the commit after which nobody reads its event again. So the next owner of the partition finds it, or reads
-the event itself. Sightings are facts: those that are stored twice, late or by an owner of before do no harm.
+`index.py` decides. This module ensures the sequence that makes it work: an entry (identity, content, offset, time) is
+stored before the commit after which nobody reads its event again. So the next owner of the partition finds the entry,
+or reads the event itself. Entries are facts: it does no harm if they are stored twice, late or by a previous owner.
 
-While it isn't known what had come before, everything is let through, and counted: rather twice than never.
+While the earlier entries aren't known, every event is let through, and counted: a repeated delivery beats a lost one.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
 
 PATIENCE = 2.0
-"""Seconds after an assignment for which a partition waits to know what had come before."""
+"""Seconds after an assignment for which a partition waits for its earlier entries."""
 SKEW = 60.0
 """Seconds by which the clocks of two partitions' leaders may differ."""
 RESTORED_AT_ONCE = 1_000
-"""Sightings between which other tasks get their turn: a millisecond or two."""
+"""Entries restored before other tasks run: a millisecond or two."""
 SWEEP_EVERY = 1.0
 REPEAT_AFTER = 1.0
 
 
-class Duplicates:
-    """The sightings of all partitions of events that this process reads. `run` until cancelled."""
+class DuplicateFilter:
+    """The dedupe entries of all partitions of events that this process reads. Call `run` until cancelled."""
 
     def __init__(
         self,
@@ -64,13 +64,13 @@ class Duplicates:
         self._repeated = LogThrottle()
         self._unread: Mapping[int, str] = {}
         self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
-        self._told: dict[int, int] = {}
+        self._counted_to: dict[int, int] = {}
 
     def acquire(self, assignment: Assignment) -> "Reader":
-        """Begin to read a partition of events; the reader is to be released when the partition is lost.
+        """Acquire a partition of events; release the reader when the partition is lost.
 
-        Where it comes straight back, acquire it again before the reader of before is released: it then knows what that
-        one knew.
+        If the partition comes straight back, acquire it again before releasing the previous reader: the new one then
+        has its entries.
         """
         partition, commit, log_start, _ = assignment
         window = self._shared.window(partition.topic)
@@ -80,26 +80,26 @@ class Duplicates:
         if store is None:
             store = self._stores[partition] = Store(partition, self._is_wanted, self._is_stuck)
             if commit.base == log_start and not any(commit.done):
-                # All that there is will be read, and what is said to be older isn't of this log.
+                # Everything will be read, and entries that claim to be older belong to another log.
                 store.begin_at_next()
             elif window:
-                store.need(since)
+                store.request_rebuild(since)
         elif window:
-            # Others may have read on, and stored what they saw.
-            store.need(store.high_at or since)
+            # Others may have read further, and stored entries.
+            store.request_rebuild(store.high_at or since)
         reader = Reader(self._shared, self._stores, store)
         store.readers.add(reader)
         return reader
 
     async def run(self) -> None:
-        """Rebuild what is acquired, and forget what is out of every window. Raises what a bug makes it raise."""
+        """Rebuild acquired partitions, and expire entries beyond all windows. Bugs propagate."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_rebuilding(), name="dedupe-rebuild")
             tasks.create_task(self._keep_flushing(), name="dedupe-flush")
             tasks.create_task(self._keep_sweeping(), name="dedupe-sweep")
 
     def unread(self) -> Mapping[Partition, str]:
-        """Tell what of `gateway.dedupe` is wanted and can't be read, and why: copies are let through meanwhile."""
+        """Return the needed partitions of `gateway.dedupe` that can't be read, and why: duplicates pass meanwhile."""
         return {Partition(self._topic, number): reason for number, reason in self._unread.items()}
 
     # Rebuilding.
@@ -108,7 +108,7 @@ class Duplicates:
         while True:
             await self._is_wanted.wait()
             self._is_wanted.clear()
-            stores = [store for store in self._stores.values() if store.wanted < NEVER or store.left]
+            stores = [store for store in self._stores.values() if store.wanted < NEVER or store.unread]
             if not stores:
                 self._unread = {}
                 continue
@@ -124,17 +124,17 @@ class Duplicates:
                     await self._sleep(REPEAT_AFTER)
 
     async def _rebuild(self, stores: Collection["Store"]) -> None:
-        """Read what `gateway.dedupe` has of these partitions, all of them in one scan, and of it what can be read.
+        """Read the entries of these partitions, all in one scan, as far as they can be read.
 
-        What can't is left to the next scan, and only those wait for it whose sightings go there now.
+        Unreadable partitions are left to the next scan; only those stores wait for it whose entries go there now.
         """
         began = self._log.now()
         for store in stores:
-            # By the windows in force: what was forgotten before one was made longer is wanted now.
+            # By the active windows: entries forgotten before one was made longer are needed now.
             store.forget(round(began * MICRO), self._shared.windows(store.partition.topic))
         bounds, unread = await self._log.readable(self._topic)
         partitions = len(bounds) + len(unread)
-        asked = {store: store.asking() for store in stores}
+        asked = {store: store.request() for store in stores}
         wanted = {number for number in bounds if any(each.has(number) for each in asked.values())}
         first_at = max(0.0, min([each.since for each in asked.values()]) / MICRO - SKEW)
         starts = await self._log.offsets_at(self._topic, first_at, wanted) if wanted else {}
@@ -148,7 +148,7 @@ class Duplicates:
                 missed[number] = str(error)
         for store, each in asked.items():
             left = {number for number in missed if each.has(number)}
-            store.has_read(each, left, is_known=partition_of(store.key, partitions or 1) not in left)
+            store.mark_read(each, left, is_known=partition_of(store.key, partitions or 1) not in left)
         self._unread = {
             number: reason for number, reason in missed.items() if any(each.has(number) for each in asked.values())
         }
@@ -171,8 +171,8 @@ class Duplicates:
         try:
             sighted = decode_sightings(record)
         except UndecodableRecordError as error:
-            if record.offset > self._told.get(number, -1):  # it is read with each rebuilding
-                self._told[number] = record.offset
+            if record.offset > self._counted_to.get(number, -1):  # it is read in each rebuild
+                self._counted_to[number] = record.offset
                 self._undecodable.count_undecodable(self._topic, record.offset, error)
             return 0
         except NewerRecordError as error:
@@ -181,17 +181,17 @@ class Duplicates:
         source = self._rules().sources.get(sighted.source)
         if source is None or source.dedupe is None:
             return 0
-        store.begins_at(sighted.origin)
+        store.set_origin(sighted.origin)
         step = SIGHTING.size * RESTORED_AT_ONCE
         for start in range(0, len(sighted.rows), step):
-            store.of(sighted.source).restore(sighted.rows[start : start + step])
+            store.index_of(sighted.source).restore(sighted.rows[start : start + step])
             await self._sleep(0)
         return len(sighted.rows) // SIGHTING.size
 
-    # Storing again what couldn't be stored.
+    # Retrying failed flushes.
 
     async def _keep_flushing(self) -> None:
-        """Store what was seen of partitions whose sightings weren't taken: no commit has to wait for an answer then."""
+        """Retry failed flushes in the background, so that no commit has to wait for them."""
         while True:
             await self._is_stuck.wait()
             self._is_stuck.clear()
@@ -199,12 +199,12 @@ class Duplicates:
             stuck = [store for store in self._stores.values() if store.is_stuck]
             for failed in await asyncio.gather(*[store.flush(self._shared) for store in stuck], return_exceptions=True):
                 if isinstance(failed, LogUnavailableError):
-                    self._tell_repeated(failed)
+                    self._log_retry(failed)
                 elif failed is not None:
                     raise failed
             await self._sleep(max(0.0, next_at - asyncio.get_running_loop().time()))
 
-    def _tell_repeated(self, error: LogUnavailableError) -> None:
+    def _log_retry(self, error: LogUnavailableError) -> None:
         if count := self._repeated.count(self._topic, self._log.now()):
             self._logger.warning("append_retried", topic=self._topic, count=count, error=str(error))
 
@@ -235,7 +235,7 @@ class Duplicates:
 
 
 class Reader:
-    """The reading of one partition, from its assignment to its loss. Made by `Duplicates.acquire`."""
+    """The reader of one partition, from its assignment to its loss. Created by `DuplicateFilter.acquire`."""
 
     def __init__(self, shared: Shared, stores: "dict[Partition, Store]", store: "Store") -> None:
         self._shared = shared
@@ -243,19 +243,19 @@ class Reader:
         self._store = store
         self._patient_until = asyncio.get_running_loop().time() + PATIENCE
         self.at: int | None = None
-        """When the record was appended that was looked at last."""
+        """When the last checked record was appended."""
 
     async def ready(self, first: Record) -> bool:
-        """Wait until it is known what had come before the first record of the partition that was read.
+        """Wait until the entries before the first record that was read are known.
 
-        False if that is still unknown `PATIENCE` seconds after the partition was acquired. Nothing is wrong then, but
-        that copies are let through.
+        Return False if they are still unknown `PATIENCE` seconds after the partition was acquired. Then duplicates
+        pass, but nothing else is wrong.
         """
         store, windows = self._store, self._shared.windows(self._store.partition.topic)
         if not windows:
             return True
         self.at = round(first.appended_at * MICRO)
-        store.forget(round(self._shared.log.now() * MICRO), windows)  # and nothing that this reader needs
+        store.forget(round(self._shared.log.now() * MICRO), windows)  # but nothing that this reader needs
         try:
             async with asyncio.timeout_at(self._patient_until):
                 while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
@@ -265,9 +265,9 @@ class Reader:
         return not store.is_past(self.at)
 
     def is_duplicate(self, record: Record, event: Event) -> bool:
-        """Return whether an event is a copy of another one in this partition, and so is to be delivered no more.
+        """Return whether an event duplicates another one in this partition, and so isn't to be delivered.
 
-        To be asked of every event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
+        To be called for each event that is read and isn't done, in order, before it is matched. Costs some 5 µs.
         """
         source = self._shared.rules().sources.get(event.source)
         if source is None or source.dedupe is None:
@@ -277,22 +277,22 @@ class Reader:
             return False
         store = self._store
         window, self.at = round(source.dedupe * MICRO), round(record.appended_at * MICRO)
-        store.saw(record.offset, self.at)
+        store.record_read(record.offset, self.at)
         is_known = store.knows(self.at, window)
         row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
-        verdict = store.of(event.source).judge(row, window)
-        self._note(event.source, verdict, row, is_known=is_known)
+        verdict = store.index_of(event.source).add(row, window)
+        self._count(event.source, verdict, row, is_known=is_known)
         if verdict is Verdict.DUPLICATE:
             self._shared.metrics.duplicate_events.add(event)
-            self._tell(event, row, window)
+            self._log_duplicate(event, row, window)
         return verdict is Verdict.DUPLICATE
 
-    def _tell(self, event: Event, row: bytes, window: int) -> None:
-        """Say of which event one is a copy: of each source once a second, and how many there were."""
+    def _log_duplicate(self, event: Event, row: bytes, window: int) -> None:
+        """Log the original of a duplicate: one line a second and source, with the number of duplicates."""
         count = self._shared.seldom.count(event.source, asyncio.get_running_loop().time())
         if count:
             (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
-            original = self._store.of(event.source).original(row, window)
+            original = self._store.index_of(event.source).original(row, window)
             self._shared.logger.info(
                 "event_duplicate",
                 source=event.source,
@@ -302,7 +302,7 @@ class Reader:
                 count=count,
             )
 
-    def _note(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
+    def _count(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
         metrics = self._shared.metrics
         match verdict:
             case Verdict.DUPLICATE:
@@ -316,30 +316,30 @@ class Reader:
                 pass
             case _:
                 assert_never(verdict)
-        # Also where the sighting was there: who read the event before may not have stored it.
-        self._store.fresh.setdefault(source, bytearray()).extend(row)
+        # Even if the entry existed: the process that read the event before may not have stored it.
+        self._store.unstored.setdefault(source, bytearray()).extend(row)
 
     @property
     def is_flushed(self) -> bool:
-        """Whether all that was seen is stored."""
+        """Whether all entries are stored."""
         return self._store.is_flushed
 
     async def flush(self) -> None:
-        """Store what was seen up to now.
+        """Store all entries up to now.
 
-        A commit must cover nothing that was seen after the last flush that returned: work out what to commit, flush,
-        commit. Raises LogUnavailableError; the commit is then to be left, and flushing again is always safe. Where the
-        last one failed and the next is under way it raises at once: the commits of others don't wait for that.
+        A commit must only cover events seen before a successful flush: compute the commit, flush, commit. Raises
+        LogUnavailableError; then don't commit. Flushing again is always safe. If the last flush failed and the next one
+        is in flight, it raises at once, so that the commits of others don't wait.
         """
         if self._store.is_tried_again:
             raise LogUnavailableError(f"{self._shared.topics.dedupe}: what was seen isn't stored yet")
         await self._store.flush(self._shared)
 
     def release(self) -> None:
-        """Let go of the partition."""
+        """Release the partition."""
         store = self._store
         store.readers.discard(self)
         if not store.readers:
-            store.fresh.clear()  # whom the partition is now reads those events again
+            store.unstored.clear()  # the new owner of the partition reads those events again
         if not store.readers and self._stores.get(store.partition) is store:
             del self._stores[store.partition]

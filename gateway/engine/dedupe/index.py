@@ -1,11 +1,11 @@
-"""Which events a source has sent already: the sightings of its identities in one partition, and the verdict by them.
+"""Which events a source has already sent: an index of the dedupe entries of one partition, and the verdict.
 
-A sighting says that the record at an offset carried an identity with some content, and was let through. An event is a
-duplicate where the same identity with the same content was sighted at a *smaller* offset and at most a window before.
-So the verdict doesn't depend on the order in which sightings come to be known: a record that is read again after a
-crash isn't its own duplicate, and an owner that has rebuilt its sightings from the log decides as the one before.
+An entry (stored by `log/records.py` as a *sighting*) says that the record at an offset had an identity and a content,
+and was let through. An event is a duplicate if an entry at a *smaller* offset, within the window, has the same identity
+and content. So the verdict doesn't depend on the order in which entries are added: a record that is read again after a
+crash isn't its own duplicate, and an owner that has rebuilt the index from the log decides like the previous one.
 
-The same identity with other content is no duplicate: an `id:` that is badly chosen costs no event.
+The same identity with other content isn't a duplicate: a badly chosen `id:` costs no event.
 
     bucket ─▶ row row row          row ─▶ ┌──────────────┬───────────┬──────────┬────────┐
     bucket ─▶ row                         │ identity 16 B│ content 8 │ offset 8 │ time 8 │
@@ -23,12 +23,13 @@ from gateway.log.records import SIGHTING
 
 ROW = SIGHTING.size
 ROWS_A_BUCKET = 12
-"""On average, at most. Fewer cost memory (some 50 bytes a bucket), more cost time."""
+"""Maximum average. Fewer cost memory (some 50 bytes per bucket), more cost time."""
 LEAST_BUCKETS = 8  # a power of two
 SIGHTINGS_KEPT = 8
-"""Of one identity within a window. One that stands for more contents identifies nothing: what is new is let through."""
+"""Maximum entries of one identity within a window. With more contents it identifies nothing, and new ones are let
+through."""
 SWEEPS_A_ROUND = 256
-"""How many sweeps look at every row once."""
+"""Number of sweeps that check every row once."""
 
 _NO_WINDOW = -(1 << 64)
 _IDENTITY = slice(0, 16)
@@ -37,16 +38,16 @@ _AT = slice(32, 40)
 
 
 class Verdict(Enum):
-    """What the sightings say of an event."""
+    """The result of checking an event against the index."""
 
     NEW = auto()
     CONFLICT = auto()
-    """Its identity was there with other content. It is to be delivered."""
+    """Its identity exists with other content. It is to be delivered."""
     DUPLICATE = auto()
 
 
-class Sightings:
-    """What was let through of one source in one partition. Times and windows are microseconds of the log's clock."""
+class DedupeIndex:
+    """The entries of one source in one partition. Times and windows are microseconds of the log's clock."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -55,8 +56,8 @@ class Sightings:
         self._horizon = bytes(8)
         self._swept = 0
 
-    def judge(self, row: bytes, window: int) -> Verdict:
-        """Tell what an event is by its row, and keep that as a sighting unless it is a duplicate."""
+    def add(self, row: bytes, window: int) -> Verdict:
+        """Check an event by its row, and add the row unless it is a duplicate."""
         identity = row[_IDENTITY]
         number = self._number(identity)
         bucket = self._buckets[number]
@@ -74,7 +75,7 @@ class Sightings:
         return verdict
 
     def original(self, row: bytes, window: int) -> int | None:
-        """Return the offset of the sighting that makes an event a duplicate, the newest; None if none does."""
+        """Return the offset of the newest entry that makes an event a duplicate; None if none does."""
         identity = row[_IDENTITY]
         _, content, offset, at = SIGHTING.unpack(row)
         found: int | None = None
@@ -87,7 +88,7 @@ class Sightings:
         return found
 
     def restore(self, rows: bytes) -> None:
-        """Add sightings that the log has kept, in any order, as often as one likes."""
+        """Add entries from the log, in any order and repeatedly."""
         buckets, half, length = self._buckets, self._half, len(self._buckets)
         mask, horizon, added = 2 * half - 1, self._horizon, 0
         for start in range(0, len(rows), ROW):
@@ -106,15 +107,15 @@ class Sightings:
 
     @property
     def horizon(self) -> int:
-        """The time before which sightings aren't taken account of."""
+        """The time before which entries are ignored."""
         return int.from_bytes(self._horizon, "big")
 
     def forget_before(self, at: int) -> None:
-        """Take no account of sightings before a time. Their memory is given back by and by."""
+        """Ignore entries from before a time. Their memory is released gradually."""
         self._horizon = max(0, at).to_bytes(8, "big")
 
     def sweep(self) -> None:
-        """Give back some of the memory of what was forgotten; to be called now and then."""
+        """Release some memory of expired entries; to be called regularly."""
         for _ in range(max(LEAST_BUCKETS, len(self._buckets) // SWEEPS_A_ROUND)):
             if self._swept >= len(self._buckets):
                 self._swept = 0
@@ -131,7 +132,7 @@ class Sightings:
         return number if number < len(self._buckets) else number - self._half
 
     def _compare(self, row: bytes, bucket: bytes, window: int) -> tuple[Verdict, bool]:
-        """Hold a row against the sightings of its identity: the verdict, and whether it is worth keeping."""
+        """Compare a row with the entries of its identity: return the verdict, and whether to keep the row."""
         verdict = Verdict.NEW
         _, content, offset, at = SIGHTING.unpack(row)
         kept = 0
@@ -145,10 +146,10 @@ class Sightings:
                 if is_near:
                     verdict = Verdict.CONFLICT
             elif other_offset < offset and at - other_at <= window:
-                # A clock that was set back makes the difference negative: the copy came soon after, all the same.
+                # A clock that was set back makes the difference negative: the duplicate still came soon after.
                 return Verdict.DUPLICATE, False
             elif other_offset == offset:
-                kept = SIGHTINGS_KEPT  # itself, read again
+                kept = SIGHTINGS_KEPT  # the event itself, read again
         return verdict, kept < SIGHTINGS_KEPT
 
     def _unexpired(self, bucket: bytes) -> bytes:

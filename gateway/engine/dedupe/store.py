@@ -1,4 +1,4 @@
-"""What is known of one partition of events, by its sightings: kept in memory, stored for the next owner, read again."""
+"""The dedupe entries of one event partition: kept in memory, stored for the next owner, rebuilt from the log."""
 
 import asyncio
 import math
@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.dedupe.index import Sightings
+from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Log, Partition
 from gateway.log.records import SIGHTING, encode_sightings, sightings_key
 from gateway.log.topics import Topics
@@ -18,11 +18,11 @@ from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
 
 FLUSHED_AT_ONCE = 16_384
-"""Sightings in one record, at most."""
+"""Maximum entries in one record."""
 
 
 MAX_LAG = 2 * 3600.0
-"""Seconds by which one reader of a partition may be behind another (or behind the time) and still find all it needs."""
+"""Maximum lag, in seconds, of a reader behind another (or behind the time) at which it still finds all it needs."""
 
 
 MICRO = 1_000_000
@@ -31,8 +31,8 @@ MICRO = 1_000_000
 NEVER = math.inf
 
 
-class Reading(Protocol):
-    """Who reads the partition: `at` is how far (the log's clock, microseconds), None before the first record."""
+class Position(Protocol):
+    """A reader of the partition: `at` is its position (the log's clock, microseconds), None before the first record."""
 
     at: int | None
 
@@ -61,30 +61,30 @@ class Shared:
         return max(self.windows(topic).values(), default=0)
 
 
-class Asked(NamedTuple):
-    """What a store asks for: what was stored since a time, in these partitions of `gateway.dedupe` or in all."""
+class RebuildRequest(NamedTuple):
+    """What a store needs: entries stored since a time, in these partitions of `gateway.dedupe`, or in all."""
 
     number: int
     since: float
-    left: frozenset[int] | None
+    unread: frozenset[int] | None
 
     def has(self, number: int) -> bool:
-        return self.left is None or number in self.left
+        return self.unread is None or number in self.unread
 
 
 class Store:
-    """What is known of one partition. Times are microseconds of the log's clock.
+    """The entries of one partition. Times are microseconds of the log's clock.
 
-    All that came between `covers_from` and now is known, unless something is `wanted`: then sightings that were stored
-    since that time have to be read.
+    All entries since `covers_from` are known, unless something is `wanted`: then entries that were stored since that
+    time have to be read.
     """
 
     def __init__(self, partition: Partition, is_wanted: asyncio.Event, is_stuck_somewhere: asyncio.Event) -> None:
         self.partition = partition
         self.key = sightings_key(partition)
-        self.readers: set[Reading] = set()
-        self.sources: dict[str, Sightings] = {}
-        self.fresh: dict[str, bytearray] = {}
+        self.readers: set[Position] = set()
+        self.sources: dict[str, DedupeIndex] = {}
+        self.unstored: dict[str, bytearray] = {}
         self.is_stuck = False
         """Whether the last flush failed."""
         self._flushing = asyncio.Lock()
@@ -93,9 +93,9 @@ class Store:
         self.wanted: float = NEVER
         self.known = asyncio.Event()
         self.asked = 0
-        self.left: frozenset[int] | None = None
-        """Partitions of `gateway.dedupe` that are left of what was asked for; None for all of them."""
-        self.left_since: float = NEVER
+        self.unread: frozenset[int] | None = None
+        """Partitions of `gateway.dedupe` that still have to be read for the request; None for all of them."""
+        self.unread_since: float = NEVER
         self.origin = 0
         self.high_at = 0
         self.lowest = 0
@@ -104,27 +104,28 @@ class Store:
         self._is_wanted = is_wanted
         self._foremost = (0, 0)
 
-    def need(self, since: float) -> None:
-        """Have what was stored since a time read from the log, all of it that is there by now."""
+    def request_rebuild(self, since: float) -> None:
+        """Request a read of all entries stored since a time."""
         self.asked += 1
         self.wanted = min(self.wanted, since)
-        self.left = None
+        self.unread = None
         self.known.clear()
         self._is_wanted.set()
 
-    def asking(self) -> Asked:
-        """Return what is asked for now."""
-        return Asked(self.asked, min(self.wanted, self.left_since), self.left)
+    def request(self) -> RebuildRequest:
+        """Return the current request."""
+        return RebuildRequest(self.asked, min(self.wanted, self.unread_since), self.unread)
 
-    def has_read(self, asked: Asked, left: Collection[int], *, is_known: bool) -> None:
-        """Note that what was asked for has been read, but for what is `left` of it.
+    def mark_read(self, asked: RebuildRequest, left: Collection[int], *, is_known: bool) -> None:
+        """Mark a request as read, except for the partitions `left`.
 
-        It is known where none of that is where the sightings go now: that is where they were but for a topic that grew.
+        The entries count as known if the partition that they go to now isn't left: they are only elsewhere if the topic
+        has grown.
         """
         if self.asked != asked.number:
             self._is_wanted.set()
             return
-        self.left, self.left_since = frozenset(left), asked.since if left else NEVER
+        self.unread, self.unread_since = frozenset(left), asked.since if left else NEVER
         if is_known and self.wanted < NEVER:
             self.covers_from = min(self.covers_from, self.wanted)
             self.wanted = NEVER
@@ -132,23 +133,23 @@ class Store:
 
     @property
     def is_tried_again(self) -> bool:
-        """Whether a flush is under way after one that failed."""
+        """Whether a flush is in flight after a failed one."""
         return self.is_stuck and self._flushing.locked()
 
     @property
     def is_flushed(self) -> bool:
-        """Whether nothing is left to store, and nothing is being stored."""
-        return not (any(self.fresh.values()) or self._flushing.locked())
+        """Whether all entries are stored, and no flush is in flight."""
+        return not (any(self.unstored.values()) or self._flushing.locked())
 
     async def flush(self, shared: Shared) -> None:
-        """Store what was seen up to now. Raises LogUnavailableError."""
+        """Store all entries up to now. Raises LogUnavailableError."""
         log = shared.log
-        if not any(self.fresh.values()):
+        if not any(self.unstored.values()):
             return
         most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
         async with self._flushing:
             try:
-                for source, rows in list(self.fresh.items()):
+                for source, rows in list(self.unstored.items()):
                     left = len(rows)
                     while left > 0:
                         chunk = bytes(rows[: min(left, most)])
@@ -163,55 +164,54 @@ class Store:
             self.is_stuck = False
 
     def is_past(self, at: int) -> bool:
-        """Return whether a time is so long before where others read that nothing is kept for it."""
+        """Return whether a time is so far behind other readers that no entries are kept for it."""
         return at < self.lowest
 
     def knows(self, at: int, window: int) -> bool:
-        """Return whether all that came in a window before a time is known. If not, it will be, if that is possible."""
+        """Return whether all entries of a window before a time are known. If not, they are requested, if possible."""
         if self.is_past(at):
             return False
         if at - window < min(self.covers_from, self.wanted):
-            self.need(at - window)
+            self.request_rebuild(at - window)
         return self.wanted == NEVER
 
     def begin_at_next(self) -> None:
-        """Take the next event for the first one that this partition ever had."""
+        """Treat the next event as the first one that this partition ever had."""
         self.covers_from = -NEVER
         self._begins_at_next = True
 
-    def of(self, source: str) -> Sightings:
+    def index_of(self, source: str) -> DedupeIndex:
         sightings = self.sources.get(source)
         if sightings is None:
-            sightings = self.sources[source] = Sightings()
+            sightings = self.sources[source] = DedupeIndex()
             sightings.forget_before(self.origin)
         return sightings
 
-    def saw(self, offset: int, at: int) -> None:
-        """Note how far this partition was read.
+    def record_read(self, offset: int, at: int) -> None:
+        """Record how far this partition was read.
 
-        A lower offset with a later time than any is another log's: the topic was deleted and made again, and what was
-        seen of the one before says nothing of this one.
+        A lower offset with a later time than any means that the topic was recreated: the existing entries don't apply.
         """
         if offset <= self._high_offset and at > self.high_at:
             self._high_offset = -1
             self.sources.clear()
-            self.fresh.clear()
+            self.unstored.clear()
             self.begin_at_next()
         if self._begins_at_next:
             self._begins_at_next = False
-            self.begins_at(at)
+            self.set_origin(at)
         self._high_offset = max(self._high_offset, offset)
         self.high_at = max(self.high_at, at)
 
-    def begins_at(self, origin: int) -> None:
-        """Take no account of what is said to have come before a time: it was another log of this name."""
+    def set_origin(self, origin: int) -> None:
+        """Ignore entries from before a time: they belong to another topic of this name."""
         if origin > self.origin:
             self.origin = origin
             for sightings in self.sources.values():
                 sightings.forget_before(max(origin, sightings.horizon))
 
     def forget(self, now: int, windows: Mapping[str, int]) -> None:
-        """Forget what no reader asks for any more, by each source's window. An idle partition's time goes on."""
+        """Expire entries that no reader needs any more, by each source's window. An idle partition's time advances."""
         positions = [reader.at for reader in self.readers if reader.at is not None]
         if not positions:
             return

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
 from gateway.engine import tiers
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.holds import Holds
@@ -320,7 +320,7 @@ class Dispatcher:
         """Pause a destination as an operator would, once."""
 
         async def write() -> None:
-            order = Order(kind="pause", name=name, state="paused", at=self._log.now(), by="its answer 410")
+            order = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by="its answer 410")
             self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
             await self._successors.store_command(order)
             self._pausing.discard(name)

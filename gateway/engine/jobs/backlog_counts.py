@@ -1,9 +1,9 @@
-"""How many dead letters are open, and how much is parked: counted as it comes and goes, never from the start again.
+"""Count open dead letters and parked deliveries incrementally.
 
-    what was written since ──read──▶ open?  ──▶ remembered: 24 bytes for each
-    an order or a marker that goes further ──▶ what it covers is forgotten
+    new records ──read──▶ open?  ──▶ remembered: 24 bytes each
+    a command or a checkpoint has progressed ──▶ what it covers is forgotten
 
-The owner of the jobs counts, a few records at a time, beside everything else.
+The owner of the jobs counts, a few records at a time, concurrently with everything else.
 """
 
 import math
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.control.records import Letter, Order
+from gateway.engine.control.records import ControlRecord, Letter
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_letter
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
@@ -25,14 +25,14 @@ from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.telemetry.metrics import Metrics
 
 ROWS_AT_ONCE = 2048
-"""Letters held against an order before other tasks get their turn: about a millisecond."""
+"""Dead letters checked against a command before other tasks run: about a millisecond."""
 
 Bounds = Mapping[int, tuple[int, int]]
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The open letters of one partition, route, destination and reason, by offset."""
+    """The open dead letters of one partition, route, destination and reason, by offset."""
 
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     times: "array[float]" = field(default_factory=lambda: array("d"))
@@ -40,7 +40,7 @@ class _Rows:
 
 
 class OpenLetters:
-    """The dead letters that no order has replayed or dropped yet."""
+    """The dead letters that no command has resolved yet."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -54,15 +54,15 @@ class OpenLetters:
         return sum([len(rows.offsets) for key, rows in self._rows.items() if key[3] == reason])
 
     def add(self, number: int, offset: int, letter: Letter) -> None:
-        """Note an open letter of a partition, whose offsets ascend."""
+        """Add an open dead letter of a partition, whose offsets ascend."""
         rows = self._rows.setdefault((number, letter.route, letter.destination, letter.reason), _Rows())
         rows.offsets.append(offset)
         rows.times.append(letter.at)
         rows.names.append(hash(letter.id) if letter.id else 0)
 
-    def settle(self, order: Order, starts: Mapping[str, int]) -> Iterator[None]:
-        """Forget what an order covers from these offsets up to its marker; yield now and then."""
-        which = order.filter
+    def remove_resolved(self, command: ControlRecord, starts: Mapping[str, int]) -> Iterator[None]:
+        """Forget what a command covers, from these offsets up to its checkpoint; yield now and then."""
+        which = command.filter
         names, records = {hash(each) for each in which.ids}, frozenset(which.records)
         for (number, route, destination, reason), rows in list(self._rows.items()):
             if not _fits(which.route, route) or not _fits(which.destination, destination):
@@ -71,7 +71,7 @@ class OpenLetters:
                 continue
             place = f"{self._topic}/{number}"
             low = bisect_left(rows.offsets, starts.get(place, 0))
-            high = bisect_left(rows.offsets, order.marker.get(place, 0))
+            high = bisect_left(rows.offsets, command.checkpoint.get(place, 0))
             kept: list[int] = []
             for count, index in enumerate(range(low, high), 1):
                 at, name = rows.times[index], rows.names[index]
@@ -80,7 +80,7 @@ class OpenLetters:
                     and (not records or f"{number}@{rows.offsets[index]}" in records)
                     and (which.since is None or at >= which.since)
                     and (which.until is None or at < which.until)
-                    and (order.action == "drop" or name != 0)
+                    and (command.action == "drop" or name != 0)
                 )
                 if not is_covered:
                     kept.append(index)
@@ -93,7 +93,7 @@ class OpenLetters:
             yield
 
     def trim(self, number: int, start: int) -> None:
-        """Forget what retention has deleted of a partition."""
+        """Forget the dead letters of a partition that retention has deleted."""
         for key, rows in list(self._rows.items()):
             if key[0] == number:
                 gone = bisect_left(rows.offsets, start)
@@ -102,8 +102,8 @@ class OpenLetters:
                     del self._rows[key]
 
 
-class Backlogs:
-    """Sets the gauges of dead letters and of what is parked, whenever `count` is called."""
+class BacklogCounts:
+    """Sets the gauges of dead letters and of parked deliveries, whenever `count` is called."""
 
     def __init__(
         self,
@@ -128,17 +128,19 @@ class Backlogs:
         self.begin()
 
     def begin(self) -> None:
-        """Count from the start: the jobs have come to this process."""
+        """Start counting from scratch: this process has become the owner of the jobs."""
         self._letters = OpenLetters(self._topics.dead)
         self._read: dict[str, int] = {}  # up to where dead letters were read
-        self._settlements = 0
-        self._settled: dict[str, Mapping[str, int]] = {}  # order → up to where what it covers is forgotten
-        self._parked_to: dict[str, int] = {}  # up to where the parked were read
-        self._parked: dict[tuple[str, int], array[int]] = {}  # offsets of what isn't resumed, by name and partition
+        self._resolutions = 0
+        self._resolved_to: dict[str, Mapping[str, int]] = {}  # command → up to where what it covers was forgotten
+        self._parked_to: dict[str, int] = {}  # up to where the parked topic was read
+        self._parked: dict[
+            tuple[str, int], array[int]
+        ] = {}  # offsets of deliveries that aren't resumed, by name and partition
         self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
 
     def end(self) -> None:
-        """Leave the gauges to the process that the jobs go to."""
+        """Reset the gauges: another process becomes the owner of the jobs."""
         self.unread = {}
         for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
             backlog.set(0)
@@ -146,9 +148,10 @@ class Backlogs:
             self._metrics.records_newer.labels(kind).set(0)
 
     async def count(self) -> None:
-        """Take in what has changed since the last look, of what can be read. Raises LogUnavailableError.
+        """Read and count what has changed since the last call. Raises LogUnavailableError.
 
-        What can't counts as it was known last; where nothing is known of it, the whole is unknown (NaN).
+        A partition that can't be read counts as it was last known; if nothing is known of one, the total is unknown
+        (NaN).
         """
         dead, parked = await self._log.readable(self._topics.dead), await self._log.readable(self._topics.parked)
         self.unread = {
@@ -163,16 +166,16 @@ class Backlogs:
         control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
         async for partition, record in self._records(topic, read, bounds):
             letter, _ = read_letter(record)
-            if not control.settled(letter, partition, record.offset):
+            if not control.resolved_by(letter, partition, record.offset):
                 letters.add(partition.number, record.offset, letter)
             read[f"{topic}/{partition.number}"] = record.offset + 1
-        # What was read before an order came so far was held against what was known then.
-        settlements = control.settlements
-        for order in control.settled_after(self._settlements):
-            for _ in letters.settle(order, self._settled.get(order.key, {})):
+        # What was read before a command had progressed was checked against the state then.
+        resolutions = control.resolutions
+        for command in control.resolved_after(self._resolutions):
+            for _ in letters.remove_resolved(command, self._resolved_to.get(command.key, {})):
                 await self._sleep(0)
-            self._settled[order.key] = order.marker
-        self._settlements = settlements
+            self._resolved_to[command.key] = command.checkpoint
+        self._resolutions = resolutions
         for number, (start, end) in bounds.items():
             letters.trim(number, start)
             read.setdefault(f"{topic}/{number}", end)
@@ -181,21 +184,23 @@ class Backlogs:
             self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER))
 
     async def _count_parked(self, bounds: Bounds, unread: Collection[int]) -> None:
-        """Count what is parked: what came since the last look, as far as no resumption has scanned it."""
+        """Count parked deliveries: those that no resumption has scanned yet."""
         control, topic = self._control, self._topics.parked
         seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
-        markers = [control.marker(order.key) for order in control.orders.values() if order.kind == "pause"]
+        checkpoints = [
+            control.checkpoint(command.key) for command in control.commands.values() if command.kind == "pause"
+        ]
         for number, (_, end) in bounds.items():
             place = f"{topic}/{number}"
             if place not in seen:
-                seen[place] = min([marker.get(place, 0) for marker in markers], default=end)
+                seen[place] = min([checkpoint.get(place, 0) for checkpoint in checkpoints], default=end)
         async for partition, record in self._records(topic, seen, bounds):
             by = NEWER if is_newer(record) else note_of(record).by
             where = (by, partition.number)
             parked.setdefault(where, array("q")).append(record.offset)
             seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), offsets in parked.items():
-            scanned = control.marker(f"pause/{name}").get(f"{topic}/{number}", 0)
+            scanned = control.checkpoint(f"pause/{name}").get(f"{topic}/{number}", 0)
             resumed = bisect_left(offsets, scanned)
             start = bounds[number][0] if number in bounds else 0
             gone = max(resumed, bisect_left(offsets, start))
@@ -212,13 +217,13 @@ class Backlogs:
             )
 
     def _count_lost(self, partition: Partition, count: int) -> None:
-        """Count what was parked, and deleted before it was resumed."""
+        """Count parked deliveries that were deleted before they were resumed."""
         self._metrics.records_lost.labels(partition.topic).inc(count)
         group = self._topics.group(JOBS_GROUP)
         self._logger.error("records_lost", topic=partition.topic, partition=partition.number, group=group, count=count)
 
     async def _set_retention_gauges(self, firsts: Collection[tuple[int, int]]) -> None:
-        """Tell how long it is until the log deletes the first of what is parked, by partition and offset."""
+        """Set the gauge of the time until the log deletes the first parked delivery, by partition and offset."""
         topic, ages = self._topics.parked, [0.0]
         for number, offset in set(firsts).difference(self._parked_at):
             async for records in self._log.scan(Partition(topic, number), offset, offset + 1):
@@ -245,7 +250,7 @@ class Backlogs:
 
 
 def _known(count: int, topic: str, unread: Collection[int], read: Mapping[str, int]) -> float:
-    """Return a count, or NaN where of some partition that can't be read nothing was counted."""
+    """Return a count, or NaN if nothing was counted of some partition that can't be read."""
     return math.nan if any(f"{topic}/{number}" not in read for number in unread) else count
 
 

@@ -1,13 +1,13 @@
-"""Publish how far a replay had come that was cancelled while no process carried it out."""
+"""Publish how far a cancelled replay had come that was no longer running."""
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.scan import ScanningJob
 
 
 class CancelledReplays(ScanningJob):
-    """The last markers of cancelled replays."""
+    """Publishes the last checkpoints of cancelled replays."""
 
-    async def close(self, order: Order, owner: object) -> None:
-        """Tell how far a replay had come that is cancelled, and isn't under way any more."""
-        run = self._run(order)
-        await self._take_back(self._scan([run], lambda: self._owner() is owner), run)
+    async def publish_last_checkpoint(self, command: ControlRecord, owner: object) -> None:
+        """Publish the last checkpoint of a cancelled replay."""
+        run = self._run(command)
+        await self._publish_cancelled(self._scan([run], lambda: self._owner() is owner), run)

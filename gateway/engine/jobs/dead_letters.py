@@ -1,4 +1,4 @@
-"""What a record of the dead-letter topic says: what orders look at, and what it holds."""
+"""Decode records of the dead-letter topic: the properties that filters check, and the delivery."""
 
 from gateway.engine.control.records import Letter
 from gateway.log.base import Record
@@ -6,13 +6,13 @@ from gateway.log.records import StoredDelivery, decode_delivery, is_newer
 from gateway.model import DeadReason, UndecodableRecordError
 
 NEWER = "newer"
-"""The reason of a dead letter that a newer version wrote, as far as this one can tell."""
+"""The reason of a dead letter in a newer format, as far as this version can tell."""
 
 
 def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
-    """Read a record of the dead-letter topic: what filters look at, and what it holds if that can be read."""
+    """Decode a record of the dead-letter topic; the second part is None if the delivery can't be decoded."""
     reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
-    stored = None if reason == NEWER else filed_in(record)
+    stored = None if reason == NEWER else delivery_in(record)
     if stored is None:
         return Letter(id="", route="", destination="", reason=reason, at=record.appended_at), None
     delivery = stored.delivery
@@ -26,8 +26,8 @@ def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
     return letter, stored
 
 
-def filed_in(record: Record) -> StoredDelivery | None:
-    """Return the delivery of a record, None where it can't be read. Raises NewerRecordError."""
+def delivery_in(record: Record) -> StoredDelivery | None:
+    """Return the delivery of a record, None if it can't be decoded. Raises NewerRecordError."""
     try:
         return decode_delivery(record)
     except UndecodableRecordError:

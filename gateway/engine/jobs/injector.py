@@ -1,6 +1,6 @@
-"""Put deliveries into the shortest tier again: what resuming, kicking and replaying end in.
+"""Put deliveries into the shortest tier: the last step of resume, kick and replay.
 
-What doesn't fit into the log any more is dead-lettered.
+Those that don't fit into the log any more are dead-lettered.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ APPENDS_AT_ONCE = 100
 
 
 class Injector:
-    """Appends deliveries to one topic, all of a call at once."""
+    """Appends deliveries to one topic, all those of a call concurrently."""
 
     def __init__(self, successors: SuccessorWriter, topic: str) -> None:
         self._successors = successors
@@ -28,9 +28,9 @@ class Injector:
     async def inject(self, deliveries: Iterable[tuple[Delivery, Note]], is_wanted: Callable[[], bool] = always) -> bool:
         """Append deliveries, each with its note.
 
-        Return True once each is acknowledged, False where one was given up because it isn't wanted any more.
+        Return True once all are acknowledged, False if one was given up because it isn't wanted any more.
 
-        An append that fails is made again by itself: a job that began anew would repeat all the others.
+        A failed append is retried by itself: a job that started over would repeat all the others.
         """
         async with asyncio.TaskGroup() as tasks:
             appends = [

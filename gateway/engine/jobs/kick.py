@@ -1,12 +1,12 @@
-"""Kick: put what waits in the tiers for a route or a destination into the shortest tier, to be retried now."""
+"""Kick: put what waits in the retry tiers for a route or destination into the shortest tier, due now."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 
 from gateway.engine import tiers
-from gateway.engine.control.records import Order, partition_key
-from gateway.engine.jobs.dead_letters import filed_in
+from gateway.engine.control.records import ControlRecord, partition_key
+from gateway.engine.jobs.dead_letters import delivery_in
 from gateway.engine.jobs.kick_outcomes import KickOutcomes
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
 from gateway.engine.jobs.scan import NOTHING, Pick, Picked, Run, Scan, ScanningJob, ends_of_readable
@@ -18,75 +18,81 @@ from gateway.model import (
     Note,
 )
 
-HOLD = 2.5
-"""Seconds from a kick's announcement to its scan: a quick attempt, a commit every second, and the news on its way.
+KICK_DELAY = 2.5
+"""Seconds from a kick's announcement to its scan, for a short attempt, the next commit, and propagation.
 
-An attempt that takes longer is repeated; the operator who kicks a destination that hangs isn't to wait for it."""
-COMMITTED_BY = 2.5
-"""Seconds in which what is done has been committed."""
-GLANCE_INTERVAL = 0.1
+A longer attempt is repeated: operators who kick a hanging destination shouldn't have to wait for it.
+"""
+COMMIT_LAG = 2.5
+"""Seconds within which completed records are committed."""
+OWNER_POLL_INTERVAL = 0.1
 
 
 class Kicks(ScanningJob):
-    """One job for all kicks that are asked for."""
+    """One job for all open kicks."""
 
     async def kick(self, owner: object) -> None:
-        """Bring on what waits in the tiers for the names that are kicked: of all kicks that are asked for, at once.
+        """Expedite the deliveries in the tiers of the kicked names: one job for all kicks that are asked for.
 
-        What waits in the shortest tier comes out within 5 s anyway, and is due then.
+        Those in the shortest tier come out within 5 s anyway; they are only marked as due.
         """
         control = self._control
-        runs = [self._run(order) for order in control.asked("kick")]
+        runs = [self._run(command) for command in control.asked("kick")]
         if not runs:
-            return  # the owner before us has answered them
+            return  # the previous owner has answered them
         shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
-            return self._owner() is owner and any(control.is_open(run.order.key) for run in scan.runs)
+            return self._owner() is owner and any(control.is_open(run.command.key) for run in scan.runs)
 
         scan = self._scan(runs, is_wanted, is_expedited=True)
         near = await self._ends(scan, shortest)
         ends: dict[str, int] = {}
-        for topic in self._longer():
+        for topic in self._longer_tiers():
             ends |= await self._ends(scan, topic)
-        # Before the wait: what comes out meanwhile, and whose end isn't committed yet, may be parked or dead by then.
-        outcomes = await self._kick_outcomes(near | ends, self._log.now() - COMMITTED_BY)
-        # What is due in the shortest tier meanwhile goes out by what the kick has ended.
-        await self._count([run for run in runs if not control.is_begun(run.order.key)], shortest, near, outcomes)
-        # From here on nothing of it is taken up, and what was is committed: else it would be delivered twice.
-        await self._hold(runs, ends, near)
-        if not await self._pass(HOLD, owner):
+        # Look back before the wait: a delivery that comes due meanwhile, and whose completion isn't committed yet, may
+        # be parked or dead afterwards.
+        outcomes = await self._start_outcomes(near | ends, self._log.now() - COMMIT_LAG)
+        # Deliveries that come due in the shortest tier meanwhile go out anyway, as the kick has lifted the holds.
+        await self._count_shortest(
+            [run for run in runs if not control.is_begun(run.command.key)], shortest, near, outcomes
+        )
+        # From here on routers don't release these records, and what they released before is committed after the wait.
+        # Otherwise some would be delivered twice.
+        await self._announce(runs, ends, near)
+        if not await self._sleep_while_owner(KICK_DELAY, owner):
             return
-        # An earlier owner that didn't know yet may have answered some. What they hold comes when it is due, then.
-        scan.runs = [run for run in runs if control.is_open(run.order.key)]
-        if not scan.runs or not await self._bring_on(scan, scan.runs, ends, outcomes):
+        # An evicted owner that didn't know it yet may have answered some of these kicks; their deliveries then come
+        # when they are due.
+        scan.runs = [run for run in runs if control.is_open(run.command.key)]
+        if not scan.runs or not await self._expedite(scan, scan.runs, ends, outcomes):
             return
-        await scan.mark()  # what is brought on isn't again, whatever happens while it is looked at
+        await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in scan.runs:
-            run.outcome = outcomes.of(run.order.name, run.count, dropping=self._dropping())
-            run.rate = self._rate(run.order.name)
+            run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
+            run.rate = self._rate(run.command.name)
             await self._end(scan, run, "done")
 
-    def _longer(self) -> list[str]:
-        """Return the tiers but the shortest."""
+    def _longer_tiers(self) -> list[str]:
+        """Return the tiers except the shortest."""
         return [self._topics.retry(tier) for tier in TIERS if tier != tiers.SHORTEST]
 
-    async def _bring_on(
+    async def _expedite(
         self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], outcomes: KickOutcomes
     ) -> bool:
-        """Inject what the runs of a kick are for of the tiers but the shortest. False where it isn't to go on here."""
-        for topic in self._longer():
+        """Inject the matching deliveries of all but the shortest tier. Return False if the job must stop here."""
+        for topic in self._longer_tiers():
             commits = await self._commits(topic)
-            starts = {place: min([run.told.get(place, 0) for run in runs]) for place in ends}
+            starts = {place: min([run.last_checkpoint.get(place, 0) for run in runs]) for place in ends}
             for place, commit in commits.items():
                 starts[place] = max(starts.get(place, 0), commit.base)
-            if not await scan.go(topic, starts, ends, self._kicked(runs, commits, outcomes)):
+            if not await scan.scan_topic(topic, starts, ends, self._pick_kicked(runs, commits, outcomes)):
                 return False
         return True
 
-    async def _kick_outcomes(self, ends: Mapping[str, int], since: float) -> KickOutcomes:
-        """Follow what kicks bring on, from these ends of the tiers on, knowing what was written since a time before."""
+    async def _start_outcomes(self, ends: Mapping[str, int], since: float) -> KickOutcomes:
+        """Track outcomes from these end offsets on; first read what was appended since a time."""
         others: dict[str, int] = {}
         for topic in (self._topics.parked, self._topics.dead):
             others |= await ends_of_readable(self._log, topic)
@@ -105,13 +111,13 @@ class Kicks(ScanningJob):
         await outcomes.look_back(earlier, self._sleep)
         return outcomes
 
-    def _dropping(self) -> Collection[str]:
-        """Return the routes that drop what gets some answers."""
+    def _dropping_routes(self) -> Collection[str]:
+        """Return the routes whose policy drops deliveries on certain responses."""
         routes = self._rules().routes.values()
         return {route.name for route in routes if Disposition.DROP in dict(route.retry.results).values()}
 
     def _rate(self, name: str) -> float | None:
-        """Return the rate that limits what waits for a name, if it is one."""
+        """Return the rate of the destination of a name, if there is exactly one."""
         kind, _, called = name.partition("/")
         rules = self._rules()
         route = rules.routes.get(called)
@@ -119,35 +125,41 @@ class Kicks(ScanningJob):
         rates = {rules.destinations[each].rate for each in names if each in rules.destinations}
         return rates.pop() if len(rates) == 1 else None
 
-    async def _hold(self, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
+    async def _announce(self, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
         """Announce what kicks are about to scan."""
         for run in runs:
-            name = f"hold/{run.order.key}"
+            name = f"hold/{run.command.key}"
             at = self._log.now()
-            await self._publish(Order(kind="marker", name=name, state="done", at=at, marker=ends, expedited=near))
+            await self._publish(
+                ControlRecord(kind="marker", name=name, state="done", at=at, checkpoint=ends, expedited=near)
+            )
 
-    def _kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], outcomes: KickOutcomes) -> Pick:
+    def _pick_kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], outcomes: KickOutcomes) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
             commit = commits.get(partition_key(partition))
-            stored = None if commit is not None and commit.covers(record.offset) else filed_in(record)
+            stored = None if commit is not None and commit.covers(record.offset) else delivery_in(record)
             if stored is None:
                 return NOTHING
             delivery = stored.delivery
             names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
-            counting = [run for run in runs if run.order.name in names and not run.is_beyond(partition, record.offset)]
+            counting = [
+                run for run in runs if run.command.name in names and not run.is_beyond(partition, record.offset)
+            ]
             if not counting or self._control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
                 return NOTHING
             for run in counting:
-                outcomes.follow(run.order.name, delivery)
-            # For how long its names are unknown goes on: kicked every hour, it would never end.
+                outcomes.follow(run.command.name, delivery)
+            # Keep `unknown_since`: if each kick reset it, a delivery kicked every hour would never expire.
             note = Note(unknown_since=stored.note.unknown_since)
-            return Picked(counting, self._again(delivery, at_once=True), note)
+            return Picked(counting, self._successor_of(delivery, at_once=True), note)
 
         return pick
 
-    async def _count(self, runs: Sequence[Run], topic: str, ends: Mapping[str, int], outcomes: KickOutcomes) -> None:
-        """Count what waits in the shortest tier for each of these."""
-        named = {run.order.name: run for run in runs}
+    async def _count_shortest(
+        self, runs: Sequence[Run], topic: str, ends: Mapping[str, int], outcomes: KickOutcomes
+    ) -> None:
+        """Count the deliveries in the shortest tier for each of these names."""
+        named = {run.command.name: run for run in runs}
         commits = await self._commits(topic)
         looked = 0
         for place, end in ends.items():
@@ -158,22 +170,22 @@ class Kicks(ScanningJob):
                     looked += 1
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
-                    stored = None if commit.covers(record.offset) or is_newer(record) else filed_in(record)
+                    stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
                     if stored is None or stored.note.is_expedited or outcomes.is_superseded(stored.delivery):
-                        continue  # an earlier kick has counted it, or it is counted where it waits by now
+                        continue  # an earlier kick has counted it, or it is counted where it waits now
                     for name in (f"route/{stored.delivery.route}", f"destination/{stored.delivery.destination}"):
                         if name in named:
                             named[name].count += 1
                             outcomes.follow(name, stored.delivery, place, record.offset)
 
-    async def _pass(self, seconds: float, owner: object) -> bool:
+    async def _sleep_while_owner(self, seconds: float, owner: object) -> bool:
         """Let some time pass. False if the jobs are another's meanwhile."""
         until = self._log.now() + seconds
         while self._owner() is owner:
             left = until - self._log.now()
             if left <= 0:
                 return True
-            await self._sleep(min(left, GLANCE_INTERVAL))
+            await self._sleep(min(left, OWNER_POLL_INTERVAL))
         return False
 
     async def _commits(self, topic: str) -> dict[str, Commit]:

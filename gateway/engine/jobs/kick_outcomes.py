@@ -1,12 +1,12 @@
-"""What has become of deliveries moments after a kick has brought them on, told by the log alone.
+"""What becomes of deliveries in the moments after a kick has expedited them, as far as the log shows.
 
-    brought on ──▶ done, and no successor ───────────────────────▶ tried: delivered, or dropped
+    expedited ───▶ done, and no successor ───────────────────────▶ tried: delivered, or dropped
         │          a successor with another attempt ─────────────▶ tried: it failed
         │          a successor without one ──────────────────────▶ waits, and its note says why
         └────────▶ none of it yet ───────────────────────────────▶ on its way: in a queue, or under way
 
-Any process may have taken a delivery, and all that the one which carries out orders sees of the others is their records
-and commits. So `tried` is never more than what destinations have seen, and what isn't known counts as on its way.
+Any process may have taken a delivery, and the owner of the jobs sees only the records and commits of the others. So
+`tried` is never more than what destinations have seen, and an unknown outcome counts as on its way.
 """
 
 from collections import Counter
@@ -26,23 +26,23 @@ from gateway.model import (
 )
 
 MAX_FOLLOWED = 10_000
-"""Deliveries of a kick that are followed. Of more, it isn't told how many were tried."""
+"""Maximum deliveries of a kick that are tracked. With more, the number of those tried is unknown."""
 FOLLOW_TIMEOUT = 3.5
-"""Seconds from the last that was brought on, at most: a queue, an attempt, and the commit that tells of it."""
+"""Maximum seconds after the last one was expedited: for the queue, an attempt, and the commit that shows it."""
 POLL_INTERVAL = 0.25
 ON_ITS_WAY = "on_its_way"
-"""Why a delivery waits of which nothing is known yet; else a SpillReason, or LATER or ENDED."""
+"""Why a delivery waits if nothing is known yet; else a SpillReason, LATER or ENDED."""
 LATER = "later"
 ENDED = "ended"
-"""It is a dead letter, and wasn't tried again."""
+"""It became a dead letter without being tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KickOutcome:
-    """How many were tried, and for each reason how many wait.
+    """How many deliveries were tried, and how many wait, by reason.
 
-    Of those that failed, `got` is what the last try got, and `again` how many of them had got the same before. Of the
-    others that were tried no record tells: they are `delivered`, which is None where some may be dropped.
+    Of those that failed, `got` is the last result, and `again` how many had the same result before. The others that
+    were tried left no record: they are `delivered`, which is None if some may have been dropped.
     """
 
     tried: int
@@ -57,19 +57,19 @@ class _Followed:
     route: str
     attempts: int
     before: str
-    """What its last attempt had got before the kick; "" if there was none."""
+    """The result of its last attempt before the kick; "" if there was none."""
     names: set[str] = field(default_factory=set)
     place: str | None = None
-    """Where the record is that was brought on, or was in the shortest tier anyway; None until it is found."""
+    """Where its record in the shortest tier is, injected or there anyway; None until it is found."""
     offset: int = 0
     outcome: str = ON_ITS_WAY
     is_tried: bool = False
     got: str = ""
-    """What its last attempt has got since, where it failed."""
+    """The result of its last attempt since, if that failed."""
 
 
 class KickOutcomes:
-    """What is followed of one kick, or of several at once; `starts` are the ends of all topics before it began."""
+    """Tracks the deliveries of one kick or several; `starts` are the ends of all topics before it began."""
 
     def __init__(self, log: Log, *, shortest: str, dead: str, starts: Mapping[str, int]) -> None:
         self._log = log
@@ -77,23 +77,23 @@ class KickOutcomes:
         self._dead = dead
         self._read = dict(starts)
         self._followed: dict[Life, _Followed] = {}
-        self._before: dict[Life, int] = {}  # the last successor of what was written just before
+        self._before: dict[Life, int] = {}  # the last successor number of records written just before
 
     async def look_back(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Learn what was written from these offsets on before it all began. Raises LogUnavailableError.
+        """Read what was written from these offsets up to the start. Raises LogUnavailableError.
 
-        What had a successor then waits there, or is dead, though its own record may not be committed yet.
+        A delivery with a successor there waits or is dead, even if its own record isn't committed yet.
         """
         ends, self._read = self._read, {**self._read, **starts}
         await self._read_on(sleep, ends)
         self._read = ends
 
     def is_superseded(self, delivery: Delivery) -> bool:
-        """Return whether another record had carried a delivery on already."""
+        """Return whether another record had already continued a delivery."""
         return delivery.successor < self._before.get(delivery.life, 0)
 
     def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
-        """Follow a delivery for a name that was kicked; with the place of its record, where it isn't copied."""
+        """Track a delivery for a kicked name; with the place of its record if that isn't injected again."""
         key = delivery.life
         followed = self._followed.get(key)
         if followed is None:
@@ -115,7 +115,7 @@ class KickOutcomes:
         is_wanted: Callable[[], bool],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        """Look until each has been tried or waits, or for some seconds. Raises LogUnavailableError."""
+        """Poll until each has been tried or waits, up to a timeout. Raises LogUnavailableError."""
         until = self._log.now() + FOLLOW_TIMEOUT
         while is_wanted():
             # Before the records: what is done by then has its successor among them.
@@ -129,9 +129,9 @@ class KickOutcomes:
             await sleep(POLL_INTERVAL)
 
     def of(self, name: str, count: int, *, dropping: Container[str]) -> KickOutcome | None:
-        """Return what has become of what a kick has counted; None where not all of it was followed.
+        """Return the outcome of the deliveries that a kick has counted; None if not all of them were tracked.
 
-        `dropping` are the routes that drop a delivery for some answers, of which no record tells either.
+        `dropping` are the routes that drop deliveries on certain responses, which leaves no record either.
         """
         followed = [each for each in self._followed.values() if name in each.names]
         if len(followed) != count:
@@ -149,7 +149,7 @@ class KickOutcomes:
         )
 
     async def _read_on(self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None) -> None:
-        """Read what has come, or what had come by these ends."""
+        """Read new records, or those up to these ends."""
         topics = {place.rpartition("/")[0] for place in self._read}
         looked = 0
         for topic in sorted(topics):

@@ -1,15 +1,15 @@
 """Replay events from the log: scan a window of it, match by the rules in force, and inject deliveries anew.
 
-    scan ──▶ match ──▶ piece (≤ 100) ──pace──▶ shortest tier, acknowledged ──▶ marker, at 500 or after 1 s
+    scan ──▶ match ──▶ piece (≤ 100) ──pace──▶ shortest tier, acknowledged ──▶ checkpoint, at 500 or after 1 s
 
-The marker is published after what it covers was acknowledged, so a replay that is killed goes on from there: it repeats
-at most what came after the marker, and skips nothing. Where it goes on is told by the orders in force and their markers
-alone, never by what the group of jobs has committed. One replay runs at a time, in the order in which they were asked
-for, beside all other jobs.
+The checkpoint is published after what it covers was acknowledged, so after a kill the replay continues from there: it
+repeats at most what came after the checkpoint, and skips nothing. Its position follows from the commands in force and
+their checkpoints alone, never from the commit of the group of jobs. One replay runs at a time, in the order in which
+they were asked for, concurrently with all other jobs.
 
-A partition of events that can't be read is passed over. The replay isn't complete without: it says so by its marker,
-lets the next one begin, and goes on with that partition once it can. What is undelivered is told without those dead
-letters and sightings that can't be read; what that leaves out is told with its end.
+A partition of events that can't be read is skipped. The replay isn't complete without it: its checkpoint says so, the
+next replay may start, and this one continues with that partition once it can be read. Dead letters and dedupe entries
+that can't be read are ignored when deciding what is undelivered, and reported with the replay's end.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import DeadFilter, Order, Selection, partition_key
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
-from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
+from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
 from gateway.engine.jobs.shared_identities import Identities
 from gateway.engine.jobs.undelivered import Dead, Undelivered, open_letters, sighted_of
@@ -50,48 +50,46 @@ from gateway.rules.rules import Rules
 
 BACKLOG = WINDOW // 2
 """Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
-full cuts deliveries short, so a replay may take half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
+full cuts deliveries short, so a replay may use half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
 RATE_STEP = 0.02
-"""Seconds of a rate that are injected at once, at least one delivery; also how much later than its time may be made up
-for. So within any second it's at most 4 % more than the rate, or two deliveries."""
-GLANCE_INTERVAL = 0.1
-"""Seconds between looks, while it waits for its turn, at whether the replay is still to go on."""
+"""Seconds worth of a rate that are injected at once, at least one delivery; also the maximum delay that is caught up.
+So within any second it is at most 4 % more than the rate, or two deliveries."""
+OWNER_POLL_INTERVAL = 0.1
+"""Seconds between checks, during waits, whether the replay is still wanted."""
 POLL_INTERVAL = 0.25
-"""Seconds between looks for a replay, or for room in the tier."""
+"""Seconds between checks for a replay to start, or for capacity in the tier."""
 LOOKBACK = 20_000
-"""Records before an event among which another one of its identity is looked for: some 0.3 s, once in a partition."""
-RECHECK_AFTER = 30.0
-"""Seconds after which a replay that has come to a record of a newer version looks whether it may go on."""
-READ_AGAIN = 5.0
-"""Seconds after which one that waits for partitions looks whether they can be read."""
-REVOKE_GRACE = 2.0
-"""Seconds that a replay has to come to a marker when its process gives the jobs up: an append or two."""
+"""Records before an event that are searched for its identity: some 0.3 s, once per partition."""
+RECHECK_INTERVAL = 30.0
+"""Seconds after which a replay that stopped at a record in a newer format tries again."""
+REREAD_INTERVAL = 5.0
+"""Seconds after which a replay that waits for partitions tries to read them again."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """One replay under way. All below `positions` is injected; `reached` adds what the piece in hand covers.
+    """A running replay. All below `positions` is injected; `reached` includes what the current piece covers.
 
-    `told` and `marked` are the positions and the count of the last marker, and `settled` the dead letters whose
-    deliveries were injected since. `unread` are the partitions of events that it has to do without for now,
-    `told_unread` is how many the last marker tells, and `missed` are those of letters and sightings that it lacks.
-    `text` is the route as an edition has it, "" once it has changed. `identities` are those of the partition in hand,
-    once they matter. `next_at` is in the loop's time: the log's steps a little where its estimate of the brokers' clock
-    is fixed, and a rate would go with it.
+    `last_checkpoint` and `checkpoint_count` are the positions and the count of the last checkpoint, `resolved` the dead
+    letters whose deliveries were injected since. `unread` are the partitions of events that it skips for now,
+    `checkpoint_unread` is their number in the last checkpoint, and `missed` are the partitions of dead letters and
+    dedupe entries that it couldn't read. `text` is the route as in a routing revision, "" once it has changed.
+    `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
+    a little when its estimate of the brokers' clock is corrected, which would distort a rate.
     """
 
-    order: Order
+    command: ControlRecord
     selection: Selection
     owner: object
     matcher: Matcher
     dead: Dead
     positions: dict[str, int]
     count: int
-    told: Mapping[str, int]
-    marked: int
-    marked_at: float
+    last_checkpoint: Mapping[str, int]
+    checkpoint_count: int
+    checkpoint_at: float
     unread: Mapping[str, str]
-    told_unread: int
+    checkpoint_unread: int
     missed: frozenset[str]
     text: str | None = None
     next_at: float = 0.0
@@ -99,7 +97,7 @@ class _Run:
     piece: list[Matched] = field(default_factory=list)
     piece_bytes: int = 0
     reached: dict[str, int] = field(default_factory=dict)
-    settled: list[str] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
     identities: Identities | None = None
 
     @property
@@ -108,16 +106,16 @@ class _Run:
 
     @property
     def is_full(self) -> bool:
-        most = min(APPENDS_AT_ONCE, BATCH - (self.count - self.marked))
+        most = min(APPENDS_AT_ONCE, BATCH - (self.count - self.checkpoint_count))
         if self.selection.rate is not None:
             most = min(most, max(1, int(self.selection.rate * RATE_STEP)))
         return self.deliveries >= most or self.piece_bytes >= PIECE_BYTES
 
 
 class Replays:
-    """The replays that are asked for. `run` for ever; they go on while `owner` returns the same, which isn't None.
+    """Runs replays, as long as `owner` returns the same value, which isn't None.
 
-    `publish` appends to the control topic, and `caught_up` waits until `control` knows all that is there now.
+    `publish` appends to the control topic, and `caught_up` waits until `control` has applied everything now in it.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ class Replays:
         control: Control,
         successors: SuccessorWriter,
         injector: Injector,
-        publish: Callable[[Order], Awaitable[object]],
+        publish: Callable[[ControlRecord], Awaitable[object]],
         caught_up: Callable[[], Awaitable[None]],
         owner: Callable[[], object | None],
         logger: FilteringBoundLogger,
@@ -150,92 +148,88 @@ class Replays:
         self._sleep = sleep
         self._patient = Patient(log)
         self._waiting: dict[str, float] = {}
-        """The replays that wait for partitions, each until it looks again (in the loop's time)."""
+        """The replays that wait for partitions, each with the time of its next try (in the loop's time)."""
         self.under_way: str | None = None
-        """The key of the replay that is under way here."""
+        """The key of the replay that runs here."""
 
     async def run(self) -> None:
-        """Make the replays, one after the other, whenever the jobs are ours."""
+        """Run the replays, one after the other, whenever this process owns the jobs."""
         while True:
             owner = self._owner()
-            order = None if owner is None else self._next()
-            if order is None:
+            command = None if owner is None else self._next()
+            if command is None:
                 await self._sleep(POLL_INTERVAL)
                 continue
             try:
-                await self._caught_up()  # with the last marker of the owner before us, and what we have ended ourselves
-                if self._owner() is owner and self._next() == order:
-                    await self._replay(order, owner)
+                await self._caught_up()  # with the previous owner's last checkpoint, and what we have ended ourselves
+                if self._owner() is owner and self._next() == command:
+                    await self._replay(command, owner)
             except LogUnavailableError as error:
-                self._logger.warning("job_retried", order=order.key, error=str(error))
+                self._logger.warning("job_retried", order=command.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
-                self._logger.warning("replay_waits", order=order.key, error=str(error))
-                await self._sleep(RECHECK_AFTER)
+                self._logger.warning("replay_waits", order=command.key, error=str(error))
+                await self._sleep(RECHECK_INTERVAL)
 
-    def _next(self) -> Order | None:
+    def _next(self) -> ControlRecord | None:
         now = asyncio.get_running_loop().time()
         return self._control.next_replay([key for key, until in self._waiting.items() if now < until])
 
-    async def let_go(self) -> None:
-        """Wait until a replay that isn't ours any more has come to a marker, for at most 2 s."""
-        until = asyncio.get_running_loop().time() + REVOKE_GRACE
-        while self.under_way is not None and asyncio.get_running_loop().time() < until:
-            await self._sleep(0.01)
-
-    async def _replay(self, order: Order, owner: object) -> None:
-        """Go on with a replay from its marker, to its end or until something else stops it."""
-        selection = order.selection
-        assert selection is not None, order
-        count, marker = self._control.injected(order.key), self._control.marker(order.key)
-        positions = {**selection.starts, **marker}
-        left = {place for place, end in order.marker.items() if positions.get(place, 0) < end}
+    async def _replay(self, command: ControlRecord, owner: object) -> None:
+        """Continue a replay from its checkpoint, until it ends or has to stop."""
+        selection = command.selection
+        assert selection is not None, command
+        count, checkpoint = self._control.injected(command.key), self._control.checkpoint(command.key)
+        positions = {**selection.starts, **checkpoint}
+        left = {place for place, end in command.checkpoint.items() if positions.get(place, 0) < end}
         unread = await self._unread_of(left)
-        told_unread, missed = self._control.unread(order.key), self._control.missed(order.key)
-        if left and left == unread.keys() and len(unread) == told_unread:
-            self._wait(order, unread)
+        checkpoint_unread, missed = self._control.unread(command.key), self._control.missed(command.key)
+        if left and left == unread.keys() and len(unread) == checkpoint_unread:
+            self._wait(command, unread)
             return
         dead, known = Dead(), None
         if selection.undelivered:
             readable = self._patient.readable
             dead = await open_letters(self._log, self._topics, self._control, selection, readable=readable)
             sighted = await sighted_of(
-                self._log, self._topics, selection, order.marker, readable=readable, sleep=self._sleep
+                self._log, self._topics, selection, command.checkpoint, readable=readable, sleep=self._sleep
             )
-            known = Undelivered(self._control, selection.route, dead, sighted=sighted, rules=self._rules, key=order.key)
+            known = Undelivered(
+                self._control, selection.route, dead, sighted=sighted, rules=self._rules, key=command.key
+            )
             missed |= dead.unread | sighted.unread
         run = _Run(
-            order=order,
+            command=command,
             selection=selection,
             owner=owner,
             matcher=Matcher(selection, known),
             dead=dead,
-            text=self._control.replayed_as(order.key) if marker and marker != selection.starts else None,
+            text=self._control.replayed_as(command.key) if checkpoint and checkpoint != selection.starts else None,
             positions=positions,
             count=count,
-            told=marker,
-            marked=count,
-            marked_at=self._log.now(),
+            last_checkpoint=checkpoint,
+            checkpoint_count=count,
+            checkpoint_at=self._log.now(),
             unread=unread,
-            told_unread=told_unread,
+            checkpoint_unread=checkpoint_unread,
             missed=missed,
         )
-        self.under_way = order.key
+        self.under_way = command.key
         try:
-            self._logger.info("replay_began", order=order.key, count=count)
+            self._logger.info("replay_began", order=command.key, count=count)
             ending = await self._scan(run)
         except LogUnavailableError:
-            await self._mark(run)
+            await self._publish_checkpoint(run)
             raise
         finally:
             self.under_way = None
         if ending is not None:
             await self._publish(ending)
             self._logger.info(
-                "job_finished", order=order.key, state=ending.state, count=ending.count, detail=ending.detail
+                "job_finished", order=command.key, state=ending.state, count=ending.count, detail=ending.detail
             )
-        elif run.unread and self._goes_on(run):
-            self._wait(order, run.unread)
+        elif run.unread and self._is_wanted(run):
+            self._wait(command, run.unread)
 
     async def _unread_of(self, places: Collection[str]) -> Mapping[str, str]:
         """Return which of these partitions can't be read, and why."""
@@ -245,20 +239,20 @@ class Replays:
             found |= {f"{topic}/{number}": reason for number, reason in unread.items()}
         return {place: found[place] for place in sorted(found.keys() & places)}
 
-    def _wait(self, order: Order, unread: Mapping[str, str]) -> None:
-        """Let a replay wait for what it can't read, and others take their turn meanwhile."""
-        if order.key not in self._waiting:
+    def _wait(self, command: ControlRecord, unread: Mapping[str, str]) -> None:
+        """Let a replay wait for partitions that can't be read; others may run meanwhile."""
+        if command.key not in self._waiting:
             first, reason = next(iter(unread.items()))
             others = f", and {len(unread) - 1} more" if len(unread) > 1 else ""
-            self._logger.warning("replay_waits", order=order.key, error=f"{first}{others}: {reason}")
+            self._logger.warning("replay_waits", order=command.key, error=f"{first}{others}: {reason}")
         asked = {each.key for each in self._control.asked("replay")}
         self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
-        self._waiting[order.key] = asyncio.get_running_loop().time() + READ_AGAIN
+        self._waiting[command.key] = asyncio.get_running_loop().time() + REREAD_INTERVAL
 
-    async def _scan(self, run: _Run) -> Order | None:
-        """Inject what is left of a replay; return its end, None where it isn't to go on here."""
+    async def _scan(self, run: _Run) -> ControlRecord | None:
+        """Inject the rest of a replay; return its end, None if it must stop here."""
         looked, until = 0, self._log.now() + TURN
-        for place, end in sorted(run.order.marker.items()):
+        for place, end in sorted(run.command.checkpoint.items()):
             start = run.positions.get(place, 0)
             if start >= end or place in run.unread:
                 continue
@@ -269,36 +263,36 @@ class Replays:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
                     if problem is not None:
-                        await self._mark(run)
-                        return run.order.with_state("cancelled", count=run.count, detail=problem)
-                    await self._take(run, partition, record)
+                        await self._publish_checkpoint(run)
+                        return run.command.with_state("cancelled", count=run.count, detail=problem)
+                    await self._add(run, partition, record)
                     looked += 1
                     if looked % RECORDS_AT_ONCE == 0 or self._log.now() > until:
                         await self._sleep(0)
                         until = self._log.now() + TURN
-                    is_due = run.is_full or self._log.now() >= run.marked_at + MARK_EVERY
+                    is_due = run.is_full or self._log.now() >= run.checkpoint_at + CHECKPOINT_INTERVAL
                     if is_due and not await self._inject(run):
                         return None
             run.reached[place] = end
             if not await self._inject(run):
                 return None
-        await self._mark(run)
-        if run.unread or not self._goes_on(run):
+        await self._publish_checkpoint(run)
+        if run.unread or not self._is_wanted(run):
             return None
-        unread = run.order.unread + len(run.missed)
-        return run.order.with_state("done", count=run.count, unread=unread, detail=_listed(run.missed))
+        unread = run.command.unread + len(run.missed)
+        return run.command.with_state("done", count=run.count, unread=unread, detail=_listed(run.missed))
 
     async def _match(self, run: _Run, partition: Partition, record: Record) -> Matched | None:
         try:
             return run.matcher.match(partition, record)
         except NewerRecordError as error:
             await self._inject(run)  # what comes before it
-            await self._mark(run)
+            await self._publish_checkpoint(run)
             self._successors.undecodable.report_newer(partition, record.offset, error)
             raise
 
-    async def _take(self, run: _Run, partition: Partition, record: Record) -> None:
-        """Add an event to the piece in hand, if it is to be replayed."""
+    async def _add(self, run: _Run, partition: Partition, record: Record) -> None:
+        """Add an event to the current piece, if it is to be replayed."""
         run.text = run.matcher.text if run.text in (None, run.matcher.text) else ""
         matched, place = await self._match(run, partition, record), f"{partition.topic}/{partition.number}"
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
@@ -314,7 +308,7 @@ class Replays:
         run.reached[place] = record.offset + 1
 
     async def _identities_before(self, run: _Run, partition: Partition, offset: int) -> Identities:
-        """Look at what came before a record, and may have its identity, injected or not."""
+        """Collect the identities of the records before an offset, whether they were injected or not."""
         bounds, unread = await self._log.readable(partition.topic)
         if partition.number in unread:
             raise LogUnavailableError(f"{partition_key(partition)}: {unread[partition.number]}")
@@ -332,7 +326,7 @@ class Replays:
         return identities
 
     def _offset_in_id(self, identities: Identities, record: Record) -> int | None:
-        """Return what tells an event from others of its identity, by the log and by the rules in force."""
+        """Return the offset for the IDs of an event's deliveries, by the active rules; None if its identity isn't shared."""
         try:
             event = decode_event(record)
         except UnreadableRecordError:
@@ -340,27 +334,31 @@ class Replays:
 
         def window() -> float | None:
             source = self._rules().sources.get(event.source)
-            # Where the rules tell its identity otherwise by now, it is no copy by them.
+            # If the active rules derive another identity, it isn't a duplicate.
             return source.dedupe if source is not None and EventBuilder(source).knows(event) else None
 
         return identities.offset_in_id(event, record, window)
 
-    def _goes_on(self, run: _Run) -> bool:
-        return self._owner() is run.owner and self._control.orders.get(run.order.key) == run.order
+    def _is_wanted(self, run: _Run) -> bool:
+        return self._owner() is run.owner and self._control.commands.get(run.command.key) == run.command
 
     async def _inject(self, run: _Run) -> bool:
-        """Inject the piece in hand when its time has come, and mark. False where the replay isn't to go on here."""
+        """Inject the current piece when it is due, and publish a checkpoint if due. Return False to stop here."""
         if not run.piece or (await self._is_due(run) and await self._append(run)):
             run.positions.update(run.reached)
             run.reached.clear()
-            if self._goes_on(run) and run.count - run.marked < BATCH and self._log.now() < run.marked_at + MARK_EVERY:
+            if (
+                self._is_wanted(run)
+                and run.count - run.checkpoint_count < BATCH
+                and self._log.now() < run.checkpoint_at + CHECKPOINT_INTERVAL
+            ):
                 return True
-        await self._mark(run)
-        return not run.piece and self._goes_on(run)
+        await self._publish_checkpoint(run)
+        return not run.piece and self._is_wanted(run)
 
     async def _is_due(self, run: _Run) -> bool:
-        """Wait for the rate, and for room in the tier."""
-        while self._goes_on(run):
+        """Wait until the rate and the tier's capacity allow the next piece. Return False if it must stop here."""
+        while self._is_wanted(run):
             wait = run.next_at - asyncio.get_running_loop().time()
             if wait <= 0:
                 if run.unchecked < BATCH:
@@ -369,18 +367,18 @@ class Replays:
                     run.unchecked = 0
                     return True
                 wait = POLL_INTERVAL
-            await self._sleep(min(wait, GLANCE_INTERVAL))
+            await self._sleep(min(wait, OWNER_POLL_INTERVAL))
         return False
 
     async def _append(self, run: _Run) -> bool:
         def is_wanted() -> bool:
             return self._owner() is run.owner
 
-        order, now = run.order, self._log.now()
-        # Numbered from a place of this replay's own: what is still on its way of the original, or of another replay,
-        # isn't taken for a copy of these. A piece that is injected twice is.
-        first = int(order.at * 1000)
-        note = Note(replay=order.name)
+        command, now = run.command, self._log.now()
+        # Successor numbers start at one of this replay's own: deliveries of the original, or of another replay, that
+        # are still pending aren't taken for duplicates of these. Those of a piece that is injected twice are.
+        first = int(command.at * 1000)
+        note = Note(replay=command.name)
         deliveries = [
             (
                 Delivery(
@@ -405,12 +403,12 @@ class Replays:
                 return False
         for matched in run.piece:
             for destination in matched.destinations:
-                run.settled += run.dead.of(matched.event, destination)
+                run.resolved += run.dead.of(matched.event, destination)
         run.count += len(deliveries)
         run.unchecked += len(deliveries)
         if run.selection.rate is not None:
-            # What a sleep took too long may be made up for, or the rate would never be reached. It counts from the
-            # acknowledgement on: whenever the log has stored these, it was before that.
+            # A sleep that took too long may be caught up, or the rate would never be reached. It counts from the
+            # acknowledgement: the log stored these deliveries before that.
             done_at = asyncio.get_running_loop().time()
             run.next_at = max(run.next_at, done_at - RATE_STEP) + len(deliveries) / run.selection.rate
         run.piece.clear()
@@ -418,7 +416,7 @@ class Replays:
         return True
 
     async def _fail(self, run: _Run, matched: Matched, error: ExpressionError, is_wanted: Callable[[], bool]) -> bool:
-        """Dead-letter what no condition can decide on, as the router does."""
+        """Dead-letter an event whose condition failed, as the router does."""
         end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
         event, route = matched.event, run.selection.route
         for name in matched.destinations:
@@ -428,37 +426,41 @@ class Replays:
                 return False
         return True
 
-    async def _mark(self, run: _Run) -> None:
-        """Publish how far the replay has come: true for any owner of the jobs, and where the next one goes on."""
-        order = run.order
-        while run.positions != run.told or len(run.unread) != run.told_unread:
-            marker = Order(
+    async def _publish_checkpoint(self, run: _Run) -> None:
+        """Publish the replay's checkpoint, from which any next owner continues."""
+        command = run.command
+        while run.positions != run.last_checkpoint or len(run.unread) != run.checkpoint_unread:
+            checkpoint = ControlRecord(
                 kind="marker",
-                name=order.key,
+                name=command.key,
                 state="done",
                 at=self._log.now(),
-                marker=dict(run.positions),
+                checkpoint=dict(run.positions),
                 count=run.count,
                 routes=run.text or "",
                 unread=len(run.unread),
                 detail=_listed(run.missed),
             )
             try:
-                if run.settled:
-                    await self._publish(_settlement(run))
-                    run.settled.clear()
-                await self._publish(marker)
+                if run.resolved:
+                    await self._publish(_resolution(run))
+                    run.resolved.clear()
+                await self._publish(checkpoint)
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
                     return
-                self._logger.warning("append_retried", order=order.key, error=str(error))
+                self._logger.warning("append_retried", order=command.key, error=str(error))
                 await self._sleep(1.0)
             else:
-                run.told, run.marked, run.told_unread = marker.marker, marker.count, marker.unread
-        run.marked_at = self._log.now()
+                run.last_checkpoint, run.checkpoint_count, run.checkpoint_unread = (
+                    checkpoint.checkpoint,
+                    checkpoint.count,
+                    checkpoint.unread,
+                )
+        run.checkpoint_at = self._log.now()
 
     async def _unfinished(self) -> int:
-        """Count what is appended and not done of the fullest partition of the shortest tier."""
+        """Count the unfinished records of the fullest partition of the shortest tier."""
         commits = await self._log.committed(self._group, self._tier)
         unfinished = 0
         bounds, _ = await self._log.readable(self._tier)
@@ -472,14 +474,14 @@ def _listed(places: Collection[str]) -> str:
     return ", ".join(sorted(places))
 
 
-def _settlement(run: _Run) -> Order:
-    """Return the end of an order about the dead letters whose deliveries were injected: they are open no more."""
-    return Order(
+def _resolution(run: _Run) -> ControlRecord:
+    """Return a completed command about the dead letters whose deliveries were injected: they are resolved."""
+    return ControlRecord(
         kind="dead",
-        name=f"{run.order.name}-{run.count}",
+        name=f"{run.command.name}-{run.count}",
         state="done",
-        at=run.order.at,
-        marker=run.dead.ends,
-        filter=DeadFilter(route=run.selection.route, records=tuple(run.settled)),
-        count=len(run.settled),
+        at=run.command.at,
+        checkpoint=run.dead.ends,
+        filter=DeadFilter(route=run.selection.route, records=tuple(run.resolved)),
+        count=len(run.resolved),
     )

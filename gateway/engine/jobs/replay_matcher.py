@@ -1,4 +1,4 @@
-"""Which events a replay is for."""
+"""Select the events of a replay."""
 
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ from gateway.rules.rules import Route, Rules
 
 
 class Matched(NamedTuple):
-    """An event that the route matches. Where its condition failed, `error` says how, as for a new event.
+    """An event that the route matches. If its condition failed, `error` is the failure, as for a new event.
 
-    `fates` tells of each destination what is known of it, where that was asked. `place` is where its record is, if its
-    identity alone doesn't tell it from others; else it is empty.
+    `fates` is what is known of each destination's delivery, if that was asked for. `place` is the position of its
+    record if its identity alone doesn't distinguish it from others, else empty.
     """
 
     event: Event
@@ -31,25 +31,25 @@ class Matched(NamedTuple):
     place: str = ""
 
     def undelivered(self) -> "Matched":
-        """Return it with those destinations alone that have surely not got it."""
+        """Return it with only those destinations that certainly didn't get it."""
         fates = zip(self.destinations, self.fates, strict=True)
         return self._replace(destinations=tuple([name for name, fate in fates if fate is Fate.UNDELIVERED]))
 
 
 class Matcher:
-    """Picks the events that a replay is for, by the rules that it was last told of. `known` tells of their fates."""
+    """Selects the events of a replay by the rules last given to `use`. `known` returns their fates."""
 
     def __init__(self, selection: Selection, known: Undelivered | None = None) -> None:
         self.destinations: tuple[str, ...] = ()
         self.text = ""
-        """The route as an edition of the rules has it."""
+        """The route as in a routing revision."""
         self._selection = selection
         self._known = known
         self._route: Route | None = None
         self._table: RouteTable[Route] = RouteTable(())
 
     def use(self, rules: Rules) -> str | None:
-        """Go by these rules; say what is missing if a replay by them can't be made."""
+        """Switch to these rules; return what is missing for a replay by them, None if nothing is."""
         name, destination = self._selection.route, self._selection.destination
         route = rules.routes.get(name)
         if route is None:
@@ -65,13 +65,13 @@ class Matcher:
         return None
 
     def match(self, partition: Partition, record: Record) -> Matched | None:
-        """Return the event, if it is one of the selection. What can't be read was dead-lettered when it was routed.
+        """Return the event, if the replay is for it. Undecodable records were dead-lettered when they were routed.
 
-        To which destinations it has been delivered doesn't matter here. Raises NewerRecordError.
+        This doesn't depend on where it was delivered. Raises NewerRecordError.
         """
         which = self._selection
         if record.appended_at < which.since or (which.until is not None and record.appended_at >= which.until):
-            return None  # the clock of the partition went back within the window
+            return None  # the partition's clock went back within the window
         try:
             event = decode_event(record)
         except UndecodableRecordError:

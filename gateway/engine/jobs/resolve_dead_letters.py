@@ -1,33 +1,33 @@
-"""Resolve dead letters: put those that an order is for into the shortest tier again, or drop them."""
+"""Resolve dead letters: put those that a command covers into the shortest tier, or drop them."""
 
 from dataclasses import replace
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import NEWER, read_letter
 from gateway.engine.jobs.scan import NOTHING, Picked, ScanningJob
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_delivery
 
 
-class DeadLetterJobs(ScanningJob):
-    """The jobs of the orders about dead letters."""
+class DeadLetterResolutions(ScanningJob):
+    """The jobs of commands about dead letters."""
 
-    async def settle(self, order: Order, owner: object) -> None:
-        """Inject the dead letters that an order is for, with a life of their own, or give them up."""
-        run = self._run(order)
+    async def resolve(self, command: ControlRecord, owner: object) -> None:
+        """Inject the dead letters that a command covers as new deliveries, or drop them."""
+        run = self._run(command)
         now = self._log.now()
 
         def pick(partition: Partition, record: Record) -> Picked:
             letter, stored = read_letter(record)
             if letter.reason == NEWER:
                 decode_delivery(record)  # which raises
-            if not order.is_for(letter) or self._control.settled(letter, partition, record.offset):
+            if not command.is_for(letter) or self._control.resolved_by(letter, partition, record.offset):
                 return NOTHING
-            if order.action == "drop" or stored is None:
+            if command.action == "drop" or stored is None:
                 return Picked((run,))
-            return Picked((run,), self._again(replace(stored.delivery, attempts=(), since=now), at_once=True))
+            return Picked((run,), self._successor_of(replace(stored.delivery, attempts=(), since=now), at_once=True))
 
         scan = self._scan([run], lambda: self._owner() is owner)
         await self._ends(scan, self._topics.dead)
-        if await scan.go(self._topics.dead, run.told, order.marker, pick):
+        if await scan.scan_topic(self._topics.dead, run.last_checkpoint, command.checkpoint, pick):
             await self._end(scan, run, "done")

@@ -1,9 +1,9 @@
-"""Carry out what operators order, in the one process that owns the jobs.
+"""Carry out what operators command, in the one process that owns the jobs.
 
 Every process follows `gateway.control` (`control/follower.py`); one of them, the owner of its only partition in the
-group of jobs, carries the orders out (`Jobs`), each in a task of its own: a long one delays no other. What is to be
-done follows from the orders in force and their markers alone; whatever kills a job, the next owner continues from its
-last marker. An order's own offset is committed once it is carried out.
+group of jobs, carries the commands out (`Jobs`), each in a task of its own: a long one delays no other. What is to be
+done follows from the commands in force and their checkpoints alone; whatever kills a job, the next owner continues from
+its last checkpoint. A command's own offset is committed once it is carried out.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine import tiers
 from gateway.engine.commit_progress import Progress
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import Order, decode
-from gateway.engine.jobs.backlog_counts import Backlogs
+from gateway.engine.control.records import ControlRecord, decode
+from gateway.engine.jobs.backlog_counts import BacklogCounts
 from gateway.engine.jobs.cancelled_replay import CancelledReplays
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.kick import Kicks
 from gateway.engine.jobs.replay import Replays
-from gateway.engine.jobs.resolve_dead_letters import DeadLetterJobs
+from gateway.engine.jobs.resolve_dead_letters import DeadLetterResolutions
 from gateway.engine.jobs.resume import Resumptions
 from gateway.engine.jobs.scan import JobServices, ends_of_readable
 from gateway.engine.successor_writer import SuccessorWriter
@@ -32,32 +32,32 @@ from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
 RETRY_DELAY = 1.0
-AT_ONCE = 4
-"""Jobs of one kind beside each other; the rest waits for its turn."""
-START_EVERY = 0.25
-"""Seconds between looks for orders, beside those that each order makes."""
-GLANCE_INTERVAL = 0.1
-"""Seconds between looks, while something is waited for, at whether the jobs are ours still."""
+MAX_JOBS_PER_KIND = 4
+"""Maximum concurrent jobs of one kind; the others wait."""
+START_INTERVAL = 0.25
+"""Seconds between checks for jobs to start; a command that is read also triggers one."""
+OWNER_POLL_INTERVAL = 0.1
+"""Seconds between checks, during waits, whether this process still owns the jobs."""
 REVOKE_GRACE = 2.0
-"""Seconds that jobs have to come to a marker when their process gives them up: an append or two."""
-SWEEP_EVERY = 5.0
-"""Seconds between looks for what was parked by a worker that had not yet read of a resumption."""
-KEPT = 30 * DAY
-"""Seconds for which an order that was carried out is remembered; longer, while a dead letter is left that it covers."""
-FORGET_RULES_EVERY = 600.0
-"""Seconds between looks for what is known of events that the log no longer has."""
-GONE = 1 << 62
-"""Above every offset."""
-FORGOTTEN_AT_ONCE = 50
-"""Orders that are forgotten in one sweep, so that those which wait aren't held up."""
+"""Seconds that jobs have to reach a checkpoint when their process releases them: an append or two."""
+SWEEP_INTERVAL = 5.0
+"""Seconds between sweeps for deliveries that a worker parked before it read the resumption."""
+KEEP_COMMANDS_FOR = 30 * DAY
+"""Seconds for which a completed command is remembered; longer while a dead letter exists that it covers."""
+FORGET_RULES_INTERVAL = 600.0
+"""Seconds between checks for routing history of events that the log no longer has."""
+BEYOND_ALL = 1 << 62
+"""An offset above all others."""
+MAX_FORGOTTEN_PER_SWEEP = 50
+"""Commands that are forgotten per sweep, so that those that wait aren't delayed."""
 
 
-_Turn = tuple[str, Order | None, Callable[[], Awaitable[object]]]
-"""A job whose turn it is: its name, its order if it has one alone, and what does it."""
+_Turn = tuple[str, ControlRecord | None, Callable[[], Awaitable[object]]]
+"""A job to start: its name, its command unless it is for several, and the function that does it."""
 
 
 class Jobs:
-    """The jobs of the orders, in the process that owns the control partition."""
+    """Runs the jobs, in the process that owns the control partition."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Jobs:
             control=follower.control,
             successors=self._successors,
             injector=self._injector,
-            publish=self._append_order,
+            publish=self._append_record,
             caught_up=self._caught_up,
             owner=lambda: self._progress,
             logger=logger,
@@ -106,9 +106,9 @@ class Jobs:
         )
         self._resumptions = Resumptions(services)
         self._kicks = Kicks(services)
-        self._dead_letters = DeadLetterJobs(services)
+        self._dead_letters = DeadLetterResolutions(services)
         self._cancelled = CancelledReplays(services)
-        self._backlogs = Backlogs(
+        self._backlog_counts = BacklogCounts(
             log=log,
             topics=topics,
             control=follower.control,
@@ -120,13 +120,13 @@ class Jobs:
         self._next_sweep = self._next_forgetting = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
-        self._unfinished: dict[int, Order] = {}  # by offset: what was read and isn't carried out
+        self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = Partition(topics.control, 0)
 
     def unread(self) -> Mapping[Partition, str]:
-        """Tell what of the dead letters and of what is parked can't be read, and why."""
-        return self._backlogs.unread
+        """Return which partitions of dead letters and parked deliveries can't be read, and why."""
+        return self._backlog_counts.unread
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         for assignment in assignments:
@@ -134,13 +134,13 @@ class Jobs:
                 self._progress = Progress(assignment.commit, assignment.log_start)
                 self._swept = None
                 self._unfinished.clear()
-                self._backlogs.begin()
+                self._backlog_counts.begin()
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         if self._partition not in partitions or self._progress is None:
             return {}
         progress, self._progress = self._progress, None
-        self._backlogs.end()
+        self._backlog_counts.end()
         until = asyncio.get_running_loop().time() + REVOKE_GRACE
         while self._is_busy and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
@@ -149,18 +149,18 @@ class Jobs:
 
     @property
     def _is_busy(self) -> bool:
-        """Whether a job has yet to come to a marker."""
+        """Whether a job hasn't reached a checkpoint yet."""
         return bool(self._running) or self._replays.under_way is not None
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
-        """Nothing is deleted of a compacted topic but what newer orders replace."""
+        """Ignored: compaction deletes only what newer records replace."""
 
     def replaced(self, assignment: Assignment) -> None:
         self._progress = None
         self.assigned([assignment])
 
     async def run(self) -> None:
-        """Carry out orders, for ever."""
+        """Carry out commands, for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._replays.run(), name="jobs-replays")
             tasks.create_task(self._keep_starting(tasks), name="jobs-start")
@@ -168,54 +168,54 @@ class Jobs:
             await self._keep_reading(tasks)
 
     async def _keep_reading(self, tasks: asyncio.TaskGroup) -> None:
-        """Be a member of the group, and commit what is carried out."""
+        """Read as a member of the group, and commit what was carried out."""
         consumer = await self._join()
         try:
             while True:
                 for batch in await consumer.fetch(timeout=1.0):
                     for record in batch.records:
-                        await self._take(record)
+                        await self._accept(record)
                     self._start(tasks)
                 try:
                     await self._commit(consumer)
-                    await self._look_around()
+                    await self._forget_obsolete()
                 except LogUnavailableError as error:
                     self._logger.warning("jobs_waiting", error=str(error))
                     await self._sleep(1.0)
         finally:
-            await consumer.close()  # and so of the jobs, which come to their markers first
+            await consumer.close()  # and releases the jobs, which reach their checkpoints first
 
-    async def _take(self, record: Record) -> None:
+    async def _accept(self, record: Record) -> None:
         progress = self._progress
         if progress is None or not progress.received(record.offset):
             return
-        await self._seen(record.offset)
+        await self._wait_until_applied(record.offset)
         try:
-            order = decode(record.key, record.value)
+            command = decode(record.key, record.value)
         except UndecodableRecordError:
-            order = None  # the follower has told of it
+            command = None  # logged by the follower
         except NewerRecordError:
-            return  # and stays unfinished
-        if order is not None and order.kind == "pause":
-            self._tell_pause(order)
-        if order is None or order.kind == "replay" or not self._follower.control.is_asked(order):
+            return  # it stays unfinished
+        if command is not None and command.kind == "pause":
+            self._log_pause(command)
+        if command is None or command.kind == "replay" or not self._follower.control.is_asked(command):
             progress.finished(record.offset)
         elif self._progress is progress:
-            self._unfinished[record.offset] = order
+            self._unfinished[record.offset] = command
 
-    def _tell_pause(self, order: Order) -> None:
-        """Tell in one line of all processes that something was paused or resumed."""
-        if order.state == "paused":
-            self._logger.warning("deliveries_paused", name=order.name, by=order.by)
-        elif order.state == "resuming":
-            self._logger.info("deliveries_resumed", name=order.name, by=order.by)
+    def _log_pause(self, command: ControlRecord) -> None:
+        """Log that something was paused or resumed, in one process of all."""
+        if command.state == "paused":
+            self._logger.warning("deliveries_paused", name=command.name, by=command.by)
+        elif command.state == "resuming":
+            self._logger.info("deliveries_resumed", name=command.name, by=command.by)
 
     async def _commit(self, consumer: Consumer) -> None:
         progress = self._progress
         if progress is None:
             return
-        for offset, order in list(self._unfinished.items()):
-            if not self._follower.control.is_asked(order):
+        for offset, command in list(self._unfinished.items()):
+            if not self._follower.control.is_asked(command):
                 progress.finished(offset)
                 del self._unfinished[offset]
         commit = progress.committable()
@@ -228,63 +228,67 @@ class Jobs:
     async def _keep_starting(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             self._start(tasks)
-            await self._sleep(START_EVERY)
+            await self._sleep(START_INTERVAL)
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        """Start the jobs whose turn it is: one for each order, and one for all kicks."""
+        """Start the jobs whose turn it is: one per command, and one for all kicks."""
         owner = self._progress
         if owner is None:
             return
-        for key, order, job in (*self._of_names(owner), *self._of_letters(owner)):
+        for key, command, job in (*self._name_jobs(owner), *self._dead_letter_jobs(owner)):
             if key not in self._running:
-                self._running[key] = tasks.create_task(self._run(key, order, job, owner), name=f"jobs-{key}")
+                self._running[key] = tasks.create_task(self._run(key, command, job, owner), name=f"jobs-{key}")
 
-    def _of_names(self, owner: object) -> Iterator[_Turn]:
+    def _name_jobs(self, owner: object) -> Iterator[_Turn]:
         control = self._follower.control
         if control.asked("kick"):
             yield "kick", None, partial(self._kicks.kick, owner)
-        for order in control.unclosed():
-            if self._replays.under_way != order.key:
-                yield order.key, order, partial(self._cancelled.close, order, owner)
+        for command in control.unclosed():
+            if self._replays.under_way != command.key:
+                yield command.key, command, partial(self._cancelled.publish_last_checkpoint, command, owner)
         if "sweep" in self._running:
             return
-        room = AT_ONCE - self._count("pause/")
-        resumed = [order for order in control.asked("pause") if order.key not in self._running]
-        for order in resumed[:room]:
-            yield order.key, order, partial(self._resumptions.resume, order, owner)
-        if room == AT_ONCE and not resumed and self._log.now() >= self._next_sweep:
+        room = MAX_JOBS_PER_KIND - self._count("pause/")
+        resumed = [command for command in control.asked("pause") if command.key not in self._running]
+        for command in resumed[:room]:
+            yield command.key, command, partial(self._resumptions.resume, command, owner)
+        if room == MAX_JOBS_PER_KIND and not resumed and self._log.now() >= self._next_sweep:
             yield "sweep", None, partial(self._sweep, owner)
 
-    def _of_letters(self, owner: object) -> Iterator[_Turn]:
-        room = AT_ONCE - self._count("dead/")
-        earlier: list[Order] = []
-        for order in self._follower.control.asked("dead"):
-            # A letter that two of them cover is settled by the first of them.
-            is_free = not any(each.filter.may_share(order.filter) for each in earlier)
-            earlier.append(order)
-            if is_free and room > 0 and order.key not in self._running:
+    def _dead_letter_jobs(self, owner: object) -> Iterator[_Turn]:
+        room = MAX_JOBS_PER_KIND - self._count("dead/")
+        earlier: list[ControlRecord] = []
+        for command in self._follower.control.asked("dead"):
+            # A dead letter that two commands cover is resolved by the first of them.
+            is_free = not any(each.filter.may_overlap(command.filter) for each in earlier)
+            earlier.append(command)
+            if is_free and room > 0 and command.key not in self._running:
                 room -= 1
-                yield order.key, order, partial(self._dead_letters.settle, order, owner)
+                yield command.key, command, partial(self._dead_letters.resolve, command, owner)
 
     def _count(self, prefix: str) -> int:
         return sum([key.startswith(prefix) for key in self._running])
 
-    async def _run(self, key: str, order: Order | None, job: Callable[[], Awaitable[object]], owner: object) -> None:
-        """Do a job, or begin it anew soon: what it has marked isn't done again."""
+    async def _run(
+        self, key: str, command: ControlRecord | None, job: Callable[[], Awaitable[object]], owner: object
+    ) -> None:
+        """Run a job; on failure, it is started again soon, and continues from its checkpoint."""
         try:
-            await self._caught_up()  # with the last marker of the owner before us
-            if self._progress is owner and (order is None or self._follower.control.orders.get(order.key) == order):
+            await self._caught_up()  # with the previous owner's last checkpoint
+            if self._progress is owner and (
+                command is None or self._follower.control.commands.get(command.key) == command
+            ):
                 await job()
         except LogUnavailableError as error:
             self._logger.warning("job_retried", order=key, error=str(error))
             until = asyncio.get_running_loop().time() + RETRY_DELAY
             while self._progress is owner and asyncio.get_running_loop().time() < until:
-                await self._sleep(GLANCE_INTERVAL)
+                await self._sleep(OWNER_POLL_INTERVAL)
         finally:
             del self._running[key]
 
     async def _join(self) -> Consumer:
-        """Join the group of jobs, however long the log is away."""
+        """Join the group of jobs, retrying for as long as the log is unavailable."""
         group = self._topics.group(JOBS_GROUP)
         while True:
             try:
@@ -295,86 +299,91 @@ class Jobs:
 
     async def _keep_counting(self) -> None:
         while True:
-            await self._sleep(SWEEP_EVERY)
+            await self._sleep(SWEEP_INTERVAL)
             try:
                 if self._progress is not None:
-                    await self._backlogs.count()
+                    await self._backlog_counts.count()
             except LogUnavailableError as error:
                 self._logger.warning("jobs_waiting", error=str(error))
 
-    async def _look_around(self) -> None:
-        """See to what nobody orders, every few seconds."""
+    async def _forget_obsolete(self) -> None:
+        """Do the regular cleanups that are due."""
         now = self._log.now()
         if self._progress is not None and now >= self._next_forgetting:
-            await self._forget()
-            self._next_forgetting = now + SWEEP_EVERY
+            await self._forget_commands()
+            self._next_forgetting = now + SWEEP_INTERVAL
         if self._progress is not None and now >= self._next_forgetting_of_rules:
             await self._forget_rules()
-            self._next_forgetting_of_rules = now + FORGET_RULES_EVERY
+            self._next_forgetting_of_rules = now + FORGET_RULES_INTERVAL
 
     async def _sweep(self, owner: object) -> None:
-        """Have injected what was parked after the scan of its resumption."""
+        """Inject deliveries that were parked after the scan of their resumption."""
         control, topic = self._follower.control, self._topics.parked
         ends = await ends_of_readable(self._log, topic)
         if self._progress is not owner:
-            return  # what was swept is forgotten with that
+            return  # `_swept` is reset when the ownership changes
         if self._swept is None:
-            active = [order for order in control.orders.values() if order.kind == "pause" and order.state == "active"]
-            markers = [control.marker(order.key) for order in active]
+            active = [
+                command
+                for command in control.commands.values()
+                if command.kind == "pause" and command.state == "active"
+            ]
+            checkpoints = [control.checkpoint(command.key) for command in active]
             self._swept = {
-                key: min([marker.get(key, 0) for marker in markers], default=end) for key, end in ends.items()
+                key: min([checkpoint.get(key, 0) for checkpoint in checkpoints], default=end)
+                for key, end in ends.items()
             }
         swept = self._swept
-        owed = self._resumptions.owed & ends.keys()
-        self._resumptions.owed -= owed
-        swept.update(dict.fromkeys(owed, 0))  # what was injected of it is below a marker
+        unswept = self._resumptions.unswept & ends.keys()
+        self._resumptions.unswept -= unswept
+        swept.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped
         if swept.items() >= ends.items() or await self._resumptions.sweep(swept, ends, owner):
             swept.update(ends)
-        self._next_sweep = self._log.now() + SWEEP_EVERY
+        self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
-    async def _forget(self) -> None:
-        """Give up the keys of orders that can't be about anything any more: the control topic would grow for ever."""
+    async def _forget_commands(self) -> None:
+        """Delete the keys of obsolete commands: otherwise the control topic would grow for ever."""
         control = self._follower.control
         bounds, unread = await self._log.readable(self._topics.dead)
         if unread:
-            return  # of whose letters it isn't known which are left
+            return  # it isn't known which dead letters remain
         starts = {f"{self._topics.dead}/{number}": start for number, (start, _) in bounds.items()}
-        for order in control.obsolete(self._log.now() - KEPT, starts)[:FORGOTTEN_AT_ONCE]:
-            # The marker first: it is found by way of its order.
-            if control.marker(order.key):
-                await self._append_order(Order(kind="marker", name=order.key, state="gone", at=0.0))
-            await self._append_order(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
+        for command in control.obsolete(self._log.now() - KEEP_COMMANDS_FOR, starts)[:MAX_FORGOTTEN_PER_SWEEP]:
+            # The checkpoint first: it is found through its command.
+            if control.checkpoint(command.key):
+                await self._append_record(ControlRecord(kind="marker", name=command.key, state="gone", at=0.0))
+            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="gone", at=0.0))
 
     async def _forget_rules(self) -> None:
-        """Give up what is known of how events were routed that the log no longer has."""
+        """Delete the routing history of events that the log no longer has."""
         history = self._follower.control.history
         starts: dict[str, int] = {}
         for topic, places in history.places().items():
             bounds, unread = await self._log.readable(topic)
-            gone = {number: (0 if number in unread else GONE) for number in places.values()}
+            gone = {number: (0 if number in unread else BEYOND_ALL) for number in places.values()}
             starts |= {
                 place: bounds[number][0] if number in bounds else gone[number] for place, number in places.items()
             }
-        for order in list(history.obsolete(self._log.now(), starts)):
-            await self._append_order(Order(kind=order.kind, name=order.name, state="gone", at=0.0))
+        for command in list(history.obsolete(self._log.now(), starts)):
+            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="gone", at=0.0))
 
-    async def _publish(self, order: Order) -> None:
-        """Append an order and wait until it is in force here: the next one is judged by it."""
+    async def _publish(self, command: ControlRecord) -> None:
+        """Append a record and wait until it is in force here: the next one depends on it."""
         owner = self._progress
-        offset = await self._append_order(order)
+        offset = await self._append_record(command)
         while owner is not None and self._progress is owner and self._follower.position <= offset:
             await self._sleep(0.02)
 
-    async def _append_order(self, order: Order) -> int:
-        key, value = order.encode()
+    async def _append_record(self, command: ControlRecord) -> int:
+        key, value = command.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
         return position.offset
 
     async def _caught_up(self) -> None:
-        """Return when the orders in force are all that there are now."""
+        """Wait until everything now in the control topic was applied."""
         for _, end in (await self._log.bounds(self._topics.control)).values():
-            await self._seen(end - 1)
+            await self._wait_until_applied(end - 1)
 
-    async def _seen(self, offset: int) -> None:
+    async def _wait_until_applied(self, offset: int) -> None:
         while self._follower.position <= offset:
             await self._sleep(0.02)

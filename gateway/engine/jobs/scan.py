@@ -1,10 +1,10 @@
-"""One pass over records of the log for a job, or for several at once: batches of deliveries, and markers on the way.
+"""One pass over records of the log for a job, or for several at once: inject batches, publish checkpoints.
 
-    scan ──▶ batch (≤ 100) ──ours still?──▶ shortest tier, acknowledged ──▶ marker, at 500 or after 1 s ──▶ … ──▶ end
+    scan ──▶ batch (≤ 100) ──still ours?──▶ shortest tier, acknowledged ──▶ checkpoint, at 500 or after 1 s ──▶ …
 
-A marker tells how far a job has come, after what it covers was acknowledged. A job whose process gives the jobs up ends
-with its next batch and a marker, so the next owner repeats nothing; one that is killed repeats what came after its last
-marker, at most 500 deliveries.
+A checkpoint says how far a job has come, once what it covers was acknowledged. A job whose process releases the jobs
+ends with its current batch and a checkpoint, so the next owner repeats nothing; after a kill, the next owner repeats
+what came after the last checkpoint, at most 500 deliveries.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.control.records import Order, State, partition_key
+from gateway.engine.control.records import ControlRecord, State, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.jobs.kick_outcomes import KickOutcome
-from gateway.engine.jobs.log_reader import BATCH, MARK_EVERY, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
+from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import Patient
 from gateway.log.base import Log, Partition, Record
@@ -31,38 +31,38 @@ from gateway.model import (
 )
 from gateway.rules.rules import Rules
 
-LEFT = "up to the first letter of a partition that a newer version of the gateway wrote"
+STOPPED_AT_NEWER = "up to the first letter of a partition that a newer version of the gateway wrote"
 
 Pick = Callable[[Partition, Record], "Picked"]
 
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A job under way: its order, up to which it answers, up to where it has scanned, and what it has counted."""
+    """A running job: its command, what it answers, how far it has scanned, and what it has counted."""
 
-    order: Order
+    command: ControlRecord
     answers: int
     detail: str
     positions: dict[str, int]
     count: int
-    fresh: int = 0
-    """What is counted of the batch in hand."""
-    told: Mapping[str, int]
-    """What its last marker says."""
-    before: Mapping[str, int]
-    """What the one before said: which is in force may not be known here yet."""
+    batch_count: int = 0
+    """Deliveries counted in the current batch."""
+    last_checkpoint: Mapping[str, int]
+    """Its last checkpoint."""
+    previous_checkpoint: Mapping[str, int]
+    """The one before it: either may be the one in force as far as this process knows."""
     outcome: KickOutcome | None = None
-    """What has become of what it counted, where that is known."""
+    """The outcomes of the deliveries that it counted, if known."""
     rate: float | None = None
 
     def is_beyond(self, partition: Partition, offset: int) -> bool:
         """Return whether an earlier job of its key has scanned a record."""
-        return offset < self.told.get(partition_key(partition), 0)
+        return offset < self.last_checkpoint.get(partition_key(partition), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What comes of a record: a delivery to inject, and the runs that count it."""
+    """What to do with a record: a delivery to inject, and the runs that count it."""
 
     runs: Sequence[Run] = ()
     delivery: Delivery | None = None
@@ -74,36 +74,36 @@ NOTHING = Picked()
 
 @dataclass(slots=True, kw_only=True)
 class Scan:
-    """One pass over records, for one run or for several at once. `go` over each topic, and then it is told to end."""
+    """One pass over records, for one run or several: `scan_topic` for each topic, then the last checkpoint."""
 
     log: Log
     control: Control
     injector: Injector
-    publish: Callable[[Order], Awaitable[object]]
+    publish: Callable[[ControlRecord], Awaitable[object]]
     is_wanted: Callable[[], bool]
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
-    leave: Callable[[Partition, int, NewerRecordError], None]
+    report_newer: Callable[[Partition, int, NewerRecordError], None]
     runs: Collection[Run]
     is_expedited: bool
     state: State
-    """Of a marker on the way: "asked" keeps the count for who goes on."""
-    left: dict[str, int] = field(default_factory=dict)
-    """The first record of a partition that a newer version wrote: scan and markers end before it."""
+    """The state of an intermediate checkpoint: "asked" keeps the count for the next owner."""
+    newer_at: dict[str, int] = field(default_factory=dict)
+    """The first record of a partition in a newer format: scan and checkpoints end before it."""
     unread: set[str] = field(default_factory=set)
-    """What couldn't be read, as "topic/partition": no marker passes anything of it."""
+    """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
     _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
-    _unmarked: int = 0
-    _marked_at: float = 0.0
+    _since_checkpoint: int = 0
+    _checkpoint_at: float = 0.0
 
-    async def go(self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int], pick: Pick) -> bool:
-        """Scan a range of a topic. False where the job isn't to go on here; how far it has come is marked then.
+    async def scan_topic(self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int], pick: Pick) -> bool:
+        """Scan a range of a topic. Return False if this process must stop the job; then its progress was published.
 
         Raises LogUnavailableError.
         """
-        self._marked_at = self._marked_at or self.log.now()
+        self._checkpoint_at = self._checkpoint_at or self.log.now()
         looked, until = 0, self.log.now() + TURN
         bounds, unread = await self.log.readable(topic)
         self.unread |= {partition_key(Partition(topic, number)) for number in unread}
@@ -115,13 +115,13 @@ class Scan:
             end = ends[place]
             async with aclosing(records_of(self.log, partition, max(first, starts.get(place, 0)), end)) as records:
                 async for record in records:
-                    if not self._take(pick, partition, record):
-                        end = self.left[place]
+                    if not self._add(pick, partition, record):
+                        end = self.newer_at[place]
                         break
                     self._reached[place] = record.offset + 1
                     looked += 1
                     now = self.log.now()
-                    if self._is_full or now >= self._marked_at + MARK_EVERY:
+                    if self._is_full or now >= self._checkpoint_at + CHECKPOINT_INTERVAL:
                         if not await self.flush():
                             return False
                         until = self.log.now() + TURN
@@ -131,16 +131,16 @@ class Scan:
             self._reached[place] = end
         return await self.flush()
 
-    def _take(self, pick: Pick, partition: Partition, record: Record) -> bool:
-        """Take a record in. False if it is left to a newer version of the gateway, and with it what follows."""
+    def _add(self, pick: Pick, partition: Partition, record: Record) -> bool:
+        """Add a record to the batch. Return False if it is in a newer format, which ends the scan of its partition."""
         try:
             picked = pick(partition, record)
         except NewerRecordError as error:
-            self.left[partition_key(partition)] = record.offset
-            self.leave(partition, record.offset, error)
+            self.newer_at[partition_key(partition)] = record.offset
+            self.report_newer(partition, record.offset, error)
             return False
         for run in picked.runs:
-            run.fresh += 1
+            run.batch_count += 1
         if picked.delivery is not None:
             self._batch.append((picked.delivery, replace(picked.note, is_expedited=self.is_expedited)))
             self._bytes += len(picked.delivery.event.body)
@@ -151,40 +151,43 @@ class Scan:
         return len(self._batch) >= APPENDS_AT_ONCE or self._bytes >= PIECE_BYTES
 
     async def flush(self) -> bool:
-        """Inject the batch in hand, and mark when it is time. False where the job isn't to go on here."""
+        """Inject the current batch, and publish checkpoints if they are due. Return False if the job must stop here."""
         if self.is_wanted() and await self.injector.inject(self._batch, self.is_wanted):
-            self._unmarked += len(self._batch)
+            self._since_checkpoint += len(self._batch)
             self._batch.clear()
             self._bytes = 0
             for run in self.runs:
                 run.positions.update(self._reached)
-                run.count += run.fresh
-                run.fresh = 0
+                run.count += run.batch_count
+                run.batch_count = 0
             self._reached.clear()
             if self.is_wanted():
-                if self._unmarked >= BATCH - APPENDS_AT_ONCE or self.log.now() >= self._marked_at + MARK_EVERY:
-                    await self.mark()
+                if (
+                    self._since_checkpoint >= BATCH - APPENDS_AT_ONCE
+                    or self.log.now() >= self._checkpoint_at + CHECKPOINT_INTERVAL
+                ):
+                    await self.publish_checkpoints()
                 return True
-        await self.mark()
+        await self.publish_checkpoints()
         return False
 
-    async def mark(self) -> None:
-        """Publish how far each run has come: where the next owner goes on."""
+    async def publish_checkpoints(self) -> None:
+        """Publish each run's checkpoint, from which the next owner continues."""
         for run in self.runs:
-            if run.positions != run.told:
-                await self.tell(run, self.state)
-        self._unmarked, self._marked_at = 0, self.log.now()
+            if run.positions != run.last_checkpoint:
+                await self.publish_checkpoint(run, self.state)
+        self._since_checkpoint, self._checkpoint_at = 0, self.log.now()
 
-    async def tell(self, run: Run, state: State, *, is_last: bool = False) -> None:
-        """Publish a run's marker, unless another owner has gone on from the last one. Tried until it is stored."""
-        key = run.order.key
-        while self.control.marker(key) in (run.told, run.before):
-            marker = Order(
+    async def publish_checkpoint(self, run: Run, state: State, *, is_last: bool = False) -> None:
+        """Publish a run's checkpoint, retrying, unless another owner has continued from the last one."""
+        key = run.command.key
+        while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
+            checkpoint = ControlRecord(
                 kind="marker",
                 name=key,
                 state=state,
                 at=self.log.now(),
-                marker=dict(run.positions),
+                checkpoint=dict(run.positions),
                 count=run.count,
                 unread=len(self.unread) if is_last else 0,
                 detail=run.detail if is_last else "",
@@ -198,20 +201,20 @@ class Scan:
                 rate=run.rate,
             )
             try:
-                await self.publish(marker)
+                await self.publish(checkpoint)
             except LogUnavailableError as error:
                 if not self.is_wanted():
                     return
                 self.logger.warning("append_retried", order=key, error=str(error))
                 await self.sleep(1.0)
             else:
-                run.before, run.told = run.told, marker.marker
+                run.previous_checkpoint, run.last_checkpoint = run.last_checkpoint, checkpoint.checkpoint
                 return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobServices:
-    """What the jobs share. `publish` waits until the record is in force here; `owner` is whoever owns the jobs now."""
+    """What the jobs share. `publish` returns once the record is in force here; `owner` is None if that isn't us."""
 
     log: Log
     topics: Topics
@@ -219,7 +222,7 @@ class JobServices:
     control: Control
     successors: SuccessorWriter
     injector: Injector
-    publish: Callable[[Order], Awaitable[object]]
+    publish: Callable[[ControlRecord], Awaitable[object]]
     position: Callable[[], int]
     owner: Callable[[], object | None]
     logger: FilteringBoundLogger
@@ -227,9 +230,9 @@ class JobServices:
 
 
 class ScanningJob:
-    """A job that scans the log, and continues only while `owner` returns what it was started with.
+    """A job that scans the log. Each runs while `owner()` returns the token that it was started with.
 
-    Each of them may raise LogUnavailableError.
+    Each may raise LogUnavailableError.
     """
 
     def __init__(self, services: JobServices) -> None:
@@ -246,24 +249,27 @@ class ScanningJob:
         self._sleep = services.sleep
         self._patient = Patient(services.log)
 
-    def _run(self, order: Order) -> Run:
-        """Go on from the marker of an order's key; what the last job counted stands until it has answered."""
-        key = order.key
-        told = self._control.marker(key)
+    def _run(self, command: ControlRecord) -> Run:
+        """Continue from the last checkpoint of a command's key, with its count if that job was unfinished."""
+        key = command.key
+        last = self._control.checkpoint(key)
         return Run(
-            order=order,
+            command=command,
             answers=self._position(),
-            detail=self._uncounted(order),
-            positions=dict(told),
-            count=self._control.injected(key) if order.kind == "replay" or self._control.is_begun(key) else 0,
-            told=told,
-            before=told,
+            detail=self._ordered_routes_of(command),
+            positions=dict(last),
+            count=self._control.injected(key) if command.kind == "replay" or self._control.is_begun(key) else 0,
+            last_checkpoint=last,
+            previous_checkpoint=last,
         )
 
-    def _uncounted(self, order: Order) -> str:
-        """Tell what an order is for beside what its job counts: what waits for its order waits in no topic."""
-        kind, _, name = order.name.partition("/")
-        if order.kind not in ("kick", "pause"):
+    def _ordered_routes_of(self, command: ControlRecord) -> str:
+        """Return the ordered routes that a kick or resume also affects.
+
+        Their deliveries are in no retry topic, so the job can't count them.
+        """
+        kind, _, name = command.name.partition("/")
+        if command.kind not in ("kick", "pause"):
             return ""
         ordered = [
             route.name
@@ -288,51 +294,54 @@ class ScanningJob:
             is_wanted=is_wanted,
             logger=self._logger,
             sleep=self._sleep,
-            leave=self._successors.undecodable.report_newer,
+            report_newer=self._successors.undecodable.report_newer,
             runs=runs,
             is_expedited=is_expedited,
             state=state,
         )
 
     async def _end(self, scan: Scan, run: Run, state: State) -> None:
-        """Tell that a job is through: by its order's end, or where a newer one may stand there, by the last marker."""
-        order = run.order
-        if order.kind != "dead":
-            await scan.tell(run, "done", is_last=True)
-        elif scan.is_wanted() and self._control.is_asked(order):
-            done = order.with_state(state, count=run.count)
-            if scan.left:
-                done = replace(done, marker={**done.marker, **scan.left}, detail=LEFT)
+        """Publish the end of a job.
+
+        That is its command's end, or its last checkpoint if a newer command may be stored under that key.
+        """
+        command = run.command
+        if command.kind != "dead":
+            await scan.publish_checkpoint(run, "done", is_last=True)
+        elif scan.is_wanted() and self._control.is_asked(command):
+            done = command.with_state(state, count=run.count)
+            if scan.newer_at:
+                done = replace(done, checkpoint={**done.checkpoint, **scan.newer_at}, detail=STOPPED_AT_NEWER)
             missed = {
                 place: reached
                 for place in scan.unread
-                if order.marker.get(place, 0) > (reached := run.positions.get(place, 0))
+                if command.checkpoint.get(place, 0) > (reached := run.positions.get(place, 0))
             }
-            done = replace(done, marker={**done.marker, **missed}, unread=order.unread + len(missed))
+            done = replace(done, checkpoint={**done.checkpoint, **missed}, unread=command.unread + len(missed))
             await self._publish(done)
-        told = {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waits)}
-        self._logger.info("job_finished", order=order.key, state=state, count=run.count, detail=run.detail, **told)
+        last = {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waits)}
+        self._logger.info("job_finished", order=command.key, state=state, count=run.count, detail=run.detail, **last)
 
-    async def _take_back(self, scan: Scan, run: Run) -> None:
-        await scan.tell(run, "cancelled", is_last=True)
-        self._logger.info("job_finished", order=run.order.key, state="cancelled", count=run.count, detail=run.detail)
+    async def _publish_cancelled(self, scan: Scan, run: Run) -> None:
+        await scan.publish_checkpoint(run, "cancelled", is_last=True)
+        self._logger.info("job_finished", order=run.command.key, state="cancelled", count=run.count, detail=run.detail)
 
     async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:
-        """Return the ends of what can be read of a topic; the rest is left out of the scan, and of what is told of it.
+        """Return the end offsets of a topic's readable partitions; the others are left out of the scan.
 
-        Raises LogUnavailableError for what couldn't be read only a moment ago.
+        Raises LogUnavailableError for those that have been unreadable only for a moment.
         """
         bounds, unread = await self._patient.readable(topic)
         scan.unread |= {f"{topic}/{number}" for number in unread}
         return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
 
-    def _again(self, delivery: Delivery, *, at_once: bool) -> Delivery:
-        """Return what is injected of a delivery: due now, or not before it was due anyway."""
+    def _successor_of(self, delivery: Delivery, *, at_once: bool) -> Delivery:
+        """Return the successor to inject: due now, or when it was due anyway."""
         now = self._log.now()
         return replace(delivery, successor=delivery.successor + 1, due=now if at_once else max(now, delivery.due))
 
 
 async def ends_of_readable(log: Log, topic: str) -> dict[str, int]:
-    """Return the end of each partition of a topic that can be read, as "topic/partition" → offset."""
+    """Return the end of each readable partition of a topic, as "topic/partition" → offset."""
     bounds, _ = await log.readable(topic)
     return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}

@@ -1,9 +1,9 @@
-"""Which events of a partition share their identity with one before: pure.
+"""Which events of a partition share their identity with an earlier, different one. Pure.
 
-A delivery's id is made of its event's. Where an identity is badly chosen, events that have nothing in common have one
-event id, and a receiver that deduplicates would take one of them for all. So a replay tells their deliveries apart by
-where their records are. Which events have been deleted isn't known: once some of a replay's own are, what follows them
-is told apart, too.
+A delivery's ID is derived from its event's. If an identity is badly chosen, unrelated events have the same event ID,
+and a receiver that deduplicates would treat them as one. So a replay gives their deliveries IDs that depend on where
+their records are. Which events were deleted isn't known: once some of a replay's own are, the events that follow them
+get such IDs, too.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gateway.log.records import fingerprint
 from gateway.model import Event, identity_of
 
 MAX_IDENTITIES = 100_000
-"""Identities that are remembered of a partition, the newest: some 30 MiB."""
+"""Maximum identities remembered per partition, the newest: some 30 MiB."""
 
 
 class Identities:
@@ -25,7 +25,7 @@ class Identities:
         self._seen: dict[bytes, tuple[bytes, float, int | None]] = {}
 
     def offset_in_id(self, event: Event, record: Record, window: Callable[[], float | None]) -> int | None:
-        """Note an event; return the offset that tells its deliveries from others of its identity, None if none does.
+        """Remember an event; return the offset for its deliveries' IDs, None if its identity isn't shared.
 
         A duplicate has the offset of its original: it has the same content, and was appended at most a window (seconds)
         later; with None there are no duplicates.

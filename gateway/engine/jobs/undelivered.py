@@ -1,13 +1,13 @@
-"""What a route has delivered, and what it hasn't, by what the log knows. No record tells that a delivery succeeded.
+"""What a route has delivered and what it hasn't, as far as the log shows. Successful deliveries leave no record.
 
     has an open dead letter ─────────────────────────────────▶ undelivered
-    was let go as a copy, and is none by the rules in force ─▶ undelivered, unless a replay has been over it since
-    routed by an edition in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
-    ... of which that isn't known ───────────────────────────▶ unknown
-    a replay of the route has been over it, as it was then ──▶ ended
-    else: the route was another then, or there was none ─────▶ undelivered
+    dropped as a duplicate, which it isn't by today's rules ─▶ undelivered, unless a replay has covered it since
+    routed by a revision in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
+    ... if that revision isn't known ────────────────────────▶ unknown
+    a replay of the route, as it was then, has covered it ───▶ ended
+    else: the route was different, or there was none ────────▶ undelivered
 
-The first of these that holds counts.
+The first that applies counts.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from gateway.engine.control.records import DeadFilter, Order, Selection, partition_key
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.engine.unavailable_partitions import Readable
@@ -33,14 +33,14 @@ from gateway.rules.rules import Route, Rules
 SKEW = 60.0
 """Seconds by which the clocks of two partitions' leaders may differ."""
 BEFORE = 3600.0
-"""Seconds before a selection's time from which on sightings are read; of an event older than all of them nothing is
-said."""
+"""Seconds before a selection's time from which on dedupe entries are read. For events older than all of them nothing is
+decided."""
 ROWS_AT_ONCE = 1_000
-"""Sightings between which other tasks get their turn: a millisecond."""
+"""Dedupe entries processed before other tasks run: a millisecond."""
 
 
 class Fate(Enum):
-    """What the log knows of one delivery."""
+    """What the log shows of one delivery."""
 
     UNDELIVERED = auto()
     ENDED = auto()
@@ -50,7 +50,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dead:
-    """The open dead letters of a route: for each event and destination where they are, as PARTITION@OFFSET.
+    """The open dead letters of a route: their positions as PARTITION@OFFSET, by event and destination.
 
     `ends` is how far they were read.
     """
@@ -58,18 +58,18 @@ class Dead:
     letters: Mapping[tuple[str, float, str], Sequence[str]] = field(default_factory=dict)
     ends: Mapping[str, int] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
-    """Partitions that couldn't be read ("topic/partition"): of their letters nothing is known."""
+    """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
 
     def of(self, event: Event, destination: str) -> Sequence[str]:
         return self.letters.get((event.id, event.received_at, destination), ())
 
 
 async def open_letters(log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable) -> Dead:
-    """Read which dead letters of a selection's route are open now, of those partitions that are `readable`."""
+    """Read the open dead letters of a selection's route, from the partitions that are `readable`."""
     letters: dict[tuple[str, float, str], list[str]] = {}
     ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
-    # One that was written before the first event was appended isn't of any.
+    # A dead letter from before the first event was appended isn't about any of them.
     bounds, unread = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - SKEW), bounds.keys())
     for number, (first, end) in bounds.items():
@@ -78,7 +78,7 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
                 letter, stored = read_letter(record)
-                if stored is None or not which.covers(letter) or control.settled(letter, partition, record.offset):
+                if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
                 event = stored.delivery.event
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
@@ -87,7 +87,7 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
 
 
 class Sighted:
-    """Which events of some partitions were let through, by what `gateway.dedupe` has: copies aren't sighted."""
+    """Which events of some partitions were let through, by `gateway.dedupe`: duplicates have no entry there."""
 
     def __init__(
         self,
@@ -97,7 +97,8 @@ class Sighted:
         unread: frozenset[str] = frozenset(),
     ) -> None:
         self.unread = unread
-        """Partitions of sightings that couldn't be read: any may be in them, so nothing is taken for let go."""
+        """Partitions of `gateway.dedupe` that couldn't be read: any entry may be there, so nothing counts as dropped.
+        """
         self._starts = starts
         self._done = done
         self._lowest: dict[str, int] = {}
@@ -111,11 +112,11 @@ class Sighted:
             if 0 <= offset - start < 8 * len(bits):
                 bits[(offset - start) // 8] |= 1 << (offset - start) % 8
 
-    def was_let_go(self, partition: Partition, offset: int) -> bool:
-        """Return whether an event, whose source had `dedupe` when it was read, surely wasn't let through."""
+    def was_dropped_as_duplicate(self, partition: Partition, offset: int) -> bool:
+        """Return whether an event, whose source had `dedupe` when it was read, was certainly dropped as a duplicate."""
         place = partition_key(partition)
         if self.unread or place not in self._bits or place not in self._done or not self._done[place].covers(offset):
-            return False  # what was seen is stored before the commit that covers it
+            return False  # entries are stored before the commit that covers their events
         index = offset - self._starts[place]
         return self._lowest.get(place, offset) < offset and not self._bits[place][index // 8] >> index % 8 & 1
 
@@ -129,7 +130,7 @@ async def sighted_of(
     readable: Readable,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Sighted:
-    """Read what was sighted of the events of a selection, in those partitions that are `readable`."""
+    """Read the dedupe entries of the events of a selection, from the partitions that are `readable`."""
     done: dict[str, Commit] = {}
     for topic in {place.rpartition("/")[0] for place in ends}:
         commits = await log.committed(topics.group(ROUTER_GROUP), topic)
@@ -153,9 +154,9 @@ async def sighted_of(
 
 
 class Undelivered:
-    """Tells of the deliveries of one route what has become of them, at the beginning of the replay with the `key`.
+    """Returns the fates of one route's deliveries, as of the start of the replay with the `key`.
 
-    Without one, it tells what will have become of them once the replays that are asked for have ended.
+    Without a key, the fates after all replays that are asked for have ended.
     """
 
     def __init__(
@@ -174,18 +175,18 @@ class Undelivered:
         self._sighted = sighted
         self._rules = rules
         replays = _replays_of(control, route, key)
-        self._replays = [_Replay(order, control, is_foretold=not key) for order in replays]
+        self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
         self._known: dict[str, tuple[PastRoute, RouteTable[Route] | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
-        """Tell what is known of an event's delivery by the route to a destination."""
+        """Return the fate of an event's delivery by the route to a destination."""
         if self._dead.of(event, destination):
             return Fate.UNDELIVERED
         view = EventView.of(event)
-        edition = self._history.edition_at(partition, record.offset)
-        text = None if edition is None else edition.routes.get(self._route)
-        known = Fate.UNKNOWN if edition is None else self._by(text, view, destination)
-        if known is Fate.ENDED and text is not None and self._was_let_go(text, partition, record, event):
+        revision = self._history.revision_at(partition, record.offset)
+        text = None if revision is None else revision.routes.get(self._route)
+        known = Fate.UNKNOWN if revision is None else self._by(text, view, destination)
+        if known is Fate.ENDED and text is not None and self._was_dropped_as_duplicate(text, partition, record, event):
             known = Fate.UNDELIVERED
         fate = known
         if fate is Fate.ENDED:
@@ -200,17 +201,17 @@ class Undelivered:
                 fate = Fate.UNKNOWN
         return fate
 
-    def _was_let_go(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
-        """Return whether an event went nowhere as a copy, and is to go somewhere by the rules in force."""
+    def _was_dropped_as_duplicate(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
+        """Return whether an event was dropped as a duplicate, and isn't one by the active rules."""
         if self._sighted is None or event.source not in self._known[text][0].deduped or identity_of(event.id) is None:
             return False
-        if not self._sighted.was_let_go(partition, record.offset):
+        if not self._sighted.was_dropped_as_duplicate(partition, record.offset):
             return False
         source = self._rules().sources.get(event.source)
         return source is None or source.dedupe is None or not EventBuilder(source).knows(event)
 
     def _by(self, text: str | None, view: EventView, destination: str) -> Fate:
-        """Tell what has become of an event that was matched by the route as an edition has it; None if it hadn't it."""
+        """Return the fate of an event that was routed by a revision with the route as `text`, None if without it."""
         if text is None:
             return Fate.UNDELIVERED
         if text not in self._known:
@@ -221,23 +222,23 @@ class Undelivered:
             return Fate.UNDELIVERED
         if table is None:
             return Fate.UNKNOWN
-        # What a condition failed for is among the dead, or has been taken out of there on purpose.
+        # An event whose condition failed is a dead letter, or was resolved on purpose.
         return Fate.ENDED if table.match(view) else Fate.UNDELIVERED
 
 
 class _Replay:
-    """What a replay was over, or is going to be where that is foretold, and the route as an edition has it.
+    """The events that a replay has covered, or will cover if it `is_foretold`, and its route as in a routing revision.
 
-    That is "" if it has changed meanwhile. One that waits for its turn, or for partitions, was over what it has marked.
+    That is "" if it has changed meanwhile. A waiting replay has covered what is below its checkpoint.
     """
 
-    def __init__(self, order: Order, control: Control, *, is_foretold: bool) -> None:
-        assert order.selection is not None, order
-        self._selection = order.selection
-        is_through = order.state == "done" or (order.state == "asked" and is_foretold)
-        self._reach = order.marker if is_through else control.marker(order.key)
-        self.text = control.replayed_as(order.key)
-        self.is_of_undelivered = order.selection.undelivered
+    def __init__(self, command: ControlRecord, control: Control, *, is_foretold: bool) -> None:
+        assert command.selection is not None, command
+        self._selection = command.selection
+        is_through = command.state == "done" or (command.state == "asked" and is_foretold)
+        self._reach = command.checkpoint if is_through else control.checkpoint(command.key)
+        self.text = control.replayed_as(command.key)
+        self.is_of_undelivered = command.selection.undelivered
 
     def covers(self, partition: Partition, record: Record, event: Event, destination: str) -> bool:
         which, place = self._selection, f"{partition.topic}/{partition.number}"
@@ -250,9 +251,9 @@ class _Replay:
         )
 
 
-def _replays_of(control: Control, route: str, key: str) -> Sequence[Order]:
+def _replays_of(control: Control, route: str, key: str) -> Sequence[ControlRecord]:
     return [
-        order
-        for order in control.orders.values()
-        if order.selection is not None and order.selection.route == route and order.key != key
+        command
+        for command in control.commands.values()
+        if command.selection is not None and command.selection.route == route and command.key != key
     ]
