@@ -185,7 +185,7 @@ class Router(Member):
             await self._has_to_tell.wait()
             self._has_to_tell.clear()
             try:
-                await self._tell()
+                await self._publish_history()
             except LogUnavailableError as error:
                 self._services.logger.warning("append_retried", topic=self._services.topics.control, error=str(error))
                 await self._services.sleep(REPUBLISH_INTERVAL)
@@ -193,17 +193,15 @@ class Router(Member):
                 self._services.logger.warning("rules_history_not_stored", error=str(error))
                 await self._services.sleep(REPUBLISH_INTERVAL_TOO_LARGE)
 
-    async def _tell(self) -> None:
+    async def _publish_history(self) -> None:
         history = self._services.control.history
         while (what := self._history_updates.unpublished()) is not None:
-            now, revision = self._log.now(), what.revision
-            if not history.knows(revision.name) and revision.name not in self._published_revisions:
-                text, base = history.encode_revision(revision)
-                record = ControlRecord(
-                    kind="rules", name=revision.name, state="done", at=now, revision=base, routes=text
-                )
+            now, name = self._log.now(), what.revision.name
+            if not history.knows(name) and name not in self._published_revisions:
+                text, base = history.encode_revision(what.revision)
+                record = ControlRecord(kind="rules", name=name, state="done", at=now, revision=base, routes=text)
                 await self._append(record)
-                self._published_revisions.add(revision.name)
+                self._published_revisions.add(name)
             record = self._history_updates.record(what, now)
             await self._append(record)
             self._history_updates.mark_published(what, record.name)
