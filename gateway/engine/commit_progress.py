@@ -1,13 +1,13 @@
-"""What is done of one partition, when records finish out of order: received, finished, committable.
+"""Which records of a partition are done, when they finish out of order: received, finished, committable.
 
              base                        next
     ──────────┼───────────────────────────┼──────────────────▶ offsets
      all done │ ■ unfinished · □ done or gap  │ not read yet; `ahead` says which of it was done before
               │ ■ □ □ ■ □ □ □ □ ■ □       │ ? □ ? ? □
 
-Only what is unfinished is remembered, so a gap costs nothing however wide it is. Invariant: an offset below `next` is
+Only unfinished offsets are remembered, so a gap costs nothing however wide it is. Invariant: an offset below `next` is
 done exactly if it isn't in `unfinished`, and an offset from `next` on exactly if its bit is set in `ahead`, or if it is
-in `gone`: what the log has deleted behind records that are held elsewhere, and not received yet.
+in `gone`: deleted by the log behind records that were fetched, and not received yet.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _CHUNK = 512  # Offsets per integer: small enough to copy per record, large enou
 
 
 class Progress:
-    """The tracker of one partition in one epoch. Every offset that it calls done has finished, or never existed."""
+    """The progress of one partition in one epoch. Every offset that it calls done has finished, or never existed."""
 
     __slots__ = (
         "_ahead",
@@ -36,14 +36,14 @@ class Progress:
     )
 
     def __init__(self, commit: Commit, log_start: int, *, is_committed: bool = True, window: int = WINDOW) -> None:
-        """Go on from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
+        """Continue from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
         bits = int.from_bytes(commit.done, "little")
         deleted = max(0, log_start - commit.base)
         self.window = window
         self.is_committed = is_committed
-        """Whether the group has a commit of it, or has been sent one."""
+        """Whether the group has a commit of this partition, or has been sent one."""
         self.lost = deleted - (bits & ((1 << min(deleted, bits.bit_length())) - 1)).bit_count()
-        """How many records the log deleted before they were done; they count as done from here on."""
+        """Number of records that the log deleted before they were done; they count as done from here on."""
         self.last_received: int | None = None
         """The highest offset received in this epoch, done before or not."""
         # Chunk number → a bit for each unfinished offset in it. Invariant: keys ascend and no value is 0, because
@@ -57,7 +57,7 @@ class Progress:
         self._move_to(commit.base + deleted)
 
     def received(self, offset: int) -> bool:
-        """Note a record that was read, and tell whether it is still to do.
+        """Mark a record as received; return whether it is still to be processed.
 
         Offsets ascend, and those skipped are gaps in the log. False means that the record was done before: skip it.
         """
@@ -77,7 +77,7 @@ class Progress:
         return True
 
     def records_deleted(self, deleted: range) -> int:
-        """Note that the log has deleted what wasn't received yet of these offsets; return how many weren't done.
+        """Mark offsets as deleted by the log; return how many of those not received weren't done.
 
         They are done from here on, as any gap is, whether a record comes after them or not.
         """
@@ -97,9 +97,9 @@ class Progress:
         return lost
 
     def finished(self, offset: int) -> None:
-        """Note that a record is done. What isn't unfinished (finished twice, or a gap) is ignored.
+        """Mark a record as done. An offset that isn't unfinished (finished twice, or a gap) is ignored.
 
-        One that an earlier epoch received may end before it is received in this one, and is done all the same.
+        A record that an earlier epoch received may finish before it is received in this one, and is done all the same.
         """
         if offset >= self._next:
             if offset < self._next + WINDOW:  # or it would be nobody's
@@ -124,15 +124,15 @@ class Progress:
         return self._next if lowest is None else lowest
 
     def lowest_unfinished(self) -> int | None:
-        """Return the lowest offset that was received and isn't finished, None if all that was received is."""
+        """Return the lowest offset that was received and isn't finished, None if there is none."""
         return next(self._unfinished_offsets(), None)
 
     def unfinished_count(self) -> int:
-        """Return how many received records aren't finished."""
+        """Return the number of received records that aren't finished."""
         return self._unfinished_count
 
     def reaches(self, offset: int, first: int | None = None) -> bool:
-        """Return whether a commit could cover a record that is taken in now, with those from `first` on before it."""
+        """Return whether a commit could cover a record that is received now, after those from `first` on."""
         lowest = self.lowest_unfinished()
         if lowest is None:
             lowest = offset if first is None else first
@@ -147,11 +147,10 @@ class Progress:
         return min(1.0, (self._next - self.base) / self.window)
 
     def committable(self, *, is_known: bool = False) -> Commit | None:
-        """Return what can be committed now, None if that is what was stored last, unless `is_known` asks for it, too.
+        """Return the current commit, None if it equals the last one stored, unless `is_known` asks for it anyway.
 
-        What is done beyond 16,384 offsets after the base is left out: a new owner would do it again. Once something
-        was received there is a commit, though nothing may be done of it: where there is none any more, the topic was
-        deleted.
+        Records done beyond 16,384 offsets after the base aren't included: a new owner would process them again. Once a
+        record was received there is a commit, even if nothing is done: if it is missing later, the topic was deleted.
         """
         base = self.base
         bits = self._done_from(base)
@@ -160,14 +159,14 @@ class Progress:
         return None if commit == self._stored and not (is_known or is_first) else commit
 
     def committed(self, commit: Commit) -> None:
-        """Note that this commit was stored."""
+        """Mark this commit as stored."""
         self.is_committed = True
         self._stored = commit._replace(note=b"")
 
     def merge(self, other: "Progress") -> None:
-        """Adopt what `other`, the tracker of an earlier epoch of the same partition, knows to be done.
+        """Adopt what `other`, the progress of an earlier epoch of the same partition, knows to be done.
 
-        It stays as it was; what it received and didn't finish has to be received again here.
+        `other` isn't changed; what it received and didn't finish has to be received again here.
         """
         for offset in list(self._unfinished_offsets()):
             if other.is_done(offset):
@@ -177,7 +176,7 @@ class Progress:
         self._move_to(self._next)
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
-        """Return whether a partition that comes back has forgotten what was committed: its topic was made again."""
+        """Return whether a reassigned partition lacks what was committed before: its topic was recreated."""
         if not assignment.is_committed:
             return self.is_committed
         commit, stored = assignment.commit, self._stored
@@ -216,7 +215,7 @@ class Progress:
         return done | gone | ahead & ((1 << WINDOW) - 1)
 
     def _gone_from(self, start: int) -> int:
-        """Return the same of what is deleted, and not passed yet."""
+        """Return such bits for offsets that were deleted and not passed yet."""
         bits = 0
         for gone in self._gone:
             low, high = max(gone.start - start, 0), min(gone.stop - start, WINDOW)

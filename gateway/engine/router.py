@@ -78,7 +78,7 @@ class Router(Member):
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
-        self._has_to_tell = asyncio.Event()
+        self._has_to_publish = asyncio.Event()
         self._published_revisions: set[str] = set()
         self._appender = OrderedAppender(services, dispatch)
         self._ordered = services.rules().ordered
@@ -91,7 +91,7 @@ class Router(Member):
             *super().loops(),
             ("release", self._keep_releasing),
             ("gauges", self._keep_gauges),
-            ("publish", self._keep_telling),
+            ("publish", self._keep_publishing),
         )
 
     @override
@@ -139,7 +139,7 @@ class Router(Member):
                     self._history_updates.forget(assignment.partition)
                 self._history_updates.took_over(assignment.partition, assignment.commit, revision)
         super().assigned(assignments)
-        self._has_to_tell.set()
+        self._has_to_publish.set()
 
     @override
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -159,7 +159,7 @@ class Router(Member):
         super().reload()
         taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
-        self._has_to_tell.set()
+        self._has_to_publish.set()
         before, self._ordered = self._ordered, self._services.rules().ordered
         self._note_predecessors(self._ordered - before)
 
@@ -178,12 +178,12 @@ class Router(Member):
     def tick(self) -> None:
         super().tick()
         if self._history_updates.unpublished() is not None:
-            self._has_to_tell.set()
+            self._has_to_publish.set()
 
-    async def _keep_telling(self) -> None:
+    async def _keep_publishing(self) -> None:
         while not self._is_draining:
-            await self._has_to_tell.wait()
-            self._has_to_tell.clear()
+            await self._has_to_publish.wait()
+            self._has_to_publish.clear()
             try:
                 await self._publish_history()
             except LogUnavailableError as error:

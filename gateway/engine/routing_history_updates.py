@@ -104,8 +104,8 @@ class RoutingHistoryUpdates:
     def record(self, what: Unpublished, at: float) -> ControlRecord:
         """Return the record to publish."""
         checkpoint, done = places({partition: epoch.begins for partition, epoch in what.epochs.items()})
-        told = repr((what.revision.name, sorted(checkpoint.items()), sorted(done.items())))
-        name = f"{int(at * 1000):x}-{hashlib.blake2b(told.encode(), digest_size=6).hexdigest()}"
+        content = repr((what.revision.name, sorted(checkpoint.items()), sorted(done.items())))
+        name = f"{int(at * 1000):x}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
         return ControlRecord(
             kind="routed", name=name, state="done", at=at, checkpoint=checkpoint, done=done, revision=what.revision.name
         )

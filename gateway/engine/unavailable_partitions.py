@@ -65,7 +65,7 @@ class UnreadPartitions:
 
     def __init__(self, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.partitions: Mapping[Partition, Unread] = {}
-        self._told: dict[Partition, Unread] = {}
+        self._logged: dict[Partition, Unread] = {}
         self._metrics = metrics
         self._logger = logger
 
@@ -80,20 +80,20 @@ class UnreadPartitions:
         begun = {
             partition: unread
             for partition, unread in found.items()
-            if partition not in self._told and now >= unread.since + PATIENCE
+            if partition not in self._logged and now >= unread.since + PATIENCE
         }
         for topic, those in _by_topic(begun).items():
             reason = begun[those[0]].reason
             self._logger.warning(
                 "partitions_unavailable", topic=topic, partitions=[name_of(each) for each in those], reason=reason
             )
-        ended = {partition: unread for partition, unread in self._told.items() if partition not in found}
+        ended = {partition: unread for partition, unread in self._logged.items() if partition not in found}
         for topic, those in _by_topic(ended).items():
             seconds = round(now - min(ended[each].since for each in those), 1)
             self._logger.info(
                 "partitions_available", topic=topic, partitions=[name_of(each) for each in those], seconds=seconds
             )
-        self._told = {partition: unread for partition, unread in (self._told | begun).items() if partition in found}
+        self._logged = {partition: unread for partition, unread in (self._logged | begun).items() if partition in found}
 
 
 def _by_topic(partitions: Mapping[Partition, Unread]) -> Mapping[str, Sequence[Partition]]:

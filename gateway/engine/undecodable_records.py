@@ -36,7 +36,7 @@ class UndecodableRecords:
         self._logger = logger
         self._now = now
         self._seldom = LogThrottle()
-        self._told: dict[Partition, int] = {}
+        self._reported_to: dict[Partition, int] = {}
 
     def count_undecodable(self, topic: str, offset: int, error: UndecodableRecordError) -> None:
         """Count and log a record that is dead-lettered or skipped. Called once for each, by whoever does that."""
@@ -46,9 +46,9 @@ class UndecodableRecords:
 
     def report_newer(self, partition: Partition, offset: int, error: NewerRecordError) -> None:
         """Log a record that is left to a newer version; it may be reported repeatedly."""
-        if offset <= self._told.get(partition, -1):
+        if offset <= self._reported_to.get(partition, -1):
             return
-        self._told[partition] = offset
+        self._reported_to[partition] = offset
         if count := self._seldom.count(("newer", partition.topic), self._now()):
             self._logger.error(
                 "record_version_unsupported",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # an extra
 RETRY_DELAY = 1.0
 POLL_INTERVAL = 1.0
 RETENTION_EVERY = 10.0
-LEFT_OVER_EVERY = 30.0
+LEFTOVER_INTERVAL = 30.0
 """Seconds between checks for topics of removed ordered routes that still have unfinished records."""
 DRAIN_TIMEOUT = 20.0
 """Seconds after which a drain leaves what is in flight to the next owner."""
@@ -122,7 +122,7 @@ class Worker:
         """Run a member for each ordered route and destination of the rules, and for those with unfinished records."""
         while True:
             try:
-                async with asyncio.timeout(LEFT_OVER_EVERY):
+                async with asyncio.timeout(LEFTOVER_INTERVAL):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -130,12 +130,12 @@ class Worker:
             wanted = self._services.rules().ordered
             self._have(wanted.union(self._ordered), tasks)
             try:
-                left = await self._left_over(wanted)
+                unfinished = await self._targets_with_leftovers(wanted)
             except LogUnavailableError as error:
                 self._services.logger.warning("subscription_retried", group="ordered", error=str(error))
                 continue
-            self._have(wanted | left, tasks)
-            for target in sorted(self._ordered.keys() - wanted - left):
+            self._have(wanted | unfinished, tasks)
+            for target in sorted(self._ordered.keys() - wanted - unfinished):
                 member, task = self._ordered[target]
                 member.stop_reading()
                 await member.close(patiently=True)
@@ -152,13 +152,13 @@ class Worker:
             member = OrderedRoute(self._services, self._dispatch, target, memory=memory)
             self._ordered[target] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(target))
 
-    async def _left_over(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+    async def _targets_with_leftovers(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         """Return other routes and destinations whose ordered topics still have unfinished records.
 
         They aren't ordered any more, or were removed; events that they matched before are still delivered.
         """
         log, topics = self._services.log, self._services.topics
-        left = set()
+        unfinished = set()
         for topic in await log.topics():
             target = topics.ordered_target(topic)
             if target is None or target in wanted:
@@ -166,13 +166,13 @@ class Worker:
             commits = await log.committed(topics.ordered_group(*target), topic)
             bounds, unread = await log.readable(topic)
             if unread:
-                left.add(target)  # perhaps: its member learns which they are, and ends once they can be read
+                unfinished.add(target)  # perhaps: its member learns which they are, and ends once they can be read
             for number, (start, end) in bounds.items():
                 # Deleted records, too: its member counts them.
                 base, done, _ = commits.get(number, Commit(start))
                 if end - base > int.from_bytes(done, "little").bit_count():
-                    left.add(target)
-        return left
+                    unfinished.add(target)
+        return unfinished
 
     @property
     def unread(self) -> Mapping[Partition, Unread]:

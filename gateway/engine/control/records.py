@@ -76,10 +76,10 @@ class DeadFilter:
 
     def as_json(self) -> dict[str, Any]:
         """Return the filter as JSON; with `records` only if there are some, as older versions don't know them."""
-        told = asdict(self)
+        fields = asdict(self)
         if not self.records:
-            del told["records"]
-        return told
+            del fields["records"]
+        return fields
 
     def covers(self, letter: "Letter") -> bool:
         return (

@@ -49,19 +49,19 @@ class Holds:
         logger, now = self._services.logger, self._services.log.now()
         untried = self._untried(now)
         for name, lane in self._schedule.lanes.items():
-            held, known = lane.current_hold(now), self._holds.get(name)
-            if known is not None and (held is None or held[0] != known.why):
+            current, known = lane.current_hold(now), self._holds.get(name)
+            if known is not None and (current is None or current[0] != known.why):
                 del self._holds[name]
                 if known.is_logged:
                     logger.info(
                         "destination_released", destination=name, why=known.why, seconds=round(now - known.since, 1)
                     )
                 known = None
-            if held is None:
+            if current is None:
                 continue
             if known is None:
-                known = self._holds[name] = Hold(why=held[0], since=now, until=held[1])
-            known.until = held[1]
+                known = self._holds[name] = Hold(why=current[0], since=now, until=current[1])
+            known.until = current[1]
             known.is_probe_due = known.why == "breaker_open" and lane.is_probe_due(now)
             known.untried_since = untried.get(name)
             known.after = lane.failed_by if known.why == "breaker_open" else ""

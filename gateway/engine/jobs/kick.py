@@ -182,10 +182,10 @@ class Kicks(ScanningJob):
         """Let some time pass. False if the jobs are another's meanwhile."""
         until = self._log.now() + seconds
         while self._owner() is owner:
-            left = until - self._log.now()
-            if left <= 0:
+            remaining = until - self._log.now()
+            if remaining <= 0:
                 return True
-            await self._sleep(min(left, OWNER_POLL_INTERVAL))
+            await self._sleep(min(remaining, OWNER_POLL_INTERVAL))
         return False
 
     async def _commits(self, topic: str) -> dict[str, Commit]:

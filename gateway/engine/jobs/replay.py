@@ -181,10 +181,10 @@ class Replays:
         assert selection is not None, command
         count, checkpoint = self._control.injected(command.key), self._control.checkpoint(command.key)
         positions = {**selection.starts, **checkpoint}
-        left = {place for place, end in command.checkpoint.items() if positions.get(place, 0) < end}
-        unread = await self._unread_of(left)
+        remaining = {place for place, end in command.checkpoint.items() if positions.get(place, 0) < end}
+        unread = await self._unread_of(remaining)
         checkpoint_unread, missed = self._control.unread(command.key), self._control.missed(command.key)
-        if left and left == unread.keys() and len(unread) == checkpoint_unread:
+        if remaining and remaining == unread.keys() and len(unread) == checkpoint_unread:
             self._wait(command, unread)
             return
         dead, known = Dead(), None
