@@ -293,11 +293,11 @@ class Member(ABC):
             batches = await self._consumer.fetch(timeout=IDLE_TICK)
             # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,
             # and a tracker treats skipped offsets as gaps in the log.
-            held = [
+            current = [
                 (tracker, batch) for batch in batches if (tracker := self.trackers.get(batch.partition)) is not None
             ]
-            await self._wait_for_dedupe(held)
-            for tracker, batch in held:
+            await self._wait_for_dedupe(current)
+            for tracker, batch in current:
                 if not tracker.is_live:
                     continue
                 first, last = batch.records[0].offset, batch.records[-1].offset
@@ -322,11 +322,11 @@ class Member(ABC):
         if not buffered or not tracker.is_live:
             self._postponed.pop(tracker, None)
 
-    async def _wait_for_dedupe(self, held: Iterable[tuple[Tracker, Batch]]) -> None:
+    async def _wait_for_dedupe(self, current: Iterable[tuple[Tracker, Batch]]) -> None:
         """Wait briefly until the dedupe index of newly assigned partitions is rebuilt."""
         new = [
             reader.ready(batch.records[0])
-            for tracker, batch in held
+            for tracker, batch in current
             if tracker.progress.last_received is None and (reader := self._readers.get(tracker)) is not None
         ]
         if new:

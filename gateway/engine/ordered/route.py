@@ -164,11 +164,11 @@ class OrderedRoute(Member):
         origin = None if isinstance(content, UndecodableRecordError) else origin_of(record)
         # Checked for completed records, too: their positions belong into the metadata of later commits, for the next
         # owner.
-        is_copy = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
+        is_duplicate = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
         pending = self.track(tracker, record, self._log.now())
         if pending is None:
             return
-        if is_copy:
+        if is_duplicate:
             self.done(pending)
         elif isinstance(content, UndecodableRecordError):
             self._dispatch.dead_letter_undecodable(pending, record, content)
