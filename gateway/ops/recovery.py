@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from gateway.engine.control.records import Order
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 
 MOMENT = 0.001
@@ -57,7 +57,7 @@ def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: flo
     A replay covers it if it was commanded after `until`, when the rules became active, and excludes no destination,
     partition or moment. The number includes the replays that only overlap the period.
     """
-    orders: dict[str, Order] = {}
+    orders: dict[str, ControlRecord] = {}
     for source, names in routes.items():
         for name in names:
             every = [order for order in control.commands.values() if _route(order) == name]
@@ -67,7 +67,7 @@ def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: flo
     return _sum(orders.values(), control, 0)
 
 
-def covers(order: Order, route: str, *, source: str | None, since: float, until: float) -> bool:
+def covers(order: ControlRecord, route: str, *, source: str | None, since: float, until: float) -> bool:
     """Return whether a replay matches a route's events of a whole period again, by rules loaded after it."""
     which = order.selection
     return (
@@ -84,7 +84,7 @@ def covers(order: Order, route: str, *, source: str | None, since: float, until:
     )
 
 
-def _overlaps(order: Order, source: str, since: float, until: float) -> bool:
+def _overlaps(order: ControlRecord, source: str, since: float, until: float) -> bool:
     which = order.selection
     return (
         which is not None
@@ -96,15 +96,15 @@ def _overlaps(order: Order, source: str, since: float, until: float) -> bool:
     )
 
 
-def _route(order: Order) -> str:
+def _route(order: ControlRecord) -> str:
     return "" if order.selection is None else order.selection.route
 
 
-def _queued(order: Order, control: Control) -> int:
+def _queued(order: ControlRecord, control: Control) -> int:
     return order.count if order.state == "done" else max(order.count, control.injected(order.key))
 
 
-def _sum(orders: Collection[Order], control: Control, events: int) -> Replayed | None:
+def _sum(orders: Collection[ControlRecord], control: Control, events: int) -> Replayed | None:
     if not orders:
         return None
     queued = sum([_queued(order, control) for order in orders])

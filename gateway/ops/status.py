@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from gateway.engine.control.records import DeadFilter, Order, partition_key
+from gateway.engine.control.records import ControlRecord, DeadFilter, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.breaker import FAILURES
 from gateway.engine.delivery.outcomes import LATE
@@ -399,7 +399,9 @@ def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, A
             f"gateway dead replay {which}",
         ]
     replay = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
-    matched_at = max([order.at for order in control.commands.values() if _has_matched_again(order, group)], default=None)
+    matched_at = max(
+        [order.at for order in control.commands.values() if _has_matched_again(order, group)], default=None
+    )
     if matched_at is not None:
         return [
             *following,
@@ -415,7 +417,7 @@ def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, A
     ]
 
 
-def _has_matched_again(order: Order, group: Group) -> bool:
+def _has_matched_again(order: ControlRecord, group: Group) -> bool:
     """Return whether a replay has matched the events of these open letters again: without a match, or an error."""
     is_over = order.state == "done"
     return is_over and covers(order, group.route, source=None, since=group.received, until=group.newest)

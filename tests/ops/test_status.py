@@ -112,13 +112,13 @@ def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
     assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
     assert found.next == ("gateway route resume build",)
     assert paused_findings(control, rules_of(a_route()))[0].next == found.next
-    control.apply(Order(kind="pause", name="route/build", state="active", at=6.0))
+    control.apply(ControlRecord(kind="pause", name="route/build", state="active", at=6.0))
     assert paused_findings(control) == []
 
 
 @pytest.mark.parametrize(("kind", "name"), [("route", "gone"), ("destination", "hang")])
 def test_a_pause_of_what_the_rules_no_longer_have_ends_by_the_step_that_is_told(kind: str, name: str) -> None:
-    control = Control([Order(kind="pause", name=f"{kind}/{name}", state="paused", at=5.0)])
+    control = Control([ControlRecord(kind="pause", name=f"{kind}/{name}", state="paused", at=5.0)])
     (found,) = paused_findings(control, rules_of(a_route()))
     told, command = found.next
     assert told.startswith(f"# the local rules have no {kind} {name}: ")
@@ -435,7 +435,7 @@ def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been
         assert process_findings(answer, "a:9090", Control()) == []
 
 
-def _after_replays(*orders: Order, **missed: Any) -> Finding:
+def _after_replays(*orders: ControlRecord, **missed: Any) -> Finding:
     told = {"count": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build", "mirror"], "types": []}
     answer = {"rules": {}, "sources": [a_source(missed=told | missed)]}
     (found,) = process_findings(answer, "a:9090", Control(orders))

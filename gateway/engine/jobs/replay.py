@@ -297,12 +297,12 @@ class Replays:
         matched, place = await self._match(run, partition, record), f"{partition.topic}/{partition.number}"
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
             run.identities = await self._identities_before(run, partition, record.offset)
-        told_apart_by = None if run.identities is None else self._offset_in_id(run.identities, record)
+        offset_in_id = None if run.identities is None else self._offset_in_id(run.identities, record)
         if matched is not None and run.selection.undelivered:
             matched = matched.undelivered()
         if matched is not None and matched.destinations:
-            if told_apart_by is not None:
-                matched = matched._replace(place=f"{place}@{told_apart_by}")
+            if offset_in_id is not None:
+                matched = matched._replace(place=f"{place}@{offset_in_id}")
             run.piece.append(matched)
             run.piece_bytes += len(matched.event.body)
         run.reached[place] = record.offset + 1
@@ -313,7 +313,7 @@ class Replays:
         if partition.number in unread:
             raise LogUnavailableError(f"{partition_key(partition)}: {unread[partition.number]}")
         first, _ = bounds.get(partition.number, (offset, offset))
-        # Of what is deleted an owner before may have injected some, under the ids of identities.
+        # A previous owner may have injected some of the deleted events, under IDs without an offset.
         is_cut = first > run.selection.starts.get(partition_key(partition), 0)
         identities, looked = Identities(first + LOOKBACK if is_cut else 0), 0
         start = max(first, offset - LOOKBACK)
@@ -326,7 +326,7 @@ class Replays:
         return identities
 
     def _offset_in_id(self, identities: Identities, record: Record) -> int | None:
-        """Return the offset for the IDs of an event's deliveries, by the active rules; None if its identity isn't shared."""
+        """Return the offset for the IDs of an event's deliveries, by the active rules; None if they need none."""
         try:
             event = decode_event(record)
         except UnreadableRecordError:
