@@ -228,7 +228,7 @@ async def test_an_ipv6_literal_has_its_brackets_in_the_tunnels_request(
         (b"", "connection closed"),
     ],
 )
-async def test_a_proxy_that_opens_no_tunnel_is_told_as_such(client: Client, refusal: bytes, detail: str) -> None:
+async def test_a_proxy_that_opens_no_tunnel_is_reported_as_such(client: Client, refusal: bytes, detail: str) -> None:
     async with HttpProxy(refusal=refusal) as proxy:
         done = await attempt(client, "https://a.test/", proxy=Proxy(host="127.0.0.1", port=proxy.port))
     assert (done.result, done.status, done.detail) == (Result.CONNECT, None, f"proxy 127.0.0.1: {detail}")
@@ -245,7 +245,7 @@ async def test_a_proxy_that_hangs_takes_no_longer_than_the_attempt_may(client: C
         assert done.seconds < 0.5
 
 
-async def test_a_proxy_that_is_not_there_is_told_with_its_port(client: Client) -> None:
+async def test_a_proxy_that_is_not_there_is_reported_with_its_port(client: Client) -> None:
     async with Sink() as sink:
         await sink.refuse()
         done = await attempt(client, "http://a.test/secret", proxy=Proxy(host="127.0.0.1", port=sink.port))

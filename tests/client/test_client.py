@@ -268,7 +268,7 @@ async def test_an_unasked_answer_is_never_taken_for_the_next_one(client: Client)
     assert sink.connections == 2
 
 
-async def test_a_refused_connection_is_told_with_host_and_port_only(client: Client) -> None:
+async def test_a_refused_connection_is_reported_with_host_and_port_only(client: Client) -> None:
     async with Sink() as sink:
         await sink.refuse()
         done = await attempt(client, f"{sink.url}?token=secret")

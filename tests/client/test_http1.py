@@ -23,7 +23,7 @@ START = b"POST /hook HTTP/1.1\r\nHost: a\r\n"
 
 
 def read(data: bytes, *, cuts: tuple[int, ...] = (), keeps_body: bool = False) -> tuple[ResponseReader, bool]:
-    """Feed a response in pieces; return the reader, and whether it said that the answer is over."""
+    """Feed a response in pieces; return the reader, and whether it reported that the response is complete."""
     reader = ResponseReader(keeps_body=keeps_body)
     edges = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})
     is_over = False

@@ -346,7 +346,7 @@ async def test_secrets_are_in_no_detail_and_no_representation(client: Client) ->
 
 
 class Endpoint:
-    """Gives out tokens without a network, and tells the time."""
+    """Returns tokens without a network, and has a clock."""
 
     def __init__(self, **fields: object) -> None:
         self.now = 1000.0

@@ -301,7 +301,7 @@ def test_the_signature_covers_the_templates_body() -> None:
         (RequestTemplate(headers=(("X-A", Template("${{ body.a.b }}")),)), "request.headers.X-A: expected a value"),
     ],
 )
-def test_what_cannot_be_rendered_is_told_with_its_place(template: RequestTemplate, where: str) -> None:
+def test_what_cannot_be_rendered_is_reported_with_its_place(template: RequestTemplate, where: str) -> None:
     with pytest.raises(ExpressionError, match=f"^{where}"):
         compose(a_delivery(), CI, template, now=NOW)
 

@@ -1,4 +1,4 @@
-"""Names to addresses: shared, cached, and never held up by another zone."""
+"""Resolving names: shared, cached, and never delayed by another zone."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ from gateway.client.resolver import NEGATIVE_TTL, STALE_TTL, SUSPECT_THREADS, TH
 
 
 class Zone:
-    """A DNS that answers by table, counts, and can be told to hang; its clock is handed to the resolver."""
+    """A DNS that responds by a table, counts, and can be made to hang; the resolver uses its clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,7 +38,7 @@ def zone() -> Zone:
 
 @pytest.fixture
 async def resolver(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Resolver]:
-    # What is waited for here hangs for good: waiting longer would tell no more.
+    # The lookup hangs for ever: waiting longer would show nothing more.
     monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.2)
     monkeypatch.setattr(module, "REFRESH_TIMEOUT", 0.02)
     resolver = Resolver(zone.look_up, clock=lambda: zone.now)

@@ -50,7 +50,7 @@ class Stored(NamedTuple):
 
 
 class FakeLog:
-    """Keeps what is appended; fails or waits when told to."""
+    """Keeps what is appended; fails or waits on request."""
 
     max_record_bytes = SUCCESSOR_HEADROOM + ROOM
 
@@ -554,7 +554,7 @@ async def test_bodies_in_flight_are_bounded() -> None:
             await until(lambda: world.log.waiting == 4)
             world.log.may_append.set()
             assert [(await wire.reply()).status for wire in wires] == [202] * 4
-        for _ in range(5):  # what was held is given back, refused or not
+        for _ in range(5):  # memory is released, refused or not
             assert (await world.exchange(a_request(body=body))).status == 202
         assert world.count("rejected_total", source="open", reason="overloaded") == 1
 
@@ -875,7 +875,7 @@ async def test_each_request_is_one_line_and_is_counted(world: World) -> None:
     assert world.count("append_duration_seconds_count") == 1
 
 
-async def test_many_refusals_that_are_alike_are_told_by_their_number(
+async def test_many_refusals_that_are_alike_are_logged_by_their_number(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 0.5)
@@ -898,7 +898,7 @@ async def test_many_refusals_that_are_alike_are_told_by_their_number(
     assert world.count("rejected_total", source="", reason="unknown_source") == 60
 
 
-async def test_what_is_the_gateways_fault_is_always_told(world: World) -> None:
+async def test_what_is_the_gateways_fault_is_always_logged(world: World) -> None:
     world.log.failure = LogUnavailableError("no quorum")
     for _ in range(30):
         assert (await world.exchange(a_request())).status == 503
@@ -925,7 +925,7 @@ async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
     assert left_out == {"transfer_coding": 20, "overloaded": 20}
 
 
-async def test_a_verified_sender_for_whom_there_is_no_room_is_always_told(
+async def test_a_verified_sender_for_whom_there_is_no_room_is_always_logged(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.ingress.body_memory.BodyMemory.reserve", lambda *_, **__: False)

@@ -36,7 +36,7 @@ WITH_REBALANCES = pytest.mark.parametrize("subject", ["memory", "kafka"], indire
 
 
 class Owner:
-    """A listener that notes what it is told, and gives up with the commits it was handed."""
+    """A listener that records its calls, and returns prepared commits on revocation."""
 
     def __init__(self, commits: Mapping[Partition, Commit] | None = None) -> None:
         self.commits = dict(commits or {})
@@ -536,7 +536,7 @@ async def test_records_deleted_unread_show_as_a_base_below_the_start_of_the_log(
             assert await values(consumer, 1) == [b"3"]
 
 
-async def test_what_is_deleted_before_it_is_read_is_told_to_who_would_have_read_it(subject: Subject) -> None:
+async def test_what_is_deleted_before_it_is_read_is_reported_to_its_reader(subject: Subject) -> None:
     if subject.delete_below is None:
         pytest.skip("needs a log whose retention the suite can bring about")
     async with subject.open() as log:
@@ -760,7 +760,7 @@ async def test_a_time_is_looked_up_in_those_partitions_that_are_asked_for(subjec
         assert await log.offsets_at(f"{subject.prefix}none", 0.0, [0]) == {}
 
 
-async def test_what_can_be_read_of_a_topic_is_told_with_its_bounds(subject: Subject) -> None:
+async def test_what_can_be_read_of_a_topic_is_reported_with_its_bounds(subject: Subject) -> None:
     async with subject.open() as log:
         assert await log.readable(f"{subject.prefix}none") == ({}, {})
         topic = await make_topic(log, subject, partitions=3)
@@ -781,7 +781,7 @@ async def test_what_can_be_read_of_a_topic_is_told_with_its_bounds(subject: Subj
 
 
 @WITH_LEADERS
-async def test_a_partition_without_a_leader_is_told_and_the_others_are_answered(subject: Subject) -> None:
+async def test_a_partition_without_a_leader_is_reported_and_the_others_are_answered(subject: Subject) -> None:
     assert subject.lose_leader is not None
     async with subject.open() as log:
         topic = await make_topic(log, subject, partitions=3)
@@ -813,14 +813,14 @@ async def test_creating_makes_what_is_missing_and_leaves_the_rest_as_it_is(subje
         assert [p.topic for p in await log.check([there, missing]) if "retention" in p.message] == [topic]
 
 
-async def test_checking_tells_what_breaks_a_promise(subject: Subject) -> None:
+async def test_checking_reports_what_breaks_a_promise(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject, retention=3600.0)
         kept = await make_topic(log, subject, "kept", retention=None, compacted=True)
 
         async def problems(name: str, retention: float | None, *, compacted: bool = False) -> list[str]:
             spec = TopicSpec(name=name, partitions=1, retention=retention, compacted=compacted)
-            # A broker of its own has one replica, which is told too.
+            # A single broker has one replica, which is reported, too.
             found = [p for p in await log.check([spec]) if "replica" not in p.message]
             assert all(p.is_fatal and p.topic == name for p in found)
             return [p.message for p in found]

@@ -105,7 +105,7 @@ def locked(path: Path) -> Iterator[None]:
 # Who may use the file
 
 
-async def test_a_second_owner_is_refused_and_told_who_has_the_file(path: Path) -> None:
+async def test_a_second_owner_is_refused_and_shown_who_has_the_file(path: Path) -> None:
     async with opened(path):
         with pytest.raises(
             LogUnavailableError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"
@@ -365,12 +365,12 @@ async def test_a_log_of_another_version_is_refused(path: Path) -> None:
         await EmbeddedLog.open(path, owner=True)
 
 
-async def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         await EmbeddedLog.open(tmp_path / "nowhere" / "gateway.db", owner=True)
 
 
-async def test_a_file_that_was_left_half_made_is_made_anew(path: Path) -> None:
+async def test_a_file_that_was_left_half_made_is_made_again(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
     async with opened(path) as log:
@@ -607,7 +607,7 @@ async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
                 await call
 
 
-async def test_a_ping_tells_of_a_file_that_was_cut_before_anything_was_appended(path: Path) -> None:
+async def test_a_ping_reports_a_file_that_was_cut_before_anything_was_appended(path: Path) -> None:
     async with opened(path) as log:
         await asyncio.gather(*[append(log, bytes(10_000)) for _ in range(50)])
     log = await EmbeddedLog.open(path, owner=True)
@@ -699,7 +699,7 @@ async def test_what_is_stored_while_the_file_is_moved_is_not_acknowledged(
             await append(log, b"a")
 
 
-async def test_a_ping_tells_of_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:
+async def test_a_ping_reports_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:
     async with opened(path) as log:
         await log.ping()
         moved(path)
@@ -948,7 +948,7 @@ async def test_a_commit_to_a_locked_file_fails_in_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["pages", "bytes", "read-only"])
-async def test_a_ping_tells_of_refused_appends_until_as_much_can_be_written(path: Path, limit: str) -> None:
+async def test_a_ping_reports_refused_appends_until_as_much_can_be_written(path: Path, limit: str) -> None:
     """Nobody appends meanwhile: where the gateway isn't ready, its senders are sent elsewhere."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with opened(path) as log:
@@ -1506,7 +1506,9 @@ async def test_compaction_leaves_one_record_a_key_at_once(path: Path) -> None:
 @pytest.mark.parametrize(
     ("pragma", "message"), [("synchronous = NORMAL", "synchronous 2"), ("journal_mode = DELETE", "journal_mode wal")]
 )
-async def test_a_file_that_does_not_keep_what_was_acknowledged_is_told(path: Path, pragma: str, message: str) -> None:
+async def test_a_file_that_does_not_keep_what_was_acknowledged_is_reported(
+    path: Path, pragma: str, message: str
+) -> None:
     async with opened(path) as log:
         assert await log.check([EVENTS, CONTROL]) == []
         log._file.reader.close()  # The journal's mode is changed by one that is alone.

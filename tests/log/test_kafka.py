@@ -39,7 +39,7 @@ SHORT = 1.0  # The append timeout of logs whose broker is going to fail.
 
 
 class Owner:
-    """A listener that notes what it is told."""
+    """A listener that records its calls."""
 
     def __init__(self, commit: Commit | None = None) -> None:
         self.commit = commit
@@ -73,7 +73,7 @@ async def log(kafka: str) -> AsyncIterator[KafkaLog]:
 
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[Broker]:
-    """Return a broker of these tests alone, which they may kill, and which makes topics for whoever asks for one."""
+    """Return a broker for one test, which may kill it, and which creates topics on metadata requests."""
     broker = start_broker({"auto.create.topics.enable": "true"})
     yield broker
     broker.stop()
@@ -927,7 +927,7 @@ async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: 
     assert await log.committed(group, topic) in ({}, {0: Commit(0)})
 
 
-async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_where_it_begins(
+async def test_a_partition_that_begins_again_is_read_though_at_first_nobody_says_where_it_begins(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after its topic was made again, a position is beyond the end."""
@@ -951,7 +951,7 @@ async def test_a_partition_that_begins_anew_is_read_though_at_first_nobody_says_
     await consumer.close()
 
 
-async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partition_begins_anew(
+async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partition_begins_again(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = await make_topic(log)
@@ -974,7 +974,7 @@ async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partiti
     await consumer.close()
 
 
-async def test_a_partition_that_begins_anew_may_be_revoked_in_that_moment(log: KafkaLog) -> None:
+async def test_a_partition_that_begins_again_may_be_revoked_in_that_moment(log: KafkaLog) -> None:
     topic = await make_topic(log)
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
     await append(log, topic, b"0")
@@ -1034,9 +1034,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(180)
-# aiokafka lets go of a connection whose bootstrap is cancelled, as where a question takes too long, without closing it.
+# aiokafka drops a connection whose bootstrap is cancelled (as by a query's timeout) without closing it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_told(cluster: Cluster) -> None:
+async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_reported(cluster: Cluster) -> None:
     """A leader that hangs, one that is gone, and one that is back: each answer in time, whatever the others do."""
     topic, lost = f"t{uuid4().hex}", cluster.nodes[3]
     async with administering(cluster.address) as admin:
@@ -1104,7 +1104,7 @@ async def test_a_node_that_hangs_is_not_asked_again_and_again(
     assert monotonic() - began < 3 * REQUEST_TIMEOUT
 
 
-async def test_of_a_topic_that_is_deleted_nothing_is_told(kafka: str, log: KafkaLog) -> None:
+async def test_of_a_topic_that_is_deleted_nothing_is_reported(kafka: str, log: KafkaLog) -> None:
     topic = await make_topic(log, partitions=2)
     await append(log, topic, b"a")
     async with administering(kafka) as admin:
@@ -1123,7 +1123,7 @@ async def test_of_a_topic_that_is_deleted_nothing_is_told(kafka: str, log: Kafka
 # Appends that are refused
 
 
-async def test_a_ping_tells_of_appends_that_lack_replicas_until_there_are_enough(
+async def test_a_ping_reports_appends_that_lack_replicas_until_there_are_enough(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody appends meanwhile: where the gateway isn't ready, its senders are sent elsewhere."""
@@ -1155,7 +1155,7 @@ async def test_a_ping_tells_of_appends_that_lack_replicas_until_there_are_enough
     await log.ping()  # nothing was refused since
 
 
-async def test_what_one_partition_refuses_is_told_however_many_others_take(
+async def test_what_one_partition_refuses_is_reported_however_many_others_take(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accepting: dict[Partition, bool] = {}
@@ -1201,7 +1201,7 @@ async def test_an_append_that_succeeds_ends_what_its_partition_refused(log: Kafk
     assert not log._appender._refusals
 
 
-async def test_where_all_is_refused_no_partition_is_told_of(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
     topic = await make_topic(log, partitions=2)
     await append(log, topic, b"a")
     refused = dict.fromkeys((Partition(topic, 0), Partition(topic, 1)), False)
@@ -1248,7 +1248,9 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
     await log.ping()
 
 
-async def test_what_is_read_is_not_told_as_unread_however_long(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_read_is_not_reported_as_unread_however_long(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.log.kafka.consumer.JOIN_GRACE", 0.0)
     topic = await make_topic(log, partitions=2)
     for group in (None, f"g{uuid4().hex}"):

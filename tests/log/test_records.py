@@ -350,7 +350,7 @@ def see_read(headers: RecordHeaders) -> None:
 
 
 @pytest.mark.parametrize("version", [b"2", b"999999999"])
-def test_a_newer_format_is_told_from_garbage(version: bytes) -> None:
+def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
     """It is looked at first: the rest may mean something else there."""
     for written in (
         encode_event(an_event()),

@@ -85,7 +85,7 @@ def _rights(kind: str, cell: str, prefix: str) -> Iterator[Right]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarded:
-    """A broker that allows nothing but what it is told to; whoever comes in the clear is its administrator."""
+    """A broker that allows only what is granted; plaintext connections are its administrator's."""
 
     broker: Broker
     password: Path

@@ -1,4 +1,4 @@
-"""A log on Kafka by TLS and SASL: each way that a real broker takes, and what is told where it lets nobody in."""
+"""A log on Kafka by TLS and SASL: each mechanism of a real broker, and the errors when it refuses us."""
 
 import asyncio
 import json
@@ -186,7 +186,7 @@ async def opened(environ: Mapping[str, str]) -> AsyncIterator[Log]:
 
 
 class Owner:
-    """A listener that counts how often it was told of partitions."""
+    """A listener that counts how often partitions were assigned."""
 
     def __init__(self) -> None:
         self.assignments = 0
@@ -294,7 +294,7 @@ async def test_a_gateway_takes_an_event_in_and_delivers_it_by_way_of_a_secured_b
 
 
 def refusals(secured: Secured) -> Mapping[str, tuple[dict[str, str], str]]:
-    """Return the settings that no broker takes, each with what is told."""
+    """Return settings that no broker accepts, each with its error."""
     plain = secured.environ("PLAINTEXT", "PLAINTEXT")
     as_user = "expected the user 'gateway' and its password to be accepted by"
     return {
@@ -377,7 +377,7 @@ def refusals(secured: Secured) -> Mapping[str, tuple[dict[str, str], str]]:
         "SASL where nobody asks for it",
     ],
 )
-def test_who_is_not_let_in_is_told_why_in_one_line(
+def test_a_refused_login_is_explained_in_one_line(
     secured: Secured, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     environ, told = refusals(secured)[name]
@@ -407,7 +407,7 @@ async def test_a_broker_that_lets_nobody_in_says_more_than_one_that_is_down(secu
             pass
 
 
-async def test_a_token_endpoint_that_refuses_us_is_told(secured: Secured) -> None:
+async def test_a_token_endpoint_that_refuses_us_is_reported(secured: Secured) -> None:
     async with Sink(Answer(status=401, body=b'{"error": "invalid_client", "hint": "s3cret"}')) as endpoint:
         with pytest.raises(LogUnavailableError) as caught:
             async with opened(secured.by_token(endpoint.url)):
@@ -416,7 +416,7 @@ async def test_a_token_endpoint_that_refuses_us_is_told(secured: Secured) -> Non
     assert str(caught.value).endswith(f": expected a token, got none: {told}")
 
 
-async def test_a_token_that_the_broker_does_not_believe_is_told(secured: Secured) -> None:
+async def test_a_token_that_the_broker_does_not_believe_is_reported(secured: Secured) -> None:
     async with Sink(Issuer().answer()) as endpoint:
         with pytest.raises(LogUnavailableError, match="expected the token to be accepted by OAUTHBEARER"):
             async with opened(secured.by_token(endpoint.url)):
@@ -493,7 +493,7 @@ async def takes(log: Log, topic: str) -> bool:
         ),
     ],
 )
-def test_settings_that_do_not_go_together_are_told(settings: dict[str, str], told: str) -> None:
+def test_settings_that_do_not_go_together_are_reported(settings: dict[str, str], told: str) -> None:
     environ = {"GATEWAY_LOG": "kafka://a:9092"} | {f"GATEWAY_KAFKA_{name}": text for name, text in settings.items()}
     with pytest.raises(UsageError) as caught:
         from_sources({}, environ)
@@ -548,7 +548,7 @@ def test_what_is_set_for_kafka_is_no_matter_to_the_embedded_log() -> None:
         ("ssl_certificate", "not PEM", "--kafka-ssl-certificate: expected a certificate in PEM"),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_told_without_what_is_in_it(
+async def test_a_file_that_cannot_be_used_is_reported_without_what_is_in_it(
     tmp_path: Path, name: str, content: str | None, told: str
 ) -> None:
     password, file = tmp_path / "password", tmp_path / "file"
@@ -565,7 +565,7 @@ async def test_a_file_that_cannot_be_used_is_told_without_what_is_in_it(
     assert "not PEM" not in str(caught.value)
 
 
-def test_it_is_told_when_certificates_end(tmp_path: Path) -> None:
+def test_it_is_reported_when_certificates_expire(tmp_path: Path) -> None:
     authority, life = Authority(), timedelta(days=3)
     (tmp_path / "ca.pem").write_text(authority.pem)
     (tmp_path / "client.pem").write_text("".join(authority.issue("gateway", life=life)))

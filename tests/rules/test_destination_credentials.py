@@ -141,7 +141,9 @@ ONE = "expected exactly one of basic, bearer, oauth2"
         ("on_gone: drop", ["drop} | on_gone: expected one of dead_letter, pause, got 'drop'"]),
     ],
 )
-def test_what_is_wrong_with_credentials_is_told_without_them(tmp_path: Path, text: str, expected: list[str]) -> None:
+def test_what_is_wrong_with_credentials_is_reported_without_them(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
     found = problems(tmp_path, f"{{url: http://d, {text}}}")
     assert found == expected
     assert "s3" not in "".join([problem.partition("|")[2] for problem in found])
@@ -241,7 +243,7 @@ def test_what_is_written_alike_is_read_once(ours: Authority) -> None:
 BOTH = "certificate: '${C}', key: '${K}'"
 
 
-def test_what_cannot_be_used_is_told_with_its_place(tmp_path: Path, ours: Authority) -> None:
+def test_what_cannot_be_used_is_reported_with_its_place(tmp_path: Path, ours: Authority) -> None:
     certificate, key = ours.issue("gateway")
     _, other = ours.issue("other")
     _, locked = ours.issue("gateway", passphrase=b"s3cret")

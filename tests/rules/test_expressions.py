@@ -119,7 +119,7 @@ def test_an_expression_has_the_value_that_cel_gives_it(text: str, expected: obje
         ("has(body.nothing.name)", "body.nothing.name"),
     ],
 )
-def test_a_missing_field_is_told_from_other_failures_and_named(text: str, field: str) -> None:
+def test_a_missing_field_is_distinguished_from_other_failures_and_named(text: str, field: str) -> None:
     expression = Expression(text)
     with pytest.raises(MissingFieldError) as caught:
         expression.evaluate(a_view())
@@ -660,7 +660,7 @@ def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so(
         (f"body.{'n' * 99}", {}, f"body.{'n' * 99}", "", "body has: nothing"),
     ],
 )
-def test_a_field_that_is_missing_is_told_with_how_to_ask_for_it_and_what_is_there(
+def test_a_field_that_is_missing_is_reported_with_how_to_ask_for_it_and_what_is_there(
     text: str, body: object, message: str, hint: str, beside: str
 ) -> None:
     view = EventView(source="s", headers=(), query="", body=b"" if body is ABSENT else orjson.dumps(body))
@@ -671,7 +671,7 @@ def test_a_field_that_is_missing_is_told_with_how_to_ask_for_it_and_what_is_ther
         Expression(hint.removeprefix("check with ")).evaluate(view)
 
 
-def test_of_many_fields_that_are_there_the_first_are_told() -> None:
+def test_of_many_fields_that_are_there_the_first_are_reported() -> None:
     with pytest.raises(AbsentFieldError) as caught:
         Expression("body.zz").evaluate(a_view({f"n{number}": number for number in range(23)}))
     assert caught.value.beside.endswith(", n19 and 3 more")

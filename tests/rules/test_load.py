@@ -440,7 +440,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "expected"), BROKEN.items())
-def test_each_problem_of_a_broken_file_is_told_with_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
+def test_each_problem_of_a_broken_file_is_reported_with_its_place(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
     assert problems(tmp_path, text) == expected
 
 
@@ -560,7 +562,7 @@ def test_our_own_rules_accept_no_secret_that_everybody_can_read(name: str) -> No
     assert {problem.code for problem in found} <= {"unresolved"}
 
 
-def test_a_flood_of_unknown_names_is_told_without_a_guess_each(tmp_path: Path) -> None:
+def test_a_flood_of_unknown_names_is_reported_without_a_guess_each(tmp_path: Path) -> None:
     routes = "".join(f"  - {{name: r{n}, from: github, to: c{n}i}}\n" for n in range(60))
     found = problems(tmp_path, "version: 1\n" + SOURCES + DESTINATIONS + "routes:\n" + routes)
     assert found[0] == "routes.yaml:5:34: routes[0].to: unknown destination 'c0i', did you mean 'ci'?"
@@ -803,7 +805,7 @@ def test_included_files_add_to_the_rules(tmp_path: Path) -> None:
     assert set(rules.files) == {tmp_path / name for name in read + folders}
 
 
-def test_a_name_in_two_files_is_told_with_both_places(tmp_path: Path) -> None:
+def test_a_name_in_two_files_is_reported_with_both_places(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(SOURCES + DESTINATIONS + ROUTES)
     assert problems(tmp_path, GOOD + f"include: {tmp_path}/a.yaml\n") == [
         "a.yaml:1:11: sources.github: duplicate source 'github', first defined at routes.yaml:2:11",

@@ -144,7 +144,7 @@ def check_refused(match: Any, *problems: str) -> None:
     assert str(caught.value).splitlines() == list(problems)
 
 
-def test_every_problem_of_a_condition_is_told_in_one_go() -> None:
+def test_every_problem_of_a_condition_is_reported_in_one_go() -> None:
     check_refused(
         {"tpye": "push", "body.n": {"gte": "1", "gtt": 2}, "any_of": [{"body..x": 1}, {"not": 3}], "type": []},
         "match.tpye: unknown path 'tpye', did you mean 'type'?",

@@ -72,7 +72,7 @@ def test_revisions_differ_where_routes_send_otherwise_and_nowhere_else() -> None
         assert routing_revision(rules_of(other)).name != name
 
 
-def test_a_revision_is_told_in_full_or_by_what_distinguishes_it() -> None:
+def test_a_revision_is_encoded_in_full_or_by_its_differences() -> None:
     many = [a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(300)]
     base = routing_revision(rules_of(*many))
     full = encode(base, None)

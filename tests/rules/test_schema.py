@@ -1,4 +1,4 @@
-"""The kinds of values, and the JSON Schema that tells editors the same as the reader holds a file to."""
+"""The kinds of values, and the JSON Schema for editors, which agrees with the reader."""
 
 import json
 import re
@@ -224,7 +224,7 @@ def test_the_json_schema_is_json_and_describes_every_key() -> None:
 
 
 @pytest.mark.parametrize(("record", "meaning"), [(DESTINATION, Destination), (RETRY, RetryPolicy)])
-def test_a_default_that_is_told_is_the_one_that_holds(record: MappingKind, meaning: type) -> None:
+def test_a_documented_default_is_the_one_that_applies(record: MappingKind, meaning: type) -> None:
     real = {field.name: field.default for field in fields(meaning) if field.default is not MISSING}
     told = {key.name: key for key in record.keys if key.default is not None}
     assert told

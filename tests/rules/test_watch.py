@@ -1,4 +1,4 @@
-"""When files that change are read, and what new rules are told to change."""
+"""When changed files are read, and which changes new rules make."""
 
 from pathlib import Path
 
@@ -101,7 +101,9 @@ def test_a_verifier_is_the_same_as_another_made_of_the_same(scheme: str) -> None
         ("sources:", "egress: {private: refuse}\nsources:", Changes(changed=("egress: private",))),
     ],
 )
-def test_what_new_rules_change_is_told_by_name(tmp_path: Path, written: str, instead: str, expected: Changes) -> None:
+def test_what_new_rules_change_is_reported_by_name(
+    tmp_path: Path, written: str, instead: str, expected: Changes
+) -> None:
     assert changes(read(tmp_path), read(tmp_path, RULES.replace(written, instead))) == expected
 
 
@@ -114,7 +116,7 @@ def test_what_new_rules_change_is_told_by_name(tmp_path: Path, written: str, ins
         ("gte: 1", "gte: 2", set()),
     ],
 )
-def test_of_which_sources_others_are_copies_than_before_is_told_by_their_identity(
+def test_of_which_sources_others_are_duplicates_than_before_is_shown_by_their_identity(
     tmp_path: Path, written: str, instead: str, expected: set[str]
 ) -> None:
     assert written in RULES
@@ -144,7 +146,7 @@ def test_a_file_cut_where_it_is_still_valid_removes_what_came_after(tmp_path: Pa
         ("id: body.id", "id: body.uid", {"crm": {"all", "some"}}),
     ],
 )
-def test_of_which_sources_the_events_may_fare_otherwise_is_told_by_what_their_routes_take(
+def test_of_which_sources_the_events_may_fare_otherwise_is_reported_by_what_their_routes_take(
     tmp_path: Path, written: str, instead: str, expected: dict[str, set[str]]
 ) -> None:
     assert written in RULES

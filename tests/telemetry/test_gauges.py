@@ -90,7 +90,7 @@ async def test_what_is_parked_is_counted_until_it_is_resumed() -> None:
             await world.put(*events(1))
             await asyncio.sleep(8)
             assert backlog.value == 1
-    # Another owner of the jobs counts anew, from the marker on.
+    # Another owner of the jobs counts again, from the marker on.
     backlog.set(0)
     async with operated(world):
         await asyncio.sleep(8)

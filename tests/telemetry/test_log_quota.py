@@ -3,7 +3,7 @@
 from gateway.telemetry.log_quota import IN_ALL, MAX_KINDS, PER_KIND, LogQuota
 
 
-def test_the_first_of_each_kind_are_told_and_the_rest_is_counted() -> None:
+def test_the_first_of_each_kind_are_logged_and_the_rest_is_counted() -> None:
     quota = LogQuota()
     assert [quota.take("", "unknown_source") for _ in range(PER_KIND + 3)] == [True] * PER_KIND + [False] * 3
     assert [quota.take("github", "bad_signature") for _ in range(PER_KIND + 2)] == [True] * PER_KIND + [False] * 2

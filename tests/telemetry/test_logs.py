@@ -237,7 +237,7 @@ def test_a_bound_logger_can_be_captured(pipe: tuple[int, int]) -> None:
     assert captured == [{"event": "happened", "log_level": "info", "logger": "x", "id": 1}]
 
 
-def test_a_stalled_reader_holds_nobody_up_and_is_told_what_it_lost(pipe: tuple[int, int]) -> None:
+def test_a_stalled_reader_holds_nobody_up_and_sees_how_much_it_lost(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     line = b"x" * 1023 + b"\n"

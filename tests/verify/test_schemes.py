@@ -467,7 +467,7 @@ def test_a_verifier_without_checks_refuses() -> None:
     assert reason(verifier, a_request()) == "missing_signature"
 
 
-# ---- Signing, and what is never told ----
+# ---- Signing, and secrets that are never shown ----
 
 
 SIGNERS = {
