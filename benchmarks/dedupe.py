@@ -1,4 +1,4 @@
-"""What duplicates cost: memory and CPU time of a million identities, and how fast they are read back from the log.
+"""The cost of dedupe: memory and CPU time of a million identities, and how fast they are read back from the log.
 
 python -m benchmarks.dedupe [count]
 """
@@ -43,7 +43,7 @@ def rows(start: int, count: int) -> list[bytes]:
 
 
 def judged(count: int, *, traced: bool) -> str:
-    """Judge new identities, and measure how much memory each takes, at the worst moment of the second half."""
+    """Decide on new identities, and measure the memory of each, at the peak of the second half."""
     process = psutil.Process()
     given = rows(0, STEP)
     sightings = DedupeIndex()
@@ -77,7 +77,7 @@ def restored(count: int) -> str:
 
 
 async def through_the_log(count: int) -> str:
-    """Judge events, store what was seen in an embedded log, and let a new owner read it back."""
+    """Decide on events, store their dedupe entries in an embedded log, and let a new owner read them back."""
     with tempfile.TemporaryDirectory() as folder:
         log = await EmbeddedLog.open(Path(folder) / "log.db", owner=True)
         try:

@@ -1,4 +1,4 @@
-"""How large the embedded log's file becomes: `python -m benchmarks.file`, some 30 s."""
+"""The size of the embedded log's file: `python -m benchmarks.file`, about 30 s."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ HEADERS = {
 
 
 def main() -> None:
-    """Print a row for each size of body."""
+    """Print a row for each body size."""
     for size in BODIES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "gateway.db"

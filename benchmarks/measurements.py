@@ -311,7 +311,7 @@ class Bench:
         return contestant
 
     async def _compare(self, name: str, contestants: Sequence[Contestant]) -> list[Burst]:
-        """Let them take turns; return the medians of each."""
+        """Run them in turns; return the medians of each."""
         task = self._progress.add_task(name, total=self._plan.rounds * len(contestants))
         bursts: list[list[Burst]] = [[] for _ in contestants]
         for _ in range(self._plan.rounds):

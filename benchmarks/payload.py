@@ -8,7 +8,7 @@ import hmac
 import json
 import secrets
 
-SECRET = "It's a Secret to Everybody"  # Of GitHub's own documentation.
+SECRET = "It's a Secret to Everybody"  # From GitHub's documentation.
 REPOSITORY = "acme/shop"
 BODY_BYTES = 2048
 
@@ -61,10 +61,10 @@ SIGNATURE = "sha256=" + hmac.digest(SECRET.encode(), BODY, hashlib.sha256).hex()
 
 
 class Pushes:
-    """Requests as bytes, each with a delivery id of its own; the same push otherwise."""
+    """Requests as bytes: the same push, each with its own delivery id."""
 
     def __init__(self, port: int, path: str = "/in/github") -> None:
-        # By these the receiver tells the events of this run from older ones in the log.
+        # These distinguish the events of this run from older ones in the log.
         self._rest = f"-{secrets.token_hex(2)}-11ef-9a2b-{secrets.token_hex(6)}".encode()
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: GitHub-Hookshot/044aadd\r\n"
@@ -79,7 +79,7 @@ class Pushes:
         self._sent = 0
 
     def next(self) -> tuple[bytes, bytes]:
-        """Return a delivery id, and the request that carries it."""
+        """Return a delivery id, and the request with it."""
         self._sent += 1
         identity = b"%08x%b" % (self._sent, self._rest)
         return identity, b"%b%b%b" % (self._head, identity, self._tail)

@@ -1,14 +1,14 @@
-"""`python -m benchmarks.scaling`: what an event costs each process, with one and two of each role, and what follows.
+"""`python -m benchmarks.scaling`: the cost of an event in each process, with one and two of each role, and a model.
 
-Ingresses and routers are processes of their own, on one Kafka node. Where all of them share a few cores, more of them
-don't get more done, and the clock tells nothing of scaling; the system's account of each process does. The loads:
+Ingresses and routers are separate processes, on one Kafka node. If all of them share a few cores, more of them don't
+get more done, so wall time says nothing about scaling; CPU time of each process does. The loads:
 
     burst     as fast as ingresses acknowledge and routers deliver
-    fan-out   the same with four deliveries an event: what a delivery costs, and what only the event
-    paced     a steady rate, with little to batch: what an ordinary hour costs
-    idle      nothing comes
+    fan-out   the same with four deliveries per event: the cost of a delivery, and of the event alone
+    paced     a steady rate, with little to batch: the cost of an ordinary hour
+    idle      no events
 
-From these `fleet_for` counts the fleet for a rate, by the arithmetic that docs/scaling.md explains.
+From these `fleet_for` sizes the fleet for a rate, with the model in docs/scaling.md.
 """
 
 import argparse
@@ -43,21 +43,21 @@ FAN_OUT = 4
 TICK = 0.01
 """Seconds between the small bursts of a steady rate."""
 UTILISATION = 0.6
-"""How busy a core may be on average: the rest is for peaks, a zone that fails and a rolling upgrade."""
+"""Target utilisation of a core: the rest is for peaks, a failed zone and a rolling upgrade."""
 REPLICAS = 3
 PARTITION_RATE = 2_000
-"""Events a second of one partition that are planned with: a quarter of what one process delivers."""
+"""Planned events per second and partition: a quarter of what one process delivers."""
 JOINED = 5.0
-"""Seconds after a start within which each router has its partitions: a heartbeat, and a moment."""
+"""Seconds until each router has its partitions after a start: a heartbeat, and some margin."""
 SETTLE = 2.0
-"""Seconds after the last event: the commit, and what is done for connections that nobody uses."""
+"""Seconds after the last event, for the commit and the cleanup of idle connections."""
 
 Roles = Mapping[str, Sequence[MeasuredProcess]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much is done."""
+    """The size of a run."""
 
     events: int
     rate: int
@@ -70,38 +70,38 @@ QUICK = Size(events=6_000, rate=500, seconds=4.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What a load took: microseconds of processor time an event (idle: a second), by role, the broker and ourselves."""
+    """The result of a load: CPU time in µs per event (idle: per second), by role, with the broker and this process."""
 
     load: str
     processes: int
     rate: float
-    """Events a second."""
+    """Events per second."""
     cpu: Mapping[str, float]
-    """Of all processes of a role together; "kafka" is the broker, "bench" the sender and the destination."""
+    """Per role, all of its processes together; "kafka" is the broker, "bench" the sender and the destination."""
     busy: float
-    """The part of all cores that these had."""
+    """The share of all cores that they used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What the model counts with: microseconds of processor time, and bytes."""
+    """The inputs of the model: CPU time in µs, and bytes."""
 
     ingress: float
-    """An event."""
+    """Per event."""
     event: float
-    """An event, at the router, before its deliveries."""
+    """Per event at the router, without its deliveries."""
     delivery: float
     idle: float
-    """A second of a router in which nothing comes: fetches that wait, and commits."""
+    """Per second of an idle router: long polls and commits."""
     kafka: float
-    """An event, at the brokers, for one replica."""
+    """Per event at the brokers, for one replica."""
     record: int
-    """An event's record, before compression."""
+    """Per record of an event, before compression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What a rate asks for. Cores are counted at `UTILISATION`; one process makes use of one."""
+    """The fleet for a rate. Cores are counted at `UTILISATION`; one process uses one."""
 
     rate: float
     fan_out: float
@@ -110,16 +110,16 @@ class Fleet:
     kafka_cores: int
     partitions: int
     megabytes_in: float
-    """A second, from senders, and the same to the brokers before compression and replication."""
+    """Per second from senders, and the same to the brokers before compression and replication."""
     megabytes_out: float
-    """A second, to destinations."""
+    """Per second to destinations."""
 
 
 def fleet_for(costs: Costs, *, rate: float, fan_out: float) -> Fleet:
-    """Count the processes for so many events a second, of so many deliveries each.
+    """Return the fleet for a rate of events, with a number of deliveries each.
 
-    Processes share nothing but the log, so that cores add up: rate x cost. What isn't in it: destinations that are
-    slow (attempts under way cost memory, not time), retries (another delivery and two more records each).
+    Processes share only the log, so cores add up: rate x cost. Not included: slow destinations (attempts in flight cost
+    memory, not CPU time), and retries (another delivery and two more records each).
     """
     usable = 1e6 * UTILISATION
     routers = math.ceil(rate * (costs.event + fan_out * costs.delivery) / (usable - costs.idle))
@@ -130,7 +130,7 @@ def fleet_for(costs: Costs, *, rate: float, fan_out: float) -> Fleet:
         ingresses=math.ceil(rate * costs.ingress / usable),
         routers=routers,
         kafka_cores=math.ceil(rate * costs.kafka * REPLICAS / usable),
-        # Several of each router, so that they can be shared out evenly, and none with too much for one router.
+        # Several partitions per router, so they can be spread evenly, and none is too busy for one router.
         partitions=max(2 * routers, math.ceil(rate / PARTITION_RATE)),
         megabytes_in=megabytes,
         megabytes_out=megabytes * fan_out,
@@ -138,7 +138,7 @@ def fleet_for(costs: Costs, *, rate: float, fan_out: float) -> Fleet:
 
 
 class Scaling:
-    """One run on one broker; the sender and the destination are this process."""
+    """One run on one broker; this process is the sender and the destination."""
 
     def __init__(self, size: Size, folder: Path, servers: str, broker: int | None) -> None:
         self._size = size
@@ -171,7 +171,7 @@ class Scaling:
     async def _start_all(
         self, stack: AsyncExitStack, prefix: str, processes: int, fan_out: int = 1
     ) -> tuple[Roles, list[Sender]]:
-        """Start so many of both roles; return when they are warm, and the routers have shared the partitions out."""
+        """Start `count` processes of both roles; return when they are warm, and each router has its partitions."""
         routers = await self._start(stack, "router", prefix, processes, fan_out)
         ingresses = await self._start(stack, "ingress", prefix, processes, fan_out)
         senders = [Sender(ingress.port) for ingress in ingresses]
@@ -194,7 +194,7 @@ class Scaling:
         rate: float | None = None,
         fan_out: int = 1,
     ) -> Spent:
-        """Send events, at a rate or as fast as they are taken, and wait until all are delivered."""
+        """Send events, at a rate or as fast as possible, and wait until all are delivered."""
         target = self._destination.received + events * fan_out
         with self._metered(name, roles, events) as spent:
             if rate is None:
@@ -230,7 +230,7 @@ class Scaling:
 
     @contextmanager
     def _metered(self, load: str, roles: Roles, events: float) -> Iterator[list[Spent]]:
-        """Measure what is done within; the list holds it afterwards."""
+        """Measure the block; the yielded list has the result afterwards."""
         spent: list[Spent] = []
         before, began = self._cpu(roles), time.monotonic()
         yield spent
@@ -255,7 +255,7 @@ class Scaling:
         return cpu
 
     async def _record_size(self, prefix: str) -> int:
-        """Return the bytes of an event's record as the producer is given it."""
+        """Return the size in bytes of an event's record, as given to the producer."""
         log = await KafkaLog.open(self._servers)
         try:
             topic = Topics(prefix).events("github")
@@ -270,7 +270,7 @@ class Scaling:
         raise RuntimeError(f"{topic}: expected a record, got none")
 
     def _costs(self, spent: Sequence[Spent], record: int) -> Costs:
-        """Count with busy processes, as those of a large fleet are: with the dearer of one and two of them."""
+        """Return the costs of busy processes, like those of a large fleet: the higher ones of one and two of each."""
 
         def dearest(load: str, name: str) -> float:
             return max(
@@ -294,7 +294,7 @@ class Scaling:
 
 
 async def _pace(senders: Sequence[Sender], *, rate: float, count: int) -> None:
-    """Send at a rate, in turn to each; what isn't answered in time makes it slower."""
+    """Send at a rate, to each in turn; slow responses reduce it."""
     began, sent, turn = time.monotonic(), 0, 0
     while sent < count:
         due = min(count, int((time.monotonic() - began) * rate)) - sent

@@ -1,7 +1,7 @@
 """The sender and the destination, both in the benchmark's own process and as lean as Python allows.
 
-Together they take about 25 µs an event, a small part of what the processes take, so that on two cores a process and
-not they set the pace.
+Together they take about 25 µs per event, a small part of the measured processes' cost, so on two cores the pace is that
+of the measured process.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 
 class _Messages(asyncio.Protocol, ABC):
-    """Cuts what comes in into HTTP messages with a Content-Length, one at a time, as both sides here send them."""
+    """Splits the input into HTTP messages with a Content-Length, as both sides here send them."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
@@ -53,11 +53,11 @@ class _Messages(asyncio.Protocol, ABC):
 
     @abstractmethod
     def complete(self, message: bytes) -> None:
-        """Take a whole message."""
+        """Handle a complete message."""
 
 
 class Destination:
-    """Answers 200 at once and counts. With `keeps_times` it notes when the first byte of each event came."""
+    """Responds with 200 at once, and counts. With `keeps_times` it records when each event's first byte arrived."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -75,7 +75,7 @@ class Destination:
         return port
 
     async def wait_for(self, count: int) -> None:
-        """Return when it has received as many in all. Raises TimeoutError when nothing comes for a minute."""
+        """Wait until it has received that many in total. Raises TimeoutError if nothing arrives for a minute."""
         while self.received < count:
             self._wanted = count
             self._reached.clear()
@@ -111,7 +111,7 @@ class _Receiver(_Messages):
 
 
 class Sender:
-    """Keep-alive connections to one server, each with one request under way."""
+    """Keep-alive connections to one server, each with one request in flight."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -121,7 +121,7 @@ class Sender:
         self._unanswered = 0
         self._answered: asyncio.Future[None]
         self.times: dict[bytes, float] = {}
-        """When the answer to each event of `drip` came."""
+        """When the response to each event of `drip` arrived."""
 
     async def connect(self, connections: int) -> None:
         loop = asyncio.get_running_loop()
@@ -130,9 +130,9 @@ class Sender:
             self._connections.append(connection)
 
     async def burst(self, count: int) -> float:
-        """Send as fast as the answers come; return the seconds from the first request to the last answer.
+        """Send as fast as responses arrive; return the seconds from the first request to the last response.
 
-        Raises RuntimeError for an answer that isn't a 2xx.
+        Raises RuntimeError for a response that isn't a 2xx.
         """
         began = time.monotonic()
         self._answered = asyncio.get_running_loop().create_future()
@@ -160,14 +160,14 @@ class Sender:
             connection.close()
 
     def refill(self, connection: "_Sending") -> None:
-        """Give a connection its next request, if there is one."""
+        """Send the next request on a connection, if there is one."""
         if self._left:
             self._left -= 1
             connection.identity, request = self._pushes.next()
             connection.send(request)
 
     def answered(self, connection: "_Sending", answer: bytes) -> None:
-        """Take an answer in."""
+        """Handle a response."""
         if self._answered.done():
             return
         if not answer.startswith(b"HTTP/1.1 2"):

@@ -1,7 +1,7 @@
 """The dashboards, described once: `python -m deploy.grafana.boards` writes dashboards/*.json from here.
 
-A panel names its queries, its unit, what it shows, and the alert whose section of docs/runbooks.md tells what to do.
-Tests and deploy/grafana/plot.py run the same queries; `Query.at` fills in what Grafana would.
+A panel names its queries, its unit, what it shows, and the alert whose section of docs/runbooks.md says what to do.
+Tests and deploy/grafana/plot.py run the same queries; `Query.at` replaces variables as Grafana does.
 """
 # ruff: noqa: INP001, T201 - a script beside what it writes
 
@@ -14,13 +14,13 @@ from typing import Any
 
 DASHBOARDS = Path(__file__).parent / "dashboards"
 RUNBOOKS = "docs/runbooks.md"
-"""Where links to the runbooks lead: the value of the constant `runbooks` of each dashboard."""
+"""The target of links to the runbooks: the value of the constant `runbooks` in each dashboard."""
 SCHEMA_VERSION = 39  # Grafana 10.3 and newer read it as it is.
 COLUMNS = 24
 WIDTH, HEIGHT = 8, 8
 STAT_WIDTH, STAT_HEIGHT = 4, 4
 NAMESPACE = 'namespace=~"$namespace"'
-"""Tells one gateway from another, as in the alerts. Outside of Kubernetes series have none, which is any, too."""
+"""Distinguishes gateways, as in the alerts. Outside of Kubernetes series have no namespace, which also matches."""
 OF_INSTANCE = 'job=~"$job", instance=~"$instance"'
 OLDEST_GENERATION = 'generation="2"'
 
@@ -33,14 +33,14 @@ class Query:
     legend: str
 
     def at(self, *, rate_interval: str, variables: Mapping[str, str] | None = None) -> str:
-        """Return it as Prometheus takes it; a variable that isn't given is any value."""
+        """Return the query for Prometheus; a missing variable matches any value."""
         expr = self.expr.replace("$__rate_interval", rate_interval)
         return re.sub(r"\$(\w+)", lambda found: (variables or {}).get(found[1], ".*"), expr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """A graph, or with `is_number` the last value alone. `unit` is one of Grafana's, `alert` whose runbook it has."""
+    """A graph, or with `is_number` only the last value. `unit` is one of Grafana's; `alert` names its runbook."""
 
     title: str
     text: str
@@ -52,13 +52,13 @@ class Panel:
 
     @property
     def runbook(self) -> str:
-        """The anchor of its section."""
+        """The anchor of its runbook section."""
         return self.alert.lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """A dashboard. `variables` are label names, each with the metric whose values of it are offered.
+    """A dashboard. `variables` are label names, each with the metric that supplies its values.
 
     Each dashboard has `namespace` before them.
     """
@@ -87,12 +87,12 @@ def number(title: str, unit: str, alert: str, text: str, expr: str) -> Panel:
 
 
 def of(metric: str, where: str = "") -> str:
-    """Return the series of a metric that belong to the gateways that are looked at."""
+    """Return the selector of a metric for the selected gateways."""
     return f"{metric}{{{NAMESPACE}{where and ', '}{where}}}"
 
 
 def of_process(expr: str) -> str:
-    """Return what is ours of series that every exporter has by the same names: they are found by one of our own."""
+    """Return our series of a metric that every exporter has: those with the labels of one of our own metrics."""
     return f"{expr} and on (namespace, job, instance) {of('gateway_build_info', OF_INSTANCE)}"
 
 
@@ -594,7 +594,7 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 def dashboard(board: Board) -> dict[str, Any]:
-    """Return what Grafana loads.
+    """Return the JSON model for Grafana.
 
     https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/
     """

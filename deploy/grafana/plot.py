@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["matplotlib>=3.9"]
 # ///
-"""Draw the dashboards from a running Prometheus, by the queries of boards.py: for documents, where no Grafana runs.
+"""Draw the dashboards from a running Prometheus with the queries of boards.py, for documents.
 
 make stack
 uv run deploy/grafana/plot.py --prometheus http://127.0.0.1:9090 --minutes 5 docs/images
@@ -32,10 +32,10 @@ from deploy.grafana.boards import BOARDS, Board, Panel
 
 POINTS = 150
 SERIES = 6
-"""Of a panel, the largest ones: more can't be told apart."""
+"""Maximum series per panel, the largest ones: more couldn't be distinguished."""
 GAP = 10.0
 ROOM = 1.45
-"""Of the highest value, so that the legend is above the lines."""
+"""Height of the graph relative to the highest value: leaves room for the legend."""
 COLUMNS = 3
 INK, PAPER, LINES = "#33383d", "#ffffff", "#e3e6e8"
 FORMATS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def _draw_panel(axes: Axes, panel: Panel, prometheus: str, minutes: float) -> No
     ]
     lines.sort(key=lambda line: -max(value for _, value in line[1]))
     for label, points in lines[:SERIES]:
-        # Where a series wasn't there for a while, there is no line either.
+        # While a series is missing, there is no line.
         times, values = [points[0][0]], [points[0][1]]
         for (before, _), (at, value) in pairwise(points):
             if at - before > GAP:

@@ -1,11 +1,11 @@
-"""Copy what the gateway needs to run, and nothing else, into a folder that becomes the image's file system.
+"""Copy only what the gateway needs to run into a folder that becomes the image's file system.
 
     python assemble.py --environment /opt/gateway --bom environment.json /image
 
-These are: Python with its standard library, the virtual environment, the shared libraries that either loads, the
-certificates of the well-known authorities, and a user without rights. No shell, no package manager, no pip. Beside them
-a bill of materials in CycloneDX's form: `--bom`, which tells of the environment's distributions, with Python and the
-system's libraries added.
+That is: Python with its standard library, the virtual environment, the shared libraries that either loads, the
+certificates of public authorities, and an unprivileged user. No shell, no package manager, no pip. In
+addition an SBOM (CycloneDX): `--bom`, which lists the environment's distributions, plus Python and the system's
+libraries.
 """
 # ruff: noqa: INP001, S603, S607 - a script that runs while an image is built, and starts that image's own programs
 
@@ -58,7 +58,7 @@ UNCOMPILED = re.compile(r"/site-packages/pygments/")
 FILES = {
     "etc/passwd": f"root:x:0:0:root:/:/none\ngateway:x:{UID}:{UID}:gateway:/{HOME}:/none\n",
     "etc/group": f"root:x:0:\ngateway:x:{UID}:\n",
-    # Without it glibc asks the name servers first, and /etc/hosts only where there are none.
+    # Without it glibc queries the name servers first, and reads /etc/hosts only if there are none.
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     # Where the official images of Python have its library; the system's own folders need no mention.
     "etc/ld.so.conf": "/usr/local/lib\n",
@@ -86,7 +86,7 @@ def main() -> None:
     _make_folder(root, "tmp", mode=0o1777)
     _make_folder(root, HOME, mode=0o750, owner=UID)
     _compile(root)
-    # Last: what is told is what is there.
+    # Last, so that it lists what is there.
     bom = json.loads(options.bom.read_text())
     bom["components"] += [_python(), *_system_packages(root)]
     _validate(bom)
@@ -115,7 +115,7 @@ def _copy_tree(folder: Path, root: Path) -> None:
 
 
 def _copy_file(file: Path, root: Path) -> None:
-    """Copy what a path leads to, to that path: a library is looked for by the name that a link has."""
+    """Copy a path's target to that path: libraries are found by the name of a link."""
     shutil.copy2(file, _place(root, str(file)), follow_symlinks=True)
 
 
@@ -176,7 +176,7 @@ def _python() -> dict[str, Any]:
 
 
 def _system_packages(root: Path) -> list[dict[str, Any]]:
-    """Tell which of the system's packages files below `root` are from; those of no package are Python's own."""
+    """Return which system packages the files below `root` are from; those of no package are Python's own."""
     if shutil.which("dpkg-query") is None:
         return []
     files = [Path("/", file.relative_to(root)) for file in _binaries(root)]
