@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
-from gateway.engine.partition_tracker import Item, Ownership, Pending, Stage, Tracker
+from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.engine.unavailable_partitions import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
@@ -81,19 +81,19 @@ class Member(ABC):
         """Process records that were read."""
 
     @abstractmethod
-    def resume(self, item: Item, now: float) -> None:
+    def resume(self, item: PendingDelivery, now: float) -> None:
         """Continue with a delivery that has waited in memory, or whose partition has come straight back."""
 
-    def is_ownership_fresh(self, item: Item) -> bool:  # noqa: ARG002 - ordered routes use it
+    def is_ownership_fresh(self, item: PendingDelivery) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether an attempt may start now."""
         return True
 
-    def finished(self, item: Item) -> None:
+    def finished(self, item: PendingDelivery) -> None:
         """Handle a delivery that has ended, or has an acknowledged successor."""
         if not item.pending.unfinished:
             self.done(item.pending)
 
-    def halt_instead(self, item: Item, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
+    def halt_instead(self, item: PendingDelivery, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
         return False
 
@@ -138,7 +138,7 @@ class Member(ABC):
         """Apply changed rules before the next fetch."""
         self._changed.set()
 
-    def stop_reading(self) -> list[Item]:
+    def stop_reading(self) -> list[PendingDelivery]:
         """Stop reading, and return the waiting deliveries; none of them is started any more."""
         self._is_draining = True
         waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
@@ -162,7 +162,7 @@ class Member(ABC):
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Start or continue with these partitions."""
-        returning: list[Item] = []
+        returning: list[PendingDelivery] = []
         for assignment in assignments:
             partition = assignment.partition
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
@@ -228,14 +228,14 @@ class Member(ABC):
                 "records_lost", topic=partition.topic, partition=partition.number, group=self._group, count=count
             )
 
-    async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
+    async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         """Wait for attempts and appends. If a record has begun, its waiting deliveries move to a tier."""
         for item in waiting:
             if item.pending.has_begun:
                 self._dispatch.move_to_tier(item)
         await self._wait_for_busy(leaving, REVOKE_GRACE)
 
-    async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[Pending]:
+    async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[PendingRecord]:
         """Wait up to `patience` seconds until no record of these partitions is busy; return those that still are."""
         until = asyncio.get_running_loop().time() + patience
         busy = [pending for tracker in leaving for pending in tracker.pendings.values() if pending.is_busy]
@@ -342,7 +342,7 @@ class Member(ABC):
         """Whether another record may be taken into memory."""
         return self._memory_bytes < self._memory_limit
 
-    def track(self, tracker: Tracker, record: Record, now: float) -> Pending | None:
+    def track(self, tracker: Tracker, record: Record, now: float) -> PendingRecord | None:
         """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
         pending = tracker.track(record, footprint(record))
         if pending is not None:
@@ -350,12 +350,12 @@ class Member(ABC):
             self.add_memory(pending, pending.size)
         return pending
 
-    def add_memory(self, pending: Pending, size: int) -> None:
+    def add_memory(self, pending: PendingRecord, size: int) -> None:
         """Count bytes of memory for a record, until it is done."""
         pending.memory_bytes += size
         self._memory_bytes += size
 
-    def leave_to_newer_version(self, pending: Pending, error: NewerRecordError) -> None:
+    def leave_to_newer_version(self, pending: PendingRecord, error: NewerRecordError) -> None:
         """Leave a record in a newer format unfinished: no commit passes it until a newer version processes it."""
         tracker = pending.tracker
         tracker.newer.add(pending.offset)
@@ -429,7 +429,7 @@ class Member(ABC):
 
     # Progress.
 
-    def done(self, pending: Pending) -> None:
+    def done(self, pending: PendingRecord) -> None:
         """Mark a record as done."""
         self._memory_bytes -= pending.memory_bytes
         pending.tracker.finish(pending)

@@ -33,17 +33,17 @@ class Owner(Protocol):
     @property
     def has_room(self) -> bool: ...
 
-    def resume(self, item: "Item", now: float) -> None: ...
+    def resume(self, item: "PendingDelivery", now: float) -> None: ...
 
-    def is_ownership_fresh(self, item: "Item") -> bool: ...
+    def is_ownership_fresh(self, item: "PendingDelivery") -> bool: ...
 
-    def finished(self, item: "Item") -> None: ...
+    def finished(self, item: "PendingDelivery") -> None: ...
 
-    def halt_instead(self, item: "Item", end: DeadLettered) -> bool: ...
+    def halt_instead(self, item: "PendingDelivery", end: DeadLettered) -> bool: ...
 
-    def done(self, pending: "Pending") -> None: ...
+    def done(self, pending: "PendingRecord") -> None: ...
 
-    def add_memory(self, pending: "Pending", size: int) -> None: ...
+    def add_memory(self, pending: "PendingRecord", size: int) -> None: ...
 
 
 class AttemptScope:
@@ -91,7 +91,7 @@ class Stage(Enum):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Pending:
+class PendingRecord:
     """A record that was read, at `taken_at`, and isn't done: `unfinished` counts its unfinished deliveries.
 
     `size` is the memory of the record itself, `memory_bytes` includes its deliveries. With `was_source_unknown`, the
@@ -106,11 +106,11 @@ class Pending:
     memory_bytes: int = 0
     unfinished: int = 0
     was_source_unknown: bool = False
-    items: "list[Item]" = field(default_factory=list)
+    items: "list[PendingDelivery]" = field(default_factory=list)
 
-    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Note = NO_NOTE) -> "Item":
+    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Note = NO_NOTE) -> "PendingDelivery":
         """Add a delivery of this record."""
-        item = Item(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note)
+        item = PendingDelivery(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note)
         self.items.append(item)
         self.unfinished += 1
         self.tracker.owner.add_memory(self, ITEM_SIZE)
@@ -133,7 +133,7 @@ class Pending:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Item:
+class PendingDelivery:
     """A delivery in this process, from the record that it was read from to its end or its successor.
 
     `note` goes with it from record to record. `since` is when it was queued in its lane, or its attempt started.
@@ -144,7 +144,7 @@ class Item:
     """
 
     delivery: Delivery
-    pending: Pending
+    pending: PendingRecord
     size: int
     is_retry: bool
     note: Note = NO_NOTE
@@ -180,7 +180,7 @@ class Tracker:
         self.progress = Progress(assignment.commit, assignment.log_start, is_committed=assignment.is_committed)
         self.ownership = Ownership.OURS
         self.is_paused = False
-        self.pendings: dict[int, Pending] = {}
+        self.pendings: dict[int, PendingRecord] = {}
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records in a newer format: they stay unfinished."""
@@ -211,18 +211,18 @@ class Tracker:
         return self.ownership is Ownership.LOST
 
     @property
-    def waiting(self) -> list["Item"]:
+    def waiting(self) -> list["PendingDelivery"]:
         """The waiting deliveries."""
         return [item for pending in self.pendings.values() for item in pending.items if item.stage is Stage.WAITING]
 
-    def track(self, record: Record, size: int) -> Pending | None:
+    def track(self, record: Record, size: int) -> PendingRecord | None:
         """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
         offset = record.offset
         if not self.progress.received(offset):
             return None
         if offset in self.pendings:
             return None
-        pending = Pending(tracker=self, offset=offset, appended_at=record.appended_at, size=size)
+        pending = PendingRecord(tracker=self, offset=offset, appended_at=record.appended_at, size=size)
         self.pendings[offset] = pending
         return pending
 
@@ -234,12 +234,12 @@ class Tracker:
         """
         return self._first_offsets.setdefault((delivery.life, delivery.successor), offset) != offset
 
-    def finish(self, pending: Pending) -> None:
+    def finish(self, pending: PendingRecord) -> None:
         """Mark a record as done: each of its deliveries has ended or has an acknowledged successor."""
         if self.pendings.pop(pending.offset, None) is not None:
             self.progress.finished(pending.offset)
 
-    def adopt(self, old: "Tracker") -> list[Item]:
+    def adopt(self, old: "Tracker") -> list[PendingDelivery]:
         """Take over the pending and the completed records of `old`; return its waiting deliveries."""
         self.progress.merge(old.progress)
         waiting = []
@@ -266,7 +266,7 @@ class Tracker:
         pending = None if offset is None else self.pendings.get(offset)
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
 
-    def holding_back(self) -> Iterator[Item]:
+    def holding_back(self) -> Iterator[PendingDelivery]:
         """Yield the deliveries of the lowest unfinished record, which hold the commit window back."""
         offset = self.progress.lowest_unfinished()
         pending = None if offset is None else self.pendings.get(offset)

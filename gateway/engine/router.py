@@ -1,8 +1,8 @@
 """The router: matches each event once, dispatches its deliveries, and resumes retries from the tiers.
 
-    event ──────────▶ match ──▶ one Item per route and destination ──▶ dispatch ──▶ done ──▶ commit
+    event ──────────▶ match ──▶ one PendingDelivery per route and destination ──▶ dispatch ──▶ done ──▶ commit
                                      └─ of an ordered route ──▶ its topic ────────────▲
-    tier record ──▶ kept until due ──▶ its Item ─────────────────────────┘
+    tier record ──▶ kept until due ──▶ its PendingDelivery ─────────────────────────┘
 
 A record is done when each of its deliveries is; only done records are committed. If a successor can't be written, its
 record stays unfinished, the partition backs up and `gateway_oldest_pending_seconds` rises.
@@ -26,7 +26,7 @@ from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
 from gateway.engine.ordered.appender import OrderedAppender
-from gateway.engine.partition_tracker import Item, Pending, Tracker
+from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
@@ -82,7 +82,7 @@ class Router(Member):
         self._published_revisions: set[str] = set()
         self._appender = OrderedAppender(services, dispatch)
         self._ordered = services.rules().ordered
-        self._predecessors: dict[Partition, list[Pending]] = {}
+        self._predecessors: dict[Partition, list[PendingRecord]] = {}
         """Per event partition: unfinished records that weren't sent to an ordered topic, but would be if read again."""
 
     @override
@@ -211,7 +211,7 @@ class Router(Member):
         await self._log.append(self._services.topics.control, key=key, value=value, headers=[])
 
     @override
-    def resume(self, item: Item, now: float) -> None:
+    def resume(self, item: PendingDelivery, now: float) -> None:
         delivery, pending = item.delivery, item.pending
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.was_source_unknown:
@@ -299,7 +299,7 @@ class Router(Member):
 
     def _fan_out(
         self,
-        pending: Pending,
+        pending: PendingRecord,
         event: Event,
         note: Note,
         successor: int,
@@ -321,7 +321,7 @@ class Router(Member):
         if not matches:
             self._services.metrics.unrouted.labels(event.source).inc()
             self._services.metrics.unrouted_events.add(event)
-        items: list[tuple[Item, DeadLettered | None, bool]] = []
+        items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for route, error in matches:
             end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
             for name in route.destinations:
@@ -348,13 +348,13 @@ class Router(Member):
                 congested = lane if lane is not None and lane.needs_backpressure else congested
         return congested
 
-    def _append_in_order(self, item: Item, end: DeadLettered | None, origin: Origin | None) -> None:
+    def _append_in_order(self, item: PendingDelivery, end: DeadLettered | None, origin: Origin | None) -> None:
         """Send a delivery of an ordered route to its topic. If `end` is set, it ends there once it is its turn."""
         if end is not None:
             item.note = Note(reason=end.reason, detail=end.detail)
         self._appender.enqueue(item, origin, self._open_predecessors(origin))
 
-    def _open_predecessors(self, origin: Origin | None) -> list[Pending]:
+    def _open_predecessors(self, origin: Origin | None) -> list[PendingRecord]:
         """Return those of the partition's predecessors that aren't closed.
 
         An ordered delivery waits for them: appended behind it, after a crash, they would be taken for duplicates.

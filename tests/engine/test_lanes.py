@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from gateway.engine.delivery.lanes import MAX_ATTEMPTS, MAX_LEARNED_DELAY, SLOT_BUCKET, Budget, Lane
-from gateway.engine.partition_tracker import Item, Pending, Tracker
+from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
 from tests.builders import NOW, a_delivery, an_attempt
@@ -17,20 +17,20 @@ ANSWER = an_attempt(result=Result.SUCCESS, status=200, seconds=0.01)
 SILENCE = an_attempt(result=Result.TIMEOUT, seconds=10.0)
 
 
-def an_item(size: int = 1000, *, is_retry: bool = False) -> Item:
-    pending = Pending(tracker=TRACKER, offset=0, appended_at=NOW, size=size)
-    return Item(delivery=a_delivery(), pending=pending, size=size, is_retry=is_retry)
+def an_item(size: int = 1000, *, is_retry: bool = False) -> PendingDelivery:
+    pending = PendingRecord(tracker=TRACKER, offset=0, appended_at=NOW, size=size)
+    return PendingDelivery(delivery=a_delivery(), pending=pending, size=size, is_retry=is_retry)
 
 
 def a_lane(name: str = "ci", budget: Budget | None = None, *, concurrency: int = 50, rate: float | None = None) -> Lane:
     return Lane(name, budget or Budget(), concurrency=concurrency, rate=rate)
 
 
-def start(lane: Lane, count: int, now: float = NOW, *, is_retry: bool = False) -> list[Item]:
+def start(lane: Lane, count: int, now: float = NOW, *, is_retry: bool = False) -> list[PendingDelivery]:
     """Offer deliveries and start as many as may start."""
     for _ in range(count):
         lane.offer(an_item(is_retry=is_retry), now)
-    started: list[Item] = []
+    started: list[PendingDelivery] = []
     while (item := lane.take(now)) is not None:
         started.append(item)
     return started
@@ -44,7 +44,7 @@ def due(lane: Lane, now: float, *, is_retry: bool = False) -> float:
     return spill.due - lane.throttled_until
 
 
-def answered(lane: Lane, items: list[Item], now: float, attempt: Attempt = ANSWER) -> None:
+def answered(lane: Lane, items: list[PendingDelivery], now: float, attempt: Attempt = ANSWER) -> None:
     for item in items:
         lane.finished(item, attempt, now)
 

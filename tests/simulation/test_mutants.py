@@ -19,7 +19,7 @@ from gateway.engine.delivery.lanes import Budget, Lane
 from gateway.engine.group_member import Member
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.ordered.route import OrderedRoute
-from gateway.engine.partition_tracker import Item, Tracker
+from gateway.engine.partition_tracker import PendingDelivery, Tracker
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Commit, Partition
 from gateway.model import Attempt, LogUnavailableError
@@ -181,7 +181,7 @@ def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:
     """A destination that asks for silence gets the next delivery at once."""
     finished = Lane.finished
 
-    def deaf(self: Lane, item: Item, attempt: Attempt, now: float) -> None:
+    def deaf(self: Lane, item: PendingDelivery, attempt: Attempt, now: float) -> None:
         finished(self, item, replace(attempt, retry_after=None), now)
 
     patch.setattr(Lane, "finished", deaf)

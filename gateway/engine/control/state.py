@@ -31,7 +31,7 @@ from gateway.model import NewerRecordError
 class Control:
     """The commands in force, and the checkpoints of their jobs."""
 
-    def __init__(self, orders: Iterable[ControlRecord] = ()) -> None:
+    def __init__(self, records: Iterable[ControlRecord] = ()) -> None:
         self.commands: dict[str, ControlRecord] = {}
         self.resolutions = 0
         """Incremented whenever more dead letters were resolved: fewer may then be open."""
@@ -49,7 +49,7 @@ class Control:
         self._resolved = _ResolvedIndex()
         self._resolving: dict[str, ControlRecord] = {}  # key → the command as far as it is carried out
         self._last_resolutions: dict[str, int] = {}
-        for command in orders:
+        for command in records:
             self.apply(command)
 
     def take(self, key: bytes, value: bytes, offset: int = 0) -> None:

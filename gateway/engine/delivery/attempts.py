@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from gateway.client.request import Outbound, compose
-from gateway.engine.partition_tracker import AttemptScope, Item
+from gateway.engine.partition_tracker import AttemptScope, PendingDelivery
 from gateway.engine.services import Client, Services
 from gateway.model import Attempt, Event, Result
 from gateway.rules.rules import Destination, Route
@@ -20,7 +20,7 @@ class Attempts:
         self._traces = services.traces
         self._client = client
 
-    async def make(self, item: Item, route: Route, destination: Destination, now: float) -> Attempt:
+    async def make(self, item: PendingDelivery, route: Route, destination: Destination, now: float) -> Attempt:
         """Make a delivery's next attempt, which `item.scope` can cut short meanwhile.
 
         Raises ExpressionError if the request can't be rendered.
@@ -40,7 +40,7 @@ class Attempts:
         observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
         return attempt
 
-    async def _attempt(self, item: Item, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
+    async def _attempt(self, item: PendingDelivery, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
         """Make an attempt. Its start time is by the log's clock, whatever the client's is."""
         number = item.delivery.next_number
         scope = item.scope = AttemptScope()

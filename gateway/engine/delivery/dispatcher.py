@@ -2,7 +2,7 @@
 
                     ┌─ paused ──────────────────▶ parked, acknowledged ──▶ done
                     ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
-    Item ──admit────┤                                      ┌─ 2xx ───────▶ done
+    PendingDelivery ──admit────┤                                      ┌─ 2xx ───────▶ done
                     └─ lane: waiting ──▶ attempt ──────────┼─ retryable ─▶ tier, acknowledged ─▶ done
                           └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
 
@@ -27,7 +27,7 @@ from gateway.engine.delivery.holds import Holds
 from gateway.engine.delivery.lanes import Lane, Spill
 from gateway.engine.delivery.outcomes import Outcomes
 from gateway.engine.delivery.schedule import Schedule
-from gateway.engine.partition_tracker import Item, Pending, Stage
+from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage
 from gateway.engine.services import Client, Services
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Record
@@ -103,7 +103,7 @@ class Dispatcher:
 
     # Ways in.
 
-    def admit(self, item: Item, now: float) -> Lane | None:
+    def admit(self, item: PendingDelivery, now: float) -> Lane | None:
         """Send a delivery to where it can go now; return its lane if it was queued there."""
         delivery = item.delivery
         if item.end is not None:
@@ -129,7 +129,7 @@ class Dispatcher:
             self._schedule.watch_lane(lane)
         return lane
 
-    def defer_unknown(self, item: Item) -> None:
+    def defer_unknown(self, item: PendingDelivery) -> None:
         """Defer a delivery whose source, route or destination is unknown: new rules may still be being rolled out."""
         now = self._log.now()
         since = now if item.note.unknown_since is None else item.note.unknown_since
@@ -141,7 +141,7 @@ class Dispatcher:
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
 
-    def end(self, item: Item, outcome: DeadLettered | Dropped) -> None:
+    def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
             if item.pending.tracker.owner.halt_instead(item, outcome):
@@ -151,7 +151,7 @@ class Dispatcher:
             self._outcomes.ended(item, outcome, item.delivery.attempts[-1].number, self._log.now())
             self._finish(item)
 
-    def dead_letter_undecodable(self, pending: Pending, record: Record, error: UndecodableRecordError) -> None:
+    def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:
         """Dead-letter a record that can't be decoded."""
 
         async def write() -> None:
@@ -176,7 +176,7 @@ class Dispatcher:
         else:
             self._waiting_appends.append(partial(self.dead_letter_undecodable, pending, record, error))
 
-    def defer(self, item: Item, due: float, now: float) -> None:
+    def defer(self, item: PendingDelivery, due: float, now: float) -> None:
         """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
         self._outcomes.note_late(item, max(due, now))
         tracker = item.pending.tracker
@@ -191,7 +191,7 @@ class Dispatcher:
         else:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
 
-    def wait(self, item: Item, until: float) -> None:
+    def wait(self, item: PendingDelivery, until: float) -> None:
         """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
         tracker = item.pending.tracker
         if tracker.is_lost:
@@ -201,11 +201,11 @@ class Dispatcher:
         if tracker.is_live:
             self._schedule.wait(item, until)
 
-    def forget(self, item: Item) -> None:
+    def forget(self, item: PendingDelivery) -> None:
         """Finish a delivery that another record continues."""
         self._finish(item)
 
-    def move_to_tier(self, item: Item) -> None:
+    def move_to_tier(self, item: PendingDelivery) -> None:
         """Write a delivery to a tier. Otherwise the next owner would repeat its record's other deliveries."""
         if item.end is not None:
             self.end(item, item.end)
@@ -214,11 +214,11 @@ class Dispatcher:
         self._outcomes.note_late(item, max(item.delivery.due, now))
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
-    def withdraw(self, items: Iterable[Item]) -> None:
+    def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
         self._schedule.withdraw(items)
 
-    def cut_short(self, item: Item, now: float) -> None:
+    def cut_short(self, item: PendingDelivery, now: float) -> None:
         """End a delivery that holds a window back: an attempt as a timeout, a waiting one by writing it to a tier.
 
         An attempt gets at least CUT_SHORT_GRACE: most get a response within that time.
@@ -245,14 +245,14 @@ class Dispatcher:
         while (item := lane.take(now)) is not None:
             self.spawn(partial(self._attempt_in_turn, lane, item), "worker-attempts")
 
-    async def _attempt_in_turn(self, lane: Lane, item: Item | None) -> None:
+    async def _attempt_in_turn(self, lane: Lane, item: PendingDelivery | None) -> None:
         """Make attempts as long as the lane has one to start: one task makes those of many deliveries."""
         now = self._log.now()
         while item is not None:
             now = await self._attempt(lane, item, now)
             item = None if self._is_draining else lane.take(now)
 
-    async def _attempt(self, lane: Lane, item: Item, now: float) -> float:
+    async def _attempt(self, lane: Lane, item: PendingDelivery, now: float) -> float:
         """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
         delivery = item.delivery
         attempt: Attempt | None = None
@@ -297,7 +297,9 @@ class Dispatcher:
         self._act_on_verdict(item, attempt, verdict, now)
         return now
 
-    def _act_on_verdict(self, item: Item, attempt: Attempt, verdict: retry_decision.Verdict, now: float) -> None:
+    def _act_on_verdict(
+        self, item: PendingDelivery, attempt: Attempt, verdict: retry_decision.Verdict, now: float
+    ) -> None:
         """Act on the verdict on an attempt."""
         if isinstance(verdict, Delivered):
             self._outcomes.ended(item, verdict, attempt.number, now)
@@ -359,7 +361,7 @@ class Dispatcher:
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
-    def _park(self, item: Item) -> None:
+    def _park(self, item: PendingDelivery) -> None:
         name = self._control.paused_by(item.delivery.route, item.delivery.destination)
         assert name is not None
         if item.pending.tracker.owner.keeps_order:
@@ -369,7 +371,7 @@ class Dispatcher:
         item.note = Note(by=name, why=SpillReason.PAUSED)
         self._write_successor(item, self._topics.parked)
 
-    def _write_successor(self, item: Item, topic: str, end: DeadLettered | None = None) -> None:
+    def _write_successor(self, item: PendingDelivery, topic: str, end: DeadLettered | None = None) -> None:
         """Write the successor, or keep the item until the owner of its partition is known."""
         tracker = item.pending.tracker
         item.end = end
@@ -387,7 +389,7 @@ class Dispatcher:
             write = self._write if self._traces is None else partial(self._write_traced, self._traces)
             self.spawn(partial(write, item, topic, end), "worker-successor")
 
-    async def _write(self, item: Item, topic: str, end: DeadLettered | None) -> None:
+    async def _write(self, item: PendingDelivery, topic: str, end: DeadLettered | None) -> None:
         def is_wanted() -> bool:
             return not item.pending.tracker.is_lost
 
@@ -409,7 +411,9 @@ class Dispatcher:
         self._finish(item)
         self._release_append(_size_of_write(item))
 
-    async def _write_traced(self, traces: "Traces", item: Item, topic: str, end: DeadLettered | None) -> None:
+    async def _write_traced(
+        self, traces: "Traces", item: PendingDelivery, topic: str, end: DeadLettered | None
+    ) -> None:
         with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
             if end is not None:
                 span.set_attributes({"gateway.reason": end.reason})
@@ -421,7 +425,7 @@ class Dispatcher:
         while self._waiting_appends and self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
             self._waiting_appends.popleft()()
 
-    def _finish(self, item: Item) -> None:
+    def _finish(self, item: PendingDelivery) -> None:
         item.stage = Stage.ENDED
         item.pending.unfinished -= 1
         item.pending.tracker.owner.finished(item)
@@ -447,7 +451,7 @@ class Dispatcher:
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)
 
-    async def drain(self, begun: Iterable[Item], until: float) -> None:
+    async def drain(self, begun: Iterable[PendingDelivery], until: float) -> None:
         """Stop starting attempts, write the given deliveries to a tier, and wait for attempts and appends in flight.
 
         `until` is in the loop's time; what isn't finished then is left to the next owner.
@@ -491,6 +495,6 @@ class Dispatcher:
             self._under_way.discard(task)
 
 
-def _size_of_write(item: Item) -> int:
+def _size_of_write(item: PendingDelivery) -> int:
     """Return about how many bytes of memory the append of a successor takes, without the body, which is shared."""
     return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from gateway.engine.delivery.breaker import FAILURES, LEEWAY, Breaker
-from gateway.engine.partition_tracker import Item, Stage
+from gateway.engine.partition_tracker import PendingDelivery, Stage
 from gateway.model import Attempt, SpillReason, result_label
 
 MAX_WAITING = 64
@@ -60,7 +60,7 @@ MIN_THROUGHPUT = 1.0
 class Spill:
     """A delivery that the lane can't take now, and when it should be able to."""
 
-    item: Item
+    item: PendingDelivery
     reason: SpillReason
     due: float
 
@@ -86,7 +86,7 @@ class Budget:
         """Maximum concurrent attempts of a destination that hasn't proven its concurrency yet."""
         return max(2, math.ceil((self._attempts - self._under_way) / INITIAL_SHARE))
 
-    def has_room(self, item: Item, *, attempts: int, size: int, is_doubtful: bool) -> bool:
+    def has_room(self, item: PendingDelivery, *, attempts: int, size: int, is_doubtful: bool) -> bool:
         """Return whether a lane with this many attempts and bytes in flight may also start this one."""
         if item.is_retry and self._retries >= self._attempts // 2:
             return False
@@ -98,14 +98,14 @@ class Budget:
         free_bytes = self._size - self._bytes_under_way
         return attempts < free // FAIR_SHARE and size + item.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
 
-    def take(self, item: Item, *, is_doubtful: bool) -> None:
+    def take(self, item: PendingDelivery, *, is_doubtful: bool) -> None:
         item.is_doubtful = is_doubtful
         self._under_way += 1
         self._retries += item.is_retry
         self._doubtful += is_doubtful
         self._bytes_under_way += item.size
 
-    def give_back(self, item: Item) -> None:
+    def give_back(self, item: PendingDelivery) -> None:
         self._under_way -= 1
         self._retries -= item.is_retry
         self._doubtful -= item.is_doubtful
@@ -149,7 +149,7 @@ class Lane:
         self.throttled_until = 0.0
         self._throttled_at = 0.0
         self._budget = budget
-        self._waiting: deque[Item] = deque()
+        self._waiting: deque[PendingDelivery] = deque()
         self._waiting_bytes = 0
         self._in_flight_bytes = 0
         self._seconds = 0.05  # of an attempt, smoothed; the initial value hardly matters
@@ -209,7 +209,7 @@ class Lane:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def offer(self, item: Item, now: float) -> Spill | None:
+    def offer(self, item: PendingDelivery, now: float) -> Spill | None:
         """Queue a delivery, or return a spill that says when to offer it again."""
         if self._is_breaker_blocking(now):
             return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._slot(self.breaker.retry_at(now), now))
@@ -241,7 +241,7 @@ class Lane:
         """
         self._slow_until = math.inf if self.in_flight else now + MAX_WAIT
 
-    def take(self, now: float) -> Item | None:
+    def take(self, now: float) -> PendingDelivery | None:
         """Remove and return the delivery to attempt now, if one may start; `finished` or `cancelled` must follow."""
         if not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
@@ -271,7 +271,7 @@ class Lane:
         self.breaker.started(now)
         return item
 
-    def finished(self, item: Item, attempt: Attempt, now: float) -> None:
+    def finished(self, item: PendingDelivery, attempt: Attempt, now: float) -> None:
         """Release the attempt's capacity and learn from the result: breaker, throttle, pace."""
         peak = self._peak
         self._release(item)
@@ -296,7 +296,7 @@ class Lane:
         if attempt.retry_after and not (self._is_throttled(now) and now + attempt.retry_after < self.throttled_until):
             self.throttled_until, self._throttled_at = now + attempt.retry_after, now
 
-    def cancelled(self, item: Item, now: float) -> None:
+    def cancelled(self, item: PendingDelivery, now: float) -> None:
         """Release the capacity of an attempt that ended without a result."""
         self._release(item)
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
@@ -394,7 +394,7 @@ class Lane:
         item = self._waiting.popleft()
         self._waiting_bytes -= item.size
 
-    def _release(self, item: Item) -> None:
+    def _release(self, item: PendingDelivery) -> None:
         self._budget.give_back(item)
         self.in_flight -= 1
         self._in_flight_bytes -= item.size

@@ -1,7 +1,7 @@
 """The ends of deliveries, counted and logged, and which of them are late."""
 
 from gateway.engine.delivery.attempts import observe
-from gateway.engine.partition_tracker import Item
+from gateway.engine.partition_tracker import PendingDelivery
 from gateway.engine.services import Services
 from gateway.model import DeadLettered, DeadReason, Delivered, Delivery, Outcome
 
@@ -21,7 +21,7 @@ class Outcomes:
         self._metrics = services.metrics
         self._logger = services.logger
 
-    def ended(self, item: Item, outcome: Outcome, attempts: int, now: float) -> None:
+    def ended(self, item: PendingDelivery, outcome: Outcome, attempts: int, now: float) -> None:
         """Count and log an end."""
         delivery = item.delivery
         event = delivery.event
@@ -56,7 +56,7 @@ class Outcomes:
             **detail,
         )
 
-    def note_late(self, item: Item, at: float) -> None:
+    def note_late(self, item: PendingDelivery, at: float) -> None:
         """Count a delivery as late, once, given a time at which it hasn't ended or won't have."""
         if not item.is_late and is_late(item.delivery, at):
             item.is_late = True

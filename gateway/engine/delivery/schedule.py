@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.lanes import Budget, Lane
-from gateway.engine.partition_tracker import Item
+from gateway.engine.partition_tracker import PendingDelivery
 from gateway.rules.rules import Destination, Rules
 
 TICK = 0.05
@@ -33,7 +33,7 @@ class Schedule:
         self._used: dict[str, Destination] = {}  # the definition that each lane was last set up with
         self._share = 1.0
         self._kicks_applied = 0
-        self._soon: list[tuple[float, int, Item]] = []  # heap of deliveries that are due within seconds
+        self._soon: list[tuple[float, int, PendingDelivery]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
 
     # Lanes.
@@ -103,12 +103,12 @@ class Schedule:
 
     # Until a time.
 
-    def wait(self, item: Item, until: float) -> None:
+    def wait(self, item: PendingDelivery, until: float) -> None:
         """Keep a delivery until a time."""
         self._soon_count += 1
         heapq.heappush(self._soon, (until, self._soon_count, item))
 
-    def pop_due(self, now: float) -> Item | None:
+    def pop_due(self, now: float) -> PendingDelivery | None:
         """Remove and return the delivery that is due first, if one is due."""
         return heapq.heappop(self._soon)[2] if self._soon and self._soon[0][0] <= now else None
 
@@ -124,7 +124,7 @@ class Schedule:
             return IDLE_TICK
         return max(0.001, min(IDLE_TICK, self._soon[0][0] - now))
 
-    def withdraw(self, items: Iterable[Item]) -> None:
+    def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from where they wait; others are ignored."""
         gone = {id(item): item.delivery.destination for item in items}
         for name in set(gone.values()) & self._lanes.keys():

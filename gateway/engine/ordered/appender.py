@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.engine.delivery.dispatcher import Dispatcher
-from gateway.engine.partition_tracker import Item, Pending
+from gateway.engine.partition_tracker import PendingDelivery, PendingRecord
 from gateway.engine.services import Services
 from gateway.engine.successor_writer import FIRST_PAUSE, LONGEST_PAUSE
 from gateway.log.base import NewRecord, Partition, partition_of
@@ -33,9 +33,9 @@ POLL_INTERVAL = 0.05
 class _Entry:
     """A delivery to append, once the records that it `waits_for`, of its partition of events, are closed."""
 
-    item: Item
+    item: PendingDelivery
     origin: Origin | None
-    waits_for: Sequence[Pending]
+    waits_for: Sequence[PendingRecord]
 
     @property
     def may_be_appended(self) -> bool:
@@ -67,7 +67,7 @@ class OrderedAppender:
         self._unassigned: dict[str, deque[_Entry]] = {}
         self._log_throttle = LogThrottle()
 
-    def enqueue(self, item: Item, origin: Origin | None, waits_for: Sequence[Pending] = ()) -> None:
+    def enqueue(self, item: PendingDelivery, origin: Origin | None, waits_for: Sequence[PendingRecord] = ()) -> None:
         """Enqueue a delivery. Without an `origin` it isn't ordered any more, and waits for nothing."""
         item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
         topic = self._services.topics.ordered(item.delivery.route, item.delivery.destination)

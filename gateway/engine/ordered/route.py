@@ -21,7 +21,7 @@ from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
-from gateway.engine.partition_tracker import Item, Pending, Stage, Tracker
+from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery, order_key, origin_of
@@ -88,8 +88,8 @@ class OrderedRoute(Member):
         self._unknown_since: float | None = None
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
-        self._queues: dict[tuple[Partition, str], deque[Item]] = {}
-        self._ready: list[Item] = []
+        self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
+        self._ready: list[PendingDelivery] = []
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
         self._halted_at: dict[Occurrence, float] = {}  # when `key_halted` was logged
@@ -179,7 +179,7 @@ class OrderedRoute(Member):
         else:
             self._enqueue(pending, content)
 
-    def _enqueue(self, pending: Pending, stored: StoredDelivery) -> None:
+    def _enqueue(self, pending: PendingRecord, stored: StoredDelivery) -> None:
         item = pending.add(stored.delivery)
         item.stage = Stage.WAITING
         if stored.note.reason:
@@ -197,14 +197,14 @@ class OrderedRoute(Member):
                 return True, end
         return False, None
 
-    def _begin_head(self, item: Item) -> None:
+    def _begin_head(self, item: PendingDelivery) -> None:
         known = self._key_states.pop(item.delivery.occurrence, None)
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
             item.end = known.end or item.end
         self._make_ready(item)
 
-    def _make_ready(self, item: Item) -> None:
+    def _make_ready(self, item: PendingDelivery) -> None:
         item.stage = Stage.WAITING
         self._ready.append(item)
         self._woken.set()
@@ -241,15 +241,15 @@ class OrderedRoute(Member):
                         self._dispatch.admit(item, now)
 
     @override
-    def resume(self, item: Item, now: float) -> None:
+    def resume(self, item: PendingDelivery, now: float) -> None:
         self._make_ready(item)
 
     @override
-    def is_ownership_fresh(self, item: Item) -> bool:
+    def is_ownership_fresh(self, item: PendingDelivery) -> bool:
         return asyncio.get_running_loop().time() < item.ownership_checked_at + OWNERSHIP_CHECK_AGE
 
     @override
-    def finished(self, item: Item) -> None:
+    def finished(self, item: PendingDelivery) -> None:
         super().finished(item)
         self._halted_at.pop(item.delivery.occurrence, None)
         key = self._key(item)
@@ -263,7 +263,7 @@ class OrderedRoute(Member):
             del self._queues[key]
 
     @override
-    def halt_instead(self, item: Item, end: DeadLettered) -> bool:
+    def halt_instead(self, item: PendingDelivery, end: DeadLettered) -> bool:
         route = self._route()
         if end.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
@@ -286,7 +286,7 @@ class OrderedRoute(Member):
         )
         return True
 
-    def _log_released(self, item: Item, why: str) -> None:
+    def _log_released(self, item: PendingDelivery, why: str) -> None:
         """Log that a halted key continues, if it was one."""
         halted_at = self._halted_at.pop(item.delivery.occurrence, None)
         if halted_at is not None:
@@ -303,7 +303,7 @@ class OrderedRoute(Member):
     def _route(self) -> Route | None:
         return self._services.rules().routes.get(self.route)
 
-    def _key(self, item: Item) -> tuple[Partition, str]:
+    def _key(self, item: PendingDelivery) -> tuple[Partition, str]:
         return item.pending.tracker.partition, order_key(item.delivery.event)
 
     # Kicks, and gauges.
@@ -348,7 +348,7 @@ class OrderedRoute(Member):
                 self._log_released(head, "route_removed")
                 self._make_ready(head)
 
-    def _reset_for_retry(self, item: Item) -> bool:
+    def _reset_for_retry(self, item: PendingDelivery) -> bool:
         """Give a halted delivery all its attempts again. Return False if the route no longer matches its event."""
         item.delivery = replace(item.delivery, due=0.0)
         if item.end is None:
@@ -377,7 +377,7 @@ class OrderedRoute(Member):
             for head in self._failed_heads()
         ]
 
-    def _failed_heads(self) -> list[Item]:
+    def _failed_heads(self) -> list[PendingDelivery]:
         return [head for head, *_ in self._queues.values() if head.end is not None or head.delivery.attempts]
 
     def _set_gauges(self) -> None:
@@ -411,7 +411,7 @@ class OrderedRoute(Member):
     # Revocation.
 
     @override
-    async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[Item]) -> None:
+    async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         busy = await self._wait_for_busy(leaving, REVOKE_GRACE)
         now = self._log.now()
         for pending in busy:
