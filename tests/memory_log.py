@@ -17,6 +17,7 @@ from zlib import crc32
 
 from gateway.log.base import (
     ALL,
+    NO_TOPIC,
     Assignment,
     Batch,
     Commit,
@@ -385,7 +386,7 @@ class MemoryConsumer:
         return {p: segments[p].end - at for p, at in self._positions.items() if p in segments.keys() - self.unread()}
 
     def unread(self) -> Mapping[Partition, str]:
-        gone = {Partition(topic, ALL): "no such topic" for topic in self.topics if topic not in self._state.specs}
+        gone = {Partition(topic, ALL): NO_TOPIC for topic in self.topics if topic not in self._state.specs}
         mine = self._state.leaderless.intersection([*self._positions, *self._waiting])
         return dict.fromkeys(mine, "no leader") | gone
 

@@ -31,6 +31,9 @@ ALL = -1
 NO_APPENDS = "takes no appends"
 """Prefix of the reason for which a readable partition is unusable."""
 
+NO_TOPIC = "no such topic"
+"""The reason why nothing of a topic can be read or appended that doesn't exist."""
+
 
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the number of the partition for a key, given the number of partitions."""
@@ -218,8 +221,8 @@ class Log(Protocol):
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> Consumer:
         """Join a group (or, with None, read every partition from its start, without commits).
 
-        A member reads the partitions that can be read, and the others as soon as they can. Without a group, all of them
-        have to be readable.
+        A member reads the partitions that can be read, and the others as soon as they can, also those of a topic that
+        doesn't exist yet. Without a group, all of them have to be readable.
         """
 
     def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:

@@ -21,7 +21,19 @@ from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutE
 from typing_extensions import override
 
 from dev.kafka import Broker, Cluster
-from gateway.log.base import Assignment, Batch, Commit, Consumer, NewRecord, Partition, Record, TopicSpec, partition_of
+from gateway.log.base import (
+    ALL,
+    NO_TOPIC,
+    Assignment,
+    Batch,
+    Commit,
+    Consumer,
+    NewRecord,
+    Partition,
+    Record,
+    TopicSpec,
+    partition_of,
+)
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import MIN_REFUSAL_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
@@ -904,6 +916,30 @@ async def test_a_topic_that_is_made_again_is_read_within_seconds(kafka: str, log
         assert {record.value for record in await fetch(consumer, 2)} == {b"2", b"kept"}
         assert monotonic() - began < 2 * METADATA_AGE
     await consumer.close()
+
+
+async def test_a_member_reads_what_is_there_and_the_rest_once_it_is_made(log: KafkaLog) -> None:
+    there, missing, group = await make_topic(log), f"t{uuid4().hex}", f"g{uuid4().hex}"
+    await append(log, there, b"0")
+    consumer = await log.consume(group=group, topics=[missing, there], listener=Owner())
+    alone = await log.consume(group=f"{group}-alone", topics=[missing], listener=(owner := Owner()))
+    assert [record.value for record in await fetch(consumer, 1)] == [b"0"]
+    await fetch_until(alone, lambda: "assigned" in owner.told)
+    assert consumer.unread() == alone.unread() == {Partition(missing, ALL): NO_TOPIC}
+    assert missing not in await log.topics()
+    await log.create([TopicSpec(name=missing, partitions=1, retention=3600.0)])
+    began = monotonic()
+    await append(log, missing, b"1")
+    for each in (consumer, alone):
+        while b"1" not in [record.value for record in await fetch(each, 1)]:
+            assert monotonic() - began < 2 * METADATA_AGE
+        assert each.unread() == {}
+        await each.close()
+
+
+async def test_who_reads_all_of_a_topic_waits_for_it_as_for_a_log_that_is_away(log: KafkaLog) -> None:
+    with pytest.raises(LogUnavailableError, match="expected a topic of the cluster, got none of this name"):
+        await log.consume(group=None, topics=[f"t{uuid4().hex}"], listener=Owner())
 
 
 async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: str, log: KafkaLog) -> None:

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError
 
-from gateway.log.base import ALL, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
+from gateway.log.base import ALL, NO_TOPIC, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
@@ -178,7 +178,7 @@ class KafkaConsumer:
                 if self._loop.time() > self._unjoined_since + JOIN_GRACE:
                     unread[Partition(topic, ALL)] = "the group can't be joined"
             elif numbers is None:
-                unread[Partition(topic, ALL)] = "no such topic"
+                unread[Partition(topic, ALL)] = NO_TOPIC
             elif self._group is None:
                 for number in numbers - {partition.number for partition in self._next if partition.topic == topic}:
                     unread[Partition(topic, number)] = "added after the start; not read yet"

@@ -27,7 +27,7 @@ from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_s
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import message_of, translated_errors
 from gateway.log.kafka.topic_settings import retention_of
-from gateway.model import LogUnavailableError, UsageError
+from gateway.model import LogUnavailableError
 
 APPEND_TIMEOUT = 5.0
 CLIENT_ID = "gateway"  # The default, such as for the command line.
@@ -91,11 +91,15 @@ class KafkaLog:
         return await self._appender.append_in_order(partition, records)
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
-        """Join a group, or read everything. Raises UsageError for a topic that doesn't exist."""
+        """Join a group, or read everything.
+
+        Raises UsageError for a topic that may not be read; without a group, LogUnavailableError for one that doesn't
+        exist.
+        """
         described = await self._cluster.describe(topics)
-        for topic in topics:
+        for topic in topics if group is None else ():
             if topic not in described:
-                raise UsageError(f"{topic}: expected a topic of the cluster, got none of this name")
+                raise LogUnavailableError(f"{topic}: expected a topic of the cluster, got none of this name")
         if group is not None and self._connection.client_id != CLIENT_ID and group not in self._evicted_groups:
             # Once: later members with our client id are this process's own.
             self._evicted_groups.add(group)
