@@ -17,7 +17,13 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
-from aiokafka.errors import KafkaError, NotEnoughReplicasError, RequestTimedOutError
+from aiokafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    NotEnoughReplicasError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+)
 from typing_extensions import override
 
 from dev.kafka import Broker, Cluster
@@ -1254,12 +1260,45 @@ async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monk
         await log.ping()
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_what_a_deleted_topic_refuses_is_no_refusal_of_the_log(
+    kafka: str, log: KafkaLog, *, is_alone: bool
+) -> None:
+    """Before a producer knows of it, it says that the topic's partitions have no leader, or that time is up."""
+    topic = await make_topic(log)
+    await append(log, topic, b"0")
+    if not is_alone:
+        await append(log, other := await make_topic(log), b"0")
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+
+    async def is_gone() -> bool:
+        return topic not in await log.topics()
+
+    await until(is_gone)
+    for error in (NotLeaderForPartitionError(), KafkaTimeoutError()):
+        log._appender._failed_append(topic, error, 0)
+        await asyncio.sleep(MIN_REFUSAL_AGE)
+        await log.ping()
+        assert await log.refusing() == {}
+    if not is_alone:
+        log._appender._failed_append(other, RequestTimedOutError())
+        log._appender._failed_append(topic, NotLeaderForPartitionError(), 0)
+        await asyncio.sleep(MIN_REFUSAL_AGE)
+        with pytest.raises(LogUnavailableError, match=rf"append to {other}: .*RequestTimedOut"):
+            await log.ping()
+    await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
+    await append(log, topic, b"1")
+    await log.ping()
+
+
 async def test_whether_partitions_take_appends_is_asked_of_the_brokers(log: KafkaLog, kafka: str) -> None:
     topic, strict = await make_topic(log, partitions=2), await make_topic_by(kafka, min_insync_replicas="2")
     assert await log._cluster.accepting([topic, strict, "nowhere"]) == {
         Partition(topic, 0): True,
         Partition(topic, 1): True,
         Partition(strict, 0): True,  # of the one replica that it has
+        Partition("nowhere", ALL): False,
     }
 
 

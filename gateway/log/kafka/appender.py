@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -19,7 +19,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import RecordMetadata
 
-from gateway.log.base import NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
+from gateway.log.base import ALL, NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
@@ -152,14 +152,20 @@ class Appender:
         """Return unless appends are refused. Raises LogUnavailableError with the reason, or if no broker responds.
 
         A process that a load balancer avoids gets no appends to try. So the brokers are asked whether there are enough
-        replicas by now; they know of no other reason, so a refusal for one is forgotten after a while.
+        replicas by now; they know of no other reason, so a refusal for one is forgotten after a while. What a topic
+        refuses that doesn't exist is no refusal of the log.
         """
         refusal = self._refusal
         if refusal is None or self._loop.time() < refusal.began + MIN_REFUSAL_AGE:
             return
-        accepting = await self._cluster.accepting(self._appended_to)
+        accepting, missing = await self._accepting()
         if self._refusal is not refusal:
             return  # an append has succeeded meanwhile
+        for topic in missing:
+            refusal.reasons.pop(topic, None)
+        if not refusal.reasons:
+            self._refusal = None
+            return
         if not any(accepting.values()):
             refusal.is_explained = True
             raise LogUnavailableError(refusal.reason)
@@ -177,18 +183,27 @@ class Appender:
         if not self._refusals:
             return {}
         accepting: Mapping[Partition, bool] = {}
+        missing: Collection[str] = ()
         with contextlib.suppress(LogUnavailableError):
-            accepting = await self._cluster.accepting(self._appended_to)
+            accepting, missing = await self._accepting()
         now = self._loop.time()
         has_success = self._refusal is None or now < self._refusal.began + MIN_REFUSAL_AGE
         if not has_success and len(set(accepting.values())) <= 1:
             self._refusals.clear()
         for partition, refusal in list(self._refusals.items()):
-            if not accepting.get(partition, True):
+            if partition.topic in missing:
+                del self._refusals[partition]
+            elif not accepting.get(partition, True):
                 refusal.is_explained = True
             elif accepting if refusal.is_explained else now >= refusal.last + PARTITION_MAX_AGE:
                 del self._refusals[partition]
         return {partition: refusal.reason for partition, refusal in self._refusals.items()}
+
+    async def _accepting(self) -> tuple[Mapping[Partition, bool], Collection[str]]:
+        """Return whether appends can succeed, of each partition that had some, and which of their topics are missing."""
+        found = await self._cluster.accepting(self._appended_to)
+        missing = {partition.topic for partition in found if partition.number == ALL}
+        return {partition: accepts for partition, accepts in found.items() if partition.number != ALL}, missing
 
     async def load_metadata(self, topics: Iterable[str]) -> None:
         """Load existing topics' metadata into the producer, so that the first append to each doesn't wait for it."""
@@ -285,10 +300,10 @@ class Appender:
         if not isinstance(error, UnknownTopicOrPartitionError):  # which concerns this topic only
             if self._refusal is None:
                 self._refusal = _Refusal(began=now)
-            self._refusal.last, self._refusal.reason = now, reason
+            self._refusal.refused(topic, reason, now)
             if number is not None:
                 its = self._refusals.setdefault(Partition(topic, number), _Refusal(began=now))
-                its.last, its.reason = now, f"{NO_APPENDS}: {message_of(error)}"
+                its.refused(topic, f"{NO_APPENDS}: {message_of(error)}", now)
         return LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:
@@ -322,8 +337,20 @@ class _Refusal:
 
     began: float
     last: float = 0.0
-    reason: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By topic, the last one refused is the last."""
     is_explained: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why the last one was refused."""
+        return next(reversed(self.reasons.values()))
+
+    def refused(self, topic: str, reason: str, now: float) -> None:
+        """Add a refusal."""
+        self.last = now
+        self.reasons.pop(topic, None)
+        self.reasons[topic] = reason
 
 
 def _size(record: NewRecord) -> int:

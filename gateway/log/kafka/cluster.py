@@ -31,7 +31,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from gateway.log.base import Commit, Partition, TopicProblem, TopicSpec
+from gateway.log.base import ALL, Commit, Partition, TopicProblem, TopicSpec
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
 from gateway.log.kafka.errors import (
     FORBIDDEN,
@@ -92,7 +92,7 @@ class Cluster:
     async def accepting(self, topics: Iterable[str]) -> Mapping[Partition, bool]:
         """Return for each partition of these topics whether appends can succeed: it has a leader, and enough replicas.
 
-        Raises LogUnavailableError within 3 s.
+        A topic that doesn't exist has one entry, of the number `ALL`. Raises LogUnavailableError within 3 s.
         """
         names = sorted(set(topics))
         with translated_errors("replicas"):
@@ -106,7 +106,12 @@ class Cluster:
             for entry in entries
             if entry[0] == "min.insync.replicas"
         }
-        return {
+        missing = {
+            Partition(topic, ALL): False
+            for code, topic, *_ in metadata.topics
+            if for_code(code) is UnknownTopicOrPartitionError
+        }
+        return missing | {
             # No more replicas are required than there are.
             Partition(topic, number): leader >= 0 and len(in_sync) >= min(needed.get(topic, 1), len(replicas))
             for _, topic, _, partitions in metadata.topics
