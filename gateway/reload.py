@@ -241,7 +241,7 @@ class Reloader:
                 # The topic of a new source or ordered route is created and checked before that is served: a client's
                 # metadata request for a missing topic must not create it with the broker's defaults.
                 await log.create(sorted(added, key=attrgetter("name")))
-                await ensure_topics(log, self._settings, rules, self._logger)
+                await ensure_topics(log, self._settings, rules, self._logger, is_start=False)
         except GatewayError as error:
             await self._refuse(error, log)
             return not isinstance(error, LogUnavailableError | UsageError)

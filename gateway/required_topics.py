@@ -1,8 +1,10 @@
 """The topics that the rules require, and the check that they exist with the required configuration."""
 
+from collections.abc import Mapping
+
 from structlog.typing import FilteringBoundLogger
 
-from gateway.log.base import Log, TopicSpec
+from gateway.log.base import ALL, NO_TOPIC, Log, Partition, TopicSpec
 from gateway.log.topics import Topics
 from gateway.model import UsageError
 from gateway.rules.rules import Rules
@@ -19,21 +21,36 @@ def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
     return topics.specs(event_topics(rules, topics), rules.ordered)
 
 
-async def ensure_topics(log: Log, settings: Settings, rules: Rules, logger: FilteringBoundLogger) -> None:
+async def missing_topics(log: Log, rules: Rules, topics: Topics) -> Mapping[Partition, str]:
+    """Return the topics that the rules need and that don't exist, as what can't be read. Raises LogUnavailableError."""
+    names = {spec.name for spec in specs_of(rules, topics)}
+    return {Partition(name, ALL): NO_TOPIC for name in names - (await log.partitions(names)).keys()}
+
+
+async def ensure_topics(
+    log: Log, settings: Settings, rules: Rules, logger: FilteringBoundLogger, *, is_start: bool
+) -> None:
     """Compare the topics with their specifications. Raises UsageError for a problem that breaks a guarantee.
 
-    With `--dev`, one that can only lose events is a warning. Creates missing topics with `--dev` or an embedded log.
+    With `--dev`, one that can only lose events is a warning. So is a missing topic: its records wait, or are refused,
+    until it exists. But a process doesn't start without the control topic, since the gateway was never set up there.
+    Creates missing topics with `--dev` or an embedded log.
     """
-    specs = specs_of(rules, Topics(settings.topic_prefix))
+    topics = Topics(settings.topic_prefix)
+    specs = specs_of(rules, topics)
     if settings.dev or isinstance(settings.log, EmbeddedTarget):
         for name in await log.create(specs):
             logger.info("topic_created", topic=name)
+    problems = await log.check(specs)
+    is_set_up = not any(problem.is_missing and problem.topic == topics.control for problem in problems)
     fatal = []
-    for problem in await log.check(specs):
-        if problem.is_fatal and not (settings.dev and problem.is_tolerable):
+    for problem in problems:
+        is_borne = (settings.dev and problem.is_tolerable) or (problem.is_missing and (is_set_up or not is_start))
+        if problem.is_fatal and not is_borne:
             fatal.append(problem)
         else:
-            logger.warning("topic_misconfigured", topic=problem.topic, problem=problem.message)
+            advice = "; run `gateway topics create`" if problem.is_missing else ""
+            logger.warning("topic_misconfigured", topic=problem.topic, problem=f"{problem.message}{advice}")
     if fatal:
         lines = [f"{problem.topic}: {problem.message}" for problem in fatal]
         if any(problem.is_tolerable for problem in fatal):

@@ -36,7 +36,7 @@ from gateway.model import AddressUnavailableError, GatewayError, LogLostError, L
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import keys_status
 from gateway.reload import Reloader, freeze_garbage_collector
-from gateway.required_topics import ensure_topics
+from gateway.required_topics import ensure_topics, missing_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
@@ -49,6 +49,8 @@ PING_INTERVAL = 0.5
 PING_TIMEOUT = 5.0
 LOG_INTERVAL = 60.0
 """Seconds between log lines while the log is unavailable."""
+TOPICS_INTERVAL = 5.0
+"""Seconds between checks for missing topics."""
 LAG_INTERVAL = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
@@ -104,6 +106,7 @@ class Gateway:
         self._traces: Traces | None = None
         self._lost: LogLostError | None = None
         self._refusing: Mapping[Partition, str] = {}
+        self._missing: Mapping[Partition, str] = {}
         self._unread_here = UnreadPartitions(self._metrics, logger)  # used without a worker
         # Since when, by its clock, the log doesn't respond or refuses appends, and why.
         self._log_problem: tuple[float, str] | None = None
@@ -136,7 +139,7 @@ class Gateway:
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
             log = await open_log(settings, owner=True)
             stack.push_async_callback(log.close)
-            await ensure_topics(log, settings, self.reloader.rules, self._logger)
+            await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
             self._metrics.log_up.set(1)
             if isinstance(settings.log, KafkaTarget):
                 ends = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
@@ -167,6 +170,7 @@ class Gateway:
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
+            background.append(tasks.create_task(self._watch_topics(log), name="topics-watch"))
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
             freeze_garbage_collector()
             self._is_ready = True
@@ -218,7 +222,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
-            others=lambda: {**follower.unread(), **jobs.unread()},
+            others=lambda: {**follower.unread(), **jobs.unread(), **self._missing},
             refusing=lambda: self._refusing,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
@@ -362,7 +366,15 @@ class Gateway:
                 self._refusing = await log.refusing()
             if self._worker is None:
                 now = log.now()
-                self._unread_here.update(still_unread(self._unread_here.partitions, self._refusing, now), now)
+                found = {**self._refusing, **self._missing}
+                self._unread_here.update(still_unread(self._unread_here.partitions, found, now), now)
+
+    async def _watch_topics(self, log: Log) -> None:
+        """See which topics are missing that the rules need, also those that nobody reads or appends to just now."""
+        while True:
+            with suppress(LogUnavailableError, UsageError):
+                self._missing = await missing_topics(log, self.reloader.rules, self._topics)
+            await asyncio.sleep(TOPICS_INTERVAL)
 
     async def _watch_loop(self) -> None:
         """Measure how late the event loop runs timers."""

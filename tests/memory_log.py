@@ -29,6 +29,7 @@ from gateway.log.base import (
     RecordHeaders,
     TopicProblem,
     TopicSpec,
+    missing_problem,
 )
 from gateway.model import LogUnavailableError, RecordTooLargeError
 
@@ -304,8 +305,9 @@ class MemoryLog:
         for spec in specs:
             found = self._state.specs.get(spec.name)
             if found is None:
-                message = "expected a topic, got none"
-            elif found.retention is not None and (spec.retention is None or found.retention < spec.retention):
+                problems.append(missing_problem(spec))
+                continue
+            if found.retention is not None and (spec.retention is None or found.retention < spec.retention):
                 message = f"expected a retention of {spec.retention} s, got {found.retention} s"
             else:
                 continue

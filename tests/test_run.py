@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import structlog
@@ -9,7 +10,10 @@ from structlog.testing import capture_logs
 from typing_extensions import override
 
 from gateway.engine.unavailable_partitions import PATIENCE
-from gateway.log.base import NO_APPENDS, Partition
+from gateway.log.base import ALL, NO_APPENDS, NO_TOPIC, Partition
+from gateway.log.topics import Topics
+from gateway.required_topics import specs_of
+from gateway.rules.load import load_rules
 from gateway.run import Gateway
 from gateway.settings import Role, Settings
 from tests.memory_log import MemoryLog
@@ -33,6 +37,7 @@ class Refusing(MemoryLog):
 @pytest.fixture
 def ingress(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     monkeypatch.setattr("gateway.run.POLL_INTERVAL", 0.001)
+    monkeypatch.setattr("gateway.run.TOPICS_INTERVAL", 0.001)
     return Gateway(Settings(role=Role.INGRESS), structlog.get_logger())
 
 
@@ -55,6 +60,25 @@ async def test_an_ingress_alone_tells_of_partitions_that_refuse_what_it_appends(
         assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_available", PATIENCE)
         assert ingress._unread() == {}
         watching.cancel()
+
+
+async def test_a_topic_that_the_rules_need_and_that_is_missing_is_told_by_each_process(
+    ingress: Gateway, tmp_path: Path
+) -> None:
+    """Also one that this process doesn't append to yet, or never reads."""
+    file, log = tmp_path / "routes.yaml", MemoryLog(now=lambda: 100.0)
+    file.write_text("version: 1\nsources: {crm: {verify: {scheme: none}}}\n")
+    ingress.reloader.put_in_force(rules := await asyncio.to_thread(load_rules, file), {})
+    specs = specs_of(rules, Topics())
+    gone = {"gateway.events.crm", "gateway.dead"}
+    await log.create([spec for spec in specs if spec.name not in gone])
+    tasks = [asyncio.create_task(watch(log)) for watch in (ingress._watch_partitions, ingress._watch_topics)]
+    await until(lambda: ingress._unread() == {Partition(name, ALL): (100.0, NO_TOPIC) for name in gone})
+    assert set(ingress._metrics.partition_unread) == {(name, "all") for name in gone}
+    await log.create(specs)
+    await until(lambda: ingress._unread() == {})
+    for task in tasks:
+        task.cancel()
 
 
 async def until(holds: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from gateway.settings import Settings
 from tests.memory_log import MemoryLog
 
 LOSES = TopicProblem(topic="gateway.dead", message="retention", is_fatal=True)
+GONE = TopicProblem(topic="gateway.retry.20h", message="expected a topic, got none", is_fatal=True, is_missing=True)
+NEVER_SET_UP = replace(GONE, topic="gateway.control")
 STRANDS = TopicProblem(topic="gateway.control", message="partitions", is_fatal=True, is_tolerable=False)
 
 
@@ -50,6 +53,30 @@ def test_who_may_lose_events_is_warned_of_what_loses_them_and_of_nothing_worse(
     with capture_logs() as lines:
         expected = nullcontext() if refused is None else pytest.raises(UsageError, match=rf"\A{refused}\Z")
         with expected:
-            asyncio.run(ensure_topics(Differing(*problems), settings, rules, logger))
+            asyncio.run(ensure_topics(Differing(*problems), settings, rules, logger, is_start=True))
     warned = [line["topic"] for line in lines if line["event"] == "topic_misconfigured"]
     assert warned == (["gateway.dead"] if dev else [])
+
+
+@pytest.mark.parametrize(
+    ("problems", "is_start", "refused"),
+    [
+        ([GONE], True, None),
+        ([GONE, NEVER_SET_UP], True, r"gateway\.retry\.20h: .*\ngateway\.control: .*\nrun `gateway topics create`.*"),
+        ([GONE, NEVER_SET_UP], False, None),
+    ],
+)
+def test_a_topic_that_is_missing_is_told_and_stops_only_a_start_where_the_gateway_was_never_set_up(
+    tmp_path: Path, problems: Sequence[TopicProblem], refused: str | None, *, is_start: bool
+) -> None:
+    file = tmp_path / "routes.yaml"
+    file.write_text("version: 1\nsources: {crm: {verify: {scheme: none}}}\n")
+    settings, rules, logger = Settings(), load_rules(file), structlog.get_logger()
+    with capture_logs() as lines:
+        expected = nullcontext() if refused is None else pytest.raises(UsageError, match=rf"\A{refused}\Z")
+        with expected:
+            asyncio.run(ensure_topics(Differing(*problems), settings, rules, logger, is_start=is_start))
+    told = [] if refused is not None else [problem.topic for problem in problems]
+    warned = [line for line in lines if line["event"] == "topic_misconfigured"]
+    assert [line["topic"] for line in warned] == told
+    assert all("run `gateway topics create`" in line["problem"] for line in warned)

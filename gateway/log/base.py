@@ -186,7 +186,7 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicProblem:
-    """A topic's configuration that breaks a guarantee (`is_fatal`) or couldn't be read.
+    """A topic's configuration that breaks a guarantee (`is_fatal`) or couldn't be read, or that a topic `is_missing`.
 
     One that `is_tolerable` with `--dev` may only lose events; otherwise operators' commands wouldn't work.
     """
@@ -195,6 +195,12 @@ class TopicProblem:
     message: str
     is_fatal: bool
     is_tolerable: bool = True
+    is_missing: bool = False
+
+
+def missing_problem(spec: TopicSpec) -> TopicProblem:
+    """Return the problem of a topic that doesn't exist."""
+    return TopicProblem(topic=spec.name, message="expected a topic, got none", is_fatal=True, is_missing=True)
 
 
 class Log(Protocol):

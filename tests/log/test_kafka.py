@@ -309,15 +309,16 @@ async def test_no_question_makes_a_topic_even_where_the_broker_would(mortal: Bro
     async with opened(mortal) as log:
         with pytest.raises(LogUnavailableError, match=missing):
             await log.append(missing, key=b"k", value=b"v", headers=[])
-        with pytest.raises(UsageError, match=missing):
-            await log.consume(group="g", topics=[missing], listener=Owner())
-        with pytest.raises(UsageError, match=missing):
+        with pytest.raises(LogUnavailableError, match=missing):
             await log.consume(group=None, topics=[missing], listener=Owner())
+        consumer = await log.consume(group="g", topics=[missing], listener=(owner := Owner()))
+        await fetch_until(consumer, lambda: "assigned" in owner.told)
+        await consumer.close()
         assert [batch async for batch in log.scan(Partition(missing, 0), 0, 10)] == []
         assert await log.bounds(missing) == {}
         assert await log.committed("g", missing) == {}
         (problem,) = await log.check([TopicSpec(name=missing, partitions=1, retention=3600.0)])
-        assert problem.is_fatal
+        assert (problem.is_fatal, problem.is_missing) == (True, True)
     admin = AIOKafkaAdminClient(bootstrap_servers=mortal.address)
     await admin.start()
     assert missing not in await admin.list_topics()
@@ -1160,6 +1161,7 @@ async def test_of_a_topic_that_is_deleted_nothing_is_reported(kafka: str, log: K
     assert await log.bounds(topic) == {}
     assert await log.offsets_at(topic, 0.0) == await log.offsets_at(topic, 0.0, [0, 1]) == {}
     assert topic not in await log.topics()
+    assert await log._cluster.settings([topic]) == {}
 
 
 # Appends that are refused
@@ -1267,8 +1269,9 @@ async def test_what_a_deleted_topic_refuses_is_no_refusal_of_the_log(
     """Before a producer knows of it, it says that the topic's partitions have no leader, or that time is up."""
     topic = await make_topic(log)
     await append(log, topic, b"0")
+    other = await make_topic(log)
     if not is_alone:
-        await append(log, other := await make_topic(log), b"0")
+        await append(log, other, b"0")
     async with administering(kafka) as admin:
         await admin.delete_topics([topic])
 

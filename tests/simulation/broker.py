@@ -33,6 +33,7 @@ from gateway.log.base import (
     RecordHeaders,
     TopicProblem,
     TopicSpec,
+    missing_problem,
 )
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.model import LogUnavailableError, RecordTooLargeError
@@ -539,11 +540,7 @@ class SimulatedLog:
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
         await self._ask()
-        return [
-            TopicProblem(topic=spec.name, message="expected a topic, got none", is_fatal=True)
-            for spec in specs
-            if spec.name not in self._broker.specs
-        ]
+        return [missing_problem(spec) for spec in specs if spec.name not in self._broker.specs]
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
         await self._ask()

@@ -10,7 +10,16 @@ from typing import Any
 
 import orjson
 
-from gateway.log.base import Assignment, Commit, Partition, Record, RecordHeaders, TopicProblem, TopicSpec
+from gateway.log.base import (
+    Assignment,
+    Commit,
+    Partition,
+    Record,
+    RecordHeaders,
+    TopicProblem,
+    TopicSpec,
+    missing_problem,
+)
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
@@ -219,6 +228,7 @@ def create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[s
 
 def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[TopicProblem]:
     problems: list[tuple[str, str]] = []
+    missing: list[TopicProblem] = []
     for setting, expected in (("journal_mode", "wal"), ("synchronous", 2)):
         got = connection.execute(f"PRAGMA {setting}").fetchone()[0]
         if got != expected:
@@ -226,7 +236,7 @@ def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[To
     for spec in specs:
         row = first_row(connection, "SELECT retention, compacted FROM topics WHERE name = ?", spec.name)
         if row is None:
-            problems.append((spec.name, "expected a topic, got none"))
+            missing.append(missing_problem(spec))
             continue
         retention, is_compacted = row
         if retention is not None and (spec.retention is None or retention < spec.retention):
@@ -234,7 +244,7 @@ def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[To
             problems.append((spec.name, f"expected a retention of at least {wanted}, got {retention} s"))
         if is_compacted != spec.compacted:
             problems.append((spec.name, f"expected compacted to be {spec.compacted}, got {bool(is_compacted)}"))
-    return [TopicProblem(topic=topic, message=message, is_fatal=True) for topic, message in problems]
+    return missing + [TopicProblem(topic=topic, message=message, is_fatal=True) for topic, message in problems]
 
 
 def lock(connection: sqlite3.Connection) -> None:

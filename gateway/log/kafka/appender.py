@@ -200,7 +200,7 @@ class Appender:
         return {partition: refusal.reason for partition, refusal in self._refusals.items()}
 
     async def _accepting(self) -> tuple[Mapping[Partition, bool], Collection[str]]:
-        """Return whether appends can succeed, of each partition that had some, and which of their topics are missing."""
+        """Return whether each partition that had appends accepts them, and which of their topics are missing."""
         found = await self._cluster.accepting(self._appended_to)
         missing = {partition.topic for partition in found if partition.number == ALL}
         return {partition: accepts for partition, accepts in found.items() if partition.number != ALL}, missing

@@ -31,7 +31,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from gateway.log.base import ALL, Commit, Partition, TopicProblem, TopicSpec
+from gateway.log.base import ALL, Commit, Partition, TopicProblem, TopicSpec, missing_problem
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
 from gateway.log.kafka.errors import (
     FORBIDDEN,
@@ -348,7 +348,7 @@ class Cluster:
         settings = await self.settings(names)
         for spec in specs:
             if spec.name not in described:
-                problems.append(TopicProblem(topic=spec.name, message="expected a topic, got none", is_fatal=True))
+                problems.append(missing_problem(spec))
                 continue
             replicas = min([len(nodes) for nodes in described[spec.name].values()], default=0)
             found = settings.get(spec.name)
@@ -372,13 +372,13 @@ class Cluster:
         return problems
 
     async def settings(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
-        """Return the configuration of existing topics; those that we aren't allowed to describe are omitted."""
+        """Return the configuration of topics; those that don't exist, or that we may not describe, are omitted."""
 
         async def query() -> Mapping[str, Mapping[str, str]]:
             settings = {}
             response = await self._send(DescribeConfigsRequest([(TOPIC, name, None) for name in sorted(topics)]))
             for code, _, _, name, entries in response.resources:
-                if for_code(code) not in FORBIDDEN:
+                if for_code(code) not in (*FORBIDDEN, UnknownTopicOrPartitionError):
                     raise_for(code, name)
                     settings[name] = {entry[0]: entry[1] for entry in entries}
             return settings
