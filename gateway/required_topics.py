@@ -1,6 +1,6 @@
 """The topics that the rules require, and the check that they exist with the required configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from structlog.typing import FilteringBoundLogger
 
@@ -21,9 +21,9 @@ def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
     return topics.specs(event_topics(rules, topics), rules.ordered)
 
 
-async def missing_topics(log: Log, rules: Rules, topics: Topics) -> Mapping[Partition, str]:
-    """Return the topics that the rules need and that don't exist, as what can't be read. Raises LogUnavailableError."""
-    names = {spec.name for spec in specs_of(rules, topics)}
+async def missing_topics(log: Log, specs: Iterable[TopicSpec]) -> Mapping[Partition, str]:
+    """Return which of these topics don't exist, as what can't be read. Raises LogUnavailableError."""
+    names = {spec.name for spec in specs}
     return {Partition(name, ALL): NO_TOPIC for name in names - (await log.partitions(names)).keys()}
 
 

@@ -36,7 +36,7 @@ from gateway.model import AddressUnavailableError, GatewayError, LogLostError, L
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import keys_status
 from gateway.reload import Reloader, freeze_garbage_collector
-from gateway.required_topics import ensure_topics, missing_topics
+from gateway.required_topics import ensure_topics, missing_topics, specs_of
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.telemetry.metrics import Metrics, process_registry
@@ -373,7 +373,7 @@ class Gateway:
         """See which topics are missing that the rules need, also those that nobody reads or appends to just now."""
         while True:
             with suppress(LogUnavailableError, UsageError):
-                self._missing = await missing_topics(log, self.reloader.rules, self._topics)
+                self._missing = await missing_topics(log, specs_of(self.reloader.rules, self._topics))
             await asyncio.sleep(TOPICS_INTERVAL)
 
     async def _watch_loop(self) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gateway.commands.base import LOG, Call, command, opened_log
 from gateway.commands.values import Parser
 from gateway.engine.control.state import Control
-from gateway.model import LogUnavailableError, UsageError
+from gateway.log.base import NO_TOPIC
+from gateway.model import LogUnavailableError, RulesError, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.presentation import print_status
@@ -28,8 +29,10 @@ from gateway.ops.status import (
     waiting_findings,
 )
 from gateway.ops.waiting_deliveries import Backlog, Backlogs, LastAttempts
+from gateway.required_topics import missing_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
+from gateway.settings import KafkaTarget
 from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -59,11 +62,11 @@ async def _status(call: Call) -> int:
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
     answers, found = await _ask(asked)
     control = Control()
+    unread: dict[Partition, str] = {}
     try:
         async with opened_log(call) as log:
             with output.waiting("reading the log"):
                 control = await ControlClient(log, call.topics).control()
-                unread: dict[Partition, str] = {}
                 async for stored in waiting_deliveries(log, call.topics, control, unread):
                     backlogs.add(stored)
                     attempts.add(stored)
@@ -76,19 +79,34 @@ async def _status(call: Call) -> int:
                     await add_dead_letters(log, call.topics, control, attempts, unread)
                 else:
                     found += await _silent_findings(call, log, rules)
-                found += unread_findings(unread)
+                unread |= await _missing(call, log, rules)
     except (UsageError, LogUnavailableError) as error:
         if not asked:
             raise
         found.append(log_unreachable_finding(error, has_answers=bool(answers)))
     for answer, address in answers:
         found += process_findings(answer, address, control)
+    named = {each.what for each in found}  # by processes, which know since when
+    found += unread_findings(
+        {where: reason for where, reason in unread.items() if reason != NO_TOPIC or where.topic not in named}
+    )
     if arguments.destination:
         found = _for_destination(found, rules, backlogs, attempts)
     print_status(output, ranked(found), attempts.newest_first())
     if not asked:
         output.note("no process was queried (--admin) for breakers, halted keys, refused rules and unrouted events")
     return 1 if any(each.is_wrong for each in found) else 0
+
+
+async def _missing(call: Call, log: "Log", rules: Rules | None) -> "Mapping[Partition, str]":
+    """Return which topics are missing; a file has them by itself."""
+    if not isinstance(call.settings.log, KafkaTarget):
+        return {}
+    try:
+        specs = call.topics.specs(()) if rules is None else specs_of(rules, call.topics)
+    except RulesError:  # `gateway check` says which
+        specs = call.topics.specs(())
+    return await missing_topics(log, specs)
 
 
 async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], str]], list[Finding]]:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gateway.engine.unavailable_partitions import name_of
+from gateway.log.base import NO_TOPIC, Partition
+
 NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9)
 """Ranks, the worst first."""
 
@@ -28,6 +31,21 @@ class Finding:
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """Return the worst first: what is wrong before what isn't, then by rank, then the oldest."""
     return sorted(findings, key=lambda each: (not each.is_wrong, each.rank, each.since or float("inf"), each.what))
+
+
+def unread_finding(
+    partition: Partition, why: str, reason: str, *, since: float | None = None, who: str = ""
+) -> Finding:
+    """Return that a partition is of no use for a reason, as `why` has it; or that its topic is missing."""
+    is_missing = reason == NO_TOPIC
+    return Finding(
+        rank=NOT_READ,
+        what=partition.topic if is_missing else f"{partition.topic}/{name_of(partition)}",
+        why=f"{NO_TOPIC}; what belongs there waits, or is rejected, until it exists" if is_missing else why,
+        since=since,
+        who=who,
+        next=("gateway topics create" if is_missing else "# check the brokers; reading resumes by itself",),
+    )
 
 
 def ask_owners_step(destination: str, after: str) -> list[str]:

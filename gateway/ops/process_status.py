@@ -7,10 +7,20 @@ from typing import Any
 
 from gateway.engine.control.state import Control
 from gateway.engine.ordered.route import Blocked
-from gateway.log.base import NO_APPENDS
+from gateway.log.base import NO_APPENDS, Partition
 from gateway.log.json_fields import LATEST
 from gateway.model import result_label
-from gateway.ops.findings import HALTED, HELD, NOT_READ, REFUSED, SOURCE, WAITING, Finding, ask_owners_step
+from gateway.ops.findings import (
+    HALTED,
+    HELD,
+    NOT_READ,
+    REFUSED,
+    SOURCE,
+    WAITING,
+    Finding,
+    ask_owners_step,
+    unread_finding,
+)
 from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
 from gateway.ops.refusal_advice import SHARE, refusal_of
@@ -97,14 +107,8 @@ def _hold_findings(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[
 
 def _partition_findings(unread: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     reason = unread["reason"]
-    yield Finding(
-        rank=NOT_READ,
-        what=f"{unread['topic']}/{unread['partition']}",
-        why=reason if reason.startswith(NO_APPENDS) else f"not read: {reason}",
-        since=unread["since"],
-        who=where,
-        next=("# check the brokers; reading resumes by itself",),
-    )
+    why = reason if reason.startswith(NO_APPENDS) else f"not read: {reason}"
+    yield unread_finding(Partition(unread["topic"], unread["partition"]), why, reason, since=unread["since"], who=where)
 
 
 def _log_findings(trouble: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:

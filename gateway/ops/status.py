@@ -15,13 +15,22 @@ from gateway.engine.control.state import Control
 from gateway.engine.delivery.breaker import FAILURES
 from gateway.engine.delivery.outcomes import LATE
 from gateway.engine.delivery.retry_decision import Retry, decide
-from gateway.engine.unavailable_partitions import name_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
 from gateway.ops.dead_letters import Group, Groups, read_letters
-from gateway.ops.findings import DEAD, HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ask_owners_step
+from gateway.ops.findings import (
+    DEAD,
+    HELD,
+    NOT_READ,
+    PAUSED,
+    REFUSED,
+    WAITING,
+    Finding,
+    ask_owners_step,
+    unread_finding,
+)
 from gateway.ops.log_search import bounds_of
 from gateway.ops.output import rfc3339, when
 from gateway.ops.process_status import last_rule_changes
@@ -236,12 +245,7 @@ async def _unfinished_deliveries(
 def unread_findings(unread: Mapping[Partition, str]) -> list[Finding]:
     """Return the partitions that couldn't be read."""
     return [
-        Finding(
-            rank=NOT_READ,
-            what=f"{partition.topic}/{name_of(partition)}",
-            why=f"not read: {reason}; its records aren't counted here",
-            next=("# check the brokers; reading resumes by itself",),
-        )
+        unread_finding(partition, f"not read: {reason}; its records aren't counted here", reason)
         for partition, reason in sorted(unread.items())
     ]
 

@@ -10,7 +10,7 @@ import pytest
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.ordered.route import Blocked
-from gateway.log.base import ALL, Partition
+from gateway.log.base import ALL, NO_TOPIC, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import (
     NO_NOTE,
@@ -805,5 +805,12 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
 
 
 def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
-    (found,) = unread_findings({Partition(TOPICS.retry("20h"), ALL): "no topic"})
-    assert found.what == f"{TOPICS.retry('20h')}/all"
+    gone = Partition(TOPICS.retry("20h"), ALL)
+    (found,) = unread_findings({gone: NO_TOPIC})
+    told = {"topic": gone.topic, "partition": gone.number, "since": 100.0, "reason": NO_TOPIC}
+    (of_process,) = process_findings({"unread": [told]}, "a:9090", Control())
+    assert of_process == replace(found, since=100.0, who="a:9090")
+    assert (found.rank, found.what, found.next) == (NOT_READ, gone.topic, ("gateway topics create",))
+    assert found.why == "no such topic; what belongs there waits, or is rejected, until it exists"
+    (other,) = unread_findings({gone: "the group can't be joined"})
+    assert (other.what, other.next) == (f"{gone.topic}/all", ("# check the brokers; reading resumes by itself",))
