@@ -33,7 +33,8 @@ class GatewayProcess:
     """One process, on ports that it keeps over `kill` and `start`. `beside` is another one, whose port it shares.
 
     `through` is a command that ends by executing the one it is followed by: it prepares what the gateway runs in.
-    `command` is the gateway's own, of another version perhaps, and is run in `home`.
+    `command` is the gateway's own, of another version perhaps, and is run in `home`. Without `is_dev` it is as in
+    production: somebody else makes the topics.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class GatewayProcess:
         through: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
         home: Path = ROOT,
+        is_dev: bool = True,
     ) -> None:
         self.port, self.admin_port = free_ports(2)
         if beside is not None:
@@ -63,7 +65,7 @@ class GatewayProcess:
             f"--listen=127.0.0.1:{self.port}",
             f"--admin=127.0.0.1:{self.admin_port}",
             f"--topic-prefix={prefix}",
-            "--dev",
+            *(("--dev",) if is_dev else ()),
         )
         self._home = home
         self._environ = {**os.environ, **(environ or {})}
