@@ -944,6 +944,21 @@ async def test_a_member_reads_what_is_there_and_the_rest_once_it_is_made(log: Ka
         await each.close()
 
 
+async def test_who_reads_all_of_a_topic_tells_of_it_as_a_whole_while_it_is_gone(kafka: str, log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    await append(log, topic, b"0", b"1")
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    await fetch(consumer, 2)
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+    await fetch_until(consumer, lambda: consumer.unread() == {Partition(topic, ALL): NO_TOPIC})
+    await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
+    await append(log, topic, b"2")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"2"]
+    assert consumer.unread() == {}
+    await consumer.close()
+
+
 async def test_who_reads_all_of_a_topic_waits_for_it_as_for_a_log_that_is_away(log: KafkaLog) -> None:
     with pytest.raises(LogUnavailableError, match="expected a topic of the cluster, got none of this name"):
         await log.consume(group=None, topics=[f"t{uuid4().hex}"], listener=Owner())

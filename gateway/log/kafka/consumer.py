@@ -160,7 +160,8 @@ class KafkaConsumer:
         lags = {}
         for partition, position in self._next.items():
             highwater, end = self._kafka.highwater(TopicPartition(*partition)), self._ends.get(partition)
-            if partition not in unread and (highwater is not None or end is not None):
+            is_known = highwater is not None or end is not None
+            if is_known and not unread.keys() & {partition, Partition(partition.topic, ALL)}:
                 buffered = sum([len(records) for records in self._buffered.get(partition, ())])
                 lags[partition] = max(0, max(highwater or 0, end or 0) - position) + buffered
         return lags
@@ -170,7 +171,8 @@ class KafkaConsumer:
         unread = dict(self._without_position)
         for partition in self._next:
             leader = known.leader_for_partition(TopicPartition(*partition))
-            if leader is None or leader < 0:
+            is_missing = known.partitions_for_topic(partition.topic) is None
+            if not is_missing and (leader is None or leader < 0):
                 unread[partition] = "no leader"
         for topic in self._topics:
             numbers = known.partitions_for_topic(topic)
