@@ -68,7 +68,7 @@ async def test_a_topic_that_the_rules_need_and_that_is_missing_is_told_by_each_p
     """Also one that this process doesn't append to yet, or never reads."""
     file, log = tmp_path / "routes.yaml", MemoryLog(now=lambda: 100.0)
     file.write_text("version: 1\nsources: {crm: {verify: {scheme: none}}}\n")
-    ingress.reloader.put_in_force(rules := await asyncio.to_thread(load_rules, file), {})
+    ingress.reloader.activate(rules := await asyncio.to_thread(load_rules, file), {})
     specs = specs_of(rules, Topics())
     gone = {"gateway.events.crm", "gateway.dead"}
     await log.create([spec for spec in specs if spec.name not in gone])
