@@ -59,7 +59,7 @@ class BodyReader(BodyReservation):
 
 
 def too_large(limit: int) -> RefusedError:
-    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body beside these headers")
+    return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body in addition to these headers")
 
 
 def overloaded() -> RefusedError:

@@ -1,4 +1,4 @@
-"""How events and deliveries are written into records: CloudEvents 1.0, Kafka binding, binary mode.
+"""Encodes events and deliveries as records: CloudEvents 1.0, Kafka binding, binary mode.
 
 The value is the body, byte for byte. `ce_*` and `content-type` are CloudEvents' (`ce_traceparent` and `ce_tracestate`,
 its extension for distributed tracing, only where the gateway traces); `gw_*` are ours beside them:

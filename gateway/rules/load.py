@@ -334,7 +334,7 @@ class _Assembly:
             self.reader.report(tls.node, "value", "expected `ca`, or `certificate` and `key`, got neither")
         for key, other in (("certificate", "key"), ("key", "certificate")):
             if tls.node.child(key) and not tls.node.child(other):
-                self.reader.report(tls.node, "missing_key", f"expected the key {other!r} beside {key!r}, got none")
+                self.reader.report(tls.node, "missing_key", f"expected the key {other!r} with {key!r}, got none")
         try:
             self.tls[name] = tls_of(**{key: tls.values.get(key) for key in ("ca", "certificate", "key")})
         except TlsError as error:
@@ -361,15 +361,15 @@ class _Assembly:
                         message = f"expected a secret of at least {WEAK} bytes, got a shorter one, which can be guessed"
                         self.reader.report(node, "weak", message, severity="warning")
             if _is_in_the_clear(read.values["url"]) and (credential := _credential(read)):
-                message = f"expected https beside {credential}, got http: it is sent unencrypted"
+                message = f"expected https with {credential}, got http: it is sent unencrypted"
                 self.reader.report(read.node.value["url"], "weak", message, severity="warning")
             oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
             if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
-                message = "expected https beside `client_secret`, got http: it is sent unencrypted"
+                message = "expected https with `client_secret`, got http: it is sent unencrypted"
                 self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
             proxy = read.values.get("proxy")
             if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
-                message = "expected a proxy on this machine beside `proxy_auth`, got another: it is sent unencrypted"
+                message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
 
 

@@ -217,7 +217,7 @@ def _header(value: object) -> str:
 def _opt_in_header(value: object) -> str:
     name = _header(value)
     if not is_opt_in_header(name):
-        expected = "expected a header that isn't passed on by itself, such as X-Forwarded-For"
+        expected = "expected a header that isn't forwarded by default, such as X-Forwarded-For"
         raise ValueError(f"{expected}, got {name!r}")
     return name
 

@@ -279,36 +279,38 @@ class Metrics(Collector):
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.duplicates = counter(
             "duplicates",
-            "Events that had come before with the same content, and were not delivered again.",
+            "Duplicates: events with the identity and content of an earlier one, not delivered again.",
             "source",
         )
         self.duplicate_events = SkippedEvents()
         self.dedupe_conflicts = counter(
-            "dedupe_conflicts", "Events whose identity had come before with other content; delivered.", "source"
+            "dedupe_conflicts", "Events with the identity of an earlier one, but other content; delivered.", "source"
         )
         self.dedupe_undecided = counter(
-            "dedupe_undecided", "Events delivered while it wasn't known yet what had come before.", "source"
+            "dedupe_undecided", "Events delivered while earlier identities weren't known yet.", "source"
         )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
         self.unrouted_events = SkippedEvents()
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
-        self.attempts = counter("attempts", "HTTP tries, by their result.", "destination", "result")
+        self.attempts = counter("attempts", "Attempts, by result.", "destination", "result")
         self.deliveries_late = counter(
             "deliveries_late", "Deliveries known to end later than 30 s after their event's receipt.", "route"
         )
-        self.retries = counter("retries", "Attempts that will be made again, by why.", "route", "reason")
-        self.dead_letters = counter("dead_letters", "Dead letters, by why.", "route", "destination", "reason")
-        self.spills = counter("spills", "Deliveries written to the retry store, by why.", "destination", "reason")
+        self.retries = counter("retries", "Failed attempts that will be retried, by reason.", "route", "reason")
+        self.dead_letters = counter("dead_letters", "Dead letters, by reason.", "route", "destination", "reason")
+        self.spills = counter(
+            "spills", "Deliveries written to a retry topic without an attempt, by reason.", "destination", "reason"
+        )
         self.records_lost = counter("records_lost", "Records that the log deleted before they were done.", "topic")
         self.records_undecodable = counter(
             "records_undecodable", "Records that no version of the gateway can have written, set aside.", "kind"
         )
         self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
-        self.spans = counter("spans", "Spans of traces, by what became of them.", "result")
+        self.spans = counter("spans", "Spans of traces, by result of their export.", "result")
 
         self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")
         self.append_duration = histogram("append_duration", "An append to the log.").labels()
-        self.attempt_duration = histogram("attempt_duration", "An HTTP try.", "destination")
+        self.attempt_duration = histogram("attempt_duration", "An attempt.", "destination")
         self.delivery_duration = histogram(
             "delivery_duration", "From the event's receipt to its delivery.", "route", bounds=DAYS
         )
@@ -321,7 +323,7 @@ class Metrics(Collector):
         self.last_event_timestamp = gauge(
             "last_event_timestamp_seconds", "When this process last accepted an event; 0 before the first.", "source"
         )
-        self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts under way.", "destination")
+        self.deliveries_in_flight = gauge("deliveries_in_flight", "Attempts in flight.", "destination")
         self.deliveries_waiting = gauge("deliveries_waiting", "Deliveries queued in this process.", "destination")
         self.oldest_pending = gauge("oldest_pending_seconds", "Age of the oldest event that isn't done.", "topic")
         self.log_lag = gauge("log_lag_records", "Records that wait to be read; NaN while that is unknown.", "topic")
@@ -346,7 +348,7 @@ class Metrics(Collector):
         self.route_paused = gauge("route_paused", "1 while an operator has paused it.", "route")
         self.destination_held = gauge(
             "destination_held_seconds",
-            "How long the silence lasts in all that a destination has asked for by Retry-After; 0 while there is none.",
+            "Total duration of the current hold that a destination requested by Retry-After; 0 while there is none.",
             "destination",
         )
         where = ("route", "destination")
@@ -358,19 +360,19 @@ class Metrics(Collector):
         )
         self.dedupe_identities = gauge("dedupe_identities", "Identities remembered by this process.", "topic")
         self.dedupe_rebuilding = gauge(
-            "dedupe_rebuilding", "Partitions of which this process doesn't know yet what had come before.", "topic"
+            "dedupe_rebuilding", "Partitions whose earlier identities this process doesn't know yet.", "topic"
         )
         self.rules_loaded_timestamp = gauge(
-            "rules_loaded_timestamp_seconds", "When the rules in force were loaded."
+            "rules_loaded_timestamp_seconds", "When the active rules were loaded."
         ).labels()
         self.rules_refused = gauge(
-            "rules_refused", "1 while the rules on disk are refused, and older ones are in force."
+            "rules_refused", "1 while the rules on disk are refused, and older ones are active."
         ).labels()
         self.certificate_expiry_timestamp = gauge(
-            "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text ends.", "name"
+            "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text expires.", "name"
         )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
-        self.log_up = gauge("log_up", "1 while the log answers, and takes all that is appended.").labels()
+        self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
 
         _each(self.requests, (NO_SOURCE,), STATUSES)

@@ -1,1 +1,1 @@
-"""Who sent a request: signature schemes, providers as data, handshakes."""
+"""Verification of senders: signature schemes, providers as data, handshakes."""

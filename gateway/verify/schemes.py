@@ -88,7 +88,7 @@ def _known_schemes() -> tuple[str, ...]:
 
 
 def _user_keys(scheme: str) -> Mapping[str, Key]:
-    """Return the keys allowed beside this scheme: for a preset, only those that the provider doesn't define."""
+    """Return the keys allowed with this scheme: for a preset, only those that the provider doesn't define."""
     if scheme in GENERIC:
         return GENERIC[scheme]
     return {"secrets": SECRETS, "tolerance": TOLERANCE} if PRESETS[scheme].has_timestamp else {"secrets": SECRETS}
@@ -171,18 +171,18 @@ def _refuse_contradictions(
         where.report(f"expected either header or query, got {'both' if 'header' in config else 'neither'}")
     signed = values.get("signed", ())
     if TIMESTAMP in signed and "timestamp" not in config:
-        where.below("signed").report("expected the key 'timestamp' beside {timestamp}, got none")
+        where.below("signed").report("expected the key 'timestamp' with {timestamp}, got none")
     if "timestamp" in config and signed and TIMESTAMP not in signed:
         where.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
     if ID in signed and "id_header" not in config:
-        where.below("signed").report("expected the key 'id_header' beside {id}, got none")
+        where.below("signed").report("expected the key 'id_header' with {id}, got none")
     identities = {ID, Part("header", values.get("id_header", "").lower().encode())}
     if "id_header" in values and signed and not identities & {*signed}:
         where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
     if "tolerance" in config and "timestamp" not in config:
-        where.below("tolerance").report("expected the key 'timestamp' beside it, got none")
+        where.below("tolerance").report("expected the key 'timestamp' with it, got none")
     if "prefix" in values.get("timestamp", ()) and "separator" not in config:
-        where.below("timestamp").report("expected the key 'separator' beside a timestamp's prefix, got none")
+        where.below("timestamp").report("expected the key 'separator' with a timestamp's prefix, got none")
 
 
 def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:

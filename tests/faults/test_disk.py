@@ -177,7 +177,7 @@ async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_w
             assert ending in gateway.story().splitlines()[-2]  # what the command itself says, on stderr
             gateway.spawn()
             assert await gateway.ended(timeout=15) == 2
-            assert "expected the file that gateway.db-wal beside it is of, got none" in gateway.story()
+            assert "expected the file to which gateway.db-wal belongs, got none" in gateway.story()
             old.rename(file)
             await gateway.start()
             scenario.explain(at, time.time(), uncommitted=0)

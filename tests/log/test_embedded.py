@@ -742,7 +742,7 @@ async def test_a_copy_that_was_put_over_the_file_is_left_as_it_is(path: Path, tm
             await append(log, b"c")
     assert contents(tmp_path)["gateway.db"] == contents(tmp_path)["copy.db"]
     with pytest.raises(
-        UsageError, match=r"gateway\.db: expected the file that gateway\.db-wal beside it is of, got a copy"
+        UsageError, match=r"gateway\.db: expected the file to which gateway\.db-wal belongs, got a copy"
     ):
         await EmbeddedLog.open(path, owner=True)
 
@@ -756,9 +756,7 @@ async def test_a_wal_without_its_file_is_not_thrown_away(path: Path, how: str) -
             await append(log, b"b")
     before = contents(path.parent)["gateway.db-wal"]
     assert before
-    with pytest.raises(
-        UsageError, match=r"gateway\.db: expected the file that gateway\.db-wal beside it is of, got none"
-    ):
+    with pytest.raises(UsageError, match=r"gateway\.db: expected the file to which gateway\.db-wal belongs, got none"):
         await EmbeddedLog.open(path, owner=True)
     assert contents(path.parent)["gateway.db-wal"] == before
 

@@ -280,9 +280,9 @@ def test_what_cannot_be_used_is_reported_with_its_place(tmp_path: Path, ours: Au
         (
             "certificate: '${C}'",
             {"C": certificate},
-            "{cert | tls: expected the key 'key' beside 'certificate', got none",
+            "{cert | tls: expected the key 'key' with 'certificate', got none",
         ),
-        ("key: '${K}'", {"K": key}, "{key: | tls: expected the key 'certificate' beside 'key', got none"),
+        ("key: '${K}'", {"K": key}, "{key: | tls: expected the key 'certificate' with 'key', got none"),
         ("", {}, "{}} | tls: expected `ca`, or `certificate` and `key`, got neither"),
         ("verify: false", {}, "verif | tls.verify: unknown key 'verify'"),
         ("ca: 5", {}, "5}} | tls.ca: expected a string in PEM, got something else"),

@@ -303,7 +303,7 @@ BROKEN = {
     "version: 1\ndestinations:\n  a:\n    url: http://x\n    forward_headers: [x-real-ip, X-Team, Host]\n"
     "    drop_headers: [X_Real_IP, 'a b', gateway_route]\n": [
         (
-            "routes.yaml:5:34: destinations.a.forward_headers[1]: expected a header that isn't passed on by itself, "
+            "routes.yaml:5:34: destinations.a.forward_headers[1]: expected a header that isn't forwarded by default, "
             "such as X-Forwarded-For, got 'X-Team'"
         ),
         (
@@ -536,22 +536,22 @@ def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -
             "expected a duration, got none: a recorded request can be replayed at any time",
         ),
         ("destinations.signed.sign.secrets[1]", short),
-        ("destinations.basic.url", "expected https beside `auth`, got http: it is sent unencrypted"),
-        ("destinations.header.url", "expected https beside `headers.X-Key`, got http: it is sent unencrypted"),
-        ("destinations.literal.url", "expected https beside `headers.AUTHORIZATION`, got http: it is sent unencrypted"),
-        ("destinations.key.url", "expected https beside `headers.X-Api-Key`, got http: it is sent unencrypted"),
+        ("destinations.basic.url", "expected https with `auth`, got http: it is sent unencrypted"),
+        ("destinations.header.url", "expected https with `headers.X-Key`, got http: it is sent unencrypted"),
+        ("destinations.literal.url", "expected https with `headers.AUTHORIZATION`, got http: it is sent unencrypted"),
+        ("destinations.key.url", "expected https with `headers.X-Api-Key`, got http: it is sent unencrypted"),
         (
             "destinations.query.url",
-            "expected https beside `access_token` in its query, got http: it is sent unencrypted",
+            "expected https with `access_token` in its query, got http: it is sent unencrypted",
         ),
-        ("destinations.later_query.url", "expected https beside `sig` in its query, got http: it is sent unencrypted"),
+        ("destinations.later_query.url", "expected https with `sig` in its query, got http: it is sent unencrypted"),
         (
             "destinations.token.auth.oauth2.token_url",
-            "expected https beside `client_secret`, got http: it is sent unencrypted",
+            "expected https with `client_secret`, got http: it is sent unencrypted",
         ),
         (
             "destinations.proxied.proxy",
-            "expected a proxy on this machine beside `proxy_auth`, got another: it is sent unencrypted",
+            "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted",
         ),
     ]
 

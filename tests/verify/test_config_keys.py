@@ -128,9 +128,9 @@ def test_tolerances_are_durations() -> None:
 def test_keys_that_need_each_other() -> None:
     check_hmac(
         {"signed": "{timestamp}{id}{body}", "tolerance": "5m"},
-        (("signed",), "expected the key 'timestamp' beside {timestamp}, got none"),
-        (("signed",), "expected the key 'id_header' beside {id}, got none"),
-        (("tolerance",), "expected the key 'timestamp' beside it, got none"),
+        (("signed",), "expected the key 'timestamp' with {timestamp}, got none"),
+        (("signed",), "expected the key 'id_header' with {id}, got none"),
+        (("tolerance",), "expected the key 'timestamp' with it, got none"),
     )
     unsigned = (("id_header",), "expected {id} in 'signed', as an identity is anybody's unsigned, got none")
     check_hmac({"id_header": "X-I"}, unsigned)
@@ -143,7 +143,7 @@ def test_keys_that_need_each_other() -> None:
     )
     check_hmac(
         {"timestamp": {"prefix": "t="}, "signed": "{timestamp}{body}"},
-        (("timestamp",), "expected the key 'separator' beside a timestamp's prefix, got none"),
+        (("timestamp",), "expected the key 'separator' with a timestamp's prefix, got none"),
     )
     check_hmac(
         {"signed": "{url}{body}"},
@@ -198,7 +198,7 @@ def test_all_problems_come_in_one_go() -> None:
         (("header",), "expected a header's name, got ''"),
         (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"),
         (("secrets", 0), "expected a non-empty string, got a number"),
-        (("signed",), "expected the key 'timestamp' beside {timestamp}, got none"),
+        (("signed",), "expected the key 'timestamp' with {timestamp}, got none"),
     )
 
 

@@ -149,7 +149,7 @@ def _refuse_stray_wal(path: Path) -> None:
         got += "with a copy"
     else:
         got = "a copy that was put in its place; run `gateway restore` with that copy, which moves the old files away"
-    raise UsageError(f"{path}: expected the file that {wal_of(path).name} beside it is of, got {got}")
+    raise UsageError(f"{path}: expected the file to which {wal_of(path).name} belongs, got {got}")
 
 
 def _lock_path(path: Path) -> Path:
