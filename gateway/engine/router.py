@@ -216,7 +216,7 @@ class Router(Member):
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.was_source_unknown:
             place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
-            if control.is_kicked(*place):
+            if control.is_kicked(*place, pending.appended_at):
                 self._dispatch.forget(item)
                 return
             if control.is_kick_pending(*place):
@@ -225,8 +225,7 @@ class Router(Member):
         if delivery.route:
             self._dispatch.admit(item, now)
             return
-        # Its source was unknown when it was read. Its deliveries keep its successor number: otherwise their
-        # retries would look like duplicates of the earlier record.
+        # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
         pending.items.clear()
         pending.unfinished = 0
         pending.was_source_unknown = True
@@ -444,7 +443,8 @@ class Router(Member):
             return
         is_expedited = stored.note.is_expedited
         note = replace(stored.note, is_expedited=False) if is_expedited else stored.note
-        if self._services.control.is_expedited(delivery.route, delivery.destination, tracker.partition, record.offset):
+        place = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
+        if self._services.control.is_expedited(*place):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, note=note)
         item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by the process that stored it

@@ -33,7 +33,7 @@ from uuid import uuid4
 
 from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import ControlRecord
+from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
@@ -400,7 +400,7 @@ class _Migration:
                 by = decode_delivery(record).note.by
             except UnreadableRecordError:
                 by = ""
-            if not control.has_scanned(f"pause/{by}", partition, record.offset):
+            if not control.has_scanned(f"pause/{by}", partition, record.offset, record.appended_at):
                 yield record
 
     async def _move_tier(self, topic: str, control: Control) -> Moved:
@@ -415,7 +415,9 @@ class _Migration:
             except UnreadableRecordError:
                 pass  # the router dead-letters it
             else:
-                if control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
+                if control.is_kicked(
+                    delivery.route, delivery.destination, partition, record.offset, record.appended_at
+                ):
                     continue  # it was injected again
                 tier = tiers.plan(delivery.due, self._target.now())
             await self._move(topic, self._topics.retry(tier or tiers.SHORTEST), record)
@@ -529,7 +531,7 @@ class _Migration:
         found: dict[str, None] = {}
         async for record in self._open_letters(control):
             letter, _ = read_letter(record)
-            if order.is_for(letter) and order.is_before_checkpoint(partition, record.offset):
+            if order.is_for(letter) and record.offset < order.checkpoint.get(partition_key(partition), 0):
                 found[letter.id] = None
         return tuple(found) or ("none",)
 

@@ -10,12 +10,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, partition_key
+from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.breaker import FAILURES
 from gateway.engine.delivery.outcomes import LATE
 from gateway.engine.delivery.retry_decision import Retry, decide
-from gateway.log.base import Commit, Log, Partition
+from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
@@ -166,12 +166,14 @@ async def waiting_deliveries(
     bounds = {topic: await bounds_of(log, topic, unread) for topic in names}
     seen: set[int] = set()
     for topic in names:
-        async for partition, offset, stored in _deliveries_in_topic(log, bounds[topic], commits[topic], topic):
+        async for partition, record, stored in _deliveries_in_topic(log, bounds[topic], commits[topic], topic):
             delivery = stored.delivery
             is_over = (
-                _was_resumed(control, stored, partition, offset)
+                _was_resumed(control, stored, partition, record)
                 if topic == topics.parked
-                else control.is_kicked(delivery.route, delivery.destination, partition, offset)
+                else control.is_kicked(
+                    delivery.route, delivery.destination, partition, record.offset, record.appended_at
+                )
             )
             life = hash(delivery.life)
             if not is_over and life not in seen:
@@ -184,15 +186,15 @@ async def _parked(
     log: Log, topics: Topics, control: Control, unread: dict[Partition, str]
 ) -> AsyncIterator[StoredDelivery]:
     commits, topic = await _commits(log, topics, topics.parked), topics.parked
-    async for partition, offset, stored in _deliveries_in_topic(
+    async for partition, record, stored in _deliveries_in_topic(
         log, await bounds_of(log, topic, unread), commits, topic
     ):
-        if not _was_resumed(control, stored, partition, offset):
+        if not _was_resumed(control, stored, partition, record):
             yield stored
 
 
-def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, offset: int) -> bool:
-    return control.checkpoint(f"pause/{stored.note.by}").get(partition_key(partition), 0) > offset
+def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, record: Record) -> bool:
+    return control.has_scanned(f"pause/{stored.note.by}", partition, record.offset, record.appended_at)
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -219,25 +221,25 @@ async def parked_counts(
 
 async def _deliveries_in_topic(
     log: Log, bounds: Mapping[int, tuple[int, int]], commits: Mapping[int, Commit], topic: str
-) -> AsyncIterator[tuple[Partition, int, StoredDelivery]]:
-    """Yield each delivery of a topic that the router hasn't completed, with its position."""
+) -> AsyncIterator[tuple[Partition, Record, StoredDelivery]]:
+    """Yield each delivery of a topic that the router hasn't completed, with its record."""
     for number, (start, end) in bounds.items():
         partition = Partition(topic, number)
         commit = commits.get(number, Commit(start))
         async with aclosing(_unfinished_deliveries(log, partition, max(start, commit.base), end, commit)) as found:
-            async for offset, stored in found:
-                yield partition, offset, stored
+            async for record, stored in found:
+                yield partition, record, stored
 
 
 async def _unfinished_deliveries(
     log: Log, partition: Partition, start: int, end: int, commit: Commit
-) -> AsyncGenerator[tuple[int, StoredDelivery], None]:
+) -> AsyncGenerator[tuple[Record, StoredDelivery], None]:
     async for records in log.scan(partition, start, end):
         for record in records:
             if commit.covers(record.offset):
                 continue
             try:
-                yield record.offset, decode_delivery(record)
+                yield record, decode_delivery(record)
             except UnreadableRecordError:
                 continue  # the gateway reports it
 

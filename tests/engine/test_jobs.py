@@ -484,6 +484,7 @@ def test_open_letters_are_those_that_no_order_covers() -> None:
         at=0.0,
         checkpoint={"d/0": 3000},
         filter=DeadFilter(route="b", until=2000.0),
+        latest=3000.0,
     )
     for _ in letters.remove_resolved(replayed, {"d/0": 1000}):
         pass

@@ -772,7 +772,7 @@ async def test_an_order_is_forgotten_when_nothing_is_left_that_it_could_be_about
 def test_the_first_order_that_covers_a_letter_has_settled_it() -> None:
     def an_end(name: str, at: float, end: int, which: DeadFilter, **fields: Any) -> ControlRecord:
         return ControlRecord(
-            kind="dead", name=name, state="done", at=at, checkpoint={"d/0": end}, filter=which, **fields
+            kind="dead", name=name, state="done", at=at, checkpoint={"d/0": end}, filter=which, latest=100.0, **fields
         )
 
     control = Control(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
@@ -140,10 +140,12 @@ async def fill(log: Log, *, base: int = 10) -> None:
     await order(log, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now))
     reached = {f"{TOPICS.parked}/0": 1}  # by the resumption of a pause before
     await order(
-        log, ControlRecord(kind="marker", name="pause/destination/ci", state="done", at=now, checkpoint=reached)
+        log, ControlRecord(kind="marker", name="pause/destination/ci", state="done", at=log.now(), checkpoint=reached)
     )
     settled = {f"{TOPICS.dead}/0": 2}
-    await order(log, ControlRecord(kind="dead", name="1", state="done", at=now, checkpoint=settled, action="drop"))
+    await order(
+        log, ControlRecord(kind="dead", name="1", state="done", at=log.now(), checkpoint=settled, action="drop")
+    )
     rows = [
         SIGHTING.pack(b"%016d" % number, b"contents", number, 1_700_000_000_000_000 + number) for number in range(9)
     ]
@@ -185,7 +187,7 @@ async def meant_by(given: ControlRecord, log: Log) -> list[str]:
         letter.id
         for partition, record in await records(log, TOPICS.dead)
         for letter in [read_letter(record)[0]]
-        if given.is_for(letter) and given.is_before_checkpoint(partition, record.offset)
+        if given.is_for(letter) and record.offset < given.checkpoint[partition_key(partition)]
     )
 
 
@@ -207,7 +209,7 @@ async def unfinished(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loo
                 found.append(("retry", decode_delivery(record).delivery.id))
     control = await control_of(log)
     for partition, record in await records(log, TOPICS.parked):
-        if not control.has_scanned("pause/destination/ci", partition, record.offset):
+        if not control.has_scanned("pause/destination/ci", partition, record.offset, record.appended_at):
             found.append(("parked", decode_delivery(record).delivery.id))
     for partition, record in await records(log, TOPICS.dead):
         letter, _ = read_letter(record)
@@ -267,7 +269,8 @@ async def test_what_a_kick_has_injected_anew_is_not_moved(source: EmbeddedLog) -
     await put(source, TOPICS.retry("5s"), a_delivery(id="dlv_old", successor=1))
     checkpoint = {f"{TOPICS.retry('5h')}/0": 1}
     await order(
-        source, ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=1.0, checkpoint=checkpoint)
+        source,
+        ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=source.now(), checkpoint=checkpoint),
     )
     target = MemoryLog()
     await move(source, target)
@@ -372,7 +375,9 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones(source: Embedded
     which = DeadFilter(reason="exhausted", since=since)
     await order(
         source,
-        ControlRecord(kind="dead", name="1", state="asked", at=1.0, checkpoint={f"{TOPICS.dead}/0": 5}, filter=which),
+        ControlRecord(
+            kind="dead", name="1", state="asked", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 5}, filter=which
+        ),
     )
     target = MemoryLog()
     await move(source, target)
@@ -468,7 +473,9 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones_where_they_are_i
 ) -> None:
     for number in range(3):
         await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted")
-    await order(source, ControlRecord(kind="dead", name="1", state="asked", at=1.0, checkpoint={f"{TOPICS.dead}/0": 2}))
+    await order(
+        source, ControlRecord(kind="dead", name="1", state="asked", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 2})
+    )
     target = Broken(lambda number: number == 1)
     with pytest.raises(LogUnavailableError):
         await move(source, target)
@@ -676,10 +683,10 @@ async def test_what_has_ended_since_an_interruption_does_not_come_back(source: E
     reached = {f"{topic}/0": 4}
     if topic == TOPICS.parked:
         name = "pause/destination/ci"
-        await order(source, ControlRecord(kind="marker", name=name, state="done", at=9.0, checkpoint=reached))
+        await order(source, ControlRecord(kind="marker", name=name, state="done", at=source.now(), checkpoint=reached))
         await order(source, ControlRecord(kind="pause", name="destination/ci", state="active", at=9.0))
     else:
-        await order(source, ControlRecord(kind="dead", name="2", state="done", at=9.0, checkpoint=reached))
+        await order(source, ControlRecord(kind="dead", name="2", state="done", at=source.now(), checkpoint=reached))
     with pytest.raises(UsageError, match=rf"^{topic}@\d: expected .* still open, got one that has ended .* delete"):
         await move(source, target)
     assert target.appends == appends

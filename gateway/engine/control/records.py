@@ -149,6 +149,9 @@ class ControlRecord:
     the same result before, and `rate` the destination's rate, if any. `by` is who has paused something. `unread` is the
     number of partitions that a job couldn't read and skipped; in a replay's checkpoint, that it still waits for.
 
+    `latest` is when the last record below the offsets was appended, if the writer knew this field: what was appended
+    later isn't covered, whatever its offset, since its topic has been recreated.
+
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
     bitmaps beyond the offsets of an epoch's `checkpoint`.
@@ -177,6 +180,7 @@ class ControlRecord:
     rate: float | None = None
     by: str = ""
     unread: int = 0
+    latest: float | None = None
 
     @property
     def key(self) -> str:
@@ -187,8 +191,14 @@ class ControlRecord:
         """Whether a job has to carry it out."""
         return self.state in ("asked", "resuming")
 
-    def is_before_checkpoint(self, partition: Partition, offset: int) -> bool:
-        return offset < self.checkpoint.get(partition_key(partition), 0)
+    @property
+    def covered_until(self) -> float:
+        """The time after which no record that it covers was appended."""
+        return self.at if self.latest is None else self.latest
+
+    def is_before_checkpoint(self, partition: Partition, offset: int, appended_at: float) -> bool:
+        """Return whether a record is below the offsets, in the topic as it was when they were written."""
+        return offset < self.checkpoint.get(partition_key(partition), 0) and appended_at <= self.covered_until
 
     def is_for(self, letter: "Letter") -> bool:
         """Return whether a command applies to a dead letter; one that can't be decoded can't be replayed."""
@@ -209,7 +219,7 @@ class ControlRecord:
             if not self.selection.undelivered:
                 del asked["undelivered"]
             body["selection"] = asked
-        texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes}
+        texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes, "by": self.by}
         body |= {name: text for name, text in texts.items() if text}
         numbers = {"answered": self.answers, "unread": self.unread}
         body |= {name: number for name, number in numbers.items() if number}
@@ -222,8 +232,8 @@ class ControlRecord:
         if self.delivered is not None:
             body["delivered"] = self.delivered
         body |= {name: dict(counts) for name, counts in (("got", self.got), ("again", self.again)) if counts}
-        if self.by:
-            body["by"] = self.by
+        if self.latest is not None:
+            body["latest"] = self.latest
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "ControlRecord":  # noqa: ANN401 - the fields of an ControlRecord
@@ -265,6 +275,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
         unread=body.integer("unread") if body.has("unread") else 0,
+        latest=_time(body, "latest"),
     )
 
 

@@ -27,6 +27,9 @@ from gateway.engine.control.routing_history import History
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError
 
+CLOCKS_APART = 1.0
+"""Seconds by which the brokers' clocks may differ."""
+
 
 class Control:
     """The commands in force, and the checkpoints of their jobs."""
@@ -153,7 +156,7 @@ class Control:
         reached = (
             command
             if command.state == "done" or checkpoint is None
-            else replace(command, checkpoint=checkpoint.checkpoint)
+            else replace(command, checkpoint=checkpoint.checkpoint, latest=checkpoint.covered_until)
         )
         self._resolving[key] = reached
         self._resolved.add(reached)
@@ -194,6 +197,11 @@ class Control:
         command = self._checkpoints.get(key)
         return {} if command is None else command.checkpoint
 
+    def covered_until(self, key: str) -> float:
+        """Return the time after which no record below a command's checkpoint was appended; 0.0 without one."""
+        command = self._checkpoints.get(key)
+        return 0.0 if command is None else command.covered_until
+
     def injected(self, key: str) -> int:
         """Return the number of deliveries that the job of a command has injected up to its checkpoint."""
         command = self._checkpoints.get(key)
@@ -228,10 +236,10 @@ class Control:
         """Return the names ("route/…" or "destination/…") with a kick after the first `count` ones."""
         return [name for name, number in self._last_kicks.items() if number > count]
 
-    def has_scanned(self, key: str, partition: Partition, offset: int) -> bool:
+    def has_scanned(self, key: str, partition: Partition, offset: int, appended_at: float) -> bool:
         """Return whether a job of a key has scanned a record."""
         command = self._checkpoints.get(key)
-        return command is not None and command.is_before_checkpoint(partition, offset)
+        return command is not None and command.is_before_checkpoint(partition, offset, appended_at)
 
     def paused_by(self, route: str, destination: str) -> str | None:
         """Return the paused name that stops a delivery ("route/…" or "destination/…"), if one does."""
@@ -242,12 +250,13 @@ class Control:
                 return name
         return None
 
-    def is_kicked(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+    def is_kicked(self, route: str, destination: str, partition: Partition, offset: int, appended_at: float) -> bool:
         """Return whether a kick has injected this record, so that it is skipped when it comes due."""
         if not self._checkpoints:
             return False
-        return self.has_scanned(f"kick/destination/{destination}", partition, offset) or self.has_scanned(
-            f"kick/route/{route}", partition, offset
+        return any(
+            self.has_scanned(f"kick/{name}", partition, offset, appended_at)
+            for name in (f"destination/{destination}", f"route/{route}")
         )
 
     def is_kick_pending(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
@@ -255,17 +264,20 @@ class Control:
 
         This is no longer so once the kick is answered, even by a process that wrongly took itself for the owner.
         """
+        place = partition_key(partition)
         for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
-            if key in self._asked and self.has_scanned(f"hold/{key}", partition, offset):
+            if key in self._asked and offset < self.checkpoint(f"hold/{key}").get(place, 0):
                 return True
         return False
 
-    def is_expedited(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
+    def is_expedited(self, route: str, destination: str, partition: Partition, offset: int, appended_at: float) -> bool:
         """Return whether a kick has expedited this record in the shortest tier: it is due as soon as it is read."""
         place = partition_key(partition)
         for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
             announced = self._checkpoints.get(name)
-            if announced is not None and offset < announced.expedited.get(place, 0):
+            if announced is None or appended_at > announced.at + CLOCKS_APART:
+                continue
+            if offset < announced.expedited.get(place, 0):
                 return True
         return False
 
@@ -329,7 +341,7 @@ class _ResolvedIndex:
     def of(self, letter: Letter, partition: Partition, offset: int) -> Iterator[ControlRecord]:
         """Yield the commands that resolved a dead letter; of each row only the first."""
         for command in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
-            if command.is_before_checkpoint(partition, offset) and command.is_for(letter):
+            if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
                 yield command
         if not self._by_filter:
             return
@@ -362,7 +374,7 @@ class _Row:
         if reach is None:
             return
         for command in islice(self._orders, bisect_right(reach, offset), None):
-            if command.is_before_checkpoint(partition, offset) and command.is_for(letter):
+            if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
                 yield command
                 return
 

@@ -39,6 +39,14 @@ class _Rows:
     names: "array[int]" = field(default_factory=lambda: array("q"))  # a hash of the delivery's id; 0 if it has none
 
 
+@dataclass(slots=True)
+class _Parked:
+    """What one name has parked in a partition, by offset, and when each was appended."""
+
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+
+
 class OpenLetters:
     """The dead letters that no command has resolved yet."""
 
@@ -81,6 +89,7 @@ class OpenLetters:
                     and (which.since is None or at >= which.since)
                     and (which.until is None or at < which.until)
                     and (command.action == "drop" or name != 0)
+                    and at <= command.covered_until
                 )
                 if not is_covered:
                     kept.append(index)
@@ -91,6 +100,11 @@ class OpenLetters:
                 rows.times[low:high] = array("d", [rows.times[index] for index in kept])
                 rows.names[low:high] = array("q", [rows.names[index] for index in kept])
             yield
+
+    def forget(self, number: int) -> None:
+        """Forget the letters of a partition."""
+        for key in [key for key in self._rows if key[0] == number]:
+            del self._rows[key]
 
     def trim(self, number: int, start: int) -> None:
         """Forget the dead letters of a partition that retention has deleted."""
@@ -134,9 +148,7 @@ class BacklogCounts:
         self._resolutions = 0
         self._resolved_to: dict[str, Mapping[str, int]] = {}  # command → up to where what it covers was forgotten
         self._parked_to: dict[str, int] = {}  # up to where the parked topic was read
-        self._parked: dict[
-            tuple[str, int], array[int]
-        ] = {}  # offsets of deliveries that aren't resumed, by name and partition
+        self._parked: dict[tuple[str, int], _Parked] = {}  # what isn't resumed, by name and partition
         self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
 
     def end(self) -> None:
@@ -164,6 +176,10 @@ class BacklogCounts:
 
     async def _count_dead(self, bounds: Bounds, unread: Collection[int]) -> None:
         control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
+        for number, (_, end) in bounds.items():
+            if read.get(f"{topic}/{number}", 0) > end:  # the topic has been recreated
+                letters.forget(number)
+                del read[f"{topic}/{number}"]
         async for partition, record in self._records(topic, read, bounds):
             letter, _ = read_letter(record)
             if not control.resolved_by(letter, partition, record.offset):
@@ -194,24 +210,33 @@ class BacklogCounts:
             place = f"{topic}/{number}"
             if place not in seen:
                 seen[place] = min([checkpoint.get(place, 0) for checkpoint in checkpoints], default=end)
+            if seen[place] > end:  # the topic has been recreated
+                seen[place] = 0
+                for key in [key for key in parked if key[1] == number]:
+                    del parked[key]
         async for partition, record in self._records(topic, seen, bounds):
             by = NEWER if is_newer(record) else note_of(record).by
             where = (by, partition.number)
-            parked.setdefault(where, array("q")).append(record.offset)
+            rows = parked.setdefault(where, _Parked())
+            rows.offsets.append(record.offset)
+            rows.times.append(record.appended_at)
             seen[f"{topic}/{partition.number}"] = record.offset + 1
-        for (name, number), offsets in parked.items():
-            scanned = control.checkpoint(f"pause/{name}").get(f"{topic}/{number}", 0)
-            resumed = bisect_left(offsets, scanned)
+        for (name, number), rows in parked.items():
+            resumption = f"pause/{name}"
+            resumed = bisect_left(rows.offsets, control.checkpoint(resumption).get(f"{topic}/{number}", 0))
+            if resumed and rows.times[0] > control.covered_until(resumption):
+                resumed = 0  # the topic has been recreated since
             start = bounds[number][0] if number in bounds else 0
-            gone = max(resumed, bisect_left(offsets, start))
+            gone = max(resumed, bisect_left(rows.offsets, start))
             if gone > resumed:
                 self._count_lost(Partition(topic, number), gone - resumed)
-            del offsets[:gone]
+            del rows.offsets[:gone], rows.times[:gone]
         if self._is_ours():
-            self._metrics.parked_backlog.set(_known(sum(map(len, parked.values())), topic, unread, seen))
-            left = [len(offsets) for (name, _), offsets in parked.items() if name == NEWER]
+            count = sum([len(rows.offsets) for rows in parked.values()])
+            self._metrics.parked_backlog.set(_known(count, topic, unread, seen))
+            left = [len(rows.offsets) for (name, _), rows in parked.items() if name == NEWER]
             self._metrics.records_newer.labels("parked").set(sum(left))
-            firsts = {(number, offsets[0]) for (_, number), offsets in parked.items() if offsets}
+            firsts = {(number, rows.offsets[0]) for (_, number), rows in parked.items() if rows.offsets}
             await self._set_retention_gauges(
                 {first for first in firsts if first[0] in bounds or first in self._parked_at}
             )

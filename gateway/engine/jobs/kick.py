@@ -37,9 +37,11 @@ class Kicks(ScanningJob):
         Those in the shortest tier come out within 5 s anyway; they are only marked as due.
         """
         control = self._control
-        runs = [self._run(command) for command in control.asked("kick")]
-        if not runs:
+        commands = control.asked("kick")
+        if not commands:
             return  # the previous owner has answered them
+        firsts = await self._first_records(self._longer_tiers(), commands)
+        runs = [self._run(command, firsts) for command in commands]
         shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
@@ -84,7 +86,7 @@ class Kicks(ScanningJob):
         """Inject the matching deliveries of all but the shortest tier. Return False if the job must stop here."""
         for topic in self._longer_tiers():
             commits = await self._commits(topic)
-            starts = {place: min([run.last_checkpoint.get(place, 0) for run in runs]) for place in ends}
+            starts = {place: min([run.positions.get(place, 0) for run in runs]) for place in ends}
             for place, commit in commits.items():
                 starts[place] = max(starts.get(place, 0), commit.base)
             if not await scan.scan_topic(topic, starts, ends, self._pick_kicked(runs, commits, outcomes)):
@@ -142,10 +144,9 @@ class Kicks(ScanningJob):
                 return NOTHING
             delivery = stored.delivery
             names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
-            counting = [
-                run for run in runs if run.command.name in names and not run.is_beyond(partition, record.offset)
-            ]
-            if not counting or self._control.is_kicked(delivery.route, delivery.destination, partition, record.offset):
+            counting = [run for run in runs if run.command.name in names and not run.is_covered(partition, record)]
+            place = (delivery.route, delivery.destination, partition, record.offset, record.appended_at)
+            if not counting or self._control.is_kicked(*place):
                 return NOTHING
             for run in counting:
                 outcomes.follow(run.command.name, delivery)

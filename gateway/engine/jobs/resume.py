@@ -23,11 +23,11 @@ class Resumptions(ScanningJob):
     async def resume(self, command: ControlRecord, owner: object) -> None:
         """Inject the deliveries that a resumed name had parked, until it is paused again."""
         topic = self._topics.parked
-        run = self._run(command)
+        run = self._run(command, await self._first_records([topic], [command]))
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
-            if stored is None or stored.note.by != command.name or run.is_beyond(partition, record.offset):
+            if stored is None or stored.note.by != command.name or run.is_covered(partition, record):
                 return NOTHING
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
 
@@ -37,7 +37,7 @@ class Resumptions(ScanningJob):
 
         scan = self._scan([run], is_wanted)
         ends = await self._ends(scan, topic)
-        if await scan.scan_topic(topic, run.last_checkpoint, ends, pick):
+        if await scan.scan_topic(topic, dict(run.positions), ends, pick):
             self.unswept |= scan.unread
             await self._end(scan, run, "active")
         elif self._owner() is owner:  # paused again
@@ -48,11 +48,7 @@ class Resumptions(ScanningJob):
 
         Return False if the sweep stopped early. `ends` is updated to the offsets reached.
         """
-        runs = {
-            command.name: self._run(command)
-            for command in self._control.commands.values()
-            if command.kind == "pause" and command.state == "active"
-        }
+        runs = await self._active_runs()
         found: dict[str, Run] = {}
         unreadable: list[Record] = []
 
@@ -63,7 +59,7 @@ class Resumptions(ScanningJob):
                 found.update(runs)  # their checkpoints pass it, so that the next owner doesn't dead-letter it again
                 return NOTHING
             run = runs.get(stored.note.by)
-            if run is None or run.is_beyond(partition, record.offset):
+            if run is None or run.is_covered(partition, record):
                 return NOTHING
             found[run.command.name] = run
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
@@ -77,6 +73,16 @@ class Resumptions(ScanningJob):
         ends.update(scan.newer_at)
         ends.update({place: starts.get(place, 0) for place in scan.unread})
         return is_through
+
+    async def swept(self) -> Mapping[str, int]:
+        """Return how far all resumes have scanned the partitions of the parked topic, if they have any of it."""
+        runs = [run.positions for run in (await self._active_runs()).values()]
+        return {place: min([positions.get(place, 0) for positions in runs]) for place in set().union(*runs)}
+
+    async def _active_runs(self) -> Mapping[str, Run]:
+        active = [each for each in self._control.commands.values() if each.kind == "pause" and each.state == "active"]
+        firsts = await self._first_records([self._topics.parked], active)
+        return {command.name: self._run(command, firsts) for command in active}
 
     async def _dead_letter_undecodable(self, topic: str, record: Record) -> None:
         try:

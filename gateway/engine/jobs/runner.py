@@ -323,17 +323,13 @@ class Jobs:
         if self._progress is not owner:
             return  # `_swept` is reset when the ownership changes
         if self._swept is None:
-            active = [
-                command
-                for command in control.commands.values()
-                if command.kind == "pause" and command.state == "active"
-            ]
-            checkpoints = [control.checkpoint(command.key) for command in active]
-            self._swept = {
-                key: min([checkpoint.get(key, 0) for checkpoint in checkpoints], default=end)
-                for key, end in ends.items()
-            }
+            has_active = any(each.kind == "pause" and each.state == "active" for each in control.commands.values())
+            known = await self._resumptions.swept()
+            if self._progress is not owner:
+                return
+            self._swept = {place: known.get(place, 0) if has_active else end for place, end in ends.items()}
         swept = self._swept
+        swept.update({place: 0 for place, end in ends.items() if swept.get(place, 0) > end})  # it has been recreated
         unswept = self._resumptions.unswept & ends.keys()
         self._resumptions.unswept -= unswept
         swept.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped

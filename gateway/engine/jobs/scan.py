@@ -7,9 +7,11 @@ ends with its current batch and a checkpoint, so the next owner repeats nothing;
 what came after the last checkpoint, at most 500 deliveries.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from structlog.typing import FilteringBoundLogger
 
@@ -44,6 +46,11 @@ class Run:
     answers: int
     detail: str
     positions: dict[str, int]
+    latest: float
+    """When the last of the records before its positions was appended."""
+    covered: Mapping[str, int]
+    """How far earlier jobs of its key have scanned, in the topics as they were at `covered_until`."""
+    covered_until: float
     count: int
     batch_count: int = 0
     """Deliveries counted in the current batch."""
@@ -55,9 +62,10 @@ class Run:
     """The outcomes of the deliveries that it counted, if known."""
     rate: float | None = None
 
-    def is_beyond(self, partition: Partition, offset: int) -> bool:
+    def is_covered(self, partition: Partition, record: Record) -> bool:
         """Return whether an earlier job of its key has scanned a record."""
-        return offset < self.last_checkpoint.get(partition_key(partition), 0)
+        place = partition_key(partition)
+        return record.offset < self.covered.get(place, 0) and record.appended_at <= self.covered_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class Scan:
     _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
+    _latest: float = 0.0
     _since_checkpoint: int = 0
     _checkpoint_at: float = 0.0
 
@@ -119,6 +128,7 @@ class Scan:
                         end = self.newer_at[place]
                         break
                     self._reached[place] = record.offset + 1
+                    self._latest = max(self._latest, record.appended_at)
                     looked += 1
                     now = self.log.now()
                     if self._is_full or now >= self._checkpoint_at + CHECKPOINT_INTERVAL:
@@ -158,6 +168,7 @@ class Scan:
             self._bytes = 0
             for run in self.runs:
                 run.positions.update(self._reached)
+                run.latest = max(run.latest, self._latest)
                 run.count += run.batch_count
                 run.batch_count = 0
             self._reached.clear()
@@ -199,6 +210,7 @@ class Scan:
                 got={} if run.outcome is None else run.outcome.got,
                 again={} if run.outcome is None else run.outcome.again,
                 rate=run.rate,
+                latest=run.latest,
             )
             try:
                 await self.publish(checkpoint)
@@ -249,15 +261,45 @@ class ScanningJob:
         self._sleep = services.sleep
         self._patient = Patient(services.log)
 
-    def _run(self, command: ControlRecord) -> Run:
+    async def _first_records(
+        self, topics: Collection[str], commands: Iterable[ControlRecord]
+    ) -> Mapping[str, tuple[int, float]]:
+        """Return where the partitions in these commands' checkpoints begin, and when that was appended (inf: nothing).
+
+        Partitions that can't be read are left out. Raises LogUnavailableError.
+        """
+        known = {place for command in commands for place in self._control.checkpoint(command.key)}
+        firsts: dict[str, tuple[int, float]] = {}
+        for topic in topics:
+            bounds, _ = await self._log.readable(topic)
+            for number, (start, end) in bounds.items():
+                partition = Partition(topic, number)
+                if (place := partition_key(partition)) not in known:
+                    continue
+                firsts[place] = start, math.inf
+                async with aclosing(records_of(self._log, partition, start, end)) as records:
+                    async for record in records:
+                        firsts[place] = start, record.appended_at
+                        break
+        return firsts
+
+    def _run(self, command: ControlRecord, firsts: Mapping[str, tuple[int, float]] = MappingProxyType({})) -> Run:
         """Continue from the last checkpoint of a command's key, with its count if that job was unfinished."""
         key = command.key
-        last = self._control.checkpoint(key)
+        last, until = self._control.checkpoint(key), self._control.covered_until(key)
+        positions = dict(last)
+        for place, (start, appended_at) in firsts.items():
+            # A checkpoint covers what was appended before it, so this topic has been recreated since.
+            if start < last.get(place, 0) and appended_at > until:
+                del positions[place]
         return Run(
             command=command,
             answers=self._position(),
             detail=self._ordered_routes_of(command),
-            positions=dict(last),
+            positions=positions,
+            latest=until,
+            covered=last,
+            covered_until=until,
             count=self._control.injected(key) if command.kind == "replay" or self._control.is_begun(key) else 0,
             last_checkpoint=last,
             previous_checkpoint=last,
@@ -309,7 +351,7 @@ class ScanningJob:
         if command.kind != "dead":
             await scan.publish_checkpoint(run, "done", is_last=True)
         elif scan.is_wanted() and self._control.is_asked(command):
-            done = command.with_state(state, count=run.count)
+            done = command.with_state(state, count=run.count, latest=run.latest)
             if scan.newer_at:
                 done = replace(done, checkpoint={**done.checkpoint, **scan.newer_at}, detail=STOPPED_AT_NEWER)
             missed = {

@@ -1,0 +1,116 @@
+"""A retry, parked or dead topic that is deleted and made again has nothing of what jobs did with the one before."""
+
+import asyncio
+from dataclasses import replace
+
+from gateway.engine.control.records import ControlRecord, DeadFilter
+from gateway.engine.control.state import Control
+from gateway.log.base import Partition
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.virtual_time import now
+
+NAME = "destination/ci"
+NEW = [f"new_{number}" for number in range(3)]
+
+
+@virtual
+async def test_what_waits_in_a_tier_made_again_after_a_kick_is_delivered() -> None:
+    policy = a_policy(schedule=(30.0,), max_attempts=50, max_age=86400.0)
+    world = await a_world(a_route(retry=policy), ci=[503] * 20 + [200])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(20))
+        await asyncio.sleep(5)
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await world.doze(3600)
+        kicked = control.checkpoint(f"kick/{NAME}")
+        assert kicked[f"{TOPICS.retry('20s')}/3"] > len(NEW)
+        await world.log.make_again(TOPICS.retry("20s"))
+        await asyncio.sleep(30)
+        world.client.scripts["ci"], made = [*[503] * len(NEW), 200], len(world.client.made)
+        await put_new(world)
+        await world.doze(3600)
+        last = {event: number for _, event, number in world.client.made[made:]}
+    assert await world.unfinished() == 0
+    assert not world.dead()
+    assert sorted(last) == NEW
+    assert len(world.client.made) - made == 2 * len(NEW)  # each failed and was delivered once
+
+
+@virtual
+async def test_a_kick_finds_what_waits_in_a_tier_made_again_after_another() -> None:
+    policy = a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)
+    world = await a_world(a_route(retry=policy), ci=[503] * 20 + [200])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.put(*events(20))
+        await asyncio.sleep(5)
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await world.doze(3 * 3600)
+        await world.log.make_again(TOPICS.retry("20m"))
+        await asyncio.sleep(30)
+        world.client.scripts["ci"], made = [*[503] * len(NEW), 200], len(world.client.made)
+        await put_new(world)
+        await world.doze(300)
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await asyncio.sleep(60)
+        assert {event for _, event, number in world.client.made[made:] if number > 1} == set(NEW)
+
+
+@virtual
+async def test_what_is_parked_in_a_topic_made_again_after_a_resumption_is_resumed() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control, running(world, world.worker(control)):
+        for batch in (events(20), [an_event(id=name, received_at=now() + 1) for name in NEW]):
+            await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
+            await asyncio.sleep(1)
+            await world.put(*batch)
+            await asyncio.sleep(6)
+            assert world.metrics.parked_backlog.value == len(batch)
+            await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
+            await asyncio.sleep(60)
+            assert control.commands[f"pause/{NAME}"].count == len(batch)
+            assert world.metrics.parked_backlog.value == 0
+            await world.log.make_again(TOPICS.parked)
+            await asyncio.sleep(30)
+    assert len(world.client.made) == 20 + len(NEW)
+
+
+@virtual
+async def test_letters_in_a_topic_made_again_after_some_were_dropped_are_open() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[503])
+    async with operated(world) as control, running(world, world.worker(control)):
+        for name, batch in (("a", events(20)), ("b", [an_event(id=name, received_at=now() + 1) for name in NEW])):
+            await world.put(*batch)
+            await world.doze(1800)
+            assert world.metrics.dead_letter_backlog.value == len(batch)
+            bounds = await world.log.bounds(TOPICS.dead)
+            ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in bounds.items()}
+            which = DeadFilter(route="build")
+            await publish(
+                world,
+                ControlRecord(
+                    kind="dead", name=name, state="asked", at=now(), filter=which, checkpoint=ends, action="drop"
+                ),
+            )
+            await asyncio.sleep(20)
+            assert control.commands[f"dead/{name}"].count == len(batch)
+            assert world.metrics.dead_letter_backlog.value == 0
+            await world.log.make_again(TOPICS.dead)
+            await asyncio.sleep(30)
+
+
+def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:
+    partition, at = Partition("gateway.retry.20s", 1), 1_700_000_000.5
+    checkpoint = ControlRecord(
+        kind="marker", name=f"kick/{NAME}", state="done", at=at + 3, checkpoint={"gateway.retry.20s/1": 7}, latest=at
+    )
+    for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3)):
+        control = Control()
+        control.take(*record.encode())
+        assert control.is_kicked("build", "ci", partition, 6, last)
+        assert not control.is_kicked("build", "ci", partition, 7, last)
+        assert not control.is_kicked("build", "ci", partition, 6, last + 0.001)
+
+
+async def put_new(world: World) -> None:
+    await world.put(*[an_event(id=name, received_at=now()) for name in NEW])
