@@ -112,7 +112,7 @@ class DeadReason(StrEnum):
 
 
 class SpillReason(StrEnum):
-    """Why a delivery was written to a retry topic without an attempt: a closed set, and a metric's label."""
+    """Why a delivery went to a retry topic, or was parked, without an attempt: a closed set, and a metric label."""
 
     BREAKER_OPEN = "breaker_open"
     THROTTLED = "throttled"

@@ -299,7 +299,10 @@ class Metrics(Collector):
         self.retries = counter("retries", "Failed attempts that will be retried, by reason.", "route", "reason")
         self.dead_letters = counter("dead_letters", "Dead letters, by reason.", "route", "destination", "reason")
         self.spills = counter(
-            "spills", "Deliveries written to a retry topic without an attempt, by reason.", "destination", "reason"
+            "spills",
+            "Deliveries written to a retry topic, or parked, without an attempt, by reason.",
+            "destination",
+            "reason",
         )
         self.records_lost = counter("records_lost", "Records that the log deleted before they were done.", "topic")
         self.records_undecodable = counter(
