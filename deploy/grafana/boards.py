@@ -196,7 +196,7 @@ OVERVIEW = Board(
             "Acknowledgement",
             "s",
             "GatewayAcknowledgementBudgetBurnsFast",
-            "The duration of a request, from its first byte to its response, and of the append in it.",
+            "The duration of a request, from its head to its response, and of the append in it.",
             (quantile(0.99, "gateway_request_duration_seconds"), "request p99"),
             (quantile(0.5, "gateway_request_duration_seconds"), "request p50"),
             (quantile(0.99, "gateway_append_duration_seconds"), "append p99"),
