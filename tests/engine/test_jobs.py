@@ -16,6 +16,7 @@ from gateway.engine.jobs.kick_outcomes import MAX_FOLLOWED
 from gateway.engine.jobs.log_reader import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders
 from gateway.log.records import encode_delivery
+from gateway.log.topics import JOBS_GROUP
 from gateway.model import NO_NOTE, Disposition, Note
 from gateway.ops.control_client import ControlClient, StoredCommand, who
 from gateway.ops.kick_report import describe_kick
@@ -44,6 +45,25 @@ class SlowLog(MemoryLog):
         position = await super().append(topic, key=key, value=value, headers=headers)
         if topic == TIER:
             await asyncio.sleep(self._seconds)
+        return position
+
+
+class HeldLog(MemoryLog):
+    """A connection that has one of its injections stored, and acknowledged only once it is released."""
+
+    def __init__(self, log: MemoryLog, injection: int) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self.is_held, self.is_released = asyncio.Event(), asyncio.Event()
+        self._left = injection
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers)
+        self._left -= topic == TIER
+        if topic == TIER and self._left == 0:
+            self.is_held.set()
+            await self.is_released.wait()
         return position
 
 
@@ -191,6 +211,37 @@ def test_a_process_that_has_lost_the_jobs_injects_nothing_more(kind: str) -> Non
         await asyncio.sleep(10)
         assert len(world.log.records(TIER)) == before
         await owner.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoint_back(kind: str) -> None:
+    """Else the next owner would go on from there, and repeat what the one in between has injected."""
+
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await a_backlog(world, kind, 1500)
+        order = await an_order(world, kind)
+        log = HeldLog(world.log, 250)
+        late = Owner(world, log)
+        await late.start()
+        await log.is_held.wait()
+        world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is thrown out of the group
+        async with owning(world) as control:
+            await ended(control, order)
+            told = control.checkpoint(order.key)
+            await late.jobs.revoked([Partition(TOPICS.control, 0)])
+            log.is_released.set()
+            await asyncio.sleep(5)
+            assert control.checkpoint(order.key) == told
+        async with owning(world) as control:
+            await asyncio.sleep(30)
+            assert control.checkpoint(order.key) == told
+        await late.stop()
+        ledger = injected(world)
+        assert len(ledger) == 1500
+        assert ledger.total() - len(ledger) <= BATCH, "at most what came after its last checkpoint"
 
     run(scenario())
 

@@ -8,15 +8,17 @@ import pytest
 import structlog
 
 from gateway.engine.control.records import ControlRecord
+from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
 from gateway.log.base import ALL, Partition, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
-from gateway.log.topics import TIERS
+from gateway.log.topics import ORDERED_PARTITIONS, TIERS
 from gateway.model import EventId, LogUnavailableError
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import FROM, KINDS, a_backlog, an_order, ended, injected, once
 from tests.engine.test_ordered import an_ordered_route, keyed
 from tests.engine.test_replay import owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, rules_of, running, virtual
+from tests.memory_log import MemoryLog
 from tests.virtual_time import now
 
 
@@ -253,6 +255,28 @@ async def test_a_resumption_lets_go_what_can_be_read_and_the_rest_follows_by_its
 
 
 @virtual
+async def test_what_a_resumption_could_not_read_follows_though_it_had_been_swept_while_it_was_paused() -> None:
+    """What is swept regularly had nothing to resume then, and came to the end of the partition."""
+    world = await a_world(a_route())
+    await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
+    lost = Partition(TOPICS.parked, 1)
+    async with owning(world) as control:
+        await a_backlog(world, "resume", 40)
+        elsewhere = 40 - await held_by(world, lost)
+        await asyncio.sleep(12)
+        world.log.lose_leader(lost)
+        order = await an_order(world, "resume")
+        await asyncio.sleep(1)
+        done = await ended(control, order, within=30)
+        assert (done.count, done.unread) == (elsewhere, 1)
+        await asyncio.sleep(12)
+        assert len(injected(world)) == elsewhere
+        world.log.find_leader(lost)
+        await asyncio.sleep(12)
+    assert injected(world) == once(40)
+
+
+@virtual
 async def test_a_job_waits_for_the_election_of_a_leader() -> None:
     for kind in KINDS:
         await _waits_for_an_election(kind)
@@ -269,6 +293,28 @@ async def _waits_for_an_election(kind: str) -> None:
         done = await ended(control, order, within=30)
     assert (done.count, done.unread) == (40, 0)
     assert injected(world) == once(40)
+
+
+@virtual
+async def test_a_command_is_not_forgotten_while_its_dead_letters_cannot_be_read() -> None:
+    """They would be open again once they can."""
+    world = await a_world(a_route())
+    passed = 0.0
+    world.log = MemoryLog(now=lambda: now() + passed)
+    await world.log.create(TOPICS.specs([EVENTS]))
+    await a_backlog(world, "dead", 40)
+    async with owning(world) as control:
+        await ended(control, await an_order(world, "dead", action="drop"))
+        for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items():
+            if number != 1:
+                world.log.delete_below(Partition(TOPICS.dead, number), end)
+        world.log.lose_leader(Partition(TOPICS.dead, 1))
+        passed = KEEP_COMMANDS_FOR + 60
+        await asyncio.sleep(30)
+        assert list(control.commands) == ["dead/x"]
+        world.log.find_leader(Partition(TOPICS.dead, 1))
+        await asyncio.sleep(12)
+        assert world.metrics.dead_letter_backlog.value == 0
 
 
 @virtual
@@ -346,7 +392,8 @@ async def test_what_one_removed_route_has_left_goes_on_though_what_another_has_l
     for number in await world.log.bounds(topic):
         world.log.lose_leader(Partition(topic, number))
     world.rules = rules_of(other)
-    async with running(world):
+    async with running(world) as worker:
         await world.doze(4000)
         assert {each.delivery.route for each in world.dead()} == {"second"}
         assert len(world.dead()) == 6
+        assert worker.unread.keys() == {Partition(topic, number) for number in range(ORDERED_PARTITIONS)}

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.jobs.replay_matcher import Matcher
+from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
 from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition
@@ -118,6 +119,21 @@ async def test_of_a_changed_condition_only_what_it_missed_is_undelivered() -> No
             assert await scene.counts() == {Fate.UNDELIVERED: 3, Fate.ENDED: 9}
             await scene.replay()
         assert scene.delivered() == 2 * ([0] * 4 + [1] * 6)
+
+
+@virtual
+async def test_how_events_were_routed_is_not_forgotten_while_they_cannot_be_read() -> None:
+    async with a_scene(OTHER) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+        await scene.events(10)
+        scene.reload(worker, OTHER, a_route())
+        await scene.events(10)
+        partitions = [Partition(EVENTS, number) for number in await scene.world.log.bounds(EVENTS)]
+        for partition in partitions:
+            scene.world.log.lose_leader(partition)
+        await scene.world.doze(2 * FORGET_RULES_INTERVAL)
+        for partition in partitions:
+            scene.world.log.find_leader(partition)
+        assert await scene.counts() == {Fate.UNDELIVERED: 10, Fate.ENDED: 10}
 
 
 @virtual
