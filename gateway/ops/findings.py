@@ -48,6 +48,15 @@ def unread_finding(
     )
 
 
+REFUSALS = ("401", "403")
+"""Responses that refuse our credential."""
+
+
+def credential_step(destination: str) -> str:
+    """Return the advice for a destination that refuses our credential."""
+    return f"# replace our credential for {destination} first"
+
+
 def ask_owners_step(destination: str, after: str) -> list[str]:
     """Return the advice to ask a destination's owners, with its last failure; nothing without one."""
     if not after:

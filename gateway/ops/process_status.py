@@ -14,11 +14,13 @@ from gateway.ops.findings import (
     HALTED,
     HELD,
     NOT_READ,
+    REFUSALS,
     REFUSED,
     SOURCE,
     WAITING,
     Finding,
     ask_owners_step,
+    credential_step,
     unread_finding,
 )
 from gateway.ops.output import rfc3339, when
@@ -130,7 +132,9 @@ def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[F
         longest = keys.get(f"longest_{state}") or {}  # an older version sends only how many there are
         event, after, reason = longest.get("event_id"), longest.get("after"), longest.get("reason")
         explain = (f"gateway explain {event}",) if event else ()
-        kick = (f"gateway route kick {keys['route']}",) if rank == HALTED else ()
+        is_refused = after in REFUSALS or bool(longest.get("refused"))
+        credential = (credential_step(keys["destination"]),) if is_refused else ()
+        kick = (f"gateway route kick {keys['route']}",) if rank == HALTED or is_refused else ()
         yield Finding(
             rank=rank,
             what=f"{keys['route']} → {keys['destination']}",
@@ -138,7 +142,7 @@ def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[F
             since=longest.get("since"),
             until=longest.get("until"),
             who=where,
-            next=(*explain, *kick),
+            next=(*credential, *explain, *kick),
             count=int(keys[state]),
         )
 
@@ -394,11 +398,16 @@ def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any] | None:
     if not keys:
         return None
     key = min(keys, key=lambda each: each.since)
-    attempts = key.delivery.attempts
     return {
         "since": key.since,
         "until": key.delivery.due or None if key.halted is None else None,
         "event_id": key.delivery.event.id,
         "reason": "" if key.halted is None else key.halted.reason,
-        "after": result_label(attempts[-1]) if attempts else "",
+        "after": _last_result(key),
+        "refused": any(_last_result(each) in REFUSALS for each in keys),
     }
+
+
+def _last_result(key: Blocked) -> str:
+    attempts = key.delivery.attempts
+    return result_label(attempts[-1]) if attempts else ""

@@ -25,10 +25,12 @@ from gateway.ops.findings import (
     HELD,
     NOT_READ,
     PAUSED,
+    REFUSALS,
     REFUSED,
     WAITING,
     Finding,
     ask_owners_step,
+    credential_step,
     unread_finding,
 )
 from gateway.ops.log_search import bounds_of
@@ -97,8 +99,8 @@ def waiting_findings(backlogs: Iterable[Backlog], now: float, rules: Rules | Non
             [f"{number:,} {reason}{opened.get(reason, '')}" for reason, number in each.reasons.most_common(3)]
         )
         following = [*ask_owners_step(each.destination, after), f"gateway destination kick {each.destination}"]
-        if any(reason.startswith(("401", "403")) for reason in each.reasons):
-            following.insert(0, f"# replace our credential for {each.destination} first")
+        if any(reason.startswith(REFUSALS) for reason in each.reasons):
+            following.insert(0, credential_step(each.destination))
         found.append(
             Finding(
                 rank=HELD if is_held else WAITING,

@@ -709,6 +709,30 @@ def test_an_open_breaker_with_nothing_to_probe_it_is_information_and_has_no_step
     assert probed == replace(before, until=None)
 
 
+def test_keys_whose_credential_is_refused_say_so_first_as_other_routes_do() -> None:
+    def told(*statuses: int, halted: DeadLettered | None = None) -> tuple[str, ...]:
+        keys = [
+            Blocked(
+                delivery=a_delivery(event=an_event(id=f"evt_{number}"), attempts=(an_attempt(status=status),)),
+                halted=halted,
+                since=40.0 + number,
+            )
+            for number, status in enumerate(statuses)
+        ]
+        ordered = [{"route": "mirror", "destination": "ci", **keys_status(keys)}]
+        (found,) = process_findings({"ordered": ordered}, "a:9090", Control())
+        return found.next
+
+    steps = ("# replace our credential for ci first", "gateway explain evt_0", "gateway route kick mirror")
+    permanent = DeadLettered(reason=DeadReason.EXHAUSTED, detail="403 after 5 attempts")
+    assert told(401) == told(404, 403) == told(401, halted=permanent) == steps
+    assert told(404) == ("gateway explain evt_0",)
+    before = {"since": 1.0, "until": 9.0, "event_id": "evt_0", "reason": "", "after": "401"}
+    older = {"route": "mirror", "destination": "ci", "halted": 0, "blocked": 1, "longest_blocked": before}
+    (found,) = process_findings({"ordered": [older]}, "a:9090", Control())
+    assert found.next == steps
+
+
 HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0, "until": 9.0}
 
 
