@@ -51,7 +51,7 @@ ENGINE_MAY_IMPORT = {
         *("ordered", "group_member", "delivery", "dedupe", "control"),
         *("partition_tracker", "routing_history_updates", "services", "tiers"),
     },
-    "ordered": {"group_member", "delivery", "partition_tracker", "services", "successor_writer"},
+    "ordered": {"control", "group_member", "delivery", "partition_tracker", "services", "successor_writer"},
     "group_member": {"delivery", "dedupe", "partition_tracker", "services", "unavailable_partitions"},
     "jobs": {
         "control",
@@ -95,6 +95,7 @@ PURE = {
     "gateway/engine/commit_progress.py",
     "gateway/engine/delivery/retry_decision.py",
     "gateway/engine/ordered/duplicate_appends.py",
+    "gateway/engine/ordered/kick_tally.py",
     "gateway/engine/tiers.py",
     "gateway/rules/expressions.py",
     "gateway/rules/scanner.py",

@@ -27,7 +27,7 @@ from typing_extensions import override
 from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.replay import DUE
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, State, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, State, decode, tried_name
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
@@ -1376,7 +1376,8 @@ def test_one_delivery_is_spoken_of_as_one(
         return placed.order.with_state("done", count=number, tried=number)
 
     monkeypatch.setattr(ControlClient, "finished", done)
-    run("route", "pause", "build")
+    if action == "resume":
+        run("route", "pause", "build")
     assert run("route", action, "build")[:2] == (0, told)
 
 
@@ -1399,7 +1400,8 @@ def test_what_is_taken_back_is_told(
         return placed.order.with_state(state, count=1, tried=1)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
-    run("route", "pause", "build")
+    if action == "resume":
+        run("route", "pause", "build")
     code, out, _ = run("route", action, "build")
     assert (code, out) == (state == "cancelled", told + "\n")
 
@@ -1438,6 +1440,43 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
     assert run("route", "kick", "build")[:2] == (0, f"kicked route build: {told}\n")
     if finished == 3:
         assert lines(run("route", "kick", "build", "--json")[1])[0].get("ordered") is None
+
+
+@pytest.mark.usefixtures("log")
+def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_paused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = RULES.replace("to: ci}", "to: ci, order: key, on_exhausted: halt}", 1)
+    Path("routes.yaml").write_text(rules)
+
+    async def wait(log: Log) -> None:
+        await log.create(TOPICS.specs((), [("build", "ci")]))
+        for number in range(3):
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_NOTE, at=0.0)
+            await log.append(TOPICS.ordered("build", "ci"), key=b"k", value=b"{}", headers=headers)
+
+    on_log(wait, owner=True)
+    fate: dict[str, Any] = {"tried": 1, "delivered": 0, "waits": {"behind": 2}, "got": {"401": 1}, "again": {"401": 1}}
+
+    async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+        for name in (f"hold/{placed.order.key}", tried_name("build", "ci", 0)):
+            marker = ControlRecord(kind="marker", name=name, state="done", at=placed.order.at, count=3, **fate)
+            await orders._place(marker)
+        return placed.order.with_state("done", count=0, tried=0)
+
+    monkeypatch.setattr(ControlClient, "finished", done)
+    told = "1 tried now: 1 got 401 again; 2 wait (behind an earlier event of the key)"
+    assert run("destination", "kick", "ci")[1] == (
+        f"kicked destination ci: nothing waited for a retry; on ordered routes {told}\n  gateway status ci\n"
+    )
+    ordered = lines(run("destination", "kick", "ci", "--json")[1])[0]["ordered"]
+    assert ordered == {"waited": 3, "waiting": 3, **fate}
+    fate = {"tried": 0, "delivered": 0, "waits": {"paused": 3}}
+    run("destination", "pause", "ci")
+    assert run("route", "kick", "build")[1] == (
+        "kicked route build: nothing waited for a retry; destination ci is paused; on ordered routes 0 tried now, "
+        "3 wait (paused)\n  gateway destination resume ci\n"
+    )
 
 
 @pytest.mark.usefixtures("log")
@@ -1498,9 +1537,8 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     assert lines(run("destination", "kick", "ci", "--json")[1])[0]["parked"] == {"destination/ci": 3}
     told = "kicked route build: nothing else was waiting; 3 are parked: destination ci is paused\n"
     assert run("route", "kick", "build")[1] == told + "  gateway destination resume ci\n"
-    assert run("route", "kick", "customers")[1] == (
-        "kicked route customers: nothing was waiting; where a breaker is open, the next delivery is the probe\n"
-    )
+    told = "kicked route customers: nothing was waiting; destination ci is paused\n  gateway destination resume ci\n"
+    assert run("route", "kick", "customers")[1] == told
     topic = TOPICS.ordered("mirror", "ci")
     headers = encode_delivery(a_delivery(), NO_NOTE, at=0.0)
     on_log(lambda log: log.create(TOPICS.specs((), [("mirror", "ci")])), owner=True)

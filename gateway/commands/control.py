@@ -1,34 +1,31 @@
 """`gateway route` and `gateway destination`: pause, resume, kick."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from typing_extensions import override
 
 from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
+from gateway.engine.control.state import Control
 from gateway.model import UsageError
 from gateway.ops.control_client import ControlClient, StoredCommand
-from gateway.ops.kick_report import describe_kick, parked_text, unread_text
-from gateway.ops.ordered_backlog import OrderedBacklog, ordered_backlog_of, unfinished_before
+from gateway.ops.kick_report import describe_kick, parked_text, paused_text, unread_text
+from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
 from gateway.ops.status import parked_counts
 from gateway.rules.load import check_rules
+from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
-    from gateway.log.base import Log, Partition
-    from gateway.log.topics import Topics
+    from gateway.log.base import Partition
 
 
 def _runner_of(kind: str, action: str) -> Run:
     def run(call: Call) -> Coroutine[Any, Any, int]:
-        if not call.arguments.force:
-            _check_name(call, kind, call.arguments.name)
-        return _run_control(call, f"{kind}/{call.arguments.name}", action)
+        rules = None if call.arguments.force else _check_name(call, kind, call.arguments.name)
+        return _run_control(call, f"{kind}/{call.arguments.name}", action, rules)
 
     return run
 
@@ -54,7 +51,7 @@ for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
         )(_runner_of(_kind, _action))
 
 
-async def _run_control(call: Call, name: str, action: str) -> int:
+async def _run_control(call: Call, name: str, action: str, rules: Rules | None) -> int:
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
     async with opened_log(call) as log:
@@ -69,79 +66,70 @@ async def _run_control(call: Call, name: str, action: str) -> int:
                 call.output.line({"name": name, "state": "paused", **fields})
             return 0
         parked: dict[str, int] = {}
+        paused_names: Collection[str] = ()
         unread: dict[Partition, str] = {}
         before = await ordered_backlog_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
-            parked |= await parked_counts(log, call.topics, await client.control(), name, unread)
+            control = await client.control()
+            parked |= await parked_counts(log, call.topics, control, name, unread)
+            paused_names = _paused_names(control, name, before, rules)
         placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             call.output.print(f"{shown} isn't paused: there is nothing to do")
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
-        left = parked_text(shown, parked, len(unread))
+        held = Held(
+            parked=parked_text(shown, parked, len(unread)),
+            paused=paused_text(shown, [each for each in paused_names if each not in parked]),
+        )
         done = await wait_for_outcome(call, client, placed)
-        ordered = Counts()
+        ordered = OrderedOutcome()
         if done is not None and before.count:
-            ordered = Counts(waited=before.count, wait=await _wait_for_ordered(log, call.topics, before))
+            ordered = await ordered_outcome_of(log, call.topics, before, client, placed)
         return print_outcome(
             call,
             placed,
             done,
-            lambda order: _outcome_text(shown, action, order, left, ordered),
+            lambda order: _outcome_text(shown, action, order, held, ordered),
             parked=parked,
             ordered=ordered.as_json,
         )
 
 
-POLLS, POLL_INTERVAL = 12, 0.25
-"""Number of polls, and seconds between them: ordered routes act on a command within seconds, including one attempt."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How many deliveries of ordered routes waited before a command, and how many of them still wait."""
+class Held:
+    """What a kick leaves where it is, each as text with the commands that change that."""
 
-    waited: int = 0
-    wait: int = 0
-
-    @property
-    def as_json(self) -> Mapping[str, object]:
-        return {"waited": self.waited, "waiting": self.wait} if self.waited else {}
-
-    @override
-    def __str__(self) -> str:
-        """Return the end of a line about them; "" without any."""
-        if not self.waited:
-            return ""
-        wait = f"{self.wait:,} of them still {'waits' if self.wait == 1 else 'wait'}" if self.wait else "none waits now"
-        return f"; on ordered routes {self.waited:,} waited, {wait}"
+    parked: tuple[str, str]
+    paused: tuple[str, str]
 
 
-async def _wait_for_ordered(log: "Log", topics: "Topics", before: OrderedBacklog) -> int:
-    """Return how many deliveries of ordered routes still wait, once none does or a few seconds have passed."""
-    left = await unfinished_before(log, topics, before.ends)
-    for _ in range(POLLS):
-        if not left:
-            break
-        await asyncio.sleep(POLL_INTERVAL)
-        left = await unfinished_before(log, topics, before.ends)
-    return left
+def _paused_names(control: Control, name: str, backlog: OrderedBacklog, rules: Rules | None) -> Collection[str]:
+    """Return which names ("route/…" or "destination/…") are paused and stop what a kick of `name` is about."""
+    targets = {*backlog.blocked}
+    for route in () if rules is None else rules.routes.values():
+        targets |= {(route.name, destination) for destination in route.destinations}
+    kicked = [target for target in targets if name in (f"route/{target[0]}", f"destination/{target[1]}")]
+    return sorted({by for target in kicked if (by := control.paused_by(*target)) is not None})
 
 
-def _outcome_text(shown: str, action: str, done: ControlRecord, parked: tuple[str, str], ordered: Counts) -> str:
-    """Return the outcome of a resume or kick as text; `parked` is `parked_text` of what a kick left parked."""
+def _outcome_text(shown: str, action: str, done: ControlRecord, held: Held, ordered: OrderedOutcome) -> str:
+    """Return the outcome of a resume or kick as text."""
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had already been resumed"
     if action == "resume":
         follows = f"; {unread_text(done.unread)}: what is parked there is resumed once it can be" if done.unread else ""
         return f"resumed {shown}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
     kind, _, name = shown.partition(" ")
-    more = f"\n  gateway status {name}" if done.got and kind == "destination" else ""
-    parked_part, commands = parked
-    is_ordered_only = ordered.waited and not done.count
-    tried = f"nothing waited for a retry{parked_part}" if is_ordered_only else describe_kick(done, parked_part)
-    return f"kicked {shown}: {tried}{ordered}{not_included_text(done)}{more}{commands}"
+    has_failed = done.got or (ordered.kick is not None and ordered.kick.got)
+    more = f"\n  gateway status {name}" if has_failed and kind == "destination" else ""
+    (parked, resume_parked), (paused, resume_paused) = held.parked, held.paused
+    if ordered.waited and not done.count:
+        tried = f"nothing waited for a retry{parked}{paused}"
+    else:
+        tried = describe_kick(done, parked, paused)
+    return f"kicked {shown}: {tried}{ordered}{not_included_text(done)}{more}{resume_parked}{resume_paused}"
 
 
 def not_included_text(done: ControlRecord) -> str:
@@ -187,11 +175,13 @@ def print_outcome(
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 
 
-def _check_name(call: Call, kind: str, name: str) -> None:
+def _check_name(call: Call, kind: str, name: str) -> Rules | None:
+    """Return the rules, if they can be read. Raises UsageError if they have no such name."""
     rules, _ = check_rules(call.settings.rules, resolve=False)
     if rules is None:
         call.output.note(f"{call.settings.rules} can't be read, so the {kind} {name!r} wasn't checked")
-        return
+        return None
     known: Mapping[str, object] = rules.routes if kind == "route" else rules.destinations
     if name not in known:
         raise UsageError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; use --force to do it anyway")
+    return rules

@@ -1,16 +1,18 @@
 """What a process provides to the parts of its engine."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.client.request import Outbound
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.base import Log
 from gateway.log.topics import Topics
-from gateway.model import Attempt
+from gateway.model import Attempt, LogUnavailableError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
@@ -30,6 +32,12 @@ class Services:
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
     traces: "Traces | None" = None
+
+    async def publish(self, order: ControlRecord) -> None:
+        """Append a control record; while the log is unavailable, do without it."""
+        key, value = order.encode()
+        with suppress(LogUnavailableError):
+            await self.log.append(self.topics.control, key=key, value=value, headers=[])
 
 
 class Client(Protocol):

@@ -154,6 +154,26 @@ class ControlClient:
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
 
+    async def ordered_outcomes(self, placed: StoredCommand) -> Mapping[str, ControlRecord]:
+        """Return a kick's outcome on each partition of ordered routes, by the name of its checkpoint.
+
+        Their members publish them; those of older versions don't.
+        """
+        end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))[1]
+        announcement = f"hold/{placed.order.key}"
+        announced_at = math.inf
+        outcomes: dict[str, ControlRecord] = {}
+        async for records in self._log.scan(self._partition, placed.offset + 1, end):
+            for record in records:
+                if not record.key.startswith((f"marker/{announcement}".encode(), b"marker/tried/")):
+                    continue
+                with suppress(UnreadableRecordError):
+                    order = decode(record.key, record.value)
+                    outcomes[order.name] = order
+                    announced_at = order.at if order.name == announcement else announced_at
+        outcomes.pop(announcement, None)
+        return {name: outcome for name, outcome in outcomes.items() if outcome.at >= announced_at}
+
     def _new_name(self) -> str:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 

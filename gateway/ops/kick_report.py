@@ -1,10 +1,9 @@
 """What a kick did, as text."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from gateway.engine.control.records import ControlRecord
-from gateway.engine.jobs.kick_outcomes import ENDED, LATER, ON_ITS_WAY
+from gateway.engine.control.records import BEHIND, ENDED, HALTED, LATER, ON_ITS_WAY, UNREAD, ControlRecord
 from gateway.model import SpillReason
 from gateway.ops.output import count
 
@@ -14,10 +13,12 @@ def unread_text(number: int) -> str:
     return f"{count(number, 'partition')} can't be read"
 
 
-def describe_kick(done: ControlRecord, parked: str = "") -> str:
-    """Return the result of a kick: how many deliveries were tried, why the others wait, and what is parked."""
+def describe_kick(done: ControlRecord, parked: str = "", paused: str = "") -> str:
+    """Return the result of a kick: how many deliveries were tried, why the others wait, what is parked and paused."""
     if not done.count:
-        return f"nothing else was waiting{parked}" if parked else NOTHING_WAITED
+        nothing = "nothing else was waiting" if parked else "nothing was waiting" if paused else NOTHING_WAITED
+        return f"{nothing}{parked}{paused}"
+    parked += paused
     if done.tried is None:
         return f"{count(done.count, 'delivery', 'is')} expedited; it isn't known yet how many were tried{parked}"
     waits = Counter[str]()
@@ -50,6 +51,35 @@ NOTHING_WAITED = "nothing was waiting; where a breaker is open, the next deliver
 """A kick ends a breaker's open time, but only an attempt can close it."""
 
 
+def paused_text(shown: str, names: Iterable[str]) -> tuple[str, str]:
+    """Return which names ("route/…" or "destination/…") are paused, and the commands that resume them."""
+    text, commands = "", ""
+    for by in names:
+        kind, _, name = by.partition("/")
+        text += f"; {'it' if shown == f'{kind} {name}' else f'{kind} {name}'} is paused"
+        commands += f"\n  gateway {kind} resume {name}"
+    return text, commands
+
+
+def combined(outcomes: Iterable[ControlRecord], order: ControlRecord) -> ControlRecord:
+    """Return a kick with what it came to on ordered routes: the sum of what their members have published."""
+    waits, got, again = Counter[str](), Counter[str](), Counter[str]()
+    tried = delivered = number = 0
+    rates: set[float | None] = set()
+    for each in outcomes:
+        waits.update(each.waits)
+        got.update(each.got)
+        again.update(each.again)
+        tried += each.tried or 0
+        delivered += each.delivered or 0
+        number += each.count
+        rates.add(each.rate)
+    rate = rates.pop() if len(rates) == 1 else None
+    return order.with_state(
+        "done", count=number, tried=tried, delivered=delivered, waits=waits, got=got, again=again, rate=rate
+    )
+
+
 def _results_text(done: ControlRecord) -> str:
     """Return the results of a kick's attempts: ", all delivered" or ": 97 delivered, 3 got 401 again, 1 got 503"."""
     if done.tried and done.delivered == done.tried:
@@ -74,6 +104,9 @@ WAITS: Mapping[str, str] = {
     SpillReason.UNKNOWN_NAME: "wait (not in the rules)",
     LATER: "wait (for another process)",
     ENDED: "are dead-lettered",
+    BEHIND: "wait (behind an earlier event of the key)",
+    HALTED: "wait (halted again)",
+    UNREAD: "wait (not read yet)",
     **dict.fromkeys(
         (ON_ITS_WAY, SpillReason.LANE_FULL, SpillReason.OVERDUE, SpillReason.WINDOW_FULL), "are on the way"
     ),

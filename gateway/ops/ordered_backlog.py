@@ -1,18 +1,44 @@
-"""How many deliveries of ordered routes aren't finished, by their groups' commits."""
+"""How many deliveries of ordered routes aren't finished, by their groups' commits, and what a kick comes to there."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from typing_extensions import override
+
+from gateway.engine.control.records import ControlRecord, tried_name
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
+from gateway.ops.control_client import ControlClient, StoredCommand
+from gateway.ops.kick_report import combined, describe_kick
+
+POLLS, POLL_INTERVAL = 12, 0.25
+"""Number of polls, and seconds between them: ordered routes act on a command within seconds, including one attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedBacklog:
-    """The number of unfinished records before these ends of ordered routes' topics."""
+    """The number of unfinished records before these ends of ordered routes' topics, by partition.
+
+    `targets` are the route and destination of each topic.
+    """
 
     ends: Mapping[Partition, int]
-    count: int
+    unfinished: Mapping[Partition, int]
+    targets: Mapping[str, tuple[str, str]]
+
+    @property
+    def count(self) -> int:
+        return sum(self.unfinished.values())
+
+    @property
+    def blocked(self) -> Collection[tuple[str, str]]:
+        """The routes and destinations with unfinished records."""
+        return {self.targets[partition.topic] for partition, number in self.unfinished.items() if number}
+
+    def tried_name(self, partition: Partition) -> str:
+        """Return the name of the checkpoint with a kick's outcome on a partition."""
+        return tried_name(*self.targets[partition.topic], partition.number)
 
 
 async def ordered_backlog_of(log: Log, topics: Topics, name: str) -> OrderedBacklog:
@@ -22,26 +48,29 @@ async def ordered_backlog_of(log: Log, topics: Topics, name: str) -> OrderedBack
     """
     kind, _, called = name.partition("/")
     ends: dict[Partition, int] = {}
+    targets: dict[str, tuple[str, str]] = {}
     for topic in await log.topics():
         target = topics.ordered_target(topic)
         if target is not None and target[0 if kind == "route" else 1] == called:
             bounds, _ = await log.readable(topic)
+            targets[topic] = target
             ends |= {Partition(topic, number): end for number, (_, end) in bounds.items()}
-    return OrderedBacklog(ends=ends, count=await unfinished_before(log, topics, ends))
+    return OrderedBacklog(ends=ends, unfinished=await unfinished_before(log, topics, ends), targets=targets)
 
 
-async def unfinished_before(log: Log, topics: Topics, ends: Mapping[Partition, int]) -> int:
-    """Return how many records before these ends aren't finished. Raises LogUnavailableError."""
-    count = 0
+async def unfinished_before(log: Log, topics: Topics, ends: Mapping[Partition, int]) -> Mapping[Partition, int]:
+    """Return how many records before these ends aren't finished, by partition. Raises LogUnavailableError."""
+    unfinished: dict[Partition, int] = {}
     for topic in {partition.topic for partition in ends}:
         target = topics.ordered_target(topic)
         assert target is not None
         commits = await log.committed(topics.ordered_group(*target), topic)
         bounds, _ = await log.readable(topic)
         for number, (start, _) in bounds.items():
-            if (end := ends.get(Partition(topic, number))) is not None:
-                count += _unfinished(commits.get(number, Commit(start)), start, end)
-    return count
+            partition = Partition(topic, number)
+            if (end := ends.get(partition)) is not None:
+                unfinished[partition] = _unfinished(commits.get(number, Commit(start)), start, end)
+    return unfinished
 
 
 def _unfinished(commit: Commit, start: int, end: int) -> int:
@@ -49,3 +78,66 @@ def _unfinished(commit: Commit, start: int, end: int) -> int:
     length = max(0, end - first)
     done = (int.from_bytes(commit.done, "little") >> (first - commit.base)) & ((1 << length) - 1)
     return length - done.bit_count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedOutcome:
+    """How many deliveries of ordered routes waited before a command, and how many of them still wait.
+
+    `kick` has how many of them a kick tried, and why the others wait, if all their processes have published it.
+    """
+
+    waited: int = 0
+    wait: int = 0
+    kick: ControlRecord | None = None
+
+    @property
+    def as_json(self) -> Mapping[str, object]:
+        if not self.waited:
+            return {}
+        fields: dict[str, object] = {"waited": self.waited, "waiting": self.wait}
+        if self.kick is not None:
+            fields |= {name: getattr(self.kick, name) for name in ("tried", "delivered", "waits", "got", "again")}
+        return fields
+
+    @override
+    def __str__(self) -> str:
+        """Return the end of a line about them; "" without any."""
+        if not self.waited:
+            return ""
+        if self.kick is not None:
+            return f"; on ordered routes {describe_kick(self.kick)}"
+        wait = f"{self.wait:,} of them still {'waits' if self.wait == 1 else 'wait'}" if self.wait else "none waits now"
+        return f"; on ordered routes {self.waited:,} waited, {wait}"
+
+
+async def ordered_outcome_of(
+    log: Log, topics: Topics, before: OrderedBacklog, client: ControlClient, placed: StoredCommand
+) -> OrderedOutcome:
+    """Return what a command came to on ordered routes, once that is known or a few seconds have passed."""
+    kick: ControlRecord | None = None
+    left: Mapping[Partition, int] = {}
+    for poll in range(POLLS + 1):
+        if poll:
+            await asyncio.sleep(POLL_INTERVAL)
+        left = await unfinished_before(log, topics, before.ends)
+        if placed.order.kind == "kick":
+            kick = _kick_outcome(before, left, await client.ordered_outcomes(placed), placed.order)
+        is_committed = kick is not None and sum(left.values()) <= kick.count - (kick.delivered or 0)
+        if is_committed or not any(left.values()):
+            break
+    return OrderedOutcome(waited=before.count, wait=sum(left.values()), kick=kick)
+
+
+def _kick_outcome(
+    before: OrderedBacklog, left: Mapping[Partition, int], outcomes: Mapping[str, ControlRecord], order: ControlRecord
+) -> ControlRecord | None:
+    """Return what a kick came to on ordered routes; None unless it is known of each partition with a backlog."""
+    found: list[ControlRecord] = []
+    for partition, number in before.unfinished.items():
+        outcome = outcomes.get(before.tried_name(partition))
+        if outcome is not None:
+            found.append(outcome)
+        elif number and left.get(partition):
+            return None
+    return combined(found, order) if found else None

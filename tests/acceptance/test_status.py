@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession
+from typing_extensions import override
 
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import ROOT, GatewayProcess
@@ -103,6 +104,94 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
                         break
             assert all(each["result"].startswith("503") for each in tries)
         assert len(well.requests) == 0
+
+
+HALTING = (
+    SOURCES.rstrip().removesuffix("}}")
+    + """, key: string(body.k)}}
+destinations:
+  two: {{url: "{two}"}}
+routes:
+  - name: in-order
+    from: github
+    to: two
+    order: key
+    on_exhausted: halt
+    retry: {{results: {{404: dead_letter}}}}
+"""
+)
+DYING = (
+    SOURCES
+    + """
+destinations:
+  three: {{url: "{three}"}}
+routes:
+  - {{name: to-three, from: github, to: three, retry: {{results: {{5xx: dead_letter}}}}}}
+"""
+)
+
+
+class Keyed(Load):
+    @override
+    def body(self, number: int) -> bytes:
+        return b'{"n":%d,"k":%d}' % (number, number % 5)
+
+
+async def test_a_kick_of_an_ordered_route_tells_what_its_destination_got(place: LogPlace, folder: Path) -> None:
+    answers = [404]
+    async with Sink(lambda _: answers[-1]) as two:
+        rules = HALTING.format(two=two.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            await Keyed(gateway.port, rate=50).send(20)
+            await gateway.until("gateway_ordered_halted_keys", 5)
+            assert len(two.requests) == 5
+            kick = "gateway destination kick two"
+            told = await _call(gateway, place, kick)
+            halted, step = told.splitlines()
+            assert halted == (
+                "kicked destination two: nothing waited for a retry; "
+                "on ordered routes 5 tried now: 5 got 404 again; 15 wait (behind an earlier event of the key)"
+            )
+            assert step == "  gateway status two"
+            assert len(two.requests) == 10
+            await _call(gateway, place, "gateway destination pause two")
+            told = await _call(gateway, place, kick)
+            paused, step = told.splitlines()
+            assert paused == (
+                "kicked destination two: nothing waited for a retry; it is paused; "
+                "on ordered routes 0 tried now, 20 wait (paused)"
+            )
+            assert step == "  gateway destination resume two"
+            assert len(two.requests) == 10
+            answers.append(200)
+            await _call(gateway, place, "gateway destination resume two")
+            await gateway.until("gateway_ordered_lag_records", 0)
+            assert len(await two.received(30)) == 30
+
+
+async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(place: LogPlace, folder: Path) -> None:
+    answers = [500]
+    async with Sink(lambda _: answers[-1]) as three:
+        rules = DYING.format(three=three.url)
+        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+            admin = ("--admin", f"http://127.0.0.1:{gateway.admin_port}")
+            await Load(gateway.port, rate=20).send(5)
+            await gateway.until("gateway_breaker_open", 1, destination="three")
+            answers.append(200)
+            await _call(gateway, place, "gateway dead drop --destination three")
+            told = await _call(gateway, place, "gateway destination kick three")
+            assert "nothing was waiting; where a breaker is open, the next delivery is the probe" in told
+            code, [row] = await _status(place, *admin)
+            assert (code, row["what"], row["wrong"], row["until"]) == (0, "destination three", False, None)
+            assert row["why"].startswith("breaker opened after 500; not tried by this process since ")
+            assert row["next"] == []
+            assert await _status(place, *admin) == (code, [row]), "nothing of it moves"
+            for _ in range(3):
+                await Load(gateway.port, rate=20).send(1)
+                await asyncio.sleep(0.3)
+            await gateway.until("gateway_breaker_open", 0, destination="three")
+            assert await _status(place, *admin) == (0, [])
+        assert len(three.requests) == 8
 
 
 async def _call(gateway: GatewayProcess, place: LogPlace, command: str) -> str:

@@ -1,7 +1,7 @@
 """Ordered routes: one delivery of a key at a time, through retries, crashes, rebalances and orders; in virtual time."""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import pairwise
 from zlib import crc32
@@ -14,9 +14,11 @@ from gateway.client.request import Outbound
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.group_member import REVOKE_GRACE
-from gateway.log.base import Commit, Partition
+from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
+from gateway.ops.control_client import ControlClient
+from gateway.ops.ordered_backlog import ordered_backlog_of, ordered_outcome_of
 from gateway.ops.process_status import keys_status
 from gateway.rules.rules import RequestTemplate, Route
 from gateway.rules.templates import Template
@@ -170,6 +172,104 @@ async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_ord
         assert by_key(world) == {"k0": [0, 0, 0, 1, 2], "k1": [0, 0, 0, 1, 2]}
         assert halted.value == 0
     assert await unfinished(world) == 0
+
+
+async def _kick(world: World, name: str = "destination/ci") -> tuple[str, Counter[str]]:
+    """Kick, and return what the command says of ordered routes, and how often each key was tried meanwhile."""
+    orders = ControlClient(world.log, TOPICS)
+    made = len(world.client.made)
+    before = await ordered_backlog_of(world.log, TOPICS, name)
+    placed = await orders.kick(name)
+    assert await orders.finished(placed, timeout=20) is not None
+    outcome = await ordered_outcome_of(world.log, TOPICS, before, orders, placed)
+    assert outcome.kick is not None
+    assert (outcome.kick.tried or 0) + sum(outcome.kick.waits.values()) == outcome.kick.count == outcome.waited
+    return str(outcome), Counter(event.split(".")[0] for _, event, _ in world.client.made[made:])
+
+
+@virtual
+async def test_a_kick_says_what_was_tried_in_order_what_it_got_and_why_the_rest_waits() -> None:
+    policy = a_policy(schedule=(1.0,), max_attempts=1)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[404])
+    await world.put(*keyed(5, 4))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        assert by_key(world) == {f"k{key}": [0] for key in range(5)}
+        halted = {f"k{key}": 1 for key in range(5)}
+        told = "; on ordered routes 5 tried now: 5 got 404 again; 15 wait (behind an earlier event of the key)"
+        assert await _kick(world) == (told, halted)
+        world.client.scripts["ci"] = [410]
+        assert await _kick(world, "route/build") == (told.replace("404 again", "410"), halted)
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
+        await asyncio.sleep(1)
+        assert await _kick(world) == ("; on ordered routes 0 tried now, 20 wait (paused)", {})
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="active", at=now()))
+        world.client.scripts["ci"] = [200]
+        await asyncio.sleep(5)
+        assert by_key(world) == {f"k{key}": [0, 0, 0, *range(4)] for key in range(5)}, "resumed"
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_a_kick_says_what_was_delivered_in_order() -> None:
+    policy = a_policy(schedule=(1.0,), max_attempts=1)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[404])
+    await world.put(*keyed(5, 4))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        world.client.scripts["ci"] = [200]
+        told = "; on ordered routes 20 tried now, all delivered"
+        assert await _kick(world) == (told, {f"k{key}": 4 for key in range(5)})
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_a_kick_says_what_waits_in_order_for_a_destination_that_fails_again() -> None:
+    patient = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)
+    world = await a_world(an_ordered_route(retry=patient), ci=[503])
+    await world.put(*keyed(40, 2))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        told, tried = await _kick(world)
+    number, waiting = len(tried), 40 - len(tried)
+    assert number < 40
+    assert told.startswith(f"; on ordered routes {number} tried now: {number} got 503")
+    assert told.endswith(f"; 40 wait (behind an earlier event of the key); {waiting} wait (breaker open)")
+
+
+@virtual
+async def test_nothing_is_said_of_what_was_tried_in_order_where_a_process_does_not_say_it() -> None:
+    """It is of an older version, or nobody reads the partition."""
+    world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[404])
+    await world.put(*keyed(5, 4))
+    async with running(world):
+        await asyncio.sleep(10)
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world):
+        before = await ordered_backlog_of(world.log, TOPICS, "route/build")
+        placed = await orders.kick("route/build")
+        assert await orders.finished(placed, timeout=20) is not None
+        outcome = await ordered_outcome_of(world.log, TOPICS, before, orders, placed)
+    assert str(outcome) == "; on ordered routes 20 waited, 20 of them still wait"
+    assert outcome.as_json == {"waited": 20, "waiting": 20}
+
+
+@virtual
+async def test_what_a_partition_that_moves_away_came_to_is_not_told() -> None:
+    world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[404])
+    await world.put(*keyed(5, 4))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        world.client.scripts["ci"] = [5.0]
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await asyncio.sleep(1)
+        await world.log.rebalance(GROUP)
+        await asyncio.sleep(30)
+    assert not [key for key in map(_key_of, world.log.records(TOPICS.control)) if key.startswith("marker/tried/")]
+
+
+def _key_of(record: Record) -> str:
+    return record.key.decode()
 
 
 @virtual

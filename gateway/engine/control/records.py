@@ -9,6 +9,7 @@ revisions as `edition`:
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
     marker/KEY                                  how far the jobs of that key have come, and which commands they answer
     marker/hold/KEY                             announces up to where the job of a kick will scan
+    marker/tried/ROUTE/DESTINATION/PARTITION    outcome of the last kick on a partition of an ordered route
     rules/REVISION, routed/ID                   which rules events were routed by (`routing_history.py`)
 """
 
@@ -29,6 +30,14 @@ State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "g
 T = TypeVar("T")
 FORMAT = 1
 """Version of a record's value (`v`, 1 if absent)."""
+
+
+ON_ITS_WAY = "on_its_way"
+"""Why a delivery waits after a kick if nothing is known yet; else a SpillReason, or one of these."""
+LATER, ENDED = "later", "ended"
+"""It was written to a tier again; it became a dead letter without being tried again."""
+BEHIND, HALTED, UNREAD = "behind", "halted", "unread"
+"""On an ordered route: it waits behind another of its key; its key halted without an attempt; it isn't read yet."""
 
 
 LEAST_RATE = 1e-6
@@ -350,6 +359,11 @@ def _text(fields: JsonFields, name: str) -> str | None:
 
 def _time(fields: JsonFields, name: str) -> float | None:
     return fields.number(name) if fields.has(name) else None
+
+
+def tried_name(route: str, destination: str, partition: int) -> str:
+    """Return the name of the checkpoint with a kick's outcome on a partition of an ordered route."""
+    return f"tried/{route}/{destination}/{partition}"
 
 
 def partition_key(partition: Partition) -> str:

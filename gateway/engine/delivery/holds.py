@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from gateway.engine.delivery.schedule import Schedule
 from gateway.engine.services import Services
+from gateway.model import SpillReason
 
 LOG_HOLDS_FROM = 10.0
 """Minimum seconds of a hold that is logged: a destination that often asks for short pauses would fill the log."""
 GAUGES_PER_TURN = 100
+_SPILL_REASONS = {"retry_after": SpillReason.THROTTLED, "breaker_open": SpillReason.BREAKER_OPEN}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +45,11 @@ class Holds:
     def known(self) -> Mapping[str, Hold]:
         """The holds in force, by destination."""
         return self._holds
+
+    def spill_reason(self, destination: str) -> str:
+        """Return why deliveries to a destination aren't sent now; "" if they are."""
+        hold = self._holds.get(destination)
+        return "" if hold is None else _SPILL_REASONS[hold.why].value
 
     def update(self) -> None:
         """Update the holds, and log when one begins and ends."""

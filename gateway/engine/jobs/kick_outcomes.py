@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from gateway.engine.control.records import ENDED, LATER, ON_ITS_WAY
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import decode_delivery
@@ -30,11 +31,6 @@ MAX_FOLLOWED = 10_000
 FOLLOW_TIMEOUT = 3.5
 """Maximum seconds after the last one was expedited: for the queue, an attempt, and the commit that shows it."""
 POLL_INTERVAL = 0.25
-ON_ITS_WAY = "on_its_way"
-"""Why a delivery waits if nothing is known yet; else a SpillReason, LATER or ENDED."""
-LATER = "later"
-ENDED = "ended"
-"""It became a dead letter without being tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ that point. So a delivery may be repeated right after itself, but never after a 
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from typing_extensions import override
 
@@ -21,6 +22,7 @@ from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
+from gateway.engine.ordered.kick_tally import KickTally, last_result
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
@@ -35,6 +37,7 @@ from gateway.model import (
     NewerRecordError,
     Note,
     Occurrence,
+    SpillReason,
     UndecodableRecordError,
 )
 from gateway.rules.event_view import EventView
@@ -94,6 +97,7 @@ class OrderedRoute(Member):
         self._key_states: dict[Occurrence, KeyState] = {}
         self._halted_at: dict[Occurrence, float] = {}  # when `key_halted` was logged
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
+        self._kick_tally = KickTally(self.route, self.destination)
         self._changed.set()  # subscribe at once
 
     @override
@@ -313,6 +317,8 @@ class OrderedRoute(Member):
         super().tick()
         self._apply_kicks_and_rules()
         self._end_halted_of_removed_route()
+        if self._kick_tally.is_open:
+            self._publish_kick_outcome()
         self._set_gauges()
 
     def _apply_kicks_and_rules(self) -> None:
@@ -323,17 +329,40 @@ class OrderedRoute(Member):
         ready = {id(item) for item in self._ready}
         heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
         if is_kicked:
+            results = {head: last_result(head.delivery) for head, *_ in self._queues.values()}
             self._key_states.clear()  # also those of records that are read after a rebalance
             self._prune_halt_times()
             self._dispatch.withdraw(heads)
             for item in heads:
                 if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
+            self._follow_kick(results)
         elif route is not None and route.on_exhausted != "halt":
             for item in heads:
                 if item.end is not None and id(item) not in ready:
                     self._log_released(item, "rules")
                     self._make_ready(item)
+
+    def _follow_kick(self, results: Mapping[PendingDelivery, str]) -> None:
+        lag = {} if self._consumer is None else self._consumer.lag()
+        unread = {tracker: lag.get(place, 0) + len(tracker.buffered) for place, tracker in self.trackers.items()}
+        self._kick_tally.begin(self._kicked_at, self._log.now(), unread, self._queues.values(), results)
+
+    def _publish_kick_outcome(self) -> None:
+        """Publish what the last kick came to, once that is known."""
+        destination = self._services.rules().destinations.get(self.destination)
+        rate = None if destination is None else destination.rate
+        heads = {head for head, *_ in self._queues.values()}
+        for outcome in self._kick_tally.take_outcomes(self._log.now(), heads, self._held_by(), rate):
+            self._dispatch.spawn(partial(self._services.publish, outcome), "ordered-kick")
+
+    def _held_by(self) -> str:
+        """Return why nothing of this route is sent to the destination now; "" if it is."""
+        if self._services.control.paused_by(self.route, self.destination):
+            return SpillReason.PAUSED.value
+        if self._unknown_since is not None:
+            return SpillReason.UNKNOWN_NAME.value
+        return self._dispatch.holds.spill_reason(self.destination)
 
     def _end_halted_of_removed_route(self) -> None:
         """Dead-letter what has halted on a route that has been gone for so long that it isn't expected back."""

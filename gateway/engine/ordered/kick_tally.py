@@ -1,0 +1,146 @@
+"""What a kick comes to on an ordered route: which of its deliveries were tried, and why the others wait.
+
+    followed ──▶ ended, without an end of its own ────────▶ tried: delivered
+        │        another attempt than before the kick ────▶ tried: it failed
+        │        ended without one ───────────────────────▶ ended
+        ├──────▶ behind an unfinished one of its key ─────▶ waits for that one
+        └──────▶ first of its key ────────────────────────▶ waits, or on its way
+
+Pure: nothing here reads a clock or writes a record.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from gateway.engine.control.records import BEHIND, ENDED, HALTED, ON_ITS_WAY, UNREAD, ControlRecord, tried_name
+from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
+from gateway.model import Delivery, SpillReason, result_label
+
+OUTCOME_AFTER = 2.0
+"""Seconds after a kick arrived in which its outcome is published: less than its job takes, which answers it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    item: PendingDelivery
+    attempts: int
+    before: str
+    """Result of the last attempt before the kick; "" without one."""
+
+
+class KickTally:
+    """The deliveries of an ordered route that wait in one process as a kick arrives, until its outcome is published."""
+
+    def __init__(self, route: str, destination: str) -> None:
+        self._target = (route, destination)
+        self._kicked_at = 0.0
+        self._until = 0.0
+        self._partitions: dict[Tracker, _OfPartition] = {}
+
+    def begin(
+        self,
+        kicked_at: float,
+        now: float,
+        unread: Mapping[Tracker, int],
+        queues: Iterable[Iterable[PendingDelivery]],
+        results: Mapping[PendingDelivery, str],
+    ) -> None:
+        """Follow the deliveries in these queues from a kick on, after it reset the attempts of what had halted.
+
+        `unread` is how many others of each partition aren't in memory, `results` are those of the last attempts.
+        """
+        self._kicked_at, self._until = kicked_at, now + OUTCOME_AFTER
+        self._partitions = {tracker: _OfPartition(number, []) for tracker, number in unread.items()}
+        for item in chain.from_iterable(queues):
+            if (of := self._partitions.get(item.pending.tracker)) is not None:
+                of.followed.append(_Followed(item, len(item.delivery.attempts), results.get(item, "")))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an outcome is still to be published."""
+        return bool(self._partitions)
+
+    def take_outcomes(
+        self, now: float, heads: Collection[PendingDelivery], held_by: str, rate: float | None
+    ) -> Sequence[ControlRecord]:
+        """Return the outcome on each partition with a backlog that is still ours, once; () before it is settled.
+
+        That is when each delivery was tried, has ended, or waits for one that was tried; else after some time. `heads`
+        are the first unfinished deliveries of their keys, `held_by` is why none of them is sent now, if so.
+        """
+        found = [(tracker, of) for tracker, of in self._partitions.items() if tracker.is_live and of.count]
+        is_settled = all(of.is_settled(heads, held_by) for _, of in found)
+        if not is_settled and now < self._until:
+            return ()
+        self._partitions = {}
+        outcomes = [(of.outcome(heads, held_by), tracker.partition.number) for tracker, of in found]
+        return [
+            replace(outcome, name=tried_name(*self._target, number), at=self._kicked_at, rate=rate)
+            for outcome, number in outcomes
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _OfPartition:
+    unread: int
+    followed: list[_Followed]
+
+    @property
+    def count(self) -> int:
+        return self.unread + len(self.followed)
+
+    def is_settled(self, heads: Collection[PendingDelivery], held_by: str) -> bool:
+        return all(_wait_reason(each, heads, held_by) in _SETTLED for each in self.followed)
+
+    def outcome(self, heads: Collection[PendingDelivery], held_by: str) -> ControlRecord:
+        waits = Counter[str]({UNREAD: self.unread} if self.unread else {})
+        got, again = Counter[str](), Counter[str]()
+        delivered = 0
+        for each in self.followed:
+            if reason := _wait_reason(each, heads, held_by):
+                waits[reason] += 1
+            elif len(each.item.delivery.attempts) == each.attempts:
+                delivered += 1
+            else:
+                result = last_result(each.item.delivery)
+                got[result] += 1
+                again[result] += result == each.before
+        tried = delivered + got.total()
+        return ControlRecord(
+            kind="marker",
+            name="",
+            state="done",
+            at=0.0,
+            count=self.count,
+            tried=tried,
+            delivered=delivered,
+            waits=dict(waits),
+            got=dict(got),
+            again=dict(+again),
+        )
+
+
+_SETTLED = frozenset({"", BEHIND, ENDED, HALTED})
+
+
+def _wait_reason(followed: _Followed, heads: Collection[PendingDelivery], held_by: str) -> str:
+    """Return why a delivery wasn't tried; "" if it was."""
+    item = followed.item
+    if len(item.delivery.attempts) > followed.attempts:
+        return ""
+    if item.stage is Stage.ENDED:
+        return "" if item.end is None else ENDED
+    if item.stage is not Stage.WAITING:
+        return ON_ITS_WAY
+    if item.end is not None:
+        return HALTED
+    if held_by == SpillReason.PAUSED:
+        return held_by
+    return (held_by or ON_ITS_WAY) if item in heads else BEHIND
+
+
+def last_result(delivery: Delivery) -> str:
+    """Return the status of the last attempt, or the kind of its failure; "" without one."""
+    return result_label(delivery.attempts[-1]) if delivery.attempts else ""

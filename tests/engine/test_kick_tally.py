@@ -1,0 +1,89 @@
+"""What a kick comes to on an ordered route, by what became of the deliveries that waited."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from gateway.engine.control.records import ControlRecord
+from gateway.engine.ordered.kick_tally import OUTCOME_AFTER, KickTally
+from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker
+from gateway.log.base import Assignment, Commit, Partition
+from gateway.model import DeadLettered, DeadReason, SpillReason
+from tests.builders import NOW, a_delivery, an_attempt
+
+END = DeadLettered(reason=DeadReason.EXPIRED, detail="its time is over")
+FAILED = (an_attempt(1, status=503),)
+
+
+def a_tracker(number: int = 0) -> Tracker:
+    return Tracker(Assignment(Partition("t", number), Commit(0), 0), owner=None)  # type: ignore[arg-type] # not asked
+
+
+def waiting(tracker: Tracker, count: int) -> list[PendingDelivery]:
+    pending = PendingRecord(tracker=tracker, offset=0, appended_at=NOW, size=0)
+    return [
+        PendingDelivery(delivery=a_delivery(), pending=pending, size=0, is_retry=False, stage=Stage.WAITING)
+        for _ in range(count)
+    ]
+
+
+def begun(*queues: Sequence[PendingDelivery], unread: int = 0, trackers: Collection[Tracker] = ()) -> KickTally:
+    tally = KickTally("build", "ci")
+    found = {item.pending.tracker for queue in queues for item in queue} | set(trackers)
+    tally.begin(NOW, NOW, dict.fromkeys(found, unread), queues, {queue[0]: "503" for queue in queues})
+    return tally
+
+
+def taken(
+    tally: KickTally, heads: Collection[PendingDelivery] = (), held_by: str = "", after: float = 0.0
+) -> Sequence[ControlRecord]:
+    return tally.take_outcomes(NOW + after, heads, held_by, None)
+
+
+def test_each_fate_of_a_delivery_is_told_apart() -> None:
+    tracker = a_tracker()
+    ended, failed, dropped, lapsed, halted, on_its_way, behind = items = waiting(tracker, 7)
+    tally = begun(*[[item] for item in items], unread=4)
+    ended.stage = Stage.ENDED
+    failed.delivery = replace(failed.delivery, attempts=FAILED)
+    dropped.delivery = replace(dropped.delivery, attempts=(an_attempt(1, status=404),))
+    dropped.stage = lapsed.stage = Stage.ENDED
+    lapsed.end = halted.end = END
+    on_its_way.stage = Stage.ATTEMPT
+    heads = {halted, on_its_way}
+    assert taken(tally, heads) == (), "one is on its way"
+    (outcome,) = taken(tally, heads, after=OUTCOME_AFTER)
+    assert (outcome.name, outcome.at, outcome.count) == ("tried/build/ci/0", NOW, 11)
+    assert (outcome.tried, outcome.delivered) == (3, 1)
+    assert (outcome.got, outcome.again) == ({"503": 1, "404": 1}, {"503": 1})
+    assert outcome.waits == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
+    assert behind.stage is Stage.WAITING
+    assert not tally.is_open
+    assert not taken(tally, heads, after=60), "once"
+
+
+def test_it_is_told_at_once_when_nothing_more_is_to_come() -> None:
+    first, second = waiting(a_tracker(), 2)
+    tally = begun([first, second])
+    assert taken(tally, {first}) == ()
+    first.delivery = replace(first.delivery, attempts=FAILED)
+    (outcome,) = taken(tally, {first})
+    assert (outcome.tried, outcome.waits) == (1, {"behind": 1})
+
+
+def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
+    for held_by, waits in (
+        (SpillReason.PAUSED.value, {"paused": 2}),
+        (SpillReason.BREAKER_OPEN.value, {"breaker_open": 1, "behind": 1}),
+    ):
+        first, second = waiting(a_tracker(), 2)
+        (outcome,) = taken(begun([first, second]), {first}, held_by, after=OUTCOME_AFTER)
+        assert (outcome.tried, outcome.waits) == (0, waits)
+
+
+def test_nothing_is_told_of_a_partition_without_a_backlog_or_of_another_owner() -> None:
+    kept, empty, lost = [a_tracker(number) for number in range(3)]
+    (ours,), (theirs,) = waiting(kept, 1), waiting(lost, 1)
+    tally = begun([ours], [theirs], trackers=[empty])
+    lost.ownership = Ownership.LOST
+    ours.stage = theirs.stage = Stage.ENDED
+    assert [outcome.name for outcome in taken(tally)] == ["tried/build/ci/0"]
