@@ -158,6 +158,10 @@ class Progress:
         is_first = not self.is_committed and self.last_received is not None
         return None if commit == self._stored and not (is_known or is_first) else commit
 
+    def has_committed(self, end: int) -> bool:
+        """Return whether everything below an offset is done by the commit stored last."""
+        return self._stored.base >= end
+
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
         self.is_committed = True

@@ -184,6 +184,8 @@ class Tracker:
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records in a newer format: they stay unfinished."""
+        self.ordered_from = 0
+        """Records from this offset on are appended to ordered topics once all below it is committed."""
         self._first_offsets: dict[tuple[Life, int], int] = {}
         self._pruned_below = self.progress.base - DUPLICATES_KEPT
 
@@ -242,6 +244,7 @@ class Tracker:
     def adopt(self, old: "Tracker") -> list[PendingDelivery]:
         """Take over the pending and the completed records of `old`; return its waiting deliveries."""
         self.progress.merge(old.progress)
+        self.ordered_from = max(self.ordered_from, old.ordered_from)
         waiting = []
         for offset, pending in old.pendings.items():
             if self.progress.is_done(offset):

@@ -25,7 +25,7 @@ from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
-from gateway.engine.ordered.appender import OrderedAppender
+from gateway.engine.ordered.appender import OrderedAppender, ordered_routes
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
@@ -81,9 +81,9 @@ class Router(Member):
         self._has_to_publish = asyncio.Event()
         self._published_revisions: set[str] = set()
         self._appender = OrderedAppender(services, dispatch)
-        self._ordered = services.rules().ordered
+        self._ordered = ordered_routes(services.rules())
         self._predecessors: dict[Partition, list[PendingRecord]] = {}
-        """Per event partition: unfinished records that weren't sent to an ordered topic, but would be if read again."""
+        """Per event partition: records that may go to an ordered topic yet, if they are read again."""
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
@@ -160,19 +160,16 @@ class Router(Member):
         taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
         self._has_to_publish.set()
-        before, self._ordered = self._ordered, self._services.rules().ordered
-        self._note_predecessors(self._ordered - before)
+        before, self._ordered = self._ordered, ordered_routes(self._services.rules())
+        self._order_after({source for route in self._ordered - before for source in route.sources})
 
-    def _note_predecessors(self, added: frozenset[tuple[str, str]]) -> None:
-        """Add the unfinished records whose deliveries would go to an ordered topic if their events were read again."""
-        for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()] if added else ():
-            found = [
-                pending
-                for pending in tracker.pendings.values()
-                if any((item.delivery.route, item.delivery.destination) in added for item in pending.items)
-            ]
-            if found and tracker.delay is None:
-                self._predecessors[tracker.partition] = [*self._predecessors.get(tracker.partition, ()), *found]
+    def _order_after(self, sources: Collection[str]) -> None:
+        """Let ordered deliveries of these sources wait until what was read by the former rules is committed."""
+        rules, topics = self._services.rules(), self._services.topics
+        names = {rules.sources[name].topic or topics.events(name) for name in sources if name in rules.sources}
+        for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
+            if tracker.partition.topic in names and tracker.progress.last_received is not None:
+                tracker.ordered_from = max(tracker.ordered_from, tracker.progress.last_received + 1)
 
     @override
     def tick(self) -> None:

@@ -705,7 +705,7 @@ class Ledger:
             trail = self.trails[row.number, delivery.id]
             if trail.is_delivered or trail.successor > delivery.successor or self._has_copy(row, trail, group):
                 return []
-            if self._is_overtaken(row, delivery, trail):
+            if self._is_overtaken(row, trail):
                 return []
             if delivery.route or self._is_nowhere(row, trail):
                 return [delivery.id]
@@ -761,12 +761,12 @@ class Ledger:
             for other in trail.rows
         )
 
-    def _is_overtaken(self, row: Row, delivery: Delivery, trail: Trail) -> bool:
+    def _is_overtaken(self, row: Row, trail: Trail) -> bool:
         """Return whether an ordered record may count as a copy though none of its topic is the first.
 
-        Its event was read once more, after later ones, and by new rules: by those before it was for nobody there, or
-        was carried on as one of a plain route or of an unknown source. Or its owner took it for a copy, which the owner
-        before, who didn't know yet that it was no longer that, did not.
+        Its event was read once more, after later ones, and by new rules: by those before it was carried on as one of a
+        plain route or of an unknown source. Or its owner took it for a copy, which the owner before, who didn't know
+        yet that it was no longer that, did not.
         """
         origin = row.origin
         if origin is None or row.event is None:
@@ -777,12 +777,10 @@ class Ledger:
             if other.offset < row.offset and other.origin is not None
         )
         event = self.rows[origin.partition][origin.offset]
-        since = event.at
-        is_for_nobody = (delivery.route, delivery.destination) not in self.required(row.event, since, self._now())
         is_carried_on = self._goes_on_from_a_tier(row) or any(
             each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows
         )
-        return is_behind and (is_for_nobody or is_carried_on or self.may_be_dropped(event))
+        return is_behind and (is_carried_on or self.may_be_dropped(event))
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""

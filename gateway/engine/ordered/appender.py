@@ -12,6 +12,7 @@ that was overtaken would be lost.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord
@@ -21,12 +22,37 @@ from gateway.log.base import NewRecord, Partition, partition_of
 from gateway.log.records import Origin, encode_delivery, encode_origin, order_key
 from gateway.log.topics import ORDERED_PARTITIONS
 from gateway.model import DeadLettered, DeadReason, LogUnavailableError, RecordTooLargeError
+from gateway.rules.conditions import written
+from gateway.rules.rules import Rules
 from gateway.telemetry.log_throttle import LogThrottle
 
 BATCH_RECORDS, BATCH_BYTES = 200, 1 << 20
 """Maximum number of deliveries, and of their bytes, in one append."""
 POLL_INTERVAL = 0.05
 """Seconds between checks whether the predecessors of a delivery are closed."""
+
+
+class OrderedRoute(NamedTuple):
+    """Which events go to the topics of an ordered route, and to which."""
+
+    name: str
+    sources: tuple[str, ...]
+    destinations: tuple[str, ...]
+    conditions: str
+
+
+def ordered_routes(rules: Rules) -> frozenset[OrderedRoute]:
+    """Return the ordered routes of rules. One that isn't in another version matches something else there."""
+    return frozenset(
+        OrderedRoute(
+            name=route.name,
+            sources=route.sources,
+            destinations=route.destinations,
+            conditions=f"{None if route.match is None else written(route.match)} {route.when and route.when.text}",
+        )
+        for route in rules.routes.values()
+        if route.order is not None
+    )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -39,12 +65,19 @@ class _Entry:
 
     @property
     def may_be_appended(self) -> bool:
-        return all(pending.is_closed for pending in self.waits_for)
+        return self._is_next and all(pending.is_closed for pending in self.waits_for)
 
     @property
     def will_be_appendable(self) -> bool:
         """Whether that is only a matter of time: this version never closes a record in a newer format."""
-        return all(pending.is_closed or pending.unfinished for pending in self.waits_for)
+        return self._is_next and all(pending.is_closed or pending.unfinished for pending in self.waits_for)
+
+    @property
+    def _is_next(self) -> bool:
+        """Whether no record before it can be read again, and only then go to the same topic by the rules in force."""
+        tracker = self.item.pending.tracker
+        is_before = self.origin is None or self.origin.offset < tracker.ordered_from
+        return is_before or tracker.progress.has_committed(tracker.ordered_from)
 
 
 @dataclass(slots=True, eq=False)
