@@ -434,7 +434,7 @@ class Member(ABC):
         self._memory_bytes -= pending.memory_bytes
         pending.tracker.finish(pending)
         self._done_count += 1
-        if self._done_count >= COMMIT_AFTER:
+        if self._done_count >= COMMIT_AFTER or pending.offset < pending.tracker.ordered_from:
             self._commit_is_due.set()
         pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection
 
@@ -444,7 +444,7 @@ class Member(ABC):
             await self.commit(self.trackers)
 
     async def _keep_committing_at_once(self) -> None:
-        """Commit as soon as COMMIT_AFTER records are done."""
+        """Commit as soon as COMMIT_AFTER records are done, or one that ordered deliveries wait for."""
         while True:
             await self._commit_is_due.wait()
             is_accepted = await self.commit(self.trackers)
