@@ -83,7 +83,7 @@ class RoutingHistoryUpdates:
             self._epochs[partition] = _Epoch(revision=revision, begins=_from(epoch.begins, last + 1), taken=last)
 
     def unpublished(self) -> Unpublished | None:
-        """Return what to publish next, to be confirmed by `said`; None if there is nothing."""
+        """Return what to publish next, to be confirmed by `mark_published`; None if there is nothing."""
         unpublished = self._past or [each for each in self._epochs.items() if self._is_unpublished(*each)]
         if not unpublished:
             return None

@@ -1,4 +1,4 @@
-"""How an attempt is cut short: by its scope alone, and nothing else that cancels it passes for that."""
+"""How an attempt is cut short: only by its scope, and no other cancellation is taken for that."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Clocks of processes that are wrong: what is due, too old or over is told by the log's alone; in virtual time."""
+"""Processes with wrong clocks: due times, ages and ends follow the log's clock alone; in virtual time."""
 
 import asyncio
 from collections.abc import Sequence

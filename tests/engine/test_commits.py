@@ -1,4 +1,4 @@
-"""When what is done is committed: within a second, and under load within moments; in virtual time."""
+"""When completed records are committed: within a second, and under load within moments; in virtual time."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -51,12 +51,12 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("kind", ORDERS)
-def test_an_order_is_read_as_it_was_written(kind: str) -> None:
+def test_a_control_record_is_read_as_it_was_written(kind: str) -> None:
     assert decode(*ORDERS[kind].encode()) == ORDERS[kind]
 
 
 @pytest.mark.parametrize("kind", ORDERS)
-def test_any_value_is_an_order_or_undecodable(kind: str) -> None:
+def test_any_value_is_a_control_record_or_undecodable(kind: str) -> None:
     """A field of another type, however deep, that is missing, or cut: one kind of error, or what can be obeyed."""
     key, value = ORDERS[kind].encode()
 
@@ -68,7 +68,7 @@ def test_any_value_is_an_order_or_undecodable(kind: str) -> None:
 
 
 @given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), st.sampled_from(list(ORDERS)))
-def test_any_key_is_one_of_an_order_or_undecodable(key: bytes, kind: str) -> None:
+def test_any_key_is_one_of_a_control_record_or_undecodable(key: bytes, kind: str) -> None:
     value = ORDERS[kind].encode()[1]
     for each in (key, kind.encode() + b"/" + key, kind.encode() + b"/route/" + key):
         see_read(each, value)
@@ -115,7 +115,7 @@ def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
         ("replay", {"marker": {"gateway.events.a/first": 1}}),
     ],
 )
-def test_an_order_with_a_field_of_another_kind_is_undecodable(kind: str, changes: dict[str, Any]) -> None:
+def test_a_control_record_with_a_field_of_another_kind_is_undecodable(kind: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UndecodableRecordError, match=r"order b'\w+/.*: expected .*, got"):
         decode(*body(kind, **changes))
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_changes_nothing_that_is_in_force() -> None:
     assert control.paused_by("", "ci") == "destination/ci"
 
 
-def test_an_order_of_a_newer_version_is_not_obeyed_and_its_pause_stands() -> None:
+def test_a_command_of_a_newer_version_is_not_carried_out_and_its_pause_stands() -> None:
     control = Control([ORDERS["dead"], ORDERS["kick"]])
     for kind, key in (("pause", b"pause/destination/audit"), ("kick", b"kick/route/build"), ("dead", b"dead/1f-ab")):
         with pytest.raises(NewerRecordError):
@@ -137,7 +137,7 @@ def test_an_order_of_a_newer_version_is_not_obeyed_and_its_pause_stands() -> Non
     assert control.waits("kick/route/build")
 
 
-def test_a_kick_holds_what_it_has_announced_until_it_is_answered() -> None:
+def test_a_kick_delays_what_it_has_announced_until_it_is_answered() -> None:
     """By whomever: an owner of before may have answered it already, and brings nothing on."""
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
@@ -153,7 +153,7 @@ def test_a_kick_holds_what_it_has_announced_until_it_is_answered() -> None:
         assert not control.is_kick_pending("build", "ci", place, 7)
 
 
-def test_a_kind_of_order_that_only_a_newer_version_knows_is_not_garbage() -> None:
+def test_a_kind_of_control_record_that_only_a_newer_version_knows_is_not_garbage() -> None:
     control = Control()
     with pytest.raises(NewerRecordError):
         control.take(b"throttle/destination/ci", b'{"v": 2}')
@@ -164,7 +164,7 @@ def test_a_kind_of_order_that_only_a_newer_version_knows_is_not_garbage() -> Non
         control.take(b"throttle/destination/ci", b'{"v": 1}')
 
 
-def test_a_replay_whose_marker_a_newer_version_wrote_is_left_to_it() -> None:
+def test_a_replay_whose_checkpoint_a_newer_version_wrote_is_left_to_it() -> None:
     asked = ControlRecord(kind="replay", name="1f-ab", state="asked", at=1.5, selection=SELECTION)
     control = Control([asked, ORDERS["marker"]])
     assert control.next_replay() == asked

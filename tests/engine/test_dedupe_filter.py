@@ -1,4 +1,4 @@
-"""What is known of duplicates through crashes, rebalances, reloads and a log that fails; in virtual time."""
+"""Dedupe entries through crashes, rebalances, reloads and a log that fails; in virtual time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -154,7 +154,7 @@ async def a_world() -> AsyncIterator[World]:
     yield world
 
 
-def test_copies_are_told_from_their_first_and_counted() -> None:
+def test_duplicates_are_told_from_their_original_and_counted() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "b", "a", "a", "b", "c")
@@ -198,7 +198,7 @@ def test_nothing_is_a_duplicate_without_an_identity_a_window_or_a_source() -> No
     run(scenario())
 
 
-def test_of_what_is_let_go_it_is_told_of_what_it_is_a_copy_once_a_second() -> None:
+def test_the_original_of_a_duplicate_is_logged_once_a_second() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "b", "a", "a", "b")
@@ -320,7 +320,7 @@ def test_flushes_at_the_same_time_store_everything() -> None:
     run(scenario())
 
 
-def test_many_sightings_are_stored_in_records_of_bounded_size() -> None:
+def test_many_entries_are_stored_in_records_of_bounded_size() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a")
@@ -395,7 +395,7 @@ def test_what_is_lost_takes_no_memory_and_is_stored_by_nobody() -> None:
     run(scenario())
 
 
-def test_a_reader_that_is_hours_behind_another_lets_copies_through_and_has_nothing_read_for_them() -> None:
+def test_a_reader_that_is_hours_behind_another_lets_duplicates_through_and_has_nothing_read_for_them() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "a")
@@ -706,7 +706,7 @@ def home_of(partition: Partition) -> int:
 
 
 @virtual
-async def test_a_partition_of_sightings_without_a_leader_keeps_nothing_else_from_being_rebuilt() -> None:
+async def test_a_dedupe_partition_without_a_leader_keeps_nothing_else_from_being_rebuilt() -> None:
     other = next(number for number in range(6) if number != home_of(EVENTS))
     world = await a_log_with_leaderless(other)
     await world.put("a", "a")
@@ -730,7 +730,7 @@ async def settled(process: Process) -> float:
 
 
 @virtual
-async def test_sightings_in_a_partition_without_a_leader_are_missed_until_it_has_one_and_no_longer() -> None:
+async def test_entries_in_a_partition_without_a_leader_are_missed_until_it_has_one_and_no_longer() -> None:
     home = Partition(TOPICS.dedupe, home_of(EVENTS))
     world = await a_log_with_leaderless()
     await world.put("a", "a", "b", "a")
@@ -756,7 +756,7 @@ async def test_sightings_in_a_partition_without_a_leader_are_missed_until_it_has
 
 
 @virtual
-async def test_sightings_that_are_not_taken_hold_up_the_commits_of_their_own_partition_alone() -> None:
+async def test_entries_that_are_not_stored_delay_the_commits_of_their_own_partition_alone() -> None:
     world = await a_log_with_leaderless(home_of(EVENTS))
     other = next(
         partition

@@ -1,4 +1,4 @@
-"""The sightings of identities, and the verdict by them: also against a model that keeps every sighting in a list."""
+"""The dedupe index and its verdicts: also against a model that keeps every entry in a list."""
 
 import random
 import tracemalloc
@@ -27,11 +27,11 @@ def judged(*rows: bytes, window: int = WINDOW) -> list[Verdict]:
     return [sightings.add(row, window) for row in rows]
 
 
-def test_only_the_first_of_several_copies_is_new() -> None:
+def test_only_the_first_of_several_duplicates_is_new() -> None:
     assert judged(*[a_row(offset=offset, at=START + offset) for offset in range(4)]) == [NEW, *[DUPLICATE] * 3]
 
 
-def test_a_copy_is_one_of_the_newest_that_was_let_through_before_it() -> None:
+def test_a_duplicate_is_one_of_the_newest_that_was_let_through_before_it() -> None:
     sightings = DedupeIndex()
     for row in (a_row(offset=1), a_row(2, offset=2), a_row(1, 2, offset=3), a_row(offset=4, at=START + 2 * WINDOW)):
         sightings.add(row, WINDOW)
@@ -50,7 +50,7 @@ def test_a_record_that_is_read_again_is_no_duplicate_of_itself() -> None:
     assert judged(a_row(offset=7), a_row(offset=7), a_row(offset=8), a_row(offset=7)) == [NEW, NEW, DUPLICATE, NEW]
 
 
-def test_a_copy_that_is_known_with_a_larger_offset_only_makes_no_duplicate() -> None:
+def test_an_entry_with_a_larger_offset_only_makes_no_duplicate() -> None:
     """It was read while it wasn't known what had come before, and let through; the first one still has to be."""
     assert judged(a_row(offset=8), a_row(offset=7)) == [NEW, NEW]
 
@@ -86,11 +86,11 @@ def test_a_window_begins_with_what_was_let_through_last() -> None:
     assert judged(*rows) == [NEW, NEW, DUPLICATE, DUPLICATE, NEW]
 
 
-def test_a_clock_that_was_set_back_lets_no_copy_through() -> None:
+def test_a_clock_that_was_set_back_lets_no_duplicate_through() -> None:
     assert judged(a_row(at=START + 2 * WINDOW), a_row(offset=1, at=START)) == [NEW, DUPLICATE]
 
 
-def test_an_identity_that_comes_again_after_each_window_is_a_copy_within_each() -> None:
+def test_an_identity_that_comes_again_after_each_window_is_a_duplicate_within_each() -> None:
     sightings = DedupeIndex()
     for turn in range(5 * SIGHTINGS_KEPT):
         at = START + turn * 2 * WINDOW
@@ -114,7 +114,7 @@ def test_each_event_has_its_own_window() -> None:
     assert sightings.add(late, HOUR) is NEW
 
 
-def test_sightings_are_restored_in_any_order_and_as_often_as_one_likes() -> None:
+def test_entries_are_restored_in_any_order_and_repeatedly() -> None:
     rows = [a_row(identity, offset=identity, at=START + identity) for identity in range(1000)]
     mixed = rows * 2
     random.Random(1).shuffle(mixed)

@@ -1,4 +1,4 @@
-"""What an ordered partition holds twice, for whoever reads it from whichever commit on."""
+"""Duplicates in an ordered partition are recognised, whichever commit it is read from."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +59,7 @@ def test_offsets_that_begin_anew_later_are_of_another_topic_of_that_name() -> No
     assert not seen.is_duplicate(4, origin(4, at=501.0))
 
 
-def test_a_copy_is_one_whatever_the_clocks_of_the_leaders_said() -> None:
+def test_a_duplicate_is_one_whatever_the_clocks_of_the_leaders_showed() -> None:
     """The first was stamped by a leader whose clock was ahead, the next one by another."""
     seen = DuplicateAppends()
     for place, (offset, at) in enumerate([(5, 130.0), (6, 100.0), (7, 101.0)]):

@@ -1,4 +1,4 @@
-"""What operators order, on the log in memory and in virtual time: each number is held against what is in the log."""
+"""Operators' commands, on the log in memory and in virtual time: each reported number is checked against the log."""
 
 import asyncio
 from collections import Counter
@@ -247,7 +247,7 @@ def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoin
 
 
 @virtual
-async def test_an_end_does_not_take_back_what_is_ordered_in_the_same_moment() -> None:
+async def test_an_end_does_not_take_back_what_is_commanded_in_the_same_moment() -> None:
     class Racing(MemoryLog):
         @override
         async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
@@ -274,7 +274,7 @@ async def test_an_end_does_not_take_back_what_is_ordered_in_the_same_moment() ->
 
 
 @virtual
-async def test_a_long_replay_of_dead_letters_holds_up_neither_a_resumption_nor_a_kick() -> None:
+async def test_a_long_replay_of_dead_letters_delays_neither_a_resumption_nor_a_kick() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "dead", 2000, destination="audit")
     await a_backlog(world, "resume", 10, first=3000)
@@ -290,7 +290,7 @@ async def test_a_long_replay_of_dead_letters_holds_up_neither_a_resumption_nor_a
 
 
 @virtual
-async def test_a_dead_letter_that_two_orders_cover_is_replayed_by_the_first() -> None:
+async def test_a_dead_letter_that_two_commands_cover_is_replayed_by_the_first() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "dead", 300)
     await a_backlog(world, "dead", 300, first=300, route="other")
@@ -347,7 +347,7 @@ async def test_what_an_earlier_kick_has_brought_on_is_not_counted_again() -> Non
 
 
 @virtual
-async def test_a_kick_copies_nothing_of_what_waits_in_the_shortest_tier() -> None:
+async def test_a_kick_injects_nothing_of_what_waits_in_the_shortest_tier() -> None:
     """Nobody reads it, so all that the first kick has brought on is there still."""
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
@@ -444,7 +444,7 @@ async def test_a_resumption_that_is_taken_back_before_anybody_saw_it_is_answered
 
 
 @virtual
-async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -> None:
+async def test_a_replay_that_is_cancelled_reports_exactly_what_it_has_injected() -> None:
     world = await a_world(a_route())
     await events_of(world, 2000)
     orders = ControlClient(world.log, TOPICS)
@@ -467,7 +467,7 @@ async def test_a_replay_that_is_cancelled_tells_exactly_what_it_has_injected() -
 
 
 @virtual
-async def test_what_waits_on_an_ordered_route_is_told_not_to_be_counted() -> None:
+async def test_what_waits_on_an_ordered_route_is_reported_as_not_counted() -> None:
     world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
     orders = ControlClient(world.log, TOPICS)
     async with owning(world):
@@ -522,7 +522,7 @@ async def test_a_dead_letter_that_a_job_has_replayed_is_not_open_while_the_job_g
             assert replayed - BATCH <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
 
 
-def test_open_letters_are_those_that_no_order_covers() -> None:
+def test_open_letters_are_those_that_no_command_covers() -> None:
     letters = OpenLetters("d")
     for offset in range(5000):
         name = "" if offset % 10 == 0 else f"dlv_{offset}"
@@ -734,7 +734,7 @@ async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
 
 
 @virtual
-async def test_a_hold_is_told_when_it_begins_and_when_a_kick_ends_it() -> None:
+async def test_a_hold_is_logged_when_it_begins_and_when_a_kick_ends_it() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
     orders = ControlClient(world.log, TOPICS)
     with structlog.testing.capture_logs() as lines:
@@ -754,7 +754,7 @@ async def test_a_hold_is_told_when_it_begins_and_when_a_kick_ends_it() -> None:
 
 
 @virtual
-async def test_a_breaker_with_nothing_left_to_probe_is_told_as_such_until_the_next_deliveries_close_it() -> None:
+async def test_a_breaker_with_nothing_left_to_probe_is_reported_as_such_until_the_next_deliveries_close_it() -> None:
     dying = a_policy(results=(("5xx", Disposition.DEAD_LETTER),))
     world = await a_world(a_route(retry=dying), ci=[503])
     orders = ControlClient(world.log, TOPICS)

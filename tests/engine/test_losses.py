@@ -1,4 +1,4 @@
-"""What retention deletes before it was done: counted and told, by every kind of member, while it is alive, too."""
+"""Records that retention deletes before they are done: counted and logged by every kind of member."""
 
 import asyncio
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def told(lines: Sequence[object]) -> list[tuple[str, int]]:
     ]
 
 
-def test_what_is_deleted_bit_by_bit_behind_what_is_held_is_one_gap() -> None:
+def test_what_is_deleted_bit_by_bit_behind_what_is_buffered_is_one_gap() -> None:
     progress = Progress(Commit(0), 0)
     for offset in range(1, 5001):
         progress.records_deleted(range(offset, offset + 1))
@@ -68,7 +68,7 @@ def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
     assert progress.base == 5
 
 
-def test_what_is_held_elsewhere_is_not_lost_and_can_still_be_received() -> None:
+def test_what_is_buffered_elsewhere_is_not_lost_and_can_still_be_received() -> None:
     progress = Progress(Commit(0), 0)
     assert progress.records_deleted(range(2, 5)) == 3
     assert progress.received(0)
@@ -78,7 +78,7 @@ def test_what_is_held_elsewhere_is_not_lost_and_can_still_be_received() -> None:
     assert progress.is_done(4)
 
 
-def test_what_is_deleted_behind_what_is_held_is_done_with_it_though_nothing_comes_after() -> None:
+def test_what_is_deleted_behind_what_is_buffered_is_done_with_it_though_nothing_comes_after() -> None:
     progress = Progress(Commit(0), 0)
     assert progress.records_deleted(range(2, 5)) == 3
     assert progress.records_deleted(range(6, 8)) == 2
@@ -89,7 +89,7 @@ def test_what_is_deleted_behind_what_is_held_is_done_with_it_though_nothing_come
     assert progress.base == 8
 
 
-def test_what_is_deleted_behind_what_is_held_is_not_counted_by_the_next_owner_too() -> None:
+def test_what_is_deleted_behind_what_is_buffered_is_not_counted_by_the_next_owner_too() -> None:
     progress = Progress(Commit(0), 0)
     progress.records_deleted(range(2, 5))
     commit = progress.committable()
@@ -218,7 +218,7 @@ async def test_an_ordered_route_begins_anew_with_a_topic_that_is_made_again_thou
 
 
 @virtual
-async def test_it_is_told_how_long_the_log_keeps_what_is_not_done() -> None:
+async def test_a_metric_shows_how_long_the_log_keeps_what_is_not_done() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
     async with running(world):
         await asyncio.sleep(15)
@@ -232,7 +232,7 @@ async def test_it_is_told_how_long_the_log_keeps_what_is_not_done() -> None:
 
 
 @virtual
-async def test_what_is_parked_is_told_of_before_it_is_deleted_and_counted_when_it_is() -> None:
+async def test_what_is_parked_is_reported_before_it_is_deleted_and_counted_when_it_is() -> None:
     world = await a_world(a_route())
     world.logger = structlog.get_logger()
     parked = TOPICS.parked

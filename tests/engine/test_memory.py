@@ -1,4 +1,4 @@
-"""What is held in memory is bounded by what it takes, whatever the fan-out, while the log takes no append."""
+"""Memory is bounded by what is in use, whatever the fan-out, while the log accepts no append."""
 
 import asyncio
 import subprocess
@@ -91,7 +91,7 @@ async def _counted(count: int, fan_out: int, headers: int) -> None:
 
 
 @virtual
-async def test_a_reader_without_room_sets_the_rest_aside_and_goes_on_with_it_in_order() -> None:
+async def test_a_reader_without_memory_postpones_the_rest_and_continues_with_it_in_order() -> None:
     world, log = await a_stalled_world(50)
     await world.put(*large_events(300))
     worker = world.worker()

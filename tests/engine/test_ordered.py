@@ -1,4 +1,4 @@
-"""Ordered routes: one delivery of a key at a time, through retries, crashes, rebalances and orders; in virtual time."""
+"""Ordered routes: one delivery of a key at a time, through retries, crashes, rebalances, commands; in virtual time."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -273,7 +273,7 @@ def _key_of(record: Record) -> str:
 
 
 @virtual
-async def test_a_key_that_halts_is_told_with_its_event_and_so_is_its_end() -> None:
+async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> None:
     world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[404, 200])
     first, second = keyed(1, 2)
     await world.put(first, second)
@@ -397,7 +397,7 @@ async def test_what_is_known_of_a_first_delivery_outlasts_a_rebalance_that_bring
 
 
 @virtual
-async def test_what_is_known_of_a_first_delivery_is_not_said_of_another_event_with_its_identity() -> None:
+async def test_the_state_of_a_head_delivery_is_not_that_of_another_event_with_its_identity() -> None:
     world = await a_world(an_ordered_route(retry=a_policy(schedule=(60.0,), max_attempts=3, max_age=600.0)), ci=[503])
     first = an_event(id="k0.0", key="k0", received_at=now())
     await world.put(first)

@@ -77,7 +77,7 @@ async def test_an_event_read_before_its_source_was_known_reaches_a_new_ordered_r
 
 
 @virtual
-async def test_what_came_after_an_event_of_an_unknown_source_does_not_make_a_copy_of_it() -> None:
+async def test_what_came_after_an_event_of_an_unknown_source_does_not_make_it_a_duplicate() -> None:
     """Its tier doesn't take it yet, its source is known meanwhile, and the router is killed: it is read once more."""
     world = await a_world(OTHER)
     world.log = TierIsAway(world.log)
@@ -98,7 +98,7 @@ async def test_what_came_after_an_event_of_an_unknown_source_does_not_make_a_cop
 
 
 @virtual
-async def test_what_came_after_a_plain_delivery_does_not_make_a_copy_of_it() -> None:
+async def test_what_came_after_a_plain_delivery_does_not_make_it_a_duplicate() -> None:
     """Its route gets an order while it is under way, and the router is killed: then it is read once more."""
     patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
     world = await a_world(a_route(retry=PATIENT), destinations=[patient], ci=[200.0, 200])

@@ -1,4 +1,4 @@
-"""The worker beside destinations that are down for long, and orders given at a bad moment; in virtual time."""
+"""Destinations that are down for long, and commands given at a bad moment; in virtual time."""
 
 import asyncio
 from collections import Counter
@@ -491,7 +491,7 @@ async def test_a_pause_holds_what_waits_in_its_lane_already() -> None:
 
 
 @virtual
-async def test_what_a_missing_topic_refuses_is_told_once_a_second_with_its_count() -> None:
+async def test_what_a_missing_topic_refuses_is_logged_once_a_second_with_its_count() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(5.0,))), ci=[500])
     world.log.delete(TOPICS.retry("5s"))
     world.logger = structlog.get_logger()

@@ -52,7 +52,7 @@ class CountingClient(ScriptedClient):
 
 
 @virtual
-async def test_what_the_log_deleted_unread_is_told_and_the_rest_delivered() -> None:
+async def test_what_the_log_deleted_unread_is_reported_and_the_rest_delivered() -> None:
     world = await a_world(a_route())
     told = CapturingLogger()
     world.logger = structlog.wrap_logger(
@@ -114,7 +114,7 @@ async def test_a_dead_letter_that_the_log_no_longer_takes_waits_for_a_higher_lim
 
 
 @pytest.mark.parametrize("kills", [1, 2, 4])
-def test_kills_between_a_successor_and_its_commit_leave_one_live_copy_more_each(kills: int) -> None:
+def test_kills_between_a_successor_and_its_commit_leave_one_live_duplicate_more_each(kills: int) -> None:
     run(_killed(kills))
 
 

@@ -251,7 +251,7 @@ async def test_only_the_events_of_the_time_the_source_and_the_destination_are_re
 
 
 @virtual
-async def test_what_comes_after_the_order_is_not_replayed() -> None:
+async def test_what_comes_after_the_command_is_not_replayed() -> None:
     world = await a_world(a_route())
     await events_of(world, 20)
     await an_order(world)
@@ -262,7 +262,7 @@ async def test_what_comes_after_the_order_is_not_replayed() -> None:
 
 
 @virtual
-async def test_two_replays_of_the_same_events_are_not_copies_of_each_other() -> None:
+async def test_two_replays_of_the_same_events_are_not_duplicates_of_each_other() -> None:
     world = await a_world(a_route())
     await events_of(world, 5)
     async with owning(world) as control, running(world, world.worker(control)):
@@ -349,7 +349,7 @@ async def test_a_replay_keeps_ids_though_the_log_begins_in_the_middle() -> None:
 
 
 @virtual
-async def test_what_the_rules_take_for_a_copy_keeps_the_id_of_its_original() -> None:
+async def test_what_the_rules_take_for_a_duplicate_keeps_the_id_of_its_original() -> None:
     """A receiver that deduplicates drops it then, as the gateway would."""
     world = await a_world(a_route())
     source = replace(world.rules.sources["github"], id=Expression("headers['x-id']"), dedupe=60.0)
@@ -657,7 +657,7 @@ async def test_without_a_rate_a_replay_never_fills_more_than_half_of_a_window() 
 
 
 @virtual
-async def test_a_replay_holds_up_no_other_order() -> None:
+async def test_a_replay_delays_no_other_command() -> None:
     world = await a_world(a_route())
     await events_of(world, 1000)
     async with owning(world) as control:
@@ -719,7 +719,7 @@ async def test_a_replay_of_a_route_that_the_rules_lose_ends_and_says_so() -> Non
 
 
 @virtual
-async def test_how_far_it_is_is_told_every_second() -> None:
+async def test_a_checkpoint_is_published_every_second() -> None:
     world = await a_world(a_route())
     await events_of(world, 300)
     async with owning(world) as control:
@@ -739,7 +739,7 @@ async def test_how_far_it_is_is_told_every_second() -> None:
 
 
 @virtual
-async def test_an_order_is_forgotten_when_nothing_is_left_that_it_could_be_about() -> None:
+async def test_a_command_is_forgotten_when_nothing_is_left_that_it_could_be_about() -> None:
     world = await a_world(a_route())
     passed = 0.0
     world.log = MemoryLog(now=lambda: now() + passed)
@@ -769,7 +769,7 @@ async def test_an_order_is_forgotten_when_nothing_is_left_that_it_could_be_about
         assert not control.commands
 
 
-def test_the_first_order_that_covers_a_letter_has_settled_it() -> None:
+def test_the_first_command_that_covers_a_letter_has_resolved_it() -> None:
     def an_end(name: str, at: float, end: int, which: DeadFilter, **fields: Any) -> ControlRecord:
         return ControlRecord(
             kind="dead", name=name, state="done", at=at, checkpoint={"d/0": end}, filter=which, latest=100.0, **fields

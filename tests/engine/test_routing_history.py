@@ -1,4 +1,4 @@
-"""By which rules an event was routed: what readers say, and what is made of it."""
+"""Which rules an event was routed by: what routers publish, and what is derived from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -164,7 +164,7 @@ def test_what_is_under_way_when_a_partition_comes_back_stays_as_it_was_routed() 
         hold(plan, is_told_late=False)
 
 
-def test_a_reading_that_is_told_late_is_followed_by_those_after_it() -> None:
+def test_an_epoch_that_is_published_late_is_followed_by_those_after_it() -> None:
     plan = [(Model.move, 0), (Model.reload, 0), (Model.read, 1), (Model.finish, {0}), (Model.move, 0)]
     hold(plan, is_told_late=True)
 
@@ -210,7 +210,7 @@ def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> N
     assert history.revision_at(HERE, 3) == EDITIONS[1]
 
 
-def test_a_record_that_is_told_again_counts_once_and_one_that_is_gone_not_at_all() -> None:
+def test_a_record_that_is_published_again_counts_once_and_one_that_is_gone_not_at_all() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
     assert history.knows_epoch(HERE, Commit(5), "e1")
     assert not history.knows_epoch(HERE, Commit(4), "e1")
@@ -237,7 +237,7 @@ def test_a_route_is_as_it_is_since_the_last_partition_came_to_be_read_so() -> No
     assert history.since("build", "1", {"none/0": 0}) is None, "nothing is known of it"
 
 
-def test_what_tells_of_no_event_that_is_there_is_forgotten() -> None:
+def test_history_of_events_that_are_gone_is_forgotten() -> None:
     unused = ControlRecord(kind="rules", name="e9", state="done", at=100.0, routes=encode(EDITIONS[0], None))
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("c", 10, 2), unused)
 
@@ -252,7 +252,7 @@ def test_what_tells_of_no_event_that_is_there_is_forgotten() -> None:
     assert [order.name for order in many.obsolete(0.0, {PLACE: 0})] == ["n0", "n1", "n2"]
 
 
-def test_an_edition_is_kept_as_long_as_another_is_told_by_its_differences() -> None:
+def test_a_revision_is_kept_as_long_as_another_is_stored_as_a_difference_to_it() -> None:
     base = routing_revision(rules_of(*[a_route(f"r{number}", match={"type": f"t{number}"}) for number in range(100)]))
     changed = RoutingRevision("changed", {**base.routes, "new": "{}"})
     history = History()

@@ -1,4 +1,4 @@
-"""A successor is tried until it is stored; but none is begun that another owner may begin as well."""
+"""A successor is retried until it is stored; none is started that another owner may start as well."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Partitions that can't be read: they stop nothing else, and everybody is told."""
+"""Partitions that can't be read: they stop nothing else, and are reported."""
 
 import asyncio
 import math
@@ -54,7 +54,7 @@ def sample(world: World, partition: str, topic: str = EVENTS) -> float | None:
 
 
 @virtual
-async def test_a_partition_that_takes_no_appends_is_told_as_one_that_cannot_be_read_where_it_is() -> None:
+async def test_a_partition_that_takes_no_appends_is_reported_as_one_that_cannot_be_read_where_it_is() -> None:
     world = await a_world_of_partitions()
     lost, refusing = Partition(EVENTS, 1), Partition(EVENTS, 2)
     refused = dict.fromkeys((lost, refusing), "takes no appends: too few replicas")
@@ -105,7 +105,7 @@ async def test_a_partition_without_a_leader_stops_no_other_and_goes_on_when_it_h
 
 
 @virtual
-async def test_a_partition_that_loses_its_leader_under_way_is_told_and_read_again_where_it_was() -> None:
+async def test_a_partition_that_loses_its_leader_is_reported_and_read_again_where_it_was() -> None:
     world = await a_world_of_partitions()
     async with running(world) as worker:
         places = await put(world)
@@ -139,7 +139,7 @@ async def test_a_blip_makes_no_line() -> None:
 
 
 @virtual
-async def test_a_tier_that_is_gone_is_told_as_such_and_not_as_empty() -> None:
+async def test_a_tier_that_is_gone_is_reported_as_such_and_not_as_empty() -> None:
     world = await a_world_of_partitions()
     tier = TOPICS.retry("20h")
     async with running(world) as worker:

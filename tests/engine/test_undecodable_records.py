@@ -1,4 +1,4 @@
-"""Records that can't be read: garbage is set aside, what a newer version wrote is left for it, and the rest goes on."""
+"""Records that can't be decoded: garbage is dead-lettered or skipped, newer formats are left, the rest continues."""
 
 import asyncio
 from dataclasses import replace
@@ -198,7 +198,7 @@ def test_a_foreign_record_with_a_position_makes_no_event_a_duplicate(is_delivery
 
 
 @virtual
-async def test_a_line_a_second_tells_of_many_records_that_cannot_be_read() -> None:
+async def test_a_line_a_second_counts_many_records_that_cannot_be_read() -> None:
     world = await a_world(a_route())
     world.logger = logger = CapturingLogger()
     async with running(world):
@@ -327,7 +327,7 @@ async def test_a_resumption_leaves_what_a_newer_version_parked() -> None:
 
 
 @virtual
-async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_settled() -> None:
+async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved() -> None:
     world = await a_world(a_route())
     for name in ("evt_before", "evt_newer", "evt_after"):
         letter = a_filed(name)
@@ -365,7 +365,7 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_settled(
 
 
 @virtual
-async def test_an_order_of_a_newer_version_is_not_lost() -> None:
+async def test_a_command_of_a_newer_version_is_not_lost() -> None:
     world = await a_world(a_route())
     waiting = a_filed("evt_waiting", due=now() + 900)
     await world.log.append(
@@ -386,7 +386,7 @@ async def test_an_order_of_a_newer_version_is_not_lost() -> None:
 
 
 @virtual
-async def test_an_order_of_a_newer_version_is_carried_out_by_it() -> None:
+async def test_a_command_of_a_newer_version_is_carried_out_by_it() -> None:
     world = await a_world(a_route())
     waiting = a_filed("evt_waiting", due=now() + 900)
     await world.log.append(

@@ -148,7 +148,7 @@ async def test_another_destination_of_a_route_gets_what_it_missed() -> None:
 
 
 @virtual
-async def test_rules_that_change_with_a_restart_are_told_of() -> None:
+async def test_rules_that_change_with_a_restart_are_published() -> None:
     async with a_scene(OTHER) as scene:
         control = scene.owner.control
         for routes in ((OTHER,), (OTHER, a_route()), (OTHER, a_route()), (OTHER,), (a_route(), OTHER)):
@@ -165,7 +165,7 @@ async def test_rules_that_change_with_a_restart_are_told_of() -> None:
 
 
 @virtual
-async def test_open_dead_letters_are_undelivered_and_settled_by_the_replay() -> None:
+async def test_open_dead_letters_are_undelivered_and_resolved_by_the_replay() -> None:
     script = [500, *[200] * 3, 500, *[200] * 30]
     async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=script) as scene:
         async with running(scene.world, scene.world.worker(scene.owner.control)):
@@ -275,7 +275,7 @@ async def test_what_new_rules_read_again_after_a_kill_they_have_delivered() -> N
 
 
 @virtual
-async def test_of_processes_with_different_rules_each_tells_what_it_reads() -> None:
+async def test_of_processes_with_different_rules_each_publishes_what_it_reads() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)):
@@ -310,7 +310,7 @@ async def test_a_partition_that_comes_back_is_read_on_by_the_rules_it_was() -> N
 
 
 @virtual
-async def test_what_was_routed_before_anything_was_told_is_not_known_and_left_out() -> None:
+async def test_what_was_routed_before_anything_was_published_is_not_known_and_left_out() -> None:
     async with a_scene(a_route()) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)):
@@ -331,7 +331,7 @@ async def test_what_was_routed_before_anything_was_told_is_not_known_and_left_ou
 
 
 @virtual
-async def test_a_replay_whose_route_changed_on_the_way_tells_nothing_of_what_it_was_over() -> None:
+async def test_a_replay_whose_route_changed_meanwhile_proves_nothing_of_what_it_covered() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -415,7 +415,7 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
 
 
 @virtual
-async def test_what_was_taken_for_a_copy_and_is_none_by_the_rules_now_is_undelivered() -> None:
+async def test_what_was_taken_for_a_duplicate_and_is_none_by_the_rules_now_is_undelivered() -> None:
     """An identity that made distinct events equal: the rules are corrected, and what was let go is brought."""
     async with a_scene(a_route()) as scene:
         world = scene.world
@@ -452,7 +452,7 @@ async def held(world: World, topic: str) -> Partition:
 
 
 @virtual
-async def test_a_replay_tells_that_it_went_without_letters_which_it_brings_when_it_is_given_again() -> None:
+async def test_a_replay_reports_letters_that_it_could_not_read_and_brings_them_when_it_is_given_again() -> None:
     async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500, 500, 200]) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -473,7 +473,7 @@ async def test_a_replay_tells_that_it_went_without_letters_which_it_brings_when_
 
 
 @virtual
-async def test_what_a_replay_went_without_is_told_also_by_who_goes_on_with_it() -> None:
+async def test_what_a_replay_could_not_read_is_also_reported_by_the_owner_that_continues_it() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -492,7 +492,7 @@ async def test_what_a_replay_went_without_is_told_also_by_who_goes_on_with_it() 
 
 
 @virtual
-async def test_nothing_is_taken_for_let_go_whose_sighting_may_be_where_nobody_can_read() -> None:
+async def test_nothing_counts_as_a_duplicate_whose_entry_may_be_where_nobody_can_read() -> None:
     async with a_scene(a_route()) as scene:
         world, control = scene.world, scene.owner.control
         source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)

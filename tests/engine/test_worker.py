@@ -353,7 +353,7 @@ async def test_a_dead_letter_that_cannot_be_written_keeps_its_record_unfinished(
 
 
 @virtual
-async def test_a_dead_letter_tells_its_reason_and_every_attempt() -> None:
+async def test_a_dead_letter_has_its_reason_and_every_attempt() -> None:
     world = await a_world(
         a_route(retry=a_policy(schedule=(10.0,), max_attempts=3, max_age=3600.0)), ci=[503, Result.TIMEOUT, 500]
     )
@@ -506,7 +506,7 @@ async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() 
 
 
 @virtual
-async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_settles_them() -> None:
+async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_resolves_them() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=2)
     world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 503, 503, 200])
     async with operated(world) as control:
@@ -619,7 +619,7 @@ async def test_a_route_that_arrives_late_is_still_served() -> None:
 
 
 @virtual
-async def test_copies_that_a_crash_made_are_delivered_once() -> None:
+async def test_duplicates_that_a_crash_made_are_delivered_once() -> None:
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), successor=1)
     for _ in range(3):
@@ -635,7 +635,7 @@ async def test_copies_that_a_crash_made_are_delivered_once() -> None:
 
 
 @virtual
-async def test_events_that_share_an_identity_are_not_copies_of_each_other() -> None:
+async def test_events_that_share_an_identity_are_not_duplicates_of_each_other() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(10.0,))), ci=[503, 503, 503, 200])
     twice = an_event(id="evt_same", body=b'{"n":1}', received_at=now())
     await world.put(twice, replace(twice, body=b'{"n":2}'), replace(twice, received_at=now() + 0.001))
@@ -645,7 +645,7 @@ async def test_events_that_share_an_identity_are_not_copies_of_each_other() -> N
 
 
 @virtual
-async def test_a_replay_is_no_copy_of_what_it_repeats() -> None:
+async def test_a_replay_is_no_duplicate_of_what_it_repeats() -> None:
     world = await a_world(a_route())
     waiting = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 4)
     for delivery in (waiting, waiting, replace(waiting, since=now())):
@@ -754,7 +754,7 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
     assert not [line for line in lines if "exc_info" in line or "a piece of a body'" in repr(line)]
 
 
-def test_orders_survive_their_encoding() -> None:
+def test_control_records_survive_their_encoding() -> None:
     order = ControlRecord(
         kind="dead",
         name="x",

@@ -195,7 +195,7 @@ async def test_an_event_with_two_deliveries_is_drained_whole() -> None:
 
 
 @virtual
-async def test_nothing_of_an_ordered_route_begins_on_a_proof_that_has_grown_old() -> None:
+async def test_nothing_of_an_ordered_route_begins_on_an_ownership_check_that_has_grown_old() -> None:
     """An accepted commit proves who owned the partition when it was sent: longer ago than `OWNERSHIP_CHECK_AGE`."""
     world = await a_world(a_route(is_ordered=True))
     world.log = SlowCommits(world.log, OWNERSHIP_CHECK_AGE + 1)

@@ -56,7 +56,7 @@ def behaves(at: float, kind: str, **how: object) -> Step:
     return Step(at, "behave", {"destination": "d0", "kind": kind, **how})
 
 
-def test_an_event_of_an_unknown_source_is_no_copy_of_itself() -> None:
+def test_an_event_of_an_unknown_source_is_no_duplicate_of_itself() -> None:
     """Each of its records carries the next step, also while an older one of the same tier stays unfinished for long."""
     plan = a_plan(
         behaves(0.5, "error", status=500, retry_after=None),

@@ -79,7 +79,7 @@ class Holds:
                 logger.warning("destination_held", destination=name, why=known.why, **after, seconds=seconds)
 
     def _untried(self, now: float) -> Mapping[str, float]:
-        """Return since when destinations weren't attempted that a probe is due for, and for which nothing waits."""
+        """Return the destinations with a due probe and no waiting delivery, each with the end of its last attempt."""
         found = {name: at for name, lane in self._schedule.lanes.items() if (at := lane.untried_since(now)) is not None}
         soon = self._schedule.waiting() if found else Counter[str]()
         return {name: at for name, at in found.items() if not soon[name]}

@@ -164,7 +164,7 @@ class OrderedRoute(Member):
 
     def _accept_record(self, tracker: Tracker, record: Record) -> None:
         content = _decoded(record)
-        # A foreign record's position says nothing of what a router has appended.
+        # The position in a foreign record says nothing about what a router has appended.
         origin = None if isinstance(content, UndecodableRecordError) else origin_of(record)
         # Checked for completed records, too: their positions belong into the metadata of later commits, for the next
         # owner.
