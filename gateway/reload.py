@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
+from gateway.ops.route_counts import RouteCounts
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
 from gateway.rules.destination_credentials import certificate_expiries
@@ -67,6 +68,7 @@ class Reloader:
         self.retry_at = math.inf
         """When refused rules are looked at again, by the monotonic clock."""
         self.source_counts = SourceCounts(metrics.unrouted_events, metrics.duplicate_events, remembered=REMEMBERED)
+        self.route_counts = RouteCounts(metrics.route_matches, remembered=REMEMBERED)
         self._watched: set[Path]
         self._watch: Watch
         self._read_at = time.monotonic()
@@ -100,6 +102,10 @@ class Reloader:
     def source_statuses(self, now: float) -> Sequence[Mapping[str, Any]]:
         """Return each source's counts since its rules changed; `now` is the log's time."""
         return [self._source_status(name, counts, now) for name, counts in sorted(self._counts().items())]
+
+    def route_statuses(self) -> Mapping[str, Any]:
+        """Return which routes have matched nothing since their conditions changed."""
+        return self.route_counts.status(self.rules, at=time.monotonic())
 
     def _refusal_status(self) -> Mapping[str, Any] | None:
         """Return which rules are refused, or were refused recently."""
@@ -145,7 +151,7 @@ class Reloader:
         return {**status, "refused": refused}
 
     def _counts(self) -> dict[str, dict[str, float]]:
-        """Return for each source how many events it had, and how many of them weren't delivered, by reason."""
+        """Return for each source how many events came, how many were routed, and how many weren't delivered."""
         metrics = self._metrics
         families = {
             "events": metrics.events,
@@ -154,7 +160,11 @@ class Reloader:
             "unrouted": metrics.unrouted,
         }
         return {
-            name: {what: family.labels(name).value for what, family in families.items()} for name in self.rules.sources
+            name: {
+                "routed": metrics.route_matches.events.get(name, 0),
+                **{what: family.labels(name).value for what, family in families.items()},
+            }
+            for name in self.rules.sources
         }
 
     # Loading and activation.
@@ -275,6 +285,7 @@ class Reloader:
             since = self._refusal.since
             self._refusal, self.refusal_ended = replace(self._refusal, until=now), time.monotonic()
             self._refused_routes = {source: routes for source, routes in changed.touched.items() if routes}
+        before = self.rules
         self.activate(rules, certificates)
         if changed != Changes():
             self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
@@ -290,6 +301,7 @@ class Reloader:
                 changed=self._changed,
             )
             self.source_counts.change(changed, rules, self._counts(), in_force, now=now, at=time.monotonic())
+            self.route_counts.change(changed, before, rules, in_force, now=now, at=time.monotonic())
             for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
                 if kind == "source":
                     self._metrics.refusal_runs.forget(name)

@@ -328,6 +328,7 @@ class Gateway:
                 for (route, destination), keys in sorted(blocked.items())
             ],
             "sources": self.reloader.source_statuses(now),
+            "quiet_routes": None if self._worker is None else self.reloader.route_statuses(),
         }
 
     async def _watch_log(self, log: Log) -> None:

@@ -294,7 +294,8 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
 async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: Running) -> None:
     metrics = running.metrics
     metrics.events.labels("crm").inc(10)
-    metrics.unrouted.labels("crm").inc(4)
+    for number in range(10):
+        metrics.count_routed(an_event(source="crm"), ["build"] if number < 6 else [])
     await running.look()
     for at in (10.0, 20.0):
         metrics.refusal_runs.add("crm", "bad_signature", at=at, events=8.0)
@@ -308,7 +309,8 @@ async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: 
     await running.look(SOURCE + NEW)
     await running.look()
     metrics.events.labels("crm").inc(3)
-    metrics.unrouted.labels("crm").inc(3)
+    for _ in range(3):
+        metrics.count_routed(an_event(source="crm"), [])
     crm, shop = running.reloader.source_statuses(0.0)
     assert crm.items() >= (told | {"events": 13, "unrouted": 7}).items(), "nothing of its rules has changed"
     assert crm["refused"]["bad_signature"]["of"] == 7
@@ -345,10 +347,8 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     running.log = MemoryLog(now=lambda: now)
 
     def leave_unrouted(count: int) -> None:
-        metrics.events.labels("crm").inc(count)
-        metrics.unrouted.labels("crm").inc(count)
         for number in range(count):
-            metrics.unrouted_events.add(an_event(id=f"evt_{number}", source="crm", type="order", received_at=now))
+            metrics.count_routed(an_event(id=f"evt_{number}", source="crm", type="order", received_at=now), [])
 
     async def reload(at: float, **values: str) -> dict[str, Any]:
         nonlocal now
@@ -360,8 +360,11 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
         return dict(crm)
 
     await reload(1000.0)
+    metrics.count_routed(an_event(source="crm", type="order"), ["build"])
     crm = await reload(1010.0, build="ordre")
     assert (crm["since"], crm["changed"], crm["missed"]) == (1010.0, ("route build: match",), None)
+    (quiet,) = running.reloader.route_statuses()["changed"]
+    assert (quiet["route"], quiet["since"], quiet["changed"]) == ("build", 1010.0, ("route build: match",))
     leave_unrouted(7)
     crm = await reload(1020.0, build="ordre", rest="2s")
     assert (crm["unrouted"], crm["since"], crm["missed"]) == (7, 1010.0, None), "another's rules"
@@ -379,6 +382,8 @@ async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mende
     crm = await reload(1045.0, both="order")
     missed |= {"routes": ["both", "build"], "fan_out": {"both": 2}}
     assert crm["missed"] == missed | {"types": [("order", 12)]}, "this one may take it, too"
+    (quiet,) = running.reloader.route_statuses()["missed"]
+    assert (quiet["events"], quiet["since"], quiet["until"]) == (12, 1010.0, 1040.0)
     _forget(running.reloader.source_counts._unrouted, "crm")
     assert running.reloader.source_statuses(0.0)[0]["missed"] is None
     crm = await reload(1050.0, build="ordre")

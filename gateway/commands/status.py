@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands.base import LOG, Call, command, opened_log
@@ -14,6 +14,7 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.presentation import print_status
 from gateway.ops.process_status import process_findings
+from gateway.ops.quiet_routes import quiet_route_findings
 from gateway.ops.send import admin_url, ask_status
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import (
@@ -90,8 +91,11 @@ async def _status(call: Call) -> int:
     found += unread_findings(
         {where: reason for where, reason in unread.items() if reason != NO_TOPIC or where.topic not in named}
     )
+    routes: set[str] | None = None
     if arguments.destination:
-        found = _for_destination(found, rules, backlogs, attempts)
+        routes = _routes_to(arguments.destination, rules, backlogs)
+        found = _for_destination(found, rules, routes, attempts)
+    found += quiet_route_findings(answers, control, routes=routes)
     print_status(output, ranked(found), attempts.newest_first())
     if not asked:
         output.note("no process was queried (--admin) for breakers, halted keys, refused rules and unrouted events")
@@ -135,14 +139,18 @@ async def _silent_findings(call: Call, log: "Log", rules: Rules | None) -> Seque
     return looked.found
 
 
+def _routes_to(destination: str, rules: Rules | None, backlogs: Iterable[Backlog]) -> set[str]:
+    routes = {each.route for each in backlogs if each.destination == destination}
+    if rules is not None:
+        routes |= {route.name for route in rules.routes.values() if destination in route.destinations}
+    return routes
+
+
 def _for_destination(
-    found: Iterable[Finding], rules: Rules | None, backlogs: Iterable[Backlog], attempts: LastAttempts
+    found: Iterable[Finding], rules: Rules | None, routes: Collection[str], attempts: LastAttempts
 ) -> list[Finding]:
     """Return what concerns one destination. Raises UsageError if it is neither in the rules nor in a finding."""
     name = attempts.destination
-    routes = {each.route for each in backlogs if each.destination == name}
-    if rules is not None:
-        routes |= {route.name for route in rules.routes.values() if name in route.destinations}
     chosen = filter_by_destination(found, name, routes)
     is_found = attempts.newest_first() or any(each.rank not in (NOT_READ, REFUSED) for each in chosen)
     if rules is not None and name not in rules.destinations and not is_found:

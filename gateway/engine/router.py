@@ -315,9 +315,7 @@ class Router(Member):
             self._dispatch.defer_unknown(pending.add(nowhere, note=note))
             return None
         matches = rules.table.match(EventView.of(event))
-        if not matches:
-            self._services.metrics.unrouted.labels(event.source).inc()
-            self._services.metrics.unrouted_events.add(event)
+        self._services.metrics.count_routed(event, [route.name for route, _ in matches])
         items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for route, error in matches:
             end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))

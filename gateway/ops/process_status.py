@@ -50,7 +50,7 @@ def process_findings(answer: Mapping[str, Any], where: str, control: Control) ->
             except UNREADABLE:
                 unread[name] = None
     if unread:
-        found.append(_unreadable_finding(tuple(unread), answer.get("version"), where))
+        found.append(unreadable_finding(tuple(unread), answer.get("version"), where))
     return found
 
 
@@ -69,7 +69,7 @@ def _checked(finding: Finding) -> Finding:
     return finding
 
 
-def _unreadable_finding(names: Sequence[str], version: object, where: str) -> Finding:
+def unreadable_finding(names: Sequence[str], version: object, where: str) -> Finding:
     of = f" (version {version})" if version else ""
     return Finding(
         rank=NOT_READ,
@@ -218,11 +218,11 @@ def _missed_events_findings(source: Mapping[str, Any], where: str, control: Cont
 def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield the events that were unrouted before a change: wrong until replays have queued nearly all of them."""
     name, missed = source["source"], source["missed"]
-    if missed is None or missed["count"] <= missed["events"] * SHARE:
+    if missed is None or not missed["count"]:
         return
     since, until, count = missed["since"], missed["until"], missed["count"]
     fan_out = missed.get("fan_out")  # an older version doesn't send it
-    done = replayed(control, name, missed["routes"], since=since, until=until, fan_out=fan_out)
+    done = replayed(control, (name,), missed["routes"], since=since, until=until, fan_out=fan_out)
     left = count if done is None else max(0, count - done.events)
     under = f"under the rules active until {when(until)}"
     ready = "# if the current rules are correct, recover the missed events (count first with --dry-run):"
@@ -285,7 +285,10 @@ def _replay(source: str, since: float) -> str:
 
 
 def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield which of a source's events weren't delivered under its current rules, or conflict, if they are many."""
+    """Yield which of a source's events weren't delivered under its current rules, or conflict.
+
+    Unrouted ones are wrong if they are many, the others only told then.
+    """
     name, identity = source["source"], source["identity"]
     steps = [
         "# by type, and whether the identity makes distinct events equal:",
@@ -307,15 +310,17 @@ def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Itera
     ]
     for counted, key, what, following in kinds:
         number, of_all, since = counted[key], counted["events"], counted["since"]
-        if number <= of_all * SHARE:
+        is_wrong = number > of_all * SHARE
+        if not number or not (is_wrong or key == "unrouted"):
             continue
         period = "since the process started" if since is None else "under the current rules"
-        # Events are counted by an ingress, and their outcomes by a router, which may be another process.
+        # Duplicates are found by a router, which may be another process than the ingress that counts the events.
         share = f", of {int(of_all):,}" if of_all >= number else ""
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
             why=f"{what}{share} {period}",
+            is_wrong=is_wrong,
             since=since,
             who=where,
             next=(*_change_steps(counted), *following),

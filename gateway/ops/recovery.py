@@ -27,14 +27,14 @@ class Replayed:
 
 def replayed(
     control: Control,
-    source: str,
+    sources: Collection[str],
     routes: Collection[str] | None,
     *,
     since: float,
     until: float,
     fan_out: Mapping[str, int] | None = None,
 ) -> Replayed | None:
-    """Return what the replays have queued that overlap a period in which these routes missed events of a source.
+    """Return what the replays have queued that overlap a period in which these routes missed events of these sources.
 
     None if there are none. `routes` None means all. A replay counts deliveries, so its events are that number divided
     by the number of the route's destinations (`fan_out`, 1 if unknown). The sum may be too large: an event may match
@@ -45,7 +45,7 @@ def replayed(
         for order in control.commands.values()
         if order.selection is not None
         and (routes is None or order.selection.route in routes)
-        and _overlaps(order, source, since, until)
+        and _overlaps(order, sources, since, until)
     ]
     events = [_queued(order, control) // (fan_out or {}).get(_route(order), 1) for order in orders]
     return _sum(orders, control, sum(events))
@@ -63,7 +63,7 @@ def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: flo
             every = [order for order in control.commands.values() if _route(order) == name]
             if not any(covers(order, name, source=source, since=since, until=until) for order in every):
                 return None
-            orders |= {order.key: order for order in every if _overlaps(order, source, since, until)}
+            orders |= {order.key: order for order in every if _overlaps(order, (source,), since, until)}
     return _sum(orders.values(), control, 0)
 
 
@@ -84,12 +84,12 @@ def covers(order: ControlRecord, route: str, *, source: str | None, since: float
     )
 
 
-def _overlaps(order: ControlRecord, source: str, since: float, until: float) -> bool:
+def _overlaps(order: ControlRecord, sources: Collection[str], since: float, until: float) -> bool:
     which = order.selection
     return (
         which is not None
         and order.kind == "replay"
-        and which.source in (None, source)
+        and which.source in (None, *sources)
         and order.at > since
         and which.since < until
         and (which.until is None or which.until > since)

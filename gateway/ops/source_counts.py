@@ -53,8 +53,8 @@ class SourceCounts:
     """
 
     def __init__(self, unrouted: SkippedEvents, suppressed: SkippedEvents, *, remembered: float) -> None:
-        self._unrouted = _Account(("unrouted",), unrouted, remembered)
-        self._suppressed = _Account(("duplicates", "conflicts"), suppressed, remembered)
+        self._unrouted = _Account("routed", ("unrouted",), unrouted, remembered)
+        self._suppressed = _Account("events", ("duplicates", "conflicts"), suppressed, remembered)
 
     def change(
         self,
@@ -87,9 +87,13 @@ class SourceCounts:
 
 
 class _Account:
-    """Counts of each source since some of its rules changed; `what[0]` counts the events left undelivered."""
+    """Counts of each source since some of its rules changed; `what[0]` counts the events left undelivered.
 
-    def __init__(self, what: Sequence[str], left_out: SkippedEvents, remembered: float) -> None:
+    `of` counts all of them: those that came here, or those that were routed here, which may come from other processes.
+    """
+
+    def __init__(self, of: str, what: Sequence[str], left_out: SkippedEvents, remembered: float) -> None:
+        self._all = of
         self._what = what
         self._left_out = left_out
         self._remembered = remembered
@@ -126,7 +130,8 @@ class _Account:
 
     def _since(self, name: str, counts: Counts) -> dict[str, float]:
         before = self._before.get(name, {})
-        return {what: counts[what] - before.get(what, 0.0) for what in ("events", *self._what)}
+        counted = {what: counts[what] - before.get(what, 0.0) for what in self._what}
+        return {"events": counts[self._all] - before.get(self._all, 0.0), **counted}
 
     def _keep(self, name: str, routes: Mapping[str, int], counted: Counts, *, now: float, at: float) -> None:
         number, left_out = int(counted[self._what[0]]), self._left_out.of(name)

@@ -93,7 +93,7 @@ class Changes:
 
     `changed` entries include the keys: `route build: match, retry`. A secret's new value changes its source. `touched`
     has the sources whose events may be routed differently, with the new rules' routes; `identified` the sources for
-    which other events are duplicates than before.
+    which other events are duplicates than before, and `conditions` the new rules' routes that may match other events.
     """
 
     added: tuple[str, ...] = ()
@@ -101,6 +101,7 @@ class Changes:
     removed: tuple[str, ...] = ()
     touched: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
     identified: frozenset[str] = field(default=frozenset(), compare=False)
+    conditions: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def changes(old: Rules, new: Rules) -> Changes:
@@ -125,6 +126,7 @@ def changes(old: Rules, new: Rules) -> Changes:
         identified=frozenset(
             [name for name, each in new.sources.items() if _identity(old.sources.get(name)) != _identity(each)]
         ),
+        conditions=_with_other_conditions(old, new),
     )
 
 
@@ -139,6 +141,26 @@ def _touched(old: Rules, new: Rules) -> Mapping[str, frozenset[str]]:
                 if is_other or source in others:
                     found.setdefault(source, set()).update(() if after is None else (name,))
     return {source: frozenset(routes) for source, routes in found.items()}
+
+
+def _with_other_conditions(old: Rules, new: Rules) -> frozenset[str]:
+    others = {name for name, source in new.sources.items() if _fields(old.sources.get(name)) != _fields(source)}
+    found: set[str] = set()
+    for name, after in new.routes.items():
+        before = old.routes.get(name)
+        is_other = before is None or _condition(before) != _condition(after)
+        if is_other or not others.isdisjoint(after.sources):
+            found.add(name)
+    return frozenset(found)
+
+
+def _fields(source: Source | None) -> tuple[object, ...] | None:
+    """Return what determines the fields of a source's events that conditions refer to, besides what the sender sets."""
+    return None if source is None else (source.id, source.type, source.key, source.verifier.type)
+
+
+def _condition(route: Route) -> tuple[object, ...]:
+    return route.sources, route.match, route.when
 
 
 def _identity(source: Source | None) -> tuple[object, ...] | None:

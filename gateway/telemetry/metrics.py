@@ -24,8 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from gateway.model import DeadReason, Result, SpillReason
+from gateway.model import DeadReason, Event, Result, SpillReason
 from gateway.telemetry.refusal_runs import RefusalRuns
+from gateway.telemetry.route_matches import RouteMatches
 from gateway.telemetry.skipped_events import SkippedEvents
 
 NO_SOURCE = ""
@@ -291,6 +292,7 @@ class Metrics(Collector):
         )
         self.unrouted = counter("unrouted", "Events that no route matched.", "source")
         self.unrouted_events = SkippedEvents()
+        self.route_matches = RouteMatches()
         self.deliveries = counter("deliveries", "Deliveries that ended.", "route", "destination", "outcome")
         self.attempts = counter("attempts", "Attempts, by result.", "destination", "result")
         self.deliveries_late = counter(
@@ -389,6 +391,13 @@ class Metrics(Collector):
         for result in SPANS:
             self.spans.labels(result)
         registry.register(self)
+
+    def count_routed(self, event: Event, routes: Collection[str]) -> None:
+        """Count an event that was matched, with the routes that it goes to."""
+        self.route_matches.add(event, routes)
+        if not routes:
+            self.unrouted.labels(event.source).inc()
+            self.unrouted_events.add(event)
 
     def prepare(self, rules: Names) -> None:
         """Create every series of the rules' names, at 0, and drop those of names that are gone.

@@ -318,6 +318,141 @@ async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_
             assert came == dict.fromkeys(expected, 1), gateway.story()
 
 
+CONDITIONS = """
+version: 1
+sources:
+  shop: {{verify: {{scheme: none}}, type: body.kind, key: body.customer}}
+destinations:
+  one: {{url: "{one}"}}
+  two: {{url: "{two}"}}
+routes:
+  - {{name: orders, from: shop, match: {{type: {orders}}}, to: [one]}}
+  - {{name: refunds, from: shop, match: {{type: {refunds}}}, to: [two], order: key}}
+  {more}
+"""
+
+
+async def _send(gateway: GatewayProcess, **kinds: int) -> None:
+    """Send that many events of each kind, and wait until all are routed."""
+    async with ClientSession() as session:
+        for kind, count in kinds.items():
+            for number in range(count):
+                body = {"kind": kind, "customer": f"{number % 3}"}
+                async with session.post(f"http://127.0.0.1:{gateway.port}/in/shop", json=body) as answer:
+                    assert answer.status == 202
+    await gateway.until("gateway_log_lag_records", 0, topic="gateway.events.shop")
+
+
+async def _rows(gateway: GatewayProcess, place: LogPlace, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the exit code of `gateway status` and its rows, by what they are about."""
+    admin = f"http://127.0.0.1:{gateway.admin_port}"
+    code, told = await _status(place, *words, "--admin", admin, "--rules", str(gateway.rules))
+    return code, {each["what"]: each for each in told}
+
+
+async def _condition(gateway: GatewayProcess, rules: str, number: int) -> None:
+    """Put other rules in force, as the reload of that number."""
+    await asyncio.sleep(1.5)  # the time of a change is that of the look before it
+    gateway.rules.write_text(rules)
+    await gateway.until("gateway_rules_reloads_total", number, result="ok")
+
+
+async def test_a_condition_that_was_mistyped_from_the_start_is_told_with_what_it_unrouted_and_how_to_have_it(
+    long_place: LogPlace, folder: Path
+) -> None:
+    """The events that it doesn't match are less than a tenth of the source's."""
+    async with Sink(200) as one, Sink(200) as two:
+        values = {"one": one.url, "two": two.url, "orders": "order", "more": ""}
+        rules = CONDITIONS.format(**values, refunds="refnd")
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
+            await _send(gateway, order=95, refund=9)
+            await gateway.until("gateway_unrouted_total", 9)
+            code, rows = await _rows(gateway, long_place)
+            assert (code, set(rows)) == (0, {"source shop", "route refunds"})
+            assert rows["source shop"]["why"] == "unrouted (9 refund), of 104 since the process started"
+            assert rows["route refunds"]["why"] == "matched none of 104 events of shop since the process started"
+            assert await _rows(gateway, long_place, "two") == (0, {"route refunds": rows["route refunds"]})
+            assert await _rows(gateway, long_place, "one") == (0, {})
+            await _condition(gateway, CONDITIONS.format(**values, refunds="refund"), 1)
+            code, rows = await _rows(gateway, long_place)
+            assert (code, set(rows)) == (0, {"source shop"})
+            await _call(gateway, long_place, rows["source shop"]["next"][-1])
+            await two.received(9, timeout=30)
+            assert len(one.requests) == 95
+
+
+async def test_a_condition_that_was_changed_and_matches_nothing_is_wrong_until_what_it_missed_has_been_replayed(
+    long_place: LogPlace, folder: Path
+) -> None:
+    """With a fix in between that is none. The events are less than a tenth of the source's."""
+    async with Sink(200) as one, Sink(200) as two:
+        values = {"one": one.url, "two": two.url, "orders": "order", "more": ""}
+        correct = CONDITIONS.format(**values, refunds="refund")
+        async with GatewayProcess(folder, rules=correct, log=long_place.url, prefix=long_place.prefix) as gateway:
+            await _send(gateway, order=101, refund=9)
+            await two.received(9, timeout=30)
+            await _condition(gateway, CONDITIONS.format(**values, refunds="refnd"), 1)
+            await _send(gateway, order=95, refund=9)
+            code, rows = await _rows(gateway, long_place, "two")
+            assert (code, set(rows)) == (1, {"route refunds"})
+            wrong = rows["route refunds"]
+            assert wrong["why"] == "matched none of 104 events of shop since its condition changed; before, 9 of 110"
+            change, _, explain, _, replay = wrong["next"]
+            assert change.endswith(" changed route refunds: match")
+            assert "type: expected refnd, got refund" in await _call(gateway, long_place, explain)
+            assert (await _rows(gateway, long_place))[1]["route refunds"] == wrong
+
+            await _condition(gateway, CONDITIONS.format(**values, refunds="Refund"), 2)
+            code, rows = await _rows(gateway, long_place, "two")
+            assert (code, rows["route refunds"]["next"][-1]) == (1, replay)
+            await _call(gateway, long_place, replay)
+            code, rows = await _rows(gateway, long_place, "two")
+            assert (code, rows["route refunds"]["next"][-1]) == (1, replay), (
+                "it is still wrong, and nothing was brought"
+            )
+            assert rows["route refunds"]["why"].endswith("before, 9 of 110; replayed since: 0 queued")
+
+            await _condition(gateway, correct, 3)
+            assert (await _rows(gateway, long_place, "two"))[0] == 1
+            await _call(gateway, long_place, replay)
+            await two.received(18, timeout=30)
+            code, rows = await _rows(gateway, long_place)
+            assert (code, rows["route refunds"]["next"]) == (0, [])
+            assert rows["route refunds"]["why"].endswith("replayed since: 9 queued")
+            assert (len(one.requests), len(two.requests)) == (101 + 95, 18)
+
+
+async def test_mistyped_conditions_are_told_though_another_route_takes_their_events(
+    long_place: LogPlace, folder: Path
+) -> None:
+    async with Sink(200) as one, Sink(200) as two:
+        both = "- {name: both, from: shop, to: [one]}"
+        values = {"one": one.url, "two": two.url, "more": both}
+        mistyped = CONDITIONS.format(**values, orders="ordr", refunds="ordr")
+        correct = CONDITIONS.format(**values, orders="order", refunds="order")
+        async with GatewayProcess(folder, rules=mistyped, log=long_place.url, prefix=long_place.prefix) as gateway:
+            await _send(gateway, order=40)
+            code, rows = await _rows(gateway, long_place)
+            assert (code, set(rows)) == (0, {"route orders", "route refunds"})
+            assert {row["why"] for row in rows.values()} == {
+                "matched none of 40 events of shop since the process started"
+            }
+            await _condition(gateway, correct, 1)
+            await _send(gateway, order=20)
+            await two.received(20, timeout=30)
+            await gateway.until("gateway_ordered_lag_records", 0)
+            assert await _rows(gateway, long_place) == (0, {})
+            await _condition(gateway, mistyped, 2)
+            await _send(gateway, order=40)
+            assert (await gateway.metrics()).sum("gateway_unrouted_total") == 0
+            code, rows = await _rows(gateway, long_place)
+            assert (code, set(rows)) == (1, {"route orders", "route refunds"})
+            for name, row in rows.items():
+                assert row["why"] == "matched none of 40 events of shop since its condition changed; before, 20 of 20"
+                assert row["next"][-1].startswith(f"gateway replay --{name} --from ")
+            assert (await _rows(gateway, long_place, "two"))[1].keys() == {"route refunds"}
+
+
 async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_and_how_to_deliver_them(
     long_place: LogPlace, folder: Path
 ) -> None:

@@ -126,6 +126,8 @@ async def test_an_ordered_route_and_another_serve_the_same_events() -> None:
     )
     assert await world.unfinished() == 0
     assert world.metrics.unrouted.labels("github").value == 0
+    counted = world.metrics.route_matches
+    assert (counted.events["github"], set(counted.matched.values()), len(counted.matched)) == (12, {12}, 2)
 
 
 @virtual

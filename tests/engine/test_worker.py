@@ -379,6 +379,8 @@ async def test_an_event_that_no_route_matches_is_done_and_counted() -> None:
     assert world.client.made == []
     assert await world.unfinished() == 0
     assert world.metrics.unrouted.labels("github").value == 3
+    assert world.metrics.route_matches.events == {"github": 3}
+    assert world.metrics.route_matches.matched == {}
 
 
 @virtual

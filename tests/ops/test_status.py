@@ -430,9 +430,14 @@ def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
     assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 373 queued", False, ())
-    for few in ({"count": 30}, {"count": 0, "events": 0}):
-        answer["sources"] = [a_source(missed=missed | {"types": []} | few)]
-        assert process_findings(answer, "a:9090", Control()) == []
+    answer["sources"] = [a_source(missed=missed | {"types": [], "count": 30})]
+    (found,) = process_findings(answer, "a:9090", Control())
+    assert (found.is_wrong, found.next[-1]) == (
+        False,
+        "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered",
+    )
+    answer["sources"] = [a_source(missed=missed | {"types": [], "count": 0, "events": 0})]
+    assert process_findings(answer, "a:9090", Control()) == []
 
 
 def _after_replays(*orders: ControlRecord, **missed: Any) -> Finding:
@@ -538,7 +543,11 @@ def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back()
     assert found.next[0] == f"# the rules loaded at {when(50.0)} changed route build: match"
     assert found.next[3] == "gateway explain evt_15"
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
-    answer["sources"] = [source | {"unrouted": 3.0}]
+    assert found.is_wrong
+    answer["sources"] = [source | {"unrouted": 3.0, "types": [("push", 3)]}]
+    (few,) = process_findings(answer, "a:9090", Control())
+    assert (few.why, few.is_wrong, few.next) == ("unrouted (3 push), of 30 under the current rules", False, found.next)
+    answer["sources"] = [source | {"unrouted": 0.0, "types": []}]
     assert process_findings(answer, "a:9090", Control()) == []
     answer["sources"] = [source | {"events": 0.0, "unrouted": 5.0, "types": [("push", 5)]}]
     (found,) = process_findings(answer, "a:9090", Control())
@@ -648,7 +657,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "sources": [
             a_source(
                 events=10.0,
-                unrouted=1.0,
+                unrouted=0.0,
                 identity={"events": 10.0, "duplicates": 2.0, "conflicts": 3.0},
                 refused={"bad_signature": run},
             ),
