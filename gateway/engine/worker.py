@@ -11,7 +11,8 @@ from gateway.engine.control.state import Control
 from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
-from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, Blocked, OrderedRoute
+from gateway.engine.ordered.key_state import Blocked
+from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread

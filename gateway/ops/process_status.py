@@ -6,7 +6,7 @@ from shlex import quote
 from typing import Any
 
 from gateway.engine.control.state import Control
-from gateway.engine.ordered.route import Blocked
+from gateway.engine.ordered.key_state import Blocked
 from gateway.log.base import NO_APPENDS, Partition
 from gateway.log.json_fields import LATEST
 from gateway.model import result_label

@@ -35,7 +35,7 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 PATIENT = a_policy(schedule=(2.0, 4.0), max_attempts=20, max_age=3600.0)
 PLACE = ("build", "ci")
@@ -482,6 +482,52 @@ async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
     assert [stored.note.reason for stored in world.dead()] == ["expression_error"]
+    assert await unfinished(world) == 0
+
+
+@pytest.mark.parametrize("condition", ["type(body.n) == int", "type(body.n) == int || body.n == 'x'"])
+def test_keys_halted_by_a_condition_go_on_by_themselves_once_it_can_be_evaluated(condition: str) -> None:
+    run(halt_and_mend(condition))
+
+
+async def halt_and_mend(condition: str) -> None:
+    world = await a_world(an_ordered_route(when="body.n + 1 > 0", halts=True))
+    values = [0, "x", "x", 3, "x", 5]
+    for key in ("k", "l"):
+        events = [
+            an_event(id=f"{key}.{n}", key=key, body={"n": value}, received_at=now()) for n, value in enumerate(values)
+        ]
+        await world.put(*events)
+    async with running(world) as worker:
+        await asyncio.sleep(5)
+        assert by_key(world) == {"k": [0], "l": [0]}
+        assert world.metrics.ordered_halted_keys.labels("build", "ci").value == 2
+        world.rules = rules_of(an_ordered_route(when=condition, halts=True))
+        worker.reload()
+        await asyncio.sleep(10)
+        assert world.metrics.ordered_halted_keys.labels("build", "ci").value == 0
+    taken = [n for n, value in enumerate(values) if "'x'" in condition or value != "x"]
+    assert by_key(world) == {"k": taken, "l": taken}
+    assert not world.dead()
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_a_key_halted_by_a_condition_stays_while_no_rules_know_its_source_or_route() -> None:
+    route = an_ordered_route(when="body.n + 1 > 0", halts=True)
+    world = await a_world(route)
+    await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
+    async with running(world) as worker:
+        await asyncio.sleep(5)
+        for rules in (replace(rules_of(route), sources={}), rules_of()):
+            world.rules = rules
+            worker.reload()
+            await asyncio.sleep(10)
+            assert await unfinished(world) == 1
+        world.rules = rules_of(an_ordered_route(when="body.n == 'x'", halts=True))
+        worker.reload()
+        await asyncio.sleep(30)
+    assert by_key(world) == {"k": [0]}
     assert await unfinished(world) == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.ordered.route import Blocked
+from gateway.engine.ordered.key_state import Blocked
 from gateway.log.base import ALL, NO_TOPIC, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import (

@@ -13,7 +13,7 @@ that point. So a delivery may be repeated right after itself, but never after a 
 import asyncio
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from typing_extensions import override
@@ -22,6 +22,7 @@ from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
+from gateway.engine.ordered.key_state import Blocked, KeyState
 from gateway.engine.ordered.kick_tally import KickTally, last_result
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
@@ -29,7 +30,6 @@ from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition,
 from gateway.log.records import StoredDelivery, decode_delivery, order_key, origin_of
 from gateway.model import (
     NO_NOTE,
-    Attempt,
     DeadLettered,
     DeadReason,
     Delivery,
@@ -55,27 +55,6 @@ takes, and less than the silence after which a group evicts a member. A process 
 before it starts an attempt."""
 RETRY_DELAY = 0.1
 """Seconds until a rejected commit is sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyState:
-    """State of a key's head delivery that isn't in the log; kept across a rebalance that returns the partition."""
-
-    partition: Partition
-    attempts: tuple[Attempt, ...]
-    due: float
-    end: DeadLettered | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocked:
-    """A key whose head delivery has failed, so that its other deliveries wait: for the retry, or for a kick."""
-
-    delivery: Delivery
-    halted: DeadLettered | None
-    """Why the head isn't attempted any more, if so."""
-    since: float
-    """When the key halted, or else when its head was first attempted."""
 
 
 class OrderedRoute(Member):
@@ -112,6 +91,14 @@ class OrderedRoute(Member):
     def reload(self) -> None:
         super().reload()
         self._update_unknown_since()
+        for head in self._halted_heads():
+            if _has_no_match(head):
+                self._make_ready(head)  # to be matched by the new rules
+
+    def _halted_heads(self) -> list[PendingDelivery]:
+        ready = {id(item) for item in self._ready}
+        heads = [queue[0] for queue in self._queues.values()]
+        return [head for head in heads if head.stage is Stage.WAITING and head.end and id(head) not in ready]
 
     def _update_unknown_since(self) -> None:
         """Track since when the rules lack the route or its destination."""
@@ -201,6 +188,16 @@ class OrderedRoute(Member):
                 return True, end
         return False, None
 
+    def _is_still_matched(self, item: PendingDelivery) -> bool:
+        """Match an event again whose condition couldn't be evaluated; return False if the route isn't for it."""
+        rules, event = self._services.rules(), item.delivery.event
+        if not _has_no_match(item) or self.route not in rules.routes or event.source not in rules.sources:
+            return True
+        is_matched, item.end = self._match(event)
+        if item.end is None:
+            self._log_released(item, "rules")
+        return is_matched
+
     def _begin_head(self, item: PendingDelivery) -> None:
         known = self._key_states.pop(item.delivery.occurrence, None)
         if known is not None:
@@ -242,7 +239,10 @@ class OrderedRoute(Member):
                         if self._unknown_since is not None:
                             since = max(self._unknown_since, item.pending.appended_at)
                             item.note = Note(unknown_since=since)
-                        self._dispatch.admit(item, now)
+                        if self._is_still_matched(item):
+                            self._dispatch.admit(item, now)
+                        else:
+                            self._dispatch.forget(item)
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
@@ -338,10 +338,9 @@ class OrderedRoute(Member):
                     self._make_ready(item)
             self._follow_kick(results)
         elif route is not None and route.on_exhausted != "halt":
-            for item in heads:
-                if item.end is not None and id(item) not in ready:
-                    self._log_released(item, "rules")
-                    self._make_ready(item)
+            for item in self._halted_heads():
+                self._log_released(item, "rules")
+                self._make_ready(item)
 
     def _follow_kick(self, results: Mapping[PendingDelivery, str]) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
@@ -369,10 +368,8 @@ class OrderedRoute(Member):
         if self._unknown_since is None:
             return
         lapsed = self._log.now() - UNKNOWN_MAX_AGE
-        ready = {id(item) for item in self._ready}
-        for head, *_ in self._queues.values():
-            since = max(self._unknown_since, head.pending.appended_at)
-            if head.stage is Stage.WAITING and head.end is not None and since < lapsed and id(head) not in ready:
+        for head in self._halted_heads():
+            if max(self._unknown_since, head.pending.appended_at) < lapsed:
                 head.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._log_released(head, "route_removed")
                 self._make_ready(head)
@@ -384,7 +381,7 @@ class OrderedRoute(Member):
             return True
         self._log_released(item, "kick")
         is_matched = True
-        if item.end.reason is DeadReason.EXPRESSION_ERROR:
+        if _has_no_match(item):
             is_matched, item.end = self._match(item.delivery.event)
         else:
             item.end = None
@@ -476,6 +473,11 @@ class OrderedRoute(Member):
         """Drop the halt times of keys that are no longer tracked."""
         ours = {head.delivery.occurrence for head, *_ in self._queues.values()} | self._key_states.keys()
         self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
+
+
+def _has_no_match(item: PendingDelivery) -> bool:
+    """Return whether the route's condition couldn't be evaluated for its event."""
+    return item.end is not None and item.end.reason is DeadReason.EXPRESSION_ERROR
 
 
 def _first_attempt_at(delivery: Delivery) -> float:
