@@ -22,6 +22,7 @@ from gateway.ops.control_client import ControlClient, StoredCommand, who
 from gateway.ops.kick_report import describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
+from tests.engine.test_replay import an_order as a_replay
 from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -244,6 +245,33 @@ def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoin
         assert ledger.total() - len(ledger) <= BATCH, "at most what came after its last checkpoint"
 
     run(scenario())
+
+
+@virtual
+async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learns_late_that_it_has_lost_it() -> None:
+    """A batch for each of two owners that didn't come to a checkpoint; the late one takes none back."""
+    world = await a_world(a_route())
+    await events_of(world, 1800)
+    log = HeldLog(world.log, 250)
+    late = Owner(world, log)
+    await late.start()
+    order = await a_replay(world)
+    await log.is_held.wait()
+    world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is thrown out of the group
+    mortal = MortalLog(world.log, appends=1400, is_stored=True)
+    async with owning(world, mortal) as control:
+        await mortal.died.wait()
+        reached = control.injected(order.key)
+        await late.jobs.revoked([Partition(TOPICS.control, 0)])
+        log.is_released.set()
+        await asyncio.sleep(2)
+        assert control.injected(order.key) == reached >= 1000
+    async with owning(world) as control:
+        await ended(control, order)
+    await late.stop()
+    ledger = injected(world)
+    assert len(ledger) == 1800
+    assert ledger.total() - len(ledger) <= 2 * BATCH
 
 
 @virtual

@@ -427,9 +427,11 @@ class Replays:
         return True
 
     async def _publish_checkpoint(self, run: _Run) -> None:
-        """Publish the replay's checkpoint, from which any next owner continues."""
+        """Publish the replay's checkpoint, from which any next owner continues, unless another has come further."""
         command = run.command
-        while run.positions != run.last_checkpoint or len(run.unread) != run.checkpoint_unread:
+        while not self._is_overtaken(run) and (
+            run.positions != run.last_checkpoint or len(run.unread) != run.checkpoint_unread
+        ):
             checkpoint = ControlRecord(
                 kind="marker",
                 name=command.key,
@@ -458,6 +460,10 @@ class Replays:
                     checkpoint.unread,
                 )
         run.checkpoint_at = self._log.now()
+
+    def _is_overtaken(self, run: _Run) -> bool:
+        checkpoint = self._control.checkpoint(run.command.key)
+        return any(offset > run.positions.get(place, 0) for place, offset in checkpoint.items())
 
     async def _unfinished(self) -> int:
         """Count the unfinished records of the fullest partition of the shortest tier."""
