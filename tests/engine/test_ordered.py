@@ -532,6 +532,27 @@ async def test_a_key_halted_by_a_condition_stays_while_no_rules_know_its_source_
 
 
 @virtual
+async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_tried_again_after_a_rebalance() -> None:
+    world = await a_world(an_ordered_route(retry=a_policy(schedule=(1.0,), max_attempts=2, max_age=86400.0)), ci=[503])
+    letters = [Partition(TOPICS.dead, number) for number in range(6)]
+    for partition in letters:
+        world.log.lose_leader(partition)
+    await world.put(*keyed(1, 1))
+    async with running(world):
+        await asyncio.sleep(5)
+        for _ in range(3):
+            await world.log.rebalance(GROUP)
+            await asyncio.sleep(5)
+        assert len(world.client.made) == 2
+        for partition in letters:
+            world.log.find_leader(partition)
+        await asyncio.sleep(60)
+    assert len(world.client.made) == 2
+    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert await unfinished(world) == 0
+
+
+@virtual
 async def test_memory_is_bounded_where_a_destination_stands_still() -> None:
     world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)), ci=[Result.CONNECT])
     large = b"x" * 500_000
