@@ -174,23 +174,23 @@ async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(place
     async with Sink(lambda _: answers[-1]) as three:
         rules = DYING.format(three=three.url)
         async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
-            admin = ("--admin", f"http://127.0.0.1:{gateway.admin_port}")
+            asked = (f"--admin=http://127.0.0.1:{gateway.admin_port}", f"--rules={gateway.rules}")
             await Load(gateway.port, rate=20).send(5)
             await gateway.until("gateway_breaker_open", 1, destination="three")
             answers.append(200)
             await _call(gateway, place, "gateway dead drop --destination three")
             told = await _call(gateway, place, "gateway destination kick three")
             assert "nothing was waiting; where a breaker is open, the next delivery is the probe" in told
-            code, [row] = await _status(place, *admin)
+            code, [row] = await _status(place, *asked)
             assert (code, row["what"], row["wrong"], row["until"]) == (0, "destination three", False, None)
             assert row["why"].startswith("breaker opened after 500; not tried by this process since ")
             assert row["next"] == []
-            assert await _status(place, *admin) == (code, [row]), "nothing of it moves"
+            assert await _status(place, *asked) == (code, [row]), "nothing of it moves"
             for _ in range(3):
                 await Load(gateway.port, rate=20).send(1)
                 await asyncio.sleep(0.3)
             await gateway.until("gateway_breaker_open", 0, destination="three")
-            assert await _status(place, *admin) == (0, [])
+            assert await _status(place, *asked) == (0, [])
         assert len(three.requests) == 8
 
 
