@@ -79,8 +79,12 @@ class Scenario:
         through: Sequence[str] = (),
         rules: str = RULES,
         urls: Callable[[Sink, Sink], tuple[str, str]] = lambda first, second: (first.url, second.url),
+        is_dev: bool = True,
     ) -> None:
-        """`urls` are those of the two sinks; the `rules` must deliver to both."""
+        """`urls` are those of the two sinks; the `rules` must deliver to both.
+
+        Without `is_dev` the gateways run as in production: a command creates the topics, and not the first gateway.
+        """
         self.title = f"{title}, {place.kind}"
         self.place = place
         self.gateways: list[GatewayProcess] = []
@@ -95,6 +99,7 @@ class Scenario:
         self._through = through
         self._rules = rules
         self._urls = urls
+        self._is_dev = is_dev
         self._incidents: list[Incident] = []
         self._kills: list[float] = []
         self._names: dict[GatewayProcess, str] = {}
@@ -106,7 +111,10 @@ class Scenario:
             for sink in (self.first, self.second):
                 await self._stack.enter_async_context(sink)
             for _ in range(self._count):
-                await self.add().start()  # the first of them makes the topics
+                gateway = self.add()
+                if len(self.gateways) == 1 and not self._is_dev:
+                    await self.order("topics", "create")
+                await gateway.start()  # with `--dev`, the first of them creates the topics
             if self._count > 1:
                 await asyncio.sleep(JOINED)
         except BaseException:
@@ -130,11 +138,16 @@ class Scenario:
             prefix=self.place.prefix,
             beside=self.gateways[0] if self.gateways else None,
             through=self._through,
+            is_dev=self._is_dev,
         )
         self.gateways.append(gateway)
         self._names[gateway] = name
         self._stack.callback(_end, gateway)
         return gateway
+
+    async def order(self, *arguments: str) -> None:
+        """Run an operator's command with the rules of the first gateway."""
+        await command(self.place, *arguments, f"--rules={self.gateways[0].rules}")
 
     def rules(self, name: str) -> str:
         """Return the rules of the gateway of this name."""
@@ -254,7 +267,7 @@ class Scenario:
 
         Fails if anything was lost or altered, or duplicated without a reason.
         """
-        await self._until_all_came(timeout)
+        await self.until_all_came(timeout)
         await self._until_quiet()
         statuses = self.sender.statuses()
         numbers = self.sender.numbers
@@ -287,7 +300,8 @@ class Scenario:
         """Return the gateways' logs, for the message of a failure."""
         return "\n".join([f"-- {self._names[each]}\n{each.story()}" for each in self.gateways])
 
-    async def _until_all_came(self, timeout: float) -> None:
+    async def until_all_came(self, timeout: float) -> None:
+        """Wait until every acknowledged event has been delivered, or for so long."""
         until = time.monotonic() + timeout
         numbers = self.sender.numbers.values()
         missing = [set(numbers), {number for number in numbers if not _is_gone(number)}]

@@ -30,7 +30,7 @@ async def test_a_leader_that_is_killed_is_followed_to_its_successor(
 async def test_a_coordinator_that_is_killed_is_followed_to_its_successor(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scenario("the coordinator killed", cluster_place, folder, table, count=2) as scenario:
+    async with Scenario("the coordinator killed", cluster_place, folder, table, count=2, is_dev=False) as scenario:
         async with scenario.load():
             await scenario.acknowledged(200)
             await _down_for(10, await cluster.coordinator(f"{cluster_place.prefix}router"), cluster, scenario)
@@ -41,7 +41,7 @@ async def test_a_coordinator_that_is_killed_is_followed_to_its_successor(
 async def test_brokers_are_restarted_in_turn(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scenario("each broker restarted", cluster_place, folder, table, count=2) as scenario:
+    async with Scenario("each broker restarted", cluster_place, folder, table, count=2, is_dev=False) as scenario:
         async with scenario.load():
             for node in cluster.nodes.values():
                 await scenario.acknowledged(150)

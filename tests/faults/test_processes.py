@@ -46,7 +46,7 @@ async def test_a_gateway_that_is_killed_again_and_again_repeats_only_what_it_had
 async def test_three_gateways_that_are_killed_in_turn_take_over_from_each_other(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    async with Scenario("each of three killed", cluster_place, folder, table, count=3) as scenario:
+    async with Scenario("each of three killed", cluster_place, folder, table, count=3, is_dev=False) as scenario:
         async with scenario.load():
             for gateway in scenario.gateways:
                 await scenario.acknowledged(300)
