@@ -447,6 +447,7 @@ async def test_mistyped_conditions_are_told_though_another_route_takes_their_eve
             await _send(gateway, order=20)
             await two.received(20, timeout=30)
             await gateway.until("gateway_ordered_lag_records", 0)
+            await asyncio.sleep(2)  # until a commit tells that all is delivered
             assert await _rows(gateway, long_place) == (0, {})
             await _condition(gateway, mistyped, 2)
             await _send(gateway, order=40)

@@ -74,8 +74,13 @@ class _Entry:
 
     @property
     def _is_next(self) -> bool:
-        """Whether no record before it can be read again, and only then go to the same topic by the rules in force."""
+        """Whether no record before it can be read again, and only then go to the same topic by the rules in force.
+
+        Nothing is appended while it isn't known whose its partition is: another owner may have delivered it otherwise.
+        """
         tracker = self.item.pending.tracker
+        if tracker.is_suspended:
+            return False
         is_before = self.origin is None or self.origin.offset < tracker.ordered_from
         return is_before or tracker.progress.has_committed(tracker.ordered_from)
 
