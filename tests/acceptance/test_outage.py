@@ -29,7 +29,7 @@ async def broker() -> AsyncIterator[Broker]:
 async def test_while_kafka_is_dead_senders_get_503_in_time_and_afterwards_everything_goes_on(
     broker: Broker, folder: Path, *, is_full: bool
 ) -> None:
-    rate, outage, afterwards = (300.0, 20.0, 12.0) if is_full else (150.0, 6.0, 6.0)
+    rate, outage, afterwards = (300.0, 20.0, 12.0) if is_full else (150.0, 6.0, 12.0)
     async with Sink(path="/first") as first, Sink(path="/second") as second:
         rules = RULES.format(first=first.url, second=second.url)
         async with GatewayProcess(folder, rules=rules, log=f"kafka://{broker.address}") as gateway:

@@ -154,7 +154,7 @@ async def test_each_number_that_a_replay_tells_is_what_its_destination_got(place
             exactly = told.partition("exactly these: gateway ")[2].split()
             assert number(r"queued (\d+) deliveries", await call(*exactly)) == len(came)
             event = next(iter(load.acknowledged))
-            assert "queued 1 delivery by another, of 1 record" in await call(
+            assert "queued 1 delivery by another, from 1 record" in await call(
                 "replay", "--event", event, "--destination", "second"
             )
             await second.received(2 * len(came) + 1, timeout=30)
