@@ -310,8 +310,6 @@ class Router(Member):
             nowhere = Delivery(
                 id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
             )
-            if origin is not None:
-                self._predecessors[origin.partition] = [*self._open_predecessors(origin), pending]
             self._dispatch.defer_unknown(pending.add(nowhere, note=note))
             return None
         matches = rules.table.match(EventView.of(event))
