@@ -25,7 +25,7 @@ from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
-from gateway.engine.ordered.appender import OrderedAppender, ordered_routes
+from gateway.engine.ordered.appender import OrderedAppender, ordered_rules
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
@@ -81,9 +81,7 @@ class Router(Member):
         self._has_to_publish = asyncio.Event()
         self._published_revisions: set[str] = set()
         self._appender = OrderedAppender(services, dispatch)
-        self._ordered = ordered_routes(services.rules())
-        self._predecessors: dict[Partition, list[PendingRecord]] = {}
-        """Per event partition: records that may go to an ordered topic yet, if they are read again."""
+        self._ordered = ordered_rules(services.rules())
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
@@ -160,7 +158,7 @@ class Router(Member):
         taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
         self._has_to_publish.set()
-        before, self._ordered = self._ordered, ordered_routes(self._services.rules())
+        before, self._ordered = self._ordered, ordered_rules(self._services.rules())
         self._order_after({source for route in self._ordered - before for source in route.sources})
 
     def _order_after(self, sources: Collection[str]) -> None:
@@ -279,7 +277,6 @@ class Router(Member):
             return None
         except NewerRecordError as error:
             self.leave_to_newer_version(pending, error)
-            self._predecessors.setdefault(tracker.partition, []).append(pending)
             return None
         if self.is_duplicate(tracker, record, event):
             self.done(pending)
@@ -345,20 +342,7 @@ class Router(Member):
         """Send a delivery of an ordered route to its topic. If `end` is set, it ends there once it is its turn."""
         if end is not None:
             item.note = Note(reason=end.reason, detail=end.detail)
-        self._appender.enqueue(item, origin, self._open_predecessors(origin))
-
-    def _open_predecessors(self, origin: Origin | None) -> list[PendingRecord]:
-        """Return those of the partition's predecessors that aren't closed.
-
-        An ordered delivery waits for them: appended behind it, after a crash, they would be taken for duplicates.
-        """
-        if origin is None:
-            return []
-        before = self._predecessors.pop(origin.partition, ())
-        left = [pending for pending in before if not pending.is_closed]
-        if left:
-            self._predecessors[origin.partition] = left
-        return left
+        self._appender.enqueue(item, origin)
 
     # Tiers.
 

@@ -168,7 +168,7 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """How a topic has to be configured. `retention` is in seconds, None keeps records for ever.
+    """How a topic has to be configured. `retention` is in seconds, None keeps records forever.
 
     It is created with `partitions`. An operator may add some, unless the topic has a `total_order`. With `fixed_keys`,
     keys stay in the first `partitions`, however many are added.
@@ -275,7 +275,7 @@ class Log(Protocol):
         """Compare the topics with their specifications."""
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
-        """Return for how many seconds each topic keeps its records, as configured now; infinity if for ever.
+        """Return for how many seconds each topic keeps its records, as configured now; infinity if forever.
 
         A topic that doesn't exist, or whose configuration we may not read, is omitted.
         """

@@ -6,7 +6,6 @@ quiet: one that matched something in any of them isn't.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, lgamma
 from typing import Any
 
 from gateway.engine.control.records import ControlRecord
@@ -16,6 +15,7 @@ from gateway.ops.findings import SOURCE, Finding
 from gateway.ops.output import rfc3339, when
 from gateway.ops.process_status import UNREADABLE, unreadable_finding
 from gateway.ops.recovery import covers, replayed
+from gateway.ops.route_counts import Past
 
 IMPROBABLE = 0.01
 """Chance below which a route that matches nothing since its condition changed is wrong."""
@@ -26,28 +26,6 @@ MAX_ROWS, MAX_NAMES = 5, 20
 
 Answer = tuple[Mapping[str, Any], str]
 """What a process answers at `/status`, and its address."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
-    """What a route matched under the last condition under which it matched something; `event` is the last."""
-
-    events: int
-    matched: int
-    event: str
-
-    def chance_of_none(self, events: int) -> float:
-        """Return how probable it is to match none of that many more events, if nothing has changed.
-
-        Of all ways to distribute the matches over both periods it is the share that has them all in the first: the
-        hypergeometric distribution.
-        """
-        before, matched = self.events, min(self.matched, self.events)
-        return exp(_log_ways(before, matched) - _log_ways(before + events, matched))
-
-
-def _log_ways(events: int, matched: int) -> float:
-    return lgamma(events + 1) - lgamma(matched + 1) - lgamma(events - matched + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """How many events each route has matched since its condition changed, and before."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from math import exp, lgamma
 from typing import Any
 
 from gateway.ops.source_counts import InForce
@@ -21,12 +22,25 @@ class _Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Before:
+class Past:
     """What a route matched under the last condition under which it matched something; `event` is the last."""
 
     events: int
     matched: int
     event: str
+
+    def chance_of_none(self, events: int) -> float:
+        """Return how probable it is to match none of that many more events, if nothing has changed.
+
+        Of all ways to distribute the matches over both periods it is the share that has them all in the first: the
+        hypergeometric distribution.
+        """
+        before, matched = self.events, min(self.matched, self.events)
+        return exp(_log_ways(before, matched) - _log_ways(before + events, matched))
+
+
+def _log_ways(events: int, matched: int) -> float:
+    return lgamma(events + 1) - lgamma(matched + 1) - lgamma(events - matched + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +53,7 @@ class _Missed:
     events: int
     since: float
     until: float
-    before: _Before
+    before: Past
     ended: float
 
 
@@ -54,7 +68,7 @@ class RouteCounts:
         self._totals = totals
         self._remembered = remembered
         self._starts: dict[str, _Start] = {}
-        self._before: dict[str, _Before] = {}
+        self._before: dict[str, Past] = {}
         self._missed: dict[str, _Missed] = {}
 
     def change(self, changes: Changes, old: Rules, new: Rules, in_force: InForce, *, now: float, at: float) -> None:
@@ -114,14 +128,14 @@ class RouteCounts:
                     "events": missed.events,
                     "since": missed.since,
                     "until": missed.until,
-                    "before": _before_json(missed.before),
+                    "before": asdict(missed.before),
                 }
                 for name, missed in self._missed.items()
                 if at <= missed.ended + self._remembered
             ],
         }
 
-    def _changed_status(self, route: Route, start: _Start, before: _Before) -> Mapping[str, Any]:
+    def _changed_status(self, route: Route, start: _Start, before: Past) -> Mapping[str, Any]:
         return {
             "route": route.name,
             "sources": route.sources,
@@ -129,7 +143,7 @@ class RouteCounts:
             "since": start.in_force.since,
             "loaded_at": start.in_force.loaded_at,
             "changed": start.changed,
-            "before": _before_json(before),
+            "before": asdict(before),
         }
 
     def _end(self, name: str, route: Route, *, now: float, at: float) -> None:
@@ -139,7 +153,7 @@ class RouteCounts:
         matched = total - (0 if start is None else start.matched)
         before = self._before.get(name)
         if matched:
-            self._before[name] = _Before(events=events, matched=matched, event=self._totals.last_match[name])
+            self._before[name] = Past(events=events, matched=matched, event=self._totals.last_match[name])
         elif before is not None and start is not None and events:
             missed = _Missed(events=events, since=start.in_force.since, until=now, before=before, ended=at)
             earlier = self._missed.get(name)
@@ -157,7 +171,3 @@ class RouteCounts:
 
     def _last_event(self, sources: Sequence[str]) -> str | None:
         return next((self._totals.last_event[name] for name in sources if name in self._totals.last_event), None)
-
-
-def _before_json(before: _Before) -> Mapping[str, Any]:
-    return {"events": before.events, "matched": before.matched, "event": before.event}

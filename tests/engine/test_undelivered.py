@@ -160,7 +160,7 @@ async def test_rules_that_change_with_a_restart_are_published() -> None:
             await scene.replay()
         assert scene.delivered() == [1] * 20
         told = [decode(record.key, record.value).kind for record in scene.world.log.records(TOPICS.control)]
-        assert Counter(told)["rules"] == 2, "an revision is told once"
+        assert Counter(told)["rules"] == 2, "a revision is published once"
         assert Counter(told)["routed"] == 4, "and a reading where it isn't the one before"
 
 

@@ -11,7 +11,8 @@ from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.ops.findings import NOT_READ, SOURCE, Finding
 from gateway.ops.output import when
-from gateway.ops.quiet_routes import LEAST_EVENTS, MAX_NAMES, MAX_ROWS, Past, quiet_route_findings
+from gateway.ops.quiet_routes import LEAST_EVENTS, MAX_NAMES, MAX_ROWS, quiet_route_findings
+from gateway.ops.route_counts import Past
 
 BEFORE = {"events": 110, "matched": 9, "event": "evt_9"}
 REPLAY = "gateway replay --route refunds --from 1970-01-01T00:01:40.000Z --undelivered"

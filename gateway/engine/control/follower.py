@@ -45,7 +45,7 @@ class Follower:
                 await asyncio.sleep(1.0)
 
     async def follow(self, caught_up: asyncio.Event) -> None:
-        """Apply every record, for ever; set `caught_up` once all that existed at the start were applied.
+        """Apply every record until cancelled; set `caught_up` once all that existed at the start were applied.
 
         By then the log's time is known as well, if the log takes an append: everything afterwards uses it.
         """

@@ -245,7 +245,7 @@ class ControlRecord:
             body["latest"] = self.latest
         return self.key.encode(), orjson.dumps(body)
 
-    def with_state(self, state: State, **changes: Any) -> "ControlRecord":  # noqa: ANN401 - the fields of an ControlRecord
+    def with_state(self, state: State, **changes: Any) -> "ControlRecord":  # noqa: ANN401 - the fields of a ControlRecord
         return replace(self, state=state, **changes)
 
 

@@ -433,7 +433,7 @@ class Dispatcher:
     # The loop, and the end of it.
 
     async def run(self) -> None:
-        """Resume due deliveries, and start or spill queued ones, for ever."""
+        """Resume due deliveries, and start or spill queued ones, until cancelled."""
         schedule = self._schedule
         while True:
             await self._sleep(schedule.until_next_look(self._log.now()))

@@ -160,7 +160,7 @@ class Jobs:
         self.assigned([assignment])
 
     async def run(self) -> None:
-        """Carry out commands, for ever."""
+        """Carry out commands until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._replays.run(), name="jobs-replays")
             tasks.create_task(self._keep_starting(tasks), name="jobs-start")
@@ -338,7 +338,7 @@ class Jobs:
         self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
     async def _forget_commands(self) -> None:
-        """Delete the keys of obsolete commands: otherwise the control topic would grow for ever."""
+        """Delete the keys of obsolete commands: otherwise the control topic would grow forever."""
         control = self._follower.control
         bounds, unread = await self._log.readable(self._topics.dead)
         if unread:

@@ -10,12 +10,11 @@ that was overtaken would be lost.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from gateway.engine.delivery.dispatcher import Dispatcher
-from gateway.engine.partition_tracker import PendingDelivery, PendingRecord
+from gateway.engine.partition_tracker import PendingDelivery
 from gateway.engine.services import Services
 from gateway.engine.successor_writer import FIRST_PAUSE, LONGEST_PAUSE
 from gateway.log.base import NewRecord, Partition, partition_of
@@ -29,10 +28,10 @@ from gateway.telemetry.log_throttle import LogThrottle
 BATCH_RECORDS, BATCH_BYTES = 200, 1 << 20
 """Maximum number of deliveries, and of their bytes, in one append."""
 POLL_INTERVAL = 0.05
-"""Seconds between checks whether the predecessors of a delivery are closed."""
+"""Seconds between checks whether a queue's first delivery may be appended."""
 
 
-class OrderedRoute(NamedTuple):
+class OrderedRule(NamedTuple):
     """Which events go to the topics of an ordered route, and to which."""
 
     name: str
@@ -41,10 +40,10 @@ class OrderedRoute(NamedTuple):
     conditions: str
 
 
-def ordered_routes(rules: Rules) -> frozenset[OrderedRoute]:
+def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
     """Return the ordered routes of rules. One that isn't in another version matches something else there."""
     return frozenset(
-        OrderedRoute(
+        OrderedRule(
             name=route.name,
             sources=route.sources,
             destinations=route.destinations,
@@ -55,34 +54,28 @@ def ordered_routes(rules: Rules) -> frozenset[OrderedRoute]:
     )
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """A delivery to append, once the records that it `waits_for`, of its partition of events, are closed."""
+    """A delivery to append, from this position in its partition of events."""
 
     item: PendingDelivery
     origin: Origin | None
-    waits_for: Sequence[PendingRecord]
 
     @property
     def may_be_appended(self) -> bool:
-        return self._is_next and all(pending.is_closed for pending in self.waits_for)
+        """Whether no earlier record can be read again and only then go to the same topic, whoever processes it.
 
-    @property
-    def will_be_appendable(self) -> bool:
-        """Whether that is only a matter of time: this version never closes a record in a newer format."""
-        return self._is_next and all(pending.is_closed or pending.unfinished for pending in self.waits_for)
-
-    @property
-    def _is_next(self) -> bool:
-        """Whether no record before it can be read again, and only then go to the same topic by the rules in force.
-
-        Nothing is appended while it isn't known whose its partition is: another owner may have delivered it otherwise.
+        One in a newer format can, and so can one that was read by rules by which it went elsewhere, until it is
+        committed. While the partition's owner isn't known, another may have delivered this by other rules.
         """
         tracker = self.item.pending.tracker
         if tracker.is_suspended:
             return False
-        is_before = self.origin is None or self.origin.offset < tracker.ordered_from
-        return is_before or tracker.progress.has_committed(tracker.ordered_from)
+        if self.origin is None:
+            return True
+        offset, start = self.origin.offset, tracker.ordered_from
+        is_next = offset < start or tracker.progress.has_committed(start)
+        return is_next and not any(newer < offset for newer in tracker.newer)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,11 +98,11 @@ class OrderedAppender:
         self._unassigned: dict[str, deque[_Entry]] = {}
         self._log_throttle = LogThrottle()
 
-    def enqueue(self, item: PendingDelivery, origin: Origin | None, waits_for: Sequence[PendingRecord] = ()) -> None:
+    def enqueue(self, item: PendingDelivery, origin: Origin | None) -> None:
         """Enqueue a delivery. Without an `origin` it isn't ordered any more, and waits for nothing."""
         item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
         topic = self._services.topics.ordered(item.delivery.route, item.delivery.destination)
-        entry = _Entry(item=item, origin=origin, waits_for=waits_for)
+        entry = _Entry(item, origin)
         if topic in self._partition_counts:
             self._assign_queue(entry, topic)
             return
@@ -162,7 +155,7 @@ class OrderedAppender:
         while True:
             batch = self._next_batch(queue, most)
             if not batch:
-                if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].will_be_appendable):
+                if not queue.entries or self._dispatch.is_draining:
                     queue.is_busy = False
                     return
                 await self._services.sleep(POLL_INTERVAL)

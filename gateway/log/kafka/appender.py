@@ -234,7 +234,7 @@ class Appender:
         return AIOKafkaProducer(
             **self._connection.options,
             acks="all",
-            # An idempotent producer can stay stuck on OUT_OF_ORDER_SEQUENCE_NUMBER for ever (aiokafka issue 1017).
+            # An idempotent producer can stay stuck on OUT_OF_ORDER_SEQUENCE_NUMBER forever (aiokafka issue 1017).
             enable_idempotence=False,
             compression_type="zstd",
             max_batch_size=MAX_BATCH_BYTES,

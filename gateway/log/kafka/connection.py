@@ -234,7 +234,7 @@ def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
 async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
     """Stop a client; after `grace` seconds, or if that fails, abort its connections and cancel its tasks.
 
-    aiokafka may wait for a broker for ever, and stops halfway when one of its fetches is being cancelled.
+    aiokafka may wait for a broker forever, and stops halfway when one of its fetches is being cancelled.
     """
     if isinstance(user, AIOKafkaClient):
         client, stopping = user, user.close()

@@ -73,7 +73,7 @@ def retention_problems(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator
 
 
 def retention_of(settings: Mapping[str, str]) -> float:
-    """Return the seconds for which a topic with these settings keeps its records; infinity if for ever."""
+    """Return the seconds for which a topic with these settings keeps its records; infinity if forever."""
     kept = int(settings.get("retention.ms", "-1"))
     is_deleted = "delete" in settings.get("cleanup.policy", "delete").split(",")
     return kept / 1000 if is_deleted and kept >= 0 else math.inf
