@@ -74,9 +74,11 @@ class Resumptions(ScanningJob):
         ends.update({place: starts.get(place, 0) for place in scan.unread})
         return is_through
 
-    async def swept(self) -> Mapping[str, int]:
-        """Return how far all resumes have scanned the partitions of the parked topic, if they have any of it."""
+    async def swept(self) -> Mapping[str, int] | None:
+        """Return how far all resumes have scanned each partition of the parked topic; None if there was no resume."""
         runs = [run.positions for run in (await self._active_runs()).values()]
+        if not runs:
+            return None
         return {place: min([positions.get(place, 0) for positions in runs]) for place in set().union(*runs)}
 
     async def _active_runs(self) -> Mapping[str, Run]:

@@ -318,16 +318,15 @@ class Jobs:
 
     async def _sweep(self, owner: object) -> None:
         """Inject deliveries that were parked after the scan of their resumption."""
-        control, topic = self._follower.control, self._topics.parked
+        topic = self._topics.parked
         ends = await ends_of_readable(self._log, topic)
         if self._progress is not owner:
             return  # `_swept` is reset when the ownership changes
         if self._swept is None:
-            has_active = any(each.kind == "pause" and each.state == "active" for each in control.commands.values())
             known = await self._resumptions.swept()
             if self._progress is not owner:
                 return
-            self._swept = {place: known.get(place, 0) if has_active else end for place, end in ends.items()}
+            self._swept = {place: end if known is None else known.get(place, 0) for place, end in ends.items()}
         swept = self._swept
         swept.update({place: 0 for place, end in ends.items() if swept.get(place, 0) > end})  # it has been recreated
         unswept = self._resumptions.unswept & ends.keys()
