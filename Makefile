@@ -3,6 +3,8 @@
 .PHONY: help setup demo stack stack-down test simulate mutants faults lint format types bench chart docs image lock clean
 # The newest that is here of those that are supported. PYTHON names another one, for an environment that is made anew.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
+# Tests and faults start a thousand processes: each would compile the gateway anew.
+export PYTHONDONTWRITEBYTECODE :=
 LOG ?= embedded
 BIN := .venv/bin
 CHART := deploy/kubernetes/webhook-gateway

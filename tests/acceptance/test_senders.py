@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import pytest
 
@@ -36,17 +37,27 @@ async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
     for number in range(PAIRS):
         places = [embedded_place.another(f"{name}{number}") for name in ("alone", "beside")]
         alone, beside = [
-            await _p99(place, folder, seconds, stalled=count) for place, count in zip(places, (0, 500), strict=True)
+            await _answers(place, folder, seconds, stalled=count) for place, count in zip(places, (0, 500), strict=True)
         ]
-        pairs.append(f"p99 of the answers {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside 500 held open")
+        pairs.append(
+            f"p99 of the answers {1000 * alone.p99:.1f} ms alone, {1000 * beside.p99:.1f} ms beside 500 held open"
+            f" ({alone.rate:.0f} and {beside.rate:.0f} answers a second)"
+        )
         report(f"senders under {RATE:g}/s of {SIZE} bytes: {pairs[-1]}")
-        if beside <= 2 * alone or (not is_full and beside < alone + 0.05):
+        is_level = beside.p99 <= 2 * alone.p99 or (not is_full and beside.p99 < alone.p99 + 0.05)
+        if is_level and min(alone.rate, beside.rate) > 0.9 * RATE:
             return
     pytest.fail("; ".join(pairs))
 
 
-async def _p99(place: LogPlace, folder: Path, seconds: float, *, stalled: int) -> float:
-    """Return the 99th percentile of the seconds to the answers of good senders, each of which is a 202."""
+class Answers(NamedTuple):
+    """What good senders got, each a 202: the 99th percentile of the seconds to an answer, and the answers a second."""
+
+    p99: float
+    rate: float
+
+
+async def _answers(place: LogPlace, folder: Path, seconds: float, *, stalled: int) -> Answers:
     async with AsyncExitStack() as stack:
         sinks = [await stack.enter_async_context(Sink(200)) for _ in range(2)]
         rules = RULES.format(first=sinks[0].url, second=sinks[1].url)
@@ -60,12 +71,11 @@ async def _p99(place: LogPlace, folder: Path, seconds: float, *, stalled: int) -
         for sender in senders:
             sender.cancel()
     assert load.statuses().keys() == {202}, gateway.story()
-    assert len(load.answers) > 0.9 * RATE * seconds
     if stalled:  # they were there, and had to make room
         reasons = ("crowded_out", "overloaded")
         assert sum(metrics.sum("gateway_rejected_total", source="github", reason=reason) for reason in reasons) > 100
     times = [sent.answered_at - sent.at for sent in load.answers[int(WARM_UP * len(load.answers)) :]]
-    return sorted(times)[int(0.99 * (len(times) - 1))]
+    return Answers(sorted(times)[int(0.99 * (len(times) - 1))], len(load.answers) / seconds)
 
 
 async def _hold_open(port: int, size: int) -> None:
