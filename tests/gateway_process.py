@@ -8,14 +8,16 @@ Its log lines are in a file beside the rules; the telling ones of them stand in 
 """
 
 import asyncio
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -216,9 +218,21 @@ class Metrics:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return ports that nobody listens on, below those that systems give to connections, and none twice."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_PORTS)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
+
+
+def _ports() -> Iterator[int]:
+    """Yield ports of this process's share, of which each worker of pytest-xdist has one."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = range(20_000 + worker % 8 * 1_500, 20_000 + (worker % 8 + 1) * 1_500)
+    yield from itertools.islice(itertools.cycle(share), random.SystemRandom().randrange(len(share)), None)
+
+
+_PORTS = _ports()

@@ -54,12 +54,8 @@ class ControlClient:
 
     async def control(self) -> Control:
         """Return the current control records; unreadable ones are skipped."""
-        start, end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))
         control = Control()
-        async for records in self._log.scan(self._partition, start, end):
-            for record in records:
-                with suppress(UnreadableRecordError):  # The running gateway reports it.
-                    control.take(record.key, record.value, record.offset)
+        await read_on(self._log, self._topics, control, 0)
         return control
 
     async def pause(self, name: str) -> Pause:
@@ -181,6 +177,24 @@ class ControlClient:
         key, value = order.encode()
         position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
         return StoredCommand(order, position.offset)
+
+
+async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:
+    """Apply the control records from an offset on, and return the offset after the last one.
+
+    Reads until nothing new is there: a record is compacted away once its key has a newer one, maybe behind the end that
+    was known when the reading began. Unreadable records are skipped.
+    """
+    while True:
+        start, end = (await log.bounds(topics.control)).get(0, (0, 0))
+        position = max(position, start)
+        if end <= position:
+            return position
+        async for records in log.scan(Partition(topics.control, 0), position, end):
+            for record in records:
+                with suppress(UnreadableRecordError):  # the running gateway reports it
+                    control.take(record.key, record.value, record.offset)
+        position = end
 
 
 def who() -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ from gateway.engine.jobs.undelivered import Undelivered
 from gateway.engine.unavailable_partitions import PATIENCE, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
-from gateway.model import NewerRecordError, UnreadableRecordError, UsageError
-from gateway.ops.control_client import CANCEL_GRACE
+from gateway.model import NewerRecordError, UsageError
+from gateway.ops.control_client import CANCEL_GRACE, read_on
 from gateway.rules.rules import Rules
 
 POLL_INTERVAL = 0.25
@@ -128,19 +127,14 @@ async def follow(
     unreadable partitions.
     """
     control = Control()
-    partition = Partition(topics.control, 0)
     position = 0
     waited = 0.0
     last: Progress | None = None
     while True:
-        start, end = (await log.bounds(topics.control)).get(0, (0, 0))
-        position = max(position, start)
-        if end > position:
-            async for records in log.scan(partition, position, end):
-                for record in records:
-                    with suppress(UnreadableRecordError):  # the running gateway reports it
-                        control.take(record.key, record.value, record.offset)
-            position, waited = end, 0.0
+        before = position
+        position = await read_on(log, topics, control, before)
+        if position > before:
+            waited = 0.0
         progress = _progress(control, name)
         if progress is None:
             return

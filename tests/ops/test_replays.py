@@ -1,10 +1,14 @@
 """What operators see of replays: their records, their events, and their progress."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.unavailable_partitions import PATIENCE
 from gateway.log.base import ALL, Partition
+from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import UsageError
@@ -131,6 +135,34 @@ async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
         Progress(order.with_state("done", count=20), 30, 30, 20),
     ]
     assert happens == []
+
+
+async def test_a_replay_that_ends_while_its_records_are_read_is_told_as_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is replaced, and thereby deleted, after the end was looked up up to which is read."""
+    log = await EmbeddedLog.open(tmp_path / "gateway.db", owner=True)
+    try:
+        await log.create(TOPICS.specs([EVENTS]))
+        client = ControlClient(log, TOPICS)
+        order = (await client.replay(Selection(route="build", since=0.0), {})).order
+        done = order.with_state("done", count=0)
+        bounds = log.bounds
+
+        async def bounds_of_a_moment_ago(topic: str) -> Mapping[int, tuple[int, int]]:
+            found = await bounds(topic)
+            if happens:
+                key, value = happens.pop().encode()
+                await log.append(topic, key=key, value=value, headers=[])
+            return found
+
+        monkeypatch.setattr(log, "bounds", bounds_of_a_moment_ago)
+        happens = [done]
+        assert [step.order async for step in follow(log, TOPICS, order.name, timeout=10.0)] == [done]
+        happens = [done]
+        assert (await client.control()).commands == {order.key: done}
+    finally:
+        await log.close()
 
 
 async def test_a_replay_that_nobody_is_at_is_given_up_after_a_while() -> None:
