@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.credentials import kafka_certificate_expiries, load_security
+from gateway.credentials import kafka_certificate_expiries
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -29,10 +29,9 @@ from gateway.engine.undecodable_records import newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition
-from gateway.log.embedded.log import EmbeddedLog
-from gateway.log.kafka.log import CLIENT_ID, KafkaLog
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
+from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import keys_status
 from gateway.reload import Reloader, freeze_garbage_collector
@@ -64,16 +63,6 @@ ADMIN_CLOSE_TIMEOUT = 1.0
 """Seconds for a scrape in progress, after the drain: a client that doesn't read must not delay the stop."""
 CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for closing a log that doesn't respond."""
-
-
-async def open_log(settings: Settings, *, owner: bool) -> Log:
-    """Open the log that the settings name. Raises UsageError, or LogUnavailableError if it doesn't respond."""
-    if isinstance(settings.log, EmbeddedTarget):
-        return await EmbeddedLog.open(settings.log.path, owner=owner)
-    # No other process has this host and admin port, except this one's successor, which takes over its memberships.
-    place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
-    security = await load_security(settings.kafka)
-    return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
 
 
 def cannot_listen(where: str, address: Address, error: OSError) -> AddressUnavailableError:

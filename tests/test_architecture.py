@@ -16,11 +16,12 @@ _BELOW = {"log", "rules", "verify", "telemetry", "settings", "text", "model"}
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands", "ops", "settings", "text", "model"},
-    "commands": {"run", "required_topics", "engine", "ops", *_BELOW},
+    "commands": {"run", "open_log", "required_topics", "engine", "ops", *_BELOW},
     # The command that puts all of it together.
-    "run": {"credentials", "reload", "required_topics", "ingress", "engine", "client", "ops", *_BELOW},
+    "run": {"credentials", "open_log", "reload", "required_topics", "ingress", "engine", "client", "ops", *_BELOW},
     "reload": {"required_topics", "ops", *_BELOW},
     "required_topics": _BELOW,
+    "open_log": {"credentials", *_BELOW},
     "credentials": {"client", *_BELOW},
     "ingress": _BELOW,
     "engine": {"client", *_BELOW},

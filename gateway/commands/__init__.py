@@ -1,25 +1,49 @@
 """The command line: each module parses the arguments of some commands, calls `gateway.ops`, and prints the result."""
 
-from gateway.commands import (
-    check,
-    completion,
-    control,
-    dead,
-    events,
-    explain,
-    maintenance,
-    replay,
-    run,
-    send,
-    status,
-    topics,
-)
-from gateway.commands.base import REGISTERED
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
-COMMANDS = {
-    name: command
-    for module in (run, check, explain, send, topics, events, dead, replay, status, control, maintenance, completion)
-    for name, command in REGISTERED.items()
-    if command.run.__module__ == module.__name__
+from typing_extensions import override
+
+from gateway.commands.base import REGISTERED, Command
+
+_ACTIONS = ("pause", "resume", "kick")
+_MODULES = {
+    "run": ("run",),
+    "check": ("check", "schema"),
+    "explain": ("explain",),
+    "send": ("send", "receive"),
+    "topics": ("topics create", "topics check"),
+    "events": ("events list", "events show"),
+    "dead": ("dead list", "dead show", "dead replay", "dead drop"),
+    "replay": ("replay",),
+    "status": ("status",),
+    "control": tuple([f"{what} {action}" for what in ("route", "destination") for action in _ACTIONS]),
+    "maintenance": ("migrate", "backup", "restore"),
+    "completion": ("completion",),
 }
+"""Module → the names of its commands, in the order of the help."""
+
+
+class _Commands(Mapping[str, Command]):
+    """Imports a module when one of its commands is looked up: most starts need one command."""
+
+    def __init__(self) -> None:
+        self._module_of = {name: module for module, names in _MODULES.items() for name in names}
+
+    @override
+    def __getitem__(self, name: str) -> Command:
+        import_module(f"gateway.commands.{self._module_of[name]}")
+        return REGISTERED[name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._module_of)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._module_of)
+
+
+COMMANDS = _Commands()
 """By name, in the order of the help."""

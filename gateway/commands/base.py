@@ -13,11 +13,11 @@ from gateway.commands.values import Parser, duration
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import UsageError
+from gateway.open_log import open_log
 from gateway.ops.output import Output
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import reason_of
-from gateway.run import open_log
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry import logs
 

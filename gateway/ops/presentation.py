@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isinf
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -16,13 +17,15 @@ from gateway.ops.findings import Finding
 from gateway.ops.log_search import Found
 from gateway.ops.output import Output, body_fields, body_text, count, header_text, rfc3339, when
 from gateway.ops.replays import Progress
-from gateway.ops.send import Answer
 from gateway.ops.verification import Verification
 from gateway.ops.waiting_deliveries import Tried
 from gateway.rules.event_builder import FALLBACK_TYPE, IDEMPOTENCY_KEY, EventBuilder
 from gateway.rules.rules import Source
 from gateway.rules.value_kinds import shown_duration
 from gateway.verify.signatures import SigningSpec
+
+if TYPE_CHECKING:  # with aiohttp, which few commands need
+    from gateway.ops.send import Answer
 
 
 def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, object]:
@@ -164,13 +167,13 @@ def _left_out(event: Event, request: Outbound) -> list[str]:
     return list(dict.fromkeys([header_text(name) for name, _ in event.headers if name.lower() not in sent]))
 
 
-def print_answer(output: Output, answer: Answer) -> None:
+def print_answer(output: Output, answer: "Answer") -> None:
     style = "bold green" if is_success(answer.status) else "bold red"
     result = answer.event_id or answer.detail
     output.print((f"{answer.status}  ", style), result, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
 
 
-def print_answers(output: Output, answers: Sequence[Answer]) -> None:
+def print_answers(output: Output, answers: Sequence["Answer"]) -> None:
     rows = []
     for status in sorted({answer.status for answer in answers}):
         of_status = [answer for answer in answers if answer.status == status]

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from gateway.log.topics import Topics
+from gateway.open_log import open_log
 from gateway.ops.control_client import ControlClient
-from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.load import SECRET
 

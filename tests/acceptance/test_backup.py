@@ -9,7 +9,7 @@ import pytest
 from gateway.log.base import Partition
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
-from gateway.run import open_log
+from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import ROOT, GatewayProcess

@@ -8,8 +8,8 @@ from pathlib import Path
 from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Commit, Log
 from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.open_log import open_log
 from gateway.ops.control_client import ControlClient, StoredCommand
-from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess

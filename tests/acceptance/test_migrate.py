@@ -17,7 +17,7 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
 from gateway.model import Delivery, Event, EventId, Note, delivery_id
-from gateway.run import open_log
+from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import ROOT, GatewayProcess

@@ -16,7 +16,7 @@ from typing_extensions import override
 from gateway.engine.commit_progress import WINDOW
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
-from gateway.run import open_log
+from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import LogPlace
 from tests.acceptance.test_isolation import percentile

@@ -18,9 +18,9 @@ from gateway.engine.jobs.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.log.topics import Topics
+from gateway.open_log import open_log
 from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import Progress, follow, window_of
-from gateway.run import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import ROOT, GatewayProcess

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
-from gateway.run import open_log
+from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess, free_ports

@@ -18,7 +18,7 @@ from aiokafka.protocol.admin import CreateAclsRequest
 
 from dev.kafka import Broker
 from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
-from gateway.run import open_log
+from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.conftest import start_broker
 from tests.gateway_process import GatewayProcess

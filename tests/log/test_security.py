@@ -24,7 +24,7 @@ from gateway.credentials import kafka_certificate_expiries
 from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
-from gateway.run import open_log
+from gateway.open_log import open_log
 from gateway.settings import KafkaSecurity, SaslMechanism, SecurityProtocol, from_sources
 from tests.acceptance.conftest import RULES
 from tests.certificates import Authority

@@ -1,0 +1,21 @@
+"""The log that the settings name, for a process and for commands."""
+
+import socket
+
+from gateway.log.base import Log
+from gateway.log.embedded.log import EmbeddedLog
+from gateway.settings import EmbeddedTarget, Settings
+
+
+async def open_log(settings: Settings, *, owner: bool) -> Log:
+    """Open the log that the settings name. Raises UsageError, or LogUnavailableError if it doesn't respond."""
+    if isinstance(settings.log, EmbeddedTarget):
+        return await EmbeddedLog.open(settings.log.path, owner=owner)
+    # Only for Kafka: a command on an embedded log starts in half the time without.
+    from gateway.credentials import load_security  # noqa: PLC0415
+    from gateway.log.kafka.log import CLIENT_ID, KafkaLog  # noqa: PLC0415
+
+    # No other process has this host and admin port, except this one's successor, which takes over its memberships.
+    place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
+    security = await load_security(settings.kafka)
+    return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
