@@ -482,6 +482,17 @@ def test_explain_shows_people_the_requests(run: Run, monkeypatch: pytest.MonkeyP
     assert "no route matches" in run("explain", "--source", "github", "push.json")[1]
 
 
+@pytest.mark.parametrize(
+    ("order", "end"), [("", "dead-lettered as"), (", order: key, on_exhausted: halt", "halts its key as")]
+)
+def test_explain_says_how_a_request_that_fails_ends(run: Run, order: str, end: str) -> None:
+    rules = RULES.replace("to: ci}", "to: ci, request: {body: '${{ body.who }}'}" + order + "}", 1)
+    Path("failing.yaml").write_text(rules)
+    code, out, _ = run("explain", "failing.yaml", *EXPLAIN, "push.json")
+    assert code == 0, out
+    assert f"ci: {end} expression_error: request.body: body.who isn't there" in out
+
+
 def test_explain_needs_its_files(run: Run) -> None:
     code, _, err = run("explain", "--source", "github", "none.json")
     assert (code, err) == (2, "error: none.json: expected a file, got: no such file or directory\n")

@@ -40,6 +40,8 @@ class ExplainedRoute:
     is_matched: bool
     reason: str
     requests: tuple[Planned, ...] = ()
+    halts: bool = False
+    """Whether a delivery that fails for good halts its key (`on_exhausted: halt`), and becomes no dead letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,11 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             route = rules.routes[found.name]
             requests = [_plan(event, route, rules.destinations[name], now) for name in route.destinations]
         explained = ExplainedRoute(
-            name=found.name, is_matched=found.matched, reason=found.reason, requests=tuple(requests)
+            name=found.name,
+            is_matched=found.matched,
+            reason=found.reason,
+            requests=tuple(requests),
+            halts=rules.routes[found.name].on_exhausted == "halt",
         )
         routes.append(explained if mask is None else mask.route(explained, rules.destinations))
     try:

@@ -144,9 +144,8 @@ def _dedupe_text(identified_by: str, dedupe: float | None) -> str:
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
     for planned in route.requests:
         if planned.request is None:
-            output.print(
-                f"    {planned.destination}: ", ("dead-lettered as expression_error: ", "red"), planned.problem
-            )
+            end = "halts its key as expression_error: " if route.halts else "dead-lettered as expression_error: "
+            output.print(f"    {planned.destination}: ", (end, "red"), planned.problem)
             if planned.beside:
                 output.print(f"      {planned.beside}")
             continue

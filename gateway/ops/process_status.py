@@ -9,7 +9,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.ordered.key_state import Blocked
 from gateway.log.base import NO_APPENDS, Partition
 from gateway.log.json_fields import LATEST
-from gateway.model import result_label
+from gateway.model import DeadReason, result_label
 from gateway.ops.findings import (
     HALTED,
     HELD,
@@ -135,6 +135,9 @@ def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[F
         is_refused = after in REFUSALS or bool(longest.get("refused"))
         credential = (credential_step(keys["destination"]),) if is_refused else ()
         kick = (f"gateway route kick {keys['route']}",) if rank == HALTED or is_refused else ()
+        if reason == DeadReason.EXPRESSION_ERROR:
+            kick = (f"# correct route {keys['route']} in the rules: its keys then continue by themselves",)
+            reason = f"{reason}: {longest['detail']}" if longest.get("detail") else reason
         yield Finding(
             rank=rank,
             what=f"{keys['route']} → {keys['destination']}",
@@ -408,6 +411,7 @@ def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any] | None:
         "until": key.delivery.due or None if key.halted is None else None,
         "event_id": key.delivery.event.id,
         "reason": "" if key.halted is None else key.halted.reason,
+        "detail": "" if key.halted is None else key.halted.detail,
         "after": _last_result(key),
         "refused": any(_last_result(each) in REFUSALS for each in keys),
     }

@@ -72,7 +72,7 @@ async def test_destinations_in_every_bad_state_do_not_delay_a_healthy_one(
         await _not_delayed_by(DEAD, place, folder, rate=rate, seconds=30.0, is_full=True)
         await _not_delayed_by(ALIVE, place, folder, rate=rate, seconds=30.0, is_full=True)
     else:
-        await _not_delayed_by((*DEAD, *ALIVE), place, folder, rate=300.0, seconds=4.0, is_full=False)
+        await _not_delayed_by((*DEAD, *ALIVE), place, folder, rate=150.0, seconds=4.0, is_full=False)
 
 
 async def _not_delayed_by(

@@ -287,7 +287,8 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
             await world.log.rebalance(GROUP)
             await asyncio.sleep(50)
             [key] = worker.blocked_keys[PLACE]
-            assert (key.delivery.event.id, key.halted and key.halted.reason) == (first.id, "exhausted")
+            assert key.halted is not None
+            assert (key.delivery.event.id, key.halted.reason) == (first.id, "exhausted")
             assert key.since == pytest.approx(began, abs=1.0)
             keys = keys_status([key])
             shown = keys["longest_halted"]
@@ -298,6 +299,7 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
             assert worker.blocked_keys[PLACE] == []
     [halted, released] = [line for line in told if line["event"].startswith("key_")]
     assert halted["event_id"] == released["event_id"] == first.id
+    assert (halted["reason"], halted["detail"]) == (key.halted.reason, key.halted.detail)
     assert (released["event"], released["why"]) == ("key_released", "kick")
     assert 99 < released["seconds"] < 105
 

@@ -705,6 +705,18 @@ def test_keys_are_told_between_this_version_and_the_one_before_in_both_direction
     assert not any(keys_status([]).values())
 
 
+def test_keys_that_an_expression_halts_are_told_with_what_fails_and_that_its_correction_releases_them() -> None:
+    halted = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail="request.body: body.customer.email isn't there")
+    key = Blocked(delivery=a_delivery(event=an_event(id="evt_1")), halted=halted, since=40.0)
+    ordered = [{"route": "mirror", "destination": "ci", **keys_status([key])}]
+    (found,) = process_findings({"ordered": ordered}, "a:9090", Control())
+    assert found.why == "keys halted: expression_error: request.body: body.customer.email isn't there"
+    assert found.next == (
+        "gateway explain evt_1",
+        "# correct route mirror in the rules: its keys then continue by themselves",
+    )
+
+
 def test_an_open_breaker_with_nothing_to_probe_it_is_information_and_has_no_step() -> None:
     hold = {**HOLD, "until": None, "untried_since": NOW}
     (found,) = process_findings({"holds": [hold]}, "a:9090", Control())

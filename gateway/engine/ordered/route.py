@@ -287,6 +287,7 @@ class OrderedRoute(Member):
             event_id=item.delivery.event.id,
             delivery_id=item.delivery.id,
             reason=end.reason,
+            detail=end.detail,
         )
         return True
 
