@@ -177,7 +177,7 @@ def _changed_finding(quiet: Quiet) -> Finding:
         next=(
             *change,
             *_explain_steps(quiet.past),
-            "# once its condition is correct, recover what it missed (count first with --dry-run):",
+            "# once its condition is correct and active (`rules_reloaded`), recover what it missed (--dry-run counts):",
             quiet.replay_step,
         ),
     )

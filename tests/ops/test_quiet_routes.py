@@ -59,7 +59,7 @@ def test_a_route_that_matches_nothing_since_its_condition_changed_is_wrong_where
         f"# the rules loaded at {when(101.0)} changed route refunds: match",
         "# why it doesn't match an event that it matched before:",
         "gateway explain evt_9",
-        "# once its condition is correct, recover what it missed (count first with --dry-run):",
+        "# once its condition is correct and active (`rules_reloaded`), recover what it missed (--dry-run counts):",
         REPLAY,
     )
 
