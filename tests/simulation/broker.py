@@ -84,13 +84,17 @@ class Witness(Protocol):
     """Who is told what happens to the log."""
 
     def stored(self, client: Client, partition: Partition, record: Record) -> None: ...
-    def acknowledged(self, partition: Partition, offset: int) -> None: ...
-    def unacknowledged(self, partition: Partition, offset: int) -> None: ...
-    def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None: ...
+    def acknowledged(self, partition: Partition, record: Record) -> None: ...
+    def unacknowledged(self, partition: Partition, record: Record) -> None: ...
+    def committed(
+        self, client: Client, group: str, partition: Partition, commit: Commit, *, is_stale: bool
+    ) -> None: ...
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None: ...
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def deleted(self, partition: Partition, start: int) -> None: ...
+    def made_again(self, partition: Partition) -> None: ...
+    def mistaken(self, partition: Partition, below: int) -> None: ...
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None: ...
     def records_deleted(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None: ...
 
@@ -107,9 +111,15 @@ class Failure:
 
 @dataclass(slots=True)
 class Segment:
-    """The records of a partition, and which node leads it. `start` is the first offset that isn't deleted."""
+    """The records of a partition, and which node leads it. `start` is the first offset that isn't deleted.
+
+    `life` tells topics of one name apart, each of which was made after the one before was deleted; `end_before` is the
+    furthest end that those before had.
+    """
 
     leader: int
+    life: int = 0
+    end_before: int = 0
     records: list[Record] = field(default_factory=list)
     start: int = 0
     end: int = 0
@@ -144,11 +154,13 @@ class Broker:
         self.failures: list[Failure] = []
         self.leaderless: dict[Partition, float] = {}
         """Until when they have none."""
+        self.gone: set[str] = set()
+        """The topics that were deleted and aren't made again yet."""
         self.has_deleted = False
         self._partitions = partitions
 
     def of(self, topic: str) -> list[Partition]:
-        spec = self.specs.get(topic)
+        spec = None if topic in self.gone else self.specs.get(topic)
         return [Partition(topic, number) for number in range(spec.partitions)] if spec else []
 
     def create(self, specs: Iterable[TopicSpec]) -> list[str]:
@@ -160,11 +172,53 @@ class Broker:
         return [spec.name for spec in missing]
 
     def grow(self, topic: str, by: int) -> None:
-        """Give a topic more partitions, of which its groups hear soon."""
+        """Give a topic that is there more partitions, of which its groups hear soon."""
+        if topic in self.gone:
+            return
         self.specs[topic] = replace(self.specs[topic], partitions=self.specs[topic].partitions + by)
         for partition in self.of(topic):
             if partition not in self.segments:
                 self.segments[partition] = Segment(leader=crc32(repr(partition).encode()) % len(self.skews))
+        self._tell_readers(topic)
+
+    def make_again(self, topic: str, seconds: float) -> None:
+        """Delete a topic, and make it again after some seconds; at once, if 0: before a member sees that it was away.
+
+        With it goes what groups have committed. What waits for an answer isn't stored while it is away.
+        """
+        for partition in self.of(topic):
+            old = self.segments[partition]
+            end = max(old.end_before, old.end)
+            self.segments[partition] = Segment(leader=old.leader, life=old.life + 1, end_before=end)
+            for group in self.groups.values():
+                group.commits.pop(partition, None)
+                group.stale.discard(partition)
+            self.witness.made_again(partition)
+        self.has_deleted = True
+        if not seconds:
+            self._see_range(topic)
+            return
+        for partition in self.of(topic):
+            self.lose_leader(partition, seconds)
+        self.gone.add(topic)
+        self._tell_readers(topic)
+        self.loop.call_later(seconds, self._bring_back, topic)
+
+    def _bring_back(self, topic: str) -> None:
+        if topic in self.gone:
+            self.gone.discard(topic)
+            self.see_leaders()
+            self._see_range(topic)
+            self._tell_readers(topic)
+
+    def _see_range(self, topic: str) -> None:
+        for group in self.groups.values():
+            for member in group.members:
+                for partition in self.of(topic):
+                    member.see_range(partition)
+
+    def _tell_readers(self, topic: str) -> None:
+        """Let the groups that read a topic hear soon that its partitions aren't those that they know."""
         for group in self.groups.values():
             if any(topic in member.topics for member in group.members):
                 self.loop.call_later(self.random.uniform(0.0, 5.0), group.change)
@@ -175,8 +229,10 @@ class Broker:
         self.loop.call_at(self.leaderless[partition], self.see_leaders)
 
     def find_leaders(self) -> None:
-        """Give each partition a leader."""
+        """Give each partition a leader, and make again what is away."""
         self.leaderless.clear()
+        for topic in list(self.gone):
+            self._bring_back(topic)
         self.see_leaders()
 
     def see_leaders(self) -> None:
@@ -234,7 +290,7 @@ class Broker:
 
     def unacknowledged(self, partition: Partition, records: Iterable[Record]) -> None:
         for record in records:
-            self.witness.unacknowledged(partition, record.offset)
+            self.witness.unacknowledged(partition, record)
 
     def skip(self, partition: Partition, length: int) -> None:
         """Leave offsets out after the last record, as the markers of a transaction do."""
@@ -264,6 +320,8 @@ class Group:
     def __init__(self, broker: Broker, name: str) -> None:
         self.name = name
         self.commits: dict[Partition, Commit] = {}
+        self.stale: set[Partition] = set()
+        """Whose commit speaks of a topic that is deleted, though it was stored for the one after it."""
         self.members: list[SimulatedConsumer] = []
         self.owners: dict[Partition, SimulatedConsumer] = {}
         self.generation = 0
@@ -384,6 +442,8 @@ class SimulatedLog:
         new = NewRecord(key, value, headers)
         self._measure(topic, new)
         partitions = self._broker.of(topic)
+        if topic in self._broker.gone:
+            await asyncio.sleep(self._random.uniform(0.001, APPEND_TIMEOUT))
         if not partitions:
             raise LogUnavailableError(f"{topic}: expected a topic, got a name that is not there")
         [position] = await self._append(partitions[crc32(key) % len(partitions)], [new])
@@ -422,14 +482,7 @@ class SimulatedLog:
         # One after the other in a partition, whoever waits for the answer: cancelling doesn't undo it.
         segment.busy_until = max(segment.busy_until + TICK, loop.time() + delay)
 
-        def store() -> None:
-            records = [broker.store(self._client, partition, *new) for new in batch]
-            if not stored.done():
-                stored.set_result(records)
-            elif not stored.cancelled():
-                broker.unacknowledged(partition, records)
-
-        loop.call_at(segment.busy_until, store)
+        loop.call_at(segment.busy_until, self._store, partition, batch, stored)
         if failure == "ghost":  # given up before it is stored
             wait = random.uniform(0, segment.busy_until - loop.time())
             done, _ = await asyncio.wait((stored,), timeout=wait)
@@ -444,9 +497,22 @@ class SimulatedLog:
             raise LogUnavailableError(f"{topic}: expected an answer, got a connection that broke")
         self._check()
         for record in records:
-            broker.witness.acknowledged(partition, record.offset)
+            broker.witness.acknowledged(partition, record)
         self.clock.on_acknowledgement(records[-1].appended_at)
         return [Position(partition.number, record.offset, record.appended_at) for record in records]
+
+    def _store(self, partition: Partition, batch: Sequence[NewRecord], stored: asyncio.Future[list[Record]]) -> None:
+        """Store a batch, unless its topic is away by now."""
+        if partition.topic in self._broker.gone:
+            if not stored.done():
+                stored.set_exception(LogUnavailableError(f"{partition.topic}: expected a topic, got none"))
+                stored.exception()  # asked for, or nobody may have: who sent it may be dead
+            return
+        records = [self._broker.store(self._client, partition, *new) for new in batch]
+        if not stored.done():
+            stored.set_result(records)
+        elif not stored.cancelled():
+            self._broker.unacknowledged(partition, records)
 
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
         await self._ask()
@@ -469,6 +535,8 @@ class SimulatedLog:
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         while start < end and partition in self._broker.segments:
             await self._ask()
+            if partition.topic in self._broker.gone:
+                return
             if partition in self._broker.leaderless:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
             batch = _head(self._broker.segments[partition], start, end)
@@ -479,7 +547,7 @@ class SimulatedLog:
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
         await self._ask()
-        return {topic: len(self._broker.of(topic)) for topic in topics if topic in self._broker.specs}
+        return {topic: len(self._broker.of(topic)) for topic in topics if self._broker.of(topic)}
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         await self._ask()
@@ -509,7 +577,7 @@ class SimulatedLog:
 
     async def topics(self) -> Collection[str]:
         await self._ask()
-        return list(self._broker.specs)
+        return [topic for topic in self._broker.specs if topic not in self._broker.gone]
 
     async def topics_of(self, group: str) -> Collection[str]:
         await self._ask()
@@ -545,7 +613,7 @@ class SimulatedLog:
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
         await self._ask()
         specs = self._broker.specs
-        kept = {name: specs[name].retention for name in topics if name in specs}
+        kept = {name: specs[name].retention for name in topics if name in specs and name not in self._broker.gone}
         return {name: math.inf if seconds is None else seconds for name, seconds in kept.items()}
 
     def now(self) -> float:
@@ -612,6 +680,10 @@ class SimulatedConsumer:
         self._broker = broker
         self._log = log
         self._listener = listener
+        self._lives: dict[Partition, int] = {}
+        """Of which topic of its name our position is."""
+        self._out_of_range: set[Partition] = set()
+        """Which were asked for a position beyond their end, so that fetches go on at their start."""
         self._paused: set[Partition] = set()
         self._waiting: list[Partition] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -667,6 +739,7 @@ class SimulatedConsumer:
 
     def resume(self, partition: Partition) -> None:
         self._paused.discard(partition)
+        self.see_range(partition)
         self.wake()
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
@@ -674,7 +747,7 @@ class SimulatedConsumer:
 
     def lag(self) -> Mapping[Partition, int]:
         segments, leaderless = self._broker.segments, self._broker.leaderless
-        return {each: segments[each].end - at for each, at in self.positions.items() if each not in leaderless}
+        return {each: max(0, segments[each].end - at) for each, at in self.positions.items() if each not in leaderless}
 
     def unread(self) -> Mapping[Partition, str]:
         leaderless = self._broker.leaderless
@@ -717,7 +790,10 @@ class SimulatedConsumer:
 
     def take_over(self, assignments: Sequence[Assignment]) -> None:
         for assignment in assignments:
-            self.positions[assignment.partition] = max(assignment.commit.base, assignment.log_start)
+            partition = assignment.partition
+            self.positions[partition] = max(assignment.commit.base, assignment.log_start)
+            self._lives[partition] = self._broker.segments[partition].life
+            self._out_of_range.discard(partition)
         self.owned = list(self.positions)
         self._assignments += 1
         self._listener.assigned(assignments)
@@ -757,8 +833,12 @@ class SimulatedConsumer:
 
     def _assignment(self, group: Group, partition: Partition) -> Assignment:
         """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""
-        start = self._broker.segments[partition].start
-        commit = group.commits.get(partition)
+        segment = self._broker.segments[partition]
+        start, commit = segment.start, group.commits.get(partition)
+        if commit is not None and commit.base > segment.end:
+            commit = None
+        if commit is not None and partition in group.stale:
+            self._broker.witness.mistaken(partition, segment.end_before)
         assignment = Assignment(partition, commit or Commit(start), start, commit is not None)
         self._broker.witness.took_over(group.name, assignment, is_first=commit is None)
         return assignment
@@ -804,21 +884,25 @@ class SimulatedConsumer:
         delay = broker.random.uniform(0.1, 4.0) if failure == "late" else 0.002
         self._sending_until = max(self._sending_until + TICK, loop.time() + delay)
         answer: asyncio.Future[bool] = loop.create_future()
-        generation = self.generation
+        generation, lives = self.generation, dict(self._lives)
 
         def arrive() -> None:
             is_accepted = group.accepts(self, generation)
-            for partition, commit in commits.items() if is_accepted else ():
+            there = {each: commit for each, commit in commits.items() if each.topic not in broker.gone}
+            for partition, commit in there.items() if is_accepted else ():
                 group.commits[partition] = commit
-                broker.witness.committed(self.client, group.name, partition, commit)
+                is_stale = lives[partition] != broker.segments[partition].life
+                (group.stale.add if is_stale else group.stale.discard)(partition)
+                broker.witness.committed(self.client, group.name, partition, commit, is_stale=is_stale)
             if not answer.done():
-                answer.set_result(is_accepted)
+                answer.set_result(is_accepted and len(there) == len(commits))
 
         loop.call_at(self._sending_until, arrive)
         is_accepted = await answer
         self._check()
         if not is_accepted:
-            raise LogUnavailableError(f"{group.name}: expected a member of this generation, got an older one")
+            text = "expected a member of this generation and topics that are there, got something else"
+            raise LogUnavailableError(f"{group.name}: {text}")
         if failure == "lost":
             raise LogUnavailableError(f"{group.name}: expected an answer, got a connection that broke")
 
@@ -830,9 +914,20 @@ class SimulatedConsumer:
         segments, paused, leaderless = self._broker.segments, self._paused, self._broker.leaderless
         for partition, at in self.positions.items():
             is_fetched = partition not in paused and partition not in leaderless
-            if is_fetched and segments[partition].has_from(at):
+            if is_fetched and segments[partition].has_from(self._first(partition, at)):
                 return True
         return False
+
+    def see_range(self, partition: Partition) -> None:
+        """Let fetches go on at a partition's start if our position is beyond its end: its topic was made again."""
+        at = self.positions.get(partition)
+        is_asked = partition not in self._paused and partition not in self._broker.leaderless
+        if at is not None and is_asked and at > self._broker.segments[partition].end:
+            self._out_of_range.add(partition)
+
+    def _first(self, partition: Partition, at: int) -> int:
+        """Return the offset from which fetches go on."""
+        return self._broker.segments[partition].start if partition in self._out_of_range else at
 
     # What has become of the log meanwhile.
 
@@ -849,8 +944,11 @@ class SimulatedConsumer:
     async def _look(self, group: Group) -> None:
         with suppress(LogUnavailableError):  # the next time, then
             await self._log._ask()
-            starts = self._starts(self.positions)
-            await self._log._ask()  # for the ends
+            positions = dict(self.positions)
+            starts = self._starts(positions)
+            await self._log._ask()
+            ends = {partition: self._broker.segments[partition].end for partition in self._starts(starts)}
+            await self._begin_anew([partition for partition, end in ends.items() if end < positions[partition]])
             for partition, start in starts.items():
                 self._report_deleted(group, partition, start)
 
@@ -867,6 +965,9 @@ class SimulatedConsumer:
                 starts = self._starts(jumped)
             except LogUnavailableError:
                 starts = {}
+            if assignments == self._assignments and (anew := self._out_of_range.intersection(jumped)):
+                await self._begin_anew([partition for partition in jumped if partition in anew])
+                continue
             for partition in jumped if assignments == self._assignments else ():
                 start = self._broker.segments[partition].start
                 self._report_deleted(self.group, partition, start, is_told=partition in starts)
@@ -877,10 +978,37 @@ class SimulatedConsumer:
         return [
             partition
             for partition, at in self.positions.items()
-            if at < segments[partition].start < segments[partition].end
+            if (at < segments[partition].start or partition in self._out_of_range)
+            and segments[partition].start < segments[partition].end
             and partition not in self._paused
             and partition not in leaderless
         ]
+
+    async def _begin_anew(self, partitions: Iterable[Partition]) -> None:
+        """Go on from the first record of partitions whose records aren't those that we have read."""
+        assignments = self._assignments
+        if self._giving_up.locked():
+            return
+        async with self._giving_up:
+            mine = [partition for partition in partitions if partition in self.positions]
+            if not mine or assignments != self._assignments:
+                return
+            positions = {partition: self.positions.pop(partition) for partition in mine}
+            lives = {partition: self._broker.segments[partition].life for partition in mine}
+            try:
+                await self._log._ask()
+                starts = self._starts(mine)
+            except LogUnavailableError:
+                starts = {}
+            self.positions |= {each: at for each, at in positions.items() if each not in starts}  # the next time, then
+            self._lives |= {partition: lives[partition] for partition in starts}
+            with suppress(LogUnavailableError):
+                await self._commit({partition: Commit(start) for partition, start in starts.items()})
+            self._out_of_range.difference_update(starts)
+            self._paused.difference_update(starts)
+            for partition, start in starts.items():
+                self.positions[partition] = start
+                self._listener.replaced(Assignment(partition, Commit(start), start))
 
     def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         leaderless, segments = self._broker.leaderless, self._broker.segments
@@ -902,8 +1030,12 @@ class SimulatedConsumer:
             if partition in self._paused or partition in self._broker.leaderless:
                 continue
             segment = self._broker.segments[partition]
-            if not segment.has_from(position):
+            if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
+            if self._lives[partition] != segment.life:  # it goes on as if its records were those that were there
+                self._lives[partition] = segment.life
+                if self.group is not None and self.group.owners.get(partition) is self:
+                    self._broker.witness.mistaken(partition, segment.end_before)
             records = _head(segment, position, segment.end)
             self.positions[partition] = records[-1].offset + 1
             self._log.clock.on_record(records[-1].appended_at)

@@ -34,7 +34,7 @@ from gateway.model import (
 )
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import GRACEFUL, RETENTION, REVOKE_GRACE, Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, REMAKE, RETENTION, REVOKE_GRACE, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
@@ -128,6 +128,8 @@ class Row:
     """Of a record of an ordered route: the event's record, whose place in the order it has."""
     is_acknowledged: bool = False
     is_deleted: bool = False
+    gone_at: float = math.inf
+    """When its topic was deleted, to be made again."""
 
     @override
     def __str__(self) -> str:
@@ -202,6 +204,11 @@ class Deletions:
     """How much of each topic members were told to be deleted, at most."""
     forgone: dict[Key, int] = field(default_factory=dict)
     """The deliveries concerned, and the furthest step of each that was deleted."""
+    made_again_at: dict[Partition, float] = field(default_factory=dict)
+    """When a topic was last made again."""
+    mistaken: dict[Partition, int] = field(default_factory=dict)
+    """Of topics that were made again and had grown as far as their readers were before those looked: up to which offset
+    of theirs nobody can know that it isn't what was read or done before."""
     left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     """For which names what routers held of the tiers was left to a kick, up to where."""
 
@@ -248,8 +255,12 @@ class Ledger:
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._resolutions: list[tuple[ControlRecord, float]] = []
+        self._resolved_at: dict[str, float] = {}
+        """When orders about dead letters were said to be done."""
         self._incomplete: set[str] = set()  # orders about dead letters that say that they went without a partition
         self._deletions = Deletions()
+        self._appended: dict[tuple[Partition, int, float], Row] = {}
+        """All rows, those of topics that are gone, too."""
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
         self._now = now
         self._say = say
@@ -271,6 +282,7 @@ class Ledger:
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value)
         self.rows[partition][record.offset] = row
+        self._appended[partition, record.offset, record.appended_at] = row
         self.appended[partition.topic] += 1
         try:
             if partition.topic.startswith(TOPICS.events("")):
@@ -284,6 +296,8 @@ class Ledger:
                 self.dead_values.add(record.value)
             return
         row.number = int(dict(row.event.headers)[MARK])
+        if self._is_mistaken(row):
+            self._forgo(row)
         if row.stored is not None:
             self._carried(row, row.stored)
             # What an ordered route's topic has twice is told apart there, and made once.
@@ -382,29 +396,35 @@ class Ledger:
         routes = [each for force in self.in_force for each in force.version.routes if each.name == delivery.route]
         return not delivery.since and bool(routes) and all(route.halts for route in routes)
 
-    def acknowledged(self, partition: Partition, offset: int) -> None:
-        row = self.rows[partition].get(offset)
+    def acknowledged(self, partition: Partition, record: Record) -> None:
+        row = self._appended.get((partition, record.offset, record.appended_at))
         if row is None:
             return
         row.is_acknowledged = True
         if row.stored is not None:
             trail = self.trails[row.number, row.stored.delivery.id]
             trail.successor = max(trail.successor, row.stored.delivery.successor)
+        if row.gone_at < math.inf:
+            self._see_gone(row)
 
-    def unacknowledged(self, partition: Partition, offset: int) -> None:
-        row = self.rows[partition].get(offset)
+    def unacknowledged(self, partition: Partition, record: Record) -> None:
+        row = self._appended.get((partition, record.offset, record.appended_at))
         if row is not None and row.stored is not None and row.origin is None:
             self.trails[row.number, row.stored.delivery.id].hits += 1
 
-    def committed(self, client: Client, group: str, partition: Partition, commit: Commit) -> None:
+    def committed(self, client: Client, group: str, partition: Partition, commit: Commit, *, is_stale: bool) -> None:
+        """Note what is done by a commit. One that is stale speaks of a topic of that name that is gone."""
         if not group.startswith((ROUTER, TOPICS.group("ordered/"))):
             return
         self._say(
             f"commit by {client.name} to {group} of {partition.topic}/{partition.number}: {_proven_concurrency(commit)}"
         )
+        if is_stale:
+            return
         self.commits[group, partition] = commit
         covered = self._covered[group, partition]
-        if len(covers(commit, covered)) < len(covered):
+        mistaken = self._deletions.mistaken.get(partition, 0)
+        if any(offset >= mistaken for offset in covered.difference(covers(commit, covered))):
             self.violate(
                 "2 no commit goes back",
                 f"{client.name} committed {group} of {partition}: {_proven_concurrency(commit)}",
@@ -439,9 +459,51 @@ class Ledger:
             if offset not in covered:
                 self._deletions.lost[group, partition].add(offset)
                 self._say(f"{partition.topic}/{partition.number}@{offset} is deleted: {row.what()}")
-                step = 0 if row.stored is None else row.stored.delivery.successor
-                forgone = self._deletions.forgone
-                forgone.update({key: max(forgone.get(key, 0), step) for key in self._keys_of_all(row)})
+                self._forgo(row)
+
+    def _forgo(self, row: Row) -> None:
+        """Demand no end of what a record carries, up to its step."""
+        step = 0 if row.stored is None else row.stored.delivery.successor
+        forgone = self._deletions.forgone
+        forgone.update({key: max(forgone.get(key, 0), step) for key in self._keys_of_all(row)})
+
+    def made_again(self, partition: Partition) -> None:
+        """Note that an operator has deleted a topic, which begins anew: what was in it is nowhere any more."""
+        rows = self.rows.pop(partition, {})
+        for row in rows.values():
+            row.is_deleted, row.gone_at = True, self._now()
+        for row in rows.values():
+            self._see_gone(row)
+        self._covered.pop((group_of(partition), partition), None)
+        self.commits.pop((group_of(partition), partition), None)
+        self._deletions.mistaken.pop(partition, None)
+        self._deletions.made_again_at[partition] = self._now()
+        self._say(f"{_place(partition)} is made again")
+
+    def _see_gone(self, row: Row) -> None:
+        """Demand no end of what was nowhere but in a topic that was deleted; nobody knows how much that was.
+
+        What wasn't acknowledged is carried by the record before it still, and a dead letter is an end.
+        """
+        group = group_of(row.partition)
+        is_open = row.is_acknowledged and row.offset not in self._covered[group, row.partition]
+        if is_open and row.partition.topic != TOPICS.dead and self._unfinished(row, group):
+            self._forgo(row)
+            self._say(f"{_place(row.partition)}@{row.offset} is deleted with its topic: {row.what()}")
+
+    def mistaken(self, partition: Partition, below: int) -> None:
+        """Note that a topic that was made again had grown as far as its reader was before that looked at it.
+
+        Nobody can know that what it has below that isn't what was read or done before; there, a commit may go back.
+        """
+        self._say(f"{_place(partition)} is taken for what it was, up to {below}")
+        self._deletions.mistaken[partition] = max(below, self._deletions.mistaken.get(partition, 0))
+        for row in self.rows[partition].values():
+            if self._is_mistaken(row) and self._unfinished(row, group_of(partition)):
+                self._forgo(row)
+
+    def _is_mistaken(self, row: Row) -> bool:
+        return row.offset < self._deletions.mistaken.get(row.partition, 0)
 
     def _keys_of_all(self, row: Row) -> Iterator[Key]:
         """Yield what a record is for, as one of an unknown source, too."""
@@ -756,6 +818,7 @@ class Ledger:
             and other.stored is not None
             and other.stored.delivery.successor == row.stored.delivery.successor
             and other.offset not in self._covered[group, row.partition]
+            and other.gone_at == math.inf
             # Of what no commit covers, the first is nobody's copy.
             and (row.partition.topic != TOPICS.parked or other.offset < row.offset)
             for other in trail.rows
@@ -789,7 +852,8 @@ class Ledger:
 
     def _goes_on_from_a_tier(self, row: Row) -> bool:
         """Return whether a tier still has an event as one of an unknown source."""
-        return any(other.offset not in self._covered[ROUTER, other.partition] for other in self._nowhere(row).rows)
+        rows = [other for other in self._nowhere(row).rows if other.gone_at == math.inf]
+        return any(other.offset not in self._covered[ROUTER, other.partition] for other in rows)
 
     def _keys(self, row: Row) -> Iterator[Key]:
         if row.stored is not None and row.stored.delivery.route:
@@ -852,7 +916,7 @@ class Ledger:
             and (rows := self.rows.get(partition)) is not None
             and len(covered := self._covered[group, partition]) < len(rows)
             for offset, row in rows.items()
-            if offset not in covered and not self._is_unknown(group, partition, offset)
+            if offset not in covered and not self._is_unknown(group, partition, offset) and not self._is_mistaken(row)
         ]
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
@@ -988,7 +1052,7 @@ class Ledger:
 
         A kill within the moment in which a process has new rules and hasn't said so makes that wrong of some events.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, "reload", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, REMAKE, "reload", "order", "trouble", "gap", "poison"}:
             return
         if not any(trail.tries or trail.rows for trail in trails):
             self.violate("31 what is undelivered", f"replay {name} left out what nobody has delivered", [row])
@@ -1021,8 +1085,10 @@ class Ledger:
         # An operator's orders are asked for; a replay's, of the letters whose deliveries it has brought, come done.
         if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.records)):
             self._resolutions.append((order, self._now()))
-        if order.kind == "dead" and order.state == "done" and order.unread:
-            self._incomplete.add(order.name)
+        if order.kind == "dead" and order.state == "done":
+            self._resolved_at[order.name] = self._now()
+            if order.unread:
+                self._incomplete.add(order.name)
         self._see_kick(order)
         if order.kind == "kick" and order.state == "asked":
             self._kicks.setdefault(order.key, {})[offset] = self._now()
@@ -1046,6 +1112,7 @@ class Ledger:
         tried = sum([min(len(made), 1 + len(self.trails[key].lives)) for key, made in tries.items()])
         # One that retention deletes moments after it was stored isn't anywhere any more, like one that was delivered.
         gone = [key for key in self._deletions.forgone if self._is_of(key, name)]
+        gone += [key for key in self._unseen_since(since) if key not in gone and self._is_of(key, name)]
         tried += len([key for key in gone if key not in tries])
         if answer.tried > tried:
             self.violate("12 a kick is told truly", f"{answer.tried} tried, and {tried} were", list(answer.waits))
@@ -1061,6 +1128,15 @@ class Ledger:
             self.violate("12 a kick is told truly", told, list(answer.waits))
         if answer.tried + sum(answer.waits.values()) != answer.count:
             self.violate("12 a kick is told truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
+
+    def _unseen_since(self, since: float) -> list[Key]:
+        """Return deliveries of which a record came into a topic that was made again while a kick was carried out.
+
+        Whoever looks there for what has become of them reads on where the topic before had ended.
+        """
+        anew = {partition for partition, at in self._deletions.made_again_at.items() if at >= since - COMMIT_LAG}
+        keys = [(row.number, row.stored.delivery.id) for each in anew for row in self.rows[each].values() if row.stored]
+        return list(dict.fromkeys(keys))
 
     def _is_of(self, key: Key, name: str) -> bool:
         """Return whether a delivery is one of a "route/…" or "destination/…"."""
@@ -1110,7 +1186,7 @@ class Ledger:
             for row in trail.rows:
                 if row.partition.topic != TOPICS.dead:
                     continue
-                settled_by = [each for each in self._resolutions if _is_for(each[0], row)]
+                settled_by = [each for each in self._resolutions if _is_for(*each, row)]
                 of_operators = [each for each in settled_by if not each[0].filter.records]
                 if len(of_operators) < len(settled_by) and not self._is_replayed(row):
                     self.violate("12 nothing is skipped", "a replay settled what it has not brought", [row])
@@ -1118,8 +1194,9 @@ class Ledger:
                 if order is None or order.action == "drop" or order.name in self._incomplete:
                     continue
                 is_replayed = True
-                if len(of_operators) < len(settled_by):
-                    continue  # the replay may have come first
+                is_gone = row.gone_at < self._resolved_at.get(order.name, math.inf)
+                if len(of_operators) < len(settled_by) or is_gone:
+                    continue  # the replay may have come first, or its topic's deletion
                 before = {each.stored.delivery.since for each in trail.rows if each.stored and each.at <= at}
                 if not any(
                     each.is_acknowledged
@@ -1146,7 +1223,7 @@ class Ledger:
 
         Once of each record: two owners of a partition may both have parked a delivery.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, REVOKE_GRACE, "crash", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, REMAKE, REVOKE_GRACE, "crash", "order", "trouble", "gap", "poison"}:
             return
         injected: Counter[tuple[int, str, int]] = Counter()
         again: dict[tuple[int, str, int], int] = {}
@@ -1338,12 +1415,13 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
     return [offset for offset in offsets if offset < commit.base or bits >> (offset - commit.base) & 1]
 
 
-def _is_for(order: ControlRecord, row: Row) -> bool:
-    """Return whether an order about dead letters is about this one."""
+def _is_for(order: ControlRecord, at: float, row: Row) -> bool:
+    """Return whether an order about dead letters is about this one, which was there when it was given."""
     assert row.stored is not None
     delivery = row.stored.delivery
     return (
-        row.offset < order.checkpoint.get(f"{row.partition.topic}/{row.partition.number}", 0)
+        row.at <= at < row.gone_at
+        and row.offset < order.checkpoint.get(f"{row.partition.topic}/{row.partition.number}", 0)
         and order.filter.route in (None, delivery.route)
         and order.filter.destination in (None, delivery.destination)
         and (not order.filter.ids or delivery.id in order.filter.ids)

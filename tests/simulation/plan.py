@@ -46,6 +46,10 @@ TOPIC_FAULTS = (
 """Drawn beside the others, from a stream of their own, where something else fails, too."""
 RETENTION = "retention"
 """The log's start moves past records that aren't done, unread ones mostly: added to any others."""
+REMAKE = "remake"
+"""A retry topic, the parked or the dead one is deleted, and made again empty, after an order: added to any others. Not
+where leaders' clocks are apart, by which a record is told from one of the topic before; nor with retention, since
+nobody can count what was lost of a topic that is gone."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -146,6 +150,7 @@ def plan_of(seed: int) -> Plan:
     world = _tight(_stream(seed, "memory"), world)
     world = _kicked(_stream(seed, "kicked"), world)
     world = _short_lived(_stream(seed, "retention"), world)
+    world = _made_again(_stream(seed, "remake"), world)
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
@@ -159,6 +164,7 @@ def plan_of(seed: int) -> Plan:
         *_apart(_stream(seed, "apart"), world, list(_reloads(_stream(seed, "reloads"), world))),
         *orders,
         *_deletions(_stream(seed, "deletions"), world),
+        *_remakes(_stream(seed, "remakes"), world),
     ]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
 
@@ -289,6 +295,14 @@ def _kicked(random: Random, world: Plan) -> Plan:
 def _short_lived(random: Random, world: Plan) -> Plan:
     """Let some logs keep records for too short a time, whatever else fails."""
     return replace(world, faults=(*world.faults, RETENTION)) if random.random() < 0.1 else world
+
+
+def _made_again(random: Random, world: Plan) -> Plan:
+    """Let some logs have topics that are deleted and made again, after orders, whatever else fails."""
+    if random.random() > 0.12 or {"skew", RETENTION, VERSIONS}.intersection(world.faults):
+        return world
+    order = () if "order" in world.faults else ("order",)
+    return replace(world, faults=(*world.faults, *order, REMAKE), is_kicked=False)
 
 
 def _versioned(random: Random, world: Plan) -> Plan:
@@ -619,3 +633,60 @@ def _deletions(random: Random, world: Plan) -> Iterable[Step]:
             }
             later = within if count == 0 else random.choice((0.3, 2.0, 20.0)) * random.random()
             yield Step(round(at + later, 6), "delete", deleted)
+
+
+def _remakes(random: Random, world: Plan) -> Iterable[Step]:
+    """A backlog, an order that brings it out, another topic of that name, a backlog there, and the order again."""
+    if REMAKE not in world.faults:
+        return
+    for count in range(random.choice((1, 1, 2))):
+        at = random.uniform(1.0, world.horizon)
+        destination = random.choice(list(world.destinations)[1:])
+        kind = random.choice(("retry", "retry", "parked", "dead"))
+        begin, orders, end = _made_backlogs(random, kind, destination, count)
+        yield replace(begin, at=round(at, 6))
+        yield from _burst(random, world, at + 2.5, 3000 + 100 * count)
+        at += 3.0 + random.uniform(0.0, 10.0)
+        yield replace(orders[0], at=round(at, 6))
+        at += random.choice((1.0, 5.0, 15.0)) * random.uniform(0.2, 1.0)
+        away = random.choice((0.0, 0.0, 2.0, 15.0)) * random.uniform(0.5, 1.0)
+        made = {"kind": kind, "number": random.randrange(1 << 30), "seconds": round(away, 3)}
+        yield Step(round(at, 6), "remake", made)
+        if kind == "parked":
+            yield replace(begin, at=round(at + random.uniform(-1.0, 1.0) * away, 6))
+        at += away + random.choice((0.0, 2.0, 10.0)) * random.random()
+        yield from _burst(random, world, at + 2.5, 3050 + 100 * count)
+        at += 3.0 + random.uniform(0.0, 10.0)
+        if kind == "parked" or random.random() < 0.5:
+            yield replace(orders[1], at=round(at, 6))
+        yield replace(end, at=round(at + random.choice((0.0, 5.0, 40.0)) * random.random(), 6))
+
+
+def _made_backlogs(random: Random, kind: str, destination: str, count: int) -> tuple[Step, Sequence[Step], Step]:
+    """Return what gives a retry topic, the parked or the dead one a backlog, two orders about it, and what ends it."""
+    name = f"destination/{destination}"
+    resume, kick = [Step(0.0, "order", {"kind": word, "name": name}) for word in ("resume", "kick")]
+    if kind == "parked":
+        return Step(0.0, "order", {"kind": "pause", "name": name}), (resume, resume), resume
+    healthy = Step(0.0, "behave", {"destination": destination, "kind": "healthy"})
+    down: Mapping[str, Any] = {"kind": "gone"} if kind == "dead" else {"kind": "error", "status": 503}
+    begin = Step(0.0, "behave", {"destination": destination, "retry_after": None, **down})
+    if kind == "retry":
+        return begin, (kick, kick), healthy
+    actions = [random.choice(("drop", "replay")) for _ in range(2)]
+    named = [{"kind": action, "name": f"m{count}{number}", "for": name} for number, action in enumerate(actions)]
+    return begin, [Step(0.0, "order", what) for what in named], healthy
+
+
+def _burst(random: Random, world: Plan, at: float, first: int) -> Iterable[Step]:
+    """Some events, numbered from the first on."""
+    for number in range(first, first + random.randint(2, 10)):
+        event = {
+            "source": random.choice(world.sources),
+            "id": f"evt_{world.seed:x}_{number}",
+            "type": random.choice(("push", "push", "open")),
+            "key": random.choice(("k1", "k2")) if all(route.is_ordered for route in world.routes) else None,
+            "size": 20,
+            "body": number,
+        }
+        yield Step(round(at + random.uniform(0, 0.3), 6), "event", {"n": number, **event})

@@ -1,6 +1,7 @@
 """The simulation finds what it is there for: engines with a bug break the invariant that the bug is against."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,18 +13,20 @@ from gateway.client import request
 from gateway.client.request import Outbound
 from gateway.engine import tiers
 from gateway.engine.commit_progress import Progress
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.lanes import Budget, Lane
 from gateway.engine.group_member import Member
 from gateway.engine.jobs.injector import Injector
+from gateway.engine.jobs.scan import ScanningJob
 from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.partition_tracker import PendingDelivery, Tracker
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Commit, Partition
 from gateway.model import Attempt, LogUnavailableError
-from tests.simulation.plan import Step, plan_of
+from tests.simulation.plan import Plan, Step, plan_of
 from tests.simulation.test_regressions import a_plan, an_event, behaves
 from tests.simulation.world import simulate
 
@@ -222,6 +225,25 @@ def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Progress, "records_deleted", patient)
 
 
+def a_checkpoint_covers_what_comes_later(patch: pytest.MonkeyPatch) -> None:
+    """What is below an offset was there when the offset was written down."""
+    patch.setattr(ControlRecord, "covered_until", math.inf)
+
+
+def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:
+    """A job goes on where the one before it has ended, whatever topic that was."""
+
+    async def nothing(*_: object) -> Mapping[str, tuple[int, float]]:
+        return {}
+
+    patch.setattr(ScanningJob, "_first_records", nothing)
+
+
+def a_topic_that_was_made_again_is_the_same(patch: pytest.MonkeyPatch) -> None:
+    """The consumer goes on with the partition by itself."""
+    patch.setattr(Member, "replaced", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("mutant", "invariants"),
     [
@@ -286,6 +308,49 @@ def test_a_member_that_stands_at_what_is_deleted_is_found(monkeypatch: pytest.Mo
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant == "19 everything ends"
+
+
+def a_topic_made_again(seconds: float) -> Plan:
+    """Make a plan of a retry topic that is made again after a kick, and of another kick of what came into it then."""
+
+    def kick(at: float) -> Step:
+        return Step(at, "order", {"kind": "kick", "name": "destination/d0"})
+
+    plan = a_plan(
+        behaves(1.0, "error", status=503, retry_after=None),
+        *[an_event(2.0 + number / 10, number) for number in range(3)],
+        kick(5.0),
+        Step(15.0, "remake", {"kind": "retry", "number": 1, "seconds": seconds}),
+        *[an_event(30.0 + number / 10, 3 + number) for number in range(2)],
+        kick(36.0),
+        behaves(45.0, "healthy"),
+        horizon=60.0,
+    )
+    return replace(plan, faults=("order", "remake"))
+
+
+@pytest.mark.parametrize(
+    ("mutant", "seconds"),
+    [
+        (a_checkpoint_covers_what_comes_later, 0.0),
+        (a_checkpoint_covers_what_comes_later, 10.0),
+        (a_job_goes_on_behind_a_topics_end, 0.0),
+        (a_job_goes_on_behind_a_topics_end, 10.0),
+        (
+            a_topic_that_was_made_again_is_the_same,
+            0.0,
+        ),  # of one that was away first, its readers get all partitions anew
+    ],
+)
+def test_what_speaks_of_a_topic_that_is_gone_is_found(
+    mutant: Mutant, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = a_topic_made_again(seconds)
+    assert simulate(plan).violation is None
+    mutant(monkeypatch)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant == "12 nothing is skipped"
 
 
 def test_order_is_seen_where_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

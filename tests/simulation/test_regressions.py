@@ -129,6 +129,8 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     deleted-of-a-topic-that-no-group-has-begun  without a commit nobody can know of it, nor comes to look
     two-events-of-one-identity-with-order       the second is taken for the first, whose record was deleted meanwhile
     two-partitions-whose-starts-pass-a-member-at-once   the second gets its next record while the first's start is asked
+    letters-in-a-topic-that-was-made-again-after-a-replay           they are below what that replay has settled
+    parked-in-a-topic-that-was-made-again-after-a-resumption        it is below where the resumption has ended
     """
     check(decode(path.read_bytes()))
 

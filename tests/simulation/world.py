@@ -324,6 +324,7 @@ class World:
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
             "leaderless": self._lose_leader,
             "delete": self._delete,
+            "remake": self._make_again,
             "grow": lambda what: self.broker.grow(f"{TOPICS.prefix}{what['topic']}", what["by"]),
             "crash": self._crash,
             "stop": self._stop,
@@ -365,10 +366,13 @@ class World:
             at = EPOCH + self.now() + origin["ahead"]
             headers.append(encode_origin(Origin(of, origin["offset"], at)))
         key = f"{topics['events']}/0".encode() if where == "dedupe" else b""
+        if topics[where] in self.broker.gone:
+            return
         self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, headers)
 
     def _skip(self, what: Mapping[str, Any]) -> None:
         partitions = [partition for partition in self.broker.segments if partition.topic != TOPICS.control]
+        partitions = [partition for partition in partitions if partition.topic not in self.broker.gone]
         self.broker.skip(partitions[what["number"] % len(partitions)], what["count"])
 
     def _behave(self, what: Mapping[str, Any]) -> None:
@@ -395,6 +399,14 @@ class World:
             segment = self.broker.segments[partition]
             length = math.ceil(what["share"] * (segment.end - segment.start))
             self.broker.delete_below(partition, segment.start + length)
+
+    def _make_again(self, what: Mapping[str, Any]) -> None:
+        """Delete a topic and make it again, one that was used where there is such a one."""
+        names = [TOPICS.retry(tier) for tier in TIERS] if what["kind"] == "retry" else [TOPICS.prefix + what["kind"]]
+        names = [name for name in names if name not in self.broker.gone]
+        used = [name for name in names if any(self.broker.segments[each].end for each in self.broker.of(name))]
+        if names := used or names:
+            self.broker.make_again(names[what["number"] % len(names)], what["seconds"])
 
     def _crash(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
@@ -462,7 +474,7 @@ class World:
         key = event_key(event)
         partition = partitions[Random(key).randrange(len(partitions))]
         record = self.broker.store(self._ingress, partition, key, body, encode_event(event))
-        self.ledger.acknowledged(partition, record.offset)
+        self.ledger.acknowledged(partition, record)
 
     def _received_at(self, number: int) -> float:
         """Return when an event is received, as no other is to the microsecond: by that, copies are told apart."""
@@ -479,9 +491,9 @@ class World:
         return Random(f"{self.plan.seed}/received/{number}").uniform(-self.plan.skew, self.plan.skew)
 
     def _order(self, what: Mapping[str, Any]) -> None:
-        if CONTROL in self.broker.leaderless:
-            return  # and so says the command to its operator
         kind, name, at = what["kind"], what["name"], EPOCH + self.now()
+        if CONTROL in self.broker.leaderless or ("for" in what and TOPICS.dead in self.broker.gone):
+            return  # and so says the command to its operator
         match kind:
             case "pause":
                 self._paused[name] = None
