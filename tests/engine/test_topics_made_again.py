@@ -6,7 +6,9 @@ from dataclasses import replace
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
-from tests.builders import a_policy, a_route, an_event
+from gateway.log.records import encode_delivery
+from gateway.model import Note
+from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, running, virtual
 from tests.virtual_time import now
 
@@ -76,6 +78,21 @@ async def test_what_is_parked_in_a_topic_made_again_after_a_resumption_is_resume
 
 
 @virtual
+async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_that_is_soon_as_long_as_it_was() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
+        await asyncio.sleep(10)
+        assert control.commands[f"pause/{NAME}"].state == "active"
+        await park(world, "old")
+        await asyncio.sleep(20)
+        await world.log.make_again(TOPICS.parked)
+        await park(world, *NEW)
+        await asyncio.sleep(20)
+    assert sorted(event for _, event, _ in world.client.made) == [*NEW, "old"]
+
+
+@virtual
 async def test_letters_in_a_topic_made_again_after_some_were_dropped_are_open() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[503])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -114,3 +131,11 @@ def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:
 
 async def put_new(world: World) -> None:
     await world.put(*[an_event(id=name, received_at=now()) for name in NEW])
+
+
+async def park(world: World, *names: str) -> None:
+    """Park deliveries, as a worker does that hasn't read yet that they were resumed."""
+    for name in names:
+        delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1)
+        headers = encode_delivery(delivery, Note(by=NAME), at=now())
+        await world.log.append(TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers)

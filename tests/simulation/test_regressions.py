@@ -131,6 +131,7 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     two-partitions-whose-starts-pass-a-member-at-once   the second gets its next record while the first's start is asked
     letters-in-a-topic-that-was-made-again-after-a-replay           they are below what that replay has settled
     parked-in-a-topic-that-was-made-again-after-a-resumption        it is below where the resumption has ended
+    parked-late-in-a-topic-that-is-made-again-during-a-resumption   soon it is as long as what was swept before
     """
     check(decode(path.read_bytes()))
 

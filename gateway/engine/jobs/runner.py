@@ -120,6 +120,7 @@ class Jobs:
         self._next_sweep = self._next_forgetting = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
         self._swept: dict[str, int] | None = None
+        self._swept_at = 0.0
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = Partition(topics.control, 0)
@@ -318,7 +319,7 @@ class Jobs:
 
     async def _sweep(self, owner: object) -> None:
         """Inject deliveries that were parked after the scan of their resumption."""
-        topic = self._topics.parked
+        topic, began = self._topics.parked, self._log.now()
         ends = await ends_of_readable(self._log, topic)
         if self._progress is not owner:
             return  # `_swept` is reset when the ownership changes
@@ -327,13 +328,19 @@ class Jobs:
             if self._progress is not owner:
                 return
             self._swept = {place: end if known is None else known.get(place, 0) for place, end in ends.items()}
+            self._swept_at = began
         swept = self._swept
-        swept.update({place: 0 for place, end in ends.items() if swept.get(place, 0) > end})  # it has been recreated
+        # Not only behind what was swept: a topic that was recreated since begins with what is parked after that.
+        numbers = [int(place.rpartition("/")[2]) for place in ends]
+        for number, first in (await self._log.offsets_at(topic, self._swept_at, numbers)).items():
+            place = f"{topic}/{number}"
+            swept[place] = min(swept.get(place, 0), first)
         unswept = self._resumptions.unswept & ends.keys()
         self._resumptions.unswept -= unswept
         swept.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped
         if swept.items() >= ends.items() or await self._resumptions.sweep(swept, ends, owner):
             swept.update(ends)
+            self._swept_at = began
         self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
     async def _forget_commands(self) -> None:
