@@ -252,6 +252,8 @@ class Ledger:
         """When kicks were given that aren't answered yet, by key and offset."""
         self._owners_killed = 0
         """How often a process died that owned the jobs."""
+        self._routers_lost_at: list[float] = []
+        """When processes were killed, or evicted, that read events."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._resolutions: list[tuple[ControlRecord, float]] = []
@@ -544,6 +546,8 @@ class Ledger:
         self._say(f"{client.name} was thrown out of {group}")
         self.hit(group, partitions)
         self._zombies.add(client.name)
+        if group == ROUTER and partitions:
+            self._routers_lost_at.append(self._now())
 
     def is_zombie(self, name: str) -> bool:
         return name in self._zombies
@@ -552,6 +556,8 @@ class Ledger:
         for group, partitions in owned.items():
             self.hit(group, partitions)
         self._owners_killed += bool(owned.get(TOPICS.group(JOBS_GROUP)))
+        if owned.get(ROUTER):
+            self._routers_lost_at.append(self._now())
         self._zombies.discard(name)
 
     def hit(self, group: str, partitions: Collection[Partition]) -> set[Key]:
@@ -828,8 +834,8 @@ class Ledger:
         """Return whether an ordered record may count as a copy though none of its topic is the first.
 
         Its event was read once more, after later ones, and by new rules: by those before it was carried on as one of a
-        plain route or of an unknown source. Or its owner took it for a copy, which the owner before, who didn't know
-        yet that it was no longer that, did not.
+        plain route or of an unknown source, or was nothing for the route. Or its owner took it for a copy, which the
+        owner before, who didn't know yet that it was no longer that, did not.
         """
         origin = row.origin
         if origin is None or row.event is None:
@@ -843,7 +849,22 @@ class Ledger:
         is_carried_on = self._goes_on_from_a_tier(row) or any(
             each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows
         )
-        return is_behind and (is_carried_on or self.may_be_dropped(event))
+        return is_behind and (is_carried_on or self.may_be_dropped(event) or self._is_newly_matched(row, event))
+
+    def _is_newly_matched(self, row: Row, event: Row) -> bool:
+        """Return whether an event is for a route only by new rules, though that kept the order by those before.
+
+        Then what came after the event may have been delivered already when a process ended that hadn't committed it.
+        """
+        assert row.stored is not None
+        assert event.event is not None
+        pair = row.stored.delivery.route, row.stored.delivery.destination
+        was_nothing = any(
+            route.name == pair[0] and route.is_ordered and pair not in version.pairs(event.event)
+            for version in self.versions(event.at, self._now())
+            for route in version.routes
+        )
+        return was_nothing and any(at >= event.at for at in self._routers_lost_at)
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""
@@ -859,9 +880,13 @@ class Ledger:
         if row.stored is not None and row.stored.delivery.route:
             yield row.number, row.stored.delivery.id
         elif row.event is not None:
-            for route in self.plan.routes:
-                for to in route.to:
-                    yield row.number, delivery_id(row.event.id, route.name, to)
+            for route, to in self._pairs():
+                yield row.number, delivery_id(row.event.id, route, to)
+
+    def _pairs(self) -> Iterable[Pair]:
+        """Return all routes and destinations that there have been, those of the plan first."""
+        routes = [*self.plan.routes, *(route for force in self.in_force for route in force.version.routes)]
+        return dict.fromkeys((route.name, to) for route in routes for to in route.to)
 
     def story(self, number: int, deliveries: Iterable[str]) -> list[str]:
         """Return the rows of deliveries, in the order of time."""
@@ -1165,7 +1190,7 @@ class Ledger:
             return
         self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.checkpoint))
         _, _, kind, name = order.name.split("/", 3)
-        of_route = [to for route in self.plan.routes if route.name == name for to in route.to]
+        of_route = [to for route, to in self._pairs() if route == name]
         for destination in [name] if kind == "destination" else of_route:
             self._kicked[destination].append(self._now())
 

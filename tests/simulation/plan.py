@@ -151,6 +151,7 @@ def plan_of(seed: int) -> Plan:
     world = _kicked(_stream(seed, "kicked"), world)
     world = _short_lived(_stream(seed, "retention"), world)
     world = _made_again(_stream(seed, "remake"), world)
+    reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
         *_events(_stream(seed, "events"), world),
@@ -161,7 +162,7 @@ def plan_of(seed: int) -> Plan:
         *_topics_change(_stream(seed, "topics"), world),
         *_process_faults(_stream(seed, "processes"), world),
         *_of_topics(_stream(seed, "of topics"), world),
-        *_apart(_stream(seed, "apart"), world, list(_reloads(_stream(seed, "reloads"), world))),
+        *_rerouted(_stream(seed, "rerouted"), world, list(_apart(_stream(seed, "apart"), world, reloads))),
         *orders,
         *_deletions(_stream(seed, "deletions"), world),
         *_remakes(_stream(seed, "remakes"), world),
@@ -528,6 +529,39 @@ def _apart(random: Random, world: Plan, reloads: Sequence[Step]) -> Iterable[Ste
     if reloads and random.random() < 0.3:  # a source, or a route, of which there was nothing at first
         names = [*world.sources, *(route.name for route in world.routes)]
         yield Step(0.0, "reload", {"without": [random.choice(names)], "policies": {}, "lag": 0.0})
+
+
+def _rerouted(random: Random, world: Plan, reloads: Sequence[Step]) -> Iterable[Step]:
+    """Let some reloads change what routes match, amid events; perhaps a process is killed in that moment.
+
+    Sources and destinations are there still that a route isn't `from` or `to` any more, or is only now.
+    """
+    if random.random() > 0.4:
+        yield from reloads
+        return
+    number = 4000
+    for step in reloads:
+        changes = {route.name: _rerouted_route(random, world, route) for route in world.routes if random.random() < 0.5}
+        yield replace(step, what={**step.what, "changes": changes})
+        if random.random() < 0.7:
+            yield from _burst(random, world, max(0.0, step.at + random.uniform(-0.3, 0.3)), number)
+            number += 20
+        if "crash" in world.faults and random.random() < 0.5:
+            process = f"p{random.randrange(world.processes)}"
+            yield Step(round(step.at + random.uniform(0.0, 0.5), 6), "crash", _crash(random, process))
+
+
+def _rerouted_route(random: Random, world: Plan, route: RouteSpec) -> Mapping[str, Any]:
+    """Return what a route matches, from which sources, or to which destinations it goes, otherwise than it did."""
+    match random.choice(("types", "types", "sources", "to")):
+        case "types":
+            others = [each for each in (None, ("push",), ("open", "close"), ("push", "open")) if each != route.types]
+            chosen = random.choice(others)
+            return {"types": None if chosen is None else list(chosen)}
+        case "sources":
+            return {"sources": random.sample(world.sources, random.randint(1, len(world.sources)))}
+        case _:
+            return {"to": random.sample(sorted(world.destinations), random.choice((1, 2)))}
 
 
 def _orders(random: Random, world: Plan) -> Iterable[Step]:

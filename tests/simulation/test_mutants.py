@@ -23,9 +23,11 @@ from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.scan import ScanningJob
 from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.partition_tracker import PendingDelivery, Tracker
+from gateway.engine.router import Router
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Commit, Partition
 from gateway.model import Attempt, LogUnavailableError
+from gateway.rules.event_view import EventView
 from tests.simulation.plan import Plan, Step, plan_of
 from tests.simulation.test_regressions import a_plan, an_event, behaves
 from tests.simulation.world import simulate
@@ -244,6 +246,35 @@ def a_topic_that_was_made_again_is_the_same(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Member, "replaced", lambda *_: None)
 
 
+def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
+    """What a route isn't for any more isn't retried."""
+    resume = Router.resume
+
+    def picky(self: Router, item: PendingDelivery, now: float) -> None:
+        delivery, rules = item.delivery, self._services.rules()
+        names = [route.name for route, _ in rules.table.match(EventView.of(delivery.event))]
+        if delivery.route in rules.routes and delivery.route not in names:
+            self._dispatch.forget(item)
+        else:
+            resume(self, item, now)
+
+    patch.setattr(Router, "resume", picky)
+
+
+def who_is_not_told_any_more_gets_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A delivery in a tier is dropped whose route doesn't go to its destination by now."""
+    resume = Router.resume
+
+    def picky(self: Router, item: PendingDelivery, now: float) -> None:
+        route = self._services.rules().routes.get(item.delivery.route)
+        if route is not None and item.delivery.destination not in route.destinations:
+            self._dispatch.forget(item)
+        else:
+            resume(self, item, now)
+
+    patch.setattr(Router, "resume", picky)
+
+
 @pytest.mark.parametrize(
     ("mutant", "invariants"),
     [
@@ -267,6 +298,8 @@ def a_topic_that_was_made_again_is_the_same(patch: pytest.MonkeyPatch) -> None:
         (nobody_is_paused, ("12",)),
         (jobs_inject_nothing, ("12", "19")),
         (losses_are_not_counted, ("3",)),
+        (a_condition_is_for_retries_too, ("1", "2")),
+        (who_is_not_told_any_more_gets_nothing, ("1", "2")),
     ],
 )
 def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:

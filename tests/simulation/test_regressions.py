@@ -114,6 +114,42 @@ def test_a_resumption_skips_nothing_wherever_it_is_killed() -> None:
         check(replace(plan, faults=("orders", "crash")))
 
 
+def test_an_ordered_route_whose_condition_widens_keeps_the_order_wherever_a_process_is_killed() -> None:
+    """What only the new condition matches may then be behind what was delivered by the old one, and is left out."""
+
+    def keyed(at: float, number: int, kind: str) -> Step:
+        step = an_event(at, number, kind=kind)
+        return replace(step, what={**step.what, "key": "k"})
+
+    for steps in range(20, 320, 100):
+        for lag in (0.0, 2.0):
+            plan = a_plan(
+                Step(0.5, "behave", {"destination": "d1", "kind": "slow", "latency": 6.0}),
+                keyed(2.0, 0, "open"),
+                keyed(2.05, 1, "push"),
+                Step(2.1, "reload", {"without": [], "policies": {}, "changes": {"r0": {"types": None}}, "lag": lag}),
+                keyed(2.15, 2, "open"),
+                keyed(2.2, 3, "push"),
+                Step(2.6, "crash", {"process": "p0", "steps": steps, "again": 0.1}),
+                keyed(3.0, 4, "open"),
+                Step(9.0, "behave", {"destination": "d1", "kind": "healthy"}),
+                horizon=30.0,
+            )
+            [route] = plan.routes
+            check(
+                replace(
+                    plan,
+                    faults=("reload", "crash"),
+                    sources=("s0",),
+                    destinations={**plan.destinations, "d1": plan.destinations["d0"]},
+                    routes=(
+                        replace(route, sources=("s0",), types=("push",), is_ordered=True),
+                        replace(route, name="r1", sources=("s0",), to=("d1",)),
+                    ),
+                )
+            )
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "plans").glob("*.json")), ids=lambda path: path.stem)
 def test_what_a_seed_found_stays_away(path: Path) -> None:
     """As plans in files, since a seed is another world whenever plans are drawn otherwise.
@@ -132,6 +168,8 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     letters-in-a-topic-that-was-made-again-after-a-replay           they are below what that replay has settled
     parked-in-a-topic-that-was-made-again-after-a-resumption        it is below where the resumption has ended
     parked-late-in-a-topic-that-is-made-again-during-a-resumption   soon it is as long as what was swept before
+    retried-for-a-route-that-does-not-match-any-more                it did when the event was read
+    retried-for-a-route-that-goes-elsewhere-by-now                  the destination is there still
     """
     check(decode(path.read_bytes()))
 

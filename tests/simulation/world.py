@@ -544,22 +544,25 @@ class World:
     # Rules.
 
     def _new_version(self, what: Mapping[str, Any]) -> None:
-        """Make rules in which some names are missing, some policies others, and some routes keep the order or don't."""
+        """Make rules in which names are missing, and routes have other policies, conditions or ends, or other order."""
         without, policies, toggled = what.get("without", ()), what.get("policies", {}), what.get("toggled", ())
         destinations = [name for name in self.plan.destinations if name not in without]
         routes = []
-        for route in self.plan.routes:
+        for planned in self.plan.routes:
+            changes = what.get("changes", {}).get(planned.name, {})
+            changed: dict[str, Any] = {name: value and tuple(value) for name, value in changes.items()}
+            route = replace(planned, **changed)
             to = tuple(name for name in route.to if name in destinations)
             sources = tuple(name for name in route.sources if name not in without)
             if route.name in without or not to or not sources:
                 continue
-            changed = replace(route, to=to, sources=sources)
+            route = replace(route, to=to, sources=sources)
             if route.name in policies:
                 schedule, attempts, age = policies[route.name]
-                changed = replace(changed, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
+                route = replace(route, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
             if route.name in toggled:
-                changed = replace(changed, is_ordered=not route.is_ordered, halts=False)
-            routes.append(changed)
+                route = replace(route, is_ordered=not route.is_ordered, halts=False)
+            routes.append(route)
         version = Version(
             number=len(self.versions),
             sources=frozenset(name for name in self.plan.sources if name not in without),
