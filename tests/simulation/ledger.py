@@ -128,6 +128,10 @@ class Row:
     """Of a record of an ordered route: the event's record, whose place in the order it has."""
     is_acknowledged: bool = False
     is_deleted: bool = False
+    is_left: bool = False
+    """Whether it wasn't committed when who had its partition was killed or evicted, or gave it up."""
+    is_of_evicted: bool = False
+    """Whether who wrote it was evicted, and didn't know."""
     gone_at: float = math.inf
     """When its topic was deleted, to be made again."""
 
@@ -252,8 +256,6 @@ class Ledger:
         """When kicks were given that aren't answered yet, by key and offset."""
         self._owners_killed = 0
         """How often a process died that owned the jobs."""
-        self._routers_lost_at: list[float] = []
-        """When processes were killed, or evicted, that read events."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._resolutions: list[tuple[ControlRecord, float]] = []
@@ -264,6 +266,7 @@ class Ledger:
         self._appended: dict[tuple[Partition, int, float], Row] = {}
         """All rows, those of topics that are gone, too."""
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
+        self._pairs = list(_all_pairs(plan))
         self._now = now
         self._say = say
 
@@ -283,6 +286,7 @@ class Ledger:
         if not partition.topic.startswith(OF_EVENTS):
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value)
+        row.is_of_evicted = self.is_zombie(client.name)
         self.rows[partition][record.offset] = row
         self._appended[partition, record.offset, record.appended_at] = row
         self.appended[partition.topic] += 1
@@ -546,8 +550,6 @@ class Ledger:
         self._say(f"{client.name} was thrown out of {group}")
         self.hit(group, partitions)
         self._zombies.add(client.name)
-        if group == ROUTER and partitions:
-            self._routers_lost_at.append(self._now())
 
     def is_zombie(self, name: str) -> bool:
         return name in self._zombies
@@ -556,8 +558,6 @@ class Ledger:
         for group, partitions in owned.items():
             self.hit(group, partitions)
         self._owners_killed += bool(owned.get(TOPICS.group(JOBS_GROUP)))
-        if owned.get(ROUTER):
-            self._routers_lost_at.append(self._now())
         self._zombies.discard(name)
 
     def hit(self, group: str, partitions: Collection[Partition]) -> set[Key]:
@@ -568,6 +568,7 @@ class Ledger:
             for offset, row in self.rows[partition].items():
                 if offset in covered or row.event is None:
                     continue
+                row.is_left = True
                 is_kept = bool(self._nowhere(row).rows)
                 for key in self._keys(row):
                     trail = self.trails[key]
@@ -854,7 +855,8 @@ class Ledger:
     def _is_newly_matched(self, row: Row, event: Row) -> bool:
         """Return whether an event is for a route only by new rules, though that kept the order by those before.
 
-        Then what came after the event may have been delivered already when a process ended that hadn't committed it.
+        What came after the event may then be appended already when its reader leaves it to another one uncommitted, or
+        when one reads it that was evicted and doesn't know.
         """
         assert row.stored is not None
         assert event.event is not None
@@ -864,7 +866,7 @@ class Ledger:
             for version in self.versions(event.at, self._now())
             for route in version.routes
         )
-        return was_nothing and any(at >= event.at for at in self._routers_lost_at)
+        return was_nothing and (event.is_left or row.is_of_evicted)
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""
@@ -880,13 +882,8 @@ class Ledger:
         if row.stored is not None and row.stored.delivery.route:
             yield row.number, row.stored.delivery.id
         elif row.event is not None:
-            for route, to in self._pairs():
+            for route, to in self._pairs:
                 yield row.number, delivery_id(row.event.id, route, to)
-
-    def _pairs(self) -> Iterable[Pair]:
-        """Return all routes and destinations that there have been, those of the plan first."""
-        routes = [*self.plan.routes, *(route for force in self.in_force for route in force.version.routes)]
-        return dict.fromkeys((route.name, to) for route in routes for to in route.to)
 
     def story(self, number: int, deliveries: Iterable[str]) -> list[str]:
         """Return the rows of deliveries, in the order of time."""
@@ -1190,7 +1187,7 @@ class Ledger:
             return
         self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.checkpoint))
         _, _, kind, name = order.name.split("/", 3)
-        of_route = [to for route, to in self._pairs() if route == name]
+        of_route = [to for route, to in self._pairs if route == name]
         for destination in [name] if kind == "destination" else of_route:
             self._kicked[destination].append(self._now())
 
@@ -1248,7 +1245,7 @@ class Ledger:
 
         Once of each record: two owners of a partition may both have parked a delivery.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, REMAKE, REVOKE_GRACE, "crash", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, REVOKE_GRACE, "crash", "order", "trouble", "gap", "poison"}:
             return
         injected: Counter[tuple[int, str, int]] = Counter()
         again: dict[tuple[int, str, int], int] = {}
@@ -1421,6 +1418,13 @@ class Ledger:
                 count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:
                     self.violate("17 breaker", f"open after {count} failures", [row])
+
+
+def _all_pairs(plan: Plan) -> Mapping[Pair, None]:
+    """Return all routes and destinations that there will be by some rules."""
+    changes = [change for step in plan.steps for change in step.what.get("changes", {}).items()]
+    tos = [(route.name, route.to) for route in plan.routes] + [(name, change.get("to", ())) for name, change in changes]
+    return dict.fromkeys((name, to) for name, of_route in tos for to in of_route)
 
 
 def group_of(partition: Partition) -> str:
