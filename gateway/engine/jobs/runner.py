@@ -319,8 +319,9 @@ class Jobs:
 
     async def _sweep(self, owner: object) -> None:
         """Inject deliveries that were parked after the scan of their resumption."""
-        topic, began = self._topics.parked, self._log.now()
+        topic = self._topics.parked
         ends = await ends_of_readable(self._log, topic)
+        ends_at = self._log.now()
         if self._progress is not owner:
             return  # `_swept` is reset when the ownership changes
         if self._swept is None:
@@ -328,7 +329,7 @@ class Jobs:
             if self._progress is not owner:
                 return
             self._swept = {place: end if known is None else known.get(place, 0) for place, end in ends.items()}
-            self._swept_at = began
+            self._swept_at = ends_at
         swept = self._swept
         # Not only behind what was swept: a topic that was recreated since begins with what is parked after that.
         numbers = [int(place.rpartition("/")[2]) for place in ends]
@@ -340,7 +341,7 @@ class Jobs:
         swept.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped
         if swept.items() >= ends.items() or await self._resumptions.sweep(swept, ends, owner):
             swept.update(ends)
-            self._swept_at = began
+            self._swept_at = ends_at
         self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
     async def _forget_commands(self) -> None:
