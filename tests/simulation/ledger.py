@@ -489,13 +489,21 @@ class Ledger:
     def _see_gone(self, row: Row) -> None:
         """Demand no end of what was nowhere but in a topic that was deleted; nobody knows how much that was.
 
-        What wasn't acknowledged is carried by the record before it still, and a dead letter is an end.
+        What wasn't acknowledged, nor is a copy of what was, is carried by the record before it still; and a dead letter
+        is an end.
         """
         group = group_of(row.partition)
-        is_open = row.is_acknowledged and row.offset not in self._covered[group, row.partition]
+        is_open = self._is_carried_here(row) and row.offset not in self._covered[group, row.partition]
         if is_open and row.partition.topic != TOPICS.dead and self._unfinished(row, group):
             self._forgo(row)
             self._say(f"{_place(row.partition)}@{row.offset} is deleted with its topic: {row.what()}")
+
+    def _is_carried_here(self, row: Row) -> bool:
+        """Return whether the step of a record was acknowledged: of this one, or of a copy."""
+        if row.stored is None:
+            return False
+        delivery = row.stored.delivery
+        return self.trails[row.number, delivery.id].successor >= delivery.successor
 
     def mistaken(self, partition: Partition, below: int) -> None:
         """Note that a topic that was made again had grown as far as its reader was before that looked at it.
