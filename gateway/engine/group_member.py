@@ -28,7 +28,7 @@ COMMIT_EVERY = 1.0
 """Maximum seconds until completed records are committed, however few there are."""
 COMMIT_AFTER = 64
 """Completed records that are committed at once: a crash repeats what isn't committed."""
-COMMIT_GAP = 0.05
+COMMIT_GAP = 0.02
 """Minimum seconds between commits: on Kafka each takes a third of a millisecond of CPU time."""
 FULL_POLL_INTERVAL = 0.005
 """Seconds between checks for free memory, while the limit is reached."""
