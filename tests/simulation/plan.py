@@ -649,15 +649,7 @@ def _deletions(random: Random, world: Plan) -> Iterable[Step]:
             case _:
                 within, kinds = 0.001, ["events"]  # nothing of that is read yet
         for _ in range(random.randint(3, 15)):
-            event = {
-                "source": random.choice(world.sources),
-                "id": f"evt_{world.seed:x}_{number}",
-                "type": random.choice(("push", "push", "open")),
-                "key": random.choice(("k1", "k2")) if all(route.is_ordered for route in world.routes) else None,
-                "size": 20,
-                "body": number,
-            }
-            yield Step(round(at + random.uniform(0, within), 6), "event", {"n": number, **event})
+            yield _small_event(random, world, number, at, within)
             number += 1
         for count in range(random.randint(1, 4)):
             deleted = {
@@ -715,12 +707,17 @@ def _made_backlogs(random: Random, kind: str, destination: str, count: int) -> t
 def _burst(random: Random, world: Plan, at: float, first: int) -> Iterable[Step]:
     """Some events, numbered from the first on."""
     for number in range(first, first + random.randint(2, 10)):
-        event = {
-            "source": random.choice(world.sources),
-            "id": f"evt_{world.seed:x}_{number}",
-            "type": random.choice(("push", "push", "open")),
-            "key": random.choice(("k1", "k2")) if all(route.is_ordered for route in world.routes) else None,
-            "size": 20,
-            "body": number,
-        }
-        yield Step(round(at + random.uniform(0, 0.3), 6), "event", {"n": number, **event})
+        yield _small_event(random, world, number, at, 0.3)
+
+
+def _small_event(random: Random, world: Plan, number: int, at: float, within: float) -> Step:
+    """One event of any source, at most `within` seconds after `at`."""
+    event = {
+        "source": random.choice(world.sources),
+        "id": f"evt_{world.seed:x}_{number}",
+        "type": random.choice(("push", "push", "open")),
+        "key": random.choice(("k1", "k2")) if all(route.is_ordered for route in world.routes) else None,
+        "size": 20,
+        "body": number,
+    }
+    return Step(round(at + random.uniform(0, within), 6), "event", {"n": number, **event})

@@ -63,7 +63,7 @@ class _Entry:
 
     @property
     def may_be_appended(self) -> bool:
-        """Whether no earlier record can be read again and only then go to the same topic, whoever processes it.
+        """Whether no process can read an earlier record again and only then append it to the same topic.
 
         One in a newer format can, and so can one that was read by rules by which it went elsewhere, until it is
         committed. While the partition's owner isn't known, another may have delivered this by other rules.
