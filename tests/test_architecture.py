@@ -53,7 +53,8 @@ ENGINE_MAY_IMPORT = {
         *("partition_tracker", "routing_history_updates", "services", "tiers"),
     },
     "ordered": {"control", "group_member", "delivery", "partition_tracker", "services", "successor_writer"},
-    "group_member": {"delivery", "dedupe", "partition_tracker", "services", "unavailable_partitions"},
+    "group_member": {"committer", "delivery", "dedupe", "partition_tracker", "services", "unavailable_partitions"},
+    "committer": {"dedupe", "partition_tracker", "services"},
     "jobs": {
         "control",
         "commit_progress",

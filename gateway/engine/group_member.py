@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
+from gateway.engine.committer import Committer
 from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
@@ -22,14 +23,7 @@ from gateway.engine.unavailable_partitions import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
 from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
-from gateway.telemetry.log_throttle import LogThrottle
 
-COMMIT_EVERY = 1.0
-"""Maximum seconds until completed records are committed, however few there are."""
-COMMIT_AFTER = 64
-"""Completed records that are committed at once: a crash repeats what isn't committed."""
-COMMIT_GAP = 0.02
-"""Minimum seconds between commits: on Kafka each takes a third of a millisecond of CPU time."""
 FULL_POLL_INTERVAL = 0.005
 """Seconds between checks for free memory, while the limit is reached."""
 REVOKE_GRACE = 2.0
@@ -63,10 +57,14 @@ class Member(ABC):
         self.subscribed: frozenset[str] = frozenset()
         self.unread: Mapping[Partition, Unread] = {}
         self._changed = asyncio.Event()
-        self._done_count = 0  # records, since the last commit
-        self._commit_is_due = asyncio.Event()
-        self._commit_lock = asyncio.Lock()
-        self._flush_failures = LogThrottle()
+        self._committer = Committer(
+            services,
+            group,
+            trackers=self.trackers,
+            readers=self._readers,
+            consumer=lambda: self._consumer,
+            metadata=self.commit_metadata,
+        )
         self._is_draining = False
         self._is_closing = False
 
@@ -113,8 +111,8 @@ class Member(ABC):
         return (
             ("read", self._read),
             ("watch", self._keep_ticking),
-            ("commit", self._keep_committing),
-            ("commit-much", self._keep_committing_at_once),
+            ("commit", self._committer.keep_committing),
+            ("commit-much", self._committer.keep_committing_at_once),
         )
 
     # Life.
@@ -197,7 +195,7 @@ class Member(ABC):
         waiting = [item for tracker in leaving for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
         await self._let_attempts_end(leaving, waiting)
-        commits = await self._committable(leaving)
+        commits = await self._committer.committable(leaving)
         for tracker in leaving:
             tracker.progress.is_committed = tracker.progress.is_committed or tracker in commits
             tracker.ownership = Ownership.SUSPENDED
@@ -433,68 +431,5 @@ class Member(ABC):
         """Mark a record as done."""
         self._memory_bytes -= pending.memory_bytes
         pending.tracker.finish(pending)
-        self._done_count += 1
-        if self._done_count >= COMMIT_AFTER or pending.offset < pending.tracker.ordered_from:
-            self._commit_is_due.set()
+        self._committer.count_done(is_waited_for=pending.offset < pending.tracker.ordered_from)
         pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection
-
-    async def _keep_committing(self) -> None:
-        while True:
-            await self._services.sleep(COMMIT_EVERY)
-            await self.commit(self.trackers)
-
-    async def _keep_committing_at_once(self) -> None:
-        """Commit as soon as COMMIT_AFTER records are done, or one that ordered deliveries wait for."""
-        while True:
-            await self._commit_is_due.wait()
-            is_accepted = await self.commit(self.trackers)
-            await self._services.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
-
-    async def commit(self, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
-        """Commit these partitions if something is new; with `is_ownership_check`, in any case.
-
-        Return whether the commit was accepted, which proves that we are still in the group. One commit is in flight at
-        a time; what completes meanwhile is part of the next.
-        """
-        async with self._commit_lock:
-            self._done_count = 0
-            self._commit_is_due.clear()
-            trackers = [self.trackers[partition] for partition in partitions if partition in self.trackers]
-            commits = await self._committable(trackers, is_ownership_check=is_ownership_check)
-            # A partition that was revoked meanwhile isn't included: `revoked` commits it.
-            commits = {tracker: commit for tracker, commit in commits.items() if tracker.is_live}
-            if not commits or self._consumer is None:
-                return False
-            try:
-                await self._consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
-            except LogUnavailableError as error:
-                self._services.logger.warning("commit_retried", group=self._group, error=str(error))
-                return False
-            for tracker, commit in commits.items():
-                tracker.progress.committed(commit)
-                tracker.forget_duplicates()
-            return True
-
-    async def _committable(
-        self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False
-    ) -> dict[Tracker, Commit]:
-        """Return the commits of these partitions, once the dedupe entries that they cover are stored."""
-        commits = {
-            tracker: commit._replace(note=self.commit_metadata(tracker, commit))
-            for tracker in trackers
-            if (commit := tracker.progress.committable(is_known=is_ownership_check)) is not None
-        }
-        readers = {
-            tracker: reader
-            for tracker in commits
-            if (reader := self._readers.get(tracker)) is not None and not reader.is_flushed
-        }
-        flushes = [reader.flush() for reader in readers.values()]
-        for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
-            if isinstance(failed, LogUnavailableError):
-                if self._flush_failures.count(self._group, self._log.now()):
-                    self._services.logger.warning("commit_retried", group=self._group, error=str(failed))
-                del commits[tracker]
-            elif failed is not None:
-                raise failed
-        return commits

@@ -168,7 +168,7 @@ class Router(Member):
         for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
             if tracker.partition.topic in names and tracker.progress.last_received is not None:
                 tracker.ordered_from = max(tracker.ordered_from, tracker.progress.last_received + 1)
-                self._commit_is_due.set()
+                self._committer.hasten()
 
     @override
     def tick(self) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from typing_extensions import override
 
-from gateway.engine.group_member import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP
+from gateway.engine.committer import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP
 from gateway.log.base import Commit, Listener, Partition
 from tests.builders import a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, events, rules_of, running, virtual

@@ -27,7 +27,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from dev.kafka import Broker, Cluster
-from gateway.engine.group_member import COMMIT_AFTER, COMMIT_GAP
+from gateway.engine.committer import COMMIT_AFTER, COMMIT_GAP
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.faults.ledger import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess

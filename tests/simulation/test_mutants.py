@@ -13,6 +13,7 @@ from gateway.client import request
 from gateway.client.request import Outbound
 from gateway.engine import tiers
 from gateway.engine.commit_progress import Progress
+from gateway.engine.committer import Committer
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import retry_decision
@@ -133,12 +134,12 @@ def copies_of_anything_are_dropped(patch: pytest.MonkeyPatch) -> None:
 
 def order_is_not_proven(patch: pytest.MonkeyPatch) -> None:
     """An attempt of an ordered route begins without a commit that was accepted: a zombie goes on."""
-    commit = Member.commit
+    commit = Committer.commit
 
-    async def hasty(self: Member, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
+    async def hasty(self: Committer, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
         return True if is_ownership_check else await commit(self, partitions)
 
-    patch.setattr(Member, "commit", hasty)
+    patch.setattr(Committer, "commit", hasty)
 
 
 def open_breakers_let_everything_through(patch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,8 @@ class OrderedRoute(Member):
                     continue
                 asked_at = asyncio.get_running_loop().time()
                 ready = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
-                if not await self.commit({item.pending.tracker.partition for item in ready}, is_ownership_check=True):
+                partitions = {item.pending.tracker.partition for item in ready}
+                if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
