@@ -1582,6 +1582,23 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
 
 
 @pytest.mark.usefixtures("log")
+def test_what_is_parked_for_what_is_not_paused_any_more_is_told_and_resumed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+        return placed.order.with_state("active", count=1)
+
+    monkeypatch.setattr(ControlClient, "finished", ended)
+    write_waiting(parked_by="route/build")
+    code, out, _ = run("status", "ci", "--json")
+    found = {each["what"]: each for each in lines(out) if "what" in each}
+    assert code == 1
+    assert (found["route build"]["count"], found["route build"]["next"]) == (1, ["gateway route resume build"])
+    told = "resumed route build, which wasn't paused: 1 parked delivery queued\n"
+    assert run("route", "resume", "build")[:2] == (0, told)
+
+
+@pytest.mark.usefixtures("log")
 def test_the_status_of_a_destination_tells_of_a_paused_route_to_it_and_of_no_name_that_is_not_there(run: Run) -> None:
     run("route", "pause", "build")
     write_waiting(parked_by="route/build")

@@ -91,7 +91,7 @@ async def _run_control(call: Call, name: str, action: str, rules: Rules | None) 
             call,
             placed,
             done,
-            lambda order: _outcome_text(shown, action, order, held, ordered),
+            lambda order: _outcome_text(shown, action, order, held, ordered, was_paused=placed.was_paused),
             parked=parked,
             ordered=ordered.as_json,
         )
@@ -114,13 +114,16 @@ def _paused_names(control: Control, name: str, backlog: OrderedBacklog, rules: R
     return sorted({by for target in kicked if (by := control.paused_by(*target)) is not None})
 
 
-def _outcome_text(shown: str, action: str, done: ControlRecord, held: Held, ordered: OrderedOutcome) -> str:
+def _outcome_text(
+    shown: str, action: str, done: ControlRecord, held: Held, ordered: OrderedOutcome, *, was_paused: bool
+) -> str:
     """Return the outcome of a resume or kick as text."""
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had already been resumed"
     if action == "resume":
         follows = f"; {unread_text(done.unread)}: what is parked there is resumed once it can be" if done.unread else ""
-        return f"resumed {shown}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
+        name = shown if was_paused else f"{shown}, which wasn't paused"
+        return f"resumed {name}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
     kind, _, name = shown.partition(" ")
     has_failed = done.got or (ordered.kick is not None and ordered.kick.got)
     more = f"\n  gateway status {name}" if has_failed and kind == "destination" else ""

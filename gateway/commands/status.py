@@ -24,6 +24,7 @@ from gateway.ops.status import (
     paused_findings,
     process_unreachable_finding,
     unfinished_findings,
+    unpaused_findings,
     unread_findings,
     waiting_deliveries,
     waiting_findings,
@@ -66,11 +67,13 @@ async def _status(call: Call) -> int:
     try:
         async with opened_log(call) as log:
             with output.waiting("reading the log"):
+                looked_at = log.now()
                 control = await ControlClient(log, call.topics).control()
                 async for stored in waiting_deliveries(log, call.topics, control, unread):
                     backlogs.add(stored)
                     attempts.add(stored)
                 found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules)
+                found += unpaused_findings(backlogs.parked, control, looked_at, rules)
                 found += await unfinished_findings(log, call.topics, unread)
                 found += await dead_letter_findings(
                     log, call.topics, control, [answer for answer, _ in answers], unread, rules=rules

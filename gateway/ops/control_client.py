@@ -11,12 +11,14 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Literal, NamedTuple
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, State, decode
 from gateway.engine.control.state import Control
+from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
+from gateway.log.records import note_of
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError
 
@@ -28,10 +30,14 @@ POLL_EVERY = 0.1
 
 
 class StoredCommand(NamedTuple):
-    """A stored control record, and its offset in the control topic."""
+    """A stored control record, and its offset in the control topic.
+
+    `was_paused` is False for a resume of what isn't paused, but has parked deliveries.
+    """
 
     order: ControlRecord
     offset: int
+    was_paused: bool = True
 
 
 class Pause(NamedTuple):
@@ -73,10 +79,17 @@ class ControlClient:
         return Pause(order, is_new=True)
 
     async def resume(self, name: str) -> StoredCommand | None:
-        """Resume a paused name, and have its parked deliveries delivered. None if it isn't paused."""
+        """Resume a paused name, and have its parked deliveries delivered.
+
+        None if it isn't paused and has none: it may have some if the control topic was recreated.
+        """
         order = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
-        before = (await self.control()).commands.get(order.key)
-        return None if before is None or before.state == "active" else await self._place(order)
+        control = await self.control()
+        before = control.commands.get(order.key)
+        was_paused = before is not None and before.state != "active"
+        if not was_paused and not await self._may_have_parked(name, control):
+            return None
+        return (await self._place(order))._replace(was_paused=was_paused)
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
@@ -169,6 +182,19 @@ class ControlClient:
                     announced_at = order.at if order.name == announcement else announced_at
         outcomes.pop(announcement, None)
         return {name: outcome for name, outcome in outcomes.items() if outcome.at >= announced_at}
+
+    async def _may_have_parked(self, name: str, control: Control) -> bool:
+        """Return whether a name has parked deliveries that no resume has reached, as far as partitions can be read."""
+        bounds, unread = await self._log.readable(self._topics.parked)
+        for number, (start, end) in bounds.items():
+            partition = Partition(self._topics.parked, number)
+            async with aclosing(records_of(self._log, partition, start, end)) as records:
+                async for record in records:
+                    if note_of(record).by == name and not control.has_scanned(
+                        f"pause/{name}", partition, record.offset, record.appended_at
+                    ):
+                        return True
+        return bool(unread)
 
     def _new_name(self) -> str:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"

@@ -37,7 +37,7 @@ from gateway.ops.log_search import bounds_of
 from gateway.ops.output import rfc3339, when
 from gateway.ops.process_status import last_rule_changes
 from gateway.ops.recovery import covers
-from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, WAIT_REASONS, Backlog, LastAttempts
+from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, WAIT_REASONS, Backlog, LastAttempts, Parked
 from gateway.rules.rules import Rules
 
 FEW_ATTEMPTS_LEFT = 3
@@ -68,6 +68,31 @@ def paused_findings(control: Control, rules: Rules | None = None) -> list[Findin
                 since=order.at,
                 who=order.by,
                 next=_resume_steps(kind, name, rules) if is_paused else (),
+            )
+        )
+    return found
+
+
+def unpaused_findings(
+    parked: Mapping[str, Parked], control: Control, looked_at: float, rules: Rules | None = None
+) -> list[Finding]:
+    """Return what was parked for names that aren't paused: the control topic was recreated, which lifted the pauses.
+
+    `looked_at` is when the control records were read. What a resume has let through is swept up by itself.
+    """
+    found = []
+    for by, each in parked.items():
+        if f"pause/{by}" in control.commands or each.first > looked_at - LATE:  # paused since it was read
+            continue
+        kind, _, name = by.partition("/")
+        found.append(
+            Finding(
+                rank=PAUSED,
+                what=f"{kind} {name}",
+                why="no longer paused, but what was parked for it hasn't been resumed",
+                since=each.first,
+                next=_resume_steps(kind, name, rules),
+                count=each.count,
             )
         )
     return found

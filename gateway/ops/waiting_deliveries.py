@@ -1,6 +1,7 @@
 """Waiting deliveries by route and destination, and the last attempts at a destination, from the log's records."""
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,14 +66,28 @@ def reason_of_waiting(stored: StoredDelivery) -> str:
     return result_of(attempts[-1]) if attempts else "not tried yet"
 
 
+@dataclass(slots=True)
+class Parked:
+    """How many deliveries one paused name has parked, and when the first of them was written."""
+
+    count: int = 0
+    first: float = math.inf
+
+
 class Backlogs:
     """Waiting deliveries by route and destination, counted as they are read."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], Backlog] = {}
+        self.parked: dict[str, Parked] = {}
+        """What is parked, by the name that was paused: "route/…" or "destination/…"."""
 
     def add(self, stored: StoredDelivery) -> None:
         delivery = stored.delivery
+        if stored.note.by:
+            parked = self.parked.setdefault(stored.note.by, Parked())
+            parked.count += 1
+            parked.first = min(parked.first, stored.at)
         key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source
         if key not in self._found:
             self._found[key] = Backlog(route=key[0], destination=key[1], source=key[2])

@@ -8,6 +8,7 @@ from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
 from gateway.model import Note
+from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, running, virtual
 from tests.virtual_time import now
@@ -90,6 +91,33 @@ async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_that
         await park(world, *NEW)
         await asyncio.sleep(20)
     assert sorted(event for _, event, _ in world.client.made) == [*NEW, "old"]
+
+
+@virtual
+async def test_what_was_parked_before_the_control_topic_was_made_again_is_resumed_though_nothing_is_paused() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await orders.pause(NAME)
+        await asyncio.sleep(1)
+        await world.put(*events(50))
+        await asyncio.sleep(6)
+    await world.log.make_again(TOPICS.control)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        assert not world.client.made  # whether it may go out is the operator's to say
+        assert world.metrics.parked_backlog.value == 50
+        assert await orders.resume("route/build") is None
+        placed = await orders.resume(NAME)
+        assert placed is not None
+        assert not placed.was_paused
+        done = await orders.finished(placed, timeout=60)
+        assert done is not None
+        assert (done.state, done.count) == ("active", 50)
+        await asyncio.sleep(30)
+        assert world.metrics.parked_backlog.value == 0
+        assert await orders.resume(NAME) is None
+    assert len(world.client.made) == 50
 
 
 @virtual

@@ -203,14 +203,9 @@ class BacklogCounts:
         """Count parked deliveries: those that no resumption has scanned yet."""
         control, topic = self._control, self._topics.parked
         seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
-        checkpoints = [
-            control.checkpoint(command.key) for command in control.commands.values() if command.kind == "pause"
-        ]
         for number, (_, end) in bounds.items():
             place = f"{topic}/{number}"
-            if place not in seen:
-                seen[place] = min([checkpoint.get(place, 0) for checkpoint in checkpoints], default=end)
-            if seen[place] > end:  # the topic has been recreated
+            if seen.setdefault(place, 0) > end:  # the topic has been recreated
                 seen[place] = 0
                 for key in [key for key in parked if key[1] == number]:
                     del parked[key]
