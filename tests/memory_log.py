@@ -422,8 +422,7 @@ class MemoryConsumer:
             commit = commits.get(partition, Commit(start))
             self._positions[partition] = max(start, commit.base)
             assignments.append(Assignment(partition, commit, start, partition in commits))
-        if assignments or not self._waiting:
-            self._listener.assigned(assignments)
+        self._listener.assigned(assignments, list(self._waiting))
         self.wake()
 
     def see_deleted(self, partition: Partition) -> None:

@@ -150,16 +150,15 @@ class Member(ABC):
             consumer, self._consumer = self._consumer, None
             await consumer.close()
 
-    def forget_partitions(self) -> None:
-        """Forget the suspended partitions: they aren't coming back."""
-        for tracker in self._suspended.values():
-            self._lose(tracker)
-        self._suspended.clear()
+    def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
+        """Forget the suspended partitions, `besides` these: they aren't coming back."""
+        for partition in self._suspended.keys() - set(besides):
+            self._lose(self._suspended.pop(partition))
 
     # The listener of the consumer.
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Start or continue with these partitions."""
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+        """Start or continue with these partitions; of those `awaited`, what was under way may still come back."""
         returning: list[PendingDelivery] = []
         for assignment in assignments:
             partition = assignment.partition
@@ -174,7 +173,7 @@ class Member(ABC):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
-        self.forget_partitions()
+        self.forget_partitions(besides=awaited)
         self.assignment_changed()
         now = self._log.now()
         for item in returning:
@@ -217,7 +216,7 @@ class Member(ABC):
             tracker.buffered.clear()
             self._dispatch.withdraw(tracker.waiting)
             self._lose(tracker)
-        self.assigned([assignment])
+        self.assigned([assignment], awaited=list(self._suspended))
 
     def _count_lost(self, partition: Partition, count: int) -> None:
         self._services.metrics.records_lost.labels(partition.topic).inc(count)
@@ -384,8 +383,16 @@ class Member(ABC):
         """Do what no event triggers; called a few times a second."""
         found = self._consumer.unread() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
+        if self.trackers and self._suspended and not self.has_room:
+            self._make_room()
         for tracker in list(self.trackers.values()):
             self.check_progress(tracker)
+
+    def _make_room(self) -> None:
+        """Forget the awaited partitions if they hold most of the memory, for it is the others that can be read."""
+        pendings = [pending for tracker in self._suspended.values() for pending in tracker.pendings.values()]
+        if sum([pending.memory_bytes for pending in pendings]) > self._memory_limit / 2:
+            self.forget_partitions()
 
     def check_progress(self, tracker: Tracker) -> None:
         """Check one partition; called a few times a second."""

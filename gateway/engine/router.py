@@ -129,14 +129,14 @@ class Router(Member):
     # Routing history. Deliveries don't wait for it to be published.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         revision = routing_revision(self._services.rules())
         for assignment in assignments:
             if self.delay_of(assignment.partition.topic) is None:
                 if self.is_of_another_log(assignment):
                     self._history_updates.forget(assignment.partition)
                 self._history_updates.took_over(assignment.partition, assignment.commit, revision)
-        super().assigned(assignments)
+        super().assigned(assignments, awaited)
         self._has_to_publish.set()
 
     @override
@@ -148,9 +148,9 @@ class Router(Member):
         return commits
 
     @override
-    def forget_partitions(self) -> None:
-        super().forget_partitions()
-        self._history_updates.forget_revoked()
+    def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
+        super().forget_partitions(besides)
+        self._history_updates.forget_revoked(besides)
 
     @override
     def reload(self) -> None:

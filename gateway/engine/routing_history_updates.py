@@ -8,7 +8,7 @@ member that had lost the partition without knowing it has published something el
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -69,9 +69,9 @@ class RoutingHistoryUpdates:
         """Forget what was tracked of a revoked partition: its topic was recreated."""
         self._revoked.pop(partition, None)
 
-    def forget_revoked(self) -> None:
-        """Forget the revoked partitions: they aren't coming back."""
-        self._revoked.clear()
+    def forget_revoked(self, besides: Collection[Partition] = ()) -> None:
+        """Forget the revoked partitions, `besides` these: they aren't coming back."""
+        self._revoked = {partition: epoch for partition, epoch in self._revoked.items() if partition in besides}
 
     def reloaded(self, revision: RoutingRevision, taken: Mapping[Partition, int | None]) -> None:
         """Begin an epoch of each partition, if needed; `taken` is the last record of each that was tracked."""

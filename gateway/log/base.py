@@ -107,10 +107,11 @@ class Assignment(NamedTuple):
 class Listener(Protocol):
     """The owner of a consumer's records. No record is fetched while one of its methods runs."""
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         """Take over these partitions, in addition to those assigned earlier and not revoked since. Returns at once.
 
-        A partition whose position isn't known yet (such as one without a leader) is assigned later.
+        The `awaited` partitions are this consumer's as well, but their positions aren't known yet (one has no leader,
+        or nobody responds): they are assigned later, or not revoked if the group gives them to another member first.
         """
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.engine.group_member import REVOKE_GRACE
@@ -20,7 +20,7 @@ from tests.virtual_time import now
 class Visitor:
     """A member of the group that does nothing."""
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         """Take nothing over."""
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:

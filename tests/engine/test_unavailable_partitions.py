@@ -125,6 +125,81 @@ async def test_a_partition_that_loses_its_leader_is_reported_and_read_again_wher
 
 
 @virtual
+async def test_nothing_is_repeated_that_was_under_way_when_a_rebalance_did_not_find_its_partition() -> None:
+    """It is ours as before, only where it begins can't be found out yet; the others are found one after the other."""
+    world = await a_world_of_partitions()
+    world.client.scripts["ci"] = [4.0]
+    lost, later = Partition(EVENTS, 1), Partition(EVENTS, 2)
+    async with running(world):
+        places = await put(world, 12)
+        await asyncio.sleep(1)
+        world.log.lose_leader(lost)
+        world.log.lose_leader(later)
+        await world.log.rebalance(TOPICS.group("router"))
+        await asyncio.sleep(5)
+        await world.log.make_again(TOPICS.retry("5s"))
+        world.log.find_leader(later)
+        await asyncio.sleep(5)
+        world.log.find_leader(lost)
+        await asyncio.sleep(10)
+        assert await world.unfinished() == 0
+    assert set(places.values()) == {0, 1, 2}
+    assert delivered(world) == places.keys()
+    assert len(world.client.made) == len(places)
+
+
+@virtual
+async def test_of_a_partition_that_goes_to_another_before_it_is_found_the_other_begins_anew() -> None:
+    world = await a_world_of_partitions()
+    world.client.scripts["ci"] = [4.0]
+    async with running(world) as worker:
+        await put(world, 12)
+        await asyncio.sleep(1)
+        for number in range(3):
+            world.log.lose_leader(Partition(EVENTS, number))
+        await world.log.rebalance(TOPICS.group("router"))
+        suspended = worker._router._suspended
+        assert {partition for partition in suspended if partition.topic == EVENTS} == {
+            Partition(EVENTS, number) for number in range(3)
+        }
+        async with running(world) as another:
+            await asyncio.sleep(1)
+            kept = {partition for partition in suspended if partition.topic == EVENTS}
+            assert kept
+            for number in range(3):
+                world.log.find_leader(Partition(EVENTS, number))
+            assert kept == {partition for partition in worker._router.trackers if partition.topic == EVENTS}
+            assert not suspended
+            assert another._router.trackers.keys() & {Partition(EVENTS, number) for number in range(3)}
+            await asyncio.sleep(10)
+            assert await world.unfinished() == 0
+    assert len(delivered(world)) == 12
+
+
+@virtual
+async def test_a_partition_that_is_not_found_for_long_leaves_the_memory_to_the_others() -> None:
+    """What it holds was under way: once that is most of what may be held, it is read again instead."""
+    world = await a_world_of_partitions()
+    world.client.scripts["ci"] = [9.0]
+    lost = Partition(EVENTS, 1)
+    async with running(world) as worker:
+        places = await put(world, 12)
+        await asyncio.sleep(1)
+        world.log.lose_leader(lost)
+        await world.log.rebalance(TOPICS.group("router"))
+        await asyncio.sleep(15)
+        assert lost in worker._router._suspended
+        worker._router.set_memory_limit(worker._router._memory_bytes)
+        places |= await put(world, 12)
+        await asyncio.sleep(15)
+        assert {event for event, partition in places.items() if partition != 1} <= delivered(world)
+        world.log.find_leader(lost)
+        await asyncio.sleep(15)
+        assert await world.unfinished() == 0
+    assert delivered(world) == places.keys()
+
+
+@virtual
 async def test_a_blip_makes_no_line() -> None:
     world = await a_world_of_partitions()
     world.logger = structlog.get_logger()
@@ -378,6 +453,23 @@ async def test_a_partition_of_an_ordered_route_that_cannot_be_written_stops_no_k
         await asyncio.sleep(10)
         assert delivered(world) == {event.id for event in made}
     assert len(world.client.made) == len(made)
+
+
+@virtual
+async def test_a_key_stays_halted_though_a_rebalance_did_not_find_its_partition() -> None:
+    """What was tried before is known for as long as the partition is ours."""
+    world = await a_world(an_ordered_route(halts=True, retry=a_policy(max_attempts=1)), ci=[503])
+    topic = TOPICS.ordered("build", "ci")
+    async with running(world):
+        await world.put(*keyed(1, 1))
+        await asyncio.sleep(3)
+        (lost,) = [Partition(topic, number) for number, (start, end) in (await world.log.bounds(topic)).items() if end]
+        world.log.lose_leader(lost)
+        await world.log.rebalance(TOPICS.ordered_group("build", "ci"))
+        await asyncio.sleep(5)
+        world.log.find_leader(lost)
+        await asyncio.sleep(5)
+    assert len(world.client.made) == 1
 
 
 @virtual

@@ -44,7 +44,7 @@ class Owner:
     def __init__(self) -> None:
         self.owned: set[Partition] = set()
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         self.owned.update(each.partition for each in assignments)
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import time
 
@@ -45,7 +45,7 @@ class Owner:
         self.deleted: list[int] = []
         self.revocations: list[set[Partition]] = []
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         self.told.append("assigned")
         self.assignments.update({assignment.partition: assignment for assignment in assignments})
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -48,7 +48,7 @@ class Clock:
 class Silent:
     """A listener that commits nothing."""
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         pass
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -62,12 +62,14 @@ class Owner:
     def __init__(self, commit: Commit | None = None) -> None:
         self.commit = commit
         self.owned: dict[Partition, Assignment] = {}
+        self.awaited: list[set[Partition]] = []
         self.told: list[str] = []
         self.deleted: list[int] = []
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         self.told.append("assigned")
         self.owned.update({each.partition: each for each in assignments})
+        self.awaited.append(set(awaited))
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
         self.deleted += list(deleted)
@@ -438,7 +440,7 @@ async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_
 async def test_a_failing_listener_is_heard_by_the_one_who_fetches(log: KafkaLog) -> None:
     class Failing(Owner):
         @override
-        def assigned(self, assignments: Sequence[Assignment]) -> None:
+        def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
             raise ZeroDivisionError(len(assignments))
 
     topic = await make_topic(log)
@@ -983,6 +985,36 @@ async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: 
     assert [record.value for record in await fetch(consumer, 3)] == [b"0", b"1", b"2"]
     await consumer.close()
     assert await log.committed(group, topic) in ({}, {0: Commit(0)})
+
+
+async def test_partitions_whose_positions_are_not_found_at_once_are_told_to_be_ours(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rebalance nobody responds at first, and then not for all: what is under way may wait for them."""
+    topic, group, owner = await make_topic(log, partitions=2), f"g{uuid4().hex}", Owner()
+    first, second = Partition(topic, 0), Partition(topic, 1)
+    consumer = await log.consume(group=group, topics=[topic], listener=owner)
+    await fetch_until(consumer, lambda: owner.owned.keys() == {first, second})
+    asked = log._cluster.offsets_with_leader
+    calls = 0
+
+    async def failing(partitions: Sequence[Partition], when: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise LogUnavailableError("told to fail")
+        found, missing = await asked(partitions, when)
+        if calls < 4:
+            return {first: found[first]}, {**missing, second: "no leader"}
+        return found, missing
+
+    owner.awaited.clear()
+    monkeypatch.setattr(log._cluster, "offsets_with_leader", failing)
+    await consumer._revoke()
+    await consumer.on_partitions_assigned([TopicPartition(*first), TopicPartition(*second)])
+    await fetch_until(consumer, lambda: len(owner.awaited) == 3)
+    assert owner.awaited == [{first, second}, {second}, set()]
+    await consumer.close()
 
 
 async def test_a_partition_that_begins_again_is_read_though_at_first_nobody_says_where_it_begins(

@@ -161,7 +161,7 @@ async def opened(guarded: Guarded, user: str) -> AsyncIterator[Log]:
 class Nobody:
     """A listener that takes its partitions, and keeps no books."""
 
-    def assigned(self, assignments: object) -> None:
+    def assigned(self, assignments: object, awaited: object = ()) -> None:
         pass
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:

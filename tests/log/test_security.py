@@ -191,7 +191,7 @@ class Owner:
     def __init__(self) -> None:
         self.assignments = 0
 
-    def assigned(self, assignments: object) -> None:
+    def assigned(self, assignments: object, awaited: object = ()) -> None:  # noqa: ARG002 - the listener's signature
         assert assignments
         self.assignments += 1
 

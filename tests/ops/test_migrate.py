@@ -549,7 +549,7 @@ async def test_a_log_with_records_of_others_is_left_alone(tmp_path: Path, source
 
 async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog) -> None:
     class Idle:
-        def assigned(self, assignments: object) -> None:
+        def assigned(self, assignments: object, awaited: object = ()) -> None:  # noqa: ARG002 - the listener's signature
             assert assignments
 
         def records_deleted(self, partition: Partition, deleted: range) -> None:

@@ -796,7 +796,7 @@ class SimulatedConsumer:
             self._out_of_range.discard(partition)
         self.owned = list(self.positions)
         self._assignments += 1
-        self._listener.assigned(assignments)
+        self._listener.assigned(assignments, list(self._waiting))
         self.wake()
 
     async def _coordinate(self, group: Group) -> None:
@@ -828,8 +828,7 @@ class SimulatedConsumer:
     def _begin_those_led(self, group: Group) -> None:
         led = [partition for partition in self._waiting if partition not in self._broker.leaderless]
         self._waiting = [partition for partition in self._waiting if partition in self._broker.leaderless]
-        if led or not self._waiting:
-            self.take_over([self._assignment(group, each) for each in led])
+        self.take_over([self._assignment(group, each) for each in led])
 
     def _assignment(self, group: Group, partition: Partition) -> Assignment:
         """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""

@@ -1,7 +1,7 @@
 """Follow `gateway.control`: every process applies each of its records, and so knows what is in force."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from structlog.typing import FilteringBoundLogger
 
@@ -75,7 +75,7 @@ class Follower:
             else:
                 return
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         """Nothing to take over: a reader without a group starts at the topic's beginning."""
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature

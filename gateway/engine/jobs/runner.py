@@ -7,7 +7,7 @@ its last checkpoint. A command's own offset is committed once it is carried out.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
@@ -129,7 +129,7 @@ class Jobs:
         """Return which partitions of dead letters and parked deliveries can't be read, and why."""
         return self._backlog_counts.unread
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         for assignment in assignments:
             if assignment.partition == self._partition:
                 self._progress = Progress(assignment.commit, assignment.log_start)

@@ -111,8 +111,8 @@ class OrderedRoute(Member):
     # Partitions.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
-        super().assigned(assignments)
+    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+        super().assigned(assignments, awaited)
         for assignment in assignments:
             self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.note)
 
@@ -422,8 +422,8 @@ class OrderedRoute(Member):
         )
 
     @override
-    def forget_partitions(self) -> None:
-        super().forget_partitions()
+    def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
+        super().forget_partitions(besides)
         metrics, where = self._services.metrics, (self.route, self.destination)
         for gauge in (
             metrics.ordered_blocked_keys,
@@ -466,9 +466,8 @@ class OrderedRoute(Member):
     @override
     def assignment_changed(self) -> None:
         """Forget the state of partitions that have another owner now."""
-        self._key_states = {
-            which: known for which, known in self._key_states.items() if known.partition in self.trackers
-        }
+        ours = self.trackers.keys() | self._suspended.keys()  # or to be found yet
+        self._key_states = {which: known for which, known in self._key_states.items() if known.partition in ours}
         self._prune_halt_times()
 
     def _prune_halt_times(self) -> None:

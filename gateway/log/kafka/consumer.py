@@ -272,7 +272,7 @@ class KafkaConsumer:
             self._next[partition] = max(assignment.commit.base, assignment.log_start)
             kafka.seek(TopicPartition(*partition), self._next[partition])
         self._assignment_epoch += 1
-        self._listener.assigned(assignments)
+        self._listener.assigned(assignments, list(self._without_position))
         # The listener may have paused some already.
         kafka.resume(*[TopicPartition(*each.partition) for each in assignments if each.partition not in self._paused])
 
