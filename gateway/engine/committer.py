@@ -70,23 +70,25 @@ class Committer:
         while True:
             await self._is_due.wait()
             is_accepted = await self.commit(self._trackers)
-            await self._services.sleep(COMMIT_GAP if is_accepted else COMMIT_EVERY)
+            await self._services.sleep(COMMIT_EVERY if is_accepted is False else COMMIT_GAP)
 
-    async def commit(self, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
+    async def commit(self, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool | None:
         """Commit these partitions if something is new; with `is_ownership_check`, in any case.
 
-        Return whether the commit was accepted, which proves that we are still in the group.
+        Return whether the commit was accepted, which proves that we are still in the group; None if there was none to
+        send.
         """
         async with self._lock:
             self._done_count = 0
             self._is_due.clear()
             trackers = [self._trackers[partition] for partition in partitions if partition in self._trackers]
-            commits = await self.committable(trackers, is_ownership_check=is_ownership_check)
+            wanted = self._new_commits(trackers, is_ownership_check=is_ownership_check)
+            covered = await self._covered(wanted)
             # A partition that was revoked meanwhile isn't included: its member commits it then.
-            commits = {tracker: commit for tracker, commit in commits.items() if tracker.is_live}
+            commits = {tracker: commit for tracker, commit in covered.items() if tracker.is_live}
             consumer = self._consumer()
             if not commits or consumer is None:
-                return False
+                return False if len(covered) < len(wanted) else None
             try:
                 await consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
             except LogUnavailableError as error:
@@ -97,15 +99,20 @@ class Committer:
                 tracker.forget_duplicates()
             return True
 
-    async def committable(
-        self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False
-    ) -> dict[Tracker, Commit]:
-        """Return the commits of these partitions, once the dedupe entries that they cover are stored."""
-        commits = {
+    async def committable(self, trackers: Iterable[Tracker]) -> dict[Tracker, Commit]:
+        """Return the new commits of these partitions, once the dedupe entries that they cover are stored."""
+        return await self._covered(self._new_commits(trackers))
+
+    def _new_commits(self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False) -> dict[Tracker, Commit]:
+        return {
             tracker: commit._replace(note=self._metadata(tracker, commit))
             for tracker in trackers
             if (commit := tracker.progress.committable(is_known=is_ownership_check)) is not None
         }
+
+    async def _covered(self, wanted: Mapping[Tracker, Commit]) -> dict[Tracker, Commit]:
+        """Store the dedupe entries that these commits cover; return the commits of which that succeeds."""
+        commits = dict(wanted)
         readers = {
             tracker: reader
             for tracker in commits

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from typing_extensions import override
 
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP
+from gateway.engine.partition_tracker import Tracker
 from gateway.log.base import Commit, Listener, Partition
+from gateway.model import event_id
 from tests.builders import a_route, an_event
-from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, events, rules_of, running, virtual
+from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, events, reload, rules_of, running, virtual
 from tests.memory_log import MemoryConsumer, MemoryLog
 from tests.virtual_time import now
 
@@ -66,6 +69,54 @@ async def test_under_load_what_is_done_is_committed_within_moments() -> None:
             await asyncio.sleep(0.01)
             most = max(most, await world.unfinished())
     assert most <= COMMIT_AFTER + rate * COMMIT_GAP + 10
+
+
+@virtual
+async def test_a_commit_of_nothing_delays_none() -> None:
+    """Rules with a new order ask for a commit, though there may be nothing to commit."""
+    world, _ = await a_watched_world()
+    rate, most = 2000.0, 0
+    async with running(world) as worker:
+        await world.put(*events(1))
+        await asyncio.sleep(1.95)
+        assert await world.unfinished() == 0
+        elsewhere = a_route("build", is_ordered=True, match={"type": "elsewhere"})
+        await reload(world, worker, rules_of(a_route(), elsewhere))
+        loading = asyncio.create_task(load(world, rate, 0.8))
+        while not loading.done():
+            await asyncio.sleep(0.01)
+            most = max(most, await world.unfinished())
+    assert most <= COMMIT_AFTER + rate * COMMIT_GAP + 10
+
+
+@virtual
+async def test_commits_that_wait_for_what_was_seen_are_repeated_each_second() -> None:
+    """What is done isn't committed before its entries are stored, and each attempt to store them costs something."""
+    world, log = await a_watched_world()
+    world.rules = replace(
+        world.rules, sources={name: replace(each, dedupe=3600.0) for name, each in world.rules.sources.items()}
+    )
+    async with running(world) as worker:
+        await asyncio.sleep(0.5)
+        entries = [Partition(TOPICS.dedupe, number) for number in await log.bounds(TOPICS.dedupe)]
+        asked: list[float] = []
+        covered = worker._router._committer._covered
+
+        async def watched(wanted: Mapping[Tracker, Commit]) -> dict[Tracker, Commit]:
+            asked.append(now())
+            return await covered(wanted)
+
+        worker._router._committer._covered = watched  # type: ignore[method-assign] # of this one instance
+        for partition in entries:
+            log.lose_leader(partition)
+        for number in range(4000):
+            await world.put(an_event(id=event_id("github", str(number)), received_at=now()))
+            await asyncio.sleep(0.001)
+        assert len(asked) <= 12
+        for partition in entries:
+            log.find_leader(partition)
+        await asyncio.sleep(3)
+        assert await world.unfinished() == 0
 
 
 @virtual

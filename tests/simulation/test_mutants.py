@@ -136,7 +136,9 @@ def order_is_not_proven(patch: pytest.MonkeyPatch) -> None:
     """An attempt of an ordered route begins without a commit that was accepted: a zombie goes on."""
     commit = Committer.commit
 
-    async def hasty(self: Committer, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool:
+    async def hasty(
+        self: Committer, partitions: Iterable[Partition], *, is_ownership_check: bool = False
+    ) -> bool | None:
         return True if is_ownership_check else await commit(self, partitions)
 
     patch.setattr(Committer, "commit", hasty)
