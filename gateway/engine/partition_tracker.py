@@ -242,7 +242,7 @@ class Tracker:
             self.progress.finished(pending.offset)
 
     def adopt(self, old: "Tracker") -> list[PendingDelivery]:
-        """Take over the pending and the completed records of `old`; return its waiting deliveries."""
+        """Take over the pending and the completed records of `old`, of which copies may come; return what waits."""
         self.progress.merge(old.progress)
         self.ordered_from = max(self.ordered_from, old.ordered_from)
         waiting = []
@@ -254,6 +254,12 @@ class Tracker:
             if offset in old.newer:
                 self.newer.add(offset)
             waiting += [item for item in pending.items if item.stage is Stage.WAITING]
+        # Without those left out above: perhaps the log has deleted one, and its copy is all there is.
+        self._first_offsets = {
+            step: offset
+            for step, offset in old._first_offsets.items()  # noqa: SLF001 - of the same class
+            if offset in self.pendings or offset not in old.pendings
+        }
         return waiting
 
     def forget_duplicates(self) -> None:

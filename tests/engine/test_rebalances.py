@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from gateway.engine.group_member import REVOKE_GRACE
 from gateway.log.base import Assignment, Commit, Partition
+from gateway.log.records import encode_delivery
 from gateway.log.topics import ROUTER_GROUP
-from gateway.model import Event, EventId, event_id
+from gateway.model import NO_NOTE, Event, EventId, event_id
 from gateway.rules.rules import Source
 from gateway.verify.schemes import build_verifier
-from tests.builders import a_destination, a_route, an_event
+from tests.builders import a_delivery, a_destination, a_route, an_event
 from tests.engine.test_dedupe_filter import TestLog
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, running, virtual
 from tests.virtual_time import now
@@ -171,3 +172,43 @@ async def test_what_another_owner_has_done_meanwhile_is_not_adopted() -> None:
     counts = Counter(event for name, event, _ in world.client.made if name == "slow")
     assert len(counts) == 20
     assert set(counts.values()) == {1}
+
+
+async def _with_a_copy(world: World, *, after: float) -> Partition:
+    """Store a record of a tier, and the same again after some seconds, as a crash does; return their partition."""
+    tier, delivery = TOPICS.retry("5s"), a_delivery(successor=1, due=now() + 5)
+    for pause in (after, 0.0):
+        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        position = await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers)
+        await asyncio.sleep(pause)
+    return Partition(tier, position.partition)
+
+
+@virtual
+async def test_the_copy_of_a_retry_is_known_though_its_partition_left_and_came_back_in_between() -> None:
+    world = await a_world(a_route())
+    async with running(world):
+        await _with_a_copy(world, after=3.0)
+        await asyncio.sleep(3)
+        assert len(world.client.made) == 1
+        await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+        await asyncio.sleep(30)
+        assert await world.unfinished(TOPICS.retry("5s")) == 0
+    assert len(world.client.made) == 1
+
+
+@virtual
+async def test_a_retry_is_no_copy_of_one_that_the_log_has_deleted() -> None:
+    """What is in flight of the first ends without effect, so the second is all there is."""
+    world = await a_world(a_route(), ci=[9.0, 0.0])
+    async with running(world):
+        partition = await _with_a_copy(world, after=4.0)
+        await asyncio.sleep(2)
+        assert len(world.client.made) == 1
+        world.log.lose_leader(partition)
+        await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+        world.log.delete_below(partition, 1)
+        world.log.find_leader(partition)
+        await asyncio.sleep(30)
+        assert await world.unfinished(TOPICS.retry("5s")) == 0
+    assert len(world.client.made) == 2
