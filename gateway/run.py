@@ -297,6 +297,7 @@ class Gateway:
         return {
             "version": self._version,
             "role": self._settings.role,
+            "log_names": self._settings.log_names,
             "log": None
             if self._log_problem is None
             else dict(zip(("since", "reason"), self._log_problem, strict=True)),

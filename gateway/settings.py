@@ -120,6 +120,12 @@ class Settings:
     """The fraction of requests to trace if the sender hasn't decided."""
     kafka: KafkaSecurity = KafkaSecurity()
 
+    @property
+    def log_names(self) -> tuple[str, ...]:
+        """Names of the log, with the topics' prefix: two processes that share one of them have the same log."""
+        places = [str(self.log.path.resolve())] if isinstance(self.log, EmbeddedTarget) else self.log.servers
+        return tuple([f"{place} {self.topic_prefix}" for place in places])
+
 
 def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
     """Read each setting from `flags` by its field's name, else from `environ`; an empty variable counts as unset.

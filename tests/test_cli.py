@@ -70,6 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr("gateway.commands.status.ADMIN", Address("127.0.0.1", 1))  # nobody there, whatever runs here
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("SECRET", "it's a long secret")
     Path("routes.yaml").write_text(RULES)
@@ -1630,6 +1631,63 @@ def test_without_a_log_nothing_is_called_fine(run: Run, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("log")
+def test_what_only_a_process_knows_is_not_called_fine_while_none_was_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run("status")
+    assert code == 3
+    assert "nothing keeps" not in out
+    code, out, _ = run("status", "--json")
+    (told,) = lines(out)
+    assert (code, told["what"], told["wrong"]) == (3, "processes", False)
+    for kind in ("Retry-After", "halted", "refused rules", "partitions", "refused requests"):
+        assert kind in told["why"]
+    assert "gateway status --admin HOST:9090" in told["next"]
+    code, out, _ = run("status", "ci", "--json")
+    assert (code, [each["what"] for each in lines(out)]) == (3, ["processes"])
+    run("route", "pause", "build")
+    assert run("status")[0] == 1, "what is wrong comes first"
+    run("route", "resume", "build", "--no-wait")
+
+    answers: dict[str, dict[str, Any]] = {name: {"role": name} for name in ("ingress", "router", "all")}
+
+    async def answer(address: str) -> dict[str, Any]:
+        return answers[address]
+
+    monkeypatch.setattr("gateway.ops.send.ask_status", answer)
+    for role, unknown, known in (("ingress", "Retry-After", "refused req"), ("router", "refused req", "halted")):
+        code, out, _ = run("status", "--admin", role, "--json")
+        (told,) = [each for each in lines(out) if each["what"] == "processes"]
+        assert unknown in told["why"]
+        assert known not in told["why"]
+    for asked in (("--admin", "all"), ("--admin", "ingress", "--admin", "router")):
+        assert "processes" not in run("status", *asked)[1]
+
+
+@pytest.mark.usefixtures("log")
+def test_the_process_at_the_default_address_is_asked_if_it_has_this_log(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = {"destination": "ci", "why": "retry_after", "after": "429", "since": NOW, "until": NOW + 7200}
+    names = [f"{Path('gateway.db').resolve()} gateway."]
+    asked: list[str] = []
+
+    async def answer(address: str) -> dict[str, Any]:
+        asked.append(address)
+        return {"holds": [hold], "log_names": names}
+
+    monkeypatch.setattr("gateway.ops.send.ask_status", answer)
+    code, out, _ = run("status", "--json")
+    assert (code, [each["what"] for each in lines(out)], asked) == (1, ["destination ci"], ["127.0.0.1:1"])
+    names[:] = ["/elsewhere/gateway.db gateway."]
+    code, out, _ = run("status", "--json")
+    (told,) = lines(out)
+    assert (code, told["what"]) == (3, "processes")
+    assert "the process at 127.0.0.1:1 may have another log" in told["why"]
+    assert run("status", "--admin", "127.0.0.1:1")[0] == 1, "whoever names it knows which it is"
+
+
+@pytest.mark.usefixtures("log")
 def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_processes_know(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1686,9 +1744,14 @@ def test_a_process_of_another_version_hides_nothing_of_the_log_and_of_the_other_
 
 @pytest.mark.usefixtures("log")
 def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(_: str) -> dict[str, Any]:  # a process that has nothing to tell
+        return {}
+
+    monkeypatch.setattr("gateway.ops.send.ask_status", answer)
+    monkeypatch.setenv("GATEWAY_ADMIN", "alive:9090")
     for number in range(silent_sources.MIN_EVENTS + 1):
         write_event(f"evt_{number}")
-    assert run("status", "--json")[1] == ""
+    assert run("status", "--json")[:2] == (0, "")
     monkeypatch.setattr(silent_sources, "QUIET", 0.0)
     monkeypatch.setattr(silent_sources, "GAP_FACTOR", 1e-9)
     code, out, _ = run("status", "--json")
@@ -1720,7 +1783,7 @@ def test_what_answers_and_is_no_gateway_is_told_like_one_that_does_not(run: Run,
 @pytest.mark.usefixtures("log")
 def test_events_of_a_source_that_no_rules_name_are_told_by_its_name(run: Run) -> None:
     write_waiting(source="gone", route="", destination="")
-    (found,) = [each for each in lines(run("status", "--json")[1]) if "what" in each]
+    found, _ = [each for each in lines(run("status", "--json")[1]) if "what" in each]
     assert (found["what"], found["why"]) == ("source gone", "events of a source that isn't in the rules")
     assert found["count"] == 1
     assert all(step.startswith("# ") for step in found["next"])

@@ -13,7 +13,7 @@ from gateway.model import LogUnavailableError, RulesError, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import process_findings
+from gateway.ops.process_status import not_asked_finding, process_findings
 from gateway.ops.quiet_routes import quiet_route_findings
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import (
@@ -33,7 +33,7 @@ from gateway.ops.waiting_deliveries import Backlog, Backlogs, LastAttempts
 from gateway.required_topics import missing_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
-from gateway.settings import KafkaTarget
+from gateway.settings import ADMIN, KafkaTarget, Settings
 from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ def status_arguments(parser: Parser) -> None:
     parser.add_argument(
         "destination", nargs="?", metavar="DESTINATION", help="show only this destination, with its last attempts"
     )
-    about = "also query a process at HOST:PORT for its state in memory; repeatable [env: GATEWAY_ADMIN]"
+    about = (
+        "also query a process at HOST:PORT for its state in memory; repeatable "
+        f"[env: GATEWAY_ADMIN, default: {ADMIN}, if a process with this log responds there]"
+    )
     parser.add_argument("--admin", dest="asked", action="append", default=[], metavar="HOST:PORT", help=about)
 
 
@@ -62,6 +65,9 @@ async def _status(call: Call) -> int:
     rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
     answers, found = await _ask(asked)
+    unasked = ""
+    if not asked:
+        answers, unasked = await _ask_default(call.settings)
     control = Control()
     unread: dict[Partition, str] = {}
     try:
@@ -84,7 +90,7 @@ async def _status(call: Call) -> int:
                     found += await _silent_findings(call, log, rules)
                 unread |= await _missing(call, log, rules)
     except (UsageError, LogUnavailableError) as error:
-        if not asked:
+        if not (asked or answers):
             raise
         found.append(log_unreachable_finding(error, has_answers=bool(answers)))
     for answer, address in answers:
@@ -98,10 +104,13 @@ async def _status(call: Call) -> int:
         routes = _routes_to(arguments.destination, rules, backlogs)
         found = _for_destination(found, rules, routes, attempts)
     found += quiet_route_findings(answers, control, routes=routes)
+    # A process that doesn't respond is a finding by itself.
+    not_asked = not_asked_finding([answer for answer, _ in answers], unasked) if len(answers) >= len(asked) else None
+    found += [] if not_asked is None else [not_asked]
     print_status(output, ranked(found), attempts.newest_first())
-    if not asked:
-        output.note("no process was queried (--admin) for breakers, halted keys, refused rules and unrouted events")
-    return 1 if any(each.is_wrong for each in found) else 0
+    if any(each.is_wrong for each in found):
+        return 1
+    return 0 if not_asked is None else NOT_ALL_SEEN
 
 
 async def _missing(call: Call, log: "Log", rules: Rules | None) -> "Mapping[Partition, str]":
@@ -113,6 +122,20 @@ async def _missing(call: Call, log: "Log", rules: Rules | None) -> "Mapping[Part
     except RulesError:  # `gateway check` says which
         specs = call.topics.specs(())
     return await missing_topics(log, specs)
+
+
+async def _ask_default(settings: Settings) -> tuple[list[tuple[Mapping[str, Any], str]], str]:
+    """Return the response of the process at the default address, if it has this log, or else why there is none."""
+    from gateway.ops.send import ask_status  # noqa: PLC0415 - a tenth of a second
+
+    try:
+        answer = await ask_status(str(ADMIN))
+    except ConnectionError as error:
+        return [], f"--admin isn't given, and {ADMIN} doesn't respond: {error}"
+    names = answer.get("log_names")
+    if isinstance(names, list) and set(settings.log_names) & set(map(str, names)):
+        return [(answer, str(ADMIN))], ""
+    return [], f"--admin isn't given, and the process at {ADMIN} may have another log"
 
 
 async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], str]], list[Finding]]:
@@ -167,5 +190,7 @@ def _for_destination(
     return chosen
 
 
+NOT_ALL_SEEN = 3
+"""Exit code if nothing wrong was found, but not all was looked at, as no process was asked for what it alone knows."""
 MAX_NAMES = 20
 """Maximum number of destinations that an error lists."""

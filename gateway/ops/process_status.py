@@ -26,6 +26,7 @@ from gateway.ops.findings import (
 from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
 from gateway.ops.refusal_advice import SHARE, refusal_of
+from gateway.settings import Role
 
 SUPPRESSED = "duplicates that dedupe suppressed"
 CONFLICTS = "conflicts: same identity as an earlier event, other content; delivered"
@@ -375,6 +376,33 @@ _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable
     ("sources", _refused_requests_findings),
 )
 """Which part of a response is read by what: each of a list, or the part itself."""
+
+
+def not_asked_finding(answers: Sequence[Mapping[str, Any]], why: str = "") -> Finding | None:
+    """Return what none of these processes could tell, as `why` none of its role was asked; None if nothing is missing.
+
+    It isn't wrong, but it may hide what is.
+    """
+    roles = {str(answer.get("role") or Role.ALL) for answer in answers}
+    missing = [] if roles & {Role.ALL, Role.ROUTER} else [*_KNOWN_TO_ROUTERS]
+    missing += [] if roles & {Role.ALL, Role.INGRESS} else [*_KNOWN_TO_INGRESSES]
+    if not missing:
+        return None
+    missing += [] if roles else [*_KNOWN_TO_ALL]
+    role = "process" if not roles else Role.ROUTER if Role.INGRESS in roles else Role.INGRESS
+    return Finding(
+        rank=NOT_READ,
+        what="processes",
+        why=f"no {role} was asked{f' ({why})' if why else ''}: not known are {', '.join(missing)}",
+        is_wrong=False,
+        next=("# with the admin address of each process (--admin is repeatable):", "gateway status --admin HOST:9090"),
+    )
+
+
+_KNOWN_TO_ROUTERS = ("holds (Retry-After, open breakers)", "halted and blocked keys", "unrouted and suppressed events")
+_KNOWN_TO_INGRESSES = ("refused requests",)
+_KNOWN_TO_ALL = ("refused rules", "partitions that can't be read")
+"""The kinds of findings that only processes know, by role."""
 
 
 def last_rule_changes(answer: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:

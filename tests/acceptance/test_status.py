@@ -68,14 +68,14 @@ async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_th
         rules = RULES.format(busy=busy.url, down=down.url, well=well.url)
         async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
             async with operators(place) as orders:
-                assert await _status(place, "--rules", str(gateway.rules)) == (0, [])
+                admin = f"http://127.0.0.1:{gateway.admin_port}"
+                assert await _status(place, "--admin", admin, "--rules", str(gateway.rules)) == (0, [])
                 await orders.pause("route/forgotten")
                 await asyncio.sleep(1)
                 load = Load(gateway.port, rate=20)
                 await load.send(30)
                 await gateway.until("gateway_breaker_open", 1, destination="down")
                 await gateway.until("gateway_parked_backlog", 30)
-            admin = f"http://127.0.0.1:{gateway.admin_port}"
             async with asyncio.timeout(20):
                 while True:
                     code, told = await _status(place, "--admin", admin, "--rules", str(gateway.rules))
