@@ -1500,7 +1500,11 @@ def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_
         f"kicked destination ci: nothing waited for a retry; on ordered routes {told}\n  gateway status ci\n"
     )
     ordered = lines(run("destination", "kick", "ci", "--json")[1])[0]["ordered"]
-    assert ordered == {"waited": 3, "waiting": 3, **fate}
+    assert ordered == {"waited": 3, "waiting": 3, **fate, "dead": 0}
+    fate["dead"] = 1
+    out = run("route", "kick", "build")[1]
+    assert "1 got 401 again; 1 became a dead letter; 2 wait" in out
+    assert out.endswith("\n  gateway dead list --route build\n")
     fate = {"tried": 0, "delivered": 0, "waits": {"paused": 3}}
     run("destination", "pause", "ci")
     assert run("route", "kick", "build")[1] == (
@@ -1517,8 +1521,9 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
 
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
-        return placed.order.with_state("done", count=1216, **fate)
+        return placed.order.with_state("done", count=1216, dead=dead, **fate)
 
+    dead = 0
     monkeypatch.setattr(ControlClient, "finished", ended)
     told, command = run("destination", "kick", "ci")[1].splitlines()
     assert told == (
@@ -1526,6 +1531,11 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
         "3 got timeout, 2 got 500, 1 got 502, 2 got others; 1 waits (Retry-After)"
     )
     assert command == "  gateway status ci"
+    dead = 7
+    told, *commands = run("destination", "kick", "ci")[1].splitlines()
+    assert told.endswith("; 7 became dead letters; 1 waits (Retry-After)")
+    assert commands == ["  gateway status ci", "  gateway dead list --destination ci"]
+    assert lines(run("destination", "kick", "ci", "--json")[1])[0]["dead"] == 7
     assert lines(run("destination", "kick", "ci", "--json")[1])[0]["got"] == got
 
 

@@ -10,7 +10,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.model import UsageError
 from gateway.ops.control_client import ControlClient, StoredCommand
-from gateway.ops.kick_report import describe_kick, parked_text, paused_text, unread_text
+from gateway.ops.kick_report import dead_in, describe_kick, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
 from gateway.ops.status import parked_counts
@@ -127,6 +127,8 @@ def _outcome_text(
     kind, _, name = shown.partition(" ")
     has_failed = done.got or (ordered.kick is not None and ordered.kick.got)
     more = f"\n  gateway status {name}" if has_failed and kind == "destination" else ""
+    if dead_in(done) or (ordered.kick is not None and dead_in(ordered.kick)):
+        more += f"\n  gateway dead list --{kind} {name}"
     (parked, resume_parked), (paused, resume_paused) = held.parked, held.paused
     if ordered.waited and not done.count:
         tried = f"nothing waited for a retry{parked}{paused}"
@@ -166,6 +168,7 @@ def print_outcome(
                 "waiting": dict(done.waits),
                 "got": dict(done.got),
                 "again": dict(done.again),
+                "dead": done.dead,
             }
         if done and done.unread:
             fields["unread_partitions"] = done.unread

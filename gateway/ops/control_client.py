@@ -257,6 +257,7 @@ def _ending(order: ControlRecord, placed: StoredCommand) -> ControlRecord | None
             waits=order.waits,
             got=order.got,
             again=order.again,
+            dead=order.dead,
             rate=order.rate,
             unread=order.unread,
         )

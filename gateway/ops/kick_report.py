@@ -27,11 +27,18 @@ def describe_kick(done: ControlRecord, parked: str = "", paused: str = "") -> st
     if done.rate is not None and (number := waits.pop(WAITS[ON_ITS_WAY], 0)):
         waits[f"wait (rate {done.rate:g}/s)"] += number
     parts = [f"{done.tried:,} tried now{_results_text(done)}"]
+    if done.dead:
+        parts.append(f"{done.dead:,} became {'a dead letter' if done.dead == 1 else 'dead letters'}")
     for text, number in waits.most_common():
         verb, _, why = text.partition(" ")
         inflected = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
         parts.append(f"{number:,} {inflected} {why}")
     return ("; " if done.got or done.delivered else ", ").join(parts) + parked
+
+
+def dead_in(done: ControlRecord) -> int:
+    """Return how many deliveries became dead letters during a kick, tried or not."""
+    return done.dead + done.waits.get(ENDED, 0)
 
 
 def parked_text(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str, str]:
@@ -64,7 +71,7 @@ def paused_text(shown: str, names: Iterable[str]) -> tuple[str, str]:
 def combined(outcomes: Iterable[ControlRecord], order: ControlRecord) -> ControlRecord:
     """Return a kick with what it came to on ordered routes: the sum of what their members have published."""
     waits, got, again = Counter[str](), Counter[str](), Counter[str]()
-    tried = delivered = number = 0
+    tried = delivered = dead = number = 0
     rates: set[float | None] = set()
     for each in outcomes:
         waits.update(each.waits)
@@ -72,11 +79,12 @@ def combined(outcomes: Iterable[ControlRecord], order: ControlRecord) -> Control
         again.update(each.again)
         tried += each.tried or 0
         delivered += each.delivered or 0
+        dead += each.dead
         number += each.count
         rates.add(each.rate)
     rate = rates.pop() if len(rates) == 1 else None
     return order.with_state(
-        "done", count=number, tried=tried, delivered=delivered, waits=waits, got=got, again=again, rate=rate
+        "done", count=number, tried=tried, delivered=delivered, waits=waits, got=got, again=again, dead=dead, rate=rate
     )
 
 

@@ -97,7 +97,9 @@ class OrderedOutcome:
             return {}
         fields: dict[str, object] = {"waited": self.waited, "waiting": self.wait}
         if self.kick is not None:
-            fields |= {name: getattr(self.kick, name) for name in ("tried", "delivered", "waits", "got", "again")}
+            fields |= {
+                name: getattr(self.kick, name) for name in ("tried", "delivered", "waits", "got", "again", "dead")
+            }
         return fields
 
     @override

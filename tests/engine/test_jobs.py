@@ -19,7 +19,7 @@ from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
 from gateway.model import NO_NOTE, Disposition, Note
 from gateway.ops.control_client import ControlClient, StoredCommand, who
-from gateway.ops.kick_report import describe_kick
+from gateway.ops.kick_report import dead_in, describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
 from tests.engine.test_replay import an_order as a_replay
@@ -636,6 +636,23 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
         stored = await ControlClient(world.log, TOPICS).control()
         order = stored.commands["kick/destination/ci"]
         assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
+
+
+@virtual
+async def test_a_kick_says_how_many_of_its_tries_became_dead_letters() -> None:
+    retry = a_policy(schedule=(600.0,), max_attempts=2, max_age=1e6)
+    world = await a_world(a_route(retry=retry), ci=[404])
+    await world.put(*events(3))
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(5)
+        assert len(world.client.made) == 3
+        world.client.scripts["ci"] = [200, 404]
+        (done,) = await answers(world, [await orders.kick(NAME)])
+        assert done is not None
+        assert len(world.client.made) == 6
+        assert describe_kick(done) == "3 tried now: 1 delivered, 2 got 404 again; 2 became dead letters"
+        assert dead_in(done) == 2
 
 
 @virtual

@@ -56,6 +56,7 @@ def test_each_fate_of_a_delivery_is_told_apart() -> None:
     assert (outcome.tried, outcome.delivered) == (3, 1)
     assert (outcome.got, outcome.again) == ({"503": 1, "404": 1}, {"503": 1})
     assert outcome.waits == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
+    assert outcome.dead == 0
     assert behind.stage is Stage.WAITING
     assert not tally.is_open
     assert not taken(tally, heads, after=60), "once"
@@ -68,6 +69,17 @@ def test_it_is_told_at_once_when_nothing_more_is_to_come() -> None:
     first.delivery = replace(first.delivery, attempts=FAILED)
     (outcome,) = taken(tally, {first})
     assert (outcome.tried, outcome.waits) == (1, {"behind": 1})
+
+
+def test_what_becomes_a_dead_letter_by_its_try_is_counted_once_that_is_stored() -> None:
+    dead, halted, dying = items = waiting(a_tracker(), 3)
+    tally = begun(*[[item] for item in items])
+    for item, stage in ((dead, Stage.ENDED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
+        item.delivery = replace(item.delivery, attempts=FAILED)
+        item.end, item.stage = END, stage
+    assert taken(tally) == (), "one isn't stored"
+    (outcome,) = taken(tally, after=OUTCOME_AFTER)
+    assert (outcome.tried, outcome.got, outcome.dead) == (3, {"503": 3}, 1)
 
 
 def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:

@@ -155,8 +155,9 @@ class ControlRecord:
     `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
     checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waits` is the
     number of those that weren't tried by reason, `got` the number of failures by result, `again` how many of these had
-    the same result before, and `rate` the destination's rate, if any. `by` is who has paused something. `unread` is the
-    number of partitions that a job couldn't read and skipped; in a replay's checkpoint, that it still waits for.
+    the same result before, `dead` how many of these became dead letters, and `rate` the destination's rate, if any.
+    `by` is who has paused something. `unread` is the number of partitions that a job couldn't read and skipped; in a
+    replay's checkpoint, that it still waits for.
 
     `latest` is when the last record below the offsets was appended, if the writer knew this field: what was appended
     later isn't covered, whatever its offset, since its topic has been recreated.
@@ -186,6 +187,7 @@ class ControlRecord:
     waits: Mapping[str, int] = field(default_factory=dict)
     got: Mapping[str, int] = field(default_factory=dict)
     again: Mapping[str, int] = field(default_factory=dict)
+    dead: int = 0
     rate: float | None = None
     by: str = ""
     unread: int = 0
@@ -230,7 +232,7 @@ class ControlRecord:
             body["selection"] = asked
         texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes, "by": self.by}
         body |= {name: text for name, text in texts.items() if text}
-        numbers = {"answered": self.answers, "unread": self.unread}
+        numbers = {"answered": self.answers, "unread": self.unread, "dead": self.dead}
         body |= {name: number for name, number in numbers.items() if number}
         if self.expedited:
             body["hurried"] = dict(self.expedited)
@@ -281,6 +283,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         waits=_counts(body, "waits") if body.has("waits") else {},
         got=_counts(body, "got") if body.has("got") else {},
         again=_counts(body, "again") if body.has("again") else {},
+        dead=body.integer("dead") if body.has("dead") else 0,
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
         unread=body.integer("unread") if body.has("unread") else 0,

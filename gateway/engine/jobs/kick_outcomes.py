@@ -1,7 +1,7 @@
 """What becomes of deliveries in the moments after a kick has expedited them, as far as the log shows.
 
     expedited ───▶ done, and no successor ───────────────────────▶ tried: delivered, or dropped
-        │          a successor with another attempt ─────────────▶ tried: it failed
+        │          a successor with another attempt ─────────────▶ tried: it failed; dead, if that is a dead letter
         │          a successor without one ──────────────────────▶ waits, and its note says why
         └────────▶ none of it yet ───────────────────────────────▶ on its way: in a queue, or under way
 
@@ -37,8 +37,9 @@ POLL_INTERVAL = 0.25
 class KickOutcome:
     """How many deliveries were tried, and how many wait, by reason.
 
-    Of those that failed, `got` is the last result, and `again` how many had the same result before. The others that
-    were tried left no record: they are `delivered`, which is None if some may have been dropped.
+    Of those that failed, `got` is the last result, `again` how many had the same result before, and `dead` how many
+    became dead letters. The others that were tried left no record: they are `delivered`, which is None if some may have
+    been dropped.
     """
 
     tried: int
@@ -46,6 +47,7 @@ class KickOutcome:
     waits: Mapping[str, int]
     got: Mapping[str, int] = field(default_factory=dict)
     again: Mapping[str, int] = field(default_factory=dict)
+    dead: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +64,8 @@ class _Followed:
     is_tried: bool = False
     got: str = ""
     """The result of its last attempt since, if that failed."""
+    is_dead: bool = False
+    """Whether that made it a dead letter."""
 
 
 class KickOutcomes:
@@ -142,6 +146,7 @@ class KickOutcomes:
             waits=dict(waits),
             got=dict(Counter([each.got for each in failed])),
             again=dict(Counter([each.got for each in failed if each.got == each.before])),
+            dead=sum(each.is_dead for each in failed),
         )
 
     async def _read_on(self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None) -> None:
@@ -180,6 +185,7 @@ class KickOutcomes:
         elif len(delivery.attempts) > followed.attempts:
             followed.is_tried = True
             followed.got = _last_result(delivery)
+            followed.is_dead = topic == self._dead
         else:
             followed.outcome = ENDED if topic == self._dead else note.why or LATER
 

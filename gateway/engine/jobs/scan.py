@@ -209,6 +209,7 @@ class Scan:
                 waits={} if run.outcome is None else run.outcome.waits,
                 got={} if run.outcome is None else run.outcome.got,
                 again={} if run.outcome is None else run.outcome.again,
+                dead=0 if run.outcome is None else run.outcome.dead,
                 rate=run.rate,
                 latest=run.latest,
             )

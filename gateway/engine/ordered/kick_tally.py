@@ -1,7 +1,7 @@
 """What a kick comes to on an ordered route: which of its deliveries were tried, and why the others wait.
 
     followed ──▶ ended, without an end of its own ────────▶ tried: delivered
-        │        another attempt than before the kick ────▶ tried: it failed
+        │        another attempt than before the kick ────▶ tried: it failed; dead, if it ended with that
         │        ended without one ───────────────────────▶ ended
         ├──────▶ behind an unfinished one of its key ─────▶ waits for that one
         └──────▶ first of its key ────────────────────────▶ waits, or on its way
@@ -92,12 +92,14 @@ class _OfPartition:
         return self.unread + len(self.followed)
 
     def is_settled(self, heads: Collection[PendingDelivery], held_by: str) -> bool:
-        return all(_wait_reason(each, heads, held_by) in _SETTLED for each in self.followed)
+        return all(
+            _wait_reason(each, heads, held_by) in _SETTLED and not _is_dying(each.item) for each in self.followed
+        )
 
     def outcome(self, heads: Collection[PendingDelivery], held_by: str) -> ControlRecord:
         waits = Counter[str]({UNREAD: self.unread} if self.unread else {})
         got, again = Counter[str](), Counter[str]()
-        delivered = 0
+        delivered = dead = 0
         for each in self.followed:
             if reason := _wait_reason(each, heads, held_by):
                 waits[reason] += 1
@@ -107,6 +109,7 @@ class _OfPartition:
                 result = last_result(each.item.delivery)
                 got[result] += 1
                 again[result] += result == each.before
+                dead += each.item.stage is Stage.ENDED and each.item.end is not None
         tried = delivered + got.total()
         return ControlRecord(
             kind="marker",
@@ -119,10 +122,16 @@ class _OfPartition:
             waits=dict(waits),
             got=dict(got),
             again=dict(+again),
+            dead=dead,
         )
 
 
 _SETTLED = frozenset({"", BEHIND, ENDED, HALTED})
+
+
+def _is_dying(item: PendingDelivery) -> bool:
+    """Return whether it is to become a dead letter, but that isn't stored yet."""
+    return item.end is not None and item.stage is Stage.APPEND
 
 
 def _wait_reason(followed: _Followed, heads: Collection[PendingDelivery], held_by: str) -> str:
