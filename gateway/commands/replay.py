@@ -244,6 +244,12 @@ async def _count_replays(
     """Print what replays would do, and the command for exactly that."""
     output, queued = call.output, 0
     for selection, window in selected:
+        for order in control.commands.values():
+            if order.selection is not None and order.selection.route == selection.route and order.state == "asked":
+                output.note(
+                    f"replay {order.name} of route {selection.route} hasn't ended: what it queues may be counted here, "
+                    "too; count again once it has"
+                )
         dead = await open_letters(log, call.topics, control, selection, readable=log.readable)
         sighted = await sighted_of(log, call.topics, selection, window.ends, readable=log.readable)
         if missed := [*window.unread, *dead.unread, *sighted.unread]:

@@ -230,15 +230,18 @@ def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Co
     left = count if done is None else max(0, count - done.events)
     under = f"under the rules active until {when(until)}"
     ready = "# if the current rules are correct, recover the missed events (count first with --dry-run):"
+    following = (ready, _replay(name, since)) if left else ()
+    if done is not None and done.events > count:
+        following = ("# how many are still undelivered, as far as the log shows:", f"{_replay(name, since)} --dry-run")
     yield Finding(
         rank=SOURCE,
         what=f"source {name}",
-        why=f"{_were(count)} unrouted{_types(missed['types'])} {under}{_progress(done, left)}",
+        why=f"{_were(count)} unrouted{_types(missed['types'])} {under}{_progress(done, left, count)}",
         is_wrong=left > missed["events"] * SHARE,
         since=since,
         until=until,
         who=where,
-        next=(ready, _replay(name, since)) if left else (),
+        next=following,
         count=count,
     )
 
@@ -268,11 +271,16 @@ def _suppressed_before_findings(source: Mapping[str, Any], where: str, control: 
     )
 
 
-def _progress(done: Replayed | None, left: int = 0) -> str:
-    """Return what replays have queued and how many events they haven't, as the end of a reason."""
+def _progress(done: Replayed | None, left: int = 0, missed: int | None = None) -> str:
+    """Return what replays have queued and how many events they haven't, as the end of a reason.
+
+    Replays count neither which events they queued nor of which time, so what is left may be more.
+    """
     if done is None:
         return ""
-    return f"; {done}; still undelivered: {left:,}" if left else f"; {done}"
+    if missed is not None and done.events > missed:
+        return f"; {done}, which is more than were missed: others, too, so some of these may still be undelivered"
+    return f"; {done}; still undelivered: at least {left:,}" if left else f"; {done}"
 
 
 def _were(number: int) -> str:
@@ -308,18 +316,18 @@ def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Itera
         *_missed_steps(name, source),
     ]
     kinds = [
-        (source, "unrouted", f"unrouted{_types(source['types'])}", unrouted),
-        (identity, "duplicates", f"{SUPPRESSED}{_types(identity['types'])}", steps),
-        (identity, "conflicts", CONFLICTS, steps),
+        (source, "unrouted", f"unrouted{_types(source['types'])}", "read", unrouted),
+        (identity, "duplicates", f"{SUPPRESSED}{_types(identity['types'])}", "accepted", steps),
+        (identity, "conflicts", CONFLICTS, "accepted", steps),
     ]
-    for counted, key, what, following in kinds:
+    for counted, key, what, done, following in kinds:
         number, of_all, since = counted[key], counted["events"], counted["since"]
         is_wrong = number > of_all * SHARE
         if not number or not (is_wrong or key == "unrouted"):
             continue
         period = "since the process started" if since is None else "under the current rules"
         # Duplicates are found by a router, which may be another process than the ingress that counts the events.
-        share = f", of {int(of_all):,}" if of_all >= number else ""
+        share = f", of {int(of_all):,} that this process {done}" if of_all >= number else ""
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
@@ -355,7 +363,7 @@ def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
-            why=f"refused: {reason}, of {int(run['of']):,}; the last at {when(run['last'])}",
+            why=f"refused: {reason}, of {int(run['of']):,} to this process; the last at {when(run['last'])}",
             is_wrong=kind.is_wrong(run["count"], run["of"]),
             since=run["since"],
             who=where,

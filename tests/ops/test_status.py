@@ -24,7 +24,7 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import keys_status, process_findings
+from gateway.ops.process_status import CONFLICTS, keys_status, process_findings
 from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,
@@ -451,18 +451,18 @@ def test_replays_that_queued_too_little_of_what_was_unrouted_leave_it_wrong_with
     nothing = _replay("1", "build", 0)
     found = _after_replays(nothing, _replay("2", "mirror", 0))
     assert found.why.endswith(
-        f"under the rules active until {when(160.0)}; replayed since: 0 queued; still undelivered: 373"
+        f"under the rules active until {when(160.0)}; replayed since: 0 queued; still undelivered: at least 373"
     )
     assert found.is_wrong
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     mended = _replay("3", "build", 300, at=190.0)
     found = _after_replays(nothing, mended)
     assert (found.why.split("; ")[1:], found.is_wrong) == (
-        ["replayed since: 300 queued", "still undelivered: 73"],
+        ["replayed since: 300 queued", "still undelivered: at least 73"],
         True,
     )
     found = _after_replays(nothing, mended, _replay("4", "mirror", 40, at=191.0))
-    assert found.why.endswith("replayed since: 340 queued; still undelivered: 33")
+    assert found.why.endswith("replayed since: 340 queued; still undelivered: at least 33")
     assert not found.is_wrong, "no more than a tenth of what came"
     assert found.next, "and how to have the rest"
     found = _after_replays(mended, _replay("4", "build", 0, at=191.0, since=110.0), _replay("5", "mirror", 73))
@@ -484,19 +484,31 @@ def test_replays_of_what_was_unrouted_add_up_where_each_is_of_a_part() -> None:
         _replay("3", "mirror", 73, at=99.0),
     ):
         found = _after_replays(*parts[:2], other)
-        assert found.why.endswith("replayed since: 300 queued; still undelivered: 73"), other
+        assert found.why.endswith("replayed since: 300 queued; still undelivered: at least 73"), other
     assert _after_replays(*parts[:2], _replay("3", "other", 73), routes=None).next == (), "so many that none is named"
     under_way = _after_replays(parts[0], parts[1].with_state("asked", count=0))
-    assert under_way.why.endswith("being replayed: 200 queued; still undelivered: 173")
+    assert under_way.why.endswith("being replayed: 200 queued; still undelivered: at least 173")
     assert under_way.is_wrong
     two_each = _after_replays(_replay("1", "build", 600), _replay("2", "mirror", 73), fan_out={"build": 2})
     assert (two_each.why.split("; ")[1:], two_each.is_wrong) == (["replayed since: 673 queued"], False)
-    assert _after_replays(_replay("1", "build", 373), fan_out={"build": 2}).why.endswith("still undelivered: 187")
+    assert _after_replays(_replay("1", "build", 373), fan_out={"build": 2}).why.endswith(
+        "still undelivered: at least 187"
+    )
+
+
+def test_replays_that_queued_more_than_was_missed_are_no_proof_that_this_is_among_it() -> None:
+    found = _after_replays(_replay("1", "build", 375))
+    assert found.why.endswith(
+        "replayed since: 375 queued, which is more than were missed: "
+        "others, too, so some of these may still be undelivered"
+    )
+    assert not found.is_wrong
+    assert found.next[-1].endswith(" --undelivered --dry-run")
 
 
 def test_a_replay_of_one_event_is_counted_and_covers_no_period() -> None:
     one = _replay("1", "build", 1, since=0.0, undelivered=False)
-    assert _after_replays(one).why.endswith("replayed since: 1 queued; still undelivered: 372")
+    assert _after_replays(one).why.endswith("replayed since: 1 queued; still undelivered: at least 372")
     refusal = REFUSAL | {"until": 160.0, "routes": {"shop": ["build"]}}
     (found,) = process_findings(
         {"rules": {"file": "r", "loaded_at": 1.0, "refusal": refusal}}, "a:9090", Control([one])
@@ -537,7 +549,7 @@ def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back()
     (found,) = process_findings(answer, "a:9090", Control())
     assert (found.count, found.why, found.since) == (
         15,
-        "unrouted (15 push), of 30 under the current rules",
+        "unrouted (15 push), of 30 that this process read under the current rules",
         49.0,
     )
     assert found.next[0] == f"# the rules loaded at {when(50.0)} changed route build: match"
@@ -546,7 +558,11 @@ def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back()
     assert found.is_wrong
     answer["sources"] = [source | {"unrouted": 3.0, "types": [("push", 3)]}]
     (few,) = process_findings(answer, "a:9090", Control())
-    assert (few.why, few.is_wrong, few.next) == ("unrouted (3 push), of 30 under the current rules", False, found.next)
+    assert (few.why, few.is_wrong, few.next) == (
+        "unrouted (3 push), of 30 that this process read under the current rules",
+        False,
+        found.next,
+    )
     answer["sources"] = [source | {"unrouted": 0.0, "types": []}]
     assert process_findings(answer, "a:9090", Control()) == []
     answer["sources"] = [source | {"events": 0.0, "unrouted": 5.0, "types": [("push", 5)]}]
@@ -676,9 +692,9 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "source shop",
     ]
     assert [each.why for each in found[-3:]] == [
-        f"refused: bad_signature, of 25; the last at {when(90.0)}",
-        "duplicates that dedupe suppressed, of 10 since the process started",
-        "conflicts: same identity as an earlier event, other content; delivered, of 10 since the process started",
+        f"refused: bad_signature, of 25 to this process; the last at {when(90.0)}",
+        "duplicates that dedupe suppressed, of 10 that this process accepted since the process started",
+        f"{CONFLICTS}, of 10 that this process accepted since the process started",
     ]
     assert found[2].why == "breaker open after timeout"
     assert (found[3].why, found[3].count) == ("keys halted: exhausted after 503", 1)
@@ -818,6 +834,7 @@ def test_what_anybody_can_cause_is_told_and_is_nothing_wrong_however_much_it_is(
         ("bad_signature", 10, 10.0, 11, 100.0),
         ("stale_timestamp", 10, 10.0, 11, 100.0),
         ("overloaded", 10, 10.0, 11, 100.0),
+        ("bodies_held_open", 10, 10.0, 11, 100.0),
         ("missing_signature", 40, 100.0, 51, 100.0),
         ("malformed_signature", 10, 10.0, 11, 20.0),
         ("body_too_large", 40, 100.0, 51, 100.0),
