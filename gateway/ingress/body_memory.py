@@ -34,6 +34,10 @@ class BodyMemory:
     def free(self) -> int:
         return self._total - self._unverified - self._verified
 
+    def is_held_open(self, more: int = 0) -> bool:
+        """Return whether bodies that are read, with so many bytes more, outweigh those that wait for their append."""
+        return self._unverified + more > self._verified
+
     def share(self, source: str) -> "Share":
         """Return what a source uses, always the same object."""
         return self._shares.setdefault(source, Share())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from gateway.ingress.body import BodyReader, overloaded, too_large
+from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
 from gateway.ingress.responses import Accepted, make_response, problem_response
 from gateway.ingress.server import Connection, Limits, Server
@@ -170,7 +170,7 @@ class Ingress:
         fields["is_verified"] = True
         body = sent.body
         if not self._memory.reserve(endpoint.share, len(body), now=perf_counter()):
-            raise overloaded()
+            raise no_room(self._memory)
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)

@@ -52,6 +52,16 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
+    ("bodies_held_open",): Refusal(
+        share=SHARE,
+        few=FEW_REFUSALS,
+        steps=(
+            "# unverified senders that don't finish their bodies fill the memory: block them in front of the gateway",
+            "# the log of what is in front of it says who (here they are body_slow, crowded_out or disconnected)",
+            "# more ingress processes help only if these are your senders, with many large bodies at once",
+            _AGAIN,
+        ),
+    ),
     ("draining",): Refusal(steps=("# by a stopping process, which another replaces", _AGAIN)),
     ("bad_signature", "bad_credentials"): Refusal(
         share=SHARE,

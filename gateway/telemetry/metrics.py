@@ -39,6 +39,7 @@ STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499"
 REJECTIONS = (
     "bad_credentials",
     "bad_signature",
+    "bodies_held_open",
     "body_not_json",
     "body_slow",
     "body_too_large",

@@ -74,7 +74,7 @@ async def _answers(place: LogPlace, folder: Path, rate: float, seconds: float, *
             sender.cancel()
     assert load.statuses().keys() == {202}, gateway.story()
     if stalled:  # they were there, and had to make room
-        reasons = ("crowded_out", "overloaded")
+        reasons = ("crowded_out", "bodies_held_open")
         assert sum(metrics.sum("gateway_rejected_total", source="github", reason=reason) for reason in reasons) > 100
     times = sorted([sent.answered_at - sent.at for sent in load.answers[begun:]])
     return Answers(times[int(0.99 * (len(times) - 1))], len(times) / ((1 - WARM_UP) * seconds))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from typing_extensions import override
 
+from gateway.ingress.body import no_room
 from gateway.ingress.body_memory import MIN_AGE, SMALL, BodyMemory, BodyReservation, Share
 
 TOTAL = 64 * SMALL
@@ -38,6 +39,18 @@ def test_what_is_held_open_gives_way_to_what_comes_the_oldest_first() -> None:
         unverified(memory, "a", SMALL)
         assert [body.evictions for body in held_open] == [1] * (number + 1) + [0] * (31 - number)
     assert not memory.grow(held_open[0], 1, now=9.0)  # it was evicted
+
+
+def test_a_refusal_says_whether_slow_senders_or_slow_appends_fill_the_memory() -> None:
+    memory = BodyMemory(TOTAL)
+    assert all(memory.reserve(memory.share("a"), SMALL, now=0.0) for _ in range(20))
+    held_open = [unverified(memory, "b", SMALL) for _ in range(16)]
+    assert no_room(memory).reason == "overloaded"
+    held_open += [unverified(memory, "b", SMALL) for _ in range(8)]
+    assert (no_room(memory).status, no_room(memory).reason) == (503, "bodies_held_open")
+    for body in held_open:
+        memory.close(body)
+    assert no_room(memory).reason == "overloaded"
 
 
 def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> None:

@@ -559,6 +559,15 @@ async def test_bodies_in_flight_are_bounded() -> None:
         assert world.count("rejected_total", source="open", reason="overloaded") == 1
 
 
+async def test_bodies_that_are_held_open_are_not_taken_for_a_lack_of_capacity() -> None:
+    async with running(limits=Limits(in_flight_bytes=30_000)) as world, world.wire() as slow:
+        slow.send(a_request(length=19_000, body=b"x" * 16_000))  # and the rest never comes
+        refused = await slow.reply()
+        assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+        assert world.count("rejected_total", source="open", reason="bodies_held_open") == 1
+        assert world.count("rejected_total", source="open", reason="overloaded") == 0
+
+
 async def test_a_refused_or_slow_body_gives_its_bytes_back() -> None:
     async with running(limits=Limits(in_flight_bytes=40_000, body_seconds=0.05)) as world:
         for _ in range(3):
@@ -920,9 +929,9 @@ async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
             assert (await wire.reply()).status == 503
     await world.ingress.stop(timeout=0.1)
     told = Counter(line["reason"] for line in world.lines if line["event"] == "request_finished")
-    assert told == {"transfer_coding": 10, "overloaded": 10}
+    assert told == {"transfer_coding": 10, "bodies_held_open": 10}
     left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "refusals_left_out"}
-    assert left_out == {"transfer_coding": 20, "overloaded": 20}
+    assert left_out == {"transfer_coding": 20, "bodies_held_open": 20}
 
 
 async def test_a_verified_sender_for_whom_there_is_no_room_is_always_logged(
