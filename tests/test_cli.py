@@ -35,7 +35,7 @@ from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
-from gateway.log.topics import Topics
+from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, StoredCommand
@@ -48,6 +48,7 @@ from gateway.settings import Address
 from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
 from tests.engine.test_worker import rules_of
 from tests.gateway_process import GatewayProcess, free_ports
+from tests.log.test_embedded import Silent
 
 ROOT = Path(__file__).parent.parent
 TOPICS = Topics()
@@ -70,6 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr("gateway.commands.control.CONFIRMED_WITHIN", 0.0)
     monkeypatch.setattr("gateway.commands.status.ADMIN", Address("127.0.0.1", 1))  # nobody there, whatever runs here
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("SECRET", "it's a long secret")
@@ -1347,8 +1349,11 @@ def test_a_replay_is_cancelled(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_a_destination_is_paused_and_resumed(run: Run) -> None:
     code, out, _ = run("destination", "pause", "ci")
-    assert code == 0
-    assert "destination ci is paused" in out
+    told = (
+        "the pause of destination ci is recorded; no process has confirmed it: is a gateway running? "
+        "Once one has read it, its deliveries are parked until `gateway destination resume ci`\n"
+    )
+    assert (code, out) == (1, told)
     (paused,) = orders()
     assert (paused.key, paused.state) == ("pause/destination/ci", "paused")
     code, out, _ = run("destination", "resume", "ci", "--no-wait", "--json")
@@ -1357,17 +1362,43 @@ def test_a_destination_is_paused_and_resumed(run: Run) -> None:
     assert run("destination", "resume", "ci")[:2] == (0, "destination ci isn't paused: there is nothing to do\n")
 
 
+def confirm() -> None:
+    """Read all commands, as the owner of the jobs does."""
+
+    async def read(log: Log) -> None:
+        end = (await log.bounds(TOPICS.control))[0][1]
+        consumer = await log.consume(group=TOPICS.group(JOBS_GROUP), topics=[TOPICS.control], listener=Silent())
+        await consumer.fetch(timeout=1.0)
+        await consumer.commit({Partition(TOPICS.control, 0): Commit(end)})
+        await consumer.close()
+
+    on_log(read, owner=True)
+
+
+@pytest.mark.usefixtures("log")
+def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
+    code, out, _ = run("destination", "pause", "ci", "--no-wait", "--json")
+    assert (code, lines(out)[0]["confirmed"]) == (0, None)
+    assert lines(run("destination", "pause", "ci", "--json")[1])[0]["confirmed"] is False
+    confirm()
+    code, out, _ = run("destination", "pause", "ci", "--json")
+    assert (code, lines(out)[0]["confirmed"]) == (0, True)
+    code, out, _ = run("destination", "pause", "ci")
+    assert (code, out.startswith("destination ci is paused already, by ")) == (0, True)
+    assert run("route", "pause", "build")[0] == 1, "that one isn't read"
+
+
 @pytest.mark.usefixtures("log")
 def test_what_is_paused_already_is_told_with_who_and_since_when(run: Run) -> None:
     run("destination", "pause", "ci")
     (paused,) = orders()
     code, out, _ = run("destination", "pause", "ci")
-    told = f"destination ci is paused already, by {paused.by} since {when(paused.at)}; its deliveries are parked until"
-    assert (code, out.startswith(told)) == (0, True)
+    told = f"the pause of destination ci is recorded already, by {paused.by} since {when(paused.at)}; no process"
+    assert (code, out.startswith(told)) == (1, True)
     assert orders() == [paused]
     since = {"by": paused.by, "since": rfc3339(paused.at)}
     (line,) = lines(run("destination", "pause", "ci", "--json")[1])
-    assert line == {"name": "destination/ci", "state": "paused", **since, "already": True}
+    assert line == {"name": "destination/ci", "state": "paused", **since, "already": True, "confirmed": False}
 
 
 @pytest.mark.usefixtures("log")
@@ -1379,10 +1410,10 @@ def test_a_route_is_kicked(run: Run) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
-    for flags in (("--no-wait",), ("--timeout", "5s")):
+    for flags, ended in ((("--no-wait",), 0), (("--timeout", "5s"), 1)):
         code, out, _ = run("route", "pause", "build", *flags)
-        assert code == 0
-        assert out.startswith("route build is paused")
+        assert code == ended
+        assert out.startswith("the pause of route build is recorded")
     assert [order.state for order in orders()] == ["paused"]
 
 
@@ -1548,8 +1579,8 @@ def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) ->
     told = "error: unknown route 'biuld', did you mean 'build'?; use --force to do it anyway\n"
     assert (code, err) == (2, told)
     assert orders() == []
-    assert run("route", "pause", "biuld", "--force")[0] == 0
-    code, _, err = run("route", "pause", "other", "--rules", "none.yaml")
+    assert run("route", "pause", "biuld", "--force", "--no-wait")[0] == 0
+    code, _, err = run("route", "pause", "other", "--no-wait", "--rules", "none.yaml")
     assert code == 0
     assert "none.yaml can't be read" in err
 

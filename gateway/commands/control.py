@@ -9,7 +9,7 @@ from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.model import UsageError
-from gateway.ops.control_client import ControlClient, StoredCommand
+from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, StoredCommand
 from gateway.ops.kick_report import dead_in, describe_kick, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
@@ -57,14 +57,7 @@ async def _run_control(call: Call, name: str, action: str, rules: Rules | None) 
     async with opened_log(call) as log:
         client = ControlClient(log, call.topics)
         if action == "pause":
-            paused, is_new = await client.pause(name)
-            already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
-            follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
-            call.output.print(f"{shown} is paused{already}; {follows}")
-            if call.output.json:
-                fields = {"by": paused.by, "since": rfc3339(paused.at), "already": not is_new}
-                call.output.line({"name": name, "state": "paused", **fields})
-            return 0
+            return await _pause(call, client, name)
         parked: dict[str, int] = {}
         paused_names: Collection[str] = ()
         unread: dict[Partition, str] = {}
@@ -95,6 +88,33 @@ async def _run_control(call: Call, name: str, action: str, rules: Rules | None) 
             parked=parked,
             ordered=ordered.as_json,
         )
+
+
+async def _pause(call: Call, client: ControlClient, name: str) -> int:
+    """Pause a name, and say whether a running gateway knows it: until one does, nothing has changed."""
+    kind, _, called = name.partition("/")
+    shown, arguments, output = f"{kind} {called}", call.arguments, call.output
+    paused, is_new = await client.pause(name)
+    is_confirmed: bool | None = None
+    if arguments.wait:
+        with output.waiting("waiting for the gateway"):
+            is_confirmed = await client.is_confirmed(paused, timeout=min(arguments.timeout, CONFIRMED_WITHIN))
+    already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
+    follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
+    if is_confirmed:
+        output.print(f"{shown} is paused{already}; {follows}")
+    else:
+        nobody = (
+            "no process has confirmed it: is a gateway running? Once one has read it"
+            if arguments.wait
+            else ("once a running gateway has read it")
+        )
+        is_recorded = f"the pause of {shown} is recorded{already}"
+        output.print(f"{is_recorded}{'; ' if arguments.wait else ', and '}{nobody}, {follows}")
+    if output.json:
+        fields = {"by": paused.by, "since": rfc3339(paused.at), "already": not is_new, "confirmed": is_confirmed}
+        output.line({"name": name, "state": "paused", **fields})
+    return 1 if is_confirmed is False else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

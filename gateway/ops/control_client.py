@@ -1,6 +1,6 @@
 """Operators' commands: writes control records to `gateway.control`, and waits for their outcome.
 
-pause, cancel                  apply as soon as they are stored
+pause, cancel                  apply as soon as they are stored and read
 resume, kick, replay, drop     are carried out by the running gateway that owns the jobs, which publishes the outcome
 """
 
@@ -19,12 +19,14 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import note_of
-from gateway.log.topics import Topics
+from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
 _DONE: Mapping[Kind, State] = {"pause": "active"}
+CONFIRMED_WITHIN = 5.0
+"""Seconds within which a running gateway confirms a pause, unless it is rebalancing."""
 POLL_EVERY = 0.1
 """Seconds between polls for an outcome."""
 
@@ -77,6 +79,22 @@ class ControlClient:
             return Pause(before, is_new=False)
         await self._place(order)
         return Pause(order, is_new=True)
+
+    async def is_confirmed(self, order: ControlRecord, *, timeout: float) -> bool:
+        """Return whether a running gateway has read a pause: the owner of the jobs commits what it has read.
+
+        The other processes read it independently, at the same moment. Waits at most `timeout` seconds.
+        """
+        offset = (await self.control()).offset_of(order.key)
+        waited = 0.0
+        while True:
+            commit = (await self._log.committed(self._topics.group(JOBS_GROUP), self._topics.control)).get(0)
+            if offset is not None and commit is not None and commit.covers(offset):
+                return True
+            if waited >= timeout:
+                return False
+            await self._sleep(POLL_EVERY)
+            waited += POLL_EVERY
 
     async def resume(self, name: str) -> StoredCommand | None:
         """Resume a paused name, and have its parked deliveries delivered.

@@ -124,6 +124,7 @@ class Control:
                 waits=checkpoint.waits,
                 got=checkpoint.got,
                 again=checkpoint.again,
+                dead=checkpoint.dead,
                 rate=checkpoint.rate,
                 unread=checkpoint.unread,
             )
@@ -174,6 +175,10 @@ class Control:
     def asked(self, kind: Kind) -> list[ControlRecord]:
         """Return the commands of a kind that a job has to carry out, oldest first."""
         return [command for command in self._asked.values() if command.kind == kind and not self.waits(command.key)]
+
+    def offset_of(self, key: str) -> int | None:
+        """Return where the command of a key is in the control topic."""
+        return self._offsets.get(key)
 
     def is_open(self, key: str) -> bool:
         """Return whether a command with a key still has to be carried out."""
