@@ -77,6 +77,10 @@ class Control:
             raise
         self.apply(command, offset)
 
+    def offset_of(self, key: str) -> int | None:
+        """Return where the command of a key is in the control topic."""
+        return self._offsets.get(key)
+
     def waits(self, key: str) -> bool:
         """Return whether only a newer version may act on a command, as it has written the command or a checkpoint."""
         return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/hold/{key}"))
@@ -175,10 +179,6 @@ class Control:
     def asked(self, kind: Kind) -> list[ControlRecord]:
         """Return the commands of a kind that a job has to carry out, oldest first."""
         return [command for command in self._asked.values() if command.kind == kind and not self.waits(command.key)]
-
-    def offset_of(self, key: str) -> int | None:
-        """Return where the command of a key is in the control topic."""
-        return self._offsets.get(key)
 
     def is_open(self, key: str) -> bool:
         """Return whether a command with a key still has to be carried out."""
