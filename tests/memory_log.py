@@ -178,7 +178,9 @@ class MemoryLog:
 
     # The contract.
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
         if size > self.max_record_bytes:
             raise RecordTooLargeError(f"{topic}: expected at most {self.max_record_bytes} bytes, got {size}")
@@ -188,9 +190,11 @@ class MemoryLog:
         if self._state.failing_appends > 0:
             self._state.failing_appends -= 1
             raise LogUnavailableError(f"{topic}: the append was told to fail")
-        partition = partitions[crc32(key) % len(partitions)]
-        self._check_leaders(partition)
-        return self._store(partition, NewRecord(key, value, headers))
+        number = crc32(key) % len(partitions) if partition is None else partition
+        if number >= len(partitions):
+            raise LogUnavailableError(f"{topic}: expected a partition, got {number}, which is not there")
+        self._check_leaders(partitions[number])
+        return self._store(partitions[number], NewRecord(key, value, headers))
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         for key, value, headers in records:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.engine import tiers
+from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
@@ -203,8 +204,7 @@ class Router(Member):
             self._history_updates.mark_published(what, record.name)
 
     async def _append(self, record: ControlRecord) -> None:
-        key, value = record.encode()
-        await self._log.append(self._services.topics.control, key=key, value=value, headers=[])
+        await append_control_record(self._log, self._services.topics, record)
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:

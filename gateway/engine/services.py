@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from gateway.client.request import Outbound
+from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.base import Log
@@ -35,9 +36,8 @@ class Services:
 
     async def publish(self, order: ControlRecord) -> None:
         """Append a control record; while the log is unavailable, do without it."""
-        key, value = order.encode()
         with suppress(LogUnavailableError):
-            await self.log.append(self.topics.control, key=key, value=value, headers=[])
+            await append_control_record(self.log, self.topics, order)
 
 
 class Client(Protocol):

@@ -112,7 +112,8 @@ class SuccessorWriter:
     async def store_command(self, command: ControlRecord) -> None:
         """Append a control record, as an operator's command does."""
         key, value = command.encode()
-        await self._append(self._topics.control, key, value, [], is_wanted=always, is_undecided=never)
+        topic, partition = self._topics.control_partition
+        await self._append(topic, key, value, [], partition=partition, is_wanted=always, is_undecided=never)
 
     async def dead_letter_undecodable(
         self,
@@ -146,6 +147,7 @@ class SuccessorWriter:
         value: bytes,
         headers: RecordHeaders,
         *,
+        partition: int | None = None,
         is_wanted: Callable[[], bool],
         is_undecided: Callable[[], bool],
         is_last: bool = False,
@@ -160,7 +162,7 @@ class SuccessorWriter:
             if not is_wanted():
                 return False
             try:
-                await self._log.append(topic, key=key, value=value, headers=headers)
+                await self._log.append(topic, key=key, value=value, headers=headers, partition=partition)
             except (LogUnavailableError, RecordTooLargeError) as error:
                 if isinstance(error, RecordTooLargeError) and not is_last:
                     raise

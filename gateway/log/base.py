@@ -210,11 +210,14 @@ class Log(Protocol):
     max_record_bytes: int
     """Maximum size of a record's key, value and headers together."""
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         """Store a record; when this returns, it is durable (`acks=all`, or a committed fsync).
 
-        The partition follows from the key. Raises LogUnavailableError within the log's append timeout (the record may
-        be stored all the same), RecordTooLargeError at once. Cancelling the wait doesn't undo the append.
+        The partition follows from the key, unless it is given. Raises LogUnavailableError within the log's append
+        timeout (the record may be stored all the same), RecordTooLargeError at once. Cancelling the wait doesn't undo
+        the append.
         """
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:

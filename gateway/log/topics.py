@@ -6,7 +6,7 @@ A tier is a topic whose records wait one fixed delay after their append.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gateway.log.base import TopicSpec
+from gateway.log.base import Partition, TopicSpec
 from gateway.model import RulesError
 
 DAY = 86400.0
@@ -24,6 +24,9 @@ TIERS: dict[str, float] = {
 
 ORDERED_PARTITIONS = 6
 """Partitions of an ordered topic that are used: however many are added, a key stays in its partition."""
+
+CONTROL_PARTITION = 0
+"""The partition of the control topic that is written and read, however many it has: commands are totally ordered."""
 
 ROUTER_GROUP = "router"
 JOBS_GROUP = "jobs"
@@ -58,6 +61,10 @@ class Topics:
     @property
     def control(self) -> str:
         return f"{self.prefix}control"
+
+    @property
+    def control_partition(self) -> Partition:
+        return Partition(self.control, CONTROL_PARTITION)
 
     def kind_of(self, topic: str) -> str:
         """Return a topic's kind, as used in metrics. A source's topic may have any name."""

@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Literal, NamedTuple
 
+from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, State, decode
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import note_of
-from gateway.log.topics import JOBS_GROUP, Topics
+from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
 
 CANCEL_GRACE = 3.0
@@ -57,7 +58,7 @@ class ControlClient:
     ) -> None:
         self._log = log
         self._topics = topics
-        self._partition = Partition(topics.control, 0)
+        self._partition = topics.control_partition
         self._sleep = sleep
 
     async def control(self) -> Control:
@@ -163,7 +164,7 @@ class ControlClient:
         start = placed.offset + 1
         waited, replaced_at = 0.0, math.inf
         while True:
-            end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))[1]
+            end = await self._end()
             async for records in self._log.scan(self._partition, start, end):
                 for record in records:
                     order = _decode_related(record, placed.order)
@@ -186,7 +187,7 @@ class ControlClient:
 
         Their members publish them; those of older versions don't.
         """
-        end = (await self._log.bounds(self._topics.control)).get(0, (0, 0))[1]
+        end = await self._end()
         announcement = f"hold/{placed.order.key}"
         announced_at = math.inf
         outcomes: dict[str, ControlRecord] = {}
@@ -214,12 +215,15 @@ class ControlClient:
                         return True
         return bool(unread)
 
+    async def _end(self) -> int:
+        """Return the offset after the last control record."""
+        return (await self._log.bounds(self._topics.control)).get(CONTROL_PARTITION, (0, 0))[1]
+
     def _new_name(self) -> str:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, order: ControlRecord) -> StoredCommand:
-        key, value = order.encode()
-        position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
+        position = await append_control_record(self._log, self._topics, order)
         return StoredCommand(order, position.offset)
 
 
@@ -230,11 +234,11 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
     was known when the reading began. Unreadable records are skipped.
     """
     while True:
-        start, end = (await log.bounds(topics.control)).get(0, (0, 0))
+        start, end = (await log.bounds(topics.control)).get(CONTROL_PARTITION, (0, 0))
         position = max(position, start)
         if end <= position:
             return position
-        async for records in log.scan(Partition(topics.control, 0), position, end):
+        async for records in log.scan(topics.control_partition, position, end):
             for record in records:
                 with suppress(UnreadableRecordError):  # the running gateway reports it
                     control.take(record.key, record.value, record.offset)

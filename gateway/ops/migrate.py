@@ -493,7 +493,10 @@ class _Migration:
 
     async def _store_control(self, order: ControlRecord) -> None:
         key, value = order.encode()
-        await self._store(self._topics.control, key, value, [], (self._topics.control, 0))
+        topic, partition = self._topics.control_partition
+        self._require_commits({})
+        headers = [(MOVED, self._origin_header((topic, 0)))]
+        await self._target.append(topic, key=key, value=value, headers=headers, partition=partition)
 
     async def _translated_command(self, order: ControlRecord, control: Control) -> list[ControlRecord]:
         """Return the records for a command in the target."""

@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+
 from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Commit, Log
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -44,6 +46,8 @@ COMMIT_WINDOW = 1.5
 """Seconds before a crash of which the progress may not be committed."""
 CLOCKS = 0.01
 """Seconds by which Kafka's clock, read from stamps in milliseconds, may differ from the sink's."""
+GROWN_AFTER = 8.0
+"""Seconds within which producers and consumers know of new partitions."""
 DUE_MARGIN = 6.5
 """Seconds after an order is carried out until its deliveries have come: the shortest tier, and a moment."""
 
@@ -183,6 +187,41 @@ async def _unfinished(log: Log, topic: str, topics: Topics) -> int:
         base, done, _ = commits.get(number, Commit(start))
         unfinished += end - max(base, start) - int.from_bytes(done, "little").bit_count()
     return unfinished
+
+
+async def test_what_is_resumed_while_the_control_topic_grows_is_delivered_once(
+    kafka_place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    place, count = kafka_place, 2000 if is_full else 800
+    async with Sink(path="/ci") as ci, Sink(path="/other") as other:
+        rules = PATIENT.format(ci=ci.url, other=other.url)
+        async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
+            await orders.pause("destination/ci")
+            await gateway.until("gateway_destination_paused", 1, destination="ci")
+            load = Load(gateway.port, rate=500)
+            await load.send(count)
+            await all_delivered(load.acknowledged, other, timeout=10)
+            await gateway.until("gateway_parked_backlog", count)
+            admin = AIOKafkaAdminClient(bootstrap_servers=place.servers)
+            await admin.start()
+            try:
+                await admin.create_partitions({Topics(place.prefix).control: NewPartitions(total_count=3)})
+            finally:
+                await admin.close()
+            await asyncio.sleep(GROWN_AFTER)
+            placed = await orders.resume("destination/ci")
+            assert placed is not None
+            await _carried_out(orders, placed)
+            await all_delivered(load.acknowledged, ci, timeout=3 * DUE_MARGIN)
+            for name in ("ci", "other"):
+                await orders.pause(f"destination/{name}")
+                await gateway.until("gateway_destination_paused", 1, destination=name)
+            await orders.pause("route/build")
+            await gateway.until("gateway_route_paused", 1, route="build")
+            ledger = Ledger.of(ci, load.acknowledged)
+            report("resumed in a control topic that has grown", ledger)
+            assert ledger.lost == 0, gateway.story()
+            assert set(deliveries(ci).values()) == {1}, gateway.story()
 
 
 async def _carried_out(orders: ControlClient, placed: StoredCommand) -> None:

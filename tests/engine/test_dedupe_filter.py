@@ -60,9 +60,11 @@ class TestLog(MemoryLog):
         self.slow = 0.0
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         await asyncio.sleep(self.slow)
-        position = await super().append(topic, key=key, value=value, headers=headers)
+        position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
         if topic == TOPICS.dedupe:
             await self.gate.wait()
             if self.forgets_to_answer:

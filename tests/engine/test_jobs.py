@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,8 +43,10 @@ class SlowLog(MemoryLog):
         self._seconds = seconds
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-        position = await super().append(topic, key=key, value=value, headers=headers)
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
         if topic == TIER:
             await asyncio.sleep(self._seconds)
         return position
@@ -59,8 +62,10 @@ class HeldLog(MemoryLog):
         self._left = injection
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-        position = await super().append(topic, key=key, value=value, headers=headers)
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
         self._left -= topic == TIER
         if topic == TIER and self._left == 0:
             self.is_held.set()
@@ -275,13 +280,47 @@ async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learn
 
 
 @virtual
+async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_the_next_orders() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "resume", 1200)
+    orders = ControlClient(world.log, TOPICS)
+    await orders.pause(NAME)
+    slow = SlowLog(world.log)
+    async with owning(world, slow) as control:
+        placed = await orders.resume(NAME)
+        assert placed is not None
+        await asyncio.sleep(0.5)
+        spec = next(spec for spec in TOPICS.specs([]) if spec.name == TOPICS.control)
+        world.log.grow(replace(spec, partitions=3))
+        await world.log.rebalance(TOPICS.group(JOBS_GROUP))
+        done = await orders.finished(placed, timeout=60)
+        assert done is not None
+        assert (done.state, done.count) == ("active", 1200)
+        for name in ("route/build", "destination/other", "destination/third"):
+            await orders.pause(name)
+            await asyncio.sleep(0.1)
+            assert control.commands[f"pause/{name}"].state == "paused"
+    stray = ControlRecord(kind="pause", name="destination/fourth", state="paused", at=now())
+    for _ in range(100):  # as an older version would
+        await world.log.append(TOPICS.control, key=stray.encode()[0], value=stray.encode()[1], headers=[], partition=1)
+    async with owning(world) as control:  # and a process that begins now
+        assert control.commands["pause/destination/third"].state == "paused"
+        assert stray.key not in control.commands
+        kicked = await orders.kick("destination/third")
+        assert await orders.finished(kicked, timeout=20) is not None
+    assert injected(world) == once(1200)
+
+
+@virtual
 async def test_an_end_does_not_take_back_what_is_commanded_in_the_same_moment() -> None:
     class Racing(MemoryLog):
         @override
-        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        async def append(
+            self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+        ) -> Position:
             if key == b"marker/pause/destination/ci" and now() < began + 2:
                 await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
-            return await super().append(topic, key=key, value=value, headers=headers)
+            return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
     world = await a_world(a_route())
     racing = Racing()

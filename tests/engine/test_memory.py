@@ -32,10 +32,12 @@ class StalledLog(MemoryLog):
         self.goes_on = asyncio.Event()
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         if topic != EVENTS:
             await self.goes_on.wait()
-        return await super().append(topic, key=key, value=value, headers=headers)
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
 
 async def a_stalled_world(fan_out: int) -> tuple[World, StalledLog]:

@@ -145,10 +145,12 @@ class TierIsAway(MemoryLog):
         self.is_away = True
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         if self.is_away and topic.startswith(TOPICS.retry("")):
             raise LogUnavailableError("no leader")
-        return await super().append(topic, key=key, value=value, headers=headers)
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
 
 async def killed(world: World, task: asyncio.Task[None]) -> None:

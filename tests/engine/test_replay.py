@@ -44,11 +44,13 @@ class MortalLog(MemoryLog):
         self._is_stored = is_stored
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         self._left -= 1
         if self._left < 0 or (self._left == 0 and not self._is_stored):
             await self._die()
-        position = await super().append(topic, key=key, value=value, headers=headers)
+        position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
         if self._left == 0:
             await self._die()
         return position
@@ -90,10 +92,12 @@ class HastyLog(MemoryLog):
         return super().now() + (self._gained if self._is_looked_at else 0.0)
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         self._is_looked_at = False
         try:
-            return await super().append(topic, key=key, value=value, headers=headers)
+            return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
         finally:
             self._is_looked_at = True
 
@@ -107,11 +111,13 @@ class LateLog(MemoryLog):
         self._waits = cycle((0.02, 0.0, 0.0))
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         wait = next(self._waits) if topic == TIER else 0.0
         if wait:
             await asyncio.sleep(wait)
-        return await super().append(topic, key=key, value=value, headers=headers)
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
 
 class Owner:

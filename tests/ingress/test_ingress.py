@@ -61,7 +61,10 @@ class FakeLog:
         self.may_append.set()
         self.waiting = 0
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        assert partition is None
         self.waiting += 1
         await self.may_append.wait()
         self.waiting -= 1

@@ -278,6 +278,25 @@ async def test_records_are_appended_to_one_partition_in_their_order(subject: Sub
         assert all(stored[each.offset].appended_at == each.appended_at for each in positions)
 
 
+@pytest.mark.parametrize("subject", ["memory", "kafka"], indirect=True)
+async def test_an_append_to_a_given_partition_is_stored_there_whatever_its_key(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject, partitions=3)
+        for number in (0, 2):
+            found = [
+                await log.append(topic, key=b"%d" % key, value=b"", headers=[], partition=number) for key in range(8)
+            ]
+            assert [(each.partition, each.offset) for each in found] == [(number, key) for key in range(8)]
+
+
+async def test_an_append_to_a_partition_that_is_not_there_fails(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        with pytest.raises(LogUnavailableError):
+            await log.append(topic, key=b"", value=b"", headers=[], partition=1)
+        assert (await log.append(topic, key=b"", value=b"", headers=[], partition=0)).offset == 0
+
+
 async def test_an_append_in_order_of_what_is_too_large_or_nowhere_fails(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)

@@ -54,10 +54,12 @@ class ClosedTopics(MemoryLog):
         self.closed = closed
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         if topic in self.closed:
             raise LogUnavailableError(f"{topic}: closed")
-        return await super().append(topic, key=key, value=value, headers=headers)
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
 
 class SlowCommits(MemoryLog):

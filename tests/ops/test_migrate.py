@@ -55,11 +55,13 @@ class Broken(MemoryLog):
         self.appends = 0
 
     @override
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         self.appends += 1
         if self.fails(self.appends - 1):
             raise LogUnavailableError("gone")
-        return await super().append(topic, key=key, value=value, headers=headers)
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
 
 def never(_: int) -> bool:
@@ -512,8 +514,12 @@ async def test_a_retry_that_was_stored_twice_is_tried_once(source: EmbeddedLog) 
 async def test_a_record_that_is_not_the_same_there_is_noticed(source: EmbeddedLog) -> None:
     class Careless(MemoryLog):
         @override
-        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-            return await super().append(topic, key=key, value=value.replace(b"42", b"43"), headers=headers)
+        async def append(
+            self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+        ) -> Position:
+            return await super().append(
+                topic, key=key, value=value.replace(b"42", b"43"), headers=headers, partition=partition
+            )
 
     await fill(source)
     target = Careless()
@@ -525,8 +531,10 @@ async def test_a_record_that_is_not_the_same_there_is_noticed(source: EmbeddedLo
 async def test_a_record_that_is_missing_there_is_noticed(source: EmbeddedLog) -> None:
     class Forgetful(MemoryLog):
         @override
-        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-            position = await super().append(topic, key=key, value=value, headers=headers)
+        async def append(
+            self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+        ) -> Position:
+            position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
             if value == b"42":
                 segment = self._state.segments[Partition(topic, position.partition)]
                 segment.records = [record for record in segment.records if record.value != b"42"]
@@ -736,8 +744,10 @@ async def test_a_retry_that_has_ended_since_an_interruption_is_refused_where_no_
 ) -> None:
     class Sparse(Broken):
         @override
-        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-            position = await super().append(topic, key=key, value=value, headers=headers)
+        async def append(
+            self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+        ) -> Position:
+            position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
             self.skip_offsets(Partition(topic, position.partition), 16_384)
             return position
 
@@ -763,8 +773,10 @@ async def test_what_lies_too_far_apart_is_refused_before_it_is_committed(source:
 
     class Sparse(MemoryLog):
         @override
-        async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-            position = await super().append(topic, key=key, value=value, headers=headers)
+        async def append(
+            self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+        ) -> Position:
+            position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
             self.skip_offsets(Partition(topic, position.partition), 16_384)
             return position
 

@@ -437,7 +437,9 @@ class SimulatedLog:
         self.is_timeless = False
         """Whether the log has been asked for its time; until `clock.is_known`, it has given none."""
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         self._check()
         new = NewRecord(key, value, headers)
         self._measure(topic, new)
@@ -446,7 +448,8 @@ class SimulatedLog:
             await asyncio.sleep(self._random.uniform(0.001, APPEND_TIMEOUT))
         if not partitions:
             raise LogUnavailableError(f"{topic}: expected a topic, got a name that is not there")
-        [position] = await self._append(partitions[crc32(key) % len(partitions)], [new])
+        number = crc32(key) % len(partitions) if partition is None else partition
+        [position] = await self._append(partitions[number], [new])
         return position
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:

@@ -25,6 +25,7 @@ class Follower:
         self.position = 0
         self._log = log
         self._topic = topics.control
+        self._partition = topics.control_partition
         self._clock_topic = topics.dedupe
         self._logger = logger
         self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
@@ -38,7 +39,7 @@ class Follower:
         """Start reading, retrying for as long as the topic is unavailable; return also its bounds."""
         while True:
             try:
-                start, end = (await self._log.bounds(self._topic)).get(0, (0, 0))
+                start, end = (await self._log.bounds(self._topic)).get(self._partition.number, (0, 0))
                 return await self._log.consume(group=None, topics=[self._topic], listener=self), start, end
             except LogUnavailableError as error:
                 self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
@@ -57,11 +58,11 @@ class Follower:
                 caught_up.set()
             while True:
                 for batch in await consumer.fetch(timeout=1.0):
-                    for record in batch.records:
+                    for record in batch.records if batch.partition == self._partition else ():
                         self._apply(record)
                 # A compacted topic may end in a gap, so what counts is that nothing is left to read.
-                lag = consumer.lag()  # empty while it is unknown
-                if not caught_up.is_set() and (self.position >= end or (lag and not any(lag.values()))):
+                lag = consumer.lag().get(self._partition)  # None while it is unknown
+                if not caught_up.is_set() and (self.position >= end or lag == 0):
                     caught_up.set()
         finally:
             await consumer.close()
@@ -94,5 +95,5 @@ class Follower:
         except UndecodableRecordError as error:
             self._undecodable.count_undecodable(self._topic, record.offset, error)
         except NewerRecordError as error:
-            self._undecodable.report_newer(Partition(self._topic, 0), record.offset, error)
+            self._undecodable.report_newer(self._partition, record.offset, error)
         self._undecodable.set_newer_count("control", len(self.control.newer))

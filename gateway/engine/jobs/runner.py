@@ -1,6 +1,6 @@
 """Carry out what operators command, in the one process that owns the jobs.
 
-Every process follows `gateway.control` (`control/follower.py`); one of them, the owner of its only partition in the
+Every process follows `gateway.control` (`control/follower.py`); one of them, the owner of its partition in the
 group of jobs, carries the commands out (`Jobs`), each in a task of its own: a long one delays no other. What is to be
 done follows from the commands in force and their checkpoints alone; whatever kills a job, the next owner continues from
 its last checkpoint. A command's own offset is committed once it is carried out.
@@ -14,6 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import tiers
 from gateway.engine.commit_progress import Progress
+from gateway.engine.control.append import append_control_record
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.jobs.backlog_counts import BacklogCounts
@@ -123,7 +124,7 @@ class Jobs:
         self._swept_at = 0.0
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._partition = Partition(topics.control, 0)
+        self._partition = topics.control_partition
 
     def unread(self) -> Mapping[Partition, str]:
         """Return which partitions of dead letters and parked deliveries can't be read, and why."""
@@ -157,8 +158,9 @@ class Jobs:
         """Ignored: compaction deletes only what newer records replace."""
 
     def replaced(self, assignment: Assignment) -> None:
-        self._progress = None
-        self.assigned([assignment])
+        if assignment.partition == self._partition:
+            self._progress = None
+            self.assigned([assignment])
 
     async def run(self) -> None:
         """Carry out commands until cancelled."""
@@ -174,7 +176,7 @@ class Jobs:
         try:
             while True:
                 for batch in await consumer.fetch(timeout=1.0):
-                    for record in batch.records:
+                    for record in batch.records if batch.partition == self._partition else ():
                         await self._accept(record)
                     self._start(tasks)
                 try:
@@ -378,14 +380,12 @@ class Jobs:
             await self._sleep(0.02)
 
     async def _append_record(self, command: ControlRecord) -> int:
-        key, value = command.encode()
-        position = await self._log.append(self._topics.control, key=key, value=value, headers=[])
-        return position.offset
+        return (await append_control_record(self._log, self._topics, command)).offset
 
     async def _caught_up(self) -> None:
         """Wait until everything now in the control topic was applied."""
-        for _, end in (await self._log.bounds(self._topics.control)).values():
-            await self._wait_until_applied(end - 1)
+        _, end = (await self._log.bounds(self._topics.control)).get(self._partition.number, (0, 0))
+        await self._wait_until_applied(end - 1)
 
     async def _wait_until_applied(self, offset: int) -> None:
         while self._follower.position <= offset:

@@ -86,8 +86,12 @@ class EmbeddedLog:
             log._sweep_later(min(sweep_interval, max(MIN_SWEEP_DELAY, due)))
         return log
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         """Store a record in the next transaction, together with all that are queued."""
+        if partition:
+            raise LogUnavailableError(f"{topic}: expected its only partition, got {partition}")
         append = self._append_of(topic, key, value, headers)
         self._add([append])
         try:

@@ -69,7 +69,9 @@ class Appender:
         """Connect. Raises KafkaError."""
         await self._producer.start()
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
         if len(value) > SURELY_FITS:
             self._refuse_if_too_large(topic, key, value, headers)
         if self._is_closed:
@@ -80,7 +82,9 @@ class Appender:
         where: TopicPartition | None = None
         try:
             partitions = self._partitions.get(topic) or await self._known_partitions(topic, producer)
-            where = partitions[partition_of(key, len(partitions))]
+            if partition is not None and partition >= len(partitions):
+                raise UnknownTopicOrPartitionError(f"{topic}/{partition}")
+            where = partitions[partition_of(key, len(partitions)) if partition is None else partition]
             # For a known topic and partition, producer.send does nothing else, but takes 3 µs more.
             accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
             future = await accumulator.add_message(where, key, value, patience, None, headers)

@@ -84,8 +84,10 @@ class KafkaLog:
             raise
         return opened
 
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
-        return await self._appender.append(topic, key=key, value=value, headers=headers)
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        return await self._appender.append(topic, key=key, value=value, headers=headers, partition=partition)
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         return await self._appender.append_in_order(partition, records)
