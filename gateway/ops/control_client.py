@@ -185,22 +185,30 @@ class ControlClient:
     async def ordered_outcomes(self, placed: StoredCommand) -> Mapping[str, ControlRecord]:
         """Return a kick's outcome on each partition of ordered routes, by the name of its checkpoint.
 
-        Their members publish them; those of older versions don't.
+        Their members publish them after the announcement of the job that carries it out, the last before its answer:
+        what follows that of a later kick is about that one. Members of older versions don't publish any.
         """
         end = await self._end()
         announcement = f"hold/{placed.order.key}"
-        announced_at = math.inf
-        outcomes: dict[str, ControlRecord] = {}
+        announced_at, is_answered = math.inf, False
+        outcomes: list[ControlRecord] = []
         async for records in self._log.scan(self._partition, placed.offset + 1, end):
             for record in records:
-                if not record.key.startswith((f"marker/{announcement}".encode(), b"marker/tried/")):
+                if not record.key.startswith(b"marker/"):
                     continue
                 with suppress(UnreadableRecordError):
                     order = decode(record.key, record.value)
-                    outcomes[order.name] = order
-                    announced_at = order.at if order.name == announcement else announced_at
-        outcomes.pop(announcement, None)
-        return {name: outcome for name, outcome in outcomes.items() if outcome.at >= announced_at}
+                    if order.name.startswith("tried/"):
+                        outcomes.append(order)
+                    elif order.name == announcement and not is_answered:
+                        announced_at = order.at
+                    elif order.name == placed.order.key:
+                        is_answered |= order.answers > placed.offset
+        found: dict[str, ControlRecord] = {}
+        for outcome in outcomes:
+            if outcome.at >= announced_at:
+                found.setdefault(outcome.name, outcome)
+        return found
 
     async def _may_have_parked(self, name: str, control: Control) -> bool:
         """Return whether a name has parked deliveries that no resume has reached, as far as partitions can be read."""

@@ -119,12 +119,15 @@ async def ordered_outcome_of(
     """Return what a command came to on ordered routes, once that is known or a few seconds have passed."""
     kick: ControlRecord | None = None
     left: Mapping[Partition, int] = {}
+    outcomes: dict[str, ControlRecord] = {}
     for poll in range(POLLS + 1):
         if poll:
             await asyncio.sleep(POLL_INTERVAL)
         left = await unfinished_before(log, topics, before.ends)
         if placed.order.kind == "kick":
-            kick = _kick_outcome(before, left, await client.ordered_outcomes(placed), placed.order)
+            # What was read stays: a later kick replaces it in the log.
+            outcomes = {**await client.ordered_outcomes(placed), **outcomes}
+            kick = _kick_outcome(before, left, outcomes, placed.order)
         is_committed = kick is not None and sum(left.values()) <= kick.count - (kick.delivered or 0)
         if is_committed or not any(left.values()):
             break

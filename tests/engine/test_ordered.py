@@ -586,3 +586,25 @@ async def test_a_record_that_cannot_be_read_is_one_dead_letter_however_many_grou
         await asyncio.sleep(5)
     assert len(world.log.records(TOPICS.dead)) == 1
     assert [await unfinished(world, (f"ordered-{n}", "ci")) for n in range(3)] == [0, 0, 0]
+
+
+@virtual
+async def test_each_of_several_kicks_is_told_what_it_came_to_itself() -> None:
+    policy = a_policy(schedule=(1.0,), max_attempts=1)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[404])
+    await world.put(*keyed(5, 4))
+
+    async def kicked_after(seconds: float, name: str) -> str:
+        await asyncio.sleep(seconds)
+        told, _ = await _kick(world, name)
+        return told
+
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        names = ("destination/ci", "route/build")
+        # At once, while the job of the first runs, and while what those came to is read.
+        told = await asyncio.gather(
+            *[kicked_after(seconds, name) for seconds in [n * 0.5 for n in range(12)] for name in names]
+        )
+    again = "; on ordered routes 5 tried now: 5 got 404 again; 15 wait (behind an earlier event of the key)"
+    assert Counter(told) == {again: 24}

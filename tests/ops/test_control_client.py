@@ -1,6 +1,6 @@
 """Operators' commands, and how their outcomes are reported."""
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, decode, tried_name
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.ops.control_client import ControlClient
@@ -70,6 +70,23 @@ async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours()
     log = await a_log()
     await log.append(TOPICS.control, key=b"pause/route/build", value=b'{"v": 9}', headers=[])
     assert (await ControlClient(log, TOPICS).pause("route/build")).is_new
+
+
+async def test_what_a_kick_came_to_in_order_is_not_what_a_later_one_came_to() -> None:
+    log = await a_log()
+    client = ControlClient(log, TOPICS)
+    name, place = "destination/ci", tried_name("build", "ci", 0)
+    await publish(log, ControlRecord(kind="marker", name=place, state="done", at=1.0, tried=9))  # of an earlier one
+    kicks = []
+    for at, tried in ((2.0, 5), (3.0, 0)):
+        kicks.append(await client.kick(name))
+        await publish(log, ControlRecord(kind="marker", name=f"hold/kick/{name}", state="done", at=at))
+        await publish(log, ControlRecord(kind="marker", name=place, state="done", at=at, tried=tried))
+        assert (await client.ordered_outcomes(kicks[-1]))[place].tried == tried
+        # This log compacts at once: the first outcome is replaced, and no other is taken for it.
+        assert all([not await client.ordered_outcomes(kick) for kick in kicks[:-1]])
+        answer = ControlRecord(kind="marker", name=f"kick/{name}", state="done", at=at, answers=kicks[-1].offset + 1)
+        await publish(log, answer)
 
 
 async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for() -> None:

@@ -128,10 +128,10 @@ class Kicks(ScanningJob):
         return rates.pop() if len(rates) == 1 else None
 
     async def _announce(self, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
-        """Announce what kicks are about to scan."""
+        """Announce what kicks are about to scan: as of one moment, so that ordered routes act on all of them once."""
+        at = self._log.now()
         for run in runs:
             name = f"hold/{run.command.key}"
-            at = self._log.now()
             await self._publish(
                 ControlRecord(kind="marker", name=name, state="done", at=at, checkpoint=ends, expedited=near)
             )
