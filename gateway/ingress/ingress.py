@@ -75,6 +75,8 @@ class Ingress:
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
         self._quota = LogQuota()
+        self._own_quota = LogQuota()
+        """For refusals of verified senders, which are our fault: no stranger's lines leave them out."""
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
         self._endpoints: dict[str, _Endpoint] = {}
@@ -284,20 +286,21 @@ class Ingress:
                     taken = self._metrics.events.labels(source).value
                     self._metrics.refusal_runs.add(source, fields["reason"], at=self._log.now(), events=taken)
         fields["seconds"] = round(seconds, 6)
-        # A 5xx to a verified sender is always logged, like a 202. Refusals that anyone can cause are rate-limited.
+        # A bug has no reason, and always has its line.
         is_server_error = fields.pop("is_verified", False) and fields["status"] >= _SERVER_ERROR
-        if "reason" in fields and not is_server_error and not self._take_quota(source, fields["reason"]):
+        quota = self._own_quota if is_server_error else self._quota
+        if "reason" in fields and not self._take_quota(quota, source, fields["reason"]):
             return
         self._logger.info("request_finished", **fields)
 
-    def _take_quota(self, source: str, reason: str) -> bool:
+    def _take_quota(self, quota: LogQuota, source: str, reason: str) -> bool:
         if self._quota_timer is None:
             self._quota_timer = asyncio.get_running_loop().call_later(QUOTA_WINDOW, self._log_suppressed)
-        return self._quota.take(source, reason)
+        return quota.take(source, reason)
 
     def _log_suppressed(self) -> None:
         self._quota_timer = None
-        for source, reason, count in self._quota.next_window():
+        for source, reason, count in (*self._own_quota.next_window(), *self._quota.next_window()):
             self._logger.info("refusals_left_out", source=source, reason=reason, count=count)
 
 

@@ -1,4 +1,4 @@
-"""Limits log lines that anyone on the internet can cause: the rest is counted."""
+"""Limits the log lines of refusals, which anyone on the internet, or a full disk, can cause: the rest is counted."""
 
 from collections import Counter
 from collections.abc import Sequence

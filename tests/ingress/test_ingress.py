@@ -910,11 +910,23 @@ async def test_many_refusals_that_are_alike_are_logged_by_their_number(
     assert world.count("rejected_total", source="", reason="unknown_source") == 60
 
 
-async def test_what_is_the_gateways_fault_is_always_logged(world: World) -> None:
-    world.log.failure = LogUnavailableError("no quorum")
+async def test_what_is_the_gateways_fault_is_logged_whatever_strangers_send_and_counted_as_long_as_it_lasts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
+    monkeypatch.setattr("gateway.telemetry.log_quota.IN_ALL", 15)
+    for _ in range(30):
+        assert (await world.exchange(a_request("/in/crm"))).status == 401
+        assert (await world.exchange(a_request("/wp-login"))).status == 404
+    world.lines.clear()
+    world.log.failure = LogUnavailableError("no space left on device")
     for _ in range(30):
         assert (await world.exchange(a_request())).status == 503
-    assert [line["status"] for line in world.lines] == [503] * 30
+    assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "log_unavailable")] * 10
+    await world.ingress.stop(timeout=0.1)
+    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "refusals_left_out"}
+    assert left_out == {"log_unavailable": 20, "missing_credentials": 22, "unknown_source": 23}
+    assert world.count("rejected_total", source="open", reason="log_unavailable") == 30
 
 
 async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
@@ -937,13 +949,13 @@ async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
     assert left_out == {"transfer_coding": 20, "bodies_held_open": 20}
 
 
-async def test_a_verified_sender_for_whom_there_is_no_room_is_always_logged(
+async def test_a_verified_sender_for_whom_there_is_no_room_is_logged(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.ingress.body_memory.BodyMemory.reserve", lambda *_, **__: False)
     for _ in range(30):
         assert (await world.exchange(a_request())).status == 503
-    assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "overloaded")] * 30
+    assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "overloaded")] * 10
     assert not any("is_verified" in line for line in world.lines)
 
 
