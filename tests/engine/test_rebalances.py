@@ -177,11 +177,15 @@ async def test_what_another_owner_has_done_meanwhile_is_not_adopted() -> None:
 async def _with_a_copy(world: World, *, after: float) -> Partition:
     """Store a record of a tier, and the same again after some seconds, as a crash does; return their partition."""
     tier, delivery = TOPICS.retry("5s"), a_delivery(successor=1, due=now() + 5)
-    for pause in (after, 0.0):
+
+    async def store() -> Partition:
         headers = encode_delivery(delivery, NO_NOTE, at=now())
         position = await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers)
-        await asyncio.sleep(pause)
-    return Partition(tier, position.partition)
+        return Partition(tier, position.partition)
+
+    await store()
+    await asyncio.sleep(after)
+    return await store()
 
 
 @virtual
