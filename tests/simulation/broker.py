@@ -951,6 +951,9 @@ class SimulatedConsumer:
             await self._log._ask()
             ends = {partition: self._broker.segments[partition].end for partition in self._starts(starts)}
             await self._begin_anew([partition for partition, end in ends.items() if end < positions[partition]])
+            for partition, end in ends.items():
+                if end == positions[partition] == self.positions.get(partition):
+                    self._go_on_as_before(partition)  # no look will ever tell it, and perhaps there is nothing to fetch
             for partition, start in starts.items():
                 self._report_deleted(group, partition, start)
 
@@ -1026,6 +1029,14 @@ class SimulatedConsumer:
         if is_told:
             self._listener.records_deleted(partition, range(position, start))
 
+    def _go_on_as_before(self, partition: Partition) -> None:
+        """Go on at our position in a topic that was made again, as if its records were those that were there."""
+        segment = self._broker.segments[partition]
+        if self._lives[partition] != segment.life:
+            self._lives[partition] = segment.life
+            if self.group is not None and self.group.owners.get(partition) is self:
+                self._broker.witness.mistaken(partition, segment.end_before)
+
     def _take(self) -> list[Batch]:
         batches = []
         for partition, position in self.positions.items():
@@ -1034,10 +1045,7 @@ class SimulatedConsumer:
             segment = self._broker.segments[partition]
             if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
-            if self._lives[partition] != segment.life:  # it goes on as if its records were those that were there
-                self._lives[partition] = segment.life
-                if self.group is not None and self.group.owners.get(partition) is self:
-                    self._broker.witness.mistaken(partition, segment.end_before)
+            self._go_on_as_before(partition)
             records = _head(segment, position, segment.end)
             self.positions[partition] = records[-1].offset + 1
             self._log.clock.on_record(records[-1].appended_at)
