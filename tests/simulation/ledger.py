@@ -107,9 +107,18 @@ class Version:
 class InForce:
     """When a process went by a version of the rules."""
 
+    process: str
     version: Version
     since: float
     until: float | None = None
+
+
+class Reading(NamedTuple):
+    """By which rules a process has matched an event, and when."""
+
+    at: float
+    process: str
+    version: Version
 
 
 @dataclass(slots=True, eq=False)
@@ -197,6 +206,15 @@ class Trail:
 
 
 @dataclass(slots=True)
+class Readings:
+    """By which rules events were matched, by their numbers."""
+
+    of: dict[int, list[Reading]] = field(default_factory=lambda: defaultdict(list))
+    committed: dict[int, Version] = field(default_factory=dict)
+    """By which rules by who has committed it."""
+
+
+@dataclass(slots=True)
 class Deletions:
     """What the log has deleted of what wasn't done."""
 
@@ -227,6 +245,7 @@ class Ledger:
         self.rows: dict[Partition, dict[int, Row]] = defaultdict(dict)
         self.trails: dict[Key, Trail] = defaultdict(Trail)
         self.in_force: list[InForce] = []
+        self._readings = Readings()
         self.tries: list[Try] = []
         self.dead_values: set[bytes] = set()
         self.commits: dict[tuple[str, Partition], Commit] = {}
@@ -438,7 +457,10 @@ class Ledger:
         for offset in covers(commit, self.rows[partition].keys() - covered):
             covered.add(offset)
             row = self.rows[partition][offset]
-            unfinished = self.unfinished(row, group)
+            is_to_match = row.stored is None or not row.stored.delivery.route
+            if group == ROUTER and is_to_match and (readings := self._readings_by(client.name, row)):
+                self._readings.committed[row.number] = readings[-1].version
+            unfinished = [] if self._is_forgone(row) else self._unfinished(row, group, reader=client.name)
             if unfinished:
                 self.violate(
                     "2 no commit covers an unfinished delivery",
@@ -742,15 +764,33 @@ class Ledger:
 
     # What is finished.
 
-    def versions(self, since: float, until: float) -> Iterator[Version]:
-        """Yield the versions of the rules by which some process went in that time."""
+    def versions(self, since: float, until: float, process: str | None = None) -> Iterator[Version]:
+        """Yield the versions of the rules by which some process went in that time, or this one."""
         for force in self.in_force:
-            if force.since <= until and (force.until is None or force.until >= since):
+            is_meant = process is None or force.process == process
+            if is_meant and force.since <= until and (force.until is None or force.until >= since):
                 yield force.version
 
-    def required(self, event: Event, since: float, until: float) -> frozenset[Pair]:
-        """Return the pairs to which an event has to go, whoever read it in that time."""
-        versions = {version.number: version for version in self.versions(since, until)}
+    def matched(self, process: str, number: int, version: Version) -> None:
+        """Note that a process has looked by these rules where an event is to go."""
+        self._readings.of[number].append(Reading(self._now(), process, version))
+
+    def _readings_by(self, process: str, row: Row) -> list[Reading]:
+        return [each for each in self._readings.of.get(row.number, ()) if each.process == process]
+
+    def _required_of(self, row: Row, event: Event, reader: str | None = None) -> frozenset[Pair]:
+        """Return the pairs to which the event of a record has to go: by the rules by which it was read.
+
+        By a reader, who commits it, or else by who has committed it. Where nobody has matched it, the rules are meant
+        by which one may have done that without our hearing of it.
+        """
+        readings = [] if reader is None else self._readings_by(reader, row)
+        version = readings[-1].version if readings else self._readings.committed.get(row.number)
+        return self.required(event, row.at, self._now(), reader) if version is None else version.pairs(event)
+
+    def required(self, event: Event, since: float, until: float, reader: str | None = None) -> frozenset[Pair]:
+        """Return the pairs to which an event has to go, whoever read it in that time, or by a reader."""
+        versions = {version.number: version for version in self.versions(since, until, reader)}
         # By rules that don't know its source an event waits for others.
         sets = [version.pairs(event) for version in versions.values() if event.source in version.sources]
         return frozenset.intersection(*sets) if sets else frozenset()
@@ -773,8 +813,8 @@ class Ledger:
             return False
         return self._deletions.forgone.get((row.number, row.stored.delivery.id), -1) >= row.stored.delivery.successor
 
-    def _unfinished(self, row: Row, group: str) -> list[str]:
-        """Return the same, whatever was deleted."""
+    def _unfinished(self, row: Row, group: str, reader: str | None = None) -> list[str]:
+        """Return the same, whatever was deleted; by the rules by which a reader has read it, if it is one's commit."""
         if row.event is None:
             return [] if row.value in self.dead_values else ["unreadable"]
         if row.stored is not None:
@@ -789,7 +829,7 @@ class Ledger:
         if self.may_be_dropped(row) or (row.stored is None and self._nowhere(row).successor):
             return []
         unfinished: list[str] = []
-        for pair in self.required(row.event, row.at, self._now()):
+        for pair in self._required_of(row, row.event, reader):
             key = row.number, delivery_id(row.event.id, *pair)
             trail = self.trails[key]
             if not (trail.is_delivered or trail.successor):
@@ -849,32 +889,51 @@ class Ledger:
         origin = row.origin
         if origin is None or row.event is None:
             return False
-        is_behind = any(
-            other.origin.partition == origin.partition and other.origin.offset > origin.offset
-            for other in self.rows[row.partition].values()
-            if other.offset < row.offset and other.origin is not None
-        )
+        is_behind = any(self._before_in_spite_of_order(row))
         event = self.rows[origin.partition][origin.offset]
         is_carried_on = self._goes_on_from_a_tier(row) or any(
             each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows
         )
         return is_behind and (is_carried_on or self.may_be_dropped(event) or self._is_newly_matched(row, event))
 
+    def _before_in_spite_of_order(self, row: Row) -> Iterator[Row]:
+        """Yield what an ordered topic has before a record though its event comes after the record's event."""
+        origin = row.origin
+        if origin is None:
+            return
+        for other in self.rows[row.partition].values():
+            if other.origin is None or other.offset >= row.offset or other.origin.partition != origin.partition:
+                continue
+            if other.origin.offset > origin.offset:
+                yield other
+
     def _is_newly_matched(self, row: Row, event: Row) -> bool:
         """Return whether an event is for a route only by new rules, though that kept the order by those before.
 
         What came after the event may then be appended already when its reader leaves it to another one uncommitted, or
-        when one reads it that was evicted and doesn't know.
+        when one reads it that was evicted and doesn't know. By the rules before, that is: by which the event isn't for
+        the route, and by which who appended what came after it has read both. What is read by the new rules has to wait
+        until the event is committed.
         """
         assert row.stored is not None
         assert event.event is not None
         pair = row.stored.delivery.route, row.stored.delivery.destination
-        was_nothing = any(
-            route.name == pair[0] and route.is_ordered and pair not in version.pairs(event.event)
-            for version in self.versions(event.at, self._now())
-            for route in version.routes
-        )
-        return was_nothing and (event.is_left or row.is_of_evicted)
+        for other in self._before_in_spite_of_order(row):
+            if not (event.is_left or row.is_of_evicted or other.is_of_evicted):
+                continue
+            before = [each.version for each in self._readings_by(other.writer, event)]
+            if not before:  # nobody looks where an event of an unknown source is to go
+                versions = self.versions(event.at, other.at, other.writer)
+                before = [version for version in versions if event.event.source not in version.sources]
+            after = [each.version for each in self._readings_by(other.writer, other) if each.at <= other.at]
+            if all(any(self._is_nothing(event.event, pair, each) for each in versions) for versions in (before, after)):
+                return True
+        return False
+
+    def _is_nothing(self, event: Event, pair: Pair, version: Version) -> bool:
+        """Return whether an event isn't for a route and destination by rules by which that route keeps the order."""
+        is_ordered = any(route.name == pair[0] and route.is_ordered for route in version.routes)
+        return is_ordered and pair not in version.pairs(event)
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""
@@ -996,10 +1055,11 @@ class Ledger:
         nowhere = row.number, delivery_id(event.id, "", "")
         if self.may_be_dropped(row) or self._nowhere(row).is_dead or nowhere in self._deletions.forgone:
             return
-        for pair in sorted(self.required(event, row.at, self._now())):
+        for pair in sorted(self._required_of(row, event)):
             key = row.number, delivery_id(event.id, *pair)
             trail = self.trails[key]
-            if not (trail.is_delivered or trail.is_dead or key in self._deletions.forgone):
+            is_left_out = any(each.origin is not None and self._is_newly_matched(each, row) for each in trail.rows)
+            if not (trail.is_delivered or trail.is_dead or key in self._deletions.forgone or is_left_out):
                 self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
 
     def _check_losses(self, counted: Mapping[str, float]) -> None:
@@ -1347,6 +1407,8 @@ class Ledger:
                 continue  # no group throws a member out that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))
+            if row.offset < offset and self._is_misjudged(trail):
+                continue
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
             last[where] = row.offset, made
@@ -1361,6 +1423,26 @@ class Ledger:
         """
         is_read_in_order = any(each.origin is not None for each in trail.rows) and not self._nowhere(row).rows
         return is_read_in_order and not trail.lives and self._was_ordered(made.route, row.at)
+
+    def _is_misjudged(self, trail: Trail) -> bool:
+        """Return whether an event that is newly matched is taken for one of a topic that was made again.
+
+        Like such a one, it was appended later than what the ordered topic has before it, by its leaders' clocks, and so
+        is what comes after it there.
+        """
+        return any(
+            other.offset < first.offset <= row.offset
+            and first.origin is not None
+            and other.origin is not None
+            and row.origin is not None
+            and first.origin.partition == row.origin.partition
+            and first.origin.offset <= row.origin.offset
+            and first.origin.appended_at > other.origin.appended_at
+            and self._is_newly_matched(first, self.rows[first.origin.partition][first.origin.offset])
+            for row in trail.rows
+            for other in self._before_in_spite_of_order(row)
+            for first in self.rows[row.partition].values()
+        )
 
     def _check_isolation(self) -> None:
         """What is healthy all the time isn't delayed by what isn't."""

@@ -20,6 +20,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from typing_extensions import override
 
 from gateway.engine import commit_progress, router
 from gateway.engine.control.follower import Follower
@@ -35,8 +36,10 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import Origin, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
-from gateway.model import Event, LogUnavailableError, RetryPolicy, event_id
+from gateway.model import Event, ExpressionError, LogUnavailableError, RetryPolicy, event_id
+from gateway.rules import event_view
 from gateway.rules.conditions import parse_condition
+from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import Metrics
@@ -59,6 +62,8 @@ DRIFT = 0.0005
 KICK_EVERY = 60.0
 KICKED = 40.0
 """Seconds in which a kick brings out all that waits, where nothing fails."""
+NUMBER = (event_view.Step(MARK.decode(), -1),)
+"""The path to an event's number."""
 CONTROL = Partition(TOPICS.control, 0)
 OPEN_SOURCE = build_verifier({"scheme": "none"})
 
@@ -569,7 +574,7 @@ class World:
             destinations=frozenset(destinations),
             routes=tuple(routes),
         )
-        self.versions.append((version, _rules(self.plan, version)))
+        self.versions.append((version, _rules(self.plan, version, self.ledger)))
 
     def _reload(self, what: Mapping[str, Any]) -> None:
         self._new_version(what)
@@ -811,7 +816,7 @@ class Process:
         now = self._world.now()
         if self.force is not None:
             self.force.until = now
-        self.force = InForce(version, now)
+        self.force = InForce(self.name, version, now)
         self._world.ledger.in_force.append(self.force)
         self._world.say(f"{self.name} goes by rules {version.number}")
 
@@ -851,7 +856,24 @@ def topic_of(plan: Plan, source: str) -> str:
     return TOPICS.events(plan.sources[0] if plan.is_shared else source)
 
 
-def _rules(plan: Plan, version: Version) -> Rules:
+class WatchedTable(RouteTable[Route]):
+    """Tells the ledger which process matches which event by a version of the rules."""
+
+    def __init__(self, routes: Sequence[Route], version: Version, ledger: Ledger) -> None:
+        super().__init__(routes)
+        self._version = version
+        self._ledger = ledger
+
+    @override
+    def match(self, view: EventView) -> list[tuple[Route, ExpressionError | None]]:
+        process = OWNER.get()
+        number = view.get("headers", NUMBER)
+        if isinstance(process, Process) and isinstance(number, str):
+            self._ledger.matched(process.name, int(number), self._version)
+        return super().match(view)
+
+
+def _rules(plan: Plan, version: Version, ledger: Ledger) -> Rules:
     routes = {route.name: _route(route) for route in version.routes}
     return Rules(
         sources={
@@ -877,7 +899,7 @@ def _rules(plan: Plan, version: Version) -> Rules:
         },
         routes=routes,
         egress=Egress(),
-        table=RouteTable(list(routes.values())),
+        table=WatchedTable(list(routes.values()), version, ledger),
         files=(),
     )
 
