@@ -95,8 +95,7 @@ class Committer:
                 self._services.logger.warning("commit_retried", group=self._group, error=str(error))
                 return False
             for tracker, commit in commits.items():
-                tracker.progress.committed(commit)
-                tracker.forget_duplicates()
+                tracker.committed(commit)
             return True
 
     async def committable(self, trackers: Iterable[Tracker]) -> dict[Tracker, Commit]:

@@ -438,5 +438,5 @@ class Member(ABC):
         """Mark a record as done."""
         self._memory_bytes -= pending.memory_bytes
         pending.tracker.finish(pending)
-        self._committer.count_done(is_waited_for=pending.offset < pending.tracker.ordered_from)
+        self._committer.count_done(is_waited_for=pending.offset < pending.tracker.boundaries.highest)
         pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection

@@ -8,7 +8,7 @@ tracker, so that it is neither repeated nor forgotten.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -16,7 +16,7 @@ from typing import Protocol
 from typing_extensions import override
 
 from gateway.engine.commit_progress import Progress
-from gateway.log.base import Assignment, Partition, Record
+from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.model import NO_NOTE, DeadLettered, Delivery, Life, Note
 
 ITEM_SIZE = 1024
@@ -167,6 +167,38 @@ class Ownership(Enum):
     LOST = auto()
 
 
+class Boundaries:
+    """Where a reload has changed what ordered routes match: by route, the offsets that the former rules ended at.
+
+    A delivery that was matched at or above such an offset waits until all below it is committed: read again after a
+    crash, and by the new rules, a record below it would come behind that delivery.
+    """
+
+    def __init__(self) -> None:
+        self._offsets: dict[str, list[int]] = {}  # Invariant: ascending, none is empty.
+        self.highest = 0
+        """Below it, what is done is waited for."""
+
+    def add(self, routes: Iterable[str], offset: int) -> None:
+        """Add a boundary of these routes; it isn't below any other."""
+        for route in routes:
+            offsets = self._offsets.setdefault(route, [])
+            if not offsets or offsets[-1] < offset:
+                offsets.append(offset)
+            self.highest = offset
+
+    def before(self, route: str, offset: int) -> int:
+        """Return the last boundary of a route at or below an offset, 0 if there is none."""
+        return max([each for each in self._offsets.get(route, ()) if each <= offset], default=0)
+
+    def forget_below(self, committed: int) -> None:
+        """Forget those up to which everything is committed."""
+        if self.highest:
+            left = {route: [each for each in offsets if each > committed] for route, offsets in self._offsets.items()}
+            self._offsets = {route: offsets for route, offsets in left.items() if offsets}
+            self.highest = max([offsets[-1] for offsets in self._offsets.values()], default=0)
+
+
 class Tracker:
     """The records of one partition, from assignment to revocation.
 
@@ -184,8 +216,8 @@ class Tracker:
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records in a newer format: they stay unfinished."""
-        self.ordered_from = 0
-        """Records from this offset on are appended to ordered topics once all below it is committed."""
+        self.boundaries = Boundaries()
+        self._end_of_adopted = 0
         self._first_offsets: dict[tuple[Life, int], int] = {}
         self._pruned_below = self.progress.base - DUPLICATES_KEPT
 
@@ -211,6 +243,12 @@ class Tracker:
     @property
     def is_lost(self) -> bool:
         return self.ownership is Ownership.LOST
+
+    @property
+    def end(self) -> int:
+        """The offset after the last record that was tracked, here or before an adoption; 0 if none was."""
+        last = self.progress.last_received
+        return self._end_of_adopted if last is None else max(self._end_of_adopted, last + 1)
 
     @property
     def waiting(self) -> list["PendingDelivery"]:
@@ -244,7 +282,8 @@ class Tracker:
     def adopt(self, old: "Tracker") -> list[PendingDelivery]:
         """Take over the pending and the completed records of `old`, of which copies may come; return what waits."""
         self.progress.merge(old.progress)
-        self.ordered_from = max(self.ordered_from, old.ordered_from)
+        self.boundaries = old.boundaries
+        self._end_of_adopted = old.end
         waiting = []
         for offset, pending in old.pendings.items():
             if self.progress.is_done(offset):
@@ -262,7 +301,13 @@ class Tracker:
         }
         return waiting
 
-    def forget_duplicates(self) -> None:
+    def committed(self, commit: Commit) -> None:
+        """Mark this commit as stored."""
+        self.progress.committed(commit)
+        self.boundaries.forget_below(commit.base)
+        self._forget_duplicates()
+
+    def _forget_duplicates(self) -> None:
         """Forget deliveries far below the window. Called at each commit, it does so now and then."""
         lowest = self.progress.base - DUPLICATES_KEPT
         if self._first_offsets and lowest >= self._pruned_below + DUPLICATES_KEPT:

@@ -160,15 +160,16 @@ class Router(Member):
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
         self._has_to_publish.set()
         before, self._ordered = self._ordered, ordered_rules(self._services.rules())
-        self._order_after({source for route in self._ordered - before for source in route.sources})
+        self._order_after({route.name for route in self._ordered - before})
 
-    def _order_after(self, sources: Collection[str]) -> None:
-        """Let ordered deliveries of these sources wait until what was read by the former rules is committed."""
-        rules, topics = self._services.rules(), self._services.topics
-        names = {rules.sources[name].topic or topics.events(name) for name in sources if name in rules.sources}
+    def _order_after(self, routes: Collection[str]) -> None:
+        """Let deliveries of these ordered routes wait until what was read by the former rules is committed.
+
+        That is so for each partition of events: any may have events of their sources, from before those had moved.
+        """
         for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
-            if tracker.partition.topic in names and tracker.progress.last_received is not None:
-                tracker.ordered_from = max(tracker.ordered_from, tracker.progress.last_received + 1)
+            if routes and tracker.delay is None and tracker.end:
+                tracker.boundaries.add(routes, tracker.end)
                 self._committer.hasten()
 
     @override

@@ -5,13 +5,16 @@ What the new rules deliver of them is in the ordered topic before what came late
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
-from gateway.log.topics import JOBS_GROUP
+from gateway.engine.partition_tracker import Boundaries
+from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
+from gateway.rules.rules import Rules
 from tests.builders import a_destination, a_route
 from tests.engine.test_undelivered import OTHER, a_scene
-from tests.engine.test_worker import TOPICS, World, rules_of, running
+from tests.engine.test_worker import EVENTS, TOPICS, World, rules_of, running
 from tests.virtual_time import run
 
 SLOW = a_destination("audit", url="http://127.0.0.1:1/audit", timeout=60.0)
@@ -74,6 +77,88 @@ def test_what_is_read_again_since_no_commit_was_stored_is_delivered(before: str)
             assert scene.delivered() == [1] * 16
 
     run(scenario())
+
+
+def test_what_waits_since_a_reload_waits_through_the_next() -> None:
+    async def scenario() -> None:
+        async with a_scene(OTHER, audit=[30.0] * 8) as scene:
+            world = scene.world
+            await world.log.create(TOPICS.specs([], PAIR))
+            first = world.worker(scene.owner.control)
+            task = asyncio.create_task(first.run())
+            await scene.events(8)
+            scene.reload(first, OTHER, a_route(is_ordered=True))
+            await scene.events(8)
+            scene.reload(first, OTHER, a_route(is_ordered=True, when="body.n >= 0"))
+            await asyncio.sleep(1)
+            assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
+            await kill(world, task)
+            async with running(world, world.worker(scene.owner.control)):
+                await asyncio.sleep(60)
+            assert scene.delivered() == [1] * 16
+
+    run(scenario())
+
+
+def test_what_was_adopted_was_read_by_the_former_rules() -> None:
+    async def scenario() -> None:
+        async with a_scene(OTHER, audit=[30.0] * 8) as scene:
+            world, group = scene.world, TOPICS.group(ROUTER_GROUP)
+            await world.log.create(TOPICS.specs([], PAIR))
+            first = world.worker(scene.owner.control)
+            task = asyncio.create_task(first.run())
+            await scene.events(8)
+            world.log.stall(group)
+            await world.log.rebalance(group)
+            scene.reload(first, OTHER, a_route(is_ordered=True))
+            world.log.go_on(group)
+            await scene.events(8)
+            assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
+            await kill(world, task)
+            async with running(world, world.worker(scene.owner.control)):
+                await asyncio.sleep(60)
+            assert scene.delivered() == [1] * 16
+
+    run(scenario())
+
+
+def test_what_a_source_sent_to_its_former_topic_is_waited_for() -> None:
+    async def scenario() -> None:
+        async with a_scene(OTHER, audit=[30.0] * 8) as scene:
+            world = scene.world
+            await world.log.create(TOPICS.specs([f"{EVENTS}-2"], PAIR))
+            first = world.worker(scene.owner.control)
+            task = asyncio.create_task(first.run())
+            await scene.events(8)
+            world.rules = moved(rules_of(OTHER, a_route(is_ordered=True)), f"{EVENTS}-2")
+            first.reload()
+            await scene.events(8)  # by an ingress with the former rules
+            assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
+            await kill(world, task)
+            async with running(world, world.worker(scene.owner.control)):
+                await asyncio.sleep(60)
+            assert scene.delivered() == [1] * 16
+
+    run(scenario())
+
+
+def test_a_delivery_waits_for_the_last_reload_before_it_until_that_is_committed() -> None:
+    boundaries = Boundaries()
+    boundaries.add(["build"], 6)
+    boundaries.add(["build", "audit"], 10)
+    assert [boundaries.before("build", offset) for offset in (5, 6, 9, 10, 11)] == [0, 6, 6, 10, 10]
+    assert [boundaries.before("audit", offset) for offset in (9, 10)] == [0, 10]
+    assert boundaries.before("other", 12) == 0
+    boundaries.forget_below(6)
+    assert [boundaries.before("build", offset) for offset in (9, 10)] == [0, 10]
+    assert boundaries.highest == 10
+    boundaries.forget_below(10)
+    assert (boundaries.before("build", 10), boundaries.highest) == (0, 0)
+
+
+def moved(rules: Rules, topic: str) -> Rules:
+    """Return the rules with their sources on another topic."""
+    return replace(rules, sources={name: replace(each, topic=topic) for name, each in rules.sources.items()})
 
 
 async def kill(world: World, task: "asyncio.Task[None]") -> None:

@@ -73,9 +73,9 @@ class _Entry:
             return False
         if self.origin is None:
             return True
-        offset, start = self.origin.offset, tracker.ordered_from
-        is_next = offset < start or tracker.progress.has_committed(start)
-        return is_next and not any(newer < offset for newer in tracker.newer)
+        offset = self.origin.offset
+        boundary = tracker.boundaries.before(self.item.delivery.route, offset)
+        return tracker.progress.has_committed(boundary) and not any(newer < offset for newer in tracker.newer)
 
 
 @dataclass(slots=True, eq=False)
