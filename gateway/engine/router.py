@@ -136,7 +136,7 @@ class Router(Member):
             if self.delay_of(assignment.partition.topic) is None:
                 if self.is_of_another_log(assignment):
                     self._history_updates.forget(assignment.partition)
-                self._history_updates.took_over(assignment.partition, assignment.commit, revision)
+                self._history_updates.took_over(assignment.partition, assignment.commit, revision, self._log.now())
         super().assigned(assignments, awaited)
         self._has_to_publish.set()
 

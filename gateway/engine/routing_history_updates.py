@@ -23,11 +23,13 @@ class _Epoch:
     """A routing epoch of a partition, and the name of the record that published it, if one has.
 
     `taken` is the last record that was tracked when the partition came back: up to it, records are pending or done.
+    `taken_over_at` is when another owner's partition was taken over, which may have been further; None if none was.
     """
 
     revision: RoutingRevision
     begins: Commit
     taken: int = -1
+    taken_over_at: float | None = None
     name: str = ""
 
 
@@ -47,16 +49,17 @@ class RoutingHistoryUpdates:
         self._past: list[tuple[Partition, _Epoch]] = []  # ended, and not published yet
         self._revoked: dict[Partition, _Epoch] = {}
 
-    def took_over(self, partition: Partition, commit: Commit, revision: RoutingRevision) -> None:
+    def took_over(self, partition: Partition, commit: Commit, revision: RoutingRevision, at: float) -> None:
         """Begin an epoch: a partition is read from a commit on."""
         before = self._revoked.pop(partition, None)
         begins, taken = commit, -1
+        taken_over_at: float | None = at
         if before is not None:
             # What was tracked and not finished is still pending, as it was routed then.
-            taken = before.taken
+            taken, taken_over_at = before.taken, before.taken_over_at
             is_as_before = before.revision.name == revision.name
             begins = _from(commit, before.begins.base if is_as_before else taken + 1)
-        self._epochs[partition] = _Epoch(revision=revision, begins=begins, taken=taken)
+        self._epochs[partition] = _Epoch(revision=revision, begins=begins, taken=taken, taken_over_at=taken_over_at)
 
     def revoked(self, partition: Partition, last: int | None) -> None:
         """Handle the revocation of a partition; `last` is the last record that was tracked."""
@@ -90,7 +93,8 @@ class RoutingHistoryUpdates:
         revision = unpublished[0][1].revision
         epochs: dict[Partition, _Epoch] = {}
         for partition, epoch in unpublished:
-            if epoch.revision.name != revision.name or partition in epochs:
+            is_alike = (epoch.revision.name, epoch.taken_over_at) == (revision.name, unpublished[0][1].taken_over_at)
+            if not is_alike or partition in epochs:
                 break
             epochs[partition] = epoch
         return Unpublished(revision, epochs)
@@ -107,7 +111,14 @@ class RoutingHistoryUpdates:
         content = repr((what.revision.name, sorted(checkpoint.items()), sorted(done.items())))
         name = f"{int(at * 1000):x}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
         return ControlRecord(
-            kind="routed", name=name, state="done", at=at, checkpoint=checkpoint, done=done, revision=what.revision.name
+            kind="routed",
+            name=name,
+            state="done",
+            at=at,
+            checkpoint=checkpoint,
+            done=done,
+            revision=what.revision.name,
+            latest=next(iter(what.epochs.values())).taken_over_at,
         )
 
     def _note(self, partition: Partition, epoch: _Epoch) -> None:

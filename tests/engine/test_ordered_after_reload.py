@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.engine.jobs.undelivered import Fate
 from gateway.engine.partition_tracker import Boundaries
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
 from gateway.rules.rules import Rules
@@ -138,6 +139,30 @@ def test_what_a_source_sent_to_its_former_topic_is_waited_for() -> None:
             async with running(world, world.worker(scene.owner.control)):
                 await asyncio.sleep(60)
             assert scene.delivered() == [1] * 16
+
+    run(scenario())
+
+
+def test_what_a_restart_with_wider_rules_may_have_left_out_is_unknown() -> None:
+    async def scenario() -> None:
+        narrow, wide = a_route(is_ordered=True, when="body.n % 2 == 1"), a_route(is_ordered=True)
+        async with a_scene(OTHER, narrow, audit=[30.0] * 16) as scene:
+            world = scene.world
+            task = asyncio.create_task(world.worker(scene.owner.control).run())
+            await scene.events(32)
+            assert scene.delivered() == [0, 1] * 16
+            await kill(world, task)
+            world.rules = rules_of(OTHER, wide)
+            async with running(world, world.worker(scene.owner.control)):
+                await asyncio.sleep(60)
+                missed = scene.delivered().count(0)
+                assert missed > 4, "what came after them in their partition had been appended"
+                await asyncio.sleep(60)
+                await scene.events(8)
+                counts = await scene.counts()
+                assert counts[Fate.UNDELIVERED] == 0
+                assert missed <= counts[Fate.UNKNOWN] <= 16, "those that both rules match are known"
+                assert counts[Fate.ENDED] == 40 - counts[Fate.UNKNOWN]
 
     run(scenario())
 

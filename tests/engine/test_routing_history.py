@@ -127,7 +127,7 @@ class Model:
         self.tell()
 
     def _take_over(self) -> None:
-        self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.revision])
+        self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.revision], 0.0)
         before, self.now.progress = self.now.progress, Progress(self.commit, 0)
         self.now.progress.merge(before)
         self.now.readings.forget_revoked()
@@ -197,7 +197,7 @@ def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> N
     readings = RoutingHistoryUpdates(history)
 
     def read_by(revision: RoutingRevision) -> None:
-        readings.took_over(HERE, Commit(0), revision)
+        readings.took_over(HERE, Commit(0), revision, 0.0)
         while (what := readings.unpublished()) is not None:
             order = readings.record(what, float(revision is EDITIONS[1]))
             readings.mark_published(what, order.name)

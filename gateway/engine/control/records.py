@@ -164,7 +164,8 @@ class ControlRecord:
 
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
-    bitmaps beyond the offsets of an epoch's `checkpoint`.
+    bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an owner that another one had
+    been before.
     """
 
     kind: Kind

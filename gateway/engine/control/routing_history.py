@@ -12,23 +12,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gateway.engine.control.records import ControlRecord
-from gateway.log.base import Commit, Partition
+from gateway.log.base import Commit, Partition, Record
 from gateway.rules.routing_revision import decode, encode
 from gateway.rules.rules import RoutingRevision
 
 KEPT = 200
 """Epochs remembered per partition, the newest; what was routed before the first of them is unknown."""
+SKEW = 60.0
+"""Seconds by which the clocks of two partitions' leaders may differ."""
 UNUSED = 3600.0
 """Seconds for which a revision is kept that no epoch names: the process that has written it is about to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingEpoch:
-    """From an offset on a partition is routed by a revision, except for what was done by then."""
+    """From an offset on a partition is routed by a revision, except for what was done by then.
+
+    With `taken_over_at`, the former owner may have read further: what was appended by then may have been routed twice.
+    """
 
     revision: str
     begins: Commit
     at: float = 0.0
+    taken_over_at: float | None = None
     name: str = ""
 
     def covers(self, offset: int) -> bool:
@@ -64,7 +70,13 @@ class History:
             self._routed[record.name] = record
             for place, offset in record.checkpoint.items():
                 begins = Commit(offset, record.done.get(place, b""))
-                epoch = RoutingEpoch(revision=record.revision, begins=begins, at=record.at, name=record.name)
+                epoch = RoutingEpoch(
+                    revision=record.revision,
+                    begins=begins,
+                    at=record.at,
+                    taken_over_at=record.latest,
+                    name=record.name,
+                )
                 self._epochs.setdefault(place, []).append(epoch)
 
     def _forget(self, name: str) -> None:
@@ -132,6 +144,18 @@ class History:
             if epoch.covers(offset):
                 return self.revision(epoch.revision)
         return None
+
+    def may_have_been_routed_before(self, partition: Partition, record: Record) -> Iterator[RoutingRevision | None]:
+        """Yield the other revisions by which an event may have been routed before, by owners that didn't finish it."""
+        may_be = False
+        for epoch in reversed(self._epochs.get(_place(partition), ())):
+            if not epoch.covers(record.offset):
+                continue
+            if may_be:
+                yield self.revision(epoch.revision)
+            may_be = epoch.taken_over_at is not None and record.appended_at <= epoch.taken_over_at + SKEW
+            if not may_be:
+                return
 
     def since(self, route: str, text: str, places: Mapping[str, int]) -> float | None:
         """Return since when all of these partitions are routed by a route as it is now; None if they always were.

@@ -4,6 +4,7 @@
     dropped as a duplicate, which it isn't by today's rules ─▶ undelivered, unless a replay has covered it since
     routed by a revision in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
     ... if that revision isn't known ────────────────────────▶ unknown
+    ... of an ordered route, but perhaps by another before ──▶ unknown: what came after it may have gone first
     a replay of the route, as it was then, has covered it ───▶ ended
     else: the route was different, or there was none ────────▶ undelivered
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
+from gateway.engine.control.routing_history import SKEW
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_letter
 from gateway.engine.unavailable_partitions import Readable
@@ -30,8 +32,6 @@ from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import PastRoute, past_route
 from gateway.rules.rules import Route, Rules
 
-SKEW = 60.0
-"""Seconds by which the clocks of two partitions' leaders may differ."""
 BEFORE = 3600.0
 """Seconds before a selection's time from which on dedupe entries are read. For events older than all of them nothing is
 decided."""
@@ -188,6 +188,8 @@ class Undelivered:
         known = Fate.UNKNOWN if revision is None else self._by(text, view, destination)
         if known is Fate.ENDED and text is not None and self._was_dropped_as_duplicate(text, partition, record, event):
             known = Fate.UNDELIVERED
+        if known is Fate.ENDED and self._may_have_been_overtaken(partition, record, view, destination):
+            known = Fate.UNKNOWN
         fate = known
         if fate is Fate.ENDED:
             return fate
@@ -200,6 +202,20 @@ class Undelivered:
             if replayed is Fate.UNKNOWN:
                 fate = Fate.UNKNOWN
         return fate
+
+    def _may_have_been_overtaken(self, partition: Partition, record: Record, view: EventView, destination: str) -> bool:
+        """Return whether the route is ordered, and an earlier owner may have read the event for others alone.
+
+        If that owner then appended what came after it, the event wasn't delivered when it was read again.
+        """
+        route = self._rules().routes.get(self._route)
+        if route is None or route.order is None:
+            return False
+        for revision in self._history.may_have_been_routed_before(partition, record):
+            text = None if revision is None else revision.routes.get(self._route)
+            if revision is None or self._by(text, view, destination) is not Fate.ENDED:
+                return True
+        return False
 
     def _was_dropped_as_duplicate(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
         """Return whether an event was dropped as a duplicate, and isn't one by the active rules."""
