@@ -22,6 +22,7 @@ from gateway.log.base import Log, Partition, Record
 from gateway.log.records import note_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
+from gateway.ops.log_search import last_append_time
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
@@ -116,17 +117,19 @@ class ControlClient:
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped."""
-        ends, unread = await self._log.readable(self._topics.dead)
+        bounds, unread = await self._log.readable(self._topics.dead)
+        ends = {f"{self._topics.dead}/{number}": end for number, (_, end) in bounds.items()}
         return await self._place(
             ControlRecord(
                 kind="dead",
                 name=self._new_name(),
                 state="asked",
                 at=self._log.now(),
-                checkpoint={f"{self._topics.dead}/{number}": end for number, (_, end) in ends.items()},
+                checkpoint=ends,
                 action=action,
                 filter=which,
                 unread=len(unread),
+                latest=await last_append_time(self._log, ends),
             )
         )
 

@@ -56,6 +56,7 @@ from gateway.model import (
     UnreadableRecordError,
     UsageError,
 )
+from gateway.ops.log_search import last_append_time
 
 MOVED = "gw_moved"
 """The record header that names the source, the topic and the offset that a record was moved from."""
@@ -511,7 +512,9 @@ class _Migration:
                 has_order = self._offset_maps[self._topics.dead].has_order()
                 if which.since is not None or which.until is not None or not has_order:
                     which = replace(which, since=None, until=None, ids=await self._letter_ids(order, control))
-                return [replace(order, filter=which, checkpoint=self._translated(order.checkpoint))]
+                ends = self._translated(order.checkpoint)
+                latest = await last_append_time(self._target, ends)
+                return [replace(order, filter=which, checkpoint=ends, latest=latest)]
             case "replay" if order.state == "asked" and order.selection is not None:
                 starts = self._translated(order.selection.starts)
                 selection = replace(order.selection, since=0.0, until=None, starts=starts)

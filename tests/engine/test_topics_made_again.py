@@ -2,6 +2,9 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Literal
+
+import pytest
 
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
@@ -10,8 +13,9 @@ from gateway.log.records import encode_delivery
 from gateway.model import Note
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
+from tests.engine.test_jobs import a_backlog
 from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, running, virtual
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 NAME = "destination/ci"
 NEW = [f"new_{number}" for number in range(3)]
@@ -142,6 +146,41 @@ async def test_letters_in_a_topic_made_again_after_some_were_dropped_are_open() 
             assert world.metrics.dead_letter_backlog.value == 0
             await world.log.make_again(TOPICS.dead)
             await asyncio.sleep(30)
+
+
+@pytest.mark.parametrize("action", ["drop", "replay"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_an_order_about_letters_takes_none_of_a_topic_made_again_after_it(
+    action: Literal["drop", "replay"], *, is_begun: bool
+) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        orders = ControlClient(world.log, TOPICS)
+        await a_backlog(world, "dead", 20)
+        await asyncio.sleep(5)
+        placed = await orders.resolve(action, DeadFilter(route="build"))
+        if is_begun:  # by an owner that has come to the third letter of each partition
+            ends = {place: min(end, 3) for place, end in placed.order.checkpoint.items()}
+            marker = ControlRecord(
+                kind="marker", name=placed.order.key, state="asked", at=now(), checkpoint=ends, count=3, latest=now()
+            )
+            await publish(world, marker)
+        await asyncio.sleep(5)
+        await world.log.make_again(TOPICS.dead)
+        await a_backlog(world, "dead", 20, first=100)
+        async with operated(world) as control:
+            done = await orders.finished(placed, timeout=30)
+            assert done is not None
+            assert done.count == (3 if is_begun else 0)
+            await asyncio.sleep(10)
+            assert world.metrics.dead_letter_backlog.value == 20
+            again = await orders.finished(await orders.resolve(action, DeadFilter(route="build")), timeout=30)
+            assert again is not None
+            assert again.count == 20
+            assert control.commands[again.key].state == "done"
+        assert len(world.stored(TOPICS.retry("5s"))) == (20 if action == "replay" else 0)
+
+    run(scenario())
 
 
 def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:

@@ -194,6 +194,30 @@ async def test_open_dead_letters_are_undelivered_and_resolved_by_the_replay() ->
 
 
 @virtual
+async def test_letters_that_came_while_a_replay_waited_for_its_turn_are_resolved_by_it() -> None:
+    script = [*[500] * 6, 200]
+    async with (
+        a_scene(a_route(retry=a_policy(max_attempts=1)), ci=script) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)),
+    ):
+        asked_at = now()
+        await asyncio.sleep(1)
+        await scene.events(6)
+        assert len(scene.world.dead()) == 6
+        bounds = await scene.world.log.bounds(EVENTS)
+        ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
+        selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0), undelivered=True)
+        replay = ControlRecord(
+            kind="replay", name="x", state="asked", at=asked_at, checkpoint=ends, selection=selection
+        )
+        await publish(scene.world, replay)
+        assert (await ended(scene.owner.control)).count == 6
+        await asyncio.sleep(10)
+        assert await scene.counts() == {Fate.ENDED: 6}
+        assert scene.world.metrics.dead_letter_backlog.value == 0
+
+
+@virtual
 async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_takes_once_it_is_mended() -> None:
     failing, fixed = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
     async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:

@@ -490,4 +490,5 @@ def _resolution(run: _Run) -> ControlRecord:
         checkpoint=run.dead.ends,
         filter=DeadFilter(route=run.selection.route, records=tuple(run.resolved)),
         count=len(run.resolved),
+        latest=run.dead.latest,
     )

@@ -15,6 +15,13 @@ class DeadLetterResolutions(ScanningJob):
     async def resolve(self, command: ControlRecord, owner: object) -> None:
         """Inject the dead letters that a command covers as new deliveries, or drop them."""
         run = self._run(command)
+        firsts = await self._first_records([self._topics.dead], [command])
+        # The command is about the letters that there were: of a topic that was recreated since, it takes none.
+        ends = {
+            place: end
+            for place, end in command.checkpoint.items()
+            if place not in firsts or firsts[place][1] <= command.covered_until
+        }
         now = self._log.now()
 
         def pick(partition: Partition, record: Record) -> Picked:
@@ -29,5 +36,5 @@ class DeadLetterResolutions(ScanningJob):
 
         scan = self._scan([run], lambda: self._owner() is owner)
         await self._ends(scan, self._topics.dead)
-        if await scan.scan_topic(self._topics.dead, run.last_checkpoint, command.checkpoint, pick):
+        if await scan.scan_topic(self._topics.dead, run.last_checkpoint, ends, pick):
             await self._end(scan, run, "done")

@@ -267,9 +267,12 @@ class ScanningJob:
     ) -> Mapping[str, tuple[int, float]]:
         """Return where the partitions in these commands' checkpoints begin, and when that was appended (inf: nothing).
 
-        Partitions that can't be read are left out. Raises LogUnavailableError.
+        Those are the commands' own, and those of their jobs. Partitions that can't be read are left out. Raises
+        LogUnavailableError.
         """
-        known = {place for command in commands for place in self._control.checkpoint(command.key)}
+        known = {
+            place for command in commands for place in (*command.checkpoint, *self._control.checkpoint(command.key))
+        }
         firsts: dict[str, tuple[int, float]] = {}
         for topic in topics:
             bounds, _ = await self._log.readable(topic)

@@ -57,6 +57,8 @@ class Dead:
 
     letters: Mapping[tuple[str, float, str], Sequence[str]] = field(default_factory=dict)
     ends: Mapping[str, int] = field(default_factory=dict)
+    latest: float = 0.0
+    """When the last of them was appended."""
     unread: frozenset[str] = frozenset()
     """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
 
@@ -67,6 +69,7 @@ class Dead:
 async def open_letters(log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable) -> Dead:
     """Read the open dead letters of a selection's route, from the partitions that are `readable`."""
     letters: dict[tuple[str, float, str], list[str]] = {}
+    latest = 0.0
     ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # A dead letter from before the first event was appended isn't about any of them.
@@ -81,9 +84,11 @@ async def open_letters(log: Log, topics: Topics, control: Control, selection: Se
                 if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
                 event = stored.delivery.event
+                latest = max(latest, letter.at)
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
-    return Dead(letters=letters, ends=ends, unread=frozenset([f"{topics.dead}/{number}" for number in unread]))
+    unreadable = frozenset([f"{topics.dead}/{number}" for number in unread])
+    return Dead(letters=letters, ends=ends, latest=latest, unread=unreadable)
 
 
 class Sighted:
