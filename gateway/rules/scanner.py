@@ -181,7 +181,9 @@ class Scan:
         elif is_call:
             known = _METHODS if is_member else _FUNCTIONS
             if token.text not in known:
-                raise _at(token, f"unknown function '{token.text}'", did_you_mean(token.text, known | _MACROS))
+                as_method = f", expected the method x.{token.text}(…)" if token.text in _METHODS else ""
+                near = as_method or did_you_mean(token.text, known | _MACROS)
+                raise _at(token, f"unknown function '{token.text}'", near)
             if token.text == "matches":
                 self._match(token)
         elif self._tokens[self._at].text == "{" and token.text != "in":

@@ -178,6 +178,7 @@ def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: 
         (".body.x", "unknown name '.body', did you mean 'body'?"),
         ("body.a == x", "unknown name 'x' at character 11"),
         ("body.l.exists(x, x == 1) && x", "unknown name 'x' at character 29"),
+        ("matches(body.a, 'x')", "unknown function 'matches' at character 1, expected the method x.matches(…)"),
         ("siz(body.a)", "unknown function 'siz' at character 1, did you mean 'size'?"),
         ("body.a.startswith('x')", "unknown function 'startswith' at character 8, did you mean 'startsWith'?"),
         ("body.l.exist(x, x)", "unknown function 'exist' at character 8, did you mean 'exists'?"),
