@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from gateway.commands import COMMANDS
 from gateway.commands.base import SETTINGS, Call
@@ -21,6 +22,7 @@ from gateway.text import did_you_mean
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command (`sys.argv` by default) and return its exit code."""
+    _open_standard_streams()
     if ASKED in os.environ:
         complete(COMMANDS)
     words = list(sys.argv[1:] if argv is None else argv)
@@ -36,6 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _open_standard_streams() -> None:
+    """Discard what goes to a stream that was closed before the start (`>&-`).
+
+    Otherwise the next file that is opened, such as the log, gets its descriptor, and what is printed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free one
+    nowhere = Path(os.devnull)
+    sys.stdin = sys.stdin or nowhere.open(encoding="utf-8")
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
 
 
 def _main(words: list[str]) -> int:
