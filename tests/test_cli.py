@@ -1847,6 +1847,38 @@ def gateway(*words: str, **options: Any) -> "subprocess.Popen[str]":
     )
 
 
+def test_a_stream_that_is_closed_takes_nothing_and_breaks_nothing() -> None:
+    words = (sys.executable, "-m", "gateway", "check", "--log", "sqlite:///gateway.db")
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *words],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, b"Traceback" in done.stderr + done.stdout) == (0, False)
+
+
+def test_check_warns_of_an_address_to_which_no_request_will_be_made(run: Run) -> None:
+    assert "egress_refused" not in run("check")[1]
+    for url, kind in (
+        ("http://169.254.169.254/latest", "169.254.169.254 is link-local"),
+        ("http://2852039166/", "169.254.169.254 is link-local"),
+        ("http://[fd00:ec2::254]/", "fd00:ec2::254 is cloud metadata"),
+    ):
+        Path("routes.yaml").write_text(RULES.replace("http://127.0.0.1:1/hook?token=abc", url))
+        code, out, _ = run("check")
+        assert code == 0
+        assert (
+            f"destinations.ci.url: expected an address that deliveries may reach; refused by egress policy: {kind}"
+            in out
+        )
+        (told,) = [each for each in lines(run("check", "--json")[1]) if each["code"] == "egress"]
+        assert (told["path"], told["severity"]) == ("destinations.ci.url", "warning")
+    Path("routes.yaml").write_text(Path("routes.yaml").read_text() + "egress: {allow: ['fd00:ec2::254']}\n")
+    assert "egress_refused" not in run("check")[1]
+
+
 def test_a_reader_that_has_had_enough_is_no_failure_to_speak_of() -> None:
     process = gateway("schema")
     assert process.stdout is not None

@@ -29,7 +29,7 @@ from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head, parse_retry_after
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
-from gateway.client.resolver import Resolver, UnresolvedError
+from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 
@@ -169,7 +169,7 @@ class Client:
         stage = Result.DNS
         try:
             async with asyncio.timeout_at(deadline):
-                if proxy is not None and (literal := _literal(origin.host)):
+                if proxy is not None and (literal := literal_address(origin.host)):
                     self._guard.check(literal)  # the proxy resolves names, and may refuse them
                 found = await self._addresses(host)
                 stage = Result.TIMEOUT
@@ -193,7 +193,7 @@ class Client:
             raise FailedError(Result.EGRESS_REFUSED, str(error)) from error
 
     async def _addresses(self, host: str) -> tuple[str, ...]:
-        return (host,) if _is_canonical(host) else await self._resolver.resolve(host)
+        return (host,) if is_canonical(host) else await self._resolver.resolve(host)
 
     def _permitted(self, addresses: tuple[str, ...]) -> list[str]:
         """Return the addresses to which we may connect. Raises EgressRefusedError if there is none."""
@@ -332,30 +332,6 @@ def _proxy_headers(proxy: Proxy) -> Headers:
 
 def _authorized(outbound: Outbound, token: Token) -> Outbound:
     return replace(outbound, headers=(*outbound.headers, (b"authorization", token.value)))
-
-
-def _is_canonical(host: str) -> bool:
-    """Return whether a host is an IP address in its usual notation."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def _literal(host: str) -> str | None:
-    """Return the address of a host in any notation (`0x7f.1`), without a DNS query; None for a name."""
-    host = host.rstrip(".")
-    if _is_canonical(host):
-        return host
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 §6.3
-        return "127.0.0.1"
-    try:
-        return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
-        return None
 
 
 def _classify(status: int) -> tuple[Result, str]:

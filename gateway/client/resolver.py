@@ -197,3 +197,27 @@ def _reason(found: Sequence[str] | Exception) -> str:
     if isinstance(found, OSError):
         return (found.strerror or type(found).__name__).lower()
     return "none"
+
+
+def is_canonical(host: str) -> bool:
+    """Return whether a host is an IP address in its usual notation."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def literal_address(host: str) -> str | None:
+    """Return the address of a host in any notation (`0x7f.1`), without a DNS query; None for a name."""
+    host = host.rstrip(".")
+    if is_canonical(host):
+        return host
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 §6.3
+        return "127.0.0.1"
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None

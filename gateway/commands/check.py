@@ -9,6 +9,7 @@ from gateway.commands.base import LOG, Call, command, opened_log, rule_file, rul
 from gateway.commands.values import Parser, duration
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
+from gateway.ops.refused_addresses import refused_addresses
 from gateway.required_topics import event_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
@@ -41,6 +42,8 @@ async def _check(call: Call) -> int:
         style = "bold red" if problem.severity == "error" else "yellow"
         call.output.print((f"{problem.severity}: ", style), str(problem))
     warnings = len(problems) - len(errors)
+    if rules is not None:
+        warnings += _warn_of_refused_addresses(call.output, rules)
     failures: Sequence[str] = ()
     if rules is not None and not errors and call.arguments.since is not None:
         warned, failures = await _check_identities(call, rules)
@@ -60,6 +63,18 @@ async def _check(call: Call) -> int:
         return 1
     call.output.print(f"{path}: {counted}: ", ("ok", "bold green"), with_warnings)
     return 0
+
+
+def _warn_of_refused_addresses(output: Output, rules: Rules) -> int:
+    """Print which destinations have a literal address that no delivery may reach; return their number."""
+    refused = list(refused_addresses(rules))
+    for name, reason in refused:
+        message = f"expected an address that deliveries may reach; {reason}, so no request is made (egress_refused)"
+        if output.json:
+            line = {"path": f"destinations.{name}.url", "code": "egress", "severity": "warning", "message": message}
+            output.line(dict.fromkeys(CHECKED) | line)
+        output.print(("warning: ", "yellow"), f"destinations.{name}.url: {message}")
+    return len(refused)
 
 
 async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str]]:
