@@ -28,13 +28,19 @@ OPT_IN_HEADERS = frozenset(
     (
         # Who sent a request, from where, and as which user.
         *("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
-        *("true-client-ip", "cf-connecting-ip", "remote-user", "x-remote-user"),
+        *("true-client-ip", "cf-connecting-ip", "cf-connecting-ipv6", "fastly-client-ip", "x-azure-clientip"),
+        *("x-envoy-external-address", "remote-user", "x-remote-user", "x-webauth-user", "x-goog-iap-jwt-assertion"),
         # What the request is for.
         *("x-rewrite-url", "x-http-method", "x-http-method-override", "x-method-override"),
         "proxy",  # https://httpoxy.org
     )
 )
-OPT_IN_PREFIXES = ("x-forwarded-", "x-original-")
+OPT_IN_PREFIXES = (
+    *("x-forwarded-", "x-original-"),
+    # As whom a proxy has authenticated it: oauth2-proxy, AWS (OIDC and client certificates), Google, Azure, Cloudflare.
+    *("x-auth-request-", "x-amzn-oidc-", "x-amzn-mtls-", "x-goog-authenticated-user-", "x-ms-client-principal"),
+    *("cf-access-", "ssl-client-", "x-ssl-client-"),  # the last two: nginx and HAProxy, by their documents' examples
+)
 """Prefixes, and above names, of headers that servers trust because their own proxy sets them: a sender's are only
 forwarded to a destination that asks for them. In lower case."""
 SIGNED_HEADERS = "webhook-"

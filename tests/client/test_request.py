@@ -76,7 +76,10 @@ def test_what_concerns_one_connection_or_is_a_credential_stays_here(name: str) -
 HELD_BACK = (
     "X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto X-Forwarded-Prefix X-Forwarded Forwarded X-Real-IP "
     "X-Client-IP True-Client-IP CF-Connecting-IP X-Original-URL X-Original-Host X-Rewrite-URL X-HTTP-Method "
-    "X-HTTP-Method-Override X-Method-Override Remote-User X-Remote-User Proxy"
+    "X-HTTP-Method-Override X-Method-Override Remote-User X-Remote-User Proxy X-Cluster-Client-IP CF-Connecting-IPv6 "
+    "Fastly-Client-IP X-Azure-ClientIP X-Envoy-External-Address X-WebAuth-User X-Forwarded-User X-Auth-Request-Email "
+    "X-Amzn-Oidc-Identity X-Amzn-Mtls-Clientcert-Subject X-Goog-Authenticated-User-Email X-Goog-IAP-JWT-Assertion "
+    "X-MS-Client-Principal X-MS-Client-Principal-Name Cf-Access-Jwt-Assertion SSL-Client-Verify X-SSL-Client-CN"
 )
 
 
