@@ -350,6 +350,7 @@ class MemoryConsumer:
         self.topics = topics
         self._listener = listener
         self._positions: dict[Partition, int] = {}
+        self._leaving: list[Partition] = []
         self._waiting: list[Partition] = []
         self._paused: set[Partition] = set()
         self._woken = asyncio.Event()
@@ -381,7 +382,8 @@ class MemoryConsumer:
             return
         if self._state.commit_delay:
             await asyncio.sleep(self._state.commit_delay)
-        owned = {partition: commit for partition, commit in commits.items() if partition in self._positions}
+        mine = self._positions.keys() | self._leaving
+        owned = {partition: commit for partition, commit in commits.items() if partition in mine}
         if owned and self._state.failing_commits > 0:
             self._state.failing_commits -= 1
             raise LogUnavailableError(f"{self._group}: the commit was told to fail")
@@ -449,7 +451,9 @@ class MemoryConsumer:
         self._paused.clear()
         if not positions:
             return
+        self._leaving = positions
         commits = await self._listener.revoked(positions)
+        self._leaving = []
         owned = {partition: commit for partition, commit in commits.items() if partition in positions}
         if self._group is None:
             return

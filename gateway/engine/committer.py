@@ -8,7 +8,7 @@ dedupe entries that it covers are stored.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from gateway.engine.dedupe.filter import Reader
 from gateway.engine.partition_tracker import Tracker
@@ -26,7 +26,7 @@ COMMIT_GAP = 0.02
 
 
 class Committer:
-    """Commits the partitions of one member, `trackers`. Run both of its loops until cancelled."""
+    """Commits the partitions of one member, `trackers` and those `leaving`. Run both of its loops until cancelled."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Committer:
         group: str,
         *,
         trackers: Mapping[Partition, Tracker],
+        leaving: Collection[Tracker],
         readers: Mapping[Tracker, Reader],
         consumer: Callable[[], Consumer | None],
         metadata: Callable[[Tracker, Commit], bytes],
@@ -41,6 +42,7 @@ class Committer:
         self._services = services
         self._group = group
         self._trackers = trackers
+        self._leaving = leaving
         self._readers = readers
         self._consumer = consumer
         self._metadata = metadata
@@ -63,17 +65,21 @@ class Committer:
         """Commit what is done once a second."""
         while True:
             await self._services.sleep(COMMIT_EVERY)
-            await self.commit(self._trackers)
+            await self.commit()
 
     async def keep_committing_at_once(self) -> None:
         """Commit as soon as COMMIT_AFTER records are done, or one that ordered deliveries wait for."""
         while True:
             await self._is_due.wait()
-            is_accepted = await self.commit(self._trackers)
+            is_accepted = await self.commit()
             await self._services.sleep(COMMIT_EVERY if is_accepted is False else COMMIT_GAP)
 
-    async def commit(self, partitions: Iterable[Partition], *, is_ownership_check: bool = False) -> bool | None:
+    async def commit(
+        self, partitions: Iterable[Partition] | None = None, *, is_ownership_check: bool = False
+    ) -> bool | None:
         """Commit these partitions if something is new; with `is_ownership_check`, in any case.
+
+        By default it is all of them, and those that are being revoked: what ends there may wait for a commit.
 
         Return whether the commit was accepted, which proves that we are still in the group; None if there was none to
         send.
@@ -81,11 +87,15 @@ class Committer:
         async with self._lock:
             self._done_count = 0
             self._is_due.clear()
-            trackers = [self._trackers[partition] for partition in partitions if partition in self._trackers]
+            trackers = (
+                [*self._trackers.values(), *self._leaving]
+                if partitions is None
+                else [self._trackers[partition] for partition in partitions if partition in self._trackers]
+            )
             wanted = self._new_commits(trackers, is_ownership_check=is_ownership_check)
             covered = await self._covered(wanted)
-            # A partition that was revoked meanwhile isn't included: its member commits it then.
-            commits = {tracker: commit for tracker, commit in covered.items() if tracker.is_live}
+            # A partition whose revocation is over meanwhile isn't included: its member has committed it.
+            commits = {tracker: commit for tracker, commit in covered.items() if tracker.is_writable}
             consumer = self._consumer()
             if not commits or consumer is None:
                 return False if len(covered) < len(wanted) else None
@@ -98,9 +108,13 @@ class Committer:
                 tracker.committed(commit)
             return True
 
-    async def committable(self, trackers: Iterable[Tracker]) -> dict[Tracker, Commit]:
-        """Return the new commits of these partitions, once the dedupe entries that they cover are stored."""
-        return await self._covered(self._new_commits(trackers))
+    async def last_commits(self, trackers: Iterable[Tracker]) -> dict[Tracker, Commit]:
+        """Return the new commits of partitions that are being revoked, once the entries that they cover are stored.
+
+        As soon as it returns they have to be suspended: a later commit would go first, and then be undone by these.
+        """
+        async with self._lock:
+            return await self._covered(self._new_commits(trackers))
 
     def _new_commits(self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False) -> dict[Tracker, Commit]:
         return {

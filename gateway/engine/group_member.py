@@ -17,7 +17,7 @@ from gateway.engine.committer import Committer
 from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
-from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker
+from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker, to_be_ended
 from gateway.engine.services import Services
 from gateway.engine.unavailable_partitions import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
@@ -50,7 +50,7 @@ class Member(ABC):
         self._memory_limit = memory
         self._memory_bytes = 0
         self.trackers: dict[Partition, Tracker] = {}
-        self._leaving: Sequence[Tracker] = ()
+        self._leaving: list[Tracker] = []
         self._suspended: dict[Partition, Tracker] = {}
         self._postponed: dict[Tracker, None] = {}
         self._consumer: Consumer | None = None
@@ -61,6 +61,7 @@ class Member(ABC):
             services,
             group,
             trackers=self.trackers,
+            leaving=self._leaving,
             readers=self._readers,
             consumer=lambda: self._consumer,
             metadata=self.commit_metadata,
@@ -137,18 +138,20 @@ class Member(ABC):
         self._changed.set()
 
     def stop_reading(self) -> list[PendingDelivery]:
-        """Stop reading, and return the waiting deliveries; none of them is started any more."""
+        """Stop reading, and start no waiting delivery any more; return those that are to end here all the same."""
         self._is_draining = True
         waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
-        return waiting
+        return to_be_ended(waiting)
 
     async def close(self, *, patiently: bool = False) -> None:
         """Commit, and leave the group; with `patiently`, let attempts in flight end first."""
         self._is_closing = not patiently
         if self._consumer is not None:
-            consumer, self._consumer = self._consumer, None
-            await consumer.close()
+            try:
+                await self._consumer.close()  # what ends meanwhile is still committed
+            finally:
+                self._consumer = None
 
     def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
         """Forget the suspended partitions, `besides` these: they aren't coming back."""
@@ -190,16 +193,16 @@ class Member(ABC):
         for tracker in leaving:
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
-        self._leaving = leaving
+        self._leaving += leaving
         waiting = [item for tracker in leaving for item in tracker.waiting]
         self._dispatch.withdraw(waiting)
         await self._let_attempts_end(leaving, waiting)
-        commits = await self._committer.committable(leaving)
+        commits = await self._committer.last_commits(leaving)
         for tracker in leaving:
             tracker.progress.is_committed = tracker.progress.is_committed or tracker in commits
             tracker.ownership = Ownership.SUSPENDED
             self._suspended[tracker.partition] = tracker
-        self._leaving = ()
+        self._leaving.clear()
         return {tracker.partition: commit for tracker, commit in commits.items()}
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
@@ -226,10 +229,9 @@ class Member(ABC):
             )
 
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
-        """Wait for attempts and appends. If a record has begun, its waiting deliveries move to a tier."""
-        for item in waiting:
-            if item.pending.has_begun:
-                self._dispatch.move_to_tier(item)
+        """Wait for attempts and appends. Waiting deliveries that the next owner mustn't repeat move to a tier."""
+        for item in to_be_ended(waiting):
+            self._dispatch.move_to_tier(item)
         await self._wait_for_busy(leaving, REVOKE_GRACE)
 
     async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[PendingRecord]:

@@ -80,6 +80,7 @@ class Stage(Enum):
     """Where a delivery is, in this process."""
 
     NEW = auto()
+    """Just made; or of an ordered route, on its way to the route's topic."""
     WAITING = auto()
     """In its lane's queue, until a time, behind another of its key, or until its partition's owner is known."""
     ATTEMPT = auto()
@@ -244,6 +245,26 @@ class Tracker:
     def is_lost(self) -> bool:
         return self.ownership is Ownership.LOST
 
+    def ends_below(self, end: int) -> bool:
+        """Return whether each unfinished record below an offset ends by itself: what it waits for is in flight."""
+        return all(pending.is_busy for offset, pending in self.pendings.items() if offset < end)
+
+    def waited_for(self) -> int:
+        """Return the offset below which all has to be committed before what has begun can end; 0 if there is none.
+
+        So it is for events that go to an ordered route as well: their deliveries to it wait for that.
+        """
+        if not self.boundaries.highest:
+            return 0
+        waiting = [
+            self.boundaries.before(item.delivery.route, pending.offset)
+            for pending in self.pendings.values()
+            if len(pending.items) > 1
+            for item in pending.items
+            if item.stage is Stage.NEW
+        ]
+        return max(waiting, default=0)
+
     @property
     def end(self) -> int:
         """The offset after the last record that was tracked, here or before an adoption; 0 if none was."""
@@ -326,3 +347,13 @@ class Tracker:
         pending = None if offset is None else self.pendings.get(offset)
         if pending is not None:
             yield from pending.items
+
+
+def to_be_ended(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
+    """Return which of these deliveries are to end in this process, or the next owner would repeat another.
+
+    They are those of records that have begun, and those that records that have begun wait for.
+    """
+    items = list(waiting)
+    waited_for = {tracker: tracker.waited_for() for tracker in {item.pending.tracker for item in items}}
+    return [item for item in items if item.pending.has_begun or item.pending.offset < waited_for[item.pending.tracker]]

@@ -226,9 +226,7 @@ class Worker:
         ordered = [member for member, _ in self._ordered.values()]
         for member in ordered:
             member.stop_reading()
-        # A record of which a delivery was started ends here, or the next owner would repeat that.
-        begun = [item for item in self._router.stop_reading() if item.pending.has_begun]
-        await self._dispatch.drain(begun, until)
+        await self._dispatch.drain(self._router.stop_reading(), until)
         for task in [*loops, *[task for _, task in self._ordered.values()]]:
             task.cancel()
         await asyncio.gather(*[member.close() for member in (self._router, *ordered)])

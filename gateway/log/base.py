@@ -148,7 +148,7 @@ class Consumer(Protocol):
         """Fetch a paused partition again, from the record after the last one that was returned."""
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
-        """Store what is finished. Partitions that aren't assigned any more are ignored.
+        """Store what is finished. Partitions that aren't assigned any more are ignored, once `revoked` has returned.
 
         Raises LogUnavailableError if the result is unknown; committing again is always safe.
         """

@@ -631,6 +631,50 @@ async def test_what_a_listener_finishes_while_it_gives_up_is_committed(subject: 
         assert await log.committed(group, topic) == {0: Commit(2)}
 
 
+class Committing(Owner):
+    """A listener that commits while it gives partitions up."""
+
+    consumer: Consumer
+    accepted = 0
+
+    @override
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+        if partitions:
+            await self.consumer.commit(dict.fromkeys(partitions, Commit(1)))
+            self.accepted += len(partitions)
+        return await super().revoked(partitions)
+
+
+async def test_what_is_committed_while_a_member_leaves_is_stored(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        group = f"{subject.prefix}g"
+        await append(log, topic, b"0", b"1")
+        async with consuming(log, topic, group=group, owner=(owner := Committing())) as (consumer, _):
+            owner.consumer = consumer
+        assert owner.accepted == 1
+        assert await log.committed(group, topic) == {0: Commit(1)}
+
+
+@WITH_REBALANCES
+async def test_what_is_committed_while_it_is_given_up_is_stored(subject: Subject) -> None:
+    async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
+        topic = await make_topic(log, subject, partitions=2)
+        group, coming = f"{subject.prefix}g", Owner()
+        await asyncio.gather(*[append(log, topic, b"", key=b"%d" % n) for n in range(50)])
+        async with consuming(log, topic, group=group, owner=(staying := Committing())) as (consumer, _):
+            staying.consumer = consumer
+            joining = tasks.create_task(other.consume(group=group, topics=[topic], listener=coming))
+            async with asyncio.timeout(PATIENCE):
+                while not (joining.done() and coming.assignments):
+                    await consumer.fetch(timeout=0.05)
+                    if joining.done():
+                        await joining.result().fetch(timeout=0.05)
+            assert staying.accepted == 2
+            assert [assignment.commit for assignment in coming.assignments.values()] == [Commit(1)]
+            await joining.result().close()
+
+
 @WITH_REBALANCES
 async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subject: Subject) -> None:
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:

@@ -688,6 +688,7 @@ class SimulatedConsumer:
         self._out_of_range: set[Partition] = set()
         """Which were asked for a position beyond their end, so that fetches go on at their start."""
         self._paused: set[Partition] = set()
+        self._leaving: list[Partition] = []
         self._waiting: list[Partition] = []
         self._waiter: asyncio.Future[None] | None = None
         self._share: asyncio.Future[tuple[int, list[Partition]]] | None = None
@@ -746,7 +747,8 @@ class SimulatedConsumer:
         self.wake()
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
-        await self._commit({partition: each for partition, each in commits.items() if partition in self.positions})
+        mine = self.positions.keys() | self._leaving
+        await self._commit({partition: each for partition, each in commits.items() if partition in mine})
 
     def lag(self) -> Mapping[Partition, int]:
         segments, leaderless = self._broker.segments, self._broker.leaderless
@@ -853,7 +855,9 @@ class SimulatedConsumer:
             self._waiting.clear()
             if not owned or self.group is None:
                 return
+            self._leaving = owned
             commits = await self._listener.revoked(owned)
+            self._leaving = []
             self._check()
             with suppress(LogUnavailableError):  # the next owner repeats what was finished since the last commit
                 await self._commit({partition: each for partition, each in commits.items() if partition in owned})

@@ -77,6 +77,16 @@ class _Entry:
         boundary = tracker.boundaries.before(self.item.delivery.route, offset)
         return tracker.progress.has_committed(boundary) and not any(newer < offset for newer in tracker.newer)
 
+    @property
+    def is_worth_waiting_for(self) -> bool:
+        """Whether it will be appended, though nothing is started any more: what it waits for is in flight."""
+        tracker = self.item.pending.tracker
+        if self.origin is None or not tracker.is_writable:
+            return False
+        offset = self.origin.offset
+        is_stopped = any(newer < offset for newer in tracker.newer)
+        return not is_stopped and tracker.ends_below(tracker.boundaries.before(self.item.delivery.route, offset))
+
 
 @dataclass(slots=True, eq=False)
 class _Queue:
@@ -155,7 +165,7 @@ class OrderedAppender:
         while True:
             batch = self._next_batch(queue, most)
             if not batch:
-                if not queue.entries or self._dispatch.is_draining:
+                if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].is_worth_waiting_for):
                     queue.is_busy = False
                     return
                 await self._services.sleep(POLL_INTERVAL)

@@ -78,6 +78,8 @@ class KafkaConsumer:
         # Invariant: buffered records were taken under the current assignment; a revocation clears both.
         self._buffered: dict[Partition, deque[Sequence[Record]]] = {}
         self._paused: set[Partition] = set()
+        # Partitions that are being revoked: ours until the listener has released them.
+        self._leaving: Collection[Partition] = ()
         # Assigned partitions whose position isn't known yet, and why.
         self._without_position: dict[Partition, str] = {}
         self._position_task: asyncio.Task[None] | None = None
@@ -153,7 +155,8 @@ class KafkaConsumer:
             self._kafka.resume(TopicPartition(*partition))
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
-        await self._commit({partition: commit for partition, commit in commits.items() if partition in self._next})
+        mine = self._next.keys() | self._leaving
+        await self._commit({partition: commit for partition, commit in commits.items() if partition in mine})
 
     def lag(self) -> Mapping[Partition, int]:
         unread = self.unread()
@@ -291,7 +294,11 @@ class KafkaConsumer:
             self._ends.clear()
             if not owned:
                 return
-            commits = await self._listener.revoked(owned)
+            self._leaving = owned
+            try:
+                commits = await self._listener.revoked(owned)
+            finally:
+                self._leaving = ()
             try:
                 mine = {partition: commit for partition, commit in commits.items() if partition in owned}
                 await self._commit(mine, timeout)

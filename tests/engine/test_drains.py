@@ -1,0 +1,102 @@
+"""What ends before a drain or a handover is over, so that the next owner repeats nothing."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from gateway.log.topics import TIERS
+from gateway.model import Event
+from gateway.rules.rules import Rules
+from tests.builders import a_destination, a_route, an_event
+from tests.engine.test_worker import TOPICS, World, a_world, reload, rules_of, running
+from tests.virtual_time import now, run
+
+KEYS = 12
+SLOWLY = a_route("slowly", match={"body.is_slow": True}, to=("slow",))
+
+
+def made(prefix: str, *, is_slow: bool) -> list[Event]:
+    """Make events of several partitions."""
+    body = {"is_slow": is_slow}
+    return [an_event(id=f"{prefix}{key}", key=f"k{key}", body=body, received_at=now()) for key in range(KEYS)]
+
+
+def rules(*, is_ordered: bool, concurrency: int, is_alone: bool = False) -> Rules:
+    slow = a_destination("slow", url="http://127.0.0.1:1/slow", timeout=60.0, concurrency=concurrency)
+    ordered = a_route("build", is_ordered=True, to=("audit",))
+    others = [] if is_alone else [a_route("plain", match={"body.is_slow": False})]
+    return rules_of(SLOWLY, *others, *([ordered] if is_ordered else ()), destinations=[slow])
+
+
+async def a_world_with_new_order(seconds: float, *, concurrency: int = 100) -> World:
+    world = await a_world(slow=[seconds])
+    world.rules = rules(is_ordered=False, concurrency=concurrency)
+    return world
+
+
+def repeated(world: World) -> set[tuple[str, str]]:
+    counts = Counter((name, event) for name, event, _ in world.client.made)
+    return {each for each, count in counts.items() if count > 1}
+
+
+def attempted(world: World, destination: str) -> int:
+    return len({event for name, event, _ in world.client.made if name == destination})
+
+
+@pytest.mark.parametrize("concurrency", [100, 2])
+@pytest.mark.parametrize("end", ["drain", "handover"])
+def test_what_is_delivered_is_not_repeated_though_its_order_waits_for_what_came_before(
+    end: str, concurrency: int
+) -> None:
+    """By a reload, a route gets an order: its deliveries wait for a commit of what was read by the former rules.
+
+    That ends, is committed, and what waits for it is appended, before the partitions have another owner. What waits for
+    its destination is carried on by a tier.
+    """
+
+    async def scenario() -> None:
+        world = await a_world_with_new_order(1.5, concurrency=concurrency)
+        async with running(world) as worker:
+            await world.put(*made("slow", is_slow=True))
+            await asyncio.sleep(0.5)
+            await reload(world, worker, rules(is_ordered=True, concurrency=concurrency))
+            await world.put(*made("next", is_slow=False))
+            await asyncio.sleep(0.5)
+            assert attempted(world, "ci") == KEYS
+            assert attempted(world, "audit") == 0, "they wait"
+            if end == "handover":
+                async with running(world):
+                    await asyncio.sleep(60)
+        async with running(world):
+            await asyncio.sleep(60)
+        assert repeated(world) == set()
+        assert (attempted(world, "slow"), attempted(world, "audit")) == (KEYS, KEYS)
+        assert await world.unfinished() == 0
+
+    run(scenario())
+
+
+def test_a_drain_waits_for_nothing_that_is_left_to_the_next_owner() -> None:
+    """What hasn't begun is read again: it neither moves to a tier nor holds a drain up, nor does what waits for it."""
+
+    async def scenario() -> None:
+        world = await a_world_with_new_order(1.5, concurrency=2)
+        world.rules = rules(is_ordered=False, concurrency=2, is_alone=True)
+        async with running(world) as worker:
+            await world.put(*made("slow", is_slow=True))
+            await asyncio.sleep(0.5)
+            await reload(world, worker, rules(is_ordered=True, concurrency=2, is_alone=True))
+            await world.put(*made("next", is_slow=False))
+            await asyncio.sleep(0.5)
+            stopped_at = now()
+        assert now() < stopped_at + 1.5
+        assert sum([len(world.stored(TOPICS.retry(tier))) for tier in TIERS]) == 0
+        async with running(world):
+            await asyncio.sleep(60)
+        assert repeated(world) == set()
+        assert attempted(world, "slow") == KEYS
+        assert attempted(world, "audit") == 2 * KEYS - 2, "all that was read by the new rules"
+        assert await world.unfinished() == 0
+
+    run(scenario())
