@@ -98,6 +98,25 @@ async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_that
 
 
 @virtual
+async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_other_partitions_were_swept_since() -> None:
+    world = await a_world(a_route())
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
+        await asyncio.sleep(10)
+        await park(world, "old_0", "old_1", "old_2", "old_3")
+        await asyncio.sleep(20)
+        assert len(world.client.made) == 4
+        await world.log.make_again(TOPICS.parked)
+        await park(world, *NEW)
+        (place,) = [number for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items() if end]
+        world.log.lose_leader(Partition(TOPICS.parked, place))
+        await asyncio.sleep(20)  # the others are swept
+        world.log.find_leader(Partition(TOPICS.parked, place))
+        await asyncio.sleep(20)
+    assert sorted(event for _, event, _ in world.client.made)[: len(NEW)] == NEW
+
+
+@virtual
 async def test_what_was_parked_before_the_control_topic_was_made_again_is_resumed_though_nothing_is_paused() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)

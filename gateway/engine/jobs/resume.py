@@ -46,7 +46,7 @@ class Resumptions(ScanningJob):
     async def sweep(self, starts: Mapping[str, int], ends: dict[str, int], owner: object) -> bool:
         """Inject deliveries parked after the scan of their resumption, by a worker that hadn't read the command yet.
 
-        Return False if the sweep stopped early. `ends` is updated to the offsets reached.
+        Return False if the sweep stopped early. `ends` is updated to the offsets reached, less what isn't readable.
         """
         runs = await self._active_runs()
         found: dict[str, Run] = {}
@@ -71,7 +71,8 @@ class Resumptions(ScanningJob):
         if is_through:
             await scan.publish_checkpoints()  # or the next owner of the jobs would inject it again
         ends.update(scan.newer_at)
-        ends.update({place: starts.get(place, 0) for place in scan.unread})
+        for place in scan.unread:
+            ends.pop(place, None)
         return is_through
 
     async def swept(self) -> Mapping[str, int] | None:

@@ -9,6 +9,7 @@ its last checkpoint. A command's own offset is committed once it is carried out.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
@@ -55,6 +56,13 @@ MAX_FORGOTTEN_PER_SWEEP = 50
 
 _Turn = tuple[str, ControlRecord | None, Callable[[], Awaitable[object]]]
 """A job to start: its name, its command unless it is for several, and the function that does it."""
+
+
+class _Swept(NamedTuple):
+    """Up to where a partition of parked deliveries was swept, and when that was its end."""
+
+    end: int
+    at: float
 
 
 class Jobs:
@@ -120,8 +128,7 @@ class Jobs:
         )
         self._next_sweep = self._next_forgetting = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
-        self._swept: dict[str, int] | None = None
-        self._swept_at = 0.0
+        self._swept: dict[str, _Swept] | None = None
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = topics.control_partition
@@ -322,28 +329,36 @@ class Jobs:
     async def _sweep(self, owner: object) -> None:
         """Inject deliveries that were parked after the scan of their resumption."""
         topic = self._topics.parked
+        looked_at = self._log.now()
         ends = await ends_of_readable(self._log, topic)
-        ends_at = self._log.now()
         if self._progress is not owner:
             return  # `_swept` is reset when the ownership changes
         if self._swept is None:
             known = await self._resumptions.swept()
             if self._progress is not owner:
                 return
-            self._swept = {place: end if known is None else known.get(place, 0) for place, end in ends.items()}
-            self._swept_at = ends_at
+            self._swept = {
+                place: _Swept(end if known is None else known.get(place, 0), looked_at) for place, end in ends.items()
+            }
         swept = self._swept
+        starts = {place: swept[place].end if place in swept else 0 for place in ends}
         # Not only behind what was swept: a topic that was recreated since begins with what is parked after that.
-        numbers = [int(place.rpartition("/")[2]) for place in ends]
-        for number, first in (await self._log.offsets_at(topic, self._swept_at, numbers)).items():
-            place = f"{topic}/{number}"
-            swept[place] = min(swept.get(place, 0), first)
+        for at in {swept[place].at for place in ends if place in swept}:
+            numbers = [int(place.rpartition("/")[2]) for place in ends if place in swept and swept[place].at == at]
+            for number, first in (await self._log.offsets_at(topic, at, numbers)).items():
+                place = f"{topic}/{number}"
+                starts[place] = min(starts[place], first)
         unswept = self._resumptions.unswept & ends.keys()
         self._resumptions.unswept -= unswept
-        swept.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped
-        if swept.items() >= ends.items() or await self._resumptions.sweep(swept, ends, owner):
-            swept.update(ends)
-            self._swept_at = ends_at
+        starts.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped
+        is_through = False
+        try:
+            is_through = starts == ends or await self._resumptions.sweep(starts, ends, owner)
+        finally:
+            if not is_through:
+                self._resumptions.unswept |= unswept
+        if is_through:
+            swept.update({place: _Swept(end, looked_at) for place, end in ends.items()})
         self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
     async def _forget_commands(self) -> None:
