@@ -43,6 +43,8 @@ APPEND_TIMEOUT = 5.0
 REBALANCE_TIMEOUT = 60.0
 LOOK_EVERY = 10.0
 """Seconds between looks of a member whether the log's start has passed it, as of the real one."""
+START_WAIT, START_INTERVAL = 0.1, 1.0
+"""Seconds until a member asks again where to begin with what it can't read, at first and at most, as the real one."""
 TICK = 1e-6  # Between what follows each other: timers of the same time have no order.
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
@@ -240,7 +242,7 @@ class Broker:
         now = self.loop.time()
         self.leaderless = {partition: until for partition, until in self.leaderless.items() if until > now}
         for reader in [*self.readers, *[member for group in self.groups.values() for member in group.members]]:
-            reader.begin_led()
+            reader.wake()
 
     def group(self, name: str) -> "Group":
         if name not in self.groups:
@@ -690,6 +692,7 @@ class SimulatedConsumer:
         self._paused: set[Partition] = set()
         self._leaving: list[Partition] = []
         self._waiting: list[Partition] = []
+        self._shares = 0
         self._waiter: asyncio.Future[None] | None = None
         self._share: asyncio.Future[tuple[int, list[Partition]]] | None = None
         self._giving_up = asyncio.Lock()
@@ -822,18 +825,22 @@ class SimulatedConsumer:
         """Take over what is ours now, from where the group has got to; too late if we are closed meanwhile."""
         if not self._is_closed:
             self._waiting = list(share)
-            self._begin_those_led(group)
+            self._shares += 1
+            self._begin_those_led(group, self._shares, START_WAIT)
 
-    def begin_led(self) -> None:
-        """Begin with what is ours and has a leader by now."""
-        if self._waiting and self.group is not None and not self._is_closed:
-            self._begin_those_led(self.group)
-        self.wake()
+    def _begin_those_led(self, group: Group, share: int, wait: float) -> None:
+        """Begin with what is ours and has a leader by now, if the brokers answer; the listener hears of none, too.
 
-    def _begin_those_led(self, group: Group) -> None:
-        led = [partition for partition in self._waiting if partition not in self._broker.leaderless]
-        self._waiting = [partition for partition in self._waiting if partition in self._broker.leaderless]
+        Asked again and again until all of the share has begun, or is ours no more.
+        """
+        if share != self._shares or self._is_closed or self.client.is_dead:
+            return
+        is_known = self._broker.failing("offsets") is None
+        led = [partition for partition in self._waiting if is_known and partition not in self._broker.leaderless]
+        self._waiting = [partition for partition in self._waiting if partition not in led]
         self.take_over([self._assignment(group, each) for each in led])
+        if self._waiting:
+            self._broker.loop.call_later(wait, self._begin_those_led, group, share, min(START_INTERVAL, 2 * wait))
 
     def _assignment(self, group: Group, partition: Partition) -> Assignment:
         """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""
@@ -853,6 +860,7 @@ class SimulatedConsumer:
             self.positions.clear()
             self._paused.clear()
             self._waiting.clear()
+            self._shares += 1
             if not owned or self.group is None:
                 return
             self._leaving = owned

@@ -50,6 +50,13 @@ REMAKE = "remake"
 """A retry topic, the parked or the dead one is deleted, and made again empty, after an order: added to any others. Not
 where leaders' clocks are apart, by which a record is told from one of the topic before; nor with retention, since
 nobody can count what was lost of a topic that is gone."""
+PAIRS = "pairs"
+"""The conditions, the sources or the order of one route change twice or more within moments, amid events of which an
+earlier one isn't finished elsewhere; soon a process is killed, or gives up gracefully: added to any others."""
+MOVES = "moves"
+"""Reloads by which a source appends to another topic, and to its own again: added to any others."""
+OFFSETS = "offsets"
+"""Members have partitions again of which they can't ask for a while where they begin: added to any others."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -151,6 +158,7 @@ def plan_of(seed: int) -> Plan:
     world = _kicked(_stream(seed, "kicked"), world)
     world = _short_lived(_stream(seed, "retention"), world)
     world = _made_again(_stream(seed, "remake"), world)
+    world = _hurried(_stream(seed, "hurried"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -166,6 +174,9 @@ def plan_of(seed: int) -> Plan:
         *orders,
         *_deletions(_stream(seed, "deletions"), world),
         *_remakes(_stream(seed, "remakes"), world),
+        *_pairs(_stream(seed, "pairs"), world),
+        *_moves(_stream(seed, "moves"), world),
+        *_unknown_offsets(_stream(seed, "unknown offsets"), world),
     ]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
 
@@ -304,6 +315,35 @@ def _made_again(random: Random, world: Plan) -> Plan:
         return world
     order = () if "order" in world.faults else ("order",)
     return replace(world, faults=(*world.faults, *order, REMAKE), is_kicked=False)
+
+
+def _hurried(random: Random, world: Plan) -> Plan:
+    """Let some have pairs of reloads, sources that move, or offsets that can't be asked for, whatever else fails.
+
+    Where rules change, there mostly is an ordered route, and a plain one beside it whose destination may be slow.
+    """
+    if VERSIONS in world.faults:
+        return world
+    kinds = [kind for kind, share in ((PAIRS, 0.05), (MOVES, 0.03), (OFFSETS, 0.04)) if random.random() < share]
+    if not kinds:
+        return world
+    if kinds == [OFFSETS]:
+        return replace(world, faults=(*world.faults, OFFSETS))
+    reload = () if "reload" in world.faults else ("reload",)
+    world = replace(world, faults=(*world.faults, *reload, *kinds), is_kicked=False)
+    if random.random() < 0.3:
+        return world
+    first = replace(world.routes[0], is_ordered=True, types=random.choice((("push",), ("push",), None)))
+    number = len(world.routes)
+    other = replace(
+        first,
+        name=f"r{number}",
+        sources=world.sources,
+        types=None,
+        to=(list(world.destinations)[-1],),
+        is_ordered=False,
+    )
+    return replace(world, routes=(first, *world.routes[1:], replace(other, halts=False)))
 
 
 def _versioned(random: Random, world: Plan) -> Plan:
@@ -686,6 +726,110 @@ def _remakes(random: Random, world: Plan) -> Iterable[Step]:
         if kind == "parked" or random.random() < 0.5:
             yield replace(orders[1], at=round(at, 6))
         yield replace(end, at=round(at + random.choice((0.0, 5.0, 40.0)) * random.random(), 6))
+
+
+def _pairs(random: Random, world: Plan) -> Iterable[Step]:
+    """Reloads of one route within moments, while a destination is slow, and what ends the reading of a process."""
+    if PAIRS not in world.faults:
+        return
+    for count in range(random.randint(1, 3)):
+        at, number = random.uniform(0.5, world.horizon), 5000 + 100 * count
+        yield from _slow_for_a_while(random, world, at)
+        yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.3), number)
+        route = random.choice((world.routes[0], random.choice(world.routes)))
+        lag = random.choice((0.0, 0.0, 0.0, 2.0))
+        for turn in range(random.choice((2, 2, 3))):
+            yield Step(round(at, 6), "reload", {**_otherwise(random, world, route), "lag": lag})
+            pause = random.choice((0.005, 0.05, 0.5, 3.0)) * random.uniform(1.0, 2.0)
+            yield from _keyed_burst(random, world, at + random.uniform(0.0, 1.0) * pause, number + 20 * (turn + 1))
+            at += pause
+        yield from _given_up(random, world, at + random.uniform(-0.5, 1.0))
+        if random.random() < 0.5:
+            back = {"without": [], "policies": {}, "lag": random.choice((0.0, 2.0))}
+            yield Step(round(at + random.choice((0.05, 2.0, 20.0)) * random.random(), 6), "reload", back)
+
+
+def _otherwise(random: Random, world: Plan, route: RouteSpec) -> dict[str, Any]:
+    """Return a reload by which one route keeps the order or not, or matches something else."""
+    change: dict[str, Any] = {"without": [], "policies": {}}
+    if random.random() < 0.3:
+        change["toggled"] = [route.name]
+    if random.random() < 0.85:
+        change["changes"] = {route.name: _rerouted_route(random, world, route)}
+    return change
+
+
+def _moves(random: Random, world: Plan) -> Iterable[Step]:
+    """Reloads by which a source moves to another topic, perhaps with a change of a route, and then back."""
+    if MOVES not in world.faults:
+        return
+    for count in range(random.choice((1, 1, 2))):
+        at, number = random.uniform(0.5, world.horizon), 6000 + 100 * count
+        yield from _slow_for_a_while(random, world, at)
+        yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.3), number)
+        source = random.choice(world.sources)
+        for turn, topics in enumerate(({source: "moved"}, {})):
+            is_changed = random.random() < 0.7
+            change = _otherwise(random, world, world.routes[0]) if is_changed else {"without": [], "policies": {}}
+            yield Step(round(at, 6), "reload", {**change, "topics": topics, "lag": random.choice((0.0, 0.0, 2.0))})
+            yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20 * (turn + 1))
+            if random.random() < 0.7:
+                yield from _given_up(random, world, at + random.choice((0.3, 3.0)) * random.random())
+            at += random.choice((0.05, 2.0, 20.0)) * random.uniform(0.5, 1.0)
+
+
+def _unknown_offsets(random: Random, world: Plan) -> Iterable[Step]:
+    """Times in which nobody learns where to begin, and what lets everybody ask for that."""
+    if OFFSETS not in world.faults:
+        return
+    for count in range(random.randint(1, 3)):
+        at, number = random.uniform(0.5, world.horizon), 7000 + 100 * count
+        what = {
+            "what": "offsets",
+            "kind": "unknown",
+            "seconds": round(random.choice((0.3, 2.0, 10.0)) * random.uniform(0.3, 1.0), 3),
+            "share": random.choice((0.5, 1.0)),
+        }
+        if random.random() < 0.5:
+            yield from _slow_for_a_while(random, world, at)
+        yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.3), number)
+        yield Step(round(at, 6), "log", what)
+        yield from _given_up(random, world, at + random.uniform(0.0, 0.3))
+        yield from _keyed_burst(random, world, at + random.uniform(0.0, 2.0), number + 20)
+
+
+def _slow_for_a_while(random: Random, world: Plan, at: float) -> Iterable[Step]:
+    """Let a destination be slow around a moment, most often the last."""
+    names = list(world.destinations)[1:]
+    destination = random.choice((names[-1], random.choice(names)))
+    slow = {"destination": destination, "kind": "slow", "latency": random.choice((0.3, 2.0, 8.0))}
+    yield Step(round(max(0.0, at - random.uniform(0.3, 1.0)), 6), "behave", slow)
+    yield Step(round(at + random.uniform(1.0, 15.0), 6), "behave", {"destination": destination, "kind": "healthy"})
+
+
+def _given_up(random: Random, world: Plan, at: float) -> Iterable[Step]:
+    """Let a process be killed about that time, or stop, or leave some to one that joins; or everybody join anew."""
+    at, process = round(max(0.0, at), 6), f"p{random.randrange(world.processes)}"
+    match random.choice(("crash", "crash", "stop", "rebalance", "join", "expire")):
+        case "crash":
+            yield Step(at, "crash", _crash(random, process))
+        case "stop":
+            yield Step(at, "stop", {"process": process, "again": random.choice((0.1, 2.0))})
+        case "join":
+            yield Step(at, "start", {"process": "x2"})
+            yield Step(round(at + random.uniform(0.5, 5.0), 6), "stop", {"process": "x2", "again": None})
+        case "expire":
+            yield Step(at, "expire", {"process": process, "learns": random.choice((0.2, 2.0, 8.0))})
+        case _:
+            yield Step(at, "rebalance")
+
+
+def _keyed_burst(random: Random, world: Plan, at: float, first: int) -> Iterable[Step]:
+    """Some events within a moment, numbered from the first on, most of them with keys."""
+    within = random.choice((0.01, 0.3))
+    for number in range(first, first + random.randint(2, 8)):
+        step = _small_event(random, world, number, max(0.0, at), within)
+        yield replace(step, what={**step.what, "key": random.choice(("k1", "k1", "k2", None))})
 
 
 def _made_backlogs(random: Random, kind: str, destination: str, count: int) -> tuple[Step, Sequence[Step], Step]:

@@ -165,6 +165,7 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     deleted-of-a-topic-that-no-group-has-begun  without a commit nobody can know of it, nor comes to look
     two-events-of-one-identity-with-order       the second is taken for the first, whose record was deleted meanwhile
     two-partitions-whose-starts-pass-a-member-at-once   the second gets its next record while the first's start is asked
+    another-topic-of-that-name-that-is-as-long-as-it-was-read       no look at its bounds tells that it is another
     letters-in-a-topic-that-was-made-again-after-a-replay           they are below what that replay has settled
     parked-in-a-topic-that-was-made-again-after-a-resumption        it is below where the resumption has ended
     parked-late-in-a-topic-that-is-made-again-during-a-resumption   soon it is as long as what was swept before

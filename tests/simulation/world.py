@@ -129,6 +129,8 @@ class World:
             for name, limits in plan.destinations.items()
         }
         self.versions: list[tuple[Version, Rules]] = []
+        self._topics: Mapping[str, str] = {}
+        """To which topic events of each source are appended: the ingress is told of new rules, too, some time later."""
         self.processes: dict[str, Process] = {}
         self._born: dict[str, int] = {}
         self._local_steps: dict[str, float] = {}
@@ -176,6 +178,7 @@ class World:
     async def run(self) -> None:
         self.broker.create(TOPICS.specs(topic_of(self.plan, name) for name in self.plan.sources))
         self._new_version({})
+        self._topics = self.versions[-1][0].topics
         self.broker.create(TOPICS.specs((), self.versions[-1][1].ordered))
         for number in range(self.plan.processes):
             self.start(f"p{number}")
@@ -294,7 +297,7 @@ class World:
 
     def _groups(self) -> Mapping[str, Collection[str]]:
         tiers = {TOPICS.retry(tier) for tier in TIERS}
-        groups = {ROUTER: tiers | {topic_of(self.plan, name) for name in self.plan.sources}}
+        groups = {ROUTER: tiers.union(*(version.topics.values() for version, _ in self.versions))}
         for topic in self.broker.specs:
             place = TOPICS.ordered_target(topic)
             if place is not None:
@@ -475,7 +478,7 @@ class World:
             body=body,
         )
         self.ledger.events[number] = event
-        partitions = self.broker.of(topic_of(self.plan, event.source))
+        partitions = self.broker.of(self._topics[event.source])
         key = event_key(event)
         partition = partitions[Random(key).randrange(len(partitions))]
         record = self.broker.store(self._ingress, partition, key, body, encode_event(event))
@@ -514,7 +517,7 @@ class World:
                 self.ledger.touched.add(name)
                 self.ledger.expedited.setdefault(name, self.now())
             case "again":
-                topics = {topic_of(self.plan, source) for source in self.plan.sources}
+                topics = set(self.versions[-1][0].topics.values())
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
                 ends = {place: self.broker.segments[p].end for place, p in places.items()}
                 selection = Selection(
@@ -549,7 +552,7 @@ class World:
     # Rules.
 
     def _new_version(self, what: Mapping[str, Any]) -> None:
-        """Make rules in which names are missing, and routes have other policies, conditions or ends, or other order."""
+        """Make rules in which names are missing, or have other policies, conditions, ends, order or topics."""
         without, policies, toggled = what.get("without", ()), what.get("policies", {}), what.get("toggled", ())
         destinations = [name for name in self.plan.destinations if name not in without]
         routes = []
@@ -573,14 +576,26 @@ class World:
             sources=frozenset(name for name in self.plan.sources if name not in without),
             destinations=frozenset(destinations),
             routes=tuple(routes),
+            topics={
+                name: TOPICS.events(moved) if (moved := what.get("topics", {}).get(name)) else topic_of(self.plan, name)
+                for name in self.plan.sources
+            },
         )
+        self.broker.create(TOPICS.specs(sorted(set(version.topics.values()))))
         self.versions.append((version, _rules(self.plan, version, self.ledger)))
 
     def _reload(self, what: Mapping[str, Any]) -> None:
         self._new_version(what)
+        if self.versions[-1][0].topics != self.versions[-2][0].topics:
+            seed = f"{self.plan.seed}/ingress/{len(self.versions)}"
+            self._chore(self._append_elsewhere(Random(seed).uniform(0, RELOAD_LAG)))
         random = Random(f"{self.plan.seed}/reload/{len(self.versions)}")
         for process in list(self.processes.values()):
             self._chore(process.reload(random.uniform(0, what.get("lag", RELOAD_LAG))), owner=process)
+
+    async def _append_elsewhere(self, after: float) -> None:
+        await asyncio.sleep(after)
+        self._topics = self.versions[-1][0].topics
 
     # Processes.
 
@@ -881,7 +896,7 @@ def _rules(plan: Plan, version: Version, ledger: Ledger) -> Rules:
                 name=name,
                 path=f"/in/{name}",
                 verifier=OPEN_SOURCE,
-                topic=topic_of(plan, name),
+                topic=version.topics[name],
                 dedupe=plan.windows.get(name),
             )
             for name in sorted(version.sources)
