@@ -171,6 +171,9 @@ def test_what_a_seed_found_stays_away(path: Path) -> None:
     parked-late-in-a-topic-that-is-made-again-during-a-resumption   soon it is as long as what was swept before
     retried-for-a-route-that-does-not-match-any-more                it did when the event was read
     retried-for-a-route-that-goes-elsewhere-by-now                  the destination is there still
+    a-second-reload-before-what-the-first-waits-for-is-done     each lets an ordered route match more
+    a-reload-before-a-partition-that-comes-back-is-read         an event of before is still under way from it
+    a-reload-by-which-a-source-moves-amid-what-came-before      its old topic is still read, and appended to
     """
     check(decode(path.read_bytes()))
 
