@@ -54,6 +54,7 @@ class Member(ABC):
         self._suspended: dict[Partition, Tracker] = {}
         self._postponed: dict[Tracker, None] = {}
         self._consumer: Consumer | None = None
+        self._membership = asyncio.Lock()
         self.subscribed: frozenset[str] = frozenset()
         self.unread: Mapping[Partition, Unread] = {}
         self._changed = asyncio.Event()
@@ -147,6 +148,10 @@ class Member(ABC):
     async def close(self, *, patiently: bool = False) -> None:
         """Commit, and leave the group; with `patiently`, let attempts in flight end first."""
         self._is_closing = not patiently
+        async with self._membership:  # another task may be leaving, or joining
+            await self._leave()
+
+    async def _leave(self) -> None:
         if self._consumer is not None:
             try:
                 await self._consumer.close()  # what ends meanwhile is still committed
@@ -265,10 +270,11 @@ class Member(ABC):
         wanted = await self.wanted()
         if self._consumer is not None and wanted == self.subscribed:
             return
-        await self.close(patiently=True)
-        if wanted:
-            self.subscribed = wanted
-            self._consumer = await self._log.consume(group=self._group, topics=sorted(wanted), listener=self)
+        async with self._membership:
+            await self._leave()
+            if wanted and not self._is_draining:
+                self.subscribed = wanted
+                self._consumer = await self._log.consume(group=self._group, topics=sorted(wanted), listener=self)
 
     async def _read(self) -> None:
         while not self._is_draining:

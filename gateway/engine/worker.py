@@ -149,7 +149,7 @@ class Worker:
         memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
         for member, _ in self._ordered.values():
             member.set_memory_limit(memory)
-        for target in sorted(set(wanted).difference(self._ordered)):
+        for target in () if self._stopped.is_set() else sorted(set(wanted).difference(self._ordered)):
             member = OrderedRoute(self._services, self._dispatch, target, memory=memory)
             self._ordered[target] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(target))
 
@@ -227,7 +227,8 @@ class Worker:
         for member in ordered:
             member.stop_reading()
         await self._dispatch.drain(self._router.stop_reading(), until)
+        # Before their loops end: one may be leaving its group already, to join it for other topics.
+        await asyncio.gather(*[member.close() for member in (self._router, *ordered)])
         for task in [*loops, *[task for _, task in self._ordered.values()]]:
             task.cancel()
-        await asyncio.gather(*[member.close() for member in (self._router, *ordered)])
         self._dispatch.abandon()

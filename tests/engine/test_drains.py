@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from gateway.log.topics import TIERS
+from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import Event
-from gateway.rules.rules import Rules
+from gateway.rules.rules import Rules, Source
+from gateway.verify.schemes import build_verifier
 from tests.builders import a_destination, a_route, an_event
 from tests.engine.test_worker import TOPICS, World, a_world, reload, rules_of, running
 from tests.virtual_time import now, run
@@ -97,6 +99,30 @@ def test_a_drain_waits_for_nothing_that_is_left_to_the_next_owner() -> None:
         assert repeated(world) == set()
         assert attempted(world, "slow") == KEYS
         assert attempted(world, "audit") == 2 * KEYS - 2, "all that was read by the new rules"
+        assert await world.unfinished() == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("after", [0.3, 0.399, 0.4, 0.401, 0.5])
+def test_a_drain_lets_a_member_leave_its_group_that_is_about_to_join_it_for_other_topics(after: float) -> None:
+    """By a reload there is a source more. What ended until then is committed, and nobody is left in the group."""
+
+    async def scenario() -> None:
+        world = await a_world(a_route(), ci=[0.5])
+        async with running(world) as worker:
+            await asyncio.sleep(1)
+            await world.put(*made("a", is_slow=False))
+            await asyncio.sleep(0.1)
+            await world.log.create(TOPICS.specs([TOPICS.events("gitlab")]))
+            more = Source(name="gitlab", path="/in/gitlab", verifier=build_verifier({"scheme": "none"}))
+            await reload(world, worker, replace(world.rules, sources={**world.rules.sources, "gitlab": more}))
+            await asyncio.sleep(after)
+        assert await world.log.groups(TOPICS.group(ROUTER_GROUP)) == {TOPICS.group(ROUTER_GROUP): 0}
+        async with running(world):
+            await asyncio.sleep(60)
+        assert repeated(world) == set()
+        assert attempted(world, "ci") == KEYS
         assert await world.unfinished() == 0
 
     run(scenario())
